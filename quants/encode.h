@@ -1,0 +1,12 @@
+/* The encoders, one per format that writes: values[n_blocks * block] -> blocks[n_blocks]. */
+#ifndef DG_ENCODE_H
+#define DG_ENCODE_H
+
+#include <stdint.h>
+
+#define DG_FORMAT(NAME, id, stem, block, encodes) \
+    void stem##_encode(const float *values, void *blocks, int64_t n_blocks);
+#include "formats.def"
+#undef DG_FORMAT
+
+#endif

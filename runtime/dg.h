@@ -1,0 +1,247 @@
+/* dgemma: block diffusion with DiffusionGemma, in C.
+ *
+ *     dg_error e;  dg_model *m;  dg_session *s;  dg_result *r;  dg_sampling o;
+ *     if (dg_model_open("model.gguf", NULL, &m, &e)) { puts(e.message); return 1; }
+ *     dg_session_new(m, 0, &s, &e);  dg_sampling_default(m, &o);
+ *     dg_encode(s, ids, n_ids, DG_LOGITS_NONE, NULL, &e);
+ *     dg_generate(s, &o, NULL, NULL, &r, &e);     // r->ids[0 .. r->n_ids) is the answer
+ *     dg_result_free(r);  dg_session_free(s);  dg_model_free(m);
+ *
+ * Every function that can fail returns a dg_status, 0 being success, and then writes a message to *error.
+ * Token ids are int32, logits float32, sizes in bytes; arrays are row-major and the caller's unless it is said otherwise.
+ * A model may be shared by threads; a session belongs to one thread at a time.
+ */
+#ifndef DG_H
+#define DG_H
+
+#ifndef DG_CFFI
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#endif
+#include "formats.h"
+
+typedef enum dg_status {
+    DG_OK = 0,
+    DG_ERROR_USAGE,    /* an argument that makes no sense, or does not fit the model */
+    DG_ERROR_FORMAT,   /* a file that is damaged, of another kind, or not understood */
+    DG_ERROR_SYSTEM,   /* the operating system refused: no such file, no memory, a read error */
+    DG_ERROR_MEMORY,   /* a memory budget that cannot be kept */
+    DG_ERROR_BACKEND,  /* a backend that does not exist here or failed */
+    DG_ERROR_STOPPED   /* the caller's callback asked to stop */
+} dg_status;
+
+typedef struct dg_error {
+    int32_t status;
+    char message[1020]; /* one line, UTF-8: what, where, what was expected and what was found */
+} dg_error;
+
+typedef struct dg_model dg_model;
+typedef struct dg_session dg_session;
+typedef struct dg_tokenizer dg_tokenizer;
+
+/* ---- Configuration ------------------------------------------------------------------------------------------- */
+
+enum { DG_MAX_LAYERS = 256, DG_MAX_END_IDS = 16 };
+
+#define DG_MEMBER_U32 int32_t
+#define DG_MEMBER_I32 int32_t
+#define DG_MEMBER_F32 float
+#define DG_MEMBER_BOOL int32_t
+#define DG_MEMBER_U64 uint64_t
+
+/* The numbers of metadata.def (its comments give each key), and what follows from the file. */
+typedef struct dg_config {
+#define DG_KEY(kind, field, key, absent) DG_MEMBER_##kind field;
+#define DG_LAYER_KEY(kind, field, key, absent) int32_t field[DG_MAX_LAYERS];
+#define DG_TEXT(kind, field, key)
+#include "metadata.def"
+#undef DG_KEY
+#undef DG_LAYER_KEY
+#undef DG_TEXT
+    int32_t n_vocab;
+    int32_t n_end_ids;
+    int32_t end_ids[DG_MAX_END_IDS];
+} dg_config;
+
+/* One line of metadata.def. */
+typedef struct dg_key {
+    const char *field; /* its name in dg_config and in the converter */
+    const char *key;   /* its name in a GGUF file */
+    const char *kind;  /* "U32", "STRINGS", ... */
+    bool in_config;    /* a member of dg_config */
+    bool per_layer;    /* one value per layer */
+    bool required;     /* a file without it is refused */
+} dg_key;
+const dg_key *dg_key_at(int32_t i); /* NULL past the end */
+
+/* One line of tensors.def. */
+typedef struct dg_tensor_entry {
+    const char *scope; /* "TOP", "LAYER", "SLIDING", "SPLIT" */
+    const char *kind;  /* "FLOATS", "MATRIX", "TABLE", "MADE" */
+    const char *field;
+    const char *gguf;    /* name in GGUF files, %d for the layer */
+    const char *hf;      /* name in checkpoints, or "" */
+} dg_tensor_entry;
+const dg_tensor_entry *dg_tensor_entry_at(int32_t i); /* NULL past the end */
+/* Dims of entry i in this layer, fastest first, unused ones 1; returns how many there are, 0 where the layer has none. */
+int32_t dg_tensor_dims(int32_t i, const dg_config *config, int32_t layer, int64_t dims[3]);
+
+/* One line of options.def. */
+typedef struct dg_option {
+    const char *name;
+    const char *kind; /* "I32", "F32", "U64" */
+    double least, most;
+    const char *help;
+} dg_option;
+const dg_option *dg_option_at(int32_t i); /* NULL past the end */
+
+/* ---- Models --------------------------------------------------------------------------------------------------- */
+
+typedef struct dg_model_options {
+    const char *backend; /* a name of dg_backend_name, or "auto"; NULL: "auto" */
+    int32_t threads;     /* 0: one per processor that this process may use */
+} dg_model_options;
+
+/* Maps a GGUF file, checks every tensor, and makes it ready to run. options may be NULL. */
+int dg_model_open(const char *path, const dg_model_options *options, dg_model **out, dg_error *error);
+void dg_model_free(dg_model *model);
+const dg_config *dg_model_config(const dg_model *model);
+const dg_tokenizer *dg_model_tokenizer(const dg_model *model);
+/* What runs it, such as "cpu (avx2)", and with how many threads. */
+const char *dg_model_backend(const dg_model *model);
+int32_t dg_model_threads(const dg_model *model);
+/* The i-th backend of this build, best first, or NULL past the end. */
+const char *dg_backend_name(int32_t i);
+
+/* ---- Text ----------------------------------------------------------------------------------------------------- */
+
+/* Opens the tokenizer of a GGUF file, which may hold a vocabulary alone. */
+int dg_tokenizer_open(const char *path, dg_tokenizer **out, dg_error *error);
+void dg_tokenizer_free(dg_tokenizer *tokenizer);
+
+typedef struct dg_vocab {
+    int32_t n_vocab;
+    int32_t bos_id, eos_id, unk_id, pad_id, mask_id; /* -1 where the file has none */
+    bool add_bos;                                    /* the file asks for bos_id in front of a prompt */
+    const char *chat_template;                       /* Jinja, or NULL; lives as long as the tokenizer */
+} dg_vocab;
+const dg_vocab *dg_tokenizer_vocab(const dg_tokenizer *tokenizer);
+
+/* text[n_bytes] (UTF-8; bytes that are not become U+FFFD) -> ids[capacity]. *n_ids is how many ids there are, which may
+ * exceed capacity: then nothing past it is written. special: the text of control tokens is read as those tokens.
+ * Adds no token of its own. Returns DG_OK, or DG_ERROR_SYSTEM without memory. */
+int dg_tokenize(const dg_tokenizer *tokenizer, const char *text, size_t n_bytes, bool special, int32_t *ids,
+                size_t capacity, size_t *n_ids, dg_error *error);
+/* ids[n_ids] -> text[capacity], not terminated; *n_bytes as above. special: control tokens are written as their text
+ * instead of being left out. Returns DG_ERROR_USAGE for an id outside the vocabulary. */
+int dg_detokenize(const dg_tokenizer *tokenizer, const int32_t *ids, size_t n_ids, bool special, char *text,
+                  size_t capacity, size_t *n_bytes, dg_error *error);
+
+/* ---- Sessions: one timeline each, a cache of what was encoded ------------------------------------------------------ */
+
+/* context: most tokens that can be encoded; 0: the model's own, at most 8192. Memory is taken as it is used. */
+int dg_session_new(dg_model *model, int32_t context, dg_session **out, dg_error *error);
+void dg_session_free(dg_session *session);
+int32_t dg_session_length(const dg_session *session);
+int32_t dg_session_context(const dg_session *session);
+/* Forgets all but the first `length` tokens. */
+int dg_session_rewind(dg_session *session, int32_t length, dg_error *error);
+
+enum { DG_LOGITS_NONE = 0, DG_LOGITS_LAST = 1, DG_LOGITS_ALL = 2 };
+
+/* Appends ids[n] through the causal encoder. logits: float32 [1 or n, n_vocab] next-token logits, softcapped, for the
+ * last id or for all, as `which` says. */
+int dg_encode(dg_session *session, const int32_t *ids, int32_t n, int32_t which, float *logits, dg_error *error);
+
+/* One pass of the bidirectional decoder over canvas[n] behind the encoded tokens; n is 1 .. canvas_length.
+ * condition: NULL, or float32 [n, n_vocab], the previous logits divided by their temperature.
+ * logits: float32 [n, n_vocab], softcapped; may be the same array as condition. */
+int dg_denoise(dg_session *session, const int32_t *canvas, int32_t n, const float *condition, float *logits,
+               dg_error *error);
+
+/* ---- Generation --------------------------------------------------------------------------------------------------- */
+
+typedef struct dg_sampling {
+#define DG_OPTION(kind, name, least, most, help) DG_MEMBER_##kind name;
+#include "options.def"
+#undef DG_OPTION
+} dg_sampling;
+
+/* The file's own settings, else the published ones; max_tokens one canvas, seed 0. */
+void dg_sampling_default(const dg_model *model, dg_sampling *sampling);
+/* DG_ERROR_USAGE, naming the option, where a value is out of its range. */
+int dg_sampling_check(const dg_sampling *sampling, dg_error *error);
+
+/* What one row of temperature-scaled logits z gives: entropy of softmax(z) in nats, its argmax (the lowest id of
+ * equals), and the id drawn by inverse CDF with u in (0, 1). */
+typedef struct dg_choice {
+    float entropy;
+    int32_t argmax;
+    int32_t sample;
+} dg_choice;
+/* z: float32 [n, n_vocab]; u, out: [n]. */
+void dg_choose(const float *z, int64_t n, int64_t n_vocab, const double *u, dg_choice *out);
+
+/* Which positions the entropy bound accepts: those before which, in order of entropy (the lower position first among
+ * equals), the entropies sum to at most `bound`. entropy: float32 [n]; accepted: [n]. */
+int dg_accept(const float *entropy, int32_t n, float bound, bool *accepted, dg_error *error);
+
+/* The random draws of one step: u[n] in (0, 1) for the samples, ids[n] uniform over n_vocab for the renoise. They depend
+ * on seed, block, step and position alone (Philox4x32-10). Step 0 is the canvas a block starts from (its ids). */
+void dg_draw(uint64_t seed, int32_t block, int32_t step, int32_t n, int32_t n_vocab, double *u, int32_t *ids);
+
+typedef enum dg_event_kind { DG_EVENT_STEP = 1, DG_EVENT_BLOCK = 2, DG_EVENT_DONE = 3 } dg_event_kind;
+
+/* What just happened. Arrays are the generator's and stand until its next step; n is the canvas length. */
+typedef struct dg_event {
+    int32_t kind;
+    int32_t block;             /* canvases finished before this one */
+    int32_t index;             /* STEP: counted from 0 within the block; BLOCK: steps taken */
+    float temperature;         /* STEP: of this step */
+    int32_t n;
+    const int32_t *canvas;     /* [n] argmax ids */
+    const float *entropy;      /* [n] nats */
+    const bool *accepted;      /* [n] by the entropy bound */
+    float mean_entropy;
+    bool converged;            /* the stop test held at this step */
+} dg_event;
+
+typedef struct dg_block {
+    int32_t steps;
+    int32_t tokens; /* of the answer: end ids and what follows are not counted */
+    bool converged;
+} dg_block;
+
+typedef struct dg_result {
+    const int32_t *ids; /* [n_ids] the answer, without end ids and what follows, at most max_tokens */
+    int32_t n_ids;
+    const dg_block *blocks; /* [n_blocks] */
+    int32_t n_blocks;
+    int32_t steps;     /* of all blocks */
+    bool converged;    /* all blocks */
+    bool stopped;      /* an end id was found; else max_tokens was reached */
+    int32_t end_id;    /* which, or -1 */
+} dg_result;
+
+typedef struct dg_generator dg_generator;
+
+/* Generates behind what the session has encoded. Between canvases the finished one is encoded; the last canvas is not:
+ * to go on from it, encode the result's ids and its end_id. */
+int dg_generator_new(dg_session *session, const dg_sampling *sampling, dg_generator **out, dg_error *error);
+/* Works until the next event: STEP after each denoising step, BLOCK after a canvas's last, DONE at the end. */
+int dg_generator_next(dg_generator *generator, dg_event *event, dg_error *error);
+/* The result so far; it is the generator's. */
+const dg_result *dg_generator_result(dg_generator *generator);
+void dg_generator_free(dg_generator *generator);
+
+#ifndef DG_CFFI
+/* Returns false to stop. */
+typedef bool (*dg_on_event)(const dg_event *event, void *user);
+/* All of the above in one call. on_event may be NULL; the result is freed by dg_result_free. */
+int dg_generate(dg_session *session, const dg_sampling *sampling, dg_on_event on_event, void *user, dg_result **out,
+                dg_error *error);
+void dg_result_free(dg_result *result);
+#endif
+
+#endif

@@ -1,0 +1,61 @@
+/* GGUF files: mapped read-only, parsed once, every length checked against the file before it is used. */
+#ifndef DG_GGUF_H
+#define DG_GGUF_H
+
+#include "dg.h"
+
+typedef enum gguf_kind {
+    GGUF_U8, GGUF_I8, GGUF_U16, GGUF_I16, GGUF_U32, GGUF_I32, GGUF_F32, GGUF_BOOL, GGUF_STRING, GGUF_ARRAY,
+    GGUF_U64, GGUF_I64, GGUF_F64, GGUF_KINDS
+} gguf_kind;
+
+typedef struct gguf_text { /* not terminated */
+    const char *at;
+    uint64_t n;
+} gguf_text;
+
+typedef struct gguf_value {
+    gguf_text key;
+    gguf_kind kind;        /* GGUF_ARRAY: an array of `element` */
+    gguf_kind element;
+    uint64_t count;        /* of an array; 1 otherwise */
+    const uint8_t *data;   /* the value or the first element, unaligned, little-endian */
+    uint64_t bytes;        /* that it takes in the file, all elements */
+} gguf_value;
+
+typedef struct gguf_tensor {
+    gguf_text name;
+    const dg_format *format;
+    int32_t n_dims;
+    int64_t dims[4];       /* fastest first; unused ones are 1 */
+    const uint8_t *data;
+    uint64_t bytes;
+} gguf_tensor;
+
+typedef struct gguf {
+    char *path;
+    const uint8_t *map;
+    uint64_t size;
+    uint64_t n_values, n_tensors;
+    gguf_value *values;
+    gguf_tensor *tensors;
+} gguf;
+
+int gguf_open(const char *path, gguf **out, dg_error *error);
+void gguf_close(gguf *file);
+
+/* The value of this key, or NULL. */
+const gguf_value *gguf_find(const gguf *file, const char *key);
+const gguf_tensor *gguf_find_tensor(const gguf *file, const char *name);
+bool gguf_text_is(gguf_text text, const char *string);
+
+/* Scalars as numbers: false where the value is of another kind (any integer width is accepted for integers). */
+bool gguf_integer(const gguf_value *value, int64_t *out);
+bool gguf_float(const gguf_value *value, double *out);
+/* Element i of an array of integers or booleans. */
+bool gguf_element(const gguf_value *value, uint64_t i, int64_t *out);
+/* Strings: calls of next walk an array of strings from a cursor that starts at value->data. */
+bool gguf_string(const gguf_value *value, gguf_text *out);
+gguf_text gguf_next_string(const uint8_t **cursor);
+
+#endif

@@ -1,0 +1,43 @@
+/* The operations a forward pass is made of, as a table that a backend fills (ops.def says what each does). */
+#ifndef DG_OPS_H
+#define DG_OPS_H
+
+#include "model.h"
+
+typedef struct ops ops;
+
+/* What n queries attend to. Key rows [0, count) stand at positions 0, 1, ...; query i stands at first + i. */
+typedef struct attention_keys {
+    const float *k, *v; /* [count][n_kv][dim] */
+    int64_t n_kv;       /* query head h reads KV head h * n_kv / n_head */
+    int64_t first;
+    int64_t count;
+    bool causal;        /* query i sees keys up to its own position, and of those the last `window` */
+    int64_t window;     /* 0: no bound. not causal: every query sees keys first - window + 1 .. count - 1 */
+} attention_keys;
+
+/* The keys that query i sees: [*from, *to). */
+static inline void attention_span(const attention_keys *a, int64_t i, int64_t *from, int64_t *to) {
+    int64_t at = a->causal ? a->first + i : a->first;
+    *to = a->causal ? at + 1 : a->count;
+    *from = a->window && at - a->window + 1 > 0 ? at - a->window + 1 : 0;
+}
+
+struct ops {
+    const char *name;
+    pool *pool;
+    float *scratch;       /* [threads][scratch_floats], 64-byte aligned: each thread's own while an op runs */
+    int64_t scratch_floats;
+#define DG_OP(name, arguments) void(*name) arguments;
+#include "ops.def"
+#undef DG_OP
+};
+
+/* Makes the table of a backend ("auto", or a name of dg_backend_name) with a pool of its own. */
+int ops_new(const char *backend, int32_t threads, const dg_config *config, ops **out, dg_error *error);
+void ops_free(ops *o);
+
+/* Floats of work that the experts op needs. */
+int64_t experts_work(int64_t n, int64_t k, int64_t d_model, int64_t d_expert, int64_t n_expert);
+
+#endif
