@@ -1,25 +1,60 @@
-# The one build recipe. `make help` lists the targets.
+# The one build recipe. `make help` lists what can be made.
 PYTHON  ?= python3
 VENV    ?= .venv
 BUILD   ?= build
-BIN      = $(VENV)/bin
 CC      ?= cc
 CFLAGS  ?= -O3 -g1
+
+BIN      = $(VENV)/bin
+READY    = $(VENV)/.ready
 WARN     = -Wall -Wextra -Wshadow -Wpointer-arith -Wstrict-prototypes -Wmissing-prototypes -Wundef $(if $(CI),-Werror)
-ALL      = -std=c11 -fPIC -ffp-contract=off -pthread -Iquants -Iruntime $(WARN) $(CFLAGS)
+ALL      = -std=c11 -fPIC -ffp-contract=off -fvisibility=hidden -pthread -Iquants -Iruntime $(WARN) $(CFLAGS)
+SANITIZE = -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer
 
 SOURCES  = $(wildcard quants/*.c runtime/*.c runtime/cpu/*.c)
 OBJECTS  = $(SOURCES:%.c=$(BUILD)/%.o)
-LIBRARY  = $(BUILD)/libdgemma.a
-
+CHECKED  = $(SOURCES:%.c=$(BUILD)/asan/%.o)
+C_TESTS  = $(patsubst tests/c/%.c,$(BUILD)/asan/%,$(wildcard tests/c/*.c))
 X86     := $(shell $(CC) -dM -E - </dev/null | grep -c __x86_64__)
-$(BUILD)/runtime/cpu/avx2.o: ALL += $(if $(filter 1,$(X86)),-mavx2 -mfma -mf16c)
+
+.DEFAULT_GOAL := all
+.PHONY: all run test test-c test-python test-oracle lint lib native wheel clean help
+
+all: $(READY) ## build everything into .venv (editable install)
+	@$(MAKE) --no-print-directory native PYTHON=$(BIN)/python
+
+$(READY): pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable '.[test]'
+	@touch $@
+
+# ---- trying it ----
+SUDOKU = tests/models/sudoku
+run: all ## convert the bundled checkpoint and solve a Sudoku, showing the canvas as it settles
+	$(BIN)/dg-convert $(SUDOKU) -o $(BUILD)/sudoku.gguf --type q8_0 --force
+	$(BIN)/dg-run $(BUILD)/sudoku.gguf -f $(SUDOKU)/puzzle.txt --visual
+
+# ---- proving it ----
+test: test-c test-python ## the whole test suite: C under ASan and UBSan, then Python
+
+test-c: $(C_TESTS) ## the C tests alone, under AddressSanitizer and UBSan
+	@set -e; for t in $(C_TESTS); do $$t; done
+
+test-python: all ## the Python tests alone
+	$(BIN)/python -m pytest -m "not oracle"
+
+test-oracle: all ## compare logits and canvases with transformers, live (installs torch)
+	$(BIN)/python -m pip install --quiet --editable '.[test,oracle]'
+	$(BIN)/python -m pytest -m oracle
+
+lint: all ## ruff over the Python code
+	$(BIN)/ruff check .
 
 # ---- the library and the Python extension ----
-.PHONY: lib native
-lib: $(LIBRARY)
+lib: $(BUILD)/libdgemma.a ## the C library alone
 
-$(LIBRARY): $(OBJECTS)
+$(BUILD)/libdgemma.a: $(OBJECTS)
 	@rm -f $@
 	ar rcs $@ $^
 
@@ -27,33 +62,40 @@ $(BUILD)/%.o: %.c
 	@mkdir -p $(@D)
 	$(CC) $(ALL) -MMD -MP -c $< -o $@
 
-# NATIVE is where the extension goes; setuptools names it. The public header is the cdef.
+# One file per instruction set, chosen at run time.
+AVX2 = $(if $(filter-out 0,$(X86)),-mavx2 -mfma)
+$(BUILD)/runtime/cpu/avx2.o $(BUILD)/asan/runtime/cpu/avx2.o: ALL += $(AVX2)
+
+# The public header is the cdef. NATIVE is where the extension goes; setuptools names it.
 NATIVE ?= runtime/dgemma/_native.abi3.so
 native: $(NATIVE)
 
-DEFS = $(wildcard runtime/*.def quants/*.def) runtime/dg.h quants/formats.h
-$(BUILD)/native.c: $(DEFS)
+$(BUILD)/native.c: $(wildcard runtime/*.def quants/*.def) runtime/dg.h quants/formats.h
 	@mkdir -p $(@D)
 	$(CC) -E -P -DDG_CFFI -Iquants -Iruntime runtime/dg.h > $(BUILD)/native.cdef
 	@echo '#include "dg.h"' > $(BUILD)/native.prelude
 	$(PYTHON) -m cffi.gen_src read-sources dgemma._native $(BUILD)/native.cdef $(BUILD)/native.prelude $@ >/dev/null
 
-$(NATIVE): $(BUILD)/native.c $(LIBRARY)
-	$(CC) $(ALL) -Wno-missing-field-initializers -Wno-cast-function-type $(PYTHON_INCLUDE) -shared $< $(LIBRARY) -lm -o $@
-
-# ---- C tests, always under AddressSanitizer and UBSan ----
-SANITIZE = -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer
-C_TESTS  = $(patsubst tests/c/%.c,$(BUILD)/asan/%,$(wildcard tests/c/*.c))
-.PHONY: test-asan
-test-asan: $(C_TESTS)
-	@set -e; for t in $(C_TESTS); do $$t; done
-
-$(BUILD)/asan/%: tests/c/%.c tests/c/check.h $(SOURCES:%.c=$(BUILD)/asan/%.o)
-	$(CC) $(ALL) $(SANITIZE) -Itests/c $< $(SOURCES:%.c=$(BUILD)/asan/%.o) -lm -o $@
+PYTHON_INCLUDE ?= -I$(shell $(PYTHON) -c 'import sysconfig; print(sysconfig.get_path("include"))')
+$(NATIVE): $(BUILD)/native.c $(BUILD)/libdgemma.a
+	@mkdir -p $(@D)
+	$(CC) $(ALL) -Wno-missing-field-initializers -Wno-missing-prototypes $(PYTHON_INCLUDE) -shared $< $(BUILD)/libdgemma.a -lm -o $@
 
 $(BUILD)/asan/%.o: %.c
 	@mkdir -p $(@D)
 	$(CC) $(ALL) $(SANITIZE) -MMD -MP -c $< -o $@
-$(BUILD)/asan/runtime/cpu/avx2.o: ALL += $(if $(filter 1,$(X86)),-mavx2 -mfma -mf16c)
 
--include $(OBJECTS:.o=.d) $(SOURCES:%.c=$(BUILD)/asan/%.d)
+$(BUILD)/asan/%: tests/c/%.c tests/c/check.h $(CHECKED)
+	$(CC) $(ALL) $(SANITIZE) -Itests/c $< $(CHECKED) -lm -o $@
+
+-include $(OBJECTS:.o=.d) $(CHECKED:.o=.d)
+
+# ---- shipping it ----
+wheel: $(READY) ## a wheel and a source archive in dist/
+	$(BIN)/python -m build --outdir dist
+
+clean: ## remove what was built
+	rm -rf $(BUILD) dist $(NATIVE) *.egg-info
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F'\t' '{printf "make %-13s %s\n", $$1, $$2}'

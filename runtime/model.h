@@ -22,11 +22,11 @@ static inline const uint8_t *tensor_row(const tensor *t, int64_t expert, int64_t
 #define DG_IF_LAYER(x)
 #define DG_IF_SLIDING(x)
 #define DG_IF_SPLIT(x)
-typedef struct weights {
+typedef struct top_weights {
 #define DG_TENSOR(scope, kind, field, gguf, hf, n0, n1, n2) DG_IF_##scope(tensor field;)
 #include "tensors.def"
 #undef DG_TENSOR
-} weights;
+} top_weights;
 #undef DG_IF_TOP
 #undef DG_IF_LAYER
 #undef DG_IF_SLIDING
@@ -52,12 +52,11 @@ struct ops;
 struct dg_model {
     gguf *file;
     dg_config config;
-    weights top;
+    top_weights top;
     layer *layers;           /* [n_layer] */
     float *rope_full, *rope_swa; /* [head_dim / 2] inverse frequencies */
     dg_tokenizer *tokenizer;
     struct ops *ops;
-    char backend[64];
 };
 
 /* Sizes that follow from the configuration, per layer. */

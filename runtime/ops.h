@@ -24,9 +24,9 @@ static inline void attention_span(const attention_keys *a, int64_t i, int64_t *f
 }
 
 struct ops {
-    const char *name;
+    char name[64];
     pool *pool;
-    float *scratch;       /* [threads][scratch_floats], 64-byte aligned: each thread's own while an op runs */
+    float *scratch;       /* [threads][scratch_floats], 64-byte aligned; each thread's own while an op runs */
     int64_t scratch_floats;
 #define DG_OP(name, arguments) void(*name) arguments;
 #include "ops.def"
@@ -37,7 +37,7 @@ struct ops {
 int ops_new(const char *backend, int32_t threads, const dg_config *config, ops **out, dg_error *error);
 void ops_free(ops *o);
 
-/* Floats of work that the experts op needs. */
-int64_t experts_work(int64_t n, int64_t k, int64_t d_model, int64_t d_expert, int64_t n_expert);
+/* Bytes of work that the experts op needs. */
+size_t experts_work(int64_t n, int64_t k, int64_t d_model, int64_t d_expert, int64_t n_expert);
 
 #endif

@@ -1,0 +1,292 @@
+"""config.json and generation_config.json -> the numbers of the runtime's configuration, named as its fields."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dgemma._native import ffi, lib
+from dgemma.convert.safetensors import read_json
+from dgemma.errors import FormatError
+
+MODEL_TYPE = "diffusion_gemma"
+
+# What the runtime takes for granted: an option of config.json's text_config, and the values it may have.
+FIXED: dict[str, tuple[Any, ...]] = {
+    "hidden_activation": ("gelu_pytorch_tanh",),
+    "attention_bias": (False, None),
+    "attention_k_eq_v": (True,),
+    "tie_word_embeddings": (True,),
+    "use_bidirectional_attention": ("vision", None),
+    "enable_moe_block": (True,),
+    "use_double_wide_mlp": (False, None),
+    "num_kv_shared_layers": (0, None),
+    "hidden_size_per_layer_input": (0, None),
+}
+
+# The published generation_config.json, for checkpoints that say nothing.
+SAMPLING: dict[str, tuple[str, int | float]] = {
+    "steps": ("max_denoising_steps", 48),
+    "stability": ("stability_threshold", 1),
+    "t_min": ("t_min", 0.4),
+    "t_max": ("t_max", 0.8),
+    "confidence": ("confidence_threshold", 0.005),
+}
+ENTROPY_BOUND = 0.1
+CANVAS_LENGTH = 256
+
+# The rope_parameters of a config.json without them, and its full layers' head_dim.
+ROPE: dict[str, dict[str, Any]] = {
+    "sliding_attention": {"rope_type": "default", "rope_theta": 10_000.0},
+    "full_attention": {"rope_type": "proportional", "partial_rotary_factor": 0.25, "rope_theta": 1_000_000.0},
+}
+GLOBAL_HEAD_DIM = 512
+
+
+@dataclass(frozen=True)
+class Config:
+    """`values` by field of dg_config (a list where there is one per layer), and what else the files say."""
+
+    values: dict[str, Any]
+    rotary_factor: float  # of full layers
+    end_ids: list[int]  # [] where neither file names one
+    special_ids: dict[str, int]  # "bos", "eos", "pad" -> id, as far as config.json names them
+    name: str
+
+    def native(self) -> Any:
+        """A `dg_config *` with these values."""
+        config = ffi.new("dg_config *")
+        for field, value in self.values.items():
+            if isinstance(value, list):
+                getattr(config, field)[0 : len(value)] = value
+            else:
+                setattr(config, field, value)
+        return config
+
+
+class Section:
+    """An object of a JSON file, whose values are read with their kind checked."""
+
+    def __init__(self, where: str, values: Any) -> None:
+        if not isinstance(values, dict):
+            raise FormatError(f"{where}: expected an object, found {values!r}")
+        self.where, self.values = where, values
+
+    def section(self, key: str) -> Section:
+        return Section(f"{self.where}: {key}", self.values.get(key))
+
+    def whole(self, key: str, absent: int | None = None, least: int = 1) -> int:
+        value = self.values.get(key)
+        value = absent if value is None else value
+        if type(value) is not int or not least <= value < 2**31:
+            raise self.wrong(key, f"a whole number of at least {least}")
+        return value
+
+    def number(self, key: str, absent: float | None = None, above: float = 0.0, or_equal: bool = False) -> float:
+        value = self.values.get(key)
+        value = absent if value is None else value
+        # Written as 32-bit floats, which end at 3.4e38; NaN compares false.
+        if type(value) not in (int, float) or not (above < value < 3.4e38 or (or_equal and value == above)):
+            raise self.wrong(key, f"a number {'of at least' if or_equal else 'above'} {above:g}")
+        return float(value)
+
+    def fixed(self, key: str, allowed: Sequence[Any]) -> None:
+        if key in self.values and self.values[key] not in allowed:
+            expected = " or ".join(repr(value) for value in allowed if value is not None)
+            raise FormatError(f"{self.where}: {key} is {self.values[key]!r}; the runtime knows only {expected}")
+
+    def wrong(self, key: str, expected: str) -> FormatError:
+        found = repr(self.values[key]) if key in self.values else "nothing"
+        return FormatError(f"{self.where}: {key}: expected {expected}, found {found}")
+
+
+def read_config(folder: Path) -> Config:
+    """The configuration of a checkpoint. Refuses by name what the runtime could not express."""
+    file = folder / "config.json"
+    top = Section(str(file), read_json(file))
+    if (found := top.values.get("model_type")) != MODEL_TYPE:
+        raise FormatError(f"{file}: a model of another architecture: model_type is {found!r}, expected {MODEL_TYPE!r}")
+    if top.values.get("quantization_config"):
+        raise FormatError(f"{file}: quantization_config: only checkpoints in bf16, f16 or f32 can be converted")
+    top.fixed("tie_word_embeddings", FIXED["tie_word_embeddings"])
+    text = top.section("text_config")
+    for key, allowed in FIXED.items():
+        text.fixed(key, allowed)
+    values, rotary_factor = _text_values(text)
+    values["canvas_length"] = top.whole("canvas_length", CANVAS_LENGTH)
+
+    generation_file = folder / "generation_config.json"
+    generation = Section(str(generation_file), read_json(generation_file) if generation_file.exists() else {})
+    values |= _sampling(generation)
+    special = {name: text.values.get(f"{name}_token_id") for name in ("bos", "eos", "pad")}
+    end_ids: list[int] = []
+    for section in (generation, text, top):
+        end_ids = end_ids or _end_ids(section, values["n_vocab"])
+    return Config(
+        values,
+        rotary_factor,
+        end_ids,
+        {name: value for name, value in special.items() if type(value) is int and 0 <= value < values["n_vocab"]},
+        _name(folder, top.values.get("_name_or_path")),
+    )
+
+
+def _text_values(text: Section) -> tuple[dict[str, Any], float]:
+    n_layer = text.whole("num_hidden_layers")
+    if n_layer > lib.DG_MAX_LAYERS:
+        raise text.wrong("num_hidden_layers", f"at most {lib.DG_MAX_LAYERS}")
+    sliding = _sliding(text, n_layer)
+    head_dim, head_dim_swa, n_head_kv = _heads(text, sliding)
+    base, rotary_factor = _rope(text, "full_attention")
+    base_swa, rotary_factor_swa = _rope(text, "sliding_attention")
+    if rotary_factor_swa != 1.0:
+        raise FormatError(
+            f"{text.where}: rope_parameters.sliding_attention: partial_rotary_factor is {rotary_factor_swa};"
+            " the runtime turns all pairs of sliding layers"
+        )
+    n_expert = text.whole("num_experts")
+    n_expert_used = text.whole("top_k_experts")
+    if n_expert_used > n_expert:
+        raise text.wrong("top_k_experts", f"at most num_experts, {n_expert}")
+    values = {
+        "n_layer": n_layer,
+        "context_length": text.whole("max_position_embeddings"),
+        "d_model": text.whole("hidden_size"),
+        "d_ffn": text.whole("intermediate_size"),
+        "n_head": text.whole("num_attention_heads"),
+        "n_head_kv": n_head_kv,
+        "rope_base": base,
+        "rope_base_swa": base_swa,
+        "rms_eps": text.number("rms_norm_eps", 1e-6),
+        "n_expert": n_expert,
+        "n_expert_used": n_expert_used,
+        "head_dim": head_dim,
+        "value_dim": head_dim,
+        "softcap": text.number("final_logit_softcapping"),
+        "sliding_window": text.whole("sliding_window"),
+        "shared_kv_layers": 0,
+        "d_per_layer_input": 0,
+        "sliding": [int(s) for s in sliding],
+        "head_dim_swa": head_dim_swa,
+        "value_dim_swa": head_dim_swa,
+        "d_expert": text.whole("moe_intermediate_size"),
+        "rope_dim": head_dim,
+        "rope_dim_swa": head_dim_swa,
+        "causal": 0,
+        "n_vocab": text.whole("vocab_size"),
+    }
+    for layer, heads in enumerate(n_head_kv):
+        if values["n_head"] % heads:
+            raise FormatError(
+                f"{text.where}: layer {layer}: {values['n_head']} heads do not share {heads} KV heads evenly"
+            )
+    return values, rotary_factor
+
+
+def _sliding(text: Section, n_layer: int) -> list[bool]:
+    types = text.values.get("layer_types")
+    if types is None:
+        types = ["full_attention" if (i + 1) % 6 == 0 else "sliding_attention" for i in range(n_layer)]
+        types[-1] = "full_attention"
+    if not isinstance(types, list) or len(types) != n_layer:
+        raise text.wrong("layer_types", f"a list of {n_layer}, one per layer")
+    for layer, kind in enumerate(types):
+        if kind not in ("sliding_attention", "full_attention"):
+            raise FormatError(f"{text.where}: layer_types: layer {layer} is {kind!r}; the runtime knows only"
+                              " 'sliding_attention' and 'full_attention'")
+    return [kind == "sliding_attention" for kind in types]
+
+
+def _heads(text: Section, sliding: list[bool]) -> tuple[int, int, list[int]]:
+    """head_dim of full and of sliding layers, and KV heads per layer, from either form of config.json."""
+    base = {"head_dim": text.whole("head_dim", 256), "num_key_value_heads": text.whole("num_key_value_heads")}
+    layers = [dict(base) for _ in sliding]
+    if text.values.get("per_layer_config") is not None:
+        _apply_per_layer(text, layers)
+    else:
+        full = {
+            "head_dim": text.whole("global_head_dim", GLOBAL_HEAD_DIM),
+            "num_key_value_heads": text.whole("num_global_key_value_heads", base["num_key_value_heads"]),
+        }
+        layers = [dict(base if s else full) for s in sliding]
+    dims: dict[bool, int] = {}
+    for i, (is_sliding, layer) in enumerate(zip(sliding, layers, strict=True)):
+        kind = "sliding" if is_sliding else "full"
+        if layer["head_dim"] % 2:
+            raise FormatError(f"{text.where}: layer {i}: head_dim {layer['head_dim']} is odd")
+        if dims.setdefault(is_sliding, layer["head_dim"]) != layer["head_dim"]:
+            raise FormatError(
+                f"{text.where}: per_layer_config: layer {i} has head_dim {layer['head_dim']}, {kind} layers before it"
+                f" {dims[is_sliding]}; the runtime knows one for all {kind} layers"
+            )
+    head_dim_swa = dims.get(True, base["head_dim"])
+    return dims.get(False, head_dim_swa), head_dim_swa, [layer["num_key_value_heads"] for layer in layers]
+
+
+def _apply_per_layer(text: Section, layers: list[dict[str, int]]) -> None:
+    overrides = text.section("per_layer_config")
+    for key in overrides.values:
+        if not key.isdecimal() or int(key) >= len(layers):
+            raise FormatError(f"{overrides.where}: {key!r} is not the number of one of {len(layers)} layers")
+        layer = overrides.section(key)
+        for option, value in layer.values.items():
+            if option in layers[int(key)]:
+                layers[int(key)][option] = layer.whole(option)
+            elif value != text.values.get(option):
+                raise FormatError(f"{layer.where}: {option} is another for this layer, which the runtime does not know")
+
+
+def _rope(text: Section, kind: str) -> tuple[float, float]:
+    """rope_theta and the share of pairs that turn."""
+    parameters = text.values.get("rope_parameters")
+    everything = text.section("rope_parameters") if parameters is not None else Section(text.where, ROPE)
+    rope = everything.section(kind)
+    rope_type = rope.values.get("rope_type", "default")
+    if rope_type not in ("default", "proportional"):
+        raise FormatError(f"{rope.where}: rope_type is {rope_type!r}; the runtime knows only 'default', 'proportional'")
+    factor = rope.number("partial_rotary_factor", 1.0, or_equal=True)
+    if factor > 1.0 or (rope_type == "default" and factor != 1.0):
+        raise FormatError(
+            f"{rope.where}: partial_rotary_factor is {factor:g} with rope_type {rope_type!r}; the runtime knows"
+            " parts of 1 of 'proportional' alone"
+        )
+    rope.fixed("factor", (1, None))
+    return rope.number("rope_theta"), factor
+
+
+def _sampling(generation: Section) -> dict[str, int | float]:
+    values: dict[str, int | float] = {}
+    for field, (key, absent) in SAMPLING.items():
+        if isinstance(absent, int):
+            values[field] = generation.whole(key, absent, least=1 if field == "steps" else 0)
+        else:
+            values[field] = generation.number(key, absent, or_equal=True)
+    values["entropy_bound"] = ENTROPY_BOUND
+    if generation.values.get("sampler_config") is not None:
+        sampler = generation.section("sampler_config")
+        sampler.fixed("_cls_name", ("EntropyBoundSamplerConfig", None))
+        values["entropy_bound"] = sampler.number("entropy_bound", ENTROPY_BOUND, or_equal=True)
+    return values
+
+
+def _end_ids(section: Section, n_vocab: int) -> list[int]:
+    ids = section.values.get("eos_token_id")
+    ids = [] if ids is None else ids if isinstance(ids, list) else [ids]
+    if not all(type(i) is int and 0 <= i < n_vocab for i in ids):
+        raise section.wrong("eos_token_id", f"ids below the vocabulary's size, {n_vocab}")
+    ids = list(dict.fromkeys(ids))
+    if len(ids) > lib.DG_MAX_END_IDS:
+        raise section.wrong("eos_token_id", f"at most {lib.DG_MAX_END_IDS} ids")
+    return ids
+
+
+def _name(folder: Path, recorded: Any) -> str:
+    """The model's name: what config.json recorded, else the folder's; a hub cache's snapshot has its repository's."""
+    if isinstance(recorded, str) and recorded.strip("/ "):
+        return recorded.strip("/ ").split("/")[-1]
+    folder = folder.resolve()
+    if folder.parent.name == "snapshots" and folder.parents[1].name.startswith("models--"):
+        return folder.parents[1].name.split("--")[-1]
+    return folder.name or "model"

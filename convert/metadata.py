@@ -1,0 +1,74 @@
+"""The metadata of the file to be: keys, kinds and order are the library's list, the values are gathered here."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from dgemma._native import ffi, lib
+from dgemma.convert.config import MODEL_TYPE, Config
+from dgemma.convert.names import Wanted
+from dgemma.convert.tokenizer import SCORE, SPECIAL, Vocabulary
+
+TOKENIZER_MODEL = "gemma4"
+QUANTIZATION_VERSION = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """A key of a GGUF file. kind: U32 I32 F32 BOOL STRING, or one of them with an S: an array."""
+
+    key: str
+    kind: str
+    value: Any
+
+
+def metadata(config: Config, vocabulary: Vocabulary, needed: Sequence[Wanted], file_type: int) -> list[Pair]:
+    """All pairs in file order; a key without a value, such as a missing chat template, is left out."""
+    values: dict[str, Any] = dict(config.values)
+    values["architecture"] = MODEL_TYPE.replace("_", "-")
+    values["type"] = "model"
+    values["name"] = config.name
+    values["size_label"] = size_label(needed, config.values["n_expert"])
+    values["tokenizer_model"] = TOKENIZER_MODEL
+    values["tokens"] = vocabulary.tokens
+    values["scores"] = [SCORE] * len(vocabulary.tokens)
+    values["token_type"] = vocabulary.types
+    values["merges"] = vocabulary.merges
+    values |= {f"{name}_id": vocabulary.ids.get(name) for name in SPECIAL}
+    end_ids = config.end_ids or [i for i in [vocabulary.ids.get("eos")] if i is not None]
+    values["end_token_ids"] = end_ids or None
+    if values["eos_id"] is None and end_ids:
+        values["eos_id"] = end_ids[0]
+    values["chat_template"] = vocabulary.chat_template
+    values["add_space_prefix"] = False
+    values["add_bos"] = vocabulary.add_bos
+    values["quantization_version"] = QUANTIZATION_VERSION
+    values["file_type"] = file_type
+
+    pairs, i = [], 0
+    while entry := lib.dg_key_at(i):
+        field, key, kind = (ffi.string(text).decode() for text in (entry.field, entry.key, entry.kind))
+        value = values[field]
+        if value is not None:
+            pairs.append(Pair(key, kind, value))
+        i += 1
+    return pairs
+
+
+def size_label(needed: Sequence[Wanted], n_expert: int) -> str:
+    """Such as 128x2.6B: the experts, and the parameters of a model that had one of them."""
+    shared = sum(want.count for want in needed if "_exps.weight" not in want.gguf)
+    expert = sum(want.count // n_expert for want in needed if "_exps.weight" in want.gguf)
+    return f"{n_expert}x{_rounded(shared + expert)}"
+
+
+def _rounded(count: int) -> str:
+    """Two digits at least, as other writers of this key round."""
+    for scale, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "K")):
+        if count > scale or letter == "K":
+            break
+    digits = 1 + int(math.log10(max(round(count / scale), 1))) if round(count / scale) else 0
+    return f"{count / scale:.{max(2 - digits, 0)}f}{letter}"

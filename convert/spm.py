@@ -1,0 +1,65 @@
+"""tokenizer.model -> a vocabulary, through the optional package sentencepiece."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from dgemma.convert.tokenizer import BYTE, CONTROL, NORMAL, SPACE, SPECIAL, USER_DEFINED, VISIBLE, Vocabulary, fill
+from dgemma.errors import Error, FormatError
+
+
+def from_sentencepiece(file: Path, n_vocab: int) -> Vocabulary:
+    try:
+        from sentencepiece import SentencePieceProcessor
+    except ImportError:
+        raise Error(f"{file}: reading it needs the package sentencepiece: pip install 'dgemma[spm]'") from None
+    try:
+        pieces: Any = SentencePieceProcessor(model_proto=file.read_bytes())
+    except RuntimeError as problem:
+        raise FormatError(f"{file}: not a SentencePiece model ({' '.join(str(problem).split())})") from None
+    n = pieces.get_piece_size()
+    if n > n_vocab:
+        raise FormatError(f"{file}: {n} pieces, more than vocab_size in config.json, {n_vocab}")
+    tokens: list[str | None] = [pieces.id_to_piece(i) for i in range(n)]
+    types = [_type(pieces, i) for i in range(n)]
+    scores = [pieces.get_score(i) for i in range(n)]
+    # A BPE model's scores count its merges down; a unigram model's are logarithms of probabilities.
+    if not all(scores[i] == int(scores[i]) for i in range(n) if types[i] == NORMAL):
+        raise FormatError(f"{file}: not a BPE model, which is the only kind that the runtime knows")
+    probe = "  a  b "
+    if pieces.normalize(probe) != probe.replace(" ", SPACE):
+        raise FormatError(f"{file}: it puts a space in front or folds spaces, which the runtime does not know")
+    named = {"bos": pieces.bos_id(), "eos": pieces.eos_id(), "unk": pieces.unk_id(), "pad": pieces.pad_id()}
+    return Vocabulary(
+        tokens=fill(tokens + [None] * (n_vocab - n)),
+        types=types + [NORMAL] * (n_vocab - n),
+        merges=list(_merges(tokens, types, scores)),
+        ids={name: i for name, i in named.items() if i >= 0},
+    )
+
+
+def _type(pieces: Any, i: int) -> int:
+    text = pieces.id_to_piece(i)
+    if pieces.is_byte(i):
+        return BYTE
+    if text in VISIBLE:
+        return USER_DEFINED
+    if pieces.is_control(i) or pieces.is_unknown(i):
+        return CONTROL
+    # The package does not tell user-defined pieces apart, but theirs is the score 0, while merges count down from -0.
+    if str(pieces.get_score(i)) != "0.0" or SPACE in text:
+        return NORMAL
+    return CONTROL if text in SPECIAL.values() or re.fullmatch(r"<\|.*>|<.*\|>", text) else USER_DEFINED
+
+
+def _merges(tokens: list[Any], types: list[int], scores: list[float]) -> Iterator[str]:
+    """Every way to make a piece of two others: the pieces of the best score first, of equals the longest."""
+    ids = {token: i for i, token in enumerate(tokens) if types[i] == NORMAL}
+    for token in sorted((t for t in ids if len(t) > 1), key=lambda t: (-scores[ids[t]], -len(t), ids[t])):
+        splits = [(token[:k], token[k:]) for k in range(1, len(token))]
+        splits = [(left, right) for left, right in splits if left in ids and right in ids]
+        for left, right in sorted(splits, key=lambda split: (ids[split[0]], ids[split[1]])):
+            yield f"{left} {right}"

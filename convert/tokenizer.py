@@ -1,0 +1,180 @@
+"""The vocabulary of a checkpoint: tokenizer.json, or tokenizer.model where there is none, and what goes with it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dgemma.convert.safetensors import read_json
+from dgemma.errors import FormatError
+
+NORMAL, CONTROL, USER_DEFINED, BYTE = 1, 3, 4, 6
+SCORE = -1000.0
+SPACE = "\u2581"
+
+# Special tokens that are part of an answer's text, which readers need to see: the marks of tool calls and of thoughts.
+VISIBLE = {
+    *("<|tool_call>", "<tool_call|>", "<|tool_response>", "<tool_response|>"),
+    *("<|channel>", "<channel|>", '<|"|>'),
+}
+# The special ids that GGUF knows, and the text of each where no file names it.
+SPECIAL = {"bos": "<bos>", "eos": "<eos>", "unk": "<unk>", "pad": "<pad>", "mask": "<mask>"}
+
+
+@dataclass
+class Vocabulary:
+    """What a GGUF file says of a tokenizer. `ids` has those of SPECIAL that exist."""
+
+    tokens: list[str]
+    types: list[int]
+    merges: list[str]
+    ids: dict[str, int] = field(default_factory=dict)
+    add_bos: bool = True
+    chat_template: str | None = None
+
+
+def read_vocabulary(folder: Path, n_vocab: int, config_ids: dict[str, int]) -> Vocabulary:
+    """`config_ids`: special ids that config.json names, for what the tokenizer's files leave open."""
+    settings_file = folder / "tokenizer_config.json"
+    settings = read_json(settings_file) if settings_file.exists() else {}
+    if (folder / "tokenizer.json").exists():
+        vocabulary = _from_json(folder / "tokenizer.json", n_vocab)
+    elif (folder / "tokenizer.model").exists():
+        from dgemma.convert.spm import from_sentencepiece
+
+        vocabulary = from_sentencepiece(folder / "tokenizer.model", n_vocab)
+    else:
+        raise FormatError(f"{folder}: neither tokenizer.json nor tokenizer.model here")
+    _add_special_ids(vocabulary, settings_file, settings, config_ids)
+    add_bos = settings.get("add_bos_token")
+    vocabulary.add_bos = add_bos if isinstance(add_bos, bool) else True
+    vocabulary.chat_template = _chat_template(folder, settings)
+    return vocabulary
+
+
+def _from_json(file: Path, n_vocab: int) -> Vocabulary:
+    top = read_json(file)
+    model = top.get("model")
+    if not isinstance(model, dict) or model.get("type") != "BPE" or not isinstance(model.get("vocab"), dict):
+        raise FormatError(f"{file}: expected a BPE model with a vocabulary, found {_kind(model)}")
+    for key in ("continuing_subword_prefix", "end_of_word_suffix", "ignore_merges"):
+        if model.get(key):
+            raise FormatError(f"{file}: {key} is {model[key]!r}, which the runtime does not know")
+    _check_steps(file, top)
+    added = top.get("added_tokens") or []
+    if not isinstance(added, list) or not all(isinstance(entry, dict) for entry in added):
+        raise FormatError(f"{file}: added_tokens is no list of objects")
+
+    tokens: list[str | None] = [None] * n_vocab
+    types = [NORMAL] * n_vocab
+    for text, i in model["vocab"].items():
+        _put(file, tokens, i, text)
+        if model.get("byte_fallback") and is_byte(text):
+            types[i] = BYTE
+    for entry in added:
+        text, i = entry.get("content"), entry.get("id")
+        _put(file, tokens, i, text, replace=True)
+        types[i] = CONTROL if entry.get("special") and text not in VISIBLE else USER_DEFINED
+    return Vocabulary(fill(tokens), types, list(_merges(file, model.get("merges") or [])))
+
+
+def _kind(model: Any) -> str:
+    return repr(model.get("type")) if isinstance(model, dict) else "none"
+
+
+def is_byte(text: str) -> bool:
+    """`<0x00>` .. `<0xFF>`: the token of a byte."""
+    return re.fullmatch(r"<0x[0-9A-F]{2}>", text) is not None
+
+
+def _put(file: Path, tokens: list[str | None], i: Any, text: Any, replace: bool = False) -> None:
+    if type(i) is not int or not 0 <= i < len(tokens) or not isinstance(text, str) or not text:
+        raise FormatError(f"{file}: token {text!r} has id {i!r}; expected one below vocab_size, {len(tokens)}")
+    if tokens[i] is not None and tokens[i] != text and not replace:
+        raise FormatError(f"{file}: tokens {tokens[i]!r} and {text!r} have the same id, {i}")
+    tokens[i] = text
+
+
+def fill(tokens: list[str | None]) -> list[str]:
+    """Gives ids without a token one that no text becomes, as Gemma's own `<unusedN>`."""
+    taken = {token for token in tokens if token is not None}
+    free = (name for n in range(2 * len(tokens)) if (name := f"<unused{n}>") not in taken)
+    return [next(free) if token is None else token for token in tokens]
+
+
+def _steps(step: Any, key: str) -> Iterator[dict[str, Any]]:
+    """The steps of a normalizer or pre_tokenizer, which may be a sequence of them."""
+    if isinstance(step, dict):
+        if step.get("type") == "Sequence":
+            for part in step.get(key) or []:
+                yield from _steps(part, key)
+        else:
+            yield step
+
+
+def _check_steps(file: Path, top: dict[str, Any]) -> None:
+    """The runtime replaces spaces and applies merges, and nothing else: refuses a tokenizer that does more."""
+    for step in _steps(top.get("normalizer"), "normalizers"):
+        if step.get("type") != "Replace" or step.get("pattern") != {"String": " "} or step.get("content") != SPACE:
+            raise FormatError(f"{file}: normalizer {_summary(step)}: the runtime replaces ' ' by U+2581 and no more")
+    for step in _steps(top.get("pre_tokenizer"), "pretokenizers"):
+        if step.get("type") != "Split":
+            raise FormatError(f"{file}: pre_tokenizer {_summary(step)}: the runtime does not know it")
+
+
+def _summary(step: dict[str, Any]) -> str:
+    return f"{step.get('type')!r}" + (f" of {step['pattern']!r}" if "pattern" in step else "")
+
+
+def _merges(file: Path, merges: Iterable[Any]) -> Iterator[str]:
+    """Merges in either form, "left right" or ["left", "right"], as "left right"."""
+    for rank, merge in enumerate(merges):
+        if isinstance(merge, str):
+            text = merge
+        elif isinstance(merge, list) and len(merge) == 2 and all(isinstance(part, str) for part in merge):
+            text = f"{merge[0]} {merge[1]}"
+            if text[: text.find(" ", 1)] != merge[0]:
+                raise FormatError(f"{file}: merge {rank}: {merge!r} has a space, which GGUF files cannot express")
+        else:
+            text = ""
+        if " " not in text[1:-1]:
+            raise FormatError(f"{file}: merge {rank}: expected a pair, found {merge!r}")
+        yield text
+
+
+def _add_special_ids(
+    vocabulary: Vocabulary, file: Path, settings: dict[str, Any], config_ids: dict[str, int]
+) -> None:
+    """Special ids from the first that names them: tokenizer_config.json, tokenizer.model, config.json, the usual texts."""
+    index = {token: i for i, token in enumerate(vocabulary.tokens)}
+    found = {name: index[text] for name, text in SPECIAL.items() if text in index}
+    found |= config_ids | vocabulary.ids
+    for name in SPECIAL:
+        text = settings.get(f"{name}_token")
+        text = text.get("content") if isinstance(text, dict) else text
+        if text is not None:
+            if text not in index:
+                raise FormatError(f"{file}: {name}_token is {text!r}, which is no token of the vocabulary")
+            found[name] = index[text]
+    vocabulary.ids = found
+
+
+def _chat_template(folder: Path, settings: dict[str, Any]) -> str | None:
+    file = folder / "chat_template.jinja"
+    if file.exists():
+        try:
+            return file.read_bytes().decode("utf-8")
+        except UnicodeDecodeError:
+            raise FormatError(f"{file}: not UTF-8 text") from None
+    found = settings.get("chat_template")
+    for name in ("chat_template.json", "processor_config.json"):
+        if found is None and (folder / name).exists():
+            found = read_json(folder / name).get("chat_template")
+    if isinstance(found, dict):
+        found = found.get("default")
+    if isinstance(found, list):
+        found = next((t.get("template") for t in found if isinstance(t, dict) and t.get("name") == "default"), None)
+    return found if isinstance(found, str) and found else None

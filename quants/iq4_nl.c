@@ -1,0 +1,42 @@
+#include "encode.h"
+#include "iq4_nl.h"
+#include "search.h"
+
+/* Where level t + 1 becomes nearer than level t. */
+static inline float iq4_middle(int t) { return (iq4_level(t) + iq4_level(t + 1)) * 0.5f; }
+
+static inline lanes iq4_nearest(lanes v) {
+    lanes level = all_lanes(iq4_level(0));
+    for (int t = 0; t < 15; t++) {
+        const lanes step = all_lanes(iq4_level(t + 1) - iq4_level(t));
+        level += (lanes)((v > all_lanes(iq4_middle(t))) & (lane_mask)step);
+    }
+    return level;
+}
+
+static void iq4_block(const float *values, float scale, block_iq4_nl *b) {
+    b->d = half_from_float(clamp(scale, -65504.0f, 65504.0f));
+    const float inverse = inverse_or_zero(half_to_float(b->d));
+    uint8_t codes[32];
+    for (int i = 0; i < 32; i++) {
+        const float v = values[i] * inverse;
+        int code = 0;
+        for (int t = 0; t < 15; t++) code += v > iq4_middle(t);
+        codes[i] = (uint8_t)code;
+    }
+    pack_halves(codes, b->q);
+}
+
+void iq4_nl_encode(const float *values, void *blocks, int64_t n_blocks) {
+    static const float tries[] = {105.0f, 112.0f, 119.0f, 126.0f, 133.0f, 140.0f};
+    block_iq4_nl *b = blocks;
+    for (int64_t n = 0; n < n_blocks; n += LANES) {
+        const int64_t left = n_blocks - n < LANES ? n_blocks - n : LANES;
+        float four[LANES * 32] = {0};
+        memcpy(four, values + 32 * n, (size_t)left * 32 * sizeof *four);
+        lanes x[32];
+        lanes_load(four, 32, x);
+        const lanes scale = search_scale(x, 32, iq4_nearest, tries, sizeof tries / sizeof *tries);
+        for (int64_t k = 0; k < left; k++) iq4_block(four + 32 * k, scale[k], b + n + k);
+    }
+}

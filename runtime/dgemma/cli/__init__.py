@@ -1,0 +1,49 @@
+"""The commands. What they have in common: how a failure is told, and how it ends."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any, NoReturn
+
+import click
+
+from dgemma.errors import Error, UsageError
+
+FAILURE, WRONG_USAGE, INTERRUPTED = 1, 2, 130
+
+
+class Command(click.Command):
+    """A command that ends with 0, 1 (a failure), 2 (wrong usage) or 130 (Ctrl-C) and one line on standard error."""
+
+    def main(self, *args: Any, **extra: Any) -> NoReturn:
+        extra["standalone_mode"] = False
+        name = str(extra.setdefault("prog_name", self.name))
+        try:
+            code = super().main(*args, **extra)
+            if sys.stdout is not None:
+                sys.stdout.flush()
+            sys.exit(code if isinstance(code, int) else 0)
+        except (click.Abort, KeyboardInterrupt):
+            sys.exit(INTERRUPTED)
+        except BrokenPipeError:  # who read us has left: nothing to tell, and nothing more to write at exit
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(FAILURE)
+        except click.ClickException as failure:
+            end(name, failure.format_message(), failure.exit_code)
+        except UsageError as failure:
+            end(name, str(failure), WRONG_USAGE)
+        except Error as failure:
+            end(name, str(failure), FAILURE)
+        except OSError as failure:
+            end(name, f"{failure.filename or 'standard output'}: {failure.strerror or failure}", FAILURE)
+        except MemoryError:
+            end(name, "out of memory", FAILURE)
+        except Exception as failure:
+            end(name, f"internal error, please report it: {type(failure).__name__}: {failure}", FAILURE)
+
+
+def end(name: str, message: str, code: int) -> NoReturn:
+    """Tells a failure in one line and exits."""
+    click.echo(f"{name}: {' '.join(message.split())}", err=True)
+    sys.exit(code)

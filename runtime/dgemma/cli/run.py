@@ -1,0 +1,204 @@
+"""dg-run: one prompt, one answer."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import asdict
+from typing import Any, BinaryIO
+
+import click
+
+from dgemma.cli import WRONG_USAGE, Command
+from dgemma.cli.display import display, figures
+from dgemma.errors import UsageError
+from dgemma.events import Block, Result, Step
+from dgemma.model import Model, Prompt, backends
+from dgemma.options import Option, options
+
+PUZZLE = "53..7.... 6..195... .98....6. 8...6...3 4..8.3..1 7...2...6 .6....28. ...419..5 ....8..79"
+
+HELP = f"""Answers a prompt with a DiffusionGemma model.
+
+MODEL is a GGUF file. Without one, the Sudoku model that comes with dgemma runs: its prompt is nine rows of nine
+characters, a dot for a blank, each row with a newline behind it.
+
+\b
+  printf '%s\\n' {PUZZLE[:39]} \\
+                {PUZZLE[40:]} | dg-run --visual
+  dg-run model.gguf -p 'Why is the sky blue?'
+  dg-run model.gguf -f question.txt --think --max-tokens 1024 > answer.txt
+  git diff | dg-run model.gguf --system 'Write a commit message.' --quiet
+  dg-run model.gguf -p 'Once upon a time' --raw --seed 7 --json
+
+The prompt is -p, -f or standard input, to the last byte as it is. Where the file has a chat template, it is one user
+message; with --raw, or without a template, it is the text that the model goes on from.
+
+The answer alone goes to standard output. Progress (on a terminal) and figures go to standard error. The exit status
+is 0 for an answer, 1 for a failure, 2 for wrong usage, 130 after Ctrl-C.
+"""
+
+GUIDE = f"""dg-run needs a prompt. The model that comes with dgemma solves Sudoku: nine rows, a dot for a blank.
+
+  printf '%s\\n' {PUZZLE} | dg-run --visual
+
+With a model of yours: dg-run model.gguf -p 'Why is the sky blue?'     All about it: dg-run --help"""
+
+
+def number(option: Option) -> Callable[[click.Context, click.Parameter, str | None], int | float | None]:
+    """What reads the value of a generation option and checks its range."""
+
+    def read(ctx: click.Context, param: click.Parameter, value: str | None) -> int | float | None:
+        try:
+            return None if value is None else option.read(float(value) if option.real else int(value))
+        except UsageError:
+            raise click.BadParameter(f"{value} is not {option.range}", ctx, param) from None
+        except ValueError:
+            kind = "number" if option.real else "whole number"
+            raise click.BadParameter(f"{value!r} is not a {kind}", ctx, param) from None
+
+    return read
+
+
+def generation_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """A flag per line of options.def."""
+    defaults = {"max_tokens": "one canvas", "seed": "0"}
+    for name, option in reversed(options().items()):
+        text = f"{option.help}. {option.range.capitalize()}; default: {defaults.get(name, 'the file’s')}."
+        flag, metavar = "--" + name.replace("_", "-"), "F" if option.real else "N"
+        command = click.option(flag, name, callback=number(option), metavar=metavar, help=sentence(text))(command)
+    return command
+
+
+def sentence(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+def version(ctx: click.Context, param: click.Parameter, wanted: bool) -> None:
+    if wanted:
+        import dgemma
+
+        click.echo(f"dg-run {dgemma.__version__}")
+        ctx.exit()
+
+
+@click.command(cls=Command, name="dg-run", help=HELP, context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("model", required=False)
+@click.option("-p", "--prompt", "text", metavar="TEXT", help="The prompt.")
+@click.option("-f", "--file", "file", metavar="FILE", help="The prompt is what this file holds; - is standard input.")
+@click.option("--system", metavar="TEXT", help="A system message before the prompt. Needs a chat template.")
+@click.option("--think", is_flag=True, help="Let the model think before it answers. Needs a chat template.")
+@click.option("--raw", is_flag=True, help="No chat template: the model goes on from the text.")
+@generation_options
+@click.option("--backend", default="auto", metavar="NAME", help=f"auto, or one of: {', '.join(backends())}.")
+@click.option("--threads", type=click.IntRange(min=1), metavar="N", help="Default: one per processor.")
+@click.option(
+    "--visual",
+    is_flag=True,
+    help="Draw the canvas while it settles, certain tokens brighter, a step at least 80 ms; on a terminal alone.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object: answer, figures and settings.")
+@click.option("--quiet", is_flag=True, help="Neither progress nor figures.")
+@click.option("--version", is_flag=True, is_eager=True, expose_value=False, callback=version, help="Print the version.")
+def main(
+    model: str | None,
+    text: str | None,
+    file: str | None,
+    system: str | None,
+    think: bool,
+    raw: bool,
+    backend: str,
+    threads: int | None,
+    visual: bool,
+    as_json: bool,
+    quiet: bool,
+    **settings: Any,
+) -> int | None:
+    if text is None and file is None and sys.stdin.isatty():
+        if model is None:
+            click.echo(GUIDE, err=True)
+            return WRONG_USAGE
+        raise click.UsageError("no prompt: give -p TEXT, -f FILE or standard input")
+    if raw and (system is not None or think):
+        raise click.UsageError(f"{'--think' if think else '--system'} needs the chat template that --raw goes without")
+    message = read_prompt(text, file)
+    with Model(model, backend=backend, threads=threads) as opened:
+        prompt = to_prompt(opened, message, system, think, raw)
+        used = opened.settings(**settings)
+        terminal = sys.stderr.isatty() and (visual or not quiet)
+        result = work(opened, prompt, settings, lambda: display(opened, int(used["steps"]), terminal, visual))
+        answer(opened, result, used) if as_json else say(result.text)
+    if not quiet:
+        for line in figures(result):
+            click.echo(line, err=True)
+    return None
+
+
+def read_prompt(text: str | None, file: str | None) -> str:
+    """The prompt's text; bytes that are not UTF-8 become U+FFFD."""
+    if text is not None and file is not None:
+        raise click.UsageError("-p and -f both give a prompt; give one")
+    if text is not None:
+        data = os.fsencode(text)
+    elif file is None or file == "-":
+        data = sys.stdin.buffer.read()
+    else:
+        with open(file, "rb") as opened:
+            data = opened.read()
+    if not data:
+        source = "-p" if text is not None else file if file not in (None, "-") else "standard input"
+        raise click.UsageError(f"empty prompt: {source} holds nothing")
+    return data.decode("utf-8", "replace")
+
+
+def to_prompt(model: Model, message: str, system: str | None, think: bool, raw: bool) -> Prompt:
+    """The text as it is, or the ids of a chat."""
+    if model.tokenizer.chat_template is None:
+        for flag, given in (("--system", system is not None), ("--think", think)):
+            if given:
+                raise click.UsageError(f"{flag} needs a chat template, and {model.path} has none")
+        return message
+    if raw:
+        return message
+    messages = [{"role": "user", "content": message}]
+    if system is not None:
+        messages.insert(0, {"role": "system", "content": system})
+    return model.tokenizer.chat(messages, thinking=think)
+
+
+def work(model: Model, prompt: Prompt, settings: dict[str, Any], open_display: Callable[[], Any]) -> Result:
+    """Generates, and shows it."""
+    with open_display() as shown, closing(model.stream(prompt, on_encode=shown.encoded, **settings)) as events:
+        for event in events:
+            if isinstance(event, Step):
+                shown.step(event)
+            elif isinstance(event, Block):
+                shown.block(event)
+            else:
+                return event
+    raise AssertionError("a stream ends with a Result")
+
+
+def answer(model: Model, result: Result, settings: dict[str, int | float]) -> None:
+    """The JSON object."""
+    told = {**asdict(result), "settings": settings}
+    told |= {"model": model.path, "backend": model.backend, "threads": model.threads}
+    say(json.dumps(told, ensure_ascii=False) + "\n")
+
+
+def say(text: str) -> None:
+    """Writes to standard output, exactly; on a terminal the last line is ended."""
+    if sys.stdout is None:
+        raise OSError("it is closed")
+    if sys.stdout.isatty() and not text.endswith("\n"):
+        text += "\n"
+    output: BinaryIO = sys.stdout.buffer
+    output.write(text.encode("utf-8", "replace"))
+    output.flush()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,50 @@
+"""The errors of dgemma, and how a status of the C library becomes one."""
+
+from typing import Any
+
+from dgemma._native import ffi, lib
+
+
+class Error(Exception):
+    """Anything that dgemma refuses or fails at; the message is one line that names the culprit."""
+
+
+class UsageError(Error):
+    """An argument that makes no sense, or does not fit the model."""
+
+
+class FormatError(Error):
+    """A file that is damaged, of another kind, or not understood."""
+
+
+class SystemFailure(Error):
+    """The operating system refused: no such file, no memory, a read error."""
+
+
+class MemoryBudgetError(Error):
+    """A memory budget that cannot be kept."""
+
+
+class BackendError(Error):
+    """A backend that does not exist here, or failed."""
+
+
+KINDS: dict[int, type[Error]] = {
+    lib.DG_ERROR_USAGE: UsageError,
+    lib.DG_ERROR_FORMAT: FormatError,
+    lib.DG_ERROR_SYSTEM: SystemFailure,
+    lib.DG_ERROR_MEMORY: MemoryBudgetError,
+    lib.DG_ERROR_BACKEND: BackendError,
+}
+
+
+def new_error() -> Any:
+    """A `dg_error *` for a call to fill."""
+    return ffi.new("dg_error *")
+
+
+def check(status: int, error: Any) -> None:
+    """Raises the Error that a call's `status` stands for, with the message it left in `error` (a `dg_error *`)."""
+    if status != lib.DG_OK:
+        message = ffi.string(error.message).decode("utf-8", "replace")
+        raise KINDS.get(status, Error)(message or f"failed with status {status}")

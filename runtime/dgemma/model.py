@@ -1,0 +1,188 @@
+"""A loaded model."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator, Mapping, Sequence
+from time import perf_counter
+from types import TracebackType
+from typing import Any, TypeAlias
+from weakref import WeakSet
+
+from dgemma._native import ffi, lib
+from dgemma.config import Config
+from dgemma.errors import Error, UsageError, check, new_error
+from dgemma.events import Result
+from dgemma.handle import Handle
+from dgemma.options import sampling_for, settings_of
+from dgemma.session import Event, Ids, OnEncode, OnStep, Session, id_array, last
+from dgemma.tokenizer import Tokenizer
+
+Messages: TypeAlias = Sequence[Mapping[str, Any]]
+Prompt: TypeAlias = str | Messages | Ids
+BUNDLED = "sudoku-q8_0.gguf"
+
+
+class Model:
+    """A model from a GGUF file, mapped and checked; a context manager. Threads may share it, each with its own session.
+
+    path: the file; None is the Sudoku model that comes with dgemma. backend: "auto", or a name of backends().
+    threads: None is one per processor that this process may use.
+    Raises FormatError for a file that is not understood, SystemFailure for one that cannot be read, BackendError.
+    """
+
+    def __init__(
+        self, path: str | os.PathLike[str] | None = None, backend: str = "auto", threads: int | None = None
+    ) -> None:
+        if threads is not None and not 1 <= threads < 2**31:
+            raise UsageError(f"threads must be at least 1, not {threads}")
+        self._path = bundled() if path is None else os.fspath(path)
+        name = os.fsencode(self._path)
+        if b"\0" in name or "\0" in backend:
+            raise UsageError(f"a path or backend cannot hold a null character: {self._path!r}, {backend!r}")
+        options, out, error = ffi.new("dg_model_options *"), ffi.new("dg_model **"), new_error()
+        text = ffi.new("char[]", backend.encode())
+        options.backend, options.threads = text, threads or 0
+        check(lib.dg_model_open(name, options, out, error), error)
+        self._handle: Handle | None = Handle(out[0], lib.dg_model_free)
+        self._sessions: WeakSet[Session] = WeakSet()
+        self._config = Config(lib.dg_model_config(out[0]))
+        self._tokenizer: Tokenizer | None = Tokenizer._borrow(lib.dg_model_tokenizer(out[0]), self._handle)
+        self._backend = ffi.string(lib.dg_model_backend(out[0])).decode()
+        self._threads = int(lib.dg_model_threads(out[0]))
+
+    def close(self) -> None:
+        """Closes its sessions and lets go of the file, once its tokenizer is forgotten too. Again does nothing."""
+        for session in list(self._sessions):
+            session.close()
+        self._handle = self._tokenizer = None
+
+    def __enter__(self) -> Model:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<dgemma.Model {self._path!r}, {self._backend}{'' if self._handle else ', closed'}>"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        raise TypeError("a dgemma.Model cannot be pickled or copied: open its path again, or share it between threads")
+
+    def _open_handle(self) -> Handle:
+        if self._handle is None:
+            raise Error(f"this model is closed: {self._path}")
+        return self._handle
+
+    @property
+    def path(self) -> str:
+        return self._path
+
+    @property
+    def config(self) -> Config:
+        """Sizes, per-layer values, end ids and the file's sampling settings; it outlives the model."""
+        return self._config
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        self._open_handle()
+        assert self._tokenizer is not None
+        return self._tokenizer
+
+    @property
+    def backend(self) -> str:
+        """What runs it, such as "cpu (avx2)"."""
+        return self._backend
+
+    @property
+    def threads(self) -> int:
+        """How many threads it runs on."""
+        return self._threads
+
+    def settings(self, **options: Any) -> dict[str, int | float]:
+        """What generate(**options) uses: every option, those not given with the file's values."""
+        return settings_of(sampling_for(self._open_handle().pointer, options))
+
+    def session(self, context: int | None = None) -> Session:
+        """A new timeline. context: most tokens that it can hold; None: the model's own, at most 8192."""
+        return Session(self, context)
+
+    def prompt_ids(self, prompt: Prompt) -> list[int]:
+        """The ids that a prompt stands for.
+
+        str: the text exactly as it is; messages ({"role": ..., "content": ...}): through the file's chat template, or
+        in a file without one the last user message's text; ids: themselves. <bos> is put in front where the file asks
+        for it and it is missing. Raises UsageError for an empty prompt or an id outside the vocabulary.
+        """
+        self._open_handle()
+        if isinstance(prompt, str):
+            ids = self.tokenizer.encode(prompt)
+        elif isinstance(prompt, (bytes, bytearray, Mapping)):
+            raise TypeError(f"a prompt is text, a list of messages or a list of ids, not {type(prompt).__name__}")
+        elif len(prompt) and isinstance(prompt[0], Mapping):
+            ids = self._chat_ids(prompt)  # type: ignore[arg-type]
+        else:
+            ids = id_array(prompt, self._config.n_vocab, "prompt").tolist()  # type: ignore[arg-type]
+        vocab = lib.dg_tokenizer_vocab(lib.dg_model_tokenizer(self._open_handle().pointer))
+        if vocab.add_bos and vocab.bos_id >= 0 and ids[:1] != [vocab.bos_id]:
+            ids = [int(vocab.bos_id), *ids]
+        if not ids:
+            raise UsageError("empty prompt")
+        return ids
+
+    def _chat_ids(self, messages: Messages) -> list[int]:
+        if self.tokenizer.chat_template is not None:
+            return self.tokenizer.chat(messages)
+        for message in reversed(messages):
+            if message.get("role") == "user" and isinstance(message.get("content"), str):
+                return self.tokenizer.encode(message["content"])
+        raise UsageError("no user message with text among the messages, and this file has no chat template")
+
+    def generate(self, prompt: Prompt, *, on_step: OnStep | None = None, **options: Any) -> Result:
+        """Answers a prompt (see prompt_ids). The options are options.def's:
+
+        max_tokens steps entropy_bound t_min t_max stability confidence seed; None stands for the file's value.
+        on_step is called with every Step. Raises TypeError for an unknown option, UsageError for a value out of range
+        or a prompt that is empty or longer than the model's context. Ctrl-C is heard between two steps.
+        """
+        return last(self.stream(prompt, on_step=on_step, **options))
+
+    def stream(
+        self, prompt: Prompt, *, on_step: OnStep | None = None, on_encode: OnEncode | None = None, **options: Any
+    ) -> Generator[Event, None, None]:
+        """generate() as it happens: yields a Step per denoising step, a Block per canvas, then the Result.
+
+        on_encode(done, total) is called while the prompt is encoded. The stream can be left at any event and frees
+        what it holds.
+        """
+        sampling = sampling_for(self._open_handle().pointer, options)
+        ids = self.prompt_ids(prompt)
+        limit = self._config.context_length
+        if len(ids) > limit:
+            raise UsageError(f"the prompt has {len(ids)} tokens, more than the model's context of {limit}")
+        return self._stream(ids, sampling, on_step, on_encode)
+
+    def _stream(
+        self, ids: list[int], sampling: Any, on_step: OnStep | None, on_encode: OnEncode | None
+    ) -> Generator[Event, None, None]:
+        began = perf_counter()
+        canvas = self._config.canvas_length
+        canvases = -(-sampling.max_tokens // canvas)
+        with self.session(min(self._config.context_length, len(ids) + canvases * canvas)) as session:
+            session.encode(ids, on_encode=on_encode)
+            yield from session._stream(sampling, on_step, perf_counter() - began)
+
+
+def bundled() -> str:
+    """The path of the Sudoku model that comes with dgemma."""
+    from importlib.resources import files
+
+    return os.fspath(files("dgemma").joinpath("models", BUNDLED))  # type: ignore[call-overload, no-any-return]
+
+
+def backends() -> list[str]:
+    """The backends of this build, best first."""
+    names: list[str] = []
+    while name := lib.dg_backend_name(len(names)):
+        names.append(ffi.string(name).decode())
+    return names

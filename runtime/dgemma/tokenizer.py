@@ -1,0 +1,194 @@
+"""Text to token ids and back, and chats through a file's template."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from dgemma._native import ffi, lib
+from dgemma.errors import FormatError, UsageError, check, new_error
+from dgemma.handle import Handle
+
+
+class Tokenizer:
+    """The tokenizer of a GGUF file. It may be shared by threads, and outlives the model that it came from."""
+
+    __slots__ = ("_handle", "_pointer", "_template", "_vocab")
+
+    def __init__(self) -> None:
+        raise TypeError("a tokenizer comes from Tokenizer.from_gguf(path) or from Model.tokenizer")
+
+    @classmethod
+    def from_gguf(cls, path: str | os.PathLike[str]) -> Tokenizer:
+        """Opens a file that may hold a vocabulary alone. Raises FormatError, or SystemFailure if it cannot be read."""
+        name = os.fsencode(path)
+        if b"\0" in name:
+            raise UsageError(f"a path cannot hold a null character: {path!r}")
+        out, error = ffi.new("dg_tokenizer **"), new_error()
+        check(lib.dg_tokenizer_open(name, out, error), error)
+        return cls._borrow(out[0], Handle(out[0], lib.dg_tokenizer_free))
+
+    @classmethod
+    def _borrow(cls, pointer: Any, owner: Handle) -> Tokenizer:
+        """Wraps a `dg_tokenizer *` that lives as long as `owner`, which is kept alive."""
+        self = object.__new__(cls)
+        self._pointer, self._handle = pointer, owner
+        self._vocab = lib.dg_tokenizer_vocab(pointer)
+        self._template = None
+        return self
+
+    def __repr__(self) -> str:
+        return f"<dgemma.Tokenizer, {self.n_vocab} tokens>"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        raise TypeError("a dgemma.Tokenizer cannot be pickled or copied: open its file again")
+
+    @property
+    def n_vocab(self) -> int:
+        return int(self._vocab.n_vocab)
+
+    @property
+    def bos_id(self) -> int | None:
+        return self._id(self._vocab.bos_id)
+
+    @property
+    def eos_id(self) -> int | None:
+        return self._id(self._vocab.eos_id)
+
+    @property
+    def unk_id(self) -> int | None:
+        return self._id(self._vocab.unk_id)
+
+    @property
+    def pad_id(self) -> int | None:
+        return self._id(self._vocab.pad_id)
+
+    @property
+    def mask_id(self) -> int | None:
+        return self._id(self._vocab.mask_id)
+
+    @staticmethod
+    def _id(value: int) -> int | None:
+        return int(value) if value >= 0 else None
+
+    @property
+    def add_bos(self) -> bool:
+        """Whether the file asks for bos_id in front of a prompt."""
+        return bool(self._vocab.add_bos)
+
+    @property
+    def chat_template(self) -> str | None:
+        """The file's Jinja template."""
+        text = self._vocab.chat_template
+        return ffi.string(text).decode("utf-8", "replace") if text else None
+
+    def encode(self, text: str, special: bool = True) -> list[int]:
+        """The ids of a text; none are added. special: texts of control tokens, such as "<bos>", are those tokens."""
+        data = text.encode("utf-8", "surrogatepass")  # a lone surrogate becomes U+FFFD
+        room, count, error = len(data) + 1, ffi.new("size_t *"), new_error()
+        while True:
+            ids = ffi.new("int32_t[]", room)
+            check(lib.dg_tokenize(self._pointer, data, len(data), special, ids, room, count, error), error)
+            if count[0] <= room:
+                return ffi.unpack(ids, count[0]) if count[0] else []
+            room = count[0]
+
+    def decode(self, ids: Iterable[int], special: bool = False) -> str:
+        """The text of ids. special: control tokens are written as their text instead of being left out.
+
+        Byte tokens are joined to UTF-8; where that fails, each of them is U+FFFD. Raises UsageError for an id outside
+        the vocabulary.
+        """
+        try:
+            array = ffi.new("int32_t[]", list(ids))
+        except OverflowError as failure:
+            raise UsageError(f"a token id is outside the vocabulary of {self.n_vocab}: {failure}") from None
+        room, count, error = 8 * len(array) + 32, ffi.new("size_t *"), new_error()
+        while True:
+            text = ffi.new("char[]", room)
+            check(lib.dg_detokenize(self._pointer, array, len(array), special, text, room, count, error), error)
+            if count[0] <= room:
+                return bytes(ffi.buffer(text, count[0])).decode()
+            room = count[0]
+
+    def prompt(self, text: str) -> list[int]:
+        """encode(), with bos_id in front where the file asks for it and the text does not begin with it."""
+        ids = self.encode(text)
+        return ids if not self.add_bos or ids[:1] == [self.bos_id] else [self._vocab.bos_id, *ids]
+
+    def chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        thinking: bool = False,
+    ) -> list[int]:
+        """The prompt that asks for an answer to messages ({"role": ..., "content": ...}): see render()."""
+        text = self.render(messages, tools, thinking)
+        return self.prompt(text) if self.chat_template is None else self.encode(text)
+
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        thinking: bool = False,
+    ) -> str:
+        """The text of a chat by the file's template; without a template the last user message's text, as it is.
+
+        Raises UsageError for messages that the template refuses, FormatError for a template that is none.
+        """
+        if self.chat_template is None:
+            return _last_user_text(messages)
+        if self._template is None:
+            self._template = _compile(self.chat_template)
+        names = {"bos_token": self.bos_id, "eos_token": self.eos_id, "unk_token": self.unk_id, "pad_token": self.pad_id}
+        try:
+            return self._template.render(
+                messages=messages,
+                tools=tools,
+                add_generation_prompt=True,
+                enable_thinking=thinking,
+                **{name: "" if i is None else self.decode([i], special=True) for name, i in names.items()},
+            )
+        except Exception as failure:  # whatever the template's code stumbles over
+            raise UsageError(f"the chat template refuses these messages: {failure}") from failure
+
+
+def _last_user_text(messages: Sequence[Mapping[str, Any]]) -> str:
+    for message in reversed(messages):
+        if message.get("role") == "user":
+            content = message.get("content")
+            if isinstance(content, str):
+                return content
+            if all(isinstance(part, Mapping) and isinstance(part.get("text"), str) for part in content or [None]):
+                return "".join(part["text"] for part in content)  # type: ignore[union-attr]
+            raise UsageError("the last user message has no text")
+    raise UsageError("no user message among the messages, and this file has no chat template")
+
+
+def _compile(template: str) -> Any:
+    """A template with what transformers gives to chat templates."""
+    import json
+    from datetime import datetime
+
+    from jinja2 import TemplateError
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    def refuse(message: str) -> None:
+        raise TemplateError(message)
+
+    def tojson(
+        value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False
+    ) -> str:
+        return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+    )
+    environment.filters["tojson"] = tojson
+    environment.globals["raise_exception"] = refuse
+    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+    try:
+        return environment.from_string(template)
+    except TemplateError as failure:
+        raise FormatError(f"the file's chat template is no Jinja template: {failure}") from failure

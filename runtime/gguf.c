@@ -1,0 +1,260 @@
+#include "gguf.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "error.h"
+#include "os.h"
+
+enum { GGUF_ALIGNMENT = 32 };
+
+/* Kinds by their number in files; 0 bytes: of variable size. */
+static const struct { gguf_kind kind; uint32_t bytes; } kinds[] = {
+    {GGUF_U8, 1}, {GGUF_I8, 1}, {GGUF_U16, 2}, {GGUF_I16, 2}, {GGUF_U32, 4}, {GGUF_I32, 4}, {GGUF_F32, 4},
+    {GGUF_BOOL, 1}, {GGUF_STRING, 0}, {GGUF_ARRAY, 0}, {GGUF_U64, 8}, {GGUF_I64, 8}, {GGUF_F64, 8},
+};
+
+static uint32_t load_u32(const uint8_t *at) { uint32_t v; memcpy(&v, at, 4); return v; }
+static uint64_t load_u64(const uint8_t *at) { uint64_t v; memcpy(&v, at, 8); return v; }
+
+/* A cursor over the map that refuses to pass its end. */
+typedef struct reader {
+    const gguf *file;
+    uint64_t at;
+    dg_error *error;
+    bool failed;
+} reader;
+
+static bool damaged(reader *r, const char *what) {
+    if (!r->failed)
+        fail(r->error, DG_ERROR_FORMAT, "%s: damaged GGUF: %s at byte %llu of %llu", r->file->path, what,
+             (unsigned long long)r->at, (unsigned long long)r->file->size);
+    r->failed = true;
+    return false;
+}
+
+static const uint8_t *take(reader *r, uint64_t bytes, const char *what) {
+    if (r->failed) return NULL;
+    if (bytes > r->file->size - r->at) {
+        damaged(r, what);
+        return NULL;
+    }
+    const uint8_t *at = r->file->map + r->at;
+    r->at += bytes;
+    return at;
+}
+
+static uint32_t take_u32(reader *r, const char *what) {
+    const uint8_t *at = take(r, 4, what);
+    return at ? load_u32(at) : 0;
+}
+
+static uint64_t take_u64(reader *r, const char *what) {
+    const uint8_t *at = take(r, 8, what);
+    return at ? load_u64(at) : 0;
+}
+
+static gguf_text take_text(reader *r, const char *what) {
+    gguf_text text = {NULL, take_u64(r, what)};
+    text.at = (const char *)take(r, text.n, what);
+    if (!text.at) text.n = 0;
+    return text;
+}
+
+static bool take_value(reader *r, gguf_value *v) {
+    v->key = take_text(r, "a key ends early");
+    const uint32_t kind = take_u32(r, "a value's kind is missing");
+    if (r->failed) return false;
+    if (kind >= GGUF_KINDS) return damaged(r, "a value of unknown kind");
+    v->kind = v->element = kinds[kind].kind;
+    v->count = 1;
+    if (v->kind == GGUF_ARRAY) {
+        const uint32_t element = take_u32(r, "an array's kind is missing");
+        v->count = take_u64(r, "an array's length is missing");
+        if (r->failed) return false;
+        if (element >= GGUF_KINDS) return damaged(r, "an array of unknown kind");
+        if (kinds[element].kind == GGUF_ARRAY) return damaged(r, "an array of arrays");
+        v->element = kinds[element].kind;
+    }
+    v->data = r->file->map + r->at;
+    const uint64_t start = r->at;
+    const uint32_t bytes = kinds[v->element].bytes;
+    if (bytes) {
+        if (v->count > (r->file->size - r->at) / bytes) return damaged(r, "a value ends early");
+        take(r, v->count * bytes, "a value ends early");
+    } else {
+        for (uint64_t i = 0; i < v->count && !r->failed; i++) take_text(r, "a string ends early");
+    }
+    v->bytes = r->at - start;
+    return !r->failed;
+}
+
+static bool take_tensor(reader *r, gguf_tensor *t, uint64_t *offset) {
+    t->name = take_text(r, "a tensor's name ends early");
+    const uint32_t n_dims = take_u32(r, "a tensor's shape is missing");
+    if (r->failed) return false;
+    if (n_dims < 1 || n_dims > 4) return damaged(r, "a tensor without 1 to 4 dims");
+    t->n_dims = (int32_t)n_dims;
+    uint64_t values = 1;
+    for (int i = 0; i < 4; i++) {
+        const uint64_t dim = i < t->n_dims ? take_u64(r, "a tensor's shape ends early") : 1;
+        if (r->failed) return false;
+        if (dim == 0 || dim > INT64_MAX / values) return damaged(r, "a tensor with an impossible shape");
+        values *= dim;
+        t->dims[i] = (int64_t)dim;
+    }
+    const uint32_t id = take_u32(r, "a tensor's type is missing");
+    *offset = take_u64(r, "a tensor's offset is missing");
+    if (r->failed) return false;
+    t->format = dg_format_find((int32_t)id);
+    if (!t->format) {
+        r->failed = true;
+        return fail(r->error, DG_ERROR_FORMAT, "%s: tensor '%.*s' has type %u, which this build cannot read",
+                    r->file->path, (int)(t->name.n < 200 ? t->name.n : 200), t->name.at, id) == DG_OK;
+    }
+    if (t->dims[0] % t->format->block) {
+        r->failed = true;
+        return fail(r->error, DG_ERROR_FORMAT, "%s: tensor '%.*s': rows of %lld values are no whole number of %s blocks of %d",
+                    r->file->path, (int)(t->name.n < 200 ? t->name.n : 200), t->name.at, (long long)t->dims[0],
+                    t->format->name, t->format->block) == DG_OK;
+    }
+    const uint64_t blocks = values / (uint64_t)t->format->block;
+    if (blocks > INT64_MAX / (uint64_t)t->format->bytes) return damaged(r, "a tensor with an impossible size");
+    t->bytes = blocks * (uint64_t)t->format->bytes;
+    return true;
+}
+
+static int parse(gguf *file, dg_error *error) {
+    if (file->size < 4 || memcmp(file->map, "GGUF", 4) != 0)
+        return fail(error, DG_ERROR_FORMAT, "%s: not a GGUF file (it does not begin with 'GGUF')", file->path);
+    reader r = {.file = file, .at = 4, .error = error};
+    const uint32_t version = take_u32(&r, "the header ends early");
+    file->n_tensors = take_u64(&r, "the header ends early");
+    file->n_values = take_u64(&r, "the header ends early");
+    if (r.failed) return DG_ERROR_FORMAT;
+    if (version < 2 || version > 3)
+        return fail(error, DG_ERROR_FORMAT, "%s: GGUF version %u; this build reads 2 and 3, little-endian", file->path, version);
+    /* the least a value or a tensor takes bounds how many there can be, before memory is taken for them */
+    if (file->n_values > file->size / 13 || file->n_tensors > file->size / 32) {
+        damaged(&r, "more entries claimed than the file has room for");
+        return DG_ERROR_FORMAT;
+    }
+    file->values = calloc(file->n_values + 1, sizeof *file->values);
+    file->tensors = calloc(file->n_tensors + 1, sizeof *file->tensors);
+    uint64_t *offsets = calloc(file->n_tensors + 1, sizeof *offsets);
+    if (!file->values || !file->tensors || !offsets) {
+        free(offsets);
+        return fail(error, DG_ERROR_SYSTEM, "%s: no memory for the file's index", file->path);
+    }
+    for (uint64_t i = 0; i < file->n_values && !r.failed; i++) take_value(&r, &file->values[i]);
+    for (uint64_t i = 0; i < file->n_tensors && !r.failed; i++) take_tensor(&r, &file->tensors[i], &offsets[i]);
+    uint64_t alignment = GGUF_ALIGNMENT;
+    if (!r.failed) {
+        int64_t own;
+        const gguf_value *v = gguf_find(file, "general.alignment");
+        if (v && (!gguf_integer(v, &own) || own < 8 || own > 1 << 20 || (own & (own - 1)))) damaged(&r, "an alignment that is no power of two from 8 on");
+        else if (v) alignment = (uint64_t)own;
+    }
+    const uint64_t data = (r.at + alignment - 1) / alignment * alignment;
+    for (uint64_t i = 0; i < file->n_tensors && !r.failed; i++) {
+        gguf_tensor *t = &file->tensors[i];
+        if (offsets[i] % alignment || data > file->size || offsets[i] > file->size - data || t->bytes > file->size - data - offsets[i]) {
+            fail(error, DG_ERROR_FORMAT, "%s: truncated or damaged: tensor '%.*s' needs %llu bytes at %llu, the file has %llu", file->path,
+                 (int)(t->name.n < 200 ? t->name.n : 200), t->name.at, (unsigned long long)t->bytes,
+                 (unsigned long long)(data + offsets[i]), (unsigned long long)file->size);
+            r.failed = true;
+        }
+        t->data = file->map + data + offsets[i];
+    }
+    free(offsets);
+    return r.failed ? DG_ERROR_FORMAT : DG_OK;
+}
+
+int gguf_open(const char *path, gguf **out, dg_error *error) {
+    *out = NULL;
+    gguf *file = calloc(1, sizeof *file);
+    char *copy = file ? malloc(strlen(path) + 1) : NULL;
+    if (!copy) {
+        free(file);
+        return fail(error, DG_ERROR_SYSTEM, "%s: no memory", path);
+    }
+    file->path = strcpy(copy, path);
+    int status = os_map(path, &file->map, &file->size, error);
+    if (status == DG_OK) status = parse(file, error);
+    if (status != DG_OK) gguf_close(file);
+    else *out = file;
+    return status;
+}
+
+void gguf_close(gguf *file) {
+    if (!file) return;
+    if (file->map) os_unmap(file->map, file->size);
+    free(file->values);
+    free(file->tensors);
+    free(file->path);
+    free(file);
+}
+
+bool gguf_text_is(gguf_text text, const char *string) {
+    return text.n == strlen(string) && (text.n == 0 || memcmp(text.at, string, text.n) == 0);
+}
+
+const gguf_value *gguf_find(const gguf *file, const char *key) {
+    for (uint64_t i = 0; i < file->n_values; i++)
+        if (gguf_text_is(file->values[i].key, key)) return &file->values[i];
+    return NULL;
+}
+
+const gguf_tensor *gguf_find_tensor(const gguf *file, const char *name) {
+    for (uint64_t i = 0; i < file->n_tensors; i++)
+        if (gguf_text_is(file->tensors[i].name, name)) return &file->tensors[i];
+    return NULL;
+}
+
+static bool load_integer(gguf_kind kind, const uint8_t *at, int64_t *out) {
+    switch (kind) {
+        case GGUF_U8: *out = *at; return true;
+        case GGUF_BOOL: *out = *at != 0; return true;
+        case GGUF_I8: { int8_t v; memcpy(&v, at, 1); *out = v; return true; }
+        case GGUF_U16: { uint16_t v; memcpy(&v, at, 2); *out = v; return true; }
+        case GGUF_I16: { int16_t v; memcpy(&v, at, 2); *out = v; return true; }
+        case GGUF_U32: *out = load_u32(at); return true;
+        case GGUF_I32: { int32_t v; memcpy(&v, at, 4); *out = v; return true; }
+        case GGUF_I64: memcpy(out, at, 8); return true;
+        case GGUF_U64: *out = (int64_t)load_u64(at); return load_u64(at) <= INT64_MAX;
+        default: return false;
+    }
+}
+
+bool gguf_integer(const gguf_value *v, int64_t *out) { return v && load_integer(v->kind, v->data, out); }
+
+bool gguf_element(const gguf_value *v, uint64_t i, int64_t *out) {
+    if (!v || v->kind != GGUF_ARRAY || i >= v->count || !kinds[v->element].bytes) return false;
+    return load_integer(v->element, v->data + i * kinds[v->element].bytes, out);
+}
+
+bool gguf_float(const gguf_value *v, double *out) {
+    if (!v) return false;
+    if (v->kind == GGUF_F32) {
+        float f;
+        memcpy(&f, v->data, 4);
+        *out = (double)f;
+        return true;
+    }
+    if (v->kind != GGUF_F64) return false;
+    memcpy(out, v->data, 8);
+    return true;
+}
+
+gguf_text gguf_next_string(const uint8_t **cursor) {
+    const gguf_text text = {(const char *)*cursor + 8, load_u64(*cursor)};
+    *cursor += 8 + text.n;
+    return text;
+}
+
+bool gguf_string(const gguf_value *v, gguf_text *out) {
+    if (!v || v->kind != GGUF_STRING) return false;
+    const uint8_t *cursor = v->data;
+    *out = gguf_next_string(&cursor);
+    return true;
+}

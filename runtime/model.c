@@ -1,0 +1,286 @@
+/* Opens a model: reads its configuration and binds every weight, checked, in one place. */
+#include "model.h"
+
+#include <math.h>
+#include <stddef.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "error.h"
+#include "ops.h"
+#include "tables.h"
+#include "tokenizer.h"
+
+enum { LARGEST_SIZE = 1 << 24 }; /* of any one dimension: products of three stay far from overflow */
+
+/* ---- Configuration ---- */
+
+static int wrong_value(const gguf *f, key_id id, const char *expected, dg_error *error) {
+    return fail(error, DG_ERROR_FORMAT, "%s: metadata '%s': expected %s", f->path, key_name(id), expected);
+}
+
+static int missing_value(const gguf *f, key_id id, dg_error *error) {
+    return fail(error, DG_ERROR_FORMAT, "%s: metadata '%s' is missing", f->path, key_name(id));
+}
+
+static int read_integer(const gguf *f, key_id id, int32_t *out, dg_error *error) {
+    int64_t v;
+    const gguf_value *value = gguf_find(f, key_name(id));
+    if (!gguf_integer(value, &v) || v < 0 || v > LARGEST_SIZE) return wrong_value(f, id, "a whole number of at most 2^24", error);
+    *out = (int32_t)v;
+    return DG_OK;
+}
+
+static int read_float(const gguf *f, key_id id, float *out, dg_error *error) {
+    double v;
+    if (!gguf_float(gguf_find(f, key_name(id)), &v) || !isfinite(v)) return wrong_value(f, id, "a finite float", error);
+    *out = (float)v;
+    return DG_OK;
+}
+
+/* One number per layer: an array of n_layer, or one number for all. */
+static int read_per_layer(const gguf *f, key_id id, int32_t *out, int32_t n_layer, dg_error *error) {
+    const gguf_value *value = gguf_find(f, key_name(id));
+    for (int32_t l = 0; l < n_layer; l++) {
+        int64_t v;
+        const bool found = value->kind == GGUF_ARRAY ? value->count == (uint64_t)n_layer && gguf_element(value, (uint64_t)l, &v)
+                                                     : gguf_integer(value, &v);
+        if (!found || v < 0 || v > LARGEST_SIZE) return wrong_value(f, id, "one whole number per layer", error);
+        out[l] = (int32_t)v;
+    }
+    return DG_OK;
+}
+
+#define DG_REQUIRED 0
+#define READ_U32 read_integer
+#define READ_BOOL read_integer
+#define READ_F32 read_float
+
+static int read_config(const gguf *f, dg_config *c, dg_error *error) {
+    gguf_text architecture;
+    if (!gguf_string(gguf_find(f, key_name(KEY_architecture)), &architecture)) return missing_value(f, KEY_architecture, error);
+    if (!gguf_text_is(architecture, "diffusion-gemma"))
+        return fail(error, DG_ERROR_FORMAT, "%s: a model of architecture '%.*s'; this runs 'diffusion-gemma'", f->path,
+                    (int)(architecture.n < 100 ? architecture.n : 100), architecture.at);
+    int status = DG_OK;
+#define DG_KEY(kind, field, key, absent)                                                            \
+    if (status != DG_OK) return status;                                                             \
+    c->field = absent;                                                                              \
+    if (gguf_find(f, key)) status = READ_##kind(f, KEY_##field, &c->field, error);                  \
+    else if (dg_key_at(KEY_##field)->required) status = missing_value(f, KEY_##field, error);
+#define DG_LAYER_KEY(kind, field, key, absent)
+#define DG_TEXT(kind, field, key)
+#include "metadata.def"
+#undef DG_KEY
+#undef DG_LAYER_KEY
+    if (status != DG_OK) return status;
+    if (c->n_layer < 1 || c->n_layer > DG_MAX_LAYERS) return wrong_value(f, KEY_n_layer, "1 to 256 layers", error);
+#define DG_KEY(kind, field, key, absent)
+#define DG_LAYER_KEY(kind, field, key, absent)                                                      \
+    if (status != DG_OK) return status;                                                             \
+    status = gguf_find(f, key) ? read_per_layer(f, KEY_##field, c->field, c->n_layer, error) : missing_value(f, KEY_##field, error);
+#include "metadata.def"
+#undef DG_KEY
+#undef DG_LAYER_KEY
+#undef DG_TEXT
+    return status;
+}
+
+/* What the mathematics takes for granted. */
+static int check_config(const gguf *f, const dg_config *c, dg_error *error) {
+    const struct { bool holds; key_id id; const char *expected; } rules[] = {
+        {c->d_model > 0, KEY_d_model, "a positive size"},
+        {c->d_ffn > 0, KEY_d_ffn, "a positive size"},
+        {c->d_expert > 0, KEY_d_expert, "a positive size"},
+        {c->n_head > 0 && c->n_head <= 4096, KEY_n_head, "1 to 4096 heads"},
+        {c->head_dim > 0 && c->head_dim % 2 == 0 && c->head_dim <= 1 << 14, KEY_head_dim, "an even size of at most 16384"},
+        {c->head_dim_swa > 0 && c->head_dim_swa % 2 == 0 && c->head_dim_swa <= 1 << 14, KEY_head_dim_swa, "an even size of at most 16384"},
+        {c->value_dim == c->head_dim, KEY_value_dim, "the key length (other sizes are not supported)"},
+        {c->value_dim_swa == c->head_dim_swa, KEY_value_dim_swa, "the key length (other sizes are not supported)"},
+        {c->rope_dim == c->head_dim, KEY_rope_dim, "the key length"},
+        {c->rope_dim_swa == c->head_dim_swa, KEY_rope_dim_swa, "the key length"},
+        {c->rope_base > 0, KEY_rope_base, "a positive base"},
+        {c->rope_base_swa > 0, KEY_rope_base_swa, "a positive base"},
+        {c->rms_eps > 0, KEY_rms_eps, "a positive number"},
+        {c->softcap > 0, KEY_softcap, "a positive number"},
+        {c->n_expert > 0 && c->n_expert <= 4096, KEY_n_expert, "1 to 4096 experts"},
+        {c->n_expert_used > 0 && c->n_expert_used <= c->n_expert, KEY_n_expert_used, "1 to expert_count"},
+        {c->sliding_window > 0, KEY_sliding_window, "a positive size"},
+        {c->shared_kv_layers == 0, KEY_shared_kv_layers, "0 (sharing is not supported)"},
+        {c->d_per_layer_input == 0, KEY_d_per_layer_input, "0 (per-layer inputs are not supported)"},
+        {c->causal == 0, KEY_causal, "false"},
+        {c->context_length > 0, KEY_context_length, "a positive size"},
+        {c->canvas_length > 0 && c->canvas_length <= 1 << 16, KEY_canvas_length, "1 to 65536 tokens"},
+        {c->steps > 0, KEY_steps, "a positive number"},
+        {c->n_vocab > 0 && c->n_vocab <= LARGEST_SIZE, KEY_tokens, "1 to 2^24 tokens"},
+    };
+    for (size_t i = 0; i < sizeof rules / sizeof *rules; i++)
+        if (!rules[i].holds) return wrong_value(f, rules[i].id, rules[i].expected, error);
+    for (int32_t l = 0; l < c->n_layer; l++)
+        if (c->n_head_kv[l] < 1 || c->n_head % c->n_head_kv[l])
+            return wrong_value(f, KEY_n_head_kv, "divisors of head_count", error);
+    return DG_OK;
+}
+
+static int add_end_id(dg_config *c, int64_t id) {
+    if (id < 0 || id >= c->n_vocab || c->n_end_ids == DG_MAX_END_IDS) return false;
+    for (int32_t i = 0; i < c->n_end_ids; i++)
+        if (c->end_ids[i] == id) return true;
+    c->end_ids[c->n_end_ids++] = (int32_t)id;
+    return true;
+}
+
+/* Files of others name one end id and have no key for the list: the marks that end a turn are added by name. */
+static int read_end_ids(const gguf *f, const dg_tokenizer *tokenizer, dg_config *c, dg_error *error) {
+    const gguf_value *list = gguf_find(f, key_name(KEY_end_token_ids));
+    for (uint64_t i = 0; list && i < list->count; i++) {
+        int64_t id;
+        if (!gguf_element(list, i, &id) || !add_end_id(c, id)) return wrong_value(f, KEY_end_token_ids, "an array of at most 16 token ids", error);
+    }
+    if (list && c->n_end_ids) return DG_OK;
+    add_end_id(c, dg_tokenizer_vocab(tokenizer)->eos_id);
+    add_end_id(c, tokenizer_find(tokenizer, "<turn|>"));
+    add_end_id(c, tokenizer_find(tokenizer, "<|tool_response>"));
+    return DG_OK;
+}
+
+/* ---- Weights ---- */
+
+/* Where each entry of tensors.def goes: an offset into struct top_weights or struct layer. */
+enum scope { SCOPE_TOP, SCOPE_LAYER, SCOPE_SLIDING, SCOPE_SPLIT };
+static const struct { enum scope scope; bool any_format; size_t offset; } places[] = {
+#define KIND_FLOATS false
+#define KIND_MADE false
+#define KIND_MATRIX true
+#define KIND_TABLE true
+#define HOLDER_TOP top_weights
+#define HOLDER_LAYER layer
+#define HOLDER_SLIDING layer
+#define HOLDER_SPLIT layer
+#define DG_TENSOR(scope, kind, field, gguf, hf, n0, n1, n2) {SCOPE_##scope, KIND_##kind, offsetof(HOLDER_##scope, field)},
+#include "tensors.def"
+#undef DG_TENSOR
+};
+enum { ENTRIES = sizeof places / sizeof *places };
+
+/* Binds entry i of one layer into *out; *found says whether the file has it. */
+static int bind(dg_model *m, int32_t i, int32_t l, tensor *out, bool *found, uint8_t *seen, dg_error *error) {
+    const gguf *f = m->file;
+    char name[128];
+    snprintf(name, sizeof name, dg_tensor_entry_at(i)->gguf, l);
+    const gguf_tensor *t = gguf_find_tensor(f, name);
+    *found = t != NULL;
+    if (!t) return DG_OK;
+    if (seen[t - f->tensors]++) return fail(error, DG_ERROR_FORMAT, "%s: tensor '%s' is there twice", f->path, name);
+    int64_t dims[3];
+    dg_tensor_dims(i, &m->config, l, dims);
+    if (t->dims[0] != dims[0] || t->dims[1] != dims[1] || t->dims[2] != dims[2] || t->dims[3] != 1)
+        return fail(error, DG_ERROR_FORMAT, "%s: tensor '%s' has shape %lld x %lld x %lld; the metadata asks for %lld x %lld x %lld", f->path, name,
+                    (long long)t->dims[0], (long long)t->dims[1], (long long)t->dims[2], (long long)dims[0], (long long)dims[1], (long long)dims[2]);
+    if (!places[i].any_format && t->format->id != DG_F32)
+        return fail(error, DG_ERROR_FORMAT, "%s: tensor '%s' is %s; it must be F32", f->path, name, t->format->name);
+    const int64_t row = dims[0] / t->format->block * t->format->bytes;
+    *out = (tensor){t->format, t->data, dims[0], dims[1], dims[2], row, row * dims[1]};
+    return DG_OK;
+}
+
+/* Files hold gate and up fused, or in two tensors: both become two views. */
+static void split_gate_up(layer *w, int32_t d_expert) {
+    if (!w->ffn_gate_up_exps.data) return;
+    w->ffn_gate_exps = w->ffn_up_exps = w->ffn_gate_up_exps;
+    w->ffn_gate_exps.rows = w->ffn_up_exps.rows = d_expert;
+    w->ffn_up_exps.data += d_expert * w->ffn_up_exps.row_bytes;
+}
+
+static int bind_all(dg_model *m, dg_error *error) {
+    const gguf *f = m->file;
+    const dg_config *c = &m->config;
+    uint8_t *seen = calloc(f->n_tensors + 1, 1);
+    int status = seen ? DG_OK : fail(error, DG_ERROR_SYSTEM, "%s: no memory", f->path);
+    for (int32_t i = 0; i < ENTRIES && status == DG_OK; i++) {
+        const dg_tensor_entry *entry = dg_tensor_entry_at(i);
+        const int32_t n = places[i].scope == SCOPE_TOP ? 1 : c->n_layer;
+        for (int32_t l = 0; l < n && status == DG_OK; l++) {
+            if (places[i].scope == SCOPE_SLIDING && !c->sliding[l]) continue;
+            if (places[i].scope == SCOPE_SPLIT && m->layers[l].ffn_gate_up_exps.data) continue;
+            char *holder = places[i].scope == SCOPE_TOP ? (char *)&m->top : (char *)&m->layers[l];
+            tensor *to = (tensor *)(void *)(holder + places[i].offset);
+            bool found;
+            status = bind(m, i, l, to, &found, seen, error);
+            const bool may_lack = to == &m->layers[l].ffn_gate_up_exps; /* older files have it split */
+            if (status == DG_OK && !found && !may_lack) {
+                char name[128];
+                snprintf(name, sizeof name, entry->gguf, l);
+                status = fail(error, DG_ERROR_FORMAT, "%s: tensor '%s' is missing", f->path, name);
+            }
+        }
+    }
+    for (uint64_t i = 0; i < f->n_tensors && status == DG_OK; i++)
+        if (!seen[i])
+            status = fail(error, DG_ERROR_FORMAT, "%s: tensor '%.*s' is not part of a diffusion-gemma model", f->path,
+                          (int)(f->tensors[i].name.n < 200 ? f->tensors[i].name.n : 200), f->tensors[i].name.at);
+    for (int32_t l = 0; l < c->n_layer; l++) split_gate_up(&m->layers[l], c->d_expert);
+    free(seen);
+    return status;
+}
+
+/* base^(-2i/dim), float32 as the model was trained with. */
+static float *inverse_frequencies(float base, int32_t dim, const float *factors) {
+    float *out = malloc(sizeof *out * (size_t)(dim / 2));
+    for (int32_t i = 0; out && i < dim / 2; i++) {
+        out[i] = (float)(1.0 / pow((double)base, (double)((float)(2 * i) / (float)dim)));
+        if (factors) out[i] /= factors[i];
+    }
+    return out;
+}
+
+/* ---- Opening ---- */
+
+static int load(dg_model *m, const char *path, const dg_model_options *options, dg_error *error) {
+    int status = gguf_open(path, &m->file, error);
+    if (status == DG_OK) status = read_config(m->file, &m->config, error);
+    if (status == DG_OK) status = tokenizer_new(m->file, &m->tokenizer, error);
+    if (status != DG_OK) return status;
+    dg_config *c = &m->config;
+    c->n_vocab = dg_tokenizer_vocab(m->tokenizer)->n_vocab;
+    status = check_config(m->file, c, error);
+    if (status == DG_OK) status = read_end_ids(m->file, m->tokenizer, c, error);
+    if (status != DG_OK) return status;
+    m->layers = calloc((size_t)c->n_layer, sizeof *m->layers);
+    if (!m->layers) return fail(error, DG_ERROR_SYSTEM, "%s: no memory", path);
+    status = bind_all(m, error);
+    if (status != DG_OK) return status;
+    m->rope_full = inverse_frequencies(c->rope_base, c->head_dim, (const float *)(const void *)m->top.rope_freqs.data);
+    m->rope_swa = inverse_frequencies(c->rope_base_swa, c->head_dim_swa, NULL);
+    if (!m->rope_full || !m->rope_swa) return fail(error, DG_ERROR_SYSTEM, "%s: no memory", path);
+    const dg_model_options none = {0};
+    if (!options) options = &none;
+    return ops_new(options->backend ? options->backend : "auto", options->threads, c, &m->ops, error);
+}
+
+int dg_model_open(const char *path, const dg_model_options *options, dg_model **out, dg_error *error) {
+    *out = NULL;
+    dg_model *m = calloc(1, sizeof *m);
+    if (!m) return fail(error, DG_ERROR_SYSTEM, "%s: no memory", path);
+    const int status = load(m, path, options, error);
+    if (status != DG_OK) dg_model_free(m);
+    else *out = m;
+    return status;
+}
+
+void dg_model_free(dg_model *m) {
+    if (!m) return;
+    ops_free(m->ops);
+    free(m->rope_full);
+    free(m->rope_swa);
+    free(m->layers);
+    dg_tokenizer_free(m->tokenizer);
+    gguf_close(m->file);
+    free(m);
+}
+
+const dg_config *dg_model_config(const dg_model *m) { return &m->config; }
+const dg_tokenizer *dg_model_tokenizer(const dg_model *m) { return m->tokenizer; }
+const char *dg_model_backend(const dg_model *m) { return m->ops->name; }
+int32_t dg_model_threads(const dg_model *m) { return pool_threads(m->ops->pool); }

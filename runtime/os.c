@@ -1,0 +1,172 @@
+/* The only file that knows the operating system (POSIX). */
+#define _GNU_SOURCE
+#include "os.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <pthread.h>
+#include <sched.h>
+#include <stdatomic.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "error.h"
+
+/* ---- Files and memory ---- */
+
+int os_map(const char *path, const uint8_t **map, uint64_t *size, dg_error *error) {
+    *map = NULL;
+    *size = 0;
+    const int fd = open(path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0) return fail(error, DG_ERROR_SYSTEM, "%s: cannot open: %s", path, strerror(errno));
+    struct stat info;
+    int status = DG_OK;
+    if (fstat(fd, &info) != 0) status = fail(error, DG_ERROR_SYSTEM, "%s: cannot read: %s", path, strerror(errno));
+    else if (!S_ISREG(info.st_mode)) status = fail(error, DG_ERROR_SYSTEM, "%s: not a regular file", path);
+    else if (info.st_size == 0) status = fail(error, DG_ERROR_FORMAT, "%s: the file is empty", path);
+    if (status == DG_OK) {
+        void *at = mmap(NULL, (size_t)info.st_size, PROT_READ, MAP_SHARED, fd, 0);
+        if (at == MAP_FAILED) status = fail(error, DG_ERROR_SYSTEM, "%s: cannot map: %s", path, strerror(errno));
+        else *map = at, *size = (uint64_t)info.st_size;
+    }
+    close(fd);
+    return status;
+}
+
+void os_unmap(const uint8_t *map, uint64_t size) { munmap((void *)(uintptr_t)map, (size_t)size); }
+
+void *os_reserve(size_t bytes) {
+    void *at = mmap(NULL, bytes ? bytes : 1, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    return at == MAP_FAILED ? NULL : at;
+}
+
+void os_release(void *memory, size_t bytes) {
+    if (memory) munmap(memory, bytes ? bytes : 1);
+}
+
+void os_discard(void *memory, size_t bytes) { madvise(memory, bytes, MADV_DONTNEED); }
+
+int32_t os_processors(void) {
+#ifdef __linux__
+    cpu_set_t set;
+    if (sched_getaffinity(0, sizeof set, &set) == 0 && CPU_COUNT(&set) > 0) return CPU_COUNT(&set);
+#endif
+    const long n = sysconf(_SC_NPROCESSORS_ONLN);
+    return n > 0 ? (int32_t)n : 1;
+}
+
+/* ---- Threads ---- */
+
+enum { SPINS = 4000 }; /* a forward pass runs hundreds of short jobs: waiting awake for the next costs less than sleeping */
+
+struct pool {
+    int32_t threads;
+    pthread_t *workers;
+    pthread_mutex_t turn;    /* held for one run */
+    pthread_mutex_t lock;    /* guards sleep and wake */
+    pthread_cond_t wake;
+    atomic_uint generation;  /* counts runs: a worker that sees a new one joins it */
+    atomic_int busy;         /* workers that have not finished this run */
+    atomic_bool closing;
+    atomic_llong next;       /* item */
+    long long n_items;
+    pool_work work;
+    void *arg;
+};
+
+typedef struct seat {
+    pool *p;
+    int32_t thread;
+} seat;
+
+static void pause_briefly(void) {
+#if defined(__x86_64__) || defined(__i386__)
+    __builtin_ia32_pause();
+#endif
+}
+
+static void take_items(pool *p, int32_t thread) {
+    for (long long item; (item = atomic_fetch_add(&p->next, 1)) < p->n_items;) p->work(p->arg, item, thread);
+}
+
+static void *worker(void *arg) {
+    const seat s = *(seat *)arg;
+    free(arg);
+    pool *p = s.p;
+    for (unsigned seen = 0;;) {
+        for (int i = 0; i < SPINS && atomic_load(&p->generation) == seen; i++) pause_briefly();
+        if (atomic_load(&p->generation) == seen) {
+            pthread_mutex_lock(&p->lock);
+            while (atomic_load(&p->generation) == seen) pthread_cond_wait(&p->wake, &p->lock);
+            pthread_mutex_unlock(&p->lock);
+        }
+        seen = atomic_load(&p->generation);
+        if (atomic_load(&p->closing)) return NULL;
+        take_items(p, s.thread);
+        atomic_fetch_sub(&p->busy, 1);
+    }
+}
+
+static void call(pool *p) {
+    pthread_mutex_lock(&p->lock);
+    atomic_fetch_add(&p->generation, 1);
+    pthread_cond_broadcast(&p->wake);
+    pthread_mutex_unlock(&p->lock);
+}
+
+pool *pool_new(int32_t threads) {
+    pool *p = calloc(1, sizeof *p);
+    if (!p) return NULL;
+    pthread_mutex_init(&p->turn, NULL);
+    pthread_mutex_init(&p->lock, NULL);
+    pthread_cond_init(&p->wake, NULL);
+    p->threads = 1;
+    p->workers = calloc((size_t)threads, sizeof *p->workers);
+    for (int32_t t = 1; p->workers && t < threads; t++) {
+        seat *s = malloc(sizeof *s);
+        if (s) *s = (seat){p, t};
+        if (!s || pthread_create(&p->workers[t], NULL, worker, s) != 0) {
+            free(s);
+            break;
+        }
+        p->threads++;
+    }
+    if (p->threads == threads) return p;
+    pool_free(p);
+    return NULL;
+}
+
+void pool_free(pool *p) {
+    if (!p) return;
+    atomic_store(&p->closing, true);
+    call(p);
+    for (int32_t t = 1; t < p->threads; t++) pthread_join(p->workers[t], NULL);
+    pthread_cond_destroy(&p->wake);
+    pthread_mutex_destroy(&p->lock);
+    pthread_mutex_destroy(&p->turn);
+    free(p->workers);
+    free(p);
+}
+
+int32_t pool_threads(const pool *p) { return p->threads; }
+
+void pool_run(pool *p, pool_work work, void *arg, int64_t n_items) {
+    pthread_mutex_lock(&p->turn);
+    if (p->threads == 1 || n_items <= 1) {
+        for (int64_t i = 0; i < n_items; i++) work(arg, i, 0);
+    } else {
+        p->work = work, p->arg = arg, p->n_items = n_items;
+        atomic_store(&p->next, 0);
+        atomic_store(&p->busy, p->threads - 1);
+        call(p);
+        take_items(p, 0);
+        for (int i = 0; atomic_load(&p->busy) > 0; i++) {
+            if (i < SPINS) pause_briefly();
+            else sched_yield();
+        }
+    }
+    pthread_mutex_unlock(&p->turn);
+}

@@ -1,0 +1,65 @@
+#include "sampler.h"
+
+#include <stdlib.h>
+
+#include "error.h"
+#include "random.h"
+
+float sampler_temperature(const dg_sampling *s, int32_t index) {
+    const double left = (double)(s->steps - index) / (double)s->steps;
+    const double t = (double)s->t_min + ((double)s->t_max - (double)s->t_min) * left;
+    return t > 1e-4 ? (float)t : 1e-4f;
+}
+
+/* Merge sort: stable, so that the lower position comes first among equals. */
+static void sort_by_entropy(const float *entropy, int32_t *order, int32_t *room, int32_t n) {
+    if (n < 2) return;
+    const int32_t half = n / 2;
+    sort_by_entropy(entropy, order, room, half);
+    sort_by_entropy(entropy, order + half, room, n - half);
+    for (int32_t i = 0; i < half; i++) room[i] = order[i];
+    for (int32_t i = 0, j = half, to = 0; i < half; to++)
+        order[to] = j < n && entropy[order[j]] < entropy[room[i]] ? order[j++] : room[i++];
+}
+
+void sampler_accept(const float *entropy, int32_t n, float bound, bool *accepted, int32_t *order) {
+    for (int32_t i = 0; i < n; i++) order[i] = i;
+    sort_by_entropy(entropy, order, order + n, n);
+    double before = 0.0;
+    for (int32_t i = 0; i < n; i++) {
+        accepted[order[i]] = before <= (double)bound;
+        before += (double)entropy[order[i]];
+    }
+}
+
+int dg_accept(const float *entropy, int32_t n, float bound, bool *accepted, dg_error *error) {
+    int32_t *order = malloc(sizeof *order * 2 * (size_t)(n > 0 ? n : 1));
+    if (!order) return fail(error, DG_ERROR_SYSTEM, "no memory for a canvas of %d tokens", n);
+    sampler_accept(entropy, n, bound, accepted, order);
+    free(order);
+    return DG_OK;
+}
+
+void sampler_renoise(int32_t *canvas, int32_t n, const dg_choice *choices, const bool *accepted, const int32_t *random_ids) {
+    for (int32_t i = 0; i < n; i++) canvas[i] = accepted[i] ? choices[i].sample : random_ids[i];
+}
+
+bool sampler_stop(const dg_sampling *s, int32_t unchanged, float mean_entropy) {
+    return unchanged >= s->stability && mean_entropy < s->confidence;
+}
+
+void dg_draw(uint64_t seed, int32_t block, int32_t step, int32_t n, int32_t n_vocab, double *u, int32_t *ids) {
+    for (int32_t i = 0; i < n; i++) random_draw(seed, (uint32_t)block, (uint32_t)step, (uint32_t)i, (uint32_t)n_vocab, &u[i], &ids[i]);
+}
+
+int dg_sampling_check(const dg_sampling *s, dg_error *error) {
+#define CHECK_I32 "%s: expected a whole number from %.0f to %.0f, got %.0f"
+#define CHECK_U64 CHECK_I32
+#define CHECK_F32 "%s: expected a number from %g to %g, got %g"
+#define DG_OPTION(kind, name, least, most, help)                                   \
+    if (!((double)s->name >= (double)(least) && (double)s->name <= (double)(most))) \
+        return fail(error, DG_ERROR_USAGE, CHECK_##kind, #name, (double)(least), (double)(most), (double)s->name);
+#include "options.def"
+#undef DG_OPTION
+    return DG_OK;
+}

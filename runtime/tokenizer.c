@@ -1,0 +1,697 @@
+/* Gemma's BPE with byte fallback. Results equal those of the `tokenizers` package (see tests/test_tokenizer.py).
+ *
+ * Nothing of the vocabulary is copied: two hash tables point into the file's map, and a merge's place in the file is
+ * its rank. Encoding goes: special tokens | runs of newlines and the text between | characters, merged with a heap. */
+#include "tokenizer.h"
+
+#include <limits.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "error.h"
+
+enum key {
+#define DG_KEY(kind, field, key, absent)
+#define DG_LAYER_KEY(kind, field, key, absent)
+#define DG_TEXT(kind, field, key) KEY_##field,
+#include "metadata.def"
+#undef DG_TEXT
+};
+
+static const char *const key_names[] = {
+#define DG_TEXT(kind, field, key) key,
+#include "metadata.def"
+#undef DG_TEXT
+#undef DG_KEY
+#undef DG_LAYER_KEY
+};
+
+/* The values of token_type. */
+enum kind { NORMAL = 1, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE };
+
+#define BLANK "\xE2\x96\x81"      /* U+2581 stands for ' ' */
+#define BROKEN "\xEF\xBF\xBD"     /* U+FFFD stands for what is not UTF-8 */
+#define NONE UINT32_MAX
+
+/* ---- A hash table of numbers: what they stand for is compared by whoever looks them up -------------------------- */
+
+typedef struct slot {
+    uint32_t hash, value; /* value NONE: empty */
+} slot;
+
+typedef struct table {
+    slot *slots;
+    uint32_t mask;
+} table;
+
+static bool table_new(table *t, uint64_t n) {
+    uint64_t size = 16;
+    while (size < 2 * n) size *= 2;
+    if (size > (uint64_t)1 << 32 || size > SIZE_MAX / sizeof(slot)) return false;
+    t->slots = malloc((size_t)size * sizeof(slot));
+    if (t->slots == NULL) return false;
+    memset(t->slots, 0xFF, (size_t)size * sizeof(slot));
+    t->mask = (uint32_t)(size - 1);
+    return true;
+}
+
+static uint64_t mix(uint64_t h) {
+    h *= UINT64_C(0x9E3779B97F4A7C15);
+    return h ^ h >> 32;
+}
+
+static uint64_t load(const char *at, size_t n) {
+    uint64_t word = 0;
+    memcpy(&word, at, n);
+    return word;
+}
+
+static uint32_t hash_text(const char *at, size_t n) {
+    uint64_t h = n + 1;
+    for (; n > 8; n -= 8, at += 8) h = mix(h ^ load(at, 8));
+    if (n >= 4) h = mix(h ^ (load(at, 4) | load(at + n - 4, 4) << 32));
+    else if (n > 0) h = mix(h ^ (load(at, 1) | load(at + n / 2, 1) << 8 | load(at + n - 1, 1) << 16));
+    return (uint32_t)(mix(h) >> 16);
+}
+
+static uint32_t hash_pair(uint32_t left, uint32_t right) {
+    return (uint32_t)(mix(mix((uint64_t)left << 32 | right)) >> 16);
+}
+
+/* ---- The tokenizer ---------------------------------------------------------------------------------------------- */
+
+struct dg_tokenizer {
+    dg_vocab vocab;
+    gguf *owned;          /* the file, where dg_tokenizer_open opened it */
+    char *chat_template;
+    const uint8_t *tokens, *merges; /* the arrays' first elements, in the map */
+    uint32_t *token_at;   /* [n_vocab] offset of each token in its array */
+    uint8_t *kinds;       /* [n_vocab] */
+    table ids;            /* token text -> id */
+    table ranks;          /* merge -> offset in its array, which grows as the rank does */
+    size_t longest_token, longest_merge;
+    int32_t byte_ids[256]; /* or -1 */
+    bool begins_special[256];
+    uint32_t *special_lengths; /* of the special tokens, longest first, each once */
+    uint32_t n_special_lengths;
+};
+
+static gguf_text string_at(const uint8_t *strings, uint32_t offset) {
+    const uint8_t *cursor = strings + offset;
+    return gguf_next_string(&cursor);
+}
+
+static int32_t find_token(const dg_tokenizer *t, const char *at, size_t n, uint32_t hash) {
+    for (uint32_t i = hash & t->ids.mask;; i = (i + 1) & t->ids.mask) {
+        slot s = t->ids.slots[i];
+        if (s.value == NONE) return -1;
+        if (s.hash != hash) continue;
+        gguf_text text = string_at(t->tokens, t->token_at[s.value]);
+        if (text.n == n && memcmp(text.at, at, n) == 0) return (int32_t)s.value;
+    }
+}
+
+static int32_t find_text(const dg_tokenizer *t, const char *at, size_t n) {
+    return n > t->longest_token ? -1 : find_token(t, at, n, hash_text(at, n));
+}
+
+int32_t tokenizer_find(const dg_tokenizer *tokenizer, const char *token) {
+    return find_text(tokenizer, token, strlen(token));
+}
+
+const dg_vocab *dg_tokenizer_vocab(const dg_tokenizer *tokenizer) { return &tokenizer->vocab; }
+
+void dg_tokenizer_free(dg_tokenizer *tokenizer) {
+    if (tokenizer == NULL) return;
+    if (tokenizer->owned != NULL) gguf_close(tokenizer->owned);
+    free(tokenizer->chat_template);
+    free(tokenizer->token_at);
+    free(tokenizer->kinds);
+    free(tokenizer->ids.slots);
+    free(tokenizer->ranks.slots);
+    free(tokenizer->special_lengths);
+    free(tokenizer);
+}
+
+/* ---- Reading a file --------------------------------------------------------------------------------------------- */
+
+static int no_memory(const gguf *file, dg_error *error) {
+    return fail(error, DG_ERROR_SYSTEM, "%s: no memory for its tokenizer", file->path);
+}
+
+/* An array of such elements, of `count` unless that is 0. *out is NULL where a file may and does lack it. */
+static int find_array(const gguf *file, enum key key, gguf_kind element, uint64_t count, bool required,
+                      const gguf_value **out, dg_error *error) {
+    const gguf_value *value = *out = gguf_find(file, key_names[key]);
+    if (value == NULL)
+        return required ? fail(error, DG_ERROR_FORMAT, "%s: no %s", file->path, key_names[key]) : DG_OK;
+    int64_t ignored;
+    bool integers = element == GGUF_I32 && value->count > 0 && gguf_element(value, 0, &ignored);
+    if (value->kind != GGUF_ARRAY || (value->count > 0 && value->element != element && !integers))
+        return fail(error, DG_ERROR_FORMAT, "%s: %s is not an array of %s", file->path, key_names[key],
+                    element == GGUF_STRING ? "strings" : element == GGUF_F32 ? "float32" : "integers");
+    if (count > 0 && value->count != count)
+        return fail(error, DG_ERROR_FORMAT, "%s: %s has %llu elements, expected one for each of %llu tokens",
+                    file->path, key_names[key], (unsigned long long)value->count, (unsigned long long)count);
+    if (element == GGUF_STRING && value->bytes >= NONE)
+        return fail(error, DG_ERROR_FORMAT, "%s: %s takes %llu bytes, more than the 4G there may be", file->path,
+                    key_names[key], (unsigned long long)value->bytes);
+    return DG_OK;
+}
+
+static int read_id(const gguf *file, enum key key, int32_t n_vocab, int32_t *out, dg_error *error) {
+    *out = -1;
+    const gguf_value *value = gguf_find(file, key_names[key]);
+    if (value == NULL) return DG_OK;
+    int64_t id;
+    if (!gguf_integer(value, &id))
+        return fail(error, DG_ERROR_FORMAT, "%s: %s is not an integer", file->path, key_names[key]);
+    if (id < 0 || id >= n_vocab)
+        return fail(error, DG_ERROR_FORMAT, "%s: %s is %lld, expected an id below %d", file->path, key_names[key],
+                    (long long)id, (int)n_vocab);
+    *out = (int32_t)id;
+    return DG_OK;
+}
+
+static int read_template(const gguf *file, dg_tokenizer *t, dg_error *error) {
+    const gguf_value *value = gguf_find(file, key_names[KEY_chat_template]);
+    if (value == NULL) return DG_OK;
+    gguf_text text;
+    if (!gguf_string(value, &text) || memchr(text.at, 0, (size_t)text.n) != NULL)
+        return fail(error, DG_ERROR_FORMAT, "%s: %s is not a text", file->path, key_names[KEY_chat_template]);
+    t->chat_template = malloc((size_t)text.n + 1);
+    if (t->chat_template == NULL) return no_memory(file, error);
+    memcpy(t->chat_template, text.at, (size_t)text.n);
+    t->chat_template[text.n] = 0;
+    t->vocab.chat_template = t->chat_template;
+    return DG_OK;
+}
+
+static int hex_digit(char c) {
+    if (c >= '0' && c <= '9') return c - '0';
+    if (c >= 'a' && c <= 'f') return c - 'a' + 10;
+    return c >= 'A' && c <= 'F' ? c - 'A' + 10 : -1;
+}
+
+/* The byte that a token "<0xXX>" stands for, or -1. */
+static int byte_of(gguf_text text) {
+    if (text.n != 6 || memcmp(text.at, "<0x", 3) != 0 || text.at[5] != '>') return -1;
+    int high = hex_digit(text.at[3]), low = hex_digit(text.at[4]);
+    return high < 0 || low < 0 ? -1 : high * 16 + low;
+}
+
+static bool special_kind(uint8_t kind) { return kind == CONTROL || kind == USER_DEFINED || kind == UNKNOWN; }
+
+static int longest_first(const void *a, const void *b) {
+    uint32_t x = *(const uint32_t *)a, y = *(const uint32_t *)b;
+    return (x < y) - (x > y);
+}
+
+/* Which lengths special tokens have, so that a text is looked up once per length. */
+static bool list_specials(dg_tokenizer *t) {
+    uint32_t n = 0;
+    for (int32_t id = 0; id < t->vocab.n_vocab; id++) n += special_kind(t->kinds[id]);
+    if (n == 0) return true;
+    uint32_t *lengths = t->special_lengths = malloc(n * sizeof *lengths);
+    if (lengths == NULL) return false;
+    n = 0;
+    for (int32_t id = 0; id < t->vocab.n_vocab; id++) {
+        if (!special_kind(t->kinds[id])) continue;
+        gguf_text text = string_at(t->tokens, t->token_at[id]);
+        if (text.n == 0) continue;
+        lengths[n++] = (uint32_t)text.n;
+        t->begins_special[(uint8_t)text.at[0]] = true;
+    }
+    qsort(lengths, n, sizeof *lengths, longest_first);
+    for (uint32_t i = 0; i < n; i++)
+        if (i == 0 || lengths[i] != lengths[i - 1]) lengths[t->n_special_lengths++] = lengths[i];
+    return true;
+}
+
+static int read_tokens(const gguf *file, dg_tokenizer *t, dg_error *error) {
+    const gguf_value *tokens, *types, *scores;
+    int status = find_array(file, KEY_tokens, GGUF_STRING, 0, true, &tokens, error);
+    if (status != DG_OK) return status;
+    if (tokens->count == 0 || tokens->count > INT32_MAX)
+        return fail(error, DG_ERROR_FORMAT, "%s: %s has %llu tokens", file->path, key_names[KEY_tokens],
+                    (unsigned long long)tokens->count);
+    status = find_array(file, KEY_token_type, GGUF_I32, tokens->count, true, &types, error);
+    if (status != DG_OK) return status;
+    status = find_array(file, KEY_scores, GGUF_F32, tokens->count, false, &scores, error);
+    if (status != DG_OK) return status;
+
+    int32_t n = t->vocab.n_vocab = (int32_t)tokens->count;
+    t->tokens = tokens->data;
+    t->token_at = malloc((size_t)n * sizeof *t->token_at);
+    t->kinds = malloc((size_t)n);
+    if (t->token_at == NULL || t->kinds == NULL || !table_new(&t->ids, (uint64_t)n)) return no_memory(file, error);
+
+    const uint8_t *cursor = t->tokens;
+    for (int32_t id = 0; id < n; id++) {
+        t->token_at[id] = (uint32_t)(cursor - t->tokens);
+        gguf_text text = gguf_next_string(&cursor);
+        if (text.n > t->longest_token) t->longest_token = (size_t)text.n;
+
+        int64_t kind;
+        if (!gguf_element(types, (uint64_t)id, &kind) || kind < NORMAL || kind > BYTE)
+            return fail(error, DG_ERROR_FORMAT, "%s: %s of token %d is none of 1 to 6", file->path,
+                        key_names[KEY_token_type], (int)id);
+        if ((kind == NORMAL || kind == UNUSED) && byte_of(text) >= 0) kind = BYTE;
+        /* Some files mark the quotes of tool calls as control tokens, which would drop them from the text. */
+        if (kind == CONTROL && gguf_text_is(text, "<|\"|>")) kind = USER_DEFINED;
+        t->kinds[id] = (uint8_t)kind;
+
+        uint32_t hash = hash_text(text.at, (size_t)text.n), i = hash & t->ids.mask;
+        for (; t->ids.slots[i].value != NONE; i = (i + 1) & t->ids.mask) {
+            if (t->ids.slots[i].hash != hash) continue;
+            gguf_text other = string_at(t->tokens, t->token_at[t->ids.slots[i].value]);
+            if (other.n == text.n && memcmp(other.at, text.at, (size_t)text.n) == 0) break;
+        }
+        /* Of equals, the first encodes. */
+        if (t->ids.slots[i].value == NONE) t->ids.slots[i] = (slot){hash, (uint32_t)id};
+    }
+
+    for (int byte = 0; byte < 256; byte++) {
+        static const char digits[] = "0123456789ABCDEF";
+        char text[6] = {'<', '0', 'x', digits[byte >> 4], digits[byte & 15], '>'};
+        t->byte_ids[byte] = find_text(t, text, sizeof text);
+    }
+    return list_specials(t) ? DG_OK : no_memory(file, error);
+}
+
+/* A merge is "left right", cut at the first space from index 1. */
+static bool cut_merge(gguf_text merge, size_t *left) {
+    const char *space = merge.n < 3 ? NULL : memchr(merge.at + 1, ' ', (size_t)merge.n - 2);
+    *left = space == NULL ? 0 : (size_t)(space - merge.at);
+    return space != NULL;
+}
+
+static int read_merges(const gguf *file, dg_tokenizer *t, dg_error *error) {
+    const gguf_value *merges;
+    int status = find_array(file, KEY_merges, GGUF_STRING, 0, false, &merges, error);
+    if (status != DG_OK) return status;
+    uint64_t n = merges == NULL ? 0 : merges->count; /* a vocabulary of characters has none */
+    if (!table_new(&t->ranks, n)) return no_memory(file, error);
+    if (n == 0) return DG_OK;
+
+    const uint8_t *cursor = t->merges = merges->data;
+    for (uint64_t k = 0; k < n; k++) {
+        uint32_t offset = (uint32_t)(cursor - t->merges);
+        gguf_text text = gguf_next_string(&cursor);
+        size_t left;
+        if (!cut_merge(text, &left))
+            return fail(error, DG_ERROR_FORMAT, "%s: %s %llu is not two tokens with a space between them", file->path,
+                        key_names[KEY_merges], (unsigned long long)k);
+        if (text.n > t->longest_merge) t->longest_merge = (size_t)text.n;
+        uint32_t hash = hash_pair(hash_text(text.at, left), hash_text(text.at + left + 1, (size_t)text.n - left - 1));
+        uint32_t i = hash & t->ranks.mask;
+        for (; t->ranks.slots[i].value != NONE; i = (i + 1) & t->ranks.mask) {
+            if (t->ranks.slots[i].hash != hash) continue;
+            gguf_text other = string_at(t->merges, t->ranks.slots[i].value);
+            if (other.n == text.n && memcmp(other.at, text.at, (size_t)text.n) == 0) break;
+        }
+        t->ranks.slots[i] = (slot){hash, offset}; /* of equals, the last counts */
+    }
+    return DG_OK;
+}
+
+static int read_all(const gguf *file, dg_tokenizer *t, dg_error *error) {
+    const gguf_value *model = gguf_find(file, key_names[KEY_tokenizer_model]);
+    gguf_text name;
+    if (model == NULL || !gguf_string(model, &name))
+        return fail(error, DG_ERROR_FORMAT, "%s: no %s: the file holds no vocabulary", file->path,
+                    key_names[KEY_tokenizer_model]);
+    if (!gguf_text_is(name, "gemma4")) {
+        bool plain = name.n <= 64; /* the message is one line, whatever the file says */
+        for (uint64_t i = 0; plain && i < name.n; i++) plain = name.at[i] >= ' ' && name.at[i] <= '~';
+        return fail(error, DG_ERROR_FORMAT, "%s: %s is '%.*s', expected 'gemma4'", file->path,
+                    key_names[KEY_tokenizer_model], plain ? (int)name.n : 1, plain ? name.at : "?");
+    }
+    int status = read_tokens(file, t, error);
+    if (status == DG_OK) status = read_merges(file, t, error);
+    if (status == DG_OK) status = read_template(file, t, error);
+
+    const struct { enum key key; int32_t *id; } ids[] = {
+        {KEY_bos_id, &t->vocab.bos_id}, {KEY_eos_id, &t->vocab.eos_id}, {KEY_unk_id, &t->vocab.unk_id},
+        {KEY_pad_id, &t->vocab.pad_id}, {KEY_mask_id, &t->vocab.mask_id},
+    };
+    for (size_t i = 0; i < sizeof ids / sizeof *ids && status == DG_OK; i++)
+        status = read_id(file, ids[i].key, t->vocab.n_vocab, ids[i].id, error);
+    if (status != DG_OK) return status;
+
+    for (int byte = 0; byte < 256 && t->vocab.unk_id < 0; byte++)
+        if (t->byte_ids[byte] < 0)
+            return fail(error, DG_ERROR_FORMAT, "%s: neither a token <0x%02X> nor %s for texts that need them",
+                        file->path, (unsigned)byte, key_names[KEY_unk_id]);
+    const gguf_value *add_bos = gguf_find(file, key_names[KEY_add_bos]);
+    t->vocab.add_bos = add_bos != NULL && add_bos->kind == GGUF_BOOL && *add_bos->data != 0 && t->vocab.bos_id >= 0;
+    return DG_OK;
+}
+
+int tokenizer_new(const gguf *file, dg_tokenizer **out, dg_error *error) {
+    *out = NULL;
+    dg_tokenizer *t = calloc(1, sizeof *t);
+    if (t == NULL) return no_memory(file, error);
+    int status = read_all(file, t, error);
+    if (status == DG_OK) *out = t;
+    else dg_tokenizer_free(t);
+    return status;
+}
+
+int dg_tokenizer_open(const char *path, dg_tokenizer **out, dg_error *error) {
+    *out = NULL;
+    gguf *file;
+    int status = gguf_open(path, &file, error);
+    if (status != DG_OK) return status;
+    status = tokenizer_new(file, out, error);
+    if (status == DG_OK) (*out)->owned = file;
+    else gguf_close(file);
+    return status;
+}
+
+/* ---- UTF-8 ------------------------------------------------------------------------------------------------------ */
+
+/* Length of the character in front of at[n], n > 0; where there is none, minus the length of the longest piece that
+ * could have begun one: what becomes one U+FFFD. */
+static int utf8_next(const char *at, size_t n) {
+    const uint8_t *s = (const uint8_t *)at;
+    if (s[0] < 0x80) return 1;
+    int length = s[0] < 0xC2 ? 0 : s[0] < 0xE0 ? 2 : s[0] < 0xF0 ? 3 : s[0] < 0xF5 ? 4 : 0;
+    /* The second byte's range keeps out overlong forms, surrogates and what lies above U+10FFFF. */
+    uint8_t least = s[0] == 0xE0 ? 0xA0 : s[0] == 0xF0 ? 0x90 : 0x80;
+    uint8_t most = s[0] == 0xED ? 0x9F : s[0] == 0xF4 ? 0x8F : 0xBF;
+    for (int i = 1; i < length; i++) {
+        if ((size_t)i >= n || s[i] < least || s[i] > most) return -i;
+        least = 0x80, most = 0xBF;
+    }
+    return length == 0 ? -1 : length;
+}
+
+static bool utf8_valid(const char *at, size_t n) {
+    for (size_t i = 0; i < n;) {
+        int length = utf8_next(at + i, n - i);
+        if (length < 0) return false;
+        i += (size_t)length;
+    }
+    return true;
+}
+
+/* A copy with U+FFFD for what is not UTF-8, or NULL without memory. */
+static char *utf8_repair(const char *at, size_t n, size_t *n_out) {
+    char *copy = n > SIZE_MAX / 3 ? NULL : malloc(3 * n);
+    size_t k = 0;
+    for (size_t i = 0; copy != NULL && i < n;) {
+        int length = utf8_next(at + i, n - i), taken = length < 0 ? -length : length;
+        if (length < 0) memcpy(copy + k, BROKEN, 3);
+        else memcpy(copy + k, at + i, (size_t)length);
+        k += length < 0 ? 3 : (size_t)length;
+        i += (size_t)taken;
+    }
+    *n_out = k;
+    return copy;
+}
+
+/* ---- Encoding --------------------------------------------------------------------------------------------------- */
+
+typedef struct symbol {
+    uint32_t prev, next; /* or NONE */
+    uint32_t at, n;      /* its bytes in encoder.text; n is 0 once it is merged into another */
+    uint32_t hash;
+    int32_t id;          /* or -1: a character that is no token, and is never merged */
+} symbol;
+
+typedef struct candidate {
+    uint32_t rank, left; /* the lowest rank goes first, and of equals the leftmost */
+    uint32_t n;          /* bytes of both symbols together: if they differ by now, one was merged with another */
+} candidate;
+
+typedef struct encoder {
+    const dg_tokenizer *t;
+    char *text;       /* the run being encoded, ' ' replaced */
+    symbol *symbols;
+    candidate *heap;
+    size_t text_size, symbols_size, heap_size; /* how many there is room for */
+    size_t n_heap;
+    int32_t *ids;
+    size_t capacity, n_ids;
+    bool after_unknown; /* the last id stands for unknown characters, and so may for those that follow */
+} encoder;
+
+/* Makes room for n elements; the old ones are kept. */
+static bool grow(void *array, size_t *size, size_t n, size_t element) {
+    if (n <= *size) return true;
+    if (n > SIZE_MAX / element / 2) return false;
+    size_t want = n + n / 2 + 64;
+    void *old, *now;
+    memcpy(&old, array, sizeof old);
+    now = realloc(old, want * element);
+    if (now == NULL) return false;
+    memcpy(array, &now, sizeof now);
+    *size = want;
+    return true;
+}
+
+static void emit(encoder *e, int32_t id) {
+    if (e->n_ids < e->capacity) e->ids[e->n_ids] = id;
+    e->n_ids++;
+    e->after_unknown = false;
+}
+
+static void emit_unknown(encoder *e, const char *at, size_t n) {
+    bool bytes = true;
+    for (size_t i = 0; i < n; i++) bytes = bytes && e->t->byte_ids[(uint8_t)at[i]] >= 0;
+    for (size_t i = 0; i < n && bytes; i++) emit(e, e->t->byte_ids[(uint8_t)at[i]]);
+    if (bytes) return;
+    if (!e->after_unknown) emit(e, e->t->vocab.unk_id);
+    e->after_unknown = true;
+}
+
+static bool goes_before(candidate a, candidate b) { return a.rank != b.rank ? a.rank < b.rank : a.left < b.left; }
+
+static void sift_down(candidate *heap, size_t n, size_t i) {
+    candidate moving = heap[i];
+    for (size_t child; (child = 2 * i + 1) < n; i = child) {
+        if (child + 1 < n && goes_before(heap[child + 1], heap[child])) child++;
+        if (!goes_before(heap[child], moving)) break;
+        heap[i] = heap[child];
+    }
+    heap[i] = moving;
+}
+
+static void sift_up(candidate *heap, size_t i) {
+    candidate moving = heap[i];
+    for (; i > 0 && goes_before(moving, heap[(i - 1) / 2]); i = (i - 1) / 2) heap[i] = heap[(i - 1) / 2];
+    heap[i] = moving;
+}
+
+/* The rank of merging a symbol with the next, or NONE. */
+static uint32_t find_merge(const encoder *e, uint32_t left) {
+    const dg_tokenizer *t = e->t;
+    const symbol *a = &e->symbols[left];
+    if (a->next == NONE || a->id < 0) return NONE;
+    const symbol *b = &e->symbols[a->next];
+    size_t n = (size_t)a->n + b->n;
+    if (b->id < 0 || n >= t->longest_merge) return NONE;
+    uint32_t hash = hash_pair(a->hash, b->hash);
+    for (uint32_t i = hash & t->ranks.mask;; i = (i + 1) & t->ranks.mask) {
+        slot s = t->ranks.slots[i];
+        if (s.value == NONE) return NONE;
+        if (s.hash != hash) continue;
+        gguf_text merge = string_at(t->merges, s.value);
+        if (merge.n == n + 1 && merge.at[a->n] == ' ' && memcmp(merge.at, e->text + a->at, a->n) == 0 &&
+            memcmp(merge.at + a->n + 1, e->text + b->at, b->n) == 0)
+            return s.value;
+    }
+}
+
+static bool push_merge(encoder *e, uint32_t left) {
+    uint32_t rank = find_merge(e, left);
+    if (rank == NONE) return true;
+    if (!grow(&e->heap, &e->heap_size, e->n_heap + 1, sizeof *e->heap)) return false;
+    uint32_t n = e->symbols[left].n + e->symbols[e->symbols[left].next].n;
+    e->heap[e->n_heap] = (candidate){rank, left, n};
+    e->n_heap++;
+    return true;
+}
+
+static bool merge_symbols(encoder *e) {
+    while (e->n_heap > 0) {
+        candidate top = e->heap[0];
+        e->heap[0] = e->heap[--e->n_heap];
+        if (e->n_heap > 0) sift_down(e->heap, e->n_heap, 0);
+
+        symbol *a = &e->symbols[top.left];
+        if (a->n == 0 || a->next == NONE) continue;
+        symbol *b = &e->symbols[a->next];
+        if (a->n + b->n != top.n) continue;
+        uint32_t hash = hash_text(e->text + a->at, top.n);
+        int32_t id = find_token(e->t, e->text + a->at, top.n, hash);
+        if (id < 0) continue; /* a merge into what is no token */
+        a->n = top.n, a->hash = hash, a->id = id;
+        a->next = b->next;
+        b->n = 0;
+        if (a->next != NONE) e->symbols[a->next].prev = top.left;
+
+        size_t before = e->n_heap;
+        if (a->prev != NONE && !push_merge(e, a->prev)) return false;
+        if (e->n_heap > before) sift_up(e->heap, e->n_heap - 1);
+        before = e->n_heap;
+        if (!push_merge(e, top.left)) return false;
+        if (e->n_heap > before) sift_up(e->heap, e->n_heap - 1);
+    }
+    return true;
+}
+
+/* A run of newlines, or of anything else. */
+static bool encode_run(encoder *e, const char *at, size_t n) {
+    if (at[0] == '\n') {
+        int32_t id = find_text(e->t, at, n);
+        if (id >= 0) return emit(e, id), true;
+    }
+    if (n >= NONE / 3 || !grow(&e->text, &e->text_size, 3 * n, 1) ||
+        !grow(&e->symbols, &e->symbols_size, n, sizeof *e->symbols))
+        return false;
+    uint32_t n_symbols = 0, k = 0;
+    for (size_t i = 0; i < n;) {
+        size_t from = (size_t)utf8_next(at + i, n - i), to = from;
+        if (at[i] == ' ') memcpy(e->text + k, BLANK, to = 3);
+        else memcpy(e->text + k, at + i, from);
+        uint32_t hash = hash_text(e->text + k, to);
+        e->symbols[n_symbols] = (symbol){n_symbols - 1, n_symbols + 1, k, (uint32_t)to, hash,
+                                         find_token(e->t, e->text + k, to, hash)};
+        n_symbols++;
+        k += (uint32_t)to;
+        i += from;
+    }
+    e->symbols[n_symbols - 1].next = NONE; /* and the first one's prev is NONE: 0 - 1 */
+
+    e->n_heap = 0;
+    for (uint32_t i = 0; i < n_symbols; i++)
+        if (!push_merge(e, i)) return false;
+    for (size_t i = e->n_heap / 2; i > 0; i--) sift_down(e->heap, e->n_heap, i - 1);
+    if (!merge_symbols(e)) return false;
+
+    for (uint32_t i = 0; i != NONE; i = e->symbols[i].next) {
+        const symbol *s = &e->symbols[i];
+        if (s->id >= 0) emit(e, s->id);
+        else emit_unknown(e, e->text + s->at, s->n);
+    }
+    return true;
+}
+
+/* Text without special tokens. */
+static bool encode_plain(encoder *e, const char *at, size_t n) {
+    e->after_unknown = false;
+    for (size_t begin = 0, end; begin < n; begin = end) {
+        for (end = begin + 1; end < n && (at[end] == '\n') == (at[begin] == '\n');) end++;
+        if (!encode_run(e, at + begin, end - begin)) return false;
+    }
+    return true;
+}
+
+/* The longest special token in front of at[n], or -1. */
+static int32_t find_special(const dg_tokenizer *t, const char *at, size_t n, bool control, size_t *length) {
+    if (!t->begins_special[(uint8_t)at[0]]) return -1;
+    for (uint32_t i = 0; i < t->n_special_lengths; i++) {
+        *length = t->special_lengths[i];
+        int32_t id = *length > n ? -1 : find_text(t, at, *length);
+        if (id >= 0 && (t->kinds[id] == USER_DEFINED || (control && special_kind(t->kinds[id])))) return id;
+    }
+    return -1;
+}
+
+static bool encode_text(encoder *e, const char *at, size_t n, bool control) {
+    size_t begin = 0, length = 0;
+    for (size_t i = 0; i < n;) {
+        int32_t id = find_special(e->t, at + i, n - i, control, &length);
+        if (id < 0) {
+            i++;
+            continue;
+        }
+        if (!encode_plain(e, at + begin, i - begin)) return false;
+        emit(e, id);
+        begin = i += length;
+    }
+    return encode_plain(e, at + begin, n - begin);
+}
+
+int dg_tokenize(const dg_tokenizer *tokenizer, const char *text, size_t n_bytes, bool special, int32_t *ids,
+                size_t capacity, size_t *n_ids, dg_error *error) {
+    encoder e = {.t = tokenizer, .ids = ids, .capacity = capacity};
+    char *repaired = NULL;
+    bool done;
+    if (utf8_valid(text, n_bytes)) {
+        done = encode_text(&e, text, n_bytes, special);
+    } else {
+        size_t n;
+        repaired = utf8_repair(text, n_bytes, &n);
+        done = repaired != NULL && encode_text(&e, repaired, n, special);
+    }
+    free(repaired);
+    free(e.text);
+    free(e.symbols);
+    free(e.heap);
+    *n_ids = done ? e.n_ids : 0;
+    return done ? DG_OK : fail(error, DG_ERROR_SYSTEM, "no memory to tokenize %zu bytes", n_bytes);
+}
+
+/* ---- Decoding --------------------------------------------------------------------------------------------------- */
+
+typedef struct decoder {
+    char *text;
+    size_t capacity, n;
+} decoder;
+
+static void put(decoder *d, const char *at, size_t n) {
+    size_t room = d->n < d->capacity ? d->capacity - d->n : 0;
+    if (room > 0 && n > 0) memcpy(d->text + d->n, at, n < room ? n : room);
+    d->n += n;
+}
+
+static void put_token(decoder *d, gguf_text token) {
+    size_t n = (size_t)token.n;
+    for (size_t i = 0; i < n;) {
+        int length = utf8_next(token.at + i, n - i);
+        if (length < 0) put(d, BROKEN, 3);
+        else if (length == 3 && memcmp(token.at + i, BLANK, 3) == 0) put(d, " ", 1);
+        else put(d, token.at + i, (size_t)length);
+        i += (size_t)(length < 0 ? -length : length);
+    }
+}
+
+/* Neighbouring byte tokens: their text, or where that is not UTF-8, one U+FFFD for each of them (as `tokenizers`). */
+static void put_bytes(decoder *d, const char *bytes, size_t n) {
+    if (utf8_valid(bytes, n)) put(d, bytes, n);
+    else
+        for (size_t i = 0; i < n; i++) put(d, BROKEN, 3);
+}
+
+int dg_detokenize(const dg_tokenizer *tokenizer, const int32_t *ids, size_t n_ids, bool special, char *text,
+                  size_t capacity, size_t *n_bytes, dg_error *error) {
+    *n_bytes = 0;
+    for (size_t i = 0; i < n_ids; i++)
+        if (ids[i] < 0 || ids[i] >= tokenizer->vocab.n_vocab)
+            return fail(error, DG_ERROR_USAGE, "token id %d is outside the vocabulary of %d", (int)ids[i],
+                        (int)tokenizer->vocab.n_vocab);
+    char *bytes = malloc(n_ids + 1);
+    if (bytes == NULL) return fail(error, DG_ERROR_SYSTEM, "no memory for the text of %zu tokens", n_ids);
+    decoder d = {text, capacity, 0};
+    size_t pending = 0;
+    for (size_t i = 0; i < n_ids; i++) {
+        uint8_t kind = tokenizer->kinds[ids[i]];
+        if ((kind == CONTROL || kind == UNKNOWN) && !special) continue;
+        gguf_text token = string_at(tokenizer->tokens, tokenizer->token_at[ids[i]]);
+        int byte = kind == BYTE ? byte_of(token) : -1;
+        if (byte >= 0) {
+            bytes[pending++] = (char)byte;
+            continue;
+        }
+        put_bytes(&d, bytes, pending);
+        pending = 0;
+        put_token(&d, token);
+    }
+    put_bytes(&d, bytes, pending);
+    free(bytes);
+    *n_bytes = d.n;
+    return DG_OK;
+}

@@ -1,0 +1,541 @@
+"""Train a tiny DiffusionGemma to solve 9x9 Sudoku by block diffusion: from nothing, on two CPU cores, in minutes.
+
+    python train.py --minutes 15 --out trained        (pip install torch transformers numpy, and a C++ compiler for torch.compile)
+
+The architecture is config.json beside this file, the characters are tokenizer.json. The prompt is <bos> and the puzzle, the canvas the
+solved grid, <eos> and padding. What mattered:
+
+* Rotary bases are chosen so that the second frequency of both layer kinds turns once per text row (10 tokens):
+  1694.8 = (10 / 2 pi)^16 for head size 32, 2872395 = (10 / 2 pi)^32 for 64. Columns, and the copy from prompt to canvas, are exact phases.
+* q_norm and k_norm start at head_dim^-1/4, because attention is not scaled by 1 / sqrt(head_dim).
+* The weight of a token in the loss depends on the prompt alone (blank or given). Weighting wrong canvas tokens up makes the model hedge.
+* Two chained passes per puzzle: the second sees the first one's probabilities, and often the canvas the sampler makes of them. Later in
+  the run half of the batch are chains, which keep the sampler's state from one training step to the next.
+* Muon for the matrices, Adam for the rest, a learning rate that falls to zero at the end of the time given.
+"""
+
+import argparse
+import json
+import math
+import shutil
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+HERE = Path(__file__).parent
+CONFIG = json.loads((HERE / "config.json").read_text())
+TEXT = CONFIG["text_config"]
+IDS = json.loads((HERE / "tokenizer.json").read_text())["model"]["vocab"]
+VOCAB, HIDDEN, CANVAS = TEXT["vocab_size"], TEXT["hidden_size"], CONFIG["canvas_length"]
+EXPORT_SECONDS = 60  # kept back from the training time for the export and the evaluation
+START = time.monotonic()
+
+
+def log(text: str) -> None:
+    print(f"{(time.monotonic() - START) / 60:5.2f} min  {text}", flush=True)
+
+
+# ---- puzzles: many grids at once; a cell's candidates are the bits of a mask, arrays are [81, grids] ----
+
+ALL_DIGITS = 0x1FF
+BITS = np.array([bin(mask).count("1") for mask in range(512)], np.uint8)
+CELL = np.arange(81)
+CELL_UNITS = np.stack([CELL // 9, 9 + CELL % 9, 18 + CELL // 27 * 3 + CELL % 9 // 3])  # [3, 81]: row, column and box of a cell
+UNIT_CELLS = np.stack([np.nonzero((CELL_UNITS == unit).any(0))[0] for unit in range(27)])  # [27, 9]
+
+
+def deduce(masks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """One round of naked and hidden singles: the new masks [81, n], and which grids have no solution [n]."""
+    units = masks[UNIT_CELLS]  # [27, 9, n]
+    taken = np.bitwise_or.reduce(np.where(units & (units - 1), 0, units), 1)
+    once, twice = np.zeros_like(taken), np.zeros_like(taken)
+    for cell in range(9):
+        twice |= once & units[:, cell]
+        once |= units[:, cell]
+    alone = once & ~twice
+    hidden = masks & (alone[CELL_UNITS[0]] | alone[CELL_UNITS[1]] | alone[CELL_UNITS[2]])
+    free = ~(taken[CELL_UNITS[0]] | taken[CELL_UNITS[1]] | taken[CELL_UNITS[2]])
+    new = np.where(BITS[masks] == 1, masks, np.where(hidden, hidden, masks) & free)
+    return new, (once != ALL_DIGITS).any(0) | (new == 0).any(0)
+
+
+def solvable(masks: np.ndarray) -> np.ndarray:
+    """Which grids [81, n] have a solution: breadth first, all grids and all branches side by side."""
+    owner = np.arange(masks.shape[1])
+    found = np.zeros(len(owner), bool)
+    while len(owner):
+        new, dead = deduce(masks)
+        found[owner[(BITS[new] == 1).all(0) & (new == masks).all(0) & ~dead]] = True
+        live = ~dead & ~found[owner]
+        stuck = live & (new == masks).all(0)
+        live &= ~stuck
+        parts, owners = [new[:, live]], [owner[live]]
+        cell = fewest_candidates(new[:, stuck])
+        for bit in range(9):  # branch on the cell with the fewest candidates
+            has = new[:, stuck][cell, np.arange(len(cell))] >> bit & 1 == 1
+            child = new[:, stuck][:, has]
+            child[cell[has], np.arange(child.shape[1])] = 1 << bit
+            parts.append(child)
+            owners.append(owner[stuck][has])
+        masks, owner = np.concatenate(parts, 1), np.concatenate(owners)
+    return found
+
+
+def fewest_candidates(masks: np.ndarray) -> np.ndarray:
+    counts = BITS[masks]
+    return np.where(counts > 1, counts, 10).argmin(0)
+
+
+def random_grids(rng: np.random.Generator, count: int) -> np.ndarray:
+    """Solved grids [81, count] as masks: deduce, guess a random digit when stuck, start over when it leads nowhere."""
+    masks = np.full((81, count), ALL_DIGITS, np.uint16)
+    done, total = [], 0
+    while total < count:
+        new, dead = deduce(masks)
+        same = (new == masks).all(0) & ~dead
+        solved = same & (BITS[new] == 1).all(0)
+        done.append(new[:, solved])
+        total += solved.sum()
+        stuck = np.nonzero(same & ~solved)[0]
+        cell = fewest_candidates(new[:, stuck])
+        chance = rng.random((9, len(stuck))) * (new[cell, stuck] >> np.arange(9)[:, None] & 1)
+        new[cell, stuck] = 1 << chance.argmax(0)
+        new[:, dead | solved] = ALL_DIGITS
+        masks = new
+    return np.concatenate(done, 1)[:, :count]
+
+
+def make_puzzles(seed: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Solutions [count, 81] with digits 1..9, and the cells that may be blank together [count, 81] with one solution left.
+
+    Blanking fewer of those cells only adds clues, so every subset of them is a puzzle with a unique solution too.
+    """
+    rng = np.random.default_rng(seed)
+    grids = random_grids(rng, count)
+    blank = np.zeros(grids.shape, bool)
+    grid = np.arange(count)
+    for cell in rng.permuted(np.repeat(CELL[:, None], count, 1), axis=0):  # a random order for each grid
+        masks = np.where(blank, ALL_DIGITS, grids).astype(np.uint16)
+        masks[cell, grid] = ALL_DIGITS & ~grids[cell, grid]
+        blank[cell, grid] = ~solvable(masks)  # no solution with another digit there
+    return (np.log2(grids).astype(np.int64) + 1).T, blank.T
+
+
+def shuffle(rng: np.random.Generator, solution: np.ndarray, blank: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The same puzzle after a random symmetry: digits, rows, bands, columns and stacks permuted, perhaps transposed."""
+    rows, columns = (np.concatenate([3 * band + rng.permutation(3) for band in rng.permutation(3)]) for _ in range(2))
+    source = rows[:, None] * 9 + columns
+    source = (source.T if rng.random() < 0.5 else source).ravel()
+    return rng.permutation(9)[solution[source] - 1] + 1, blank[source]
+
+
+# ---- text: nine rows of nine characters, each followed by a newline ----
+
+CELL_AT = CELL // 9 * 10 + CELL % 9  # offset of a cell in the text
+DIGIT_IDS = np.array([IDS["."], *(IDS[str(digit)] for digit in range(1, 10))])
+PROMPT = 91  # <bos> and the text
+
+
+def tokens(cells: np.ndarray) -> np.ndarray:
+    """Ids [90] of a grid's text; 0 is a blank."""
+    ids = np.full(90, IDS["\n"])
+    ids[CELL_AT] = DIGIT_IDS[cells]
+    return ids
+
+
+class Batch:
+    """Puzzles in training and the state of their denoising, one row each."""
+
+    def __init__(self, size: int, seed: int, puzzles: tuple[np.ndarray, np.ndarray], blanks: tuple[int, int]):
+        self.rng, self.puzzles, self.blanks = np.random.default_rng(seed), puzzles, blanks
+        self.prompt = torch.zeros(size, PROMPT, dtype=torch.long)
+        self.target, self.canvas, self.cleaner = (torch.zeros(size, CANVAS, dtype=torch.long) for _ in range(3))
+        self.blank = torch.zeros(size, CANVAS, dtype=torch.bool)
+        self.condition = torch.zeros(size, CANVAS, VOCAB)  # probabilities of the step before; zeros: no self-conditioning
+        self.second = torch.zeros(size, 1, dtype=torch.long)  # canvas of the second pass: 0 same, 1 cleaner, 2 the sampler's
+        self.passes_left = torch.zeros(size)  # of a chain
+
+    def fill(self, row: int, chain: bool) -> None:
+        """A new puzzle in this row: a chain starts from noise, other canvases have a random share of wrong tokens."""
+        pick = self.rng.integers(len(self.puzzles[0]))
+        solution, blank = shuffle(self.rng, self.puzzles[0][pick], self.puzzles[1][pick])
+        cells = np.nonzero(blank)[0]
+        blank = self.rng.permutation(cells)[: self.rng.integers(self.blanks[0], self.blanks[1] + 1)]
+        shown = solution.copy()
+        shown[blank] = 0
+        self.prompt[row] = torch.tensor([IDS["<bos>"], *tokens(shown)])
+        self.target[row] = torch.tensor([*tokens(solution), IDS["<eos>"], *[IDS["<pad>"]] * (CANVAS - 91)])
+        self.blank[row] = False
+        self.blank[row, CELL_AT[blank]] = True
+        noise = 1.0 if chain or self.rng.random() < 0.3 else self.rng.random()
+        level, words = torch.rand(CANVAS), torch.randint(VOCAB, (2, CANVAS))
+        self.canvas[row] = torch.where(level < noise, words[0], self.target[row])
+        self.cleaner[row] = torch.where(level < noise * self.rng.random(), words[1], self.target[row])
+        self.condition[row] = 0
+        self.second[row] = 2 if chain else int(self.rng.choice(3, p=[0.4, 0.3, 0.3]))
+        self.passes_left[row] = 2 * int(self.rng.integers(2, 8))
+
+    def prepare(self, chains: int) -> None:
+        """Before a step: the last `chains` rows go on where they are, if they are not done; all others start anew."""
+        first_chain = len(self.prompt) - chains
+        for row in range(len(self.prompt)):
+            if row < first_chain or self.second[row] != 2 or self.passes_left[row] <= 0:
+                self.fill(row, row >= first_chain)
+
+    def advance(self, canvas: Tensor, condition: Tensor, finished: Tensor) -> None:
+        """After a step: keep the sampler's state for the chains."""
+        self.canvas, self.condition = canvas, condition
+        self.passes_left = torch.where(finished, 0, self.passes_left - 2)
+
+
+# ---- the network: DiffusionGemma's text half; modules are named as in transformers, so that the state dict is the checkpoint ----
+
+
+def rms(x: Tensor) -> Tensor:
+    return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + TEXT["rms_norm_eps"])
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    a, b = x.chunk(2, -1)
+    return torch.cat([a * cos - b * sin, b * cos + a * sin], -1)
+
+
+def linear(inputs: int, outputs: int) -> nn.Linear:
+    layer = nn.Linear(inputs, outputs, bias=False)
+    nn.init.normal_(layer.weight, std=inputs**-0.5)
+    return layer
+
+
+class Norm(nn.Module):
+    def __init__(self, size: int, value: float = 1.0):
+        super().__init__()
+        self.weight = nn.Parameter(torch.full((size,), value))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return rms(x) * self.weight
+
+
+class Mlp(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.gate_proj, self.up_proj = (linear(HIDDEN, TEXT["intermediate_size"]) for _ in range(2))
+        self.down_proj = linear(TEXT["intermediate_size"], HIDDEN)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(F.gelu(self.gate_proj(x), approximate="tanh") * self.up_proj(x))
+
+
+class SelfConditioning(Mlp):
+    def __init__(self):
+        super().__init__()
+        self.pre_norm = Norm(HIDDEN)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(self.pre_norm(x))
+
+
+class Attention(nn.Module):
+    def __init__(self, full: bool):
+        super().__init__()
+        self.size = TEXT["global_head_dim"] if full else TEXT["head_dim"]
+        kv_heads, heads = TEXT["num_global_key_value_heads" if full else "num_key_value_heads"], TEXT["num_attention_heads"]
+        self.group = heads // kv_heads
+        self.q_proj, self.k_proj = linear(HIDDEN, heads * self.size), linear(HIDDEN, kv_heads * self.size)
+        self.v_proj = None if full else linear(HIDDEN, kv_heads * self.size)  # full layers: values are the raw keys
+        self.o_proj = linear(heads * self.size, HIDDEN)
+        self.q_norm, self.k_norm = (Norm(self.size, self.size**-0.25) for _ in range(2))
+        share = TEXT["rope_parameters"]["full_attention" if full else "sliding_attention"]
+        turning = int(share.get("partial_rotary_factor", 1.0) * self.size / 2)
+        pairs = torch.arange(self.size // 2)
+        speed = torch.where(pairs < turning, share["rope_theta"] ** (-2.0 * pairs / self.size), 0.0)
+        angle = torch.arange(PROMPT + CANVAS)[:, None] * speed
+        self.register_buffer("cos", angle.cos()[:, None], persistent=False)  # [tokens, 1, size / 2]
+        self.register_buffer("sin", angle.sin()[:, None], persistent=False)
+
+    def keys_values(self, x: Tensor, start: int) -> tuple[Tensor, Tensor]:
+        span = slice(start, start + x.shape[1])
+        k = self.k_proj(x).unflatten(-1, (-1, self.size))
+        v = k if self.v_proj is None else self.v_proj(x).unflatten(-1, (-1, self.size))
+        return rotate(self.k_norm(k), self.cos[span], self.sin[span]), rms(v)
+
+    def forward(self, x: Tensor, k: Tensor, v: Tensor, start: int, causal: bool) -> Tensor:
+        """x [batch, canvas, hidden]; k, v [batch, tokens, heads, size]. The sliding window (128) is wider than the prompt."""
+        span = slice(start, start + x.shape[1])
+        q = rotate(self.q_norm(self.q_proj(x).unflatten(-1, (-1, self.size))), self.cos[span], self.sin[span])
+        k, v = (t.repeat_interleave(self.group, 2).transpose(1, 2) for t in (k, v))
+        out = F.scaled_dot_product_attention(q.transpose(1, 2), k, v, is_causal=causal, scale=1.0)
+        return self.o_proj(out.transpose(1, 2).flatten(2))
+
+
+class Router(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.proj = linear(HIDDEN, TEXT["num_experts"])
+        self.scale = nn.Parameter(torch.ones(HIDDEN))
+        self.per_expert_scale = nn.Parameter(torch.ones(TEXT["num_experts"]))
+
+    def forward(self, normed: Tensor) -> tuple[Tensor, Tensor]:
+        """The weight of each expert, zero outside the top k; and a loss that is least when all experts are used alike."""
+        probs = self.proj(normed * self.scale * HIDDEN**-0.5).softmax(-1)
+        top = probs >= probs.topk(TEXT["top_k_experts"], -1).values[..., -1:]
+        weights = torch.where(top, probs, 0.0)
+        balance = (top.flatten(0, 1).float().mean(0) * probs.flatten(0, 1).mean(0)).sum()
+        return weights / weights.sum(-1, keepdim=True) * self.per_expert_scale, balance
+
+
+class Experts(nn.Module):
+    def __init__(self):
+        super().__init__()
+        count, size = TEXT["num_experts"], TEXT["moe_intermediate_size"]
+        self.gate_up_proj = nn.Parameter(torch.randn(count, 2 * size, HIDDEN) * HIDDEN**-0.5)
+        self.down_proj = nn.Parameter(torch.randn(count, HIDDEN, size) * size**-0.5)
+
+    def forward(self, x: Tensor, weights: Tensor) -> Tensor:
+        """All experts, as two dense products: at this size cheaper than gathering tokens."""
+        gate, up = F.linear(x, self.gate_up_proj.flatten(0, 1)).unflatten(-1, (len(self.down_proj), -1)).chunk(2, -1)
+        hidden = F.gelu(gate, approximate="tanh") * up * weights[..., None]
+        return F.linear(hidden.flatten(-2), self.down_proj.transpose(0, 1).flatten(1))
+
+
+class Layer(nn.Module):
+    def __init__(self, full: bool):
+        super().__init__()
+        self.self_attn, self.mlp, self.router, self.experts = Attention(full), Mlp(), Router(), Experts()
+        self.input_layernorm, self.post_attention_layernorm = Norm(HIDDEN), Norm(HIDDEN)
+        self.pre_feedforward_layernorm, self.post_feedforward_layernorm = Norm(HIDDEN), Norm(HIDDEN)
+        self.pre_feedforward_layernorm_2 = Norm(HIDDEN)
+        self.post_feedforward_layernorm_1, self.post_feedforward_layernorm_2 = Norm(HIDDEN), Norm(HIDDEN)
+
+    def forward(self, x: Tensor, past: tuple[Tensor, Tensor] | None, last: bool = False):
+        """Encoder (no past) or decoder (reads past): hidden state, keys and values, balance loss."""
+        start = 0 if past is None else PROMPT
+        h = self.input_layernorm(x)
+        k, v = self.self_attn.keys_values(h, start)
+        if past is None and last:  # the encoder is there for the keys and values only
+            return x, (k, v), 0.0
+        if past is not None:
+            k, v = torch.cat([past[0], k], 1), torch.cat([past[1], v], 1)
+        x = x + self.post_attention_layernorm(self.self_attn(h, k, v, start, past is None))
+        dense = self.post_feedforward_layernorm_1(self.mlp(self.pre_feedforward_layernorm(x)))
+        weights, balance = self.router(rms(x))
+        sparse = self.post_feedforward_layernorm_2(self.experts(self.pre_feedforward_layernorm_2(x), weights))
+        return x + self.post_feedforward_layernorm(dense + sparse), (k, v), balance
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embed_tokens = nn.Embedding(VOCAB, HIDDEN)
+        nn.init.normal_(self.embed_tokens.weight, std=HIDDEN**-0.5)
+        self.self_conditioning = SelfConditioning()
+        self.layers = nn.ModuleList(Layer(kind == "full_attention") for kind in TEXT["layer_types"])
+        self.norm = Norm(HIDDEN)
+
+    def encode(self, prompt: Tensor) -> list[tuple[Tensor, Tensor]]:
+        x, cache = self.embed_tokens(prompt) * HIDDEN**0.5, []
+        for layer in self.layers:
+            x, keys_values, _ = layer(x, None, layer is self.layers[-1])
+            cache.append(keys_values)
+        return cache
+
+    def decode(self, canvas: Tensor, cache: list[tuple[Tensor, Tensor]], condition: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits [batch, canvas, vocabulary] and the balance loss."""
+        x = self.embed_tokens(canvas) * HIDDEN**0.5
+        x = rms(x + self.self_conditioning(condition @ self.embed_tokens.weight * HIDDEN**0.5))
+        total = 0.0
+        for layer, past in zip(self.layers, cache, strict=True):
+            x, _, balance = layer(x, past)
+            total = total + balance
+        cap = TEXT["final_logit_softcapping"]
+        return cap * torch.tanh(F.linear(self.norm(x), self.embed_tokens.weight) / cap), total
+
+
+# ---- training ----
+
+
+@torch.no_grad()
+def sampler_step(logits: Tensor, temperature: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The entropy-bound sampler: next canvas, probabilities, mean entropy."""
+    log_probs = (logits / temperature).log_softmax(-1)
+    probs = log_probs.exp()
+    entropy = -(probs * log_probs).sum(-1)
+    ordered, index = entropy.sort(-1)
+    accepted = torch.zeros_like(entropy, dtype=torch.bool).scatter(1, index, ordered.cumsum(-1) - ordered <= 0.1)
+    sampled = probs.flatten(0, 1).multinomial(1).view_as(accepted)
+    return torch.where(accepted, sampled, torch.randint_like(sampled, VOCAB)), probs, entropy.mean(-1)
+
+
+def train_step(net: Net, batch: Batch) -> tuple[Tensor, list[float]]:
+    """Loss of two chained passes; cross entropy and accuracy of both on wrong cells of rows that are no chains."""
+    cache = net.encode(batch.prompt)
+    temperature = 0.5 + 0.35 * torch.rand(len(batch.prompt), 1, 1)
+    weight = torch.where(batch.blank, 1.0, 0.15)
+    canvas, condition = batch.canvas, batch.condition
+    loss, stats, previous = 0.0, [], None
+    for turn in range(2):
+        logits, balance = net.decode(canvas, cache, condition)
+        errors = F.cross_entropy(logits.transpose(1, 2), batch.target, reduction="none")
+        loss = loss + (errors * weight).sum() / weight.sum() + 0.03 * balance
+        best = logits.argmax(-1)
+        watched = batch.blank & (canvas != batch.target) & (batch.passes_left > 0)[:, None]
+        stats += [errors[watched].mean().item(), (best == batch.target)[watched].float().mean().item()]
+        sampled, condition, entropy = sampler_step(logits, temperature)
+        if turn == 0:
+            canvas = torch.where(batch.second == 2, sampled, torch.where(batch.second == 1, batch.cleaner, canvas))
+            previous = best
+    batch.advance(sampled, condition, (best == previous).all(-1) & (entropy < 0.005))
+    return loss, stats
+
+
+class Muon:
+    """Momentum whose update is made orthogonal; parameters of one shape are done together. Leading dimensions are a batch."""
+
+    def __init__(self, parameters: list[nn.Parameter]):
+        self.groups: dict[tuple[int, ...], list[nn.Parameter]] = {}
+        for parameter in parameters:
+            self.groups.setdefault(tuple(parameter.shape), []).append(parameter)
+        self.momentum = {shape: torch.zeros(len(group), *shape) for shape, group in self.groups.items()}
+
+    @torch.no_grad()
+    def step(self, rate: float) -> None:
+        for shape, group in self.groups.items():
+            grad = torch.stack([parameter.grad for parameter in group])
+            momentum = self.momentum[shape].lerp_(grad, 0.05)
+            update = orthogonal(grad.lerp(momentum, 0.95)) * (0.2 * max(shape[-2:]) ** 0.5)
+            for parameter, change in zip(group, update, strict=True):
+                parameter.mul_(1 - 0.02 * rate).sub_(change, alpha=rate)
+
+
+def orthogonal(x: Tensor) -> Tensor:
+    """Newton-Schulz: singular values near 1, singular vectors kept."""
+    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-9)
+    wide = x if x.shape[-2] <= x.shape[-1] else x.mT
+    for _ in range(5):
+        square = wide @ wide.mT
+        wide = 3.4445 * wide + (-4.7750 * square + 2.0315 * square @ square) @ wide
+    return wide if x.shape[-2] <= x.shape[-1] else wide.mT
+
+
+def train(net: Net, batch: Batch, seconds: float, rate: float) -> dict[str, Tensor]:
+    """Trains for so long; returns the moving average of the weights."""
+    named = dict(net.named_parameters())
+    matrices = [p for name, p in named.items() if p.ndim >= 2 and "embed" not in name and "router" not in name]
+    others = [p for p in named.values() if all(p is not matrix for matrix in matrices)]
+    muon, adam = Muon(matrices), torch.optim.Adam(others, betas=(0.9, 0.97), eps=1e-10)
+    average = {name: p.detach().clone() for name, p in named.items()}
+    start, step, sums = time.monotonic(), 0, np.zeros(5)
+    while (progress := (time.monotonic() - start) / seconds) < 1:
+        batch.prepare(chains=len(batch.prompt) // 2 if progress > 0.4 else 0)
+        loss, stats = train_step(net, batch)
+        loss.backward()
+        nn.utils.clip_grad_norm_(others, 1.0)
+        now = rate * min(1.0, (step + 1) / 100, (1 - progress) / 0.6)
+        adam.param_groups[0]["lr"] = 0.3 * now
+        adam.step()
+        muon.step(now)
+        net.zero_grad()
+        step += 1
+        with torch.no_grad():
+            torch._foreach_lerp_(list(average.values()), list(named.values()), 1 - min(0.99, step / (step + 20)))
+        sums += [loss.item(), *stats]
+        if step % 50 == 0:
+            mean = sums / 50
+            log(f"step {step}, {step * len(batch.prompt)} puzzles, rate {now:.4f}: loss {mean[0]:.3f}; wrong cells: "
+                f"cross entropy {mean[1]:.3f} {mean[3]:.3f}, solved {mean[2]:.3f} {mean[4]:.3f} (first, second pass)")
+            sums[:] = 0
+    return average
+
+
+# ---- export, check and evaluation with transformers ----
+
+
+def export(weights: dict[str, Tensor], out: Path) -> None:
+    from transformers import DiffusionGemmaConfig, DiffusionGemmaForBlockDiffusion
+
+    model = DiffusionGemmaForBlockDiffusion(DiffusionGemmaConfig.from_pretrained(HERE))
+    missing, unexpected = model.model.decoder.load_state_dict(weights, strict=False)
+    if unexpected or any("layer_scalar" not in name for name in missing):  # layer_scalar stays 1
+        raise RuntimeError(f"names differ from transformers: missing {missing}, unexpected {unexpected}")
+    model.to(torch.bfloat16).save_pretrained(out)
+    for name in ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"):
+        shutil.copyfile(HERE / name, out / name)
+
+
+@torch.no_grad()
+def check(net: Net, model: nn.Module, batch: Batch) -> None:
+    """The exported model and the training network compute the same logits, with and without self-conditioning."""
+    ours, theirs, condition = None, None, torch.zeros_like(batch.condition)
+    cache = net.encode(batch.prompt)
+    for turn in ("first pass", "with self-conditioning"):
+        previous = None if theirs is None else theirs / 0.6
+        theirs = model(input_ids=batch.prompt, decoder_input_ids=batch.canvas, self_conditioning_logits=previous).logits
+        ours = net.decode(batch.canvas, cache, condition)[0]
+        condition = (ours / 0.6).softmax(-1)
+        difference = (ours - theirs).abs().max().item()
+        log(f"check against transformers, {turn}: logits differ by at most {difference:.1e} (largest {ours.abs().max():.1f})")
+        if not difference < 1e-3:
+            raise RuntimeError("the exported checkpoint does not compute what was trained")
+
+
+def evaluate(model: nn.Module, levels: list[int], count: int) -> None:
+    lines = [line.split() for line in (HERE / "puzzles_test.txt").read_text().splitlines() if line[0] != "#"]
+    for level in levels:
+        chosen = [line for line in lines if line[0] == str(level)][:count]
+        puzzles, solutions = (
+            torch.tensor([[IDS[c] for c in line[column].replace("/", "\n") + "\n"] for line in chosen]) for column in (1, 2)
+        )
+        result = model.generate(F.pad(puzzles, (1, 0), value=IDS["<bos>"]))
+        answers = result.sequences[:, PROMPT : PROMPT + 90]
+        steps = (result.sequences[:, PROMPT:] != IDS["<pad>"]).sum(1) / result.tokens_per_forward
+        right = answers == solutions
+        log(f"{level} blanks: {right.all(1).sum()} of {len(chosen)} solved, {right[puzzles == IDS['.']].float().mean():.1%} of the "
+            f"blank cells right, {steps.mean():.1f} denoising steps")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Train a tiny DiffusionGemma on Sudoku from nothing, export and evaluate it.",
+                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--minutes", type=float, default=15, help="wall time of everything, puzzles and evaluation included")
+    parser.add_argument("--out", type=Path, default=Path("trained"), help="folder for the checkpoint")
+    parser.add_argument("--batch", type=int, default=16, help="puzzles per step")
+    parser.add_argument("--rate", type=float, default=0.01, help="highest learning rate (Muon's; Adam's is 0.3 of it)")
+    parser.add_argument("--blanks", type=int, nargs=2, default=(15, 54), help="fewest and most blanks of a training puzzle")
+    parser.add_argument("--grids", type=int, default=4096, help="solved grids to make; their symmetries multiply them")
+    parser.add_argument("--levels", type=int, nargs="+", default=[20, 30, 40, 51], help="blanks of the test puzzles")
+    parser.add_argument("--puzzles", type=int, default=32, help="test puzzles per level")
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads")
+    parser.add_argument("--seed", type=int, default=0, help="of everything random")
+    args = parser.parse_args()
+    log(", ".join(f"{name} {value}" for name, value in vars(args).items() if name != "out"))
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(args.seed)
+
+    puzzles = make_puzzles(args.seed, args.grids)
+    log(f"{args.grids} grids, {puzzles[1].sum(1).mean():.1f} cells can be blank in one (at most {puzzles[1].sum(1).max()})")
+    net, batch = Net(), Batch(args.batch, args.seed, puzzles, tuple(args.blanks))
+    log(f"{sum(p.numel() for p in net.parameters())} parameters; compiling")
+    for layer in net.layers:  # layers of one kind share their code
+        layer.compile(dynamic=False)
+    batch.prepare(chains=0)
+    train_step(net, batch)[0].backward()
+    net.zero_grad()
+    log("compiled")
+    weights = train(net, batch, START + 60 * args.minutes - EXPORT_SECONDS - time.monotonic(), args.rate)
+
+    export(weights, args.out)
+    from transformers import DiffusionGemmaForBlockDiffusion
+
+    model = DiffusionGemmaForBlockDiffusion.from_pretrained(args.out, dtype=torch.float32)
+    fresh = Net()
+    fresh.load_state_dict({name: weight.bfloat16().float() for name, weight in weights.items()})
+    check(fresh, model, batch)
+    torch.manual_seed(args.seed)
+    evaluate(model, args.levels, args.puzzles)
+
+
+if __name__ == "__main__":
+    main()
