@@ -14,7 +14,7 @@ SANITIZE = -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all -fno-om
 SOURCES  = $(wildcard quants/*.c runtime/*.c runtime/cpu/*.c)
 OBJECTS  = $(SOURCES:%.c=$(BUILD)/%.o)
 CHECKED  = $(SOURCES:%.c=$(BUILD)/asan/%.o)
-C_TESTS  = $(patsubst tests/c/%.c,$(BUILD)/asan/%,$(wildcard tests/c/*.c))
+C_TESTS  = $(patsubst tests/c/%.c,$(BUILD)/asan/tests/%,$(wildcard tests/c/*.c))
 X86     := $(shell $(CC) -dM -E - </dev/null | grep -c __x86_64__)
 
 .DEFAULT_GOAL := all
@@ -85,7 +85,9 @@ $(BUILD)/asan/%.o: %.c
 	@mkdir -p $(@D)
 	$(CC) $(ALL) $(SANITIZE) -MMD -MP -c $< -o $@
 
-$(BUILD)/asan/%: tests/c/%.c tests/c/check.h $(CHECKED)
+.SECONDARY: $(CHECKED)
+$(BUILD)/asan/tests/%: tests/c/%.c tests/c/check.h $(CHECKED)
+	@mkdir -p $(@D)
 	$(CC) $(ALL) $(SANITIZE) -Itests/c $< $(CHECKED) -lm -o $@
 
 -include $(OBJECTS:.o=.d) $(CHECKED:.o=.d)

@@ -1,7 +1,7 @@
 """Checkpoints of DiffusionGemma in, GGUF files out.
 
-    from dgemma.convert import convert
-    convert("diffusiongemma-26B-A4B-it", "model.gguf", type="q4_k_m")
+>>> from dgemma.convert import convert
+>>> convert("diffusiongemma-26B-A4B-it", "model.gguf", type="q4_k_m")
 """
 
 from __future__ import annotations

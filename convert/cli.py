@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-
 from dgemma.cli import Command
 from dgemma.convert import convert, plan
 from dgemma.convert.plan import Plan
@@ -25,7 +24,7 @@ SOURCE is a folder as Hugging Face has them: config.json, tokenizer.json (or tok
 its shards, in bf16, f16 or f32. The vision tower is left out.
 
 \b
-  dg-convert diffusiongemma-26B-A4B-it -o dg.gguf               4.5 bits a weight, 15.6 GiB
+  dg-convert diffusiongemma-26B-A4B-it -o dg.gguf               4.5 bits a weight, 15.7 GiB
   dg-convert diffusiongemma-26B-A4B-it -o dg-q8.gguf --type q8_0
   dg-convert checkpoint -o out.gguf --dry-run                   what it would write, and how much
   dg-convert checkpoint -o out.gguf --set 'blk.*.attn_v.weight=q8_0' --set 'token_embd.weight=bf16'

@@ -194,8 +194,10 @@ def _sliding(text: Section, n_layer: int) -> list[bool]:
         raise text.wrong("layer_types", f"a list of {n_layer}, one per layer")
     for layer, kind in enumerate(types):
         if kind not in ("sliding_attention", "full_attention"):
-            raise FormatError(f"{text.where}: layer_types: layer {layer} is {kind!r}; the runtime knows only"
-                              " 'sliding_attention' and 'full_attention'")
+            raise FormatError(
+                f"{text.where}: layer_types: layer {layer} is {kind!r}; the runtime knows only"
+                " 'sliding_attention' and 'full_attention'"
+            )
     return [kind == "sliding_attention" for kind in types]
 
 

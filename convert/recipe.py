@@ -114,5 +114,5 @@ def _override(pattern: str, name: str, needed: Sequence[Wanted], chosen: dict[st
         raise UsageError(f"{flag}: {matching[0].gguf} is always F32")
     for want in free:
         if want.dims[0] % to.block:
-            raise UsageError(f"{flag}: {want.gguf} has rows of {want.dims[0]}, which blocks of {to.block} do not divide")
+            raise UsageError(f"{flag}: {want.gguf} has rows of {want.dims[0]}, no multiple of {to.block}")
         chosen[want.gguf] = to

@@ -145,10 +145,8 @@ def _merges(file: Path, merges: Iterable[Any]) -> Iterator[str]:
         yield text
 
 
-def _add_special_ids(
-    vocabulary: Vocabulary, file: Path, settings: dict[str, Any], config_ids: dict[str, int]
-) -> None:
-    """Special ids from the first that names them: tokenizer_config.json, tokenizer.model, config.json, the usual texts."""
+def _add_special_ids(vocabulary: Vocabulary, file: Path, settings: dict[str, Any], config_ids: dict[str, int]) -> None:
+    """Special ids from the first that names them: tokenizer_config.json, tokenizer.model, config.json, usual texts."""
     index = {token: i for i, token in enumerate(vocabulary.tokens)}
     found = {name: index[text] for name, text in SPECIAL.items() if text in index}
     found |= config_ids | vocabulary.ids

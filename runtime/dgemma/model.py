@@ -6,7 +6,7 @@ import os
 from collections.abc import Generator, Mapping, Sequence
 from time import perf_counter
 from types import TracebackType
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 from weakref import WeakSet
 
 from dgemma._native import ffi, lib
@@ -36,7 +36,7 @@ class Model:
     ) -> None:
         if threads is not None and not 1 <= threads < 2**31:
             raise UsageError(f"threads must be at least 1, not {threads}")
-        self._path = bundled() if path is None else os.fspath(path)
+        self._path: str = bundled() if path is None else os.fspath(path)
         name = os.fsencode(self._path)
         if b"\0" in name or "\0" in backend:
             raise UsageError(f"a path or backend cannot hold a null character: {self._path!r}, {backend!r}")
@@ -114,29 +114,20 @@ class Model:
         in a file without one the last user message's text; ids: themselves. <bos> is put in front where the file asks
         for it and it is missing. Raises UsageError for an empty prompt or an id outside the vocabulary.
         """
-        self._open_handle()
+        tokenizer = self.tokenizer
         if isinstance(prompt, str):
-            ids = self.tokenizer.encode(prompt)
+            ids = tokenizer.encode(prompt)
         elif isinstance(prompt, (bytes, bytearray, Mapping)):
             raise TypeError(f"a prompt is text, a list of messages or a list of ids, not {type(prompt).__name__}")
         elif len(prompt) and isinstance(prompt[0], Mapping):
-            ids = self._chat_ids(prompt)  # type: ignore[arg-type]
+            ids = tokenizer.chat(cast(Messages, prompt))
         else:
-            ids = id_array(prompt, self._config.n_vocab, "prompt").tolist()  # type: ignore[arg-type]
-        vocab = lib.dg_tokenizer_vocab(lib.dg_model_tokenizer(self._open_handle().pointer))
-        if vocab.add_bos and vocab.bos_id >= 0 and ids[:1] != [vocab.bos_id]:
-            ids = [int(vocab.bos_id), *ids]
+            ids = id_array(cast(Ids, prompt), self._config.n_vocab, "prompt").tolist()
+        if tokenizer.add_bos and ids[:1] != [tokenizer.bos_id]:
+            ids = [cast(int, tokenizer.bos_id), *ids]
         if not ids:
             raise UsageError("empty prompt")
         return ids
-
-    def _chat_ids(self, messages: Messages) -> list[int]:
-        if self.tokenizer.chat_template is not None:
-            return self.tokenizer.chat(messages)
-        for message in reversed(messages):
-            if message.get("role") == "user" and isinstance(message.get("content"), str):
-                return self.tokenizer.encode(message["content"])
-        raise UsageError("no user message with text among the messages, and this file has no chat template")
 
     def generate(self, prompt: Prompt, *, on_step: OnStep | None = None, **options: Any) -> Result:
         """Answers a prompt (see prompt_ids). The options are options.def's:
@@ -160,15 +151,20 @@ class Model:
         limit = self._config.context_length
         if len(ids) > limit:
             raise UsageError(f"the prompt has {len(ids)} tokens, more than the model's context of {limit}")
-        return self._stream(ids, sampling, on_step, on_encode)
+        canvases = -(-sampling.max_tokens // self._config.canvas_length)
+        context = len(ids) + (canvases - 1) * self._config.canvas_length  # the last canvas is not encoded
+        if context > limit:
+            raise UsageError(
+                f"max_tokens {sampling.max_tokens} behind the prompt's {len(ids)} tokens needs a context of {context},"
+                f" more than the model's {limit}"
+            )
+        return self._stream(ids, context, sampling, on_step, on_encode)
 
     def _stream(
-        self, ids: list[int], sampling: Any, on_step: OnStep | None, on_encode: OnEncode | None
+        self, ids: list[int], context: int, sampling: Any, on_step: OnStep | None, on_encode: OnEncode | None
     ) -> Generator[Event, None, None]:
         began = perf_counter()
-        canvas = self._config.canvas_length
-        canvases = -(-sampling.max_tokens // canvas)
-        with self.session(min(self._config.context_length, len(ids) + canvases * canvas)) as session:
+        with self.session(context) as session:
             session.encode(ids, on_encode=on_encode)
             yield from session._stream(sampling, on_step, perf_counter() - began)
 

@@ -115,9 +115,9 @@ class Canvas(Progress):
         self._draw(head)  # the console exists from here on
         assert self._live is not None
         console = self._live.console
-        lines = self.text(step).wrap(console, console.width)
-        room = max(1, console.height - 3)
-        self._draw(group(head, *lines[-room:]))
+        room = console.height - 2  # for the canvas, between the status line and the cursor's
+        if room > 0:
+            self._draw(group(head, *self.text(step).wrap(console, console.width)[-room:]))
 
     def text(self, step: Step) -> Text:
         """What stands on the canvas, up to an end id, after the canvases before it."""

@@ -1,22 +1,21 @@
 """Train a tiny DiffusionGemma to solve 9x9 Sudoku by block diffusion: from nothing, on two CPU cores, in minutes.
 
-    python train.py --minutes 15 --out trained        (pip install torch transformers numpy, and a C++ compiler for torch.compile)
+    python train.py --minutes 15 --out trained    (torch, transformers, numpy; a C++ compiler for torch.compile)
 
-The architecture is config.json beside this file, the characters are tokenizer.json. The prompt is <bos> and the puzzle, the canvas the
-solved grid, <eos> and padding. What mattered:
+config.json beside this file is the architecture, tokenizer.json the characters. The prompt is <bos> and the puzzle, the
+canvas the solved grid, <eos> and padding. What mattered:
 
-* Rotary bases are chosen so that the second frequency of both layer kinds turns once per text row (10 tokens):
-  1694.8 = (10 / 2 pi)^16 for head size 32, 2872395 = (10 / 2 pi)^32 for 64. Columns, and the copy from prompt to canvas, are exact phases.
+* The second rotary frequency of both layer kinds turns once per text row of 10 tokens: the bases in config.json are
+  (10 / 2 pi)^16 for head size 32 and (10 / 2 pi)^32 for 64. Columns, and the copy from prompt to canvas, become phases.
 * q_norm and k_norm start at head_dim^-1/4, because attention is not scaled by 1 / sqrt(head_dim).
-* The weight of a token in the loss depends on the prompt alone (blank or given). Weighting wrong canvas tokens up makes the model hedge.
-* Two chained passes per puzzle: the second sees the first one's probabilities, and often the canvas the sampler makes of them. Later in
-  the run half of the batch are chains, which keep the sampler's state from one training step to the next.
-* Muon for the matrices, Adam for the rest, a learning rate that falls to zero at the end of the time given.
+* A token's weight in the loss depends on the prompt alone. Weighting wrong canvas tokens up makes the model hedge.
+* Two chained passes per puzzle: the second sees the first one's probabilities and often the canvas the sampler makes of
+  them. Later in the run half of the batch are chains, which keep the sampler's state from one step to the next.
+* Muon for the matrices, Adam for the rest; the learning rate falls to zero at the end of the time given.
 """
 
 import argparse
 import json
-import math
 import shutil
 import time
 from pathlib import Path
@@ -44,8 +43,9 @@ def log(text: str) -> None:
 ALL_DIGITS = 0x1FF
 BITS = np.array([bin(mask).count("1") for mask in range(512)], np.uint8)
 CELL = np.arange(81)
-CELL_UNITS = np.stack([CELL // 9, 9 + CELL % 9, 18 + CELL // 27 * 3 + CELL % 9 // 3])  # [3, 81]: row, column and box of a cell
-UNIT_CELLS = np.stack([np.nonzero((CELL_UNITS == unit).any(0))[0] for unit in range(27)])  # [27, 9]
+# the row, column and box of a cell [3, 81], and the cells of a row, column or box [27, 9]
+CELL_UNITS = np.stack([CELL // 9, 9 + CELL % 9, 18 + CELL // 27 * 3 + CELL % 9 // 3])
+UNIT_CELLS = np.stack([np.nonzero((unit == CELL_UNITS).any(0))[0] for unit in range(27)])
 
 
 def deduce(masks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -74,13 +74,13 @@ def solvable(masks: np.ndarray) -> np.ndarray:
         stuck = live & (new == masks).all(0)
         live &= ~stuck
         parts, owners = [new[:, live]], [owner[live]]
-        cell = fewest_candidates(new[:, stuck])
-        for bit in range(9):  # branch on the cell with the fewest candidates
-            has = new[:, stuck][cell, np.arange(len(cell))] >> bit & 1 == 1
-            child = new[:, stuck][:, has]
-            child[cell[has], np.arange(child.shape[1])] = 1 << bit
-            parts.append(child)
-            owners.append(owner[stuck][has])
+        branches, owner = new[:, stuck], owner[stuck]
+        cell = fewest_candidates(branches)
+        for bit in range(9):
+            has = branches[cell, np.arange(len(cell))] >> bit & 1 == 1
+            parts.append(branches[:, has])
+            parts[-1][cell[has], np.arange(has.sum())] = 1 << bit
+            owners.append(owner[has])
         masks, owner = np.concatenate(parts, 1), np.concatenate(owners)
     return found
 
@@ -109,19 +109,20 @@ def random_grids(rng: np.random.Generator, count: int) -> np.ndarray:
     return np.concatenate(done, 1)[:, :count]
 
 
-def make_puzzles(seed: int, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Solutions [count, 81] with digits 1..9, and the cells that may be blank together [count, 81] with one solution left.
+def make_puzzles(seed: int, count: int, most: int) -> tuple[np.ndarray, np.ndarray]:
+    """Solutions [count, 81] with digits 1..9, and up to `most` cells of each that may be blank together [count, 81].
 
-    Blanking fewer of those cells only adds clues, so every subset of them is a puzzle with a unique solution too.
+    The solution stays unique. Blanking fewer of those cells only adds clues, so each subset of them is a puzzle too.
     """
     rng = np.random.default_rng(seed)
     grids = random_grids(rng, count)
     blank = np.zeros(grids.shape, bool)
     grid = np.arange(count)
     for cell in rng.permuted(np.repeat(CELL[:, None], count, 1), axis=0):  # a random order for each grid
-        masks = np.where(blank, ALL_DIGITS, grids).astype(np.uint16)
-        masks[cell, grid] = ALL_DIGITS & ~grids[cell, grid]
-        blank[cell, grid] = ~solvable(masks)  # no solution with another digit there
+        todo = grid[blank.sum(0) < most]
+        masks = np.where(blank, ALL_DIGITS, grids)[:, todo].astype(np.uint16)
+        masks[cell[todo], np.arange(len(todo))] ^= ALL_DIGITS
+        blank[cell[todo], todo] = ~solvable(masks)  # no solution with another digit there
     return (np.log2(grids).astype(np.int64) + 1).T, blank.T
 
 
@@ -148,16 +149,16 @@ def tokens(cells: np.ndarray) -> np.ndarray:
 
 
 class Batch:
-    """Puzzles in training and the state of their denoising, one row each."""
+    """Puzzles and the state of their denoising, one row each. The last `chains` rows keep it from step to step."""
 
     def __init__(self, size: int, seed: int, puzzles: tuple[np.ndarray, np.ndarray], blanks: tuple[int, int]):
-        self.rng, self.puzzles, self.blanks = np.random.default_rng(seed), puzzles, blanks
+        self.rng, self.puzzles, self.blanks, self.chains = np.random.default_rng(seed), puzzles, blanks, 0
         self.prompt = torch.zeros(size, PROMPT, dtype=torch.long)
-        self.target, self.canvas, self.cleaner = (torch.zeros(size, CANVAS, dtype=torch.long) for _ in range(3))
+        self.target, self.canvas, self.cleaner = torch.zeros(3, size, CANVAS, dtype=torch.long)
         self.blank = torch.zeros(size, CANVAS, dtype=torch.bool)
-        self.condition = torch.zeros(size, CANVAS, VOCAB)  # probabilities of the step before; zeros: no self-conditioning
-        self.second = torch.zeros(size, 1, dtype=torch.long)  # canvas of the second pass: 0 same, 1 cleaner, 2 the sampler's
-        self.passes_left = torch.zeros(size)  # of a chain
+        self.condition = torch.zeros(size, CANVAS, VOCAB)  # probabilities of the step before, or zeros
+        self.second = torch.zeros(size, 1, dtype=torch.long)  # second pass on: 0 same canvas, 1 cleaner, 2 sampler's
+        self.passes_left = torch.zeros(size)
 
     def fill(self, row: int, chain: bool) -> None:
         """A new puzzle in this row: a chain starts from noise, other canvases have a random share of wrong tokens."""
@@ -180,19 +181,15 @@ class Batch:
         self.passes_left[row] = 2 * int(self.rng.integers(2, 8))
 
     def prepare(self, chains: int) -> None:
-        """Before a step: the last `chains` rows go on where they are, if they are not done; all others start anew."""
-        first_chain = len(self.prompt) - chains
+        """Before a step: new puzzles in all rows but the chains that are not done."""
+        self.chains = chains
         for row in range(len(self.prompt)):
-            if row < first_chain or self.second[row] != 2 or self.passes_left[row] <= 0:
-                self.fill(row, row >= first_chain)
-
-    def advance(self, canvas: Tensor, condition: Tensor, finished: Tensor) -> None:
-        """After a step: keep the sampler's state for the chains."""
-        self.canvas, self.condition = canvas, condition
-        self.passes_left = torch.where(finished, 0, self.passes_left - 2)
+            chain = row >= len(self.prompt) - chains
+            if not chain or self.second[row] != 2 or self.passes_left[row] <= 0:
+                self.fill(row, chain)
 
 
-# ---- the network: DiffusionGemma's text half; modules are named as in transformers, so that the state dict is the checkpoint ----
+# ---- the network: DiffusionGemma's text half, named as in transformers, so that the state dict is the checkpoint ----
 
 
 def rms(x: Tensor) -> Tensor:
@@ -229,29 +226,21 @@ class Mlp(nn.Module):
         return self.down_proj(F.gelu(self.gate_proj(x), approximate="tanh") * self.up_proj(x))
 
 
-class SelfConditioning(Mlp):
-    def __init__(self):
-        super().__init__()
-        self.pre_norm = Norm(HIDDEN)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(self.pre_norm(x))
-
-
 class Attention(nn.Module):
     def __init__(self, full: bool):
         super().__init__()
         self.size = TEXT["global_head_dim"] if full else TEXT["head_dim"]
-        kv_heads, heads = TEXT["num_global_key_value_heads" if full else "num_key_value_heads"], TEXT["num_attention_heads"]
+        heads = TEXT["num_attention_heads"]
+        kv_heads = TEXT["num_global_key_value_heads" if full else "num_key_value_heads"]
         self.group = heads // kv_heads
         self.q_proj, self.k_proj = linear(HIDDEN, heads * self.size), linear(HIDDEN, kv_heads * self.size)
         self.v_proj = None if full else linear(HIDDEN, kv_heads * self.size)  # full layers: values are the raw keys
         self.o_proj = linear(heads * self.size, HIDDEN)
         self.q_norm, self.k_norm = (Norm(self.size, self.size**-0.25) for _ in range(2))
-        share = TEXT["rope_parameters"]["full_attention" if full else "sliding_attention"]
-        turning = int(share.get("partial_rotary_factor", 1.0) * self.size / 2)
+        rope = TEXT["rope_parameters"]["full_attention" if full else "sliding_attention"]
+        turning = int(rope.get("partial_rotary_factor", 1.0) * self.size / 2)
         pairs = torch.arange(self.size // 2)
-        speed = torch.where(pairs < turning, share["rope_theta"] ** (-2.0 * pairs / self.size), 0.0)
+        speed = torch.where(pairs < turning, rope["rope_theta"] ** (-2.0 * pairs / self.size), 0.0)
         angle = torch.arange(PROMPT + CANVAS)[:, None] * speed
         self.register_buffer("cos", angle.cos()[:, None], persistent=False)  # [tokens, 1, size / 2]
         self.register_buffer("sin", angle.sin()[:, None], persistent=False)
@@ -263,7 +252,7 @@ class Attention(nn.Module):
         return rotate(self.k_norm(k), self.cos[span], self.sin[span]), rms(v)
 
     def forward(self, x: Tensor, k: Tensor, v: Tensor, start: int, causal: bool) -> Tensor:
-        """x [batch, canvas, hidden]; k, v [batch, tokens, heads, size]. The sliding window (128) is wider than the prompt."""
+        """x [batch, canvas, hidden]; k, v [batch, tokens, heads, size]. The sliding window covers the whole prompt."""
         span = slice(start, start + x.shape[1])
         q = rotate(self.q_norm(self.q_proj(x).unflatten(-1, (-1, self.size))), self.cos[span], self.sin[span])
         k, v = (t.repeat_interleave(self.group, 2).transpose(1, 2) for t in (k, v))
@@ -279,7 +268,7 @@ class Router(nn.Module):
         self.per_expert_scale = nn.Parameter(torch.ones(TEXT["num_experts"]))
 
     def forward(self, normed: Tensor) -> tuple[Tensor, Tensor]:
-        """The weight of each expert, zero outside the top k; and a loss that is least when all experts are used alike."""
+        """Weights of the experts, zero outside the top k; and a loss that is least when all are used alike."""
         probs = self.proj(normed * self.scale * HIDDEN**-0.5).softmax(-1)
         top = probs >= probs.topk(TEXT["top_k_experts"], -1).values[..., -1:]
         weights = torch.where(top, probs, 0.0)
@@ -295,7 +284,7 @@ class Experts(nn.Module):
         self.down_proj = nn.Parameter(torch.randn(count, HIDDEN, size) * size**-0.5)
 
     def forward(self, x: Tensor, weights: Tensor) -> Tensor:
-        """All experts, as two dense products: at this size cheaper than gathering tokens."""
+        """All experts as two dense products: cheaper than gathering tokens at this size."""
         gate, up = F.linear(x, self.gate_up_proj.flatten(0, 1)).unflatten(-1, (len(self.down_proj), -1)).chunk(2, -1)
         hidden = F.gelu(gate, approximate="tanh") * up * weights[..., None]
         return F.linear(hidden.flatten(-2), self.down_proj.transpose(0, 1).flatten(1))
@@ -331,7 +320,8 @@ class Net(nn.Module):
         super().__init__()
         self.embed_tokens = nn.Embedding(VOCAB, HIDDEN)
         nn.init.normal_(self.embed_tokens.weight, std=HIDDEN**-0.5)
-        self.self_conditioning = SelfConditioning()
+        self.self_conditioning = Mlp()
+        self.self_conditioning.pre_norm = Norm(HIDDEN)
         self.layers = nn.ModuleList(Layer(kind == "full_attention") for kind in TEXT["layer_types"])
         self.norm = Norm(HIDDEN)
 
@@ -345,7 +335,8 @@ class Net(nn.Module):
     def decode(self, canvas: Tensor, cache: list[tuple[Tensor, Tensor]], condition: Tensor) -> tuple[Tensor, Tensor]:
         """Logits [batch, canvas, vocabulary] and the balance loss."""
         x = self.embed_tokens(canvas) * HIDDEN**0.5
-        x = rms(x + self.self_conditioning(condition @ self.embed_tokens.weight * HIDDEN**0.5))
+        guess = condition @ self.embed_tokens.weight * HIDDEN**0.5
+        x = rms(x + self.self_conditioning(self.self_conditioning.pre_norm(guess)))
         total = 0.0
         for layer, past in zip(self.layers, cache, strict=True):
             x, _, balance = layer(x, past)
@@ -370,7 +361,7 @@ def sampler_step(logits: Tensor, temperature: Tensor) -> tuple[Tensor, Tensor, T
 
 
 def train_step(net: Net, batch: Batch) -> tuple[Tensor, list[float]]:
-    """Loss of two chained passes; cross entropy and accuracy of both on wrong cells of rows that are no chains."""
+    """Loss of two chained passes; of each, cross entropy and accuracy on blank, wrong cells outside the chains."""
     cache = net.encode(batch.prompt)
     temperature = 0.5 + 0.35 * torch.rand(len(batch.prompt), 1, 1)
     weight = torch.where(batch.blank, 1.0, 0.15)
@@ -379,20 +370,23 @@ def train_step(net: Net, batch: Batch) -> tuple[Tensor, list[float]]:
     for turn in range(2):
         logits, balance = net.decode(canvas, cache, condition)
         errors = F.cross_entropy(logits.transpose(1, 2), batch.target, reduction="none")
-        loss = loss + (errors * weight).sum() / weight.sum() + 0.03 * balance
+        loss = loss + (errors * weight).sum() / weight.sum() + 0.007 * balance
         best = logits.argmax(-1)
-        watched = batch.blank & (canvas != batch.target) & (batch.passes_left > 0)[:, None]
+        watched = batch.blank & (canvas != batch.target)
+        watched[len(watched) - batch.chains :] = False
         stats += [errors[watched].mean().item(), (best == batch.target)[watched].float().mean().item()]
         sampled, condition, entropy = sampler_step(logits, temperature)
         if turn == 0:
             canvas = torch.where(batch.second == 2, sampled, torch.where(batch.second == 1, batch.cleaner, canvas))
             previous = best
-    batch.advance(sampled, condition, (best == previous).all(-1) & (entropy < 0.005))
+    finished = (best == previous).all(-1) & (entropy < 0.005)
+    batch.canvas, batch.condition = sampled, condition
+    batch.passes_left = torch.where(finished, 0, batch.passes_left - 2)
     return loss, stats
 
 
 class Muon:
-    """Momentum whose update is made orthogonal; parameters of one shape are done together. Leading dimensions are a batch."""
+    """Momentum whose update is made orthogonal. Parameters of one shape are done together."""
 
     def __init__(self, parameters: list[nn.Parameter]):
         self.groups: dict[tuple[int, ...], list[nn.Parameter]] = {}
@@ -443,9 +437,9 @@ def train(net: Net, batch: Batch, seconds: float, rate: float) -> dict[str, Tens
             torch._foreach_lerp_(list(average.values()), list(named.values()), 1 - min(0.99, step / (step + 20)))
         sums += [loss.item(), *stats]
         if step % 50 == 0:
-            mean = sums / 50
-            log(f"step {step}, {step * len(batch.prompt)} puzzles, rate {now:.4f}: loss {mean[0]:.3f}; wrong cells: "
-                f"cross entropy {mean[1]:.3f} {mean[3]:.3f}, solved {mean[2]:.3f} {mean[4]:.3f} (first, second pass)")
+            rows = step * len(batch.prompt)
+            text = "loss {:.3f}; blank cells: cross entropy {:.3f}, {:.1%} right; second pass {:.3f}, {:.1%}"
+            log(f"step {step}, {rows} puzzles, rate {now:.4f}: " + text.format(*(sums / 50)))
             sums[:] = 0
     return average
 
@@ -453,7 +447,8 @@ def train(net: Net, batch: Batch, seconds: float, rate: float) -> dict[str, Tens
 # ---- export, check and evaluation with transformers ----
 
 
-def export(weights: dict[str, Tensor], out: Path) -> None:
+def export(weights: dict[str, Tensor], out: Path) -> nn.Module:
+    """Writes the checkpoint in bfloat16, as transformers does; returns it as transformers reads it, in float32."""
     from transformers import DiffusionGemmaConfig, DiffusionGemmaForBlockDiffusion
 
     model = DiffusionGemmaForBlockDiffusion(DiffusionGemmaConfig.from_pretrained(HERE))
@@ -463,76 +458,72 @@ def export(weights: dict[str, Tensor], out: Path) -> None:
     model.to(torch.bfloat16).save_pretrained(out)
     for name in ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"):
         shutil.copyfile(HERE / name, out / name)
+    return DiffusionGemmaForBlockDiffusion.from_pretrained(out, dtype=torch.float32).eval()
 
 
 @torch.no_grad()
 def check(net: Net, model: nn.Module, batch: Batch) -> None:
     """The exported model and the training network compute the same logits, with and without self-conditioning."""
-    ours, theirs, condition = None, None, torch.zeros_like(batch.condition)
-    cache = net.encode(batch.prompt)
+    cache, condition, previous = net.encode(batch.prompt), torch.zeros_like(batch.condition), None
     for turn in ("first pass", "with self-conditioning"):
-        previous = None if theirs is None else theirs / 0.6
-        theirs = model(input_ids=batch.prompt, decoder_input_ids=batch.canvas, self_conditioning_logits=previous).logits
         ours = net.decode(batch.canvas, cache, condition)[0]
-        condition = (ours / 0.6).softmax(-1)
-        difference = (ours - theirs).abs().max().item()
-        log(f"check against transformers, {turn}: logits differ by at most {difference:.1e} (largest {ours.abs().max():.1f})")
-        if not difference < 1e-3:
+        theirs = model(batch.prompt, decoder_input_ids=batch.canvas, self_conditioning_logits=previous).logits
+        condition, previous = (ours / 0.6).softmax(-1), theirs / 0.6
+        off = (ours - theirs).abs().max().item()
+        log(f"check, {turn}: logits up to {ours.abs().max():.1f}, at most {off:.1e} from those of transformers")
+        if not off < 1e-3:
             raise RuntimeError("the exported checkpoint does not compute what was trained")
 
 
 def evaluate(model: nn.Module, levels: list[int], count: int) -> None:
     lines = [line.split() for line in (HERE / "puzzles_test.txt").read_text().splitlines() if line[0] != "#"]
     for level in levels:
-        chosen = [line for line in lines if line[0] == str(level)][:count]
-        puzzles, solutions = (
-            torch.tensor([[IDS[c] for c in line[column].replace("/", "\n") + "\n"] for line in chosen]) for column in (1, 2)
-        )
+        chosen = [line[1:] for line in lines if line[0] == str(level)][:count]
+        texts = torch.tensor([[[IDS[c] for c in rows.replace("/", "\n") + "\n"] for rows in line] for line in chosen])
+        puzzles, solutions = texts.unbind(1)
         result = model.generate(F.pad(puzzles, (1, 0), value=IDS["<bos>"]))
-        answers = result.sequences[:, PROMPT : PROMPT + 90]
-        steps = (result.sequences[:, PROMPT:] != IDS["<pad>"]).sum(1) / result.tokens_per_forward
-        right = answers == solutions
-        log(f"{level} blanks: {right.all(1).sum()} of {len(chosen)} solved, {right[puzzles == IDS['.']].float().mean():.1%} of the "
-            f"blank cells right, {steps.mean():.1f} denoising steps")
+        canvas = result.sequences[:, PROMPT:]
+        steps = (canvas != IDS["<pad>"]).sum(1) / result.tokens_per_forward
+        right = canvas[:, :90] == solutions
+        cells = right[puzzles == IDS["."]].float().mean()
+        solved = right.all(1).sum()
+        log(f"{level} blanks: {solved} of {len(chosen)} solved, {cells:.1%} of the blanks, {steps.mean():.1f} steps")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Train a tiny DiffusionGemma on Sudoku from nothing, export and evaluate it.",
-                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--minutes", type=float, default=15, help="wall time of everything, puzzles and evaluation included")
-    parser.add_argument("--out", type=Path, default=Path("trained"), help="folder for the checkpoint")
-    parser.add_argument("--batch", type=int, default=16, help="puzzles per step")
-    parser.add_argument("--rate", type=float, default=0.01, help="highest learning rate (Muon's; Adam's is 0.3 of it)")
-    parser.add_argument("--blanks", type=int, nargs=2, default=(15, 54), help="fewest and most blanks of a training puzzle")
-    parser.add_argument("--grids", type=int, default=4096, help="solved grids to make; their symmetries multiply them")
-    parser.add_argument("--levels", type=int, nargs="+", default=[20, 30, 40, 51], help="blanks of the test puzzles")
-    parser.add_argument("--puzzles", type=int, default=32, help="test puzzles per level")
-    parser.add_argument("--threads", type=int, default=2, help="CPU threads")
-    parser.add_argument("--seed", type=int, default=0, help="of everything random")
+    formatter = argparse.ArgumentDefaultsHelpFormatter
+    parser = argparse.ArgumentParser(description="Train a tiny DiffusionGemma on Sudoku.", formatter_class=formatter)
+    add = parser.add_argument
+    add("--minutes", type=float, default=15, help="wall time of everything, puzzles and evaluation included")
+    add("--out", type=Path, default=Path("trained"), help="folder for the checkpoint")
+    add("--batch", type=int, default=16, help="puzzles per step")
+    add("--rate", type=float, default=0.01, help="highest learning rate (Muon's; Adam's is 0.3 of it)")
+    add("--blanks", type=int, nargs=2, default=[15, 54], help="fewest and most blanks of a training puzzle")
+    add("--grids", type=int, default=4096, help="solved grids to make; their symmetries multiply them")
+    add("--levels", type=int, nargs="+", default=[20, 30, 40, 51], help="blanks of the test puzzles")
+    add("--puzzles", type=int, default=32, help="test puzzles per level")
+    add("--threads", type=int, default=2, help="CPU threads")
+    add("--seed", type=int, default=0, help="of everything random")
     args = parser.parse_args()
     log(", ".join(f"{name} {value}" for name, value in vars(args).items() if name != "out"))
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
 
-    puzzles = make_puzzles(args.seed, args.grids)
-    log(f"{args.grids} grids, {puzzles[1].sum(1).mean():.1f} cells can be blank in one (at most {puzzles[1].sum(1).max()})")
-    net, batch = Net(), Batch(args.batch, args.seed, puzzles, tuple(args.blanks))
-    log(f"{sum(p.numel() for p in net.parameters())} parameters; compiling")
+    puzzles = make_puzzles(args.seed, args.grids, args.blanks[1])
+    log(f"{args.grids} grids made, with {puzzles[1].sum(1).min()} to {puzzles[1].sum(1).max()} cells that can be blank")
+    net, batch = Net(), Batch(args.batch, args.seed, puzzles, args.blanks)
     for layer in net.layers:  # layers of one kind share their code
         layer.compile(dynamic=False)
     batch.prepare(chains=0)
     train_step(net, batch)[0].backward()
     net.zero_grad()
-    log("compiled")
+    log(f"network of {sum(p.numel() for p in net.parameters())} parameters compiled")
     weights = train(net, batch, START + 60 * args.minutes - EXPORT_SECONDS - time.monotonic(), args.rate)
 
-    export(weights, args.out)
-    from transformers import DiffusionGemmaForBlockDiffusion
-
-    model = DiffusionGemmaForBlockDiffusion.from_pretrained(args.out, dtype=torch.float32)
-    fresh = Net()
-    fresh.load_state_dict({name: weight.bfloat16().float() for name, weight in weights.items()})
-    check(fresh, model, batch)
+    model = export(weights, args.out)
+    net = Net()
+    net.load_state_dict({name: weight.bfloat16().float() for name, weight in weights.items()})
+    check(net, model, batch)
     torch.manual_seed(args.seed)
     evaluate(model, args.levels, args.puzzles)
 

@@ -1,0 +1,82 @@
+"""The library's table of weight formats, and their codecs over NumPy arrays.
+
+>>> q4 = formats.by_name("q4_k")
+>>> q4.decode(q4.encode(values))  # values[..., n], n a multiple of q4.block
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dgemma._native import ffi, lib
+
+
+class Format:
+    """One line of the table: `name`, GGUF `id`, values per `block`, `bytes` per block, and whether it `encodes`."""
+
+    __slots__ = ("_native", "block", "bytes", "encodes", "id", "name")
+
+    def __init__(self, native: Any) -> None:
+        """Describes the `const dg_format *` native."""
+        self._native = native
+        self.name: str = ffi.string(native.name).decode()
+        self.id: int = native.id
+        self.block: int = native.block
+        self.bytes: int = native.bytes
+        self.encodes: bool = native.encode != ffi.NULL
+
+    def __repr__(self) -> str:
+        return f"<Format {self.name}: {self.block} values in {self.bytes} bytes>"
+
+    def encode(self, values: NDArray[np.float32]) -> NDArray[np.uint8]:
+        """Values [..., n] -> blocks [..., n / block * bytes]. The GIL is released."""
+        if not self.encodes:
+            raise ValueError(f"{self.name} can be read but not written")
+        values = np.ascontiguousarray(values, dtype=np.float32)
+        blocks = np.empty(self._shape(values, self.block, self.bytes, "values"), dtype=np.uint8)
+        self._native.encode(ffi.from_buffer("float[]", values), ffi.from_buffer(blocks), values.size // self.block)
+        return blocks
+
+    def decode(self, blocks: Any) -> NDArray[np.float32]:
+        """Blocks [..., n / block * bytes], an array or any buffer of bytes -> values [..., n]. The GIL is released."""
+        if not isinstance(blocks, np.ndarray):
+            blocks = np.frombuffer(blocks, dtype=np.uint8)
+        blocks = np.ascontiguousarray(blocks).view(np.uint8)
+        values = np.empty(self._shape(blocks, self.bytes, self.block, "bytes"), dtype=np.float32)
+        self._native.decode(ffi.from_buffer(blocks), ffi.from_buffer("float[]", values), blocks.size // self.bytes)
+        return values
+
+    def _shape(self, array: NDArray[Any], of: int, to: int, unit: str) -> tuple[int, ...]:
+        if array.ndim == 0 or array.shape[-1] % of:
+            raise ValueError(f"{self.name}: rows of shape {array.shape} are not whole blocks of {of} {unit}")
+        return (*array.shape[:-1], array.shape[-1] // of * to)
+
+
+@cache
+def all_formats() -> tuple[Format, ...]:
+    """Every format, in the order of the table."""
+    return tuple(Format(lib.dg_format_at(i)) for i in range(lib.dg_format_count()))
+
+
+def by_name(name: str) -> Format:
+    """The format of this name, in capitals or not; KeyError when there is none."""
+    return _named()[name.upper()]
+
+
+def by_id(number: int) -> Format:
+    """The format that GGUF files number so; KeyError when there is none."""
+    return _numbered()[number]
+
+
+@cache
+def _named() -> dict[str, Format]:
+    return {f.name: f for f in all_formats()}
+
+
+@cache
+def _numbered() -> dict[int, Format]:
+    return {f.id: f for f in all_formats()}

@@ -1,0 +1,187 @@
+/* Every op: the fast table against the plain reference over odd shapes, and the same bits for any number of threads. */
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "check.h"
+#include "ops.h"
+
+static uint64_t state = 1;
+static double uniform(void) { /* splitmix64 */
+    uint64_t z = (state += 0x9E3779B97F4A7C15ull);
+    z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9ull;
+    z = (z ^ z >> 27) * 0x94D049BB133111EBull;
+    return (double)((z ^ z >> 31) >> 11) / 9007199254740992.0;
+}
+
+static float *numbers(int64_t n, float scale) {
+    float *x = malloc((size_t)n * sizeof *x);
+    for (int64_t i = 0; i < n; i++) x[i] = scale * (float)(uniform() + uniform() + uniform() + uniform() - 2.0);
+    return x;
+}
+
+static tensor weights(int32_t type, int64_t cols, int64_t rows, int64_t experts) {
+    const dg_format *f = dg_format_find(type);
+    float *x = numbers(cols * rows * experts, 0.3f);
+    uint8_t *data = malloc((size_t)(cols * rows * experts / f->block * f->bytes));
+    f->encode(x, data, cols * rows * experts / f->block);
+    free(x);
+    const int64_t row = cols / f->block * f->bytes;
+    return (tensor){f, data, cols, rows, experts, row, row * rows};
+}
+
+static double error_of(const float *a, const float *b, int64_t n) {
+    double worst = 0.0, scale = 1e-30;
+    for (int64_t i = 0; i < n; i++) {
+        scale = fmax(scale, fabs((double)b[i]));
+        worst = fmax(worst, fabs((double)a[i] - (double)b[i]));
+    }
+    return worst / scale;
+}
+
+/* Runs `call` (which writes n floats to y) with the reference, and with the fast table on 1, 2 and 3 threads. */
+static ops *plain, *fast[3];
+#define COMPARE(what, n, tolerance, call)                                                                                  \
+    do {                                                                                                                   \
+        float *want = calloc((size_t)(n), sizeof *want), *got = calloc((size_t)(n), sizeof *got);                          \
+        float *first = calloc((size_t)(n), sizeof *first);                                                                 \
+        { const ops *o = plain; float *y = want; call; }                                                                   \
+        for (int t = 0; t < 3; t++) {                                                                                      \
+            memset(got, 0x7f, (size_t)(n) * sizeof *got);                                                                  \
+            { const ops *o = fast[t]; float *y = got; call; }                                                              \
+            if (t == 0) memcpy(first, got, (size_t)(n) * sizeof *got);                                                     \
+            CHECK(error_of(got, want, n) <= (tolerance), "%s differs from the reference by %g", what, error_of(got, want, n)); \
+            CHECK(memcmp(got, first, (size_t)(n) * sizeof *got) == 0, "%s: other bits with %d threads than with 1", what, t + 1); \
+        }                                                                                                                  \
+        free(want), free(got), free(first);                                                                                \
+    } while (0)
+
+static void test_matmul(void) {
+    const int64_t shapes[][3] = {{1, 32, 1}, {3, 64, 5}, {7, 96, 33}, {50, 1408 + 32, 19}, {4, 256, 64}, {5, 512, 9}};
+    for (size_t s = 0; s < sizeof shapes / sizeof *shapes; s++) {
+        const int64_t n = shapes[s][0], cols = shapes[s][1], rows = shapes[s][2];
+        float *x = numbers(n * cols, 1.0f);
+        for (int32_t i = 0; i < dg_format_count(); i++) {
+            const dg_format *f = dg_format_at(i);
+            if (!f->encode || cols % f->block) continue;
+            const tensor w = weights(f->id, cols, rows, 1);
+            COMPARE(f->name, n * rows, 2e-6, o->matmul(o, y, x, &w, n));
+            free((void *)(uintptr_t)w.data);
+        }
+        free(x);
+    }
+    const tensor odd = weights(DG_F32, 13, 6, 1); /* rows of no whole number of vectors */
+    float *x = numbers(13 * 4, 1.0f);
+    COMPARE("matmul of 13 columns", 24, 2e-6, o->matmul(o, y, x, &odd, 4));
+    free(x);
+    free((void *)(uintptr_t)odd.data);
+}
+
+static void test_rows_and_elements(void) {
+    enum { N = 5, D = 37 };
+    float *x = numbers(N * D, 2.0f), *w = numbers(D, 1.0f), *other = numbers(N * D, 3.0f);
+    COMPARE("rms_norm", N * D, 1e-6, o->rms_norm(o, y, x, w, N, D, 1e-6f));
+    COMPARE("rms_norm without weight", N * D, 1e-6, o->rms_norm(o, y, x, NULL, N, D, 1e-6f));
+    COMPARE("add", N * D, 0.0, o->add(o, y, x, other, N, D, 0.7f));
+    COMPARE("mul", N * D, 0.0, o->mul(o, y, x, w, N, D, 0.7f));
+    COMPARE("gelu_mul", N * D, 1e-6, o->gelu_mul(o, y, x, other, N * D));
+    COMPARE("divide", N * D, 0.0, o->divide(o, y, x, N * D, 0.6f));
+    for (float cap = 0.1f; cap < 100.0f; cap *= 10.0f)
+        COMPARE("softcap", N * D, 5e-7, (memcpy(y, x, sizeof(float) * N * D), o->softcap(o, y, N * D, cap)));
+    float frequencies[6] = {1.0f, 0.5f, 0.1f, 0.01f, 0.0f, 0.0f};
+    COMPARE("rope", N * 36, 1e-6, (memcpy(y, x, sizeof(float) * N * 36), o->rope(o, y, N, 3, 12, 1000, frequencies)));
+    const tensor table = weights(DG_Q8_0, 64, 11, 1);
+    const int32_t ids[] = {10, 0, 3, 3};
+    COMPARE("embed", 4 * 64, 0.0, o->embed(o, y, &table, ids, 4, 8.0f));
+    free(x), free(w), free(other), free((void *)(uintptr_t)table.data);
+}
+
+static void test_attention(void) {
+    const struct { int64_t n, heads, kv, dim, past; bool causal; int64_t window; } cases[] = {
+        {1, 1, 1, 8, 0, true, 0},    {5, 4, 2, 32, 0, true, 0},   {7, 4, 1, 64, 130, true, 16}, {9, 2, 2, 12, 70, false, 0},
+        {6, 4, 2, 32, 200, false, 65}, {3, 2, 1, 256, 63, true, 64}, {4, 2, 1, 20, 3, false, 1},
+    };
+    for (size_t s = 0; s < sizeof cases / sizeof *cases; s++) {
+        const int64_t n = cases[s].n, heads = cases[s].heads, kv = cases[s].kv, dim = cases[s].dim, count = cases[s].past + n;
+        float *q = numbers(n * heads * dim, 1.0f), *k = numbers(count * kv * dim, 1.0f), *v = numbers(count * kv * dim, 1.0f);
+        const attention_keys keys = {k, v, kv, cases[s].past, count, cases[s].causal, cases[s].window};
+        COMPARE("attention", n * heads * dim, 2e-6, o->attention(o, y, q, &keys, n, heads, dim));
+        if (cases[s].causal) { /* one query at a time: the same bits as all at once */
+            float *all = numbers(n * heads * dim, 0.0f), *one = numbers(n * heads * dim, 0.0f);
+            fast[0]->attention(fast[0], all, q, &keys, n, heads, dim);
+            for (int64_t i = 0; i < n; i++) {
+                const attention_keys single = {k, v, kv, cases[s].past + i, cases[s].past + i + 1, true, cases[s].window};
+                fast[0]->attention(fast[0], one + i * heads * dim, q + i * heads * dim, &single, 1, heads, dim);
+            }
+            CHECK(memcmp(all, one, sizeof(float) * (size_t)(n * heads * dim)) == 0, "attention of case %zu depends on its neighbours", s);
+            free(all), free(one);
+        }
+        free(q), free(k), free(v);
+    }
+}
+
+static void test_experts(void) {
+    enum { N = 60, D = 64, H = 36, E = 5, K = 2 };
+    float *x = numbers(N * D, 1.0f), *logits = numbers(N * E, 1.0f), scale[E] = {1.0f, 0.5f, 2.0f, 1.0f, 1.5f};
+    for (int i = 0; i < E; i++) logits[3 * E + i] = 1.0f; /* a tie: the lower index first */
+    int32_t *experts = malloc(sizeof *experts * N * K);
+    float *shares = numbers(N * K, 1.0f);
+    COMPARE("route", N * K, 1e-6, o->route(o, experts, y, logits, scale, N, E, K));
+    plain->route(plain, experts, shares, logits, scale, N, E, K);
+    CHECK(experts[3 * K] == 0 && experts[3 * K + 1] == 1, "a tie went to experts %d and %d", experts[3 * K], experts[3 * K + 1]);
+    CHECK(fabsf(shares[3 * K] - 0.5f) < 1e-6f && fabsf(shares[3 * K + 1] - 0.25f) < 1e-6f, "shares of a tie: %g %g", (double)shares[3 * K], (double)shares[3 * K + 1]);
+    for (int i = 0; i < N; i++) experts[i * K] = i % 3 ? 1 : 4, experts[i * K + 1] = 2; /* uneven: one expert has all, some none */
+    const tensor fused = weights(DG_Q8_0, D, 2 * H, E), down = weights(DG_F32, H, D, E);
+    tensor gate = fused, up = fused;
+    gate.rows = up.rows = H;
+    up.data += H * up.row_bytes;
+    void *work = malloc(experts_work(N, K, D, H, E));
+    COMPARE("experts", N * D, 3e-6, o->experts(o, y, x, &gate, &up, &down, experts, shares, N, K, work));
+    free(x), free(logits), free(experts), free(shares), free(work);
+    free((void *)(uintptr_t)fused.data), free((void *)(uintptr_t)down.data);
+}
+
+static void test_vocabulary(void) {
+    const int64_t sizes[] = {1, 7, 64, 1000, 2051};
+    for (size_t s = 0; s < sizeof sizes / sizeof *sizes; s++) {
+        enum { N = 6 };
+        const int64_t v = sizes[s];
+        float *z = numbers(N * v, 8.0f), *work = malloc(sizeof *work * (size_t)(N * v));
+        for (int64_t i = 0; i < v; i++) z[i] = 0.25f, z[v + i] = i == v / 2 ? 300.0f : -300.0f; /* all equal; certain */
+        double u[N];
+        for (int i = 0; i < N; i++) u[i] = uniform();
+        const tensor table = weights(DG_F32, 48, v, 1);
+        COMPARE("condition", N * 48, 2e-6, o->condition(o, y, z, &table, N, 7.0f, work));
+        dg_choice want[N], got[N];
+        plain->choose(plain, want, z, N, v, u);
+        fast[2]->choose(fast[2], got, z, N, v, u);
+        for (int i = 0; i < N; i++) {
+            CHECK(got[i].argmax == want[i].argmax, "argmax %d, the reference has %d", got[i].argmax, want[i].argmax);
+            CHECK(got[i].sample == want[i].sample, "sample %d of %d, the reference has %d", got[i].sample, (int)v, want[i].sample);
+            CHECK(fabsf(got[i].entropy - want[i].entropy) <= 2e-6f * (1.0f + want[i].entropy), "entropy %g, the reference has %g",
+                  (double)got[i].entropy, (double)want[i].entropy);
+        }
+        CHECK(want[0].argmax == 0 && fabs((double)want[0].entropy - log((double)v)) < 1e-6, "equal logits: the lowest id, entropy log %d", (int)v);
+        CHECK(want[1].argmax == v / 2 && want[1].sample == v / 2 && want[1].entropy == 0.0f, "a certain row");
+        free(z), free(work), free((void *)(uintptr_t)table.data);
+    }
+}
+
+int main(void) {
+    static const dg_config config = {.d_model = 2048, .d_ffn = 64, .d_expert = 64, .n_layer = 1, .n_head = 4, .head_dim = 256, .head_dim_swa = 64, .n_head_kv = {1}};
+    dg_error error;
+    if (ops_new("reference", 1, &config, &plain, &error) != DG_OK) return 1;
+    for (int t = 0; t < 3; t++)
+        if (ops_new("cpu", t + 1, &config, &fast[t], &error) != DG_OK) return 1;
+    ops *none;
+    CHECK(ops_new("abacus", 1, &config, &none, &error) == DG_ERROR_BACKEND && strstr(error.message, "abacus"), "an unknown backend is named");
+    test_matmul();
+    test_rows_and_elements();
+    test_attention();
+    test_experts();
+    test_vocabulary();
+    printf("ops: reference against %s\n", fast[0]->name);
+    ops_free(plain);
+    for (int t = 0; t < 3; t++) ops_free(fast[t]);
+    return check_done("ops");
+}

@@ -1,0 +1,261 @@
+"""The formats: the same table, the same values and the same bytes as the `gguf` package, and small enough errors."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import gguf
+import numpy as np
+import pytest
+from dgemma import formats
+from gguf import quants
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+ALL = [f.name for f in formats.all_formats()]
+WRITTEN = [f.name for f in formats.all_formats() if f.encodes]
+BLOCKS = [name for name in WRITTEN if formats.by_name(name).block > 1]
+EXACT = ["F32", "F16", "BF16", "Q8_0", "Q5_1", "Q5_0", "Q4_0"]
+
+# What llama.cpp's encoders reach: relative RMSE on normal, Laplace and Student t (4 degrees of freedom) values.
+ERRORS = {
+    "Q8_0": (0.00536, 0.00673, 0.00732),
+    "Q6_K": (0.01776, 0.02165, 0.02288),
+    "Q5_K": (0.03614, 0.04277, 0.04383),
+    "Q5_1": (0.03789, 0.04441, 0.04530),
+    "Q5_0": (0.04272, 0.05351, 0.05804),
+    "Q4_K": (0.07142, 0.08467, 0.08665),
+    "Q4_0": (0.08597, 0.10687, 0.11565),
+    "IQ4_NL": (0.07620, 0.08790, 0.09332),
+}
+# The largest distance of a value from what comes back, as a part of the block's largest magnitude.
+FARTHEST = {
+    "Q8_0": 0.005,
+    "Q6_K": 0.2,
+    "Q5_K": 0.2,
+    "Q5_1": 0.07,
+    "Q5_0": 0.07,
+    "Q4_K": 0.4,
+    "Q4_0": 0.14,
+    "IQ4_NL": 0.25,
+}
+# Blocks whose values are all smaller than this may become 0: their scale is too small for half precision.
+SMALLEST = 2e-4
+
+
+def kind(name: str) -> gguf.GGMLQuantizationType:
+    return gguf.GGMLQuantizationType[name]
+
+
+@cache
+def samples() -> dict[str, np.ndarray]:
+    rng, shape = np.random.default_rng(2024), (512, 2816)
+    drawn = (rng.standard_normal(shape), rng.laplace(size=shape), rng.standard_t(4, size=shape))
+    return dict(zip(("normal", "laplace", "student"), (d.astype(np.float32) for d in drawn), strict=True))
+
+
+def random_blocks(name: str, seed: int, rows: int = 64, columns: int = 5) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (rows, columns * formats.by_name(name).bytes), dtype=np.uint8)
+
+
+def with_modest_scales(name: str, blocks: np.ndarray) -> np.ndarray:
+    """The same blocks with every half-precision scale between 1/16 and 2."""
+    at = {"Q6_K": [208], "Q5_K": [0, 2], "Q5_1": [0, 2], "Q4_K": [0, 2], "Q3_K": [108], "Q2_K": [80, 82]}
+    size = formats.by_name(name).bytes
+    blocks = blocks.reshape(-1, size).copy()
+    for offset in at.get(name, [0]) if size > 4 else []:
+        blocks[:, offset + 1] = blocks[:, offset + 1] & 0x8F | 0x30
+    return blocks
+
+
+# ---- The table --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_the_table_agrees_with_gguf(name):
+    f = formats.by_name(name)
+    assert f.id == kind(name)
+    assert (f.block, f.bytes) == gguf.GGML_QUANT_SIZES[kind(name)]
+    assert formats.by_id(f.id) is f
+    assert formats.by_name(name.lower()) is f
+
+
+def test_the_table_has_what_published_files_and_recipes_need():
+    needed = {"F32", "F16", "BF16", "Q8_0", "Q6_K", "Q5_K", "Q5_1", "Q5_0", "Q4_K", "Q4_0", "IQ4_NL"}
+    assert needed <= set(WRITTEN)
+    assert {"IQ4_XS", "Q3_K", "Q2_K"} <= set(ALL)
+    assert len(set(ALL)) == len({f.id for f in formats.all_formats()}) == len(ALL)
+
+
+def test_an_unknown_format_is_a_key_error():
+    with pytest.raises(KeyError):
+        formats.by_name("Q9_Z")
+    with pytest.raises(KeyError):
+        formats.by_id(999)
+
+
+# ---- Decoding ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_decoding_modest_blocks_gives_the_same_bits_as_gguf(name):
+    blocks = with_modest_scales(name, random_blocks(name, 1))
+    ours, theirs = formats.by_name(name).decode(blocks), quants.dequantize(blocks, kind(name))
+    finite = np.isfinite(theirs)
+    assert finite.all() or name in ("F32", "F16", "BF16")
+    assert np.array_equal(ours[finite].view(np.uint32), theirs[finite].view(np.uint32))
+
+
+@pytest.mark.parametrize("name", ALL)
+@pytest.mark.filterwarnings("ignore:(overflow|invalid value) encountered")
+def test_decoding_any_bytes_gives_the_same_values_as_gguf(name):
+    blocks = random_blocks(name, 2, rows=256)
+    ours, theirs = formats.by_name(name).decode(blocks), quants.dequantize(blocks, kind(name))
+    assert np.array_equal(ours, theirs, equal_nan=True)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_arrays_keep_their_leading_axes_and_buffers_become_flat(name):
+    f = formats.by_name(name)
+    blocks = random_blocks(name, 3, rows=6, columns=2)
+    values = f.decode(blocks.reshape(2, 3, -1))
+    assert values.shape == (2, 3, 2 * f.block)
+    flat = f.decode(blocks.tobytes())
+    assert flat.shape == (12 * f.block,)
+    assert np.array_equal(values.ravel(), flat, equal_nan=True)
+    assert np.array_equal(f.decode(blocks[::2]), values.reshape(6, -1)[::2], equal_nan=True)
+    assert f.decode(b"").shape == (0,)
+
+
+# ---- Encoding ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", EXACT)
+@pytest.mark.parametrize("sample", ["normal", "laplace", "student"])
+def test_simple_formats_are_written_byte_for_byte_as_gguf_writes_them(name, sample):
+    values = samples()[sample]
+    assert np.array_equal(formats.by_name(name).encode(values), quants.quantize(values, kind(name)).view(np.uint8))
+
+
+@pytest.mark.parametrize("name", EXACT)
+@pytest.mark.filterwarnings("ignore:overflow encountered")
+def test_that_holds_for_blocks_of_any_size(name):
+    rng = np.random.default_rng(4)
+    scales = 2.0 ** np.arange(-110, 100, dtype=np.float64)
+    values = (scales[:, None] * rng.standard_normal((scales.size, 64))).astype(np.float32)
+    values[::3] = np.abs(values[::3])
+    values[1::7, :32] = 0.0
+    values[2::7, 32:] = -0.0
+    values[3::7, 5:9] = [-1.0, 1.0, 1.0, -1.0] * np.abs(values[3::7]).max(axis=1, keepdims=True)
+    values[4::7] = values[4::7, :1]
+    assert np.array_equal(formats.by_name(name).encode(values), quants.quantize(values, kind(name)).view(np.uint8))
+
+
+@pytest.mark.parametrize("name", ["Q8_0", "Q5_1", "Q5_0", "Q4_0"])
+def test_that_holds_for_values_halfway_between_codes(name):
+    rng = np.random.default_rng(5)
+    values = rng.integers(-254, 255, (512, 32)).astype(np.float32) / 2
+    values[:, 0] = np.where(values[:, 1] < 0, -127, 127)
+    assert np.array_equal(formats.by_name(name).encode(values), quants.quantize(values, kind(name)))
+
+
+@pytest.mark.parametrize("name", ["F16", "BF16"])
+def test_sixteen_bit_floats_round_as_gguf_rounds_them(name):
+    bits = np.random.default_rng(6).integers(0, 2**32, 1 << 20, dtype=np.uint32)
+    halves = np.arange(1 << 16, dtype=np.uint32)
+    ties = (halves << 16 if name == "BF16" else halves.astype(np.uint16).view(np.float16).astype(np.float32).view(np.uint32))
+    bits = np.concatenate([bits, ties, ties + 0x1000, ties + 0x8000, ties + 0x7FFF, ties + 0x8001, ties + 1, ties - 1])
+    values = bits.astype(np.uint32).view(np.float32)
+    values = values[~np.isnan(values)]
+    with np.errstate(over="ignore"):
+        theirs = quants.quantize(values, kind(name)).view(np.uint8)
+    assert np.array_equal(formats.by_name(name).encode(values), theirs)
+    assert np.isnan(formats.by_name(name).decode(formats.by_name(name).encode(np.full(4, np.nan, np.float32)))).all()
+
+
+@pytest.mark.parametrize("name", ERRORS)
+@pytest.mark.parametrize(("sample", "column"), [("normal", 0), ("laplace", 1), ("student", 2)])
+def test_errors_are_at_most_two_percent_above_llama_cpp(name, sample, column):
+    values, f = samples()[sample], formats.by_name(name)
+    exact = values.astype(np.float64)
+    error = np.sqrt(np.mean((f.decode(f.encode(values)) - exact) ** 2) / np.mean(exact**2))
+    assert error <= 1.02 * ERRORS[name][column]
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_only_whole_blocks_are_taken(name):
+    f = formats.by_name(name)
+    if f.block > 1:
+        with pytest.raises(ValueError, match=f"{f.name}: .*{f.block} values"):
+            f.encode(np.zeros((2, f.block + 1), np.float32))
+        with pytest.raises(ValueError, match="whole blocks"):
+            f.encode(np.zeros((f.block, 1), np.float32))
+    if f.bytes > 1:
+        with pytest.raises(ValueError, match=f"{f.name}: .*{f.bytes} bytes"):
+            f.decode(bytes(f.bytes + 1))
+
+
+@pytest.mark.parametrize("name", sorted(set(ALL) - set(WRITTEN)))
+def test_formats_that_are_only_read_say_so(name):
+    with pytest.raises(ValueError, match="not written"):
+        formats.by_name(name).encode(np.zeros(256, np.float32))
+
+
+# ---- What holds for all values ----------------------------------------------------------------------------------
+
+finite = st.floats(-1000, 1000, width=32)
+rows = arrays(np.float32, st.integers(1, 5).map(lambda n: 256 * n), elements=finite, fill=finite)
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+@given(values=rows)
+@settings(max_examples=60, deadline=None)
+def test_modest_values_come_back_finite_and_near(name, values):
+    f = formats.by_name(name)
+    back = f.decode(f.encode(values))
+    assert np.isfinite(back).all()
+    if name in FARTHEST:
+        peak = np.abs(values).reshape(-1, f.block).max(axis=1, keepdims=True)
+        assert (np.abs(back - values).reshape(-1, f.block) <= FARTHEST[name] * peak + SMALLEST).all()
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+@given(values=arrays(np.float32, 1280, elements=st.floats(width=32)))
+@settings(max_examples=60, deadline=None)
+def test_any_values_at_all_can_be_written_and_always_give_the_same_bytes(name, values):
+    f = formats.by_name(name)
+    blocks = f.encode(values)
+    assert np.array_equal(blocks, f.encode(values))
+    assert f.decode(blocks).shape == values.shape
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+@given(values=rows)
+@settings(max_examples=60, deadline=None)
+def test_a_block_is_written_the_same_whatever_is_beside_it(name, values):
+    f = formats.by_name(name)
+    blocks = f.encode(values).reshape(-1, f.bytes)
+    alone = [f.encode(block) for block in values.reshape(-1, f.block)]
+    assert np.array_equal(blocks, np.stack(alone))
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_writing_again_what_was_read_changes_less_than_writing_it_first_did(name):
+    f, values = formats.by_name(name), samples()["normal"]
+    once = f.decode(f.encode(values))
+    twice = f.decode(f.encode(once))
+    assert np.square(twice - once).mean() < np.square(once - values).mean()
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_zeros_come_back_as_zeros(name):
+    f = formats.by_name(name)
+    assert not f.decode(f.encode(np.zeros((3, 256), np.float32))).any()
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+@pytest.mark.parametrize("value", [1.0, -1.0, 0.37, -250.0, 3e-3])
+def test_a_constant_comes_back_almost_exactly(name, value):
+    f = formats.by_name(name)
+    assert f.decode(f.encode(np.full(512, value, np.float32))) == pytest.approx(value, rel=0.01)

@@ -1,0 +1,333 @@
+"""dg-run: what its --help promises, on the bundled Sudoku model."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import select
+import signal
+import struct
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from dgemma.model import bundled
+from dgemma.options import options
+
+SUDOKU = Path(__file__).parent / "models" / "sudoku"
+INSTALLED = Path(sys.executable).with_name("dg-run")
+RUN = [str(INSTALLED)] if INSTALLED.exists() else [sys.executable, "-m", "dgemma.cli.run"]
+FOREVER = ["--steps", "100000", "--confidence", "0"]
+
+
+def puzzle(blanks: int) -> tuple[str, str]:
+    for line in (SUDOKU / "puzzles_test.txt").read_text().splitlines():
+        if line.startswith(f"{blanks} "):
+            _, prompt, answer = line.replace("/", "\n").split(" ")
+            return prompt + "\n", answer + "\n"
+    raise AssertionError(f"no puzzle with {blanks} blanks")
+
+
+PROMPT, ANSWER = puzzle(30)
+
+
+def run(*arguments: str, given: str | bytes = b"") -> subprocess.CompletedProcess[bytes]:
+    data = given.encode() if isinstance(given, str) else given
+    return subprocess.run([*RUN, *arguments], input=data, capture_output=True, timeout=60)
+
+
+def refused(code: int, *arguments: str, given: str | bytes = b"") -> str:
+    """Runs what must fail, so: with this status, nothing on standard output, one line on standard error."""
+    done = run(*arguments, given=given)
+    told = done.stderr.decode()
+    assert (done.returncode, done.stdout) == (code, b""), told
+    assert told.startswith("dg-run: ") and told.count("\n") == 1 and told.endswith("\n"), told
+    assert "Traceback" not in told and "internal error" not in told
+    return told
+
+
+# ---- answers ----
+
+
+@pytest.mark.parametrize("way", ["-p", "-f", "-f -", "standard input"])
+def test_a_prompt_comes_from_text_file_or_standard_input(way: str, tmp_path: Path) -> None:
+    file = tmp_path / "prompt.txt"
+    file.write_text(PROMPT)
+    arguments = {"-p": ["-p", PROMPT], "-f": ["-f", str(file)], "-f -": ["-f", "-"], "standard input": []}[way]
+    done = run(*arguments, given=PROMPT if way in ("-f -", "standard input") else "")
+    assert (done.returncode, done.stdout.decode()) == (0, ANSWER)
+
+
+def test_the_answer_alone_is_on_standard_output_and_figures_on_standard_error() -> None:
+    done = run(bundled(), "-p", PROMPT)
+    assert done.stdout.decode() == ANSWER
+    figure = r"90 tokens, 1 canvas of \d+ steps?, \d+\.\d\d s, \d+ tokens/s, converged\n"
+    assert re.fullmatch(figure, done.stderr.decode())
+    quiet = run("-p", PROMPT, "--quiet")
+    assert (quiet.stdout.decode(), quiet.stderr) == (ANSWER, b"")
+
+
+def test_a_prompt_is_never_trimmed() -> None:
+    def tokens(text: str) -> int:
+        return int(json.loads(run("--json", "--steps", "1", given=text).stdout)["prompt_tokens"])
+
+    assert [tokens(PROMPT), tokens(PROMPT[:-1]), tokens("\n" + PROMPT + "\n\n")] == [91, 90, 94]
+
+
+def test_a_cut_answer_is_exact_and_hinted_at() -> None:
+    done = run("-p", PROMPT, "--max-tokens", "25")
+    assert done.stdout.decode() == ANSWER[:25]  # no newline of ours
+    assert done.stderr.decode().splitlines()[1].startswith("cut at --max-tokens")
+
+
+def test_an_answer_that_did_not_settle_is_told() -> None:
+    assert "1 of 1 canvas not converged" in run("-p", PROMPT, "--steps", "2", "--confidence", "0").stderr.decode()
+
+
+def test_json_is_one_object_with_everything() -> None:
+    done = run("-p", PROMPT, "--json", "--quiet", "--threads", "2", "--seed", "7")
+    assert done.stderr == b"" and done.stdout.count(b"\n") == 1
+    told = json.loads(done.stdout)
+    assert told["text"] == ANSWER and len(told["ids"]) == 90
+    assert told["blocks"] == [
+        {"index": 0, "steps": told["steps"], "tokens": 90, "converged": True, "ids": told["ids"]},
+    ]
+    assert (told["converged"], told["finish_reason"], told["prompt_tokens"]) == (True, "stop", 91)
+    assert told["tokens_per_second"] == pytest.approx(90 / told["seconds"])
+    assert list(told["settings"]) == list(options()) and told["settings"]["seed"] == 7
+    assert (told["model"], told["threads"]) == (bundled(), 2) and told["backend"].startswith("cpu")
+
+
+def test_same_tokens_on_any_number_of_threads() -> None:
+    hard, _ = puzzle(54)
+    told = [json.loads(run("--json", "--threads", n, "--steps", "12", given=hard).stdout) for n in ("1", "2", "2")]
+    assert told[0]["ids"] == told[1]["ids"] == told[2]["ids"] and told[0]["steps"] == told[1]["steps"]
+
+
+def test_bytes_that_are_no_text_do_not_stop_it() -> None:
+    assert run("--steps", "1", given=b"12\xff\xc3(\x0034\n").returncode == 0
+
+
+def test_every_generation_option_is_a_flag_and_reaches_the_model() -> None:
+    values = dict.fromkeys(options(), "1")
+    flags = [part for name in values for part in ("--" + name.replace("_", "-"), values[name])]
+    told = json.loads(run("--json", *flags, given=PROMPT).stdout)
+    assert told["settings"] == dict.fromkeys(values, 1)
+
+
+# ---- help ----
+
+
+def test_help_teaches() -> None:
+    done = run("--help")
+    told = done.stdout.decode()
+    assert done.returncode == 0 and done.stderr == b""
+    for name in options():
+        assert "--" + name.replace("_", "-") in told
+    assert "dg-run model.gguf -p" in told and "the file’s" in told
+    assert run("-h").stdout == done.stdout
+    assert re.fullmatch(r"dg-run \d+\.\d+\.\d+\n", run("--version").stdout.decode())
+
+
+def test_the_example_of_the_help_is_solved() -> None:
+    from dgemma.cli.run import PUZZLE
+
+    rows = run(given=PUZZLE.replace(" ", "\n") + "\n").stdout.decode().split()
+    assert all(a in (".", b) for a, b in zip("".join(PUZZLE.split()), "".join(rows), strict=True))
+    columns = ["".join(row[i] for row in rows) for i in range(9)]
+    boxes = ["".join(rows[r + i][c : c + 3] for i in range(3)) for r in (0, 3, 6) for c in (0, 3, 6)]
+    assert all(sorted(unit) == list("123456789") for unit in (*rows, *columns, *boxes))
+
+
+# ---- refusals ----
+
+
+def test_wrong_usage_is_one_line_and_status_2(tmp_path: Path) -> None:
+    (tmp_path / "prompt.txt").write_text(PROMPT)
+    assert "--nonsense" in refused(2, "--nonsense")
+    assert "'--steps'" in refused(2, "--steps", "0", "-p", PROMPT)
+    assert "'--steps'" in refused(2, "--steps", "2.5", "-p", PROMPT)
+    assert "'--seed'" in refused(2, "--seed", str(2**64), "-p", PROMPT)
+    assert "'--threads'" in refused(2, "--threads", "0", "-p", PROMPT)
+    assert "-p and -f" in refused(2, "-p", PROMPT, "-f", str(tmp_path / "prompt.txt"))
+    assert "--think" in refused(2, "--think", "--raw", "-p", PROMPT)
+    for flags in (["--think"], ["--system", "Be brief."]):
+        told = refused(2, *flags, "-p", PROMPT)
+        assert flags[0] in told and "chat template" in told and bundled() in told
+
+
+def test_an_empty_prompt_is_refused() -> None:
+    assert "empty prompt: standard input" in refused(2)
+    assert "empty prompt: -p" in refused(2, "-p", "")
+    assert "empty prompt: /dev/null" in refused(2, "-f", "/dev/null")
+
+
+def test_a_prompt_longer_than_the_context_is_refused() -> None:
+    told = refused(2, given="1" * 2000)
+    assert "2001" in told and "1024" in told
+    assert "max_tokens 100000" in refused(2, "--max-tokens", "100000", given=PROMPT)
+
+
+def broken(kind: str) -> bytes:
+    """The bundled file, damaged."""
+    data = bytearray(Path(bundled()).read_bytes())
+    if kind == "truncated":
+        return bytes(data[: len(data) // 2])
+    if kind == "cut in the header":
+        return bytes(data[:500])
+    if kind == "empty":
+        return b""
+    if kind == "wrong magic":
+        data[:4] = b"PNG\0"
+    if kind == "another architecture":
+        at = data.index(b"diffusion-gemma", data.index(b"general.architecture"))
+        data[at : at + 15] = b"diffusion-llama"
+    if kind == "unsupported type":
+        name = b"blk.0.attn_q.weight"
+        at = data.index(name) + len(name)
+        (dims,) = struct.unpack_from("<I", data, at)
+        struct.pack_into("<I", data, at + 4 + 8 * dims, 99)
+    return bytes(data)
+
+
+@pytest.mark.parametrize(
+    "kind", ["truncated", "cut in the header", "empty", "wrong magic", "another architecture", "unsupported type"]
+)
+def test_a_damaged_file_is_refused_by_name(kind: str, tmp_path: Path) -> None:
+    file = tmp_path / "broken.gguf"
+    file.write_bytes(broken(kind))
+    told = refused(1, str(file), "-p", PROMPT)
+    assert "broken.gguf" in told
+    if kind == "another architecture":
+        assert "diffusion-llama" in told
+    if kind == "unsupported type":
+        assert "blk.0.attn_q.weight" in told
+
+
+def test_what_is_not_there_is_named(tmp_path: Path) -> None:
+    assert "nothing.gguf" in refused(1, str(tmp_path / "nothing.gguf"), "-p", PROMPT)
+    assert "nothing.txt" in refused(1, "-f", str(tmp_path / "nothing.txt"))
+    assert str(tmp_path) in refused(1, str(tmp_path), "-p", PROMPT)
+    assert "abacus" in run("--backend", "abacus", "-p", PROMPT).stderr.decode()
+
+
+# ---- ends ----
+
+
+def test_ctrl_c_ends_it_with_130() -> None:
+    process = subprocess.Popen([*RUN, *FOREVER, "-p", PROMPT], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    time.sleep(1.5)
+    assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=20)
+    assert (process.returncode, out, err.strip()) == (130, b"", b"")
+
+
+def test_a_reader_that_left_is_no_accident() -> None:
+    read, write = os.pipe()
+    os.close(read)
+    process = subprocess.run([*RUN, "-p", PROMPT], stdout=write, stderr=subprocess.PIPE, timeout=60)
+    os.close(write)
+    assert process.returncode == 1 and process.stderr == b""
+
+
+def test_a_full_disk_is_told() -> None:
+    if not Path("/dev/full").exists():
+        pytest.skip("needs /dev/full")
+    with open("/dev/full", "wb") as full:
+        process = subprocess.run([*RUN, "-p", PROMPT], stdout=full, stderr=subprocess.PIPE, timeout=60)
+    assert process.returncode == 1 and process.stderr.count(b"\n") == 1 and b"standard output" in process.stderr
+
+
+# ---- terminals ----
+
+
+def on_terminal(*arguments: str, rows: int = 24, columns: int = 80, stop_after: float | None = None) -> tuple[int, str]:
+    """Runs with all three streams on a terminal; its status and all that it wrote."""
+    pty, termios, fcntl = pytest.importorskip("pty"), pytest.importorskip("termios"), pytest.importorskip("fcntl")
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+    environment = {**os.environ, "TERM": "xterm-256color"}
+    for name in ("COLUMNS", "LINES", "NO_COLOR"):
+        environment.pop(name, None)
+    process = subprocess.Popen([*RUN, *arguments], stdin=theirs, stdout=theirs, stderr=theirs, env=environment)
+    os.close(theirs)
+    data, began = b"", time.monotonic()
+    while time.monotonic() - began < 60:
+        if stop_after is not None and time.monotonic() - began > stop_after:
+            process.send_signal(signal.SIGINT)
+            stop_after = None
+        if select.select([ours], [], [], 0.1)[0]:
+            try:
+                part = os.read(ours, 65536)
+            except OSError:  # the other side is closed
+                break
+            if not part:
+                break
+            data += part
+    os.close(ours)
+    return process.wait(timeout=20), data.decode()
+
+
+def screen(written: str) -> list[str]:
+    """What a terminal shows in the end, without colours: it knows what is used here, and refuses the rest."""
+    lines, row, column = [""], 0, 0
+    for code, text in re.findall(r"(\x1b\[[?\d;]*[A-Za-z]|[\r\n])|([^\x1b\r\n]+)", written):
+        if text:
+            lines[row] = lines[row][:column].ljust(column) + text + lines[row][column + len(text) :]
+            column += len(text)
+        elif code == "\r":
+            column = 0
+        elif code == "\n":
+            row += 1
+            lines += [""] * (row + 1 - len(lines))
+        elif code == "\x1b[2K":
+            lines[row] = ""
+        elif code.endswith("A"):
+            row -= int(code[2:-1] or 1)
+            assert row >= 0, "the cursor went above what was drawn"
+        else:
+            assert code.endswith("m") or code in ("\x1b[?25l", "\x1b[?25h"), code
+    return "\n".join(line.rstrip() for line in lines).rstrip().split("\n")
+
+
+def test_visual_draws_and_leaves_the_screen_clean() -> None:
+    code, written = on_terminal("--visual", "-p", PROMPT)
+    assert code == 0 and "canvas 1 · step 1 of 48" in written and "\x1b[2m" in written
+    *answer, figures = screen(written)
+    assert "\n".join(answer) + "\n" == ANSWER and figures.startswith("90 tokens")
+    assert written.count("\x1b[?25l") == written.count("\x1b[?25h")  # the cursor is back
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(5, 80), (24, 6), (2, 3)])
+def test_visual_fits_a_small_terminal(rows: int, columns: int) -> None:
+    code, written = on_terminal("--visual", "--quiet", "-p", PROMPT, rows=rows, columns=columns)
+    assert code == 0 and "\n".join(screen(written)) + "\n" == ANSWER
+    frames = re.split(r"\x1b\[2K", written)
+    assert all(frame.count("\n") < rows for frame in frames[:-1])
+
+
+def test_visual_without_a_terminal_prints_nothing_more() -> None:
+    done = run("--visual", "--quiet", "-p", PROMPT)
+    assert (done.stdout.decode(), done.stderr) == (ANSWER, b"")
+
+
+def test_long_work_shows_progress_on_a_terminal_and_ctrl_c_clears_it() -> None:
+    code, written = on_terminal(*FOREVER, "-p", PROMPT, stop_after=2.0)
+    assert code == 130 and "canvas 1 · step" in written and "Traceback" not in written
+    assert screen(written) == [""]
+
+
+def test_an_answer_on_a_terminal_ends_its_line() -> None:
+    _, written = on_terminal("-p", PROMPT, "--max-tokens", "25", "--quiet")
+    assert written.replace("\r\n", "\n") == ANSWER[:25] + "\n"
+
+
+def test_no_arguments_on_a_terminal_explain_instead_of_waiting() -> None:
+    code, written = on_terminal()
+    assert code == 2 and "printf" in written and "dg-run --help" in written
+    code, written = on_terminal(bundled())
+    assert code == 2 and screen(written) == ["dg-run: no prompt: give -p TEXT, -f FILE or standard input"]
