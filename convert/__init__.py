@@ -63,7 +63,7 @@ def convert(
         done, total = 0, todo.source_bytes
         with NewFile(target, todo.file_bytes) as file:
             file.write(todo.header)
-            with closing(encoded(checkpoint, todo, threads or len(os.sched_getaffinity(0)))) as pieces:
+            with closing(encoded(checkpoint, todo, threads or _processors())) as pieces:
                 for data, source_bytes in pieces:
                     file.write(data)
                     done += source_bytes
@@ -71,6 +71,11 @@ def convert(
                         progress(done, total)
             file.commit(force)
     return Conversion(Path(out), todo, time.monotonic() - started)
+
+
+def _processors() -> int:
+    """How many this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @contextmanager

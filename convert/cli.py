@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+
 from dgemma.cli import Command
 from dgemma.convert import convert, plan
 from dgemma.convert.plan import Plan

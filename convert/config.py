@@ -10,6 +10,7 @@ from typing import Any
 from dgemma._native import ffi, lib
 from dgemma.convert.safetensors import read_json
 from dgemma.errors import FormatError
+from dgemma.keys import keys
 
 MODEL_TYPE = "diffusion_gemma"
 
@@ -26,16 +27,14 @@ FIXED: dict[str, tuple[Any, ...]] = {
     "hidden_size_per_layer_input": (0, None),
 }
 
-# The published generation_config.json, for checkpoints that say nothing.
-SAMPLING: dict[str, tuple[str, int | float]] = {
-    "steps": ("max_denoising_steps", 48),
-    "stability": ("stability_threshold", 1),
-    "t_min": ("t_min", 0.4),
-    "t_max": ("t_max", 0.8),
-    "confidence": ("confidence_threshold", 0.005),
+# Where generation_config.json has the sampler's settings; the library has the published values of those it lacks.
+SAMPLING = {
+    "steps": "max_denoising_steps",
+    "stability": "stability_threshold",
+    "t_min": "t_min",
+    "t_max": "t_max",
+    "confidence": "confidence_threshold",
 }
-ENTROPY_BOUND = 0.1
-CANVAS_LENGTH = 256
 
 # The rope_parameters of a config.json without them, and its full layers' head_dim.
 ROPE: dict[str, dict[str, Any]] = {
@@ -115,7 +114,7 @@ def read_config(folder: Path) -> Config:
     for key, allowed in FIXED.items():
         text.fixed(key, allowed)
     values, rotary_factor = _text_values(text)
-    values["canvas_length"] = top.whole("canvas_length", CANVAS_LENGTH)
+    values["canvas_length"] = top.whole("canvas_length", int(keys()["canvas_length"].absent))
 
     generation_file = folder / "generation_config.json"
     generation = Section(str(generation_file), read_json(generation_file) if generation_file.exists() else {})
@@ -260,16 +259,17 @@ def _rope(text: Section, kind: str) -> tuple[float, float]:
 
 def _sampling(generation: Section) -> dict[str, int | float]:
     values: dict[str, int | float] = {}
-    for field, (key, absent) in SAMPLING.items():
-        if isinstance(absent, int):
-            values[field] = generation.whole(key, absent, least=1 if field == "steps" else 0)
+    for field, key in SAMPLING.items():
+        absent = keys()[field].absent
+        if keys()[field].kind == "U32":
+            values[field] = generation.whole(key, int(absent), least=1 if field == "steps" else 0)
         else:
             values[field] = generation.number(key, absent, or_equal=True)
-    values["entropy_bound"] = ENTROPY_BOUND
+    values["entropy_bound"] = keys()["entropy_bound"].absent
     if generation.values.get("sampler_config") is not None:
         sampler = generation.section("sampler_config")
         sampler.fixed("_cls_name", ("EntropyBoundSamplerConfig", None))
-        values["entropy_bound"] = sampler.number("entropy_bound", ENTROPY_BOUND, or_equal=True)
+        values["entropy_bound"] = sampler.number("entropy_bound", values["entropy_bound"], or_equal=True)
     return values
 
 

@@ -8,12 +8,13 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
+
 from dgemma.convert.config import Config
 from dgemma.convert.plan import Plan, Planned
 from dgemma.convert.safetensors import DTYPES, Checkpoint, SourceTensor
 from dgemma.convert.writer import aligned
 from dgemma.errors import FormatError
-from numpy.typing import NDArray
 
 SLICE_VALUES = 1 << 20  # about what one task reads and encodes; whole rows of it
 F16_MOST = 65504.0

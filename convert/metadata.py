@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dgemma._native import ffi, lib
 from dgemma.convert.config import MODEL_TYPE, Config
 from dgemma.convert.names import Wanted
 from dgemma.convert.tokenizer import SCORE, SPECIAL, Vocabulary
+from dgemma.keys import keys
 
 TOKENIZER_MODEL = "gemma4"
 QUANTIZATION_VERSION = 2
@@ -48,14 +48,7 @@ def metadata(config: Config, vocabulary: Vocabulary, needed: Sequence[Wanted], f
     values["quantization_version"] = QUANTIZATION_VERSION
     values["file_type"] = file_type
 
-    pairs, i = [], 0
-    while entry := lib.dg_key_at(i):
-        field, key, kind = (ffi.string(text).decode() for text in (entry.field, entry.key, entry.kind))
-        value = values[field]
-        if value is not None:
-            pairs.append(Pair(key, kind, value))
-        i += 1
-    return pairs
+    return [Pair(k.key, k.kind, values[k.field]) for k in keys().values() if values[k.field] is not None]
 
 
 def size_label(needed: Sequence[Wanted], n_expert: int) -> str:

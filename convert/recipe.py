@@ -101,7 +101,7 @@ def _override(pattern: str, name: str, needed: Sequence[Wanted], chosen: dict[st
     flag = f"--set '{pattern}={name}'"
     try:
         to = formats.by_name(name)
-    except (KeyError, ValueError, UsageError):
+    except KeyError:
         to = None
     if to is None or not to.encodes:
         writable = ", ".join(f.name.lower() for f in formats.all_formats() if f.encodes)

@@ -83,7 +83,7 @@ class NewFile:
         self.target = target
         self._remove_stale()
         free = os.statvfs(target.parent)
-        if size > free.f_bavail * free.f_frsize:
+        if free.f_blocks and size > free.f_bavail * free.f_frsize:
             needs, has = size_text(size), size_text(free.f_bavail * free.f_frsize)
             raise SystemFailure(f"{target}: no space left on device: it needs {needs}, {target.parent} has {has}")
         self._temporary = target.parent / f".{target.name}.{secrets.token_hex(6)}.part"

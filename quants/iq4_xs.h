@@ -1,4 +1,5 @@
-/* IQ4_XS: 8 sub-blocks of 32 values with the codes of IQ4_NL, 6-bit scales. value = d * (scale - 32) * level(q). Decode only. */
+/* IQ4_XS: 8 sub-blocks of 32 values with the codes of IQ4_NL, 6-bit scales.
+ * value = d * (scale - 32) * level(q). Decode only. */
 #ifndef DG_IQ4_XS_H
 #define DG_IQ4_XS_H
 #include "iq4_nl.h"

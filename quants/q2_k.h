@@ -1,4 +1,5 @@
-/* Q2_K: 16 sub-blocks of 16 values, 2-bit codes, 4-bit scales and minimums. value = d * scale * q - dmin * min. Decode only. */
+/* Q2_K: 16 sub-blocks of 16 values, 2-bit codes, 4-bit scales and minimums.
+ * value = d * scale * q - dmin * min. Decode only. */
 #ifndef DG_Q2_K_H
 #define DG_Q2_K_H
 #include "codes.h"

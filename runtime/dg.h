@@ -72,6 +72,7 @@ typedef struct dg_key {
     bool in_config;    /* a member of dg_config */
     bool per_layer;    /* one value per layer */
     bool required;     /* a file without it is refused */
+    double absent;     /* else its value where a file lacks it */
 } dg_key;
 const dg_key *dg_key_at(int32_t i); /* NULL past the end */
 

@@ -66,7 +66,7 @@ static int read_config(const gguf *f, dg_config *c, dg_error *error) {
     int status = DG_OK;
 #define DG_KEY(kind, field, key, absent)                                                            \
     if (status != DG_OK) return status;                                                             \
-    c->field = absent;                                                                              \
+    c->field = (DG_MEMBER_##kind)(absent);                                                          \
     if (gguf_find(f, key)) status = READ_##kind(f, KEY_##field, &c->field, error);                  \
     else if (dg_key_at(KEY_##field)->required) status = missing_value(f, KEY_##field, error);
 #define DG_LAYER_KEY(kind, field, key, absent)

@@ -62,17 +62,19 @@ int32_t os_processors(void) {
 
 enum { SPINS = 4000 }; /* a forward pass runs hundreds of short jobs: waiting awake for the next costs less than sleeping */
 
+/* A run is published in one word, `state`: its number above, the items not yet taken below. Whoever lowers the count
+ * owns that item, and until it is done the run's work and arg stand. A thread that comes late finds no items and is
+ * not waited for, so a busy machine costs no more than its share. */
 struct pool {
     int32_t threads;
     pthread_t *workers;
     pthread_mutex_t turn;    /* held for one run */
-    pthread_mutex_t lock;    /* guards sleep and wake */
+    pthread_mutex_t lock;    /* guards falling asleep */
     pthread_cond_t wake;
-    atomic_uint generation;  /* counts runs: a worker that sees a new one joins it */
-    atomic_int busy;         /* workers that have not finished this run */
+    atomic_ullong state;     /* run << 32 | items left */
+    atomic_llong done;       /* items of this run */
+    atomic_int sleepers;
     atomic_bool closing;
-    atomic_llong next;       /* item */
-    long long n_items;
     pool_work work;
     void *arg;
 };
@@ -88,31 +90,39 @@ static void pause_briefly(void) {
 #endif
 }
 
+static bool has_items(pool *p) { return (uint32_t)atomic_load(&p->state) != 0; }
+
 static void take_items(pool *p, int32_t thread) {
-    for (long long item; (item = atomic_fetch_add(&p->next, 1)) < p->n_items;) p->work(p->arg, item, thread);
+    unsigned long long state = atomic_load(&p->state);
+    while ((uint32_t)state != 0) {
+        if (!atomic_compare_exchange_weak(&p->state, &state, state - 1)) continue;
+        p->work(p->arg, (int64_t)(uint32_t)state - 1, thread);
+        atomic_fetch_add(&p->done, 1);
+        state = atomic_load(&p->state);
+    }
 }
 
 static void *worker(void *arg) {
     const seat s = *(seat *)arg;
     free(arg);
     pool *p = s.p;
-    for (unsigned seen = 0;;) {
-        for (int i = 0; i < SPINS && atomic_load(&p->generation) == seen; i++) pause_briefly();
-        if (atomic_load(&p->generation) == seen) {
+    while (!atomic_load(&p->closing)) {
+        for (int i = 0; i < SPINS && !has_items(p); i++) pause_briefly();
+        if (!has_items(p)) {
             pthread_mutex_lock(&p->lock);
-            while (atomic_load(&p->generation) == seen) pthread_cond_wait(&p->wake, &p->lock);
+            atomic_fetch_add(&p->sleepers, 1);
+            while (!has_items(p) && !atomic_load(&p->closing)) pthread_cond_wait(&p->wake, &p->lock);
+            atomic_fetch_sub(&p->sleepers, 1);
             pthread_mutex_unlock(&p->lock);
         }
-        seen = atomic_load(&p->generation);
-        if (atomic_load(&p->closing)) return NULL;
         take_items(p, s.thread);
-        atomic_fetch_sub(&p->busy, 1);
     }
+    return NULL;
 }
 
-static void call(pool *p) {
+static void wake_sleepers(pool *p) {
+    if (atomic_load(&p->sleepers) == 0) return;
     pthread_mutex_lock(&p->lock);
-    atomic_fetch_add(&p->generation, 1);
     pthread_cond_broadcast(&p->wake);
     pthread_mutex_unlock(&p->lock);
 }
@@ -141,8 +151,10 @@ pool *pool_new(int32_t threads) {
 
 void pool_free(pool *p) {
     if (!p) return;
+    pthread_mutex_lock(&p->lock);
     atomic_store(&p->closing, true);
-    call(p);
+    pthread_cond_broadcast(&p->wake);
+    pthread_mutex_unlock(&p->lock);
     for (int32_t t = 1; t < p->threads; t++) pthread_join(p->workers[t], NULL);
     pthread_cond_destroy(&p->wake);
     pthread_mutex_destroy(&p->lock);
@@ -155,15 +167,16 @@ int32_t pool_threads(const pool *p) { return p->threads; }
 
 void pool_run(pool *p, pool_work work, void *arg, int64_t n_items) {
     pthread_mutex_lock(&p->turn);
-    if (p->threads == 1 || n_items <= 1) {
+    if (p->threads == 1 || n_items <= 1 || n_items > UINT32_MAX) {
         for (int64_t i = 0; i < n_items; i++) work(arg, i, 0);
     } else {
-        p->work = work, p->arg = arg, p->n_items = n_items;
-        atomic_store(&p->next, 0);
-        atomic_store(&p->busy, p->threads - 1);
-        call(p);
+        const unsigned long long run = (atomic_load(&p->state) >> 32) + 1;
+        p->work = work, p->arg = arg;
+        atomic_store(&p->done, 0);
+        atomic_store(&p->state, run << 32 | (unsigned long long)n_items);
+        wake_sleepers(p);
         take_items(p, 0);
-        for (int i = 0; atomic_load(&p->busy) > 0; i++) {
+        for (int i = 0; atomic_load(&p->done) < n_items; i++) {
             if (i < SPINS) pause_briefly();
             else sched_yield();
         }

@@ -6,11 +6,12 @@
 
 /* "DG_REQUIRED" is the only `absent` that is that long */
 #define IS_REQUIRED(absent) (sizeof(absent) == sizeof("DG_REQUIRED"))
+#define DG_REQUIRED 0
 
 static const dg_key keys[] = {
-#define DG_KEY(kind, field, key, absent) {#field, key, #kind, true, false, IS_REQUIRED(#absent)},
-#define DG_LAYER_KEY(kind, field, key, absent) {#field, key, #kind, true, true, IS_REQUIRED(#absent)},
-#define DG_TEXT(kind, field, key) {#field, key, #kind, false, false, false},
+#define DG_KEY(kind, field, key, absent) {#field, key, #kind, true, false, IS_REQUIRED(#absent), absent},
+#define DG_LAYER_KEY(kind, field, key, absent) {#field, key, #kind, true, true, IS_REQUIRED(#absent), absent},
+#define DG_TEXT(kind, field, key) {#field, key, #kind, false, false, false, 0},
 #include "metadata.def"
 #undef DG_KEY
 #undef DG_LAYER_KEY

@@ -14,12 +14,32 @@ SLIDING, FULL = "sliding_attention", "full_attention"
 
 SPECIAL = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "<|turn>", "<turn|>", "<|think|>"]
 MARKS = ["<|tool_call>", "<tool_call|>", "<|tool_response>", "<tool_response|>", '<|"|>', "<|channel>", "<channel|>"]
-WORDS = "the sky is blue and why a in of to it you that was for on are with he she model user thought Hi".split()
+WORDS = ["the", "sky", "is", "blue", "and", "why", "a", "in", "of", "to", "it", "you", "that", "was", "for", "on"]
+WORDS += ["are", "with", "he", "she", "model", "user", "thought", "Hi"]
 
 TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}<|turn>{{ m.role }}\n{{ m.content }}<turn|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|turn>model\n{% endif %}"
 )
+
+# transformers builds a vision tower whether a checkpoint has one or not: as small a one as it can be.
+VISION = {
+    "head_dim": 32,
+    "hidden_size": 32,
+    "intermediate_size": 32,
+    "model_type": "gemma4_vision",
+    "num_attention_heads": 1,
+    "num_hidden_layers": 1,
+    "num_key_value_heads": 1,
+    "patch_size": 4,
+    "pooling_kernel_size": 1,
+    "position_embedding_size": 16,
+}
+# Some of its tensors; 0 is the hidden size.
+VISION_SHAPES = {
+    "vision_tower.patch_embedder.input_proj.weight": (32, 48),
+    "embed_vision.embedding_projection.weight": (0, 32),
+}
 
 
 def bf16_bits(values: np.ndarray) -> np.ndarray:
@@ -202,8 +222,9 @@ def write_checkpoint(
         raw, weights[name] = stored(random_values(name, shape, random), dtype)
         data[name] = (dtype.upper(), shape, raw)
     if vision:
-        for name in ("vision_tower.patch_embedder.input_proj.weight", "embed_vision.embedding_projection.weight"):
-            data[f"model.encoder.{name}"] = ("F32", (2, 3), bytes(24))
+        for name, shape in VISION_SHAPES.items():
+            shape = tuple(n or hidden for n in shape)
+            data[f"model.encoder.{name}"] = ("F32", shape, random.standard_normal(shape).astype(np.float32).tobytes())
 
     if form == "per_layer":
         overrides = {"head_dim": text.pop("global_head_dim"), "num_key_value_heads": text["num_global_key_value_heads"]}
@@ -211,11 +232,13 @@ def write_checkpoint(
         text["per_layer_config"] = {f"{i:02}": overrides for i, kind in enumerate(kinds) if kind == FULL}
     config = {
         "architectures": ["DiffusionGemmaForBlockDiffusion"],
+        **{f"{name}_token_id": vocab - 3 + i for i, name in enumerate(("boi", "eoi", "image"))},
         "canvas_length": canvas,
         "dtype": {"bf16": "bfloat16", "f16": "float16", "f32": "float32"}[dtype],
         "model_type": "diffusion_gemma",
         "text_config": text,
         "tie_word_embeddings": True,
+        "vision_config": VISION,
     }
     generation = {
         "bos_token_id": 2,
@@ -256,7 +279,7 @@ def _write_shards(folder: Path, data: dict[str, tuple[str, Sequence[int], bytes]
 
 
 def tokenizer_parts(vocab: int) -> tuple[list[str], list[tuple[str, str]]]:
-    """Tokens by id and merges: special tokens, marks, newline runs, bytes, printable ASCII, a few words, `<unusedN>`."""
+    """Tokens by id and merges: special tokens, marks, newline runs, bytes, printable ASCII, words, `<unusedN>`."""
     tokens = [*SPECIAL, *MARKS, "\n", "\n\n", "\n\n\n", *(f"<0x{i:02X}>" for i in range(256))]
     tokens += ["\u2581", *(chr(i) for i in range(33, 127)), "\u00e9", "\u4f60"]
     merges = [("\n", "\n"), ("\n\n", "\n"), ("\n", "\n\n")]

@@ -10,9 +10,10 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-import dgemma
 import numpy as np
 import pytest
+
+import dgemma
 from dgemma.options import options
 
 SUDOKU = Path(__file__).parent / "models" / "sudoku"
@@ -104,6 +105,18 @@ def test_an_end_id_ends_an_answer_that_may_be_longer(model: dgemma.Model) -> Non
 def test_steps_without_convergence_are_told(model: dgemma.Model) -> None:
     result = model.generate(EASY, steps=3, confidence=0)
     assert (result.steps, result.converged, result.blocks[0].converged) == (3, False, False)
+
+
+def test_a_long_answer_takes_several_canvases(model: dgemma.Model) -> None:
+    given = {"max_tokens": 250, "steps": 2}
+    events = list(model.stream("." * 200, **given))
+    result = events[-1]
+    assert isinstance(result, dgemma.Result) and result.ids == model.generate("." * 200, **given).ids
+    blocks = [event for event in events if isinstance(event, dgemma.Block)]
+    assert blocks == result.blocks and len(blocks) > 1 and [b.index for b in blocks] == list(range(len(blocks)))
+    assert [token for block in blocks for token in block.ids] == result.ids and len(result.ids) <= 250
+    assert sum(block.steps for block in blocks) == result.steps == 2 * len(blocks)
+    assert [e.block for e in events if isinstance(e, dgemma.Step)] == sorted([*range(len(blocks))] * 2)
 
 
 def test_a_stream_can_be_left_at_any_event(model: dgemma.Model) -> None:
@@ -200,10 +213,13 @@ def test_a_prompt_is_taken_as_it_is(model: dgemma.Model) -> None:
     assert model.prompt_ids("\n" + EASY)[1] == ids[-1]
 
 
-def test_bos_is_put_in_front_once(model: dgemma.Model) -> None:
-    expected = model.prompt_ids(EASY)
-    assert model.prompt_ids("<bos>" + EASY) == model.prompt_ids(expected) == model.prompt_ids(expected[1:]) == expected
-    assert model.prompt_ids(np.array(expected)) == model.prompt_ids(tuple(expected)) == expected
+def test_bos_is_put_in_front_of_text_once(model: dgemma.Model) -> None:
+    assert model.prompt_ids("<bos>" + EASY) == model.prompt_ids(EASY)
+
+
+def test_ids_are_taken_as_they_are(model: dgemma.Model) -> None:
+    ids = model.tokenizer.encode(EASY)
+    assert model.prompt_ids(ids) == model.prompt_ids(np.array(ids)) == model.prompt_ids(tuple(ids)) == ids
 
 
 def test_messages_without_a_chat_template_are_the_last_of_the_user(model: dgemma.Model) -> None:
@@ -432,6 +448,10 @@ def test_a_context_is_the_callers(model: dgemma.Model) -> None:
         assert small.context == 10 and repr(small) == "<dgemma.Session, 0 of 10 tokens>"
         with pytest.raises(dgemma.UsageError, match=r"11 tokens .*10"):
             small.encode([2] * 11)
+        small.encode([2] * 10)
+        assert len(small.generate(max_tokens=96, steps=1).ids) <= 96  # the last canvas needs no room
+        with pytest.raises(dgemma.UsageError, match="max_tokens 97"):
+            small.generate(max_tokens=97)
     for context in (0, 1025):
         with pytest.raises(dgemma.UsageError, match=f"1024 tokens, not {context}"):
             model.session(context)

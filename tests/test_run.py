@@ -14,6 +14,8 @@ import time
 from pathlib import Path
 
 import pytest
+
+from dgemma.convert import convert
 from dgemma.model import bundled
 from dgemma.options import options
 
@@ -118,6 +120,48 @@ def test_every_generation_option_is_a_flag_and_reaches_the_model() -> None:
     assert told["settings"] == dict.fromkeys(values, 1)
 
 
+def test_several_canvases_are_counted() -> None:
+    done = run("-p", "." * 200, "--max-tokens", "250", "--steps", "2")
+    assert re.match(r"\d+ tokens, [23] canvases of 2 steps, ", done.stderr.decode())
+    code, written = on_terminal("-p", "." * 200, "--max-tokens", "250", "--steps", "2", "--visual")
+    assert code == 0 and "canvas 2 · step 2 of 2" in written
+    assert "\n".join(screen(written)).startswith(done.stdout.decode().rstrip("\n") + "\n")
+
+
+# ---- chat templates ----
+
+TEMPLATE = """{{ bos_token }}
+{%- for m in messages %}{{ {'system': '11', 'user': '2'}[m.role] }}{{ m.content }}{% endfor %}
+{%- if enable_thinking %}333{% endif %}"""
+
+
+@pytest.fixture(scope="module")
+def chatty(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The Sudoku model with a chat template that only counts."""
+    folder = tmp_path_factory.mktemp("chatty")
+    for file in SUDOKU.iterdir():
+        if file.suffix in (".json", ".safetensors"):
+            (folder / file.name).write_bytes(file.read_bytes())
+    (folder / "chat_template.jinja").write_text(TEMPLATE)
+    convert(folder, folder / "chatty.gguf", type="q8_0")
+    return str(folder / "chatty.gguf")
+
+
+@pytest.mark.parametrize(
+    ("flags", "prompt_tokens"),
+    [
+        ([], 1 + 1 + 3),
+        (["--think"], 1 + 1 + 3 + 3),
+        (["--system", "ab"], 1 + 2 + 2 + 1 + 3),
+        (["--system", "ab", "--think"], 1 + 2 + 2 + 1 + 3 + 3),
+        (["--raw"], 1 + 3),
+    ],
+)
+def test_a_prompt_goes_through_the_files_template(chatty: str, flags: list[str], prompt_tokens: int) -> None:
+    done = run(chatty, "--json", "--steps", "1", *flags, given="\n7\n")
+    assert json.loads(done.stdout)["prompt_tokens"] == prompt_tokens
+
+
 # ---- help ----
 
 
@@ -211,7 +255,7 @@ def test_what_is_not_there_is_named(tmp_path: Path) -> None:
     assert "nothing.gguf" in refused(1, str(tmp_path / "nothing.gguf"), "-p", PROMPT)
     assert "nothing.txt" in refused(1, "-f", str(tmp_path / "nothing.txt"))
     assert str(tmp_path) in refused(1, str(tmp_path), "-p", PROMPT)
-    assert "abacus" in run("--backend", "abacus", "-p", PROMPT).stderr.decode()
+    assert "abacus" in refused(1, "--backend", "abacus", "-p", PROMPT)
 
 
 # ---- ends ----

@@ -6,6 +6,7 @@ DGEMMA_TEST_DATA names the folder that holds gemma-4-vocab.gguf, .inp and .out.
 import json
 import os
 import random
+import struct
 import time
 from pathlib import Path
 
@@ -33,16 +34,38 @@ def gemma_file(ending):
     return Path(DATA, f"gemma-4-vocab.{ending}")
 
 
+def metadata(path):
+    """A GGUF file's values. The gguf package's reader takes a minute for Gemma's vocabulary."""
+    data, at = Path(path).read_bytes(), 24
+    scalars = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
+
+    def value(kind, n=1):
+        nonlocal at
+        if kind == 9:
+            return value(*struct.unpack_from("<IQ", data, (at := at + 12) - 12))
+        if kind in scalars:
+            form = f"<{n}{scalars[kind]}"
+            return list(struct.unpack_from(form, data, (at := at + struct.calcsize(form)) - struct.calcsize(form)))
+        strings = []
+        for _ in range(n):
+            end = at + 8 + int.from_bytes(data[at : at + 8], "little")
+            strings.append(data[at + 8 : end].decode())
+            at = end
+        return strings
+
+    pairs = ((value(8)[0], value(value(4)[0])) for _ in range(int.from_bytes(data[16:24], "little")))
+    return dict(pairs)
+
+
 class Vocabulary:
     """One file's tokenizer, and the same vocabulary in `tokenizers`."""
 
     def __init__(self, path):
-        fields = gguf.GGUFReader(path).fields
-        self.path = path
+        fields = metadata(path)
         self.ours = dgemma.Tokenizer.from_gguf(path)
-        self.tokens = fields["tokenizer.ggml.tokens"].contents()
-        self.kinds = fields["tokenizer.ggml.token_type"].contents()
-        merges = fields["tokenizer.ggml.merges"].contents() if "tokenizer.ggml.merges" in fields else []
+        self.tokens = fields["tokenizer.ggml.tokens"]
+        self.kinds = fields["tokenizer.ggml.token_type"]
+        merges = fields.get("tokenizer.ggml.merges", [])
         cuts = [(merge, merge.index(" ", 1)) for merge in merges]
         vocab = {token: i for i, token in enumerate(self.tokens)}
         model = models.BPE(
@@ -96,7 +119,9 @@ def vocabulary_file(path, tokenizer_json, **more):
     tokens = [added[i]["content"] if i in added else None for i in range(max([*vocab.values(), *added]) + 1)]
     for token, i in vocab.items():
         tokens[i] = token
-    kinds = [CONTROL if i in added and added[i]["special"] else USER_DEFINED if i in added else 1 for i in range(len(tokens))]
+    kinds = [1] * len(tokens)
+    for i, token in added.items():
+        kinds[i] = CONTROL if token["special"] else USER_DEFINED
     writer = gguf.GGUFWriter(path, "diffusion-gemma")
     writer.add_tokenizer_model(more.pop("model", "gemma4"))
     writer.add_token_list(tokens)
@@ -127,7 +152,7 @@ RANGES += [(0xFE00, 0xFE10), (0xFFF0, 0xFFFE), (0x1F300, 0x1F700), (0x1D400, 0x1
 
 
 def random_texts(vocabulary, n, seed):
-    """Texts out of all that could go wrong: scripts, controls, emoji, runs, tokens, special tokens and parts of them."""
+    """Texts out of all that could go wrong: scripts, controls, emoji, runs, tokens, special tokens and their parts."""
     draw = random.Random(seed)
 
     def piece():
@@ -180,18 +205,22 @@ def test_file_and_json_are_one_tokenizer(tiny):
 
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters=[BLANK]), max_size=200)
+PIECES = st.lists(st.sampled_from(["\n", " ", "<bos>", '<|"|>', "<|turn>", "[[", "<0x41>", "é", "the"]))
 
 
 @settings(max_examples=500, deadline=None)
-@given(text=TEXTS, pieces=st.lists(st.sampled_from(["\n", " ", "<bos>", '<|"|>', "<|turn>", "[[", "<0x41>", "é", "the"])))
+@given(text=TEXTS, pieces=PIECES)
 def test_round_trip(tiny, text, pieces):
     mixed = "".join(pieces) + text + "".join(reversed(pieces))
     assert tiny.ours.decode(tiny.ours.encode(mixed), special=True) == mixed
     assert tiny.ours.decode(tiny.ours.encode(mixed, special=False)) == mixed
 
 
+BROKEN = st.text("aé€🙂\ud800", max_size=8).map(lambda text: text.encode("utf-8", "surrogatepass")[1:])
+
+
 @settings(max_examples=500, deadline=None)
-@given(data=st.binary(max_size=40) | st.text("aé€🙂\ud800", max_size=8).map(lambda s: s.encode("utf-8", "surrogatepass")[1:]))
+@given(data=st.binary(max_size=40) | BROKEN)
 def test_invalid_utf8(tiny, data):
     ids, n = ffi.new("int32_t[]", 200), ffi.new("size_t *")
     assert lib.dg_tokenize(tiny.ours._pointer, data, len(data), True, ids, 200, n, ffi.NULL) == lib.DG_OK
@@ -277,7 +306,7 @@ def test_gemma_opens_fast(capsys):
 def test_unknown_characters_fuse(sudoku):
     assert sudoku.ours.encode("é") == sudoku.ours.encode("éß🙂") == [sudoku.ours.unk_id]
     assert sudoku.ours.encode("é<bos>ß") == [3, 2, 3]
-    texts = ["12.\nÄÖ\nÜ 3", "A", "AB C", "\n\n\n", "é\né", "<unk>É", "▁ ", "A<|turn>", *random_texts(sudoku, 2000, seed=6)]
+    texts = ["12.\nÄÖ\nÜ 3", "AB C", "\n\n\n", "é\né", "<unk>É", "▁ ", "A<|turn>", *random_texts(sudoku, 2000, seed=6)]
     for special in (True, False):
         assert [sudoku.ours.encode(text, special=special) for text in texts] == sudoku.reference_ids(texts, special)
 
@@ -288,9 +317,9 @@ def test_chat(tiny):
     assert tiny.ours.render(messages) == f"<bos><|turn>system\ns<turn|>\n<|turn>user\nw?<turn|>\n{answer}"
     assert tiny.ours.chat(messages) == tiny.ours.encode(tiny.ours.render(messages))
     tools = [{"name": "é<b>", "x": [1]}]
+    system = '<|turn>system\n<|think|>\n<|tool>{"name": "é<b>", "x": [1]}<tool|><turn|>\n'
     thought = tiny.ours.render(messages[1:], tools=tools, thinking=True)
-    assert thought.startswith('<bos><|turn>system\n<|think|>\n<|tool>{"name": "é<b>", "x": [1]}<tool|><turn|>\n<|turn>user\n')
-    assert thought.endswith("<|turn>model\n")
+    assert thought == f"<bos>{system}<|turn>user\nw?<turn|>\n<|turn>model\n"
     with pytest.raises(dgemma.UsageError, match="unknown role nobody"):
         tiny.ours.render([{"role": "nobody", "content": ""}])
     with pytest.raises(dgemma.UsageError, match="chat template"):
@@ -298,7 +327,8 @@ def test_chat(tiny):
 
 
 def test_chat_without_template(sudoku):
-    messages = [{"role": "user", "content": "1"}, {"role": "user", "content": " 2.\n"}, {"role": "assistant", "content": "3"}]
+    messages = [{"role": "user", "content": "1"}, {"role": "user", "content": " 2.\n"}]
+    messages.append({"role": "assistant", "content": "3"})
     assert sudoku.ours.chat_template is None
     assert sudoku.ours.render(messages) == " 2.\n"
     assert sudoku.ours.chat(messages) == [2, *sudoku.ours.encode(" 2.\n")]

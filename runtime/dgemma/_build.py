@@ -9,7 +9,7 @@ from pathlib import Path
 from setuptools.command.build_ext import build_ext
 
 
-class make(build_ext):  # noqa: N801 (setuptools names commands so)
+class make(build_ext):
     """`make native` into the place where setuptools expects each extension."""
 
     def get_source_files(self):

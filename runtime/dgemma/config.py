@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from dgemma._native import ffi, lib
+from dgemma.keys import keys
 
 
 def shortest(value: float) -> float:
@@ -30,14 +30,11 @@ class Config:
     def __init__(self, pointer: Any) -> None:
         """Copies the `dg_config *` pointer."""
         values: dict[str, Any] = {}
-        index = 0
-        while key := lib.dg_key_at(index):
-            index += 1
+        for key in keys().values():
             if key.in_config:
-                field = ffi.string(key.field).decode()
-                convert = _AS_PYTHON.get(ffi.string(key.kind).decode(), int)
-                value = getattr(pointer, field)
-                values[field] = tuple(map(convert, value[0 : pointer.n_layer])) if key.per_layer else convert(value)
+                convert = _AS_PYTHON.get(key.kind, int)
+                value = getattr(pointer, key.field)
+                values[key.field] = tuple(map(convert, value[0 : pointer.n_layer])) if key.per_layer else convert(value)
         values["n_vocab"] = int(pointer.n_vocab)
         values["end_ids"] = tuple(pointer.end_ids[0 : pointer.n_end_ids])
         object.__setattr__(self, "_values", values)

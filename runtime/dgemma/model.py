@@ -48,7 +48,7 @@ class Model:
         self._sessions: WeakSet[Session] = WeakSet()
         self._config = Config(lib.dg_model_config(out[0]))
         self._tokenizer: Tokenizer | None = Tokenizer._borrow(lib.dg_model_tokenizer(out[0]), self._handle)
-        self._backend = ffi.string(lib.dg_model_backend(out[0])).decode()
+        self._backend: str = ffi.string(lib.dg_model_backend(out[0])).decode()
         self._threads = int(lib.dg_model_threads(out[0]))
 
     def close(self) -> None:
@@ -110,24 +110,19 @@ class Model:
     def prompt_ids(self, prompt: Prompt) -> list[int]:
         """The ids that a prompt stands for.
 
-        str: the text exactly as it is; messages ({"role": ..., "content": ...}): through the file's chat template, or
-        in a file without one the last user message's text; ids: themselves. <bos> is put in front where the file asks
-        for it and it is missing. Raises UsageError for an empty prompt or an id outside the vocabulary.
+        str: the text exactly as it is, with <bos> in front where the file asks for it and it is missing; messages
+        ({"role": ..., "content": ...}): through the file's chat template, or in a file without one the last user
+        message's text; ids: themselves. Raises UsageError for an empty prompt or an id outside the vocabulary.
         """
-        tokenizer = self.tokenizer
-        if isinstance(prompt, str):
-            ids = tokenizer.encode(prompt)
-        elif isinstance(prompt, (bytes, bytearray, Mapping)):
+        if isinstance(prompt, (bytes, bytearray, Mapping)):
             raise TypeError(f"a prompt is text, a list of messages or a list of ids, not {type(prompt).__name__}")
-        elif len(prompt) and isinstance(prompt[0], Mapping):
-            ids = tokenizer.chat(cast(Messages, prompt))
-        else:
-            ids = id_array(cast(Ids, prompt), self._config.n_vocab, "prompt").tolist()
-        if tokenizer.add_bos and ids[:1] != [tokenizer.bos_id]:
-            ids = [cast(int, tokenizer.bos_id), *ids]
-        if not ids:
+        if len(prompt) == 0:
             raise UsageError("empty prompt")
-        return ids
+        if isinstance(prompt, str):
+            return self.tokenizer.prompt(prompt)
+        if isinstance(prompt[0], Mapping):
+            return self.tokenizer.chat(cast(Messages, prompt))
+        return id_array(cast(Ids, prompt), self._config.n_vocab, "prompt").tolist()
 
     def generate(self, prompt: Prompt, *, on_step: OnStep | None = None, **options: Any) -> Result:
         """Answers a prompt (see prompt_ids). The options are options.def's:

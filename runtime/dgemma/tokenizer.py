@@ -15,6 +15,10 @@ class Tokenizer:
     """The tokenizer of a GGUF file. It may be shared by threads, and outlives the model that it came from."""
 
     __slots__ = ("_handle", "_pointer", "_template", "_vocab")
+    _handle: Handle  # what is kept alive
+    _pointer: Any
+    _template: Any  # compiled, once it is used
+    _vocab: Any
 
     def __init__(self) -> None:
         raise TypeError("a tokenizer comes from Tokenizer.from_gguf(path) or from Model.tokenizer")
@@ -143,7 +147,7 @@ class Tokenizer:
             self._template = _compile(self.chat_template)
         names = {"bos_token": self.bos_id, "eos_token": self.eos_id, "unk_token": self.unk_id, "pad_token": self.pad_id}
         try:
-            return self._template.render(
+            text = self._template.render(
                 messages=messages,
                 tools=tools,
                 add_generation_prompt=True,
@@ -152,6 +156,7 @@ class Tokenizer:
             )
         except Exception as failure:  # whatever the template's code stumbles over
             raise UsageError(f"the chat template refuses these messages: {failure}") from failure
+        return str(text)
 
 
 def _last_user_text(messages: Sequence[Mapping[str, Any]]) -> str:
@@ -161,7 +166,7 @@ def _last_user_text(messages: Sequence[Mapping[str, Any]]) -> str:
             if isinstance(content, str):
                 return content
             if all(isinstance(part, Mapping) and isinstance(part.get("text"), str) for part in content or [None]):
-                return "".join(part["text"] for part in content)  # type: ignore[union-attr]
+                return "".join(part["text"] for part in content)
             raise UsageError("the last user message has no text")
     raise UsageError("no user message among the messages, and this file has no chat template")
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import groupby
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from dgemma.events import Block, Result, Step
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 FRAME = 0.08  # seconds that --visual shows a step at least
 PATIENCE = 0.3  # seconds before there is a line of progress
 PACE = 0.1  # seconds between two lines
+ENOUGH = 20000  # characters, more than a screen holds
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # what a terminal would obey
 
 
@@ -70,16 +71,22 @@ class Progress(Silent):
             self._draw(styled(f"{line} · {now - self._began:.0f} s"))
 
     def _draw(self, what: RenderableType) -> None:
+        self._screen().update(what, refresh=True)
+
+    def _screen(self) -> Live:
         if self._live is None:
             from rich.console import Console
             from rich.live import Live
 
-            console = Console(stderr=True)
             self._live = Live(
-                console=console, transient=True, auto_refresh=False, redirect_stdout=False, redirect_stderr=False
+                console=Console(stderr=True),
+                transient=True,
+                auto_refresh=False,
+                redirect_stdout=False,
+                redirect_stderr=False,
             )
             self._live.start()
-        self._live.update(what, refresh=True)
+        return self._live
 
 
 class Canvas(Progress):
@@ -89,19 +96,22 @@ class Canvas(Progress):
         super().__init__(steps)
         self._model = model
         self._ends = set(model.config.end_ids)
-        self._before: list[int] = []
+        self._before = ""
         self._due = 0.0
 
     def step(self, step: Step) -> None:
-        self._pause()
         from rich.console import Group
 
-        head = styled(f"{status(step, self._steps)} · {int(step.accepted.sum())} of {len(step.accepted)} accepted")
-        self._draw_canvas(head, step, Group)
+        self._pause()
+        console = self._screen().console
+        room = console.height - 2  # for the canvas, between the status line and the cursor's
+        lines = self.text(step).wrap(console, console.width)[-room:] if room > 0 else []
+        head = f"{status(step, self._steps)} · {int(step.accepted.sum())} of {len(step.accepted)} accepted"
+        self._draw(Group(styled(head), *lines))
         self._due = time.monotonic() + FRAME
 
     def block(self, block: Block) -> None:
-        self._before += block.ids
+        self._before = (self._before + self._plain(block.ids))[-ENOUGH:]
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, at: TracebackType | None) -> None:
         if kind is None:
@@ -111,17 +121,9 @@ class Canvas(Progress):
     def _pause(self) -> None:
         time.sleep(max(0.0, self._due - time.monotonic()))
 
-    def _draw_canvas(self, head: Text, step: Step, group: type[Any]) -> None:
-        self._draw(head)  # the console exists from here on
-        assert self._live is not None
-        console = self._live.console
-        room = console.height - 2  # for the canvas, between the status line and the cursor's
-        if room > 0:
-            self._draw(group(head, *self.text(step).wrap(console, console.width)[-room:]))
-
     def text(self, step: Step) -> Text:
         """What stands on the canvas, up to an end id, after the canvases before it."""
-        text = styled(self._plain(self._before), "")
+        text = styled(self._before, "")
         ids = step.canvas.tolist()
         length = next((i for i, token in enumerate(ids) if token in self._ends), len(ids))
         for sure, run in groupby(range(length), lambda i: step.converged or bool(step.accepted[i])):
@@ -152,10 +154,8 @@ def display(model: Model, steps: int, terminal: bool, visual: bool) -> Iterator[
 def figures(result: Result) -> list[str]:
     """What is told at the end: a line of figures, and a hint where the answer was cut."""
     n = [block.steps for block in result.blocks]
-    if len(n) == 1:
-        canvases = f"1 canvas of {count(n[0], 'step')}"
-    else:
-        canvases = f"{count(len(n), 'canvas')} of {min(n, default=0)} to {max(n, default=0)} steps ({sum(n)} in all)"
+    steps = count(n[0], "step") if min(n) == max(n) else f"{min(n)} to {max(n)} steps"
+    canvases = f"{count(len(n), 'canvas')} of {steps}"
     failed = sum(not block.converged for block in result.blocks)
     ended = "converged" if result.converged else f"{failed} of {count(len(n), 'canvas')} not converged"
     speed = f"{result.tokens_per_second:.0f}" if result.tokens_per_second >= 10 else f"{result.tokens_per_second:.2f}"

@@ -1,6 +1,6 @@
 """Makes tokenizer.json and tiny-bpe.gguf: a small BPE vocabulary in Gemma's style, trained on text made here.
 
-    python tests/models/tiny-bpe/make.py          (needs tokenizers and gguf)
+python tests/models/tiny-bpe/make.py          (needs tokenizers and gguf)
 """
 
 import json
@@ -11,22 +11,25 @@ from gguf import GGUFWriter, TokenType
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 HERE = Path(__file__).parent
-CONTROL = "<pad> <eos> <bos> <unk> <mask> <|tool> <tool|> <|think|> <|turn> <turn|> <|image> <|image|>".split()
-USER_DEFINED = '<|tool_call> <tool_call|> <|tool_response> <tool_response|> <|"|> <|channel> <channel|> [[ [[['.split()
-WORDS = """
+CONTROL = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "<|tool>", "<tool|>", "<|think|>", "<|turn>", "<turn|>"]
+CONTROL += ["<|image>", "<|image|>"]
+USER_DEFINED = ["<|tool_call>", "<tool_call|>", "<|tool_response>", "<tool_response|>", '<|"|>']
+USER_DEFINED += ["<|channel>", "<channel|>", "[[", "[[["]
+TEXT = """
 the of and to in is that for it as was with be by on not he his but at are this have from or had an they which one you
 were all their there been many some time very when much can new over such our man only those even most make after also
 did before must through years where way well down should because each just people how too little state good world still
-diffusion block canvas token model layer router expert entropy temperature sample decode encode language machine learning
-light water house river mountain morning evening winter summer answer question letter number village garden kitchen bread
-runs running runner walked walking works worked working wonder wonderful thinking thought something nothing everything
-return int static const char size void for while if else struct float double def self import class lambda yield print None
+diffusion block canvas token model layer router expert entropy temperature sample decode encode language machine
+learning light water house river mountain morning evening winter summer answer question letter number village garden
+kitchen bread runs running runner walked walking works worked working wonder wonderful thinking thought something
+nothing everything return int static const char size void for while if else struct float double def self import class
+lambda yield print None
 der die das und ist nicht ein eine mit auf für über schön größer können müßte Straße Mädchen wäre Übung
 le la les des est été où garçon élève français naïve cœur déjà peut-être aujourd'hui
 и в не на что быть он с это по но они мы этот который из весь свой год человек время день рука дело жизнь
 的 一 是 不 了 在 人 有 我 他 这 中 大 来 上 国 个 到 说 们 天空 为什么 蓝色 你好 世界
 これ は です ます する こと ない ある 日本 今日 ありがとう
-""".split()
+"""
 TEMPLATE = """{{ bos_token }}
 {%- if enable_thinking or tools or messages[0].role == 'system' -%}
 <|turn>system
@@ -51,11 +54,11 @@ TEMPLATE = """{{ bos_token }}
 
 def lines(n):
     """Lines of words, earlier ones more often, with the punctuation and the numbers of prose and code."""
-    draw = random.Random(4)
+    draw, known = random.Random(4), TEXT.split()
     for _ in range(n):
         words = []
         for _ in range(4 + int(draw.random() * 12)):
-            word = WORDS[int(len(WORDS) * draw.random() ** 1.3)]
+            word = known[int(len(known) * draw.random() ** 1.3)]
             kind = draw.random()
             if kind < 0.1:
                 word = word.capitalize()
@@ -95,7 +98,7 @@ def main():
     tiny.add_tokens([AddedToken(t, normalized=False, special=False) for t in USER_DEFINED])
     tiny.save(str(HERE / "tokenizer.json"), pretty=False)
 
-    kinds = {t: TokenType.CONTROL for t in CONTROL} | {t: TokenType.USER_DEFINED for t in USER_DEFINED}
+    kinds = dict.fromkeys(CONTROL, TokenType.CONTROL) | dict.fromkeys(USER_DEFINED, TokenType.USER_DEFINED)
     kinds |= {f"<0x{b:02X}>": TokenType.BYTE for b in range(256)}
     writer = GGUFWriter(HERE / "tiny-bpe.gguf", "diffusion-gemma")
     writer.add_tokenizer_model("gemma4")

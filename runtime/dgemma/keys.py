@@ -1,0 +1,31 @@
+"""The library's table of metadata keys (metadata.def)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+
+from dgemma._native import ffi, lib
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """One line of the table."""
+
+    field: str  # of a model's config, and of what the converter gathers
+    key: str  # in a GGUF file
+    kind: str  # U32 I32 F32 BOOL STRING, or one of them with an S: an array
+    in_config: bool
+    per_layer: bool
+    required: bool
+    absent: float  # the value where a file lacks a key that is not required
+
+
+@cache
+def keys() -> dict[str, Key]:
+    """All keys by field, in the order of a file."""
+    table: dict[str, Key] = {}
+    while entry := lib.dg_key_at(len(table)):
+        field, key, kind = (ffi.string(text).decode() for text in (entry.field, entry.key, entry.kind))
+        table[field] = Key(field, key, kind, entry.in_config, entry.per_layer, entry.required, entry.absent)
+    return table

@@ -1,0 +1,69 @@
+"""How many Sudokus a file solves, by number of blanks: `python tests/solve_rate.py [MODEL.gguf] --seeds 5`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+
+import dgemma
+
+PUZZLES = Path(__file__).parent / "models" / "sudoku" / "puzzles_test.txt"
+
+
+@dataclass(frozen=True)
+class Puzzle:
+    blanks: int
+    prompt: str  # nine rows, each with its newline
+    solution: str
+
+
+def puzzles(blanks: int, count: int = 100) -> list[Puzzle]:
+    """The first `count` test puzzles with this many blanks."""
+    return [p for p in _all() if p.blanks == blanks][:count]
+
+
+def _all() -> Iterator[Puzzle]:
+    for line in PUZZLES.read_text().splitlines():
+        if not line.startswith("#"):
+            blanks, puzzle, solution = line.split()
+            yield Puzzle(int(blanks), puzzle.replace("/", "\n") + "\n", solution.replace("/", "\n") + "\n")
+
+
+@dataclass(frozen=True)
+class Rate:
+    solved: int
+    tries: int
+    mean_steps: float
+    most_steps: int
+
+
+def solve_rate(model: dgemma.Model, blanks: int, count: int = 100, seeds: int = 1, **options) -> Rate:
+    """Every puzzle once per seed 0 .. seeds - 1, with the file's own settings but for `options`."""
+    steps, solved = [], 0
+    for seed in range(seeds):
+        for puzzle in puzzles(blanks, count):
+            result = model.generate(puzzle.prompt, seed=seed, **options)
+            solved += result.text == puzzle.solution
+            steps.append(result.steps)
+    return Rate(solved, len(steps), sum(steps) / len(steps), max(steps))
+
+
+@click.command()
+@click.argument("model", required=False)
+@click.option("--seeds", default=5, show_default=True)
+@click.option("--count", default=100, show_default=True, help="puzzles per level")
+def main(model: str | None, seeds: int, count: int) -> None:
+    """Prints a Markdown table for MODEL, or for the bundled one."""
+    with dgemma.Model(model) as m:
+        print("| blanks | solved | % | steps mean / max |\n|--:|--:|--:|--:|")
+        for blanks in (20, 30, 36, 40, 44, 48, 51, 54):
+            r = solve_rate(m, blanks, count, seeds)
+            share = f"{r.solved}/{r.tries} | {100 * r.solved / r.tries:.1f}"
+            print(f"| {blanks} | {share} | {r.mean_steps:.2f} / {r.most_steps} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

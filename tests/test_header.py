@@ -1,0 +1,54 @@
+"""The C header's own usage example compiles and runs as it stands."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from solve_rate import puzzles
+
+from dgemma.model import bundled as bundled_path
+
+ROOT = Path(__file__).parents[1]
+SOURCES = [*ROOT.glob("quants/*.c"), *ROOT.glob("runtime/*.c"), *ROOT.glob("runtime/cpu/*.c")]
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler")
+def test_the_example_of_the_header_runs(bundled, tmp_path):
+    comment = (ROOT / "runtime" / "dg.h").read_text().split("*/")[0]
+    example = re.findall(r"^ \*     (.*)$", comment, re.MULTILINE)
+    assert len(example) == 6
+    puzzle = puzzles(30, 1)[0]
+    ids = bundled.prompt_ids(puzzle.prompt)
+    print_text = (
+        "char text[256]; size_t n;"
+        " dg_detokenize(dg_model_tokenizer(m), r->ids, (size_t)r->n_ids, false, text, sizeof text, &n, &e);"
+        ' printf("%.*s", (int)n, text);'
+    )
+    *before, last = example
+    program = "\n".join(
+        [
+            "#include <stdio.h>",
+            '#include "dg.h"',
+            "int main(void) {",
+            f"const int32_t ids[] = {{{','.join(map(str, ids))}}};",
+        ]
+        + [f"const int32_t n_ids = {len(ids)};", *before, print_text, last, "return 0; }"]
+    ).replace("model.gguf", bundled_path())
+    (tmp_path / "example.c").write_text(program)
+    flags = [
+        "-std=c11",
+        "-O2",
+        "-pthread",
+        f"-I{ROOT / 'quants'}",
+        f"-I{ROOT / 'runtime'}",
+        "-Wall",
+        "-Wextra",
+        "-Werror",
+    ]
+    subprocess.run(["cc", *flags, tmp_path / "example.c", *SOURCES, "-lm", "-o", tmp_path / "example"], check=True)
+    run = subprocess.run([tmp_path / "example"], capture_output=True, text=True, check=True)
+    assert run.stdout == puzzle.solution

@@ -1,0 +1,92 @@
+"""The same numbers as transformers, live: logits, and whole generations with the same random draws."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from cases import GOLDEN, Case, Ours, drawn, relative_error, trajectory
+from solve_rate import puzzles
+
+import dgemma
+from dgemma._native import ffi, lib
+from dgemma.convert import convert
+
+pytestmark = pytest.mark.oracle
+SUDOKU = Path(__file__).parent / "models" / "sudoku"
+
+
+@pytest.fixture(scope="module")
+def hugging_face():
+    pytest.importorskip("torch")
+    pytest.importorskip("transformers.models.diffusion_gemma")
+    import hugging_face
+
+    return hugging_face
+
+
+@pytest.mark.parametrize("case", [*GOLDEN, *map(drawn, range(10, 22))], ids=lambda case: case.name)
+def test_logits_are_those_of_transformers(case: Case, hugging_face, tmp_path):
+    """Relative error <= 1e-4 and the same argmax, for canvases and for next-token logits, on every backend."""
+    file = case.convert(tmp_path / "hf", tmp_path / "model.gguf")
+    theirs = trajectory(case, hugging_face.Theirs(hugging_face.load(tmp_path / "hf")))
+    for backend in dgemma.backends():
+        with dgemma.Model(file, backend=backend) as model, model.session() as session:
+            ours = trajectory(case, Ours(session))
+        for name, logits in theirs.items():
+            assert relative_error(ours[name], logits) <= 1e-4, f"{backend}: {name}"
+            assert (ours[name].argmax(-1) == logits.argmax(-1)).all(), f"{backend}: {name}: another argmax"
+
+
+class Draws:
+    """Our random draws for one canvas, in the order in which transformers asks for random numbers."""
+
+    def __init__(self, seed: int, n: int, n_vocab: int) -> None:
+        self.seed, self.n, self.n_vocab = seed, n, n_vocab
+        self.canvases = self.samples = 0
+
+    def draw(self, step: int) -> tuple[np.ndarray, np.ndarray]:
+        u, ids = np.empty(self.n), np.empty(self.n, np.int32)
+        buffers = ffi.from_buffer("double[]", u), ffi.from_buffer("int32_t[]", ids)
+        lib.dg_draw(self.seed, 0, step, self.n, self.n_vocab, *buffers)
+        return u, ids
+
+    def canvas(self):
+        """In place of EntropyBoundSampler.initialize_canvas: the first canvas, then each step's noise."""
+        import torch
+
+        ids = self.draw(self.canvases)[1]
+        self.canvases += 1
+        return torch.tensor(ids[None], dtype=torch.int64)
+
+    def multinomial(self, probabilities, num_samples):
+        """In place of torch.multinomial: the inverse CDF."""
+        import torch
+
+        self.samples += 1
+        below = probabilities.double().cumsum(-1)
+        aim = torch.tensor(self.draw(self.samples)[0])[:, None] * below[:, -1:]
+        return (below > aim).int().argmax(-1, keepdim=True)
+
+
+@pytest.mark.parametrize("blanks", [30, 44, 51])
+def test_generation_is_that_of_transformers_to_the_token(blanks, hugging_face, tmp_path, monkeypatch):
+    """Its generate(), given our random numbers, takes the same steps to the same canvas."""
+    import torch
+    from transformers.models.diffusion_gemma.generation_diffusion_gemma import EntropyBoundSampler
+
+    convert(SUDOKU, tmp_path / "sudoku.gguf", type="f32")
+    reference = hugging_face.load(SUDOKU)
+    with dgemma.Model(tmp_path / "sudoku.gguf") as model:
+        for seed, puzzle in enumerate(puzzles(blanks, 4)):
+            draws = Draws(seed, model.config.canvas_length, model.config.n_vocab)
+            monkeypatch.setattr(EntropyBoundSampler, "initialize_canvas", lambda *_, draws=draws, **__: draws.canvas())
+            monkeypatch.setattr(torch, "multinomial", draws.multinomial)
+            prompt = model.prompt_ids(puzzle.prompt)
+            out = reference.generate(torch.tensor([prompt]), max_new_tokens=model.config.canvas_length)
+            ids = out.sequences[0, len(prompt) :].tolist()
+
+            result = model.generate(puzzle.prompt, seed=seed)
+            assert result.ids == ids[: ids.index(1)], f"puzzle {seed}"
+            assert result.steps == draws.samples, f"puzzle {seed}"
