@@ -7,6 +7,7 @@ CFLAGS  ?= -O3 -g1
 
 BIN      = $(VENV)/bin
 READY    = $(VENV)/.ready
+PIP      = PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet
 WARN     = -Wall -Wextra -Wshadow -Wpointer-arith -Wstrict-prototypes -Wmissing-prototypes -Wundef $(if $(CI),-Werror)
 ALL      = -std=c11 -fPIC -ffp-contract=off -fvisibility=hidden -pthread -Iquants -Iruntime $(WARN) $(CFLAGS)
 SANITIZE = -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer
@@ -25,8 +26,8 @@ all: $(READY) ## build everything into .venv (editable install)
 
 $(READY): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --editable '.[test]'
+	$(PIP) --upgrade pip
+	$(PIP) --editable '.[test]'
 	@touch $@
 
 # ---- trying it ----
@@ -45,7 +46,7 @@ test-python: all ## the Python tests alone
 	$(BIN)/python -m pytest -m "not oracle"
 
 test-oracle: all ## compare logits and canvases with transformers, live (installs torch)
-	$(BIN)/python -m pip install --quiet --editable '.[test,oracle]'
+	$(PIP) --editable '.[test,oracle]'
 	$(BIN)/python -m pytest -m oracle
 
 lint: all ## ruff over the Python code

@@ -102,6 +102,7 @@ const dg_option *dg_option_at(int32_t i); /* NULL past the end */
 typedef struct dg_model_options {
     const char *backend; /* a name of dg_backend_name, or "auto"; NULL: "auto" */
     int32_t threads;     /* 0: one per processor that this process may use */
+    bool exact;          /* float32 throughout: activations are never rounded to fewer bits */
 } dg_model_options;
 
 /* Maps a GGUF file, checks every tensor, and makes it ready to run. options may be NULL. */

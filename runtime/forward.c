@@ -9,10 +9,10 @@ static const float *floats(const tensor *t) { return (const float *)(const void 
 static void mlp(dg_session *s, float *out, const float *x, const tensor *gate, const tensor *up, const tensor *down, int64_t n) {
     const ops *o = s->model->ops;
     room *r = &s->room;
-    o->matmul(o, r->gate, x, gate, n);
-    o->matmul(o, r->up, x, up, n);
+    o->matmul(o, r->gate, x, gate, n, r->products);
+    o->matmul(o, r->up, x, up, n, r->products);
     o->gelu_mul(o, r->gate, r->gate, r->up, n * gate->rows);
-    o->matmul(o, out, r->gate, down, n);
+    o->matmul(o, out, r->gate, down, n, r->products);
 }
 
 /* Keys and values of room.h into the cache, behind what is encoded. */
@@ -22,8 +22,8 @@ static void keys_and_values(dg_session *s, int32_t l, int64_t n) {
     const ops *o = s->model->ops;
     const int64_t dim = config_head_dim(c, l), heads = c->n_head_kv[l];
     float *k = s->k[l] + s->length * heads * dim, *v = s->v[l] + s->length * heads * dim;
-    o->matmul(o, k, s->room.h, &w->attn_k, n);
-    if (c->sliding[l]) o->matmul(o, v, s->room.h, &w->attn_v, n);
+    o->matmul(o, k, s->room.h, &w->attn_k, n, s->room.products);
+    if (c->sliding[l]) o->matmul(o, v, s->room.h, &w->attn_v, n, s->room.products);
     o->rms_norm(o, v, c->sliding[l] ? v : k, NULL, n * heads, dim, c->rms_eps); /* full layers: V is the raw K projection */
     o->rms_norm(o, k, k, floats(&w->attn_k_norm), n * heads, dim, c->rms_eps);
     o->rope(o, k, n, heads, dim, s->length, c->sliding[l] ? s->model->rope_swa : s->model->rope_full);
@@ -36,7 +36,7 @@ static void attend(dg_session *s, int32_t l, int64_t n, bool causal) {
     const ops *o = s->model->ops;
     room *r = &s->room;
     const int64_t dim = config_head_dim(c, l), d = c->d_model;
-    o->matmul(o, r->q, r->h, &w->attn_q, n);
+    o->matmul(o, r->q, r->h, &w->attn_q, n, r->products);
     o->rms_norm(o, r->q, r->q, floats(&w->attn_q_norm), n * c->n_head, dim, c->rms_eps);
     o->rope(o, r->q, n, c->n_head, dim, s->length, c->sliding[l] ? s->model->rope_swa : s->model->rope_full);
     const attention_keys keys = {
@@ -44,7 +44,7 @@ static void attend(dg_session *s, int32_t l, int64_t n, bool causal) {
         .causal = causal, .window = c->sliding[l] ? c->sliding_window : 0,
     };
     o->attention(o, r->o, r->q, &keys, n, c->n_head, dim);
-    o->matmul(o, r->a, r->o, &w->attn_output, n);
+    o->matmul(o, r->a, r->o, &w->attn_output, n, r->products);
     o->rms_norm(o, r->a, r->a, floats(&w->post_attention_norm), n, d, c->rms_eps);
     o->add(o, r->a, r->a, r->x, n, d, 1.0f);
 }
@@ -64,7 +64,7 @@ static void feed_forward(dg_session *s, int32_t l, int64_t n, float scalar) {
     /* the router reads the stream itself, normed without a weight */
     o->rms_norm(o, r->h, r->a, NULL, n, d, c->rms_eps);
     o->mul(o, r->h, r->h, floats(&w->ffn_gate_inp_scale), n, d, 1.0f / sqrtf((float)d));
-    o->matmul(o, r->scores, r->h, &w->ffn_gate_inp, n);
+    o->matmul(o, r->scores, r->h, &w->ffn_gate_inp, n, r->products);
     o->route(o, r->experts, r->shares, r->scores, floats(&w->ffn_down_exps_scale), n, c->n_expert, c->n_expert_used);
 
     o->rms_norm(o, r->h, r->a, floats(&w->pre_ffw_norm_2), n, d, c->rms_eps);
@@ -124,6 +124,6 @@ void forward_logits(dg_session *s, int32_t first, int32_t n, float *logits) {
     const dg_config *c = &m->config;
     const ops *o = m->ops;
     o->rms_norm(o, s->room.h, s->room.x + (int64_t)first * c->d_model, floats(&m->top.output_norm), n, c->d_model, c->rms_eps);
-    o->matmul(o, logits, s->room.h, &m->top.token_embd, n);
+    o->matmul(o, logits, s->room.h, &m->top.token_embd, n, s->room.products);
     o->softcap(o, logits, (int64_t)n * c->n_vocab, c->softcap);
 }

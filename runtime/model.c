@@ -256,7 +256,7 @@ static int load(dg_model *m, const char *path, const dg_model_options *options, 
     if (!m->rope_full || !m->rope_swa) return fail(error, DG_ERROR_SYSTEM, "%s: no memory", path);
     const dg_model_options none = {0};
     if (!options) options = &none;
-    return ops_new(options->backend ? options->backend : "auto", options->threads, c, &m->ops, error);
+    return ops_new(options, c, &m->ops, error);
 }
 
 int dg_model_open(const char *path, const dg_model_options *options, dg_model **out, dg_error *error) {

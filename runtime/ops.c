@@ -28,8 +28,10 @@ static void fill(ops *o, int backend, char name[64]) {
     snprintf(name, 64, set ? "%s (%s)" : "%s", backends[backend].name, set);
 }
 
-int ops_new(const char *backend, int32_t threads, const dg_config *c, ops **out, dg_error *error) {
+int ops_new(const dg_model_options *options, const dg_config *c, ops **out, dg_error *error) {
     *out = NULL;
+    const char *backend = options->backend ? options->backend : "auto";
+    int32_t threads = options->threads;
     int chosen = 0;
     if (strcmp(backend, "auto") != 0)
         while (chosen < BACKENDS && strcmp(backend, backends[chosen].name) != 0) chosen++;

@@ -33,11 +33,12 @@ struct ops {
 #undef DG_OP
 };
 
-/* Makes the table of a backend ("auto", or a name of dg_backend_name) with a pool of its own. */
-int ops_new(const char *backend, int32_t threads, const dg_config *config, ops **out, dg_error *error);
+/* Makes the table of the backend that the options ask for, with a pool of its own. */
+int ops_new(const dg_model_options *options, const dg_config *config, ops **out, dg_error *error);
 void ops_free(ops *o);
 
-/* Bytes of work that the experts op needs. */
+/* Bytes of work that the matmul op needs for n rows of up to `cols` columns, and the experts op. */
+size_t matmul_work(int64_t n, int64_t cols);
 size_t experts_work(int64_t n, int64_t k, int64_t d_model, int64_t d_expert, int64_t n_expert);
 
 #endif

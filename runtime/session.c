@@ -40,6 +40,7 @@ static void lay_out(dg_session *s) {
     r->scores = carve(s, n * (size_t)c->n_expert * f);
     r->shares = carve(s, n * (size_t)c->n_expert_used * f);
     r->experts = carve(s, n * (size_t)c->n_expert_used * sizeof(int32_t));
+    r->products = carve(s, matmul_work(s->rows, larger(larger(c->d_model, c->d_ffn), (int64_t)d_q)));
     r->mixture = carve(s, experts_work(s->rows, c->n_expert_used, c->d_model, c->d_expert, c->n_expert));
     r->soft = carve(s, n * (size_t)c->n_vocab * f);
 }

@@ -15,6 +15,7 @@ typedef struct room {
     float *dense, *sparse;     /* [n][d_model] outputs of the dense and the expert FFN */
     float *scores, *shares;    /* [n][n_expert], [n][n_expert_used] */
     int32_t *experts;          /* [n][n_expert_used] */
+    void *products;            /* matmul_work() bytes */
     void *mixture;             /* experts_work() bytes */
     float *soft;               /* [n][n_vocab] work of the condition op */
 } room;

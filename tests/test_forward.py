@@ -23,7 +23,7 @@ def files(tmp_path_factory) -> dict[str, Path]:
 @pytest.mark.parametrize("backend", dgemma.backends())
 @pytest.mark.parametrize("case", GOLDEN, ids=lambda case: case.name)
 def test_logits_are_those_of_transformers(case: Case, backend: str, files):
-    """Prompt, canvases with and without self-conditioning, canvases after the first; windows smaller than the prompt."""
+    """Prompt, canvases with and without self-conditioning, later canvases; windows smaller than the prompt."""
     with dgemma.Model(files[case.name], backend=backend) as model, model.session() as session:
         ours = trajectory(case, Ours(session))
     with np.load(GOLDEN_FILES / f"{case.name}.npz") as golden:

@@ -29,15 +29,10 @@ def test_the_example_of_the_header_runs(bundled, tmp_path):
         ' printf("%.*s", (int)n, text);'
     )
     *before, last = example
-    program = "\n".join(
-        [
-            "#include <stdio.h>",
-            '#include "dg.h"',
-            "int main(void) {",
-            f"const int32_t ids[] = {{{','.join(map(str, ids))}}};",
-        ]
-        + [f"const int32_t n_ids = {len(ids)};", *before, print_text, last, "return 0; }"]
-    ).replace("model.gguf", bundled_path())
+    lines = ["#include <stdio.h>", '#include "dg.h"', "int main(void) {"]
+    lines += [f"const int32_t ids[] = {{{','.join(map(str, ids))}}};", f"const int32_t n_ids = {len(ids)};"]
+    lines += [*before, print_text, last, "return 0; }"]
+    program = "\n".join(lines).replace("model.gguf", bundled_path())
     (tmp_path / "example.c").write_text(program)
     flags = [
         "-std=c11",

@@ -127,7 +127,8 @@ static void matmul_item(void *arg, int64_t item, int32_t thread) {
     panel_product(a->w, item * PANEL, panel, a->n, &s);
 }
 
-static void avx2_matmul(const ops *o, float *y, const float *x, const tensor *w, int64_t n) {
+static void avx2_matmul(const ops *o, float *y, const float *x, const tensor *w, int64_t n, void *work) {
+    (void)work;
     product a = {o, w, n, {.x = x, .y = y, .x_row = w->cols, .y_row = w->rows}};
     pool_run(o->pool, matmul_item, &a, (w->rows + PANEL - 1) / PANEL);
 }

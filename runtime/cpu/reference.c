@@ -146,7 +146,8 @@ static void matmul_row(void *arg, int64_t row, int32_t thread) {
     for (int64_t i = 0; i < a->n; i++) a->y[i * a->w->rows + row] = (float)dot(a->x + i * a->w->cols, w, a->w->cols);
 }
 
-void reference_matmul(const ops *o, float *y, const float *x, const tensor *w, int64_t n) {
+void reference_matmul(const ops *o, float *y, const float *x, const tensor *w, int64_t n, void *work) {
+    (void)work;
     pool_run(o->pool, matmul_row, &(product){.o = o, .y = y, .x = x, .w = w, .n = n}, w->rows);
 }
 
@@ -252,6 +253,8 @@ void reference_route(const ops *o, int32_t *experts, float *weights, const float
 
 enum { WORK_ALIGNMENT = 64 };
 static size_t rounded(int64_t items, size_t bytes) { return ((size_t)items * bytes + WORK_ALIGNMENT - 1) / WORK_ALIGNMENT * WORK_ALIGNMENT; }
+
+size_t matmul_work(int64_t n, int64_t cols) { return rounded(n * cols, sizeof(float)); }
 
 size_t experts_work(int64_t n, int64_t k, int64_t d_model, int64_t d_expert, int64_t n_expert) {
     return rounded(n_expert + 1, sizeof(int32_t)) + rounded(n * k, sizeof(int32_t)) + rounded(n * k * d_expert, sizeof(float)) +

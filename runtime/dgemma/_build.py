@@ -1,4 +1,5 @@
 """Lets setuptools build the extension with make, so that there is one build recipe."""
+# ruff: noqa: N801 (setuptools names commands so)
 
 import os
 import subprocess
@@ -6,30 +7,49 @@ import sys
 import sysconfig
 from pathlib import Path
 
-from setuptools.command.build_ext import build_ext
+from setuptools import Extension
+from setuptools.command.bdist_wheel import bdist_wheel as _bdist_wheel
+from setuptools.command.build import build as _build
+from setuptools.command.build_ext import build_ext as _build_ext
+from setuptools.command.sdist import sdist as _sdist
 
 
-class make(build_ext):
-    """`make native` into the place where setuptools expects each extension."""
+class native:
+    """A command that knows of the extension."""
+
+    def initialize_options(self):
+        self.distribution.ext_modules = [Extension("dgemma._native", [], py_limited_api=True)]
+        super().initialize_options()
+
+
+class build(native, _build):
+    pass
+
+
+class bdist_wheel(native, _bdist_wheel):
+    def initialize_options(self):
+        super().initialize_options()
+        self.py_limited_api = "cp310"  # one wheel for this Python and all later ones
+
+
+class sdist(native, _sdist):
+    pass
+
+
+class build_ext(_build_ext):
+    """`make native` into the place where setuptools expects the extension."""
 
     def get_source_files(self):
-        """What the source distribution must carry so that make can build from it."""
+        """What the source archive must carry so that make can build from it."""
         kinds = ("*.c", "*.h", "*.def", "*.cu", "*.cuh")
         rooms = ("quants", "runtime", "cuda")
-        return ["Makefile", *sorted(str(f) for r in rooms for k in kinds for f in Path(r).rglob(k))]
+        return ["Makefile", *sorted(str(f) for room in rooms for kind in kinds for f in Path(room).rglob(kind))]
 
     def build_extension(self, ext):
         target = Path(self.get_ext_fullpath(ext.name)).resolve()
-        target.parent.mkdir(parents=True, exist_ok=True)
-        command = [
-            "make",
-            "--no-print-directory",
-            "native",
-            f"NATIVE={target}",
-            f"PYTHON={sys.executable}",
-            f"PYTHON_INCLUDE=-I{sysconfig.get_path('include')}",
-        ]
-        command.insert(1, f"-j{self.parallel or os.cpu_count() or 1}")
+        include = sysconfig.get_path("include")
+        command = ["make", "--no-print-directory", f"-j{self.parallel or os.cpu_count() or 1}", "native"]
+        command += [f"NATIVE={target}", f"PYTHON={sys.executable}", f"PYTHON_INCLUDE=-I{include}"]
         try:
             subprocess.run(command, check=True)
         except FileNotFoundError:

@@ -61,19 +61,21 @@ static void test_matmul(void) {
     for (size_t s = 0; s < sizeof shapes / sizeof *shapes; s++) {
         const int64_t n = shapes[s][0], cols = shapes[s][1], rows = shapes[s][2];
         float *x = numbers(n * cols, 1.0f);
+        void *work = malloc(matmul_work(n, cols));
         for (int32_t i = 0; i < dg_format_count(); i++) {
             const dg_format *f = dg_format_at(i);
             if (!f->encode || cols % f->block) continue;
             const tensor w = weights(f->id, cols, rows, 1);
-            COMPARE(f->name, n * rows, 2e-6, o->matmul(o, y, x, &w, n));
+            COMPARE(f->name, n * rows, 2e-6, o->matmul(o, y, x, &w, n, work));
             free((void *)(uintptr_t)w.data);
         }
-        free(x);
+        free(x), free(work);
     }
     const tensor odd = weights(DG_F32, 13, 6, 1); /* rows of no whole number of vectors */
     float *x = numbers(13 * 4, 1.0f);
-    COMPARE("matmul of 13 columns", 24, 2e-6, o->matmul(o, y, x, &odd, 4));
-    free(x);
+    void *work = malloc(matmul_work(4, 13));
+    COMPARE("matmul of 13 columns", 24, 2e-6, o->matmul(o, y, x, &odd, 4, work));
+    free(x), free(work);
     free((void *)(uintptr_t)odd.data);
 }
 
@@ -170,11 +172,11 @@ static void test_vocabulary(void) {
 int main(void) {
     static const dg_config config = {.d_model = 2048, .d_ffn = 64, .d_expert = 64, .n_layer = 1, .n_head = 4, .head_dim = 256, .head_dim_swa = 64, .n_head_kv = {1}};
     dg_error error;
-    if (ops_new("reference", 1, &config, &plain, &error) != DG_OK) return 1;
+    if (ops_new(&(dg_model_options){"reference", 1, true}, &config, &plain, &error) != DG_OK) return 1;
     for (int t = 0; t < 3; t++)
-        if (ops_new("cpu", t + 1, &config, &fast[t], &error) != DG_OK) return 1;
+        if (ops_new(&(dg_model_options){"cpu", t + 1, true}, &config, &fast[t], &error) != DG_OK) return 1;
     ops *none;
-    CHECK(ops_new("abacus", 1, &config, &none, &error) == DG_ERROR_BACKEND && strstr(error.message, "abacus"), "an unknown backend is named");
+    CHECK(ops_new(&(dg_model_options){"abacus", 1, true}, &config, &none, &error) == DG_ERROR_BACKEND && strstr(error.message, "abacus"), "an unknown backend is named");
     test_matmul();
     test_rows_and_elements();
     test_attention();
