@@ -12,14 +12,32 @@ WARN     = -Wall -Wextra -Wshadow -Wpointer-arith -Wstrict-prototypes -Wmissing-
 ALL      = -std=c11 -fPIC -ffp-contract=off -fvisibility=hidden -pthread -Iquants -Iruntime $(WARN) $(CFLAGS)
 SANITIZE = -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer
 
-SOURCES  = $(wildcard quants/*.c runtime/*.c runtime/cpu/*.c)
-OBJECTS  = $(SOURCES:%.c=$(BUILD)/%.o)
-CHECKED  = $(SOURCES:%.c=$(BUILD)/asan/%.o)
+# Sources that are compiled once per instruction set of isa.def, with its flags, and chosen at run time.
+# isa_list: what the argument makes of each line of it, for the compiler's target.
+isa_list = $(shell $(CC) -E -P -x c -D'DG_ISA(name,float_code,products,flags,usable)=$(1)' runtime/cpu/isa.def)
+isa_flags = $(shell $(CC) -E -P -x c -D'DG_ISA(name,float_code,products,flags,usable)=name flags' runtime/cpu/isa.def | sed -n 's/^$(1) "\(.*\)"/\1/p')
+PER_ISA     := $(wildcard runtime/cpu/simd_*.c)
+ISAS        := $(call isa_list,name)
+PRODUCTS    := $(filter-out runtime/cpu/gemm_head.c,$(wildcard runtime/cpu/gemm_*.c))
+ISA_OBJECTS := $(foreach isa,$(sort $(call isa_list,float_code)),$(PER_ISA:%.c=%.$(isa).o)) \
+               $(patsubst %,runtime/cpu/gemm_%.o,$(call isa_list,products.name))
+define ISA_RULES
+$(BUILD)/%.$(1).o: %.c
+	@mkdir -p $$(@D)
+	$$(CC) $$(ALL) -DISA=$(1) $(2) -MMD -MP -c $$< -o $$@
+$(BUILD)/asan/%.$(1).o: %.c
+	@mkdir -p $$(@D)
+	$$(CC) $$(ALL) -DISA=$(1) $(2) $$(SANITIZE) -MMD -MP -c $$< -o $$@
+endef
+$(foreach isa,$(ISAS),$(eval $(call ISA_RULES,$(isa),$(call isa_flags,$(isa)))))
+
+SOURCES  = $(filter-out $(PER_ISA) $(PRODUCTS),$(wildcard quants/*.c runtime/*.c runtime/cpu/*.c))
+OBJECTS  = $(SOURCES:%.c=$(BUILD)/%.o) $(ISA_OBJECTS:%=$(BUILD)/%)
+CHECKED  = $(SOURCES:%.c=$(BUILD)/asan/%.o) $(ISA_OBJECTS:%=$(BUILD)/asan/%)
 C_TESTS  = $(patsubst tests/c/%.c,$(BUILD)/asan/tests/%,$(wildcard tests/c/*.c))
-X86     := $(shell $(CC) -dM -E - </dev/null | grep -c __x86_64__)
 
 .DEFAULT_GOAL := all
-.PHONY: all run test test-c test-python test-oracle lint lib native wheel clean help
+.PHONY: all run test test-c test-neon test-python test-oracle lint lib native wheel clean help
 
 all: $(READY) ## build everything into .venv (editable install)
 	@$(MAKE) --no-print-directory native PYTHON=$(BIN)/python
@@ -42,6 +60,13 @@ test: test-c test-python ## the whole test suite: C under ASan and UBSan, then P
 test-c: $(C_TESTS) ## the C tests alone, under AddressSanitizer and UBSan
 	@set -e; for t in $(C_TESTS); do $$t; done
 
+# Needs the packages gcc-aarch64-linux-gnu and qemu-user.
+NEON = $(BUILD)/neon
+test-neon: ## the operations on 64-bit Arm, cross-compiled and emulated
+	@$(MAKE) --no-print-directory BUILD=$(NEON) CC=aarch64-linux-gnu-gcc $(NEON)/libdgemma.a
+	aarch64-linux-gnu-gcc $(ALL) -O1 -static -Itests/c tests/c/ops.c $(NEON)/libdgemma.a -lm -o $(NEON)/ops
+	qemu-aarch64 -cpu max $(NEON)/ops
+
 test-python: all ## the Python tests alone
 	$(BIN)/python -m pytest -m "not oracle"
 
@@ -62,10 +87,6 @@ $(BUILD)/libdgemma.a: $(OBJECTS)
 $(BUILD)/%.o: %.c
 	@mkdir -p $(@D)
 	$(CC) $(ALL) -MMD -MP -c $< -o $@
-
-# One file per instruction set, chosen at run time.
-AVX2 = $(if $(filter-out 0,$(X86)),-mavx2 -mfma)
-$(BUILD)/runtime/cpu/avx2.o $(BUILD)/asan/runtime/cpu/avx2.o: ALL += $(AVX2)
 
 # The public header is the cdef. NATIVE is where the extension goes; setuptools names it.
 NATIVE ?= runtime/dgemma/_native.abi3.so

@@ -162,6 +162,19 @@ int dg_encode(dg_session *session, const int32_t *ids, int32_t n, int32_t which,
 int dg_denoise(dg_session *session, const int32_t *canvas, int32_t n, const float *condition, float *logits,
                dg_error *error);
 
+/* One canvas of a batch; the fields are dg_denoise's arguments. */
+typedef struct dg_canvas {
+    dg_session *session;
+    const int32_t *canvas;
+    int32_t n;
+    const float *condition;
+    float *logits;
+} dg_canvas;
+
+/* One pass over canvases of several sessions of one model, all different: experts see their rows together, attention
+ * keeps them apart, and each gets what dg_denoise would have given it, to the bit. */
+int dg_denoise_batch(const dg_canvas *canvases, int32_t count, dg_error *error);
+
 /* ---- Generation --------------------------------------------------------------------------------------------------- */
 
 typedef struct dg_sampling {
@@ -233,9 +246,53 @@ typedef struct dg_generator dg_generator;
 int dg_generator_new(dg_session *session, const dg_sampling *sampling, dg_generator **out, dg_error *error);
 /* Works until the next event: STEP after each denoising step, BLOCK after a canvas's last, DONE at the end. */
 int dg_generator_next(dg_generator *generator, dg_event *event, dg_error *error);
+/* The same for generators of several sessions of one model, all different: those that are at a step take it in one pass.
+ * events[count]; the tokens are those that each would have made alone. */
+int dg_generators_next(dg_generator *const *generators, int32_t count, dg_event *events, dg_error *error);
 /* The result so far; it is the generator's. */
 const dg_result *dg_generator_result(dg_generator *generator);
 void dg_generator_free(dg_generator *generator);
+
+/* ---- Measuring ------------------------------------------------------------------------------------------------------ */
+
+/* One line of parts.def: what the time of a pass is booked under. */
+typedef struct dg_part {
+    const char *name;   /* "experts" */
+    const char *covers; /* for people */
+} dg_part;
+bool dg_part_at(int32_t i, dg_part *out); /* false past the end */
+
+/* What one operation of ops.def took in one part since the profile was started; all sessions of the model together. */
+typedef struct dg_profile_entry {
+    const char *part, *op;
+    double seconds;
+    int64_t calls;
+} dg_profile_entry;
+/* Takes the time of every operation from here on, from zero. Start and stop only while no session of the model works. */
+int dg_profile_start(dg_model *model, dg_error *error);
+void dg_profile_stop(dg_model *model);
+/* The i-th entry; false past the end, and where the model is not profiled. */
+bool dg_profile_read(const dg_model *model, int32_t i, dg_profile_entry *entry);
+
+/* The i-th tensor of the model's file; false past the end. */
+typedef struct dg_weight {
+    char name[64];
+    int32_t type;  /* number of its format */
+    int64_t bytes; /* in the file */
+} dg_weight;
+bool dg_weight_at(const dg_model *model, int32_t i, dg_weight *out);
+
+/* What this machine can do at best, measured now, a second or so each. Work is in operations, two per multiply-add, or
+ * in bytes; per second on one thread and on `threads` at once. */
+typedef struct dg_peak {
+    const char *kind;         /* "int8", "float32", "memory" */
+    const char *instructions; /* "maddubs", "dpbusd", ...: a machine may have several of a kind */
+    double one, all;
+} dg_peak;
+/* The i-th that this processor has; false past the end. threads: 0: one per processor. */
+bool dg_peak_measure(int32_t i, int32_t threads, dg_peak *out);
+/* The clock of a busy core in Hz, from a chain of dependent additions, one cycle each. */
+double dg_clock(void);
 
 #ifndef DG_CFFI
 /* Returns false to stop. */

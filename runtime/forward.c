@@ -6,67 +6,86 @@
 static const float *floats(const tensor *t) { return (const float *)(const void *)t->data; }
 
 /* out = down(gelu(gate x) * up x) */
-static void mlp(dg_session *s, float *out, const float *x, const tensor *gate, const tensor *up, const tensor *down, int64_t n) {
-    const ops *o = s->model->ops;
-    room *r = &s->room;
+static void mlp(const pass *p, float *out, const float *x, const tensor *gate, const tensor *up, const tensor *down, int64_t n) {
+    const ops *o = p->model->ops;
+    room *r = p->room;
     o->matmul(o, r->gate, x, gate, n, r->products);
     o->matmul(o, r->up, x, up, n, r->products);
     o->gelu_mul(o, r->gate, r->gate, r->up, n * gate->rows);
     o->matmul(o, out, r->gate, down, n, r->products);
 }
 
-/* Keys and values of room.h into the cache, behind what is encoded. */
-static void keys_and_values(dg_session *s, int32_t l, int64_t n) {
-    const dg_config *c = &s->model->config;
-    const layer *w = &s->model->layers[l];
-    const ops *o = s->model->ops;
-    const int64_t dim = config_head_dim(c, l), heads = c->n_head_kv[l];
-    float *k = s->k[l] + s->length * heads * dim, *v = s->v[l] + s->length * heads * dim;
-    o->matmul(o, k, s->room.h, &w->attn_k, n, s->room.products);
-    if (c->sliding[l]) o->matmul(o, v, s->room.h, &w->attn_v, n, s->room.products);
-    o->rms_norm(o, v, c->sliding[l] ? v : k, NULL, n * heads, dim, c->rms_eps); /* full layers: V is the raw K projection */
-    o->rms_norm(o, k, k, floats(&w->attn_k_norm), n * heads, dim, c->rms_eps);
-    o->rope(o, k, n, heads, dim, s->length, c->sliding[l] ? s->model->rope_swa : s->model->rope_full);
+/* Keys and values of room.h into each part's cache, behind what is encoded. */
+static void keys_and_values(const pass *p, int32_t l) {
+    const dg_config *c = &p->model->config;
+    const layer *w = &p->model->layers[l];
+    const ops *o = p->model->ops;
+    const room *r = p->room;
+    const int64_t dim = config_head_dim(c, l), heads = c->n_head_kv[l], row = heads * dim;
+    const float *from_k = r->k, *from_v = c->sliding[l] ? r->v : r->k; /* full layers: V is the raw K projection */
+    profile_part = PART_projections;
+    o->matmul(o, r->k, r->h, &w->attn_k, p->n, r->products);
+    if (c->sliding[l]) o->matmul(o, r->v, r->h, &w->attn_v, p->n, r->products);
+    for (int32_t i = 0; i < p->n_parts; i++) {
+        const dg_session *s = p->parts[i].session;
+        const int64_t n = p->parts[i].n;
+        float *k = s->k[l] + s->length * row, *v = s->v[l] + s->length * row;
+        o->rms_norm(o, v, from_v, NULL, n * heads, dim, c->rms_eps);
+        o->rms_norm(o, k, from_k, floats(&w->attn_k_norm), n * heads, dim, c->rms_eps);
+        o->rope(o, k, n, heads, dim, s->length, c->sliding[l] ? p->model->rope_swa : p->model->rope_full);
+        from_k += n * row;
+        from_v += n * row;
+    }
 }
 
 /* room.a = room.x + the attention of room.h */
-static void attend(dg_session *s, int32_t l, int64_t n, bool causal) {
-    const dg_config *c = &s->model->config;
-    const layer *w = &s->model->layers[l];
-    const ops *o = s->model->ops;
-    room *r = &s->room;
-    const int64_t dim = config_head_dim(c, l), d = c->d_model;
-    o->matmul(o, r->q, r->h, &w->attn_q, n, r->products);
-    o->rms_norm(o, r->q, r->q, floats(&w->attn_q_norm), n * c->n_head, dim, c->rms_eps);
-    o->rope(o, r->q, n, c->n_head, dim, s->length, c->sliding[l] ? s->model->rope_swa : s->model->rope_full);
-    const attention_keys keys = {
-        .k = s->k[l], .v = s->v[l], .n_kv = c->n_head_kv[l], .first = s->length, .count = s->length + n,
-        .causal = causal, .window = c->sliding[l] ? c->sliding_window : 0,
-    };
-    o->attention(o, r->o, r->q, &keys, n, c->n_head, dim);
-    o->matmul(o, r->a, r->o, &w->attn_output, n, r->products);
-    o->rms_norm(o, r->a, r->a, floats(&w->post_attention_norm), n, d, c->rms_eps);
-    o->add(o, r->a, r->a, r->x, n, d, 1.0f);
+static void attend(const pass *p, int32_t l, bool causal) {
+    const dg_config *c = &p->model->config;
+    const layer *w = &p->model->layers[l];
+    const ops *o = p->model->ops;
+    room *r = p->room;
+    const int64_t dim = config_head_dim(c, l), d = c->d_model, row = config_d_q(c, l);
+    o->matmul(o, r->q, r->h, &w->attn_q, p->n, r->products);
+    o->rms_norm(o, r->q, r->q, floats(&w->attn_q_norm), p->n * c->n_head, dim, c->rms_eps);
+    float *q = r->q, *y = r->o;
+    for (int32_t i = 0; i < p->n_parts; i++) {
+        const dg_session *s = p->parts[i].session;
+        const int64_t n = p->parts[i].n;
+        const attention_keys keys = {
+            .k = s->k[l], .v = s->v[l], .n_kv = c->n_head_kv[l], .first = s->length, .count = s->length + n,
+            .causal = causal, .window = c->sliding[l] ? c->sliding_window : 0,
+        };
+        o->rope(o, q, n, c->n_head, dim, s->length, c->sliding[l] ? p->model->rope_swa : p->model->rope_full);
+        o->attention(o, y, q, &keys, n, c->n_head, dim);
+        q += n * row;
+        y += n * row;
+    }
+    o->matmul(o, r->a, r->o, &w->attn_output, p->n, r->products);
+    o->rms_norm(o, r->a, r->a, floats(&w->post_attention_norm), p->n, d, c->rms_eps);
+    o->add(o, r->a, r->a, r->x, p->n, d, 1.0f);
 }
 
 /* room.x = (room.a + the dense and the expert FFN of room.a) * scalar */
-static void feed_forward(dg_session *s, int32_t l, int64_t n, float scalar) {
-    const dg_config *c = &s->model->config;
-    const layer *w = &s->model->layers[l];
-    const ops *o = s->model->ops;
-    room *r = &s->room;
-    const int64_t d = c->d_model;
+static void feed_forward(const pass *p, int32_t l, float scalar) {
+    const dg_config *c = &p->model->config;
+    const layer *w = &p->model->layers[l];
+    const ops *o = p->model->ops;
+    room *r = p->room;
+    const int64_t n = p->n, d = c->d_model;
 
+    profile_part = PART_dense;
     o->rms_norm(o, r->h, r->a, floats(&w->ffn_norm), n, d, c->rms_eps);
-    mlp(s, r->dense, r->h, &w->ffn_gate, &w->ffn_up, &w->ffn_down, n);
+    mlp(p, r->dense, r->h, &w->ffn_gate, &w->ffn_up, &w->ffn_down, n);
     o->rms_norm(o, r->dense, r->dense, floats(&w->post_ffw_norm_1), n, d, c->rms_eps);
 
+    profile_part = PART_router;
     /* the router reads the stream itself, normed without a weight */
     o->rms_norm(o, r->h, r->a, NULL, n, d, c->rms_eps);
     o->mul(o, r->h, r->h, floats(&w->ffn_gate_inp_scale), n, d, 1.0f / sqrtf((float)d));
     o->matmul(o, r->scores, r->h, &w->ffn_gate_inp, n, r->products);
     o->route(o, r->experts, r->shares, r->scores, floats(&w->ffn_down_exps_scale), n, c->n_expert, c->n_expert_used);
 
+    profile_part = PART_experts;
     o->rms_norm(o, r->h, r->a, floats(&w->pre_ffw_norm_2), n, d, c->rms_eps);
     o->experts(o, r->sparse, r->h, &w->ffn_gate_exps, &w->ffn_up_exps, &w->ffn_down_exps, r->experts, r->shares, n, c->n_expert_used, r->mixture);
     o->rms_norm(o, r->sparse, r->sparse, floats(&w->post_ffw_norm_2), n, d, c->rms_eps);
@@ -76,54 +95,82 @@ static void feed_forward(dg_session *s, int32_t l, int64_t n, float scalar) {
     o->add(o, r->x, r->a, r->dense, n, d, scalar);
 }
 
-void forward_encode(dg_session *s, const int32_t *ids, int32_t n, bool output) {
-    const dg_model *m = s->model;
+void forward_encode(const pass *p, const int32_t *ids, bool output) {
+    const dg_model *m = p->model;
     const dg_config *c = &m->config;
     const ops *o = m->ops;
-    o->embed(o, s->room.x, &m->top.token_embd, ids, n, sqrtf((float)c->d_model));
+    room *r = p->room;
+    o->embed(o, r->x, &m->top.token_embd, ids, p->n, sqrtf((float)c->d_model));
     for (int32_t l = 0; l < c->n_layer; l++) {
         const layer *w = &m->layers[l];
-        o->rms_norm(o, s->room.h, s->room.x, floats(&w->attn_norm), n, c->d_model, c->rms_eps);
-        keys_and_values(s, l, n);
+        o->rms_norm(o, r->h, r->x, floats(&w->attn_norm), p->n, c->d_model, c->rms_eps);
+        keys_and_values(p, l);
         if (l == c->n_layer - 1 && !output) break; /* the decoder reads the cache alone */
-        attend(s, l, n, true);
-        feed_forward(s, l, n, *floats(&w->enc_layer_output_scale));
+        attend(p, l, true);
+        feed_forward(p, l, *floats(&w->enc_layer_output_scale));
     }
 }
 
-/* room.x += the self-conditioning of the previous step's scaled logits */
-static void self_condition(dg_session *s, const float *z, int64_t n) {
-    const dg_model *m = s->model;
+/* room.x += the self-conditioning of the parts that have one */
+static void self_condition(const pass *p) {
+    const dg_model *m = p->model;
     const dg_config *c = &m->config;
     const ops *o = m->ops;
-    room *r = &s->room;
-    o->condition(o, r->h, z, &m->top.token_embd, n, sqrtf((float)c->d_model), r->soft);
-    o->rms_norm(o, r->h, r->h, floats(&m->top.self_cond_pre_norm), n, c->d_model, c->rms_eps);
-    mlp(s, r->dense, r->h, &m->top.self_cond_gate, &m->top.self_cond_up, &m->top.self_cond_down, n);
-    o->add(o, r->x, r->x, r->dense, n, c->d_model, 1.0f);
+    room *r = p->room;
+    const float scale = sqrtf((float)c->d_model);
+    profile_part = PART_condition;
+    int64_t first = 0;
+    for (int32_t i = 0; i < p->n_parts; i++) {
+        const pass_part *its = &p->parts[i];
+        float *x = r->x + first * c->d_model;
+        if (its->condition) o->condition(o, r->h, its->condition, &m->top.token_embd, its->n, scale, r->vocabulary);
+        else if (its->last) o->soften(o, r->h, its->last, &m->top.token_embd, its->n, scale, r->products, r->vocabulary);
+        if (its->condition || its->last) {
+            o->rms_norm(o, r->h, r->h, floats(&m->top.self_cond_pre_norm), its->n, c->d_model, c->rms_eps);
+            mlp(p, r->dense, r->h, &m->top.self_cond_gate, &m->top.self_cond_up, &m->top.self_cond_down, its->n);
+            o->add(o, x, x, r->dense, its->n, c->d_model, 1.0f);
+        }
+        first += its->n;
+    }
+    profile_part = PART_elementwise;
 }
 
-void forward_denoise(dg_session *s, const int32_t *canvas, int32_t n, const float *condition) {
-    const dg_model *m = s->model;
+void forward_denoise(const pass *p, const int32_t *canvas) {
+    const dg_model *m = p->model;
     const dg_config *c = &m->config;
     const ops *o = m->ops;
-    o->embed(o, s->room.x, &m->top.token_embd, canvas, n, sqrtf((float)c->d_model));
-    if (condition) self_condition(s, condition, n);
-    o->rms_norm(o, s->room.x, s->room.x, NULL, n, c->d_model, c->rms_eps); /* the canvas alone has this norm */
+    room *r = p->room;
+    o->embed(o, r->x, &m->top.token_embd, canvas, p->n, sqrtf((float)c->d_model));
+    self_condition(p);
+    o->rms_norm(o, r->x, r->x, NULL, p->n, c->d_model, c->rms_eps); /* the canvas alone has this norm */
     for (int32_t l = 0; l < c->n_layer; l++) {
         const layer *w = &m->layers[l];
-        o->rms_norm(o, s->room.h, s->room.x, floats(&w->attn_norm), n, c->d_model, c->rms_eps);
-        keys_and_values(s, l, n);
-        attend(s, l, n, false);
-        feed_forward(s, l, n, *floats(&w->layer_output_scale));
+        o->rms_norm(o, r->h, r->x, floats(&w->attn_norm), p->n, c->d_model, c->rms_eps);
+        keys_and_values(p, l);
+        attend(p, l, false);
+        feed_forward(p, l, *floats(&w->layer_output_scale));
     }
 }
 
-void forward_logits(dg_session *s, int32_t first, int32_t n, float *logits) {
-    const dg_model *m = s->model;
+/* room.h[n] = the output norm of rows from `first` on */
+static void output_norm(const pass *p, int64_t first, int64_t n) {
+    const dg_model *m = p->model;
     const dg_config *c = &m->config;
+    profile_part = PART_head;
+    m->ops->rms_norm(m->ops, p->room->h, p->room->x + first * c->d_model, floats(&m->top.output_norm), n, c->d_model, c->rms_eps);
+}
+
+void forward_logits(const pass *p, int64_t first, int64_t n, float *logits) {
+    const dg_model *m = p->model;
     const ops *o = m->ops;
-    o->rms_norm(o, s->room.h, s->room.x + (int64_t)first * c->d_model, floats(&m->top.output_norm), n, c->d_model, c->rms_eps);
-    o->matmul(o, logits, s->room.h, &m->top.token_embd, n, s->room.products);
-    o->softcap(o, logits, (int64_t)n * c->n_vocab, c->softcap);
+    output_norm(p, first, n);
+    o->matmul(o, logits, p->room->h, &m->top.token_embd, n, p->room->products);
+    o->softcap(o, logits, n * m->config.n_vocab, m->config.softcap);
+}
+
+void forward_choose(const pass *p, int64_t first, int64_t n, float temperature, const double *u, dg_choice *choices, soft *next) {
+    const dg_model *m = p->model;
+    const ops *o = m->ops;
+    output_norm(p, first, n);
+    o->head(o, choices, next, p->room->h, &m->top.token_embd, n, m->config.softcap, temperature, u, p->room->products);
 }

@@ -26,8 +26,7 @@ struct dg_generator {
     dg_choice *choices;     /* [n] */
     float *entropy;         /* [n] */
     bool *accepted;         /* [n] */
-    float *z;               /* [n][n_vocab] the last step's logits / temperature */
-    size_t z_bytes;
+    soft soft;              /* what the last step leaves for the next */
     int32_t *ids;           /* [max blocks * n] the answer */
     dg_block *blocks;
     dg_result result;
@@ -53,7 +52,7 @@ int dg_generator_new(dg_session *session, const dg_sampling *sampling, dg_genera
     dg_generator *g = calloc(1, sizeof *g);
     if (!g) return fail(error, DG_ERROR_SYSTEM, "no memory for a canvas");
     const size_t size = (size_t)n;
-    *g = (dg_generator){.session = session, .options = *sampling, .n = (int32_t)n, .z_bytes = size * (size_t)c->n_vocab * sizeof(float)};
+    *g = (dg_generator){.session = session, .options = *sampling, .n = (int32_t)n};
     g->canvas = malloc(size * sizeof *g->canvas);
     g->argmax = malloc(size * sizeof *g->argmax);
     g->order = malloc(2 * size * sizeof *g->order);
@@ -62,11 +61,11 @@ int dg_generator_new(dg_session *session, const dg_sampling *sampling, dg_genera
     g->choices = malloc(size * sizeof *g->choices);
     g->entropy = malloc(size * sizeof *g->entropy);
     g->accepted = malloc(size * sizeof *g->accepted);
-    g->z = os_reserve(g->z_bytes);
     g->ids = malloc((size_t)blocks * size * sizeof *g->ids);
     g->blocks = malloc((size_t)blocks * sizeof *g->blocks);
     g->result = (dg_result){.ids = g->ids, .blocks = g->blocks, .end_id = -1, .converged = true};
-    if (!g->canvas || !g->argmax || !g->order || !g->random_ids || !g->u || !g->choices || !g->entropy || !g->accepted || !g->z || !g->ids || !g->blocks) {
+    if (!g->canvas || !g->argmax || !g->order || !g->random_ids || !g->u || !g->choices || !g->entropy || !g->accepted || !g->ids || !g->blocks ||
+        soft_new(n, c->n_vocab, c->d_model, &g->soft, error) != DG_OK) {
         dg_generator_free(g);
         return fail(error, DG_ERROR_SYSTEM, "no memory for a canvas of %d tokens", c->canvas_length);
     }
@@ -84,7 +83,7 @@ void dg_generator_free(dg_generator *g) {
     free(g->choices);
     free(g->entropy);
     free(g->accepted);
-    os_release(g->z, g->z_bytes);
+    soft_free(&g->soft);
     free(g->ids);
     free(g->blocks);
     free(g);
@@ -96,20 +95,12 @@ static void start_canvas(dg_generator *g) {
     const dg_config *c = &g->session->model->config;
     dg_draw(g->options.seed, g->result.n_blocks, 0, g->n, c->n_vocab, g->u, g->canvas);
     g->index = g->unchanged = 0;
+    g->soft.started = false;
     g->converged = false;
 }
 
-static int step(dg_generator *g, dg_event *event, dg_error *error) {
-    dg_session *s = g->session;
-    const dg_config *c = &s->model->config;
-    const ops *o = s->model->ops;
-    const float temperature = sampler_temperature(&g->options, g->index);
-    const int status = dg_denoise(s, g->canvas, g->n, g->index ? g->z : NULL, g->z, error);
-    if (status != DG_OK) return status;
-    o->divide(o, g->z, g->z, (int64_t)g->n * c->n_vocab, temperature);
-    dg_draw(g->options.seed, g->result.n_blocks, g->index + 1, g->n, c->n_vocab, g->u, g->random_ids);
-    o->choose(o, g->choices, g->z, g->n, c->n_vocab, g->u);
-
+/* What follows from a step's choices: acceptance, the next canvas, the stop test. */
+static void settle(dg_generator *g, float temperature, dg_event *event) {
     bool same = g->index > 0;
     double sum = 0.0;
     for (int32_t i = 0; i < g->n; i++) {
@@ -129,7 +120,39 @@ static int step(dg_generator *g, dg_event *event, dg_error *error) {
     };
     g->index++;
     g->phase = g->converged || g->index == g->options.steps ? PHASE_COMMIT : PHASE_STEP;
-    return DG_OK;
+}
+
+/* One step of several generators, in one pass. */
+static int steps(dg_generator *const *g, int32_t count, dg_event *events, dg_error *error) {
+    dg_model *model = g[0]->session->model;
+    const int32_t n_vocab = model->config.n_vocab;
+    pass_part *parts = calloc((size_t)count, sizeof *parts);
+    int64_t n = 0;
+    for (int32_t i = 0; parts && i < count; i++) {
+        parts[i] = (pass_part){.session = g[i]->session, .n = g[i]->n, .last = g[i]->index ? &g[i]->soft : NULL};
+        n += g[i]->n;
+    }
+    int32_t *ids = malloc((size_t)n * sizeof *ids);
+    room own = {0};
+    int status = parts && ids ? DG_OK : fail(error, DG_ERROR_SYSTEM, "no memory for a step");
+    if (status == DG_OK && count > 1) status = room_new(model, n, &own, error);
+    if (status == DG_OK) {
+        const pass p = {model, count == 1 ? &g[0]->session->room : &own, parts, count, n};
+        int64_t first = 0;
+        for (int32_t i = 0; i < count; first += g[i++]->n) memcpy(ids + first, g[i]->canvas, (size_t)g[i]->n * sizeof *ids);
+        forward_denoise(&p, ids);
+        first = 0;
+        for (int32_t i = 0; i < count; first += g[i++]->n) {
+            const float temperature = sampler_temperature(&g[i]->options, g[i]->index);
+            dg_draw(g[i]->options.seed, g[i]->result.n_blocks, g[i]->index + 1, g[i]->n, n_vocab, g[i]->u, g[i]->random_ids);
+            forward_choose(&p, first, g[i]->n, temperature, g[i]->u, g[i]->choices, &g[i]->soft);
+            settle(g[i], temperature, &events[i]);
+        }
+    }
+    room_free(&own);
+    free(parts);
+    free(ids);
+    return status;
 }
 
 static bool is_end(const dg_config *c, int32_t id) {
@@ -162,17 +185,54 @@ static void commit(dg_generator *g, dg_event *event) {
     g->phase = r->stopped || r->n_ids == g->options.max_tokens ? PHASE_DONE : PHASE_NEXT;
 }
 
-int dg_generator_next(dg_generator *g, dg_event *event, dg_error *error) {
-    int status = DG_OK;
-    switch (g->phase) {
-        case PHASE_NEXT: status = dg_encode(g->session, g->argmax, g->n, DG_LOGITS_NONE, NULL, error); if (status != DG_OK) return status; /* fall through */
-        case PHASE_FIRST: start_canvas(g); /* fall through */
-        case PHASE_STEP: return step(g, event, error);
-        case PHASE_COMMIT: commit(g, event); return DG_OK;
-        case PHASE_DONE: *event = (dg_event){.kind = DG_EVENT_DONE, .block = g->result.n_blocks}; return DG_OK;
+/* Brings a generator to its next step, or to an event that needs none. */
+static int advance(dg_generator *g, dg_event *event, bool *at_step, dg_error *error) {
+    *at_step = false;
+    if (g->phase == PHASE_COMMIT) {
+        commit(g, event);
+        return DG_OK;
     }
-    return fail(error, DG_ERROR_USAGE, "a generator in no known phase");
+    if (g->phase == PHASE_DONE) {
+        *event = (dg_event){.kind = DG_EVENT_DONE, .block = g->result.n_blocks};
+        return DG_OK;
+    }
+    if (g->phase == PHASE_NEXT) {
+        const int status = dg_encode(g->session, g->argmax, g->n, DG_LOGITS_NONE, NULL, error);
+        if (status != DG_OK) return status;
+    }
+    if (g->phase != PHASE_STEP) start_canvas(g);
+    g->phase = PHASE_STEP;
+    *at_step = true;
+    return DG_OK;
 }
+
+int dg_generators_next(dg_generator *const *generators, int32_t count, dg_event *events, dg_error *error) {
+    for (int32_t i = 0; i < count; i++)
+        for (int32_t j = 0; j <= i; j++) {
+            if (generators[j]->session->model != generators[i]->session->model) return fail(error, DG_ERROR_USAGE, "generator %d is of another model", i);
+            if (j < i && generators[j]->session == generators[i]->session) return fail(error, DG_ERROR_USAGE, "generators %d and %d are of one session", j, i);
+        }
+    dg_generator **ready = malloc((size_t)(count > 0 ? count : 1) * sizeof *ready);
+    dg_event *taken = malloc((size_t)(count > 0 ? count : 1) * sizeof *taken);
+    int32_t *places = malloc((size_t)(count > 0 ? count : 1) * sizeof *places), n = 0;
+    int status = ready && taken && places ? DG_OK : fail(error, DG_ERROR_SYSTEM, "no memory for a step");
+    for (int32_t i = 0; status == DG_OK && i < count; i++) {
+        bool at_step;
+        status = advance(generators[i], &events[i], &at_step, error);
+        if (status == DG_OK && at_step) {
+            ready[n] = generators[i];
+            places[n++] = i;
+        }
+    }
+    if (status == DG_OK && n > 0) status = steps(ready, n, taken, error);
+    for (int32_t i = 0; status == DG_OK && i < n; i++) events[places[i]] = taken[i];
+    free(ready);
+    free(taken);
+    free(places);
+    return status;
+}
+
+int dg_generator_next(dg_generator *g, dg_event *event, dg_error *error) { return dg_generators_next(&g, 1, event, error); }
 
 /* ---- All in one call ---- */
 

@@ -1,53 +1,69 @@
 /* Picks the backend: the only place that knows which there are. */
 #include "ops.h"
 
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "cpu/cpu.h"
+#include "cpu/gemm.h"
 #include "error.h"
 
 enum { PANEL_ROWS = 16, LEAST_SCRATCH = 1 << 16 };
 
-static const struct {
-    const char *name;
-    bool fast; /* takes the best instruction set the processor has */
-} backends[] = {{"cpu", true}, {"reference", false}};
-enum { BACKENDS = sizeof backends / sizeof *backends };
+static const char FAST[] = "cpu", PLAIN[] = "reference"; /* between them, one per instruction set */
 
-const char *dg_backend_name(int32_t i) { return i >= 0 && i < BACKENDS ? backends[i].name : NULL; }
+const char *dg_backend_name(int32_t i) {
+    if (i <= 0) return i == 0 ? FAST : NULL;
+    const isa *set = isa_usable(i - 1);
+    if (set) return set->backend;
+    return i == 1 || isa_usable(i - 2) ? PLAIN : NULL;
+}
 
 static int64_t largest(int64_t a, int64_t b) { return a > b ? a : b; }
 
-static void fill(ops *o, int backend, char name[64]) {
-#define DG_OP(op, arguments) o->op = reference_##op;
+/* Backend i of dg_backend_name. */
+static void fill(ops *o, int32_t i, bool exact) {
+    const isa *set = isa_usable(i > 0 ? i - 1 : 0); /* none for the reference */
+#define DG_OP(op, arguments, names) o->op = reference_##op;
 #include "ops.def"
 #undef DG_OP
-    const char *set = backends[backend].fast ? cpu_avx2_install(o) : NULL;
-    snprintf(name, 64, set ? "%s (%s)" : "%s", backends[backend].name, set);
+    if (set) set->simd(o);
+    if (set && set->gemm && !exact) set->gemm(o);
+    if (set && i == 0) snprintf(o->name, sizeof o->name, "%s (%s)", FAST, set->backend + strlen("cpu-"));
+    else snprintf(o->name, sizeof o->name, "%s", dg_backend_name(i));
+}
+
+static int unknown(const char *backend, dg_error *error) {
+    char known[200] = "auto";
+    for (int32_t i = 0; dg_backend_name(i); i++) {
+        const size_t length = strlen(known);
+        snprintf(known + length, sizeof known - length, "%s%s", dg_backend_name(i + 1) ? ", " : " and ", dg_backend_name(i));
+    }
+    return fail(error, DG_ERROR_BACKEND, "backend '%.40s' is not part of this build, or not for this processor; there are %s", backend, known);
 }
 
 int ops_new(const dg_model_options *options, const dg_config *c, ops **out, dg_error *error) {
     *out = NULL;
-    const char *backend = options->backend ? options->backend : "auto";
-    int32_t threads = options->threads;
-    int chosen = 0;
-    if (strcmp(backend, "auto") != 0)
-        while (chosen < BACKENDS && strcmp(backend, backends[chosen].name) != 0) chosen++;
-    if (chosen == BACKENDS)
-        return fail(error, DG_ERROR_BACKEND, "backend '%.40s' is not part of this build; it has auto, cpu and reference", backend);
+    const char *backend = options->backend && strcmp(options->backend, "auto") != 0 ? options->backend : dg_backend_name(0);
+    int32_t threads = options->threads, chosen = 0;
+    while (dg_backend_name(chosen) && strcmp(backend, dg_backend_name(chosen)) != 0) chosen++;
+    if (!dg_backend_name(chosen)) return unknown(backend, error);
     if (threads < 0 || threads > 1024) return fail(error, DG_ERROR_USAGE, "threads: expected 1 to 1024, or 0 for all processors, got %d", threads);
     if (threads == 0) threads = os_processors();
 
     ops *o = calloc(1, sizeof *o);
     if (!o) return fail(error, DG_ERROR_SYSTEM, "no memory");
+    atomic_init(&o->longest, 0.0);
     int64_t cols = largest(largest(c->d_model, c->d_ffn), c->d_expert);
     for (int32_t l = 0; l < c->n_layer; l++) cols = largest(cols, config_d_q(c, l));
     o->scratch_floats = largest(LEAST_SCRATCH, PANEL_ROWS * ((cols + 15) / 16 * 16));
+    o->scratch_floats = largest(o->scratch_floats, GEMM_SCRATCH_FLOATS);
+    o->scratch_floats = largest(o->scratch_floats, largest(attention_scratch(c->head_dim), attention_scratch(c->head_dim_swa)));
+    o->scratch_floats = (o->scratch_floats + 15) / 16 * 16;
     o->scratch = os_reserve((size_t)(o->scratch_floats * threads) * sizeof(float));
     o->pool = pool_new(threads);
-    fill(o, chosen, o->name);
+    fill(o, chosen, options->exact);
     if (!o->scratch || !o->pool) {
         ops_free(o);
         return fail(error, DG_ERROR_SYSTEM, "cannot start %d threads", threads);
@@ -58,6 +74,7 @@ int ops_new(const dg_model_options *options, const dg_config *c, ops **out, dg_e
 
 void ops_free(ops *o) {
     if (!o) return;
+    profile_free(o);
     if (o->scratch && o->pool) os_release(o->scratch, (size_t)(o->scratch_floats * pool_threads(o->pool)) * sizeof(float));
     pool_free(o->pool);
     free(o);

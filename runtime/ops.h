@@ -3,6 +3,8 @@
 #define DG_OPS_H
 
 #include "model.h"
+#include "soft.h"
+#include "profile.h"
 
 typedef struct ops ops;
 
@@ -28,17 +30,28 @@ struct ops {
     pool *pool;
     float *scratch;       /* [threads][scratch_floats], 64-byte aligned; each thread's own while an op runs */
     int64_t scratch_floats;
-#define DG_OP(name, arguments) void(*name) arguments;
+    profile *profile;     /* NULL unless dg_profile_start put its wrappers into this table */
+#define DG_OP(name, arguments, names) void(*name) arguments;
 #include "ops.def"
 #undef DG_OP
+    /* With integer products: their kernels, and the float32 ops that serve formats without one. */
+    const struct gemm_set *gemm;
+    void (*float_matmul)(const ops *o, float *y, const float *x, const tensor *w, int64_t n, void *work);
+    void (*float_experts)(const ops *o, float *y, const float *x, const tensor *gate, const tensor *up, const tensor *down,
+                          const int32_t *experts, const float *weights, int64_t n, int64_t k, void *work);
+    void (*float_head)(const ops *o, dg_choice *out, soft *s, const float *x, const tensor *table, int64_t n, float cap, float temperature,
+                       const double *u, void *work);
+    void (*float_soften)(const ops *o, float *y, const soft *s, const tensor *table, int64_t n, float scale, void *work, float *room);
+    _Atomic double longest; /* length of the embedding's longest row, 0 until someone asked */
 };
 
 /* Makes the table of the backend that the options ask for, with a pool of its own. */
 int ops_new(const dg_model_options *options, const dg_config *config, ops **out, dg_error *error);
 void ops_free(ops *o);
 
-/* Bytes of work that the matmul op needs for n rows of up to `cols` columns, and the experts op. */
+/* Bytes of work that the matmul op needs for n rows of up to `cols` columns, the soften and the experts op. */
 size_t matmul_work(int64_t n, int64_t cols);
+size_t soften_work(int64_t n, int64_t d_model);
 size_t experts_work(int64_t n, int64_t k, int64_t d_model, int64_t d_expert, int64_t n_expert);
 
 #endif

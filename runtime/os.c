@@ -11,6 +11,7 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "error.h"
@@ -58,6 +59,12 @@ int32_t os_processors(void) {
     return n > 0 ? (int32_t)n : 1;
 }
 
+uint64_t os_nanoseconds(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
+}
+
 /* ---- Threads ---- */
 
 enum { SPINS = 4000 }; /* a forward pass runs hundreds of short jobs: waiting awake for the next costs less than sleeping */
@@ -77,6 +84,7 @@ struct pool {
     atomic_bool closing;
     pool_work work;
     void *arg;
+    int64_t n_items;
 };
 
 typedef struct seat {
@@ -96,7 +104,7 @@ static void take_items(pool *p, int32_t thread) {
     unsigned long long state = atomic_load(&p->state);
     while ((uint32_t)state != 0) {
         if (!atomic_compare_exchange_weak(&p->state, &state, state - 1)) continue;
-        p->work(p->arg, (int64_t)(uint32_t)state - 1, thread);
+        p->work(p->arg, p->n_items - (int64_t)(uint32_t)state, thread);
         atomic_fetch_add(&p->done, 1);
         state = atomic_load(&p->state);
     }
@@ -171,7 +179,7 @@ void pool_run(pool *p, pool_work work, void *arg, int64_t n_items) {
         for (int64_t i = 0; i < n_items; i++) work(arg, i, 0);
     } else {
         const unsigned long long run = (atomic_load(&p->state) >> 32) + 1;
-        p->work = work, p->arg = arg;
+        p->work = work, p->arg = arg, p->n_items = n_items;
         atomic_store(&p->done, 0);
         atomic_store(&p->state, run << 32 | (unsigned long long)n_items);
         wake_sleepers(p);

@@ -15,6 +15,7 @@ void os_release(void *memory, size_t bytes);
 void os_discard(void *memory, size_t bytes);
 
 int32_t os_processors(void); /* that this process may use */
+uint64_t os_nanoseconds(void); /* of a clock that only goes forward */
 
 /* A fixed pool of threads. run() calls work(arg, item, thread) for every item in [0, n_items), each once, on any thread
  * in [0, threads); it returns when all are done. Calls from several threads take turns. */

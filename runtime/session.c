@@ -9,40 +9,69 @@ enum { DEFAULT_CONTEXT = 8192, ALIGNMENT = 64 };
 
 static int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 
-/* Hands out the next `bytes`, or only counts them while there is no memory yet. */
-static void *carve(dg_session *s, size_t bytes) {
-    void *at = s->memory ? s->memory + s->bytes : NULL;
-    s->bytes += (bytes + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
+/* Hands out the next `bytes` behind *used, or only counts them while there is no memory yet. */
+static void *carve(void *memory, size_t *used, size_t bytes) {
+    void *at = memory ? (char *)memory + *used : NULL;
+    *used += (bytes + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
     return at;
 }
 
-static void lay_out(dg_session *s) {
+/* ---- Rooms ---- */
+
+static void lay_out_room(const dg_config *c, int64_t rows, room *r) {
+    const size_t n = (size_t)rows, f = sizeof(float), d = (size_t)c->d_model;
+    int64_t d_q = 0, d_kv = 0;
+    for (int32_t l = 0; l < c->n_layer; l++) {
+        d_q = larger(d_q, config_d_q(c, l));
+        d_kv = larger(d_kv, config_d_kv(c, l));
+    }
+#define CARVE(size) carve(r->memory, &r->bytes, size)
+    r->bytes = 0;
+    r->x = CARVE(n * d * f);
+    r->h = CARVE(n * d * f);
+    r->a = CARVE(n * d * f);
+    r->q = CARVE(n * (size_t)d_q * f);
+    r->o = CARVE(n * (size_t)d_q * f);
+    r->k = CARVE(n * (size_t)d_kv * f);
+    r->v = CARVE(n * (size_t)d_kv * f);
+    r->gate = CARVE(n * (size_t)c->d_ffn * f);
+    r->up = CARVE(n * (size_t)c->d_ffn * f);
+    r->dense = CARVE(n * d * f);
+    r->sparse = CARVE(n * d * f);
+    r->scores = CARVE(n * (size_t)c->n_expert * f);
+    r->shares = CARVE(n * (size_t)c->n_expert_used * f);
+    r->experts = CARVE(n * (size_t)c->n_expert_used * sizeof(int32_t));
+    r->products = CARVE(matmul_work(rows, larger(larger(c->d_model, c->d_ffn), d_q)) + soften_work(rows, c->d_model));
+    r->mixture = CARVE(experts_work(rows, c->n_expert_used, c->d_model, c->d_expert, c->n_expert));
+    r->vocabulary = CARVE(n * (size_t)c->n_vocab * f);
+#undef CARVE
+}
+
+int room_new(const dg_model *model, int64_t n, room *r, dg_error *error) {
+    *r = (room){0};
+    lay_out_room(&model->config, n, r);
+    r->memory = os_reserve(r->bytes);
+    if (!r->memory)
+        return fail(error, DG_ERROR_SYSTEM, "no memory for a pass of %lld rows: %llu bytes of address space", (long long)n, (unsigned long long)r->bytes);
+    lay_out_room(&model->config, n, r);
+    return DG_OK;
+}
+
+void room_free(room *r) {
+    os_release(r->memory, r->bytes);
+    r->memory = NULL;
+}
+
+/* ---- Sessions ---- */
+
+static void lay_out_cache(dg_session *s) {
     const dg_config *c = &s->model->config;
-    room *r = &s->room;
-    const size_t n = (size_t)s->rows, f = sizeof(float), kept = (size_t)s->context + (size_t)c->canvas_length;
-    size_t d = (size_t)c->d_model, d_q = 0;
     s->bytes = 0;
     for (int32_t l = 0; l < c->n_layer; l++) {
-        const size_t row = (size_t)config_d_kv(c, l) * f;
-        d_q = (size_t)larger((int64_t)d_q, config_d_q(c, l));
-        s->k[l] = carve(s, kept * row);
-        s->v[l] = carve(s, kept * row);
+        const size_t bytes = ((size_t)s->context + (size_t)c->canvas_length) * (size_t)config_d_kv(c, l) * sizeof(float);
+        s->k[l] = carve(s->memory, &s->bytes, bytes);
+        s->v[l] = carve(s->memory, &s->bytes, bytes);
     }
-    r->x = carve(s, n * d * f);
-    r->h = carve(s, n * d * f);
-    r->a = carve(s, n * d * f);
-    r->q = carve(s, n * d_q * f);
-    r->o = carve(s, n * d_q * f);
-    r->gate = carve(s, n * (size_t)c->d_ffn * f);
-    r->up = carve(s, n * (size_t)c->d_ffn * f);
-    r->dense = carve(s, n * d * f);
-    r->sparse = carve(s, n * d * f);
-    r->scores = carve(s, n * (size_t)c->n_expert * f);
-    r->shares = carve(s, n * (size_t)c->n_expert_used * f);
-    r->experts = carve(s, n * (size_t)c->n_expert_used * sizeof(int32_t));
-    r->products = carve(s, matmul_work(s->rows, larger(larger(c->d_model, c->d_ffn), (int64_t)d_q)));
-    r->mixture = carve(s, experts_work(s->rows, c->n_expert_used, c->d_model, c->d_expert, c->n_expert));
-    r->soft = carve(s, n * (size_t)c->n_vocab * f);
 }
 
 int dg_session_new(dg_model *model, int32_t context, dg_session **out, dg_error *error) {
@@ -58,22 +87,25 @@ int dg_session_new(dg_model *model, int32_t context, dg_session **out, dg_error 
     s->rows = (int32_t)larger(c->canvas_length, SESSION_ROWS);
     s->k = calloc((size_t)c->n_layer, sizeof *s->k);
     s->v = calloc((size_t)c->n_layer, sizeof *s->v);
-    if (s->k && s->v) {
-        lay_out(s);
+    int status = room_new(model, s->rows, &s->room, error);
+    if (status == DG_OK && s->k && s->v) {
+        lay_out_cache(s);
         s->memory = os_reserve(s->bytes);
     }
-    if (!s->memory) {
-        const unsigned long long bytes = s->bytes;
+    if (status == DG_OK && !s->memory)
+        status = fail(error, DG_ERROR_SYSTEM, "no memory for a session of %d tokens: %llu bytes of address space", context, (unsigned long long)s->bytes);
+    if (status != DG_OK) {
         dg_session_free(s);
-        return fail(error, DG_ERROR_SYSTEM, "no memory for a session of %d tokens: %llu bytes of address space", context, bytes);
+        return status;
     }
-    lay_out(s);
+    lay_out_cache(s);
     *out = s;
     return DG_OK;
 }
 
 void dg_session_free(dg_session *s) {
     if (!s) return;
+    room_free(&s->room);
     os_release(s->memory, s->bytes);
     free(s->k);
     free(s->v);
@@ -108,20 +140,62 @@ int dg_encode(dg_session *s, const int32_t *ids, int32_t n, int32_t which, float
         const int32_t rows = n - done < s->rows ? n - done : s->rows;
         const bool last = done + rows == n;
         const bool output = which == DG_LOGITS_ALL || (which == DG_LOGITS_LAST && last);
-        forward_encode(s, ids + done, rows, output);
-        if (which == DG_LOGITS_ALL) forward_logits(s, 0, rows, logits + (int64_t)done * c->n_vocab);
-        else if (output) forward_logits(s, rows - 1, 1, logits);
+        const pass_part own = {.session = s, .n = rows};
+        const pass p = {s->model, &s->room, &own, 1, rows};
+        forward_encode(&p, ids + done, output);
+        if (which == DG_LOGITS_ALL) forward_logits(&p, 0, rows, logits + (int64_t)done * c->n_vocab);
+        else if (output) forward_logits(&p, rows - 1, 1, logits);
         done += rows;
         s->length += rows;
     }
     return DG_OK;
 }
 
+static int check_canvas(const dg_session *s, const int32_t *canvas, int32_t n, dg_error *error) {
+    const int32_t most = s->model->config.canvas_length;
+    if (n < 1 || n > most) return fail(error, DG_ERROR_USAGE, "canvas: expected 1 to %d tokens, got %d", most, n);
+    return check_ids(s, canvas, n, error);
+}
+
 int dg_denoise(dg_session *s, const int32_t *canvas, int32_t n, const float *condition, float *logits, dg_error *error) {
-    const dg_config *c = &s->model->config;
-    if (n < 1 || n > c->canvas_length) return fail(error, DG_ERROR_USAGE, "canvas: expected 1 to %d tokens, got %d", c->canvas_length, n);
-    if (check_ids(s, canvas, n, error) != DG_OK) return DG_ERROR_USAGE;
-    forward_denoise(s, canvas, n, condition);
-    forward_logits(s, 0, n, logits);
-    return DG_OK;
+    const dg_canvas one = {s, canvas, n, condition, logits};
+    return dg_denoise_batch(&one, 1, error);
+}
+
+int dg_denoise_batch(const dg_canvas *canvases, int32_t count, dg_error *error) {
+    if (count < 1) return fail(error, DG_ERROR_USAGE, "denoise: no canvases");
+    dg_model *model = canvases[0].session->model;
+    int64_t n = 0;
+    for (int32_t i = 0; i < count; i++) {
+        const dg_canvas *c = &canvases[i];
+        if (c->session->model != model) return fail(error, DG_ERROR_USAGE, "denoise: canvas %d is of another model", i);
+        for (int32_t j = 0; j < i; j++)
+            if (canvases[j].session == c->session) return fail(error, DG_ERROR_USAGE, "denoise: canvases %d and %d are of one session", j, i);
+        if (check_canvas(c->session, c->canvas, c->n, error) != DG_OK) return DG_ERROR_USAGE;
+        n += c->n;
+    }
+    pass_part *parts = calloc((size_t)count, sizeof *parts);
+    int32_t *ids = malloc((size_t)n * sizeof *ids);
+    room own = {0}, *r = count == 1 ? &canvases[0].session->room : &own;
+    int status = parts && ids ? DG_OK : fail(error, DG_ERROR_SYSTEM, "no memory for %d canvases", count);
+    if (status == DG_OK && count > 1) status = room_new(model, n, &own, error);
+    if (status == DG_OK) {
+        int64_t first = 0;
+        for (int32_t i = 0; i < count; i++) {
+            parts[i] = (pass_part){.session = canvases[i].session, .n = canvases[i].n, .condition = canvases[i].condition};
+            memcpy(ids + first, canvases[i].canvas, (size_t)canvases[i].n * sizeof *ids);
+            first += canvases[i].n;
+        }
+        const pass p = {model, r, parts, count, n};
+        forward_denoise(&p, ids);
+        first = 0;
+        for (int32_t i = 0; i < count; i++) {
+            forward_logits(&p, first, canvases[i].n, canvases[i].logits);
+            first += canvases[i].n;
+        }
+    }
+    room_free(&own);
+    free(parts);
+    free(ids);
+    return status;
 }

@@ -1,40 +1,68 @@
-/* One timeline over a model: what was encoded, and the room that a pass works in. */
+/* Timelines over a model, and passes through its layers. */
 #ifndef DG_SESSION_H
 #define DG_SESSION_H
 
 #include "ops.h"
 
-/* Rows that go through the layers at once: a canvas, or a stretch of a prompt. */
+/* Rows of a session's own passes: a canvas, or a stretch of a prompt. */
 enum { SESSION_ROWS = 256 };
 
-/* Float32 unless said; n is `rows`, the most rows of a pass. */
+/* What a pass of up to n rows works in. Float32 unless said. */
 typedef struct room {
     float *x, *h, *a;          /* [n][d_model] residual stream, normed input, stream after attention */
     float *q, *o;              /* [n][d_q] of the widest layer */
+    float *k, *v;              /* [n][d_kv] of the widest layer */
     float *gate, *up;          /* [n][d_ffn] */
     float *dense, *sparse;     /* [n][d_model] outputs of the dense and the expert FFN */
     float *scores, *shares;    /* [n][n_expert], [n][n_expert_used] */
     int32_t *experts;          /* [n][n_expert_used] */
-    void *products;            /* matmul_work() bytes */
+    void *products;            /* matmul_work() and soften_work() bytes */
     void *mixture;             /* experts_work() bytes */
-    float *soft;               /* [n][n_vocab] work of the condition op */
+    float *vocabulary;         /* [n][n_vocab] work of the condition and soften ops */
+    void *memory;              /* what all of these are carved from; pages are taken when first touched */
+    size_t bytes;
 } room;
+
+int room_new(const dg_model *model, int64_t n, room *r, dg_error *error);
+void room_free(room *r);
 
 struct dg_session {
     dg_model *model;
     int32_t context, length, rows;
     float **k, **v;            /* per layer [context + canvas_length][n_head_kv][head_dim]; rows past length are scratch */
-    room room;
-    char *memory;              /* what all of these are carved from; pages are taken when first touched */
+    room room;                 /* for `rows` rows */
+    void *memory;              /* the caches */
     size_t bytes;
 };
 
-/* Runs ids[n] (n <= rows) through the encoder behind `length`, leaves their keys and values in the cache and, if asked,
- * the last layer's output in room.x. Does not move length. */
-void forward_encode(dg_session *s, const int32_t *ids, int32_t n, bool output);
-/* Runs canvas[n] through the decoder behind `length`; the output is in room.x. condition: as dg_denoise. */
-void forward_denoise(dg_session *s, const int32_t *canvas, int32_t n, const float *condition);
+/* One session's rows in a pass. A canvas is conditioned on scaled logits (as dg_denoise), or on what forward_choose left
+ * in *last, or on nothing where both are NULL. */
+typedef struct pass_part {
+    dg_session *session;
+    int32_t n;
+    const float *condition;
+    const soft *last;
+} pass_part;
+
+/* Rows that go through the layers together: the parts' one after another. Experts and matrices see them all, attention
+ * keeps the sessions apart. */
+typedef struct pass {
+    const dg_model *model;
+    room *room;
+    const pass_part *parts;
+    int32_t n_parts;
+    int64_t n;
+} pass;
+
+/* Runs ids[n] through the encoder behind each part's length, leaves their keys and values in the caches and, if asked,
+ * the last layer's output in room.x. Does not move lengths. */
+void forward_encode(const pass *p, const int32_t *ids, bool output);
+/* Runs canvas[n] through the decoder behind each part's length; the output is in room.x. */
+void forward_denoise(const pass *p, const int32_t *canvas);
+/* The choices of rows [first, first + n) of room.x at a temperature, and in *next what the next step is conditioned on.
+ * Uses room.h. */
+void forward_choose(const pass *p, int64_t first, int64_t n, float temperature, const double *u, dg_choice *choices, soft *next);
 /* logits[n][n_vocab] of rows [first, first + n) of room.x. Uses room.h. */
-void forward_logits(dg_session *s, int32_t first, int32_t n, float *logits);
+void forward_logits(const pass *p, int64_t first, int64_t n, float *logits);
 
 #endif

@@ -24,7 +24,7 @@ def files(tmp_path_factory) -> dict[str, Path]:
 @pytest.mark.parametrize("case", GOLDEN, ids=lambda case: case.name)
 def test_logits_are_those_of_transformers(case: Case, backend: str, files):
     """Prompt, canvases with and without self-conditioning, later canvases; windows smaller than the prompt."""
-    with dgemma.Model(files[case.name], backend=backend) as model, model.session() as session:
+    with dgemma.Model(files[case.name], backend=backend, exact=True) as model, model.session() as session:
         ours = trajectory(case, Ours(session))
     with np.load(GOLDEN_FILES / f"{case.name}.npz") as golden:
         for name, logits in ours.items():
@@ -41,7 +41,7 @@ def case(files):
 def test_any_number_of_threads_gives_the_same_bits(case):
     outputs = []
     for threads in (1, 2, 3):
-        with dgemma.Model(case[1], threads=threads) as model, model.session() as session:
+        with dgemma.Model(case[1], threads=threads, exact=True) as model, model.session() as session:
             outputs.append(trajectory(case[0], Ours(session)))
     for other in outputs[1:]:
         assert all((other[name] == logits).all() for name, logits in outputs[0].items())
@@ -51,7 +51,7 @@ def test_any_number_of_threads_gives_the_same_bits(case):
 def test_a_prompt_in_pieces_is_the_prompt(case, backend):
     """However a prompt is cut, the cache behind it is the same to the bit."""
     prompt, canvases = case[0].inputs()
-    with dgemma.Model(case[1], backend=backend) as model:
+    with dgemma.Model(case[1], backend=backend, exact=True) as model:
         seen = []
         for cuts in ([], [1], [7, 8, 33]):
             with model.session() as session:
@@ -67,7 +67,7 @@ def test_a_prompt_longer_than_a_pass_is_encoded_like_a_short_one(tmp_path):
     long = Case("long", prompt=600, seed=5, shape=dict(layers=2, window=300))
     prompt, canvases = long.inputs()
     file = long.convert(tmp_path / "hf", tmp_path / "long.gguf")
-    with dgemma.Model(file) as model, model.session() as whole, model.session() as pieces:
+    with dgemma.Model(file, exact=True) as model, model.session() as whole, model.session() as pieces:
         last = whole.encode(prompt, logits="last")
         for part in np.split(prompt, [13, 280, 599]):
             final = pieces.encode(part, logits="last")
@@ -77,7 +77,7 @@ def test_a_prompt_longer_than_a_pass_is_encoded_like_a_short_one(tmp_path):
 
 def test_rewinding_forgets(case):
     prompt, canvases = case[0].inputs()
-    with dgemma.Model(case[1]) as model, model.session() as session:
+    with dgemma.Model(case[1], exact=True) as model, model.session() as session:
         session.encode(prompt)
         want = session.denoise(canvases[0])
         session.encode(canvases[1])
@@ -90,7 +90,7 @@ def test_rewinding_forgets(case):
 def test_denoising_leaves_the_cache_alone(case):
     """The decoder only reads what the encoder wrote."""
     prompt, canvases = case[0].inputs()
-    with dgemma.Model(case[1]) as model, model.session() as session, model.session() as fresh:
+    with dgemma.Model(case[1], exact=True) as model, model.session() as session, model.session() as fresh:
         session.encode(prompt)
         for canvas in canvases:
             session.denoise(canvas)
@@ -100,7 +100,7 @@ def test_denoising_leaves_the_cache_alone(case):
 
 def test_sessions_of_one_model_do_not_mix(case):
     prompt, canvases = case[0].inputs()
-    with dgemma.Model(case[1]) as model, model.session() as one, model.session() as other:
+    with dgemma.Model(case[1], exact=True) as model, model.session() as one, model.session() as other:
         one.encode(prompt)
         other.encode(prompt[::-1].copy())
         mine, yours = one.denoise(canvases[0]), other.denoise(canvases[0])
@@ -116,7 +116,7 @@ def test_quantised_files_stay_near_their_source(case, tmp_path):
     prompt, canvases = case[0].inputs()
 
     def logits(file, backend):
-        with dgemma.Model(file, backend=backend) as model, model.session() as session:
+        with dgemma.Model(file, backend=backend, exact=True) as model, model.session() as session:
             session.encode(prompt)
             return session.denoise(canvases[0])
 

@@ -13,7 +13,6 @@ from solve_rate import puzzles
 from dgemma.model import bundled as bundled_path
 
 ROOT = Path(__file__).parents[1]
-SOURCES = [*ROOT.glob("quants/*.c"), *ROOT.glob("runtime/*.c"), *ROOT.glob("runtime/cpu/*.c")]
 
 
 @pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler")
@@ -34,16 +33,9 @@ def test_the_example_of_the_header_runs(bundled, tmp_path):
     lines += [*before, print_text, last, "return 0; }"]
     program = "\n".join(lines).replace("model.gguf", bundled_path())
     (tmp_path / "example.c").write_text(program)
-    flags = [
-        "-std=c11",
-        "-O2",
-        "-pthread",
-        f"-I{ROOT / 'quants'}",
-        f"-I{ROOT / 'runtime'}",
-        "-Wall",
-        "-Wextra",
-        "-Werror",
-    ]
-    subprocess.run(["cc", *flags, tmp_path / "example.c", *SOURCES, "-lm", "-o", tmp_path / "example"], check=True)
+    subprocess.run(["make", "-s", "-C", ROOT, "lib", f"BUILD={ROOT / 'build'}"], check=True)
+    flags = ["-std=c11", "-pthread", f"-I{ROOT / 'quants'}", f"-I{ROOT / 'runtime'}", "-Wall", "-Wextra", "-Werror"]
+    library = ROOT / "build" / "libdgemma.a"
+    subprocess.run(["cc", *flags, tmp_path / "example.c", library, "-lm", "-o", tmp_path / "example"], check=True)
     run = subprocess.run([tmp_path / "example"], capture_output=True, text=True, check=True)
     assert run.stdout == puzzle.solution

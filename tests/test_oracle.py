@@ -32,7 +32,7 @@ def test_logits_are_those_of_transformers(case: Case, hugging_face, tmp_path):
     file = case.convert(tmp_path / "hf", tmp_path / "model.gguf")
     theirs = trajectory(case, hugging_face.Theirs(hugging_face.load(tmp_path / "hf")))
     for backend in dgemma.backends():
-        with dgemma.Model(file, backend=backend) as model, model.session() as session:
+        with dgemma.Model(file, backend=backend, exact=True) as model, model.session() as session:
             ours = trajectory(case, Ours(session))
         for name, logits in theirs.items():
             assert relative_error(ours[name], logits) <= 1e-4, f"{backend}: {name}"
@@ -78,7 +78,7 @@ def test_generation_is_that_of_transformers_to_the_token(blanks, hugging_face, t
 
     convert(SUDOKU, tmp_path / "sudoku.gguf", type="f32")
     reference = hugging_face.load(SUDOKU)
-    with dgemma.Model(tmp_path / "sudoku.gguf") as model:
+    with dgemma.Model(tmp_path / "sudoku.gguf", exact=True) as model:
         for seed, puzzle in enumerate(puzzles(blanks, 4)):
             draws = Draws(seed, model.config.canvas_length, model.config.n_vocab)
             monkeypatch.setattr(EntropyBoundSampler, "initialize_canvas", lambda *_, draws=draws, **__: draws.canvas())

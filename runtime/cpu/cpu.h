@@ -4,13 +4,34 @@
 
 #include "ops.h"
 
-#define DG_OP(name, arguments) void reference_##name arguments;
+#define DG_OP(name, arguments, names) void reference_##name arguments;
 #include "ops.def"
 #undef DG_OP
 
-/* One per instruction set, best last: puts its own functions into a table that holds the reference's, and returns its
- * name; or returns NULL and changes nothing where this processor or this build lacks the instructions. */
-const char *cpu_avx2_install(ops *o);
+/* An instruction set of isa.def. `simd` replaces, in a table that holds the reference's functions, what the set does
+ * faster in float32; `gemm` then the products that round activations to 8 bits. */
+typedef void (*ops_install)(ops *o);
+typedef struct isa {
+    const char *backend; /* "cpu-avx2" */
+    bool (*usable)(void);
+    ops_install simd, gemm;
+} isa;
+
+/* The i-th instruction set that this build and this processor have, best first, or NULL past the end. */
+const isa *isa_usable(int32_t i);
+
+#define DG_ISA(name, float_code, products, flags, usable) void simd_install_##name(ops *o), gemm_install_##name(ops *o);
+#include "isa.def"
+#undef DG_ISA
+
+/* Attention takes (query, head) rows and keys in blocks: of rows as many as stay in L2 with the keys, at most ROWS. */
+enum { ATTENTION_ROWS = 240, ATTENTION_KEYS = 128, ATTENTION_ROW_FLOATS = 120 * 512 };
+static inline int64_t attention_rows(int64_t dim) { return dim * ATTENTION_ROWS <= ATTENTION_ROW_FLOATS ? ATTENTION_ROWS : (ATTENTION_ROW_FLOATS / dim + 11) / 12 * 12; }
+
+/* Floats of scratch that this needs. */
+static inline int64_t attention_scratch(int64_t dim) {
+    return (2 * ATTENTION_KEYS + dim) * attention_rows(dim) + ATTENTION_KEYS * ((dim + 63) / 64 * 64);
+}
 
 /* Which (token, slot) pairs go to which expert: pairs[start[e] .. start[e + 1]) = token * k + slot, in rising order. */
 typedef struct expert_groups {

@@ -254,11 +254,13 @@ void reference_route(const ops *o, int32_t *experts, float *weights, const float
 enum { WORK_ALIGNMENT = 64 };
 static size_t rounded(int64_t items, size_t bytes) { return ((size_t)items * bytes + WORK_ALIGNMENT - 1) / WORK_ALIGNMENT * WORK_ALIGNMENT; }
 
-size_t matmul_work(int64_t n, int64_t cols) { return rounded(n * cols, sizeof(float)); }
+size_t matmul_work(int64_t n, int64_t cols) { return rounded(n * cols, sizeof(float)) + 8 * WORK_ALIGNMENT; }
+
+size_t soften_work(int64_t n, int64_t d_model) { return 2 * rounded(n * d_model, sizeof(float)) + rounded(n, 16) + matmul_work(n, d_model) + 4096; }
 
 size_t experts_work(int64_t n, int64_t k, int64_t d_model, int64_t d_expert, int64_t n_expert) {
-    return rounded(n_expert + 1, sizeof(int32_t)) + rounded(n * k, sizeof(int32_t)) + rounded(n * k * d_expert, sizeof(float)) +
-           rounded(n * k * d_model, sizeof(float));
+    return rounded(n_expert + 1, sizeof(int32_t)) + 2 * rounded(n * k, sizeof(int32_t)) + rounded(n * k * d_expert, sizeof(float)) +
+           rounded(n * k * d_model, sizeof(float)) + matmul_work(n, d_model) + matmul_work(n * k, d_expert);
 }
 
 expert_groups group_by_expert(void *work, const int32_t *experts, int64_t n, int64_t k, int64_t d_model, int64_t d_expert, int64_t n_expert) {
@@ -390,7 +392,7 @@ static void condition_row(void *arg, int64_t i, int32_t thread) {
     const float *z = a->z + i * n_vocab;
     float *row = scratch_of(a->o, thread);
     double *sum = (double *)(void *)(row + (d + 1) / 2 * 2), peak = -INFINITY, total = 0.0;
-    for (int64_t v = 0; v < n_vocab; v++) peak = fmax(peak, (double)z[v]);
+    for (int64_t v = 0; v < n_vocab; v++) peak = (double)z[v] > peak ? (double)z[v] : peak;
     for (int64_t j = 0; j < d; j++) sum[j] = 0.0;
     for (int64_t v = 0; v < n_vocab; v++) {
         const double p = exp((double)z[v] - peak);
@@ -404,4 +406,20 @@ static void condition_row(void *arg, int64_t i, int32_t thread) {
 void reference_condition(const ops *o, float *y, const float *z, const tensor *table, int64_t n, float scale, float *work) {
     (void)work;
     pool_run(o->pool, condition_row, &(conditioning){o, y, z, table, scale}, n);
+}
+
+/* ---- A step's end and the next one's beginning, made of the ops above ---- */
+
+void reference_head(const ops *o, dg_choice *out, soft *s, const float *x, const tensor *table, int64_t n, float cap, float temperature,
+                    const double *u, void *work) {
+    o->matmul(o, s->z, x, table, n, work);
+    o->softcap(o, s->z, n * table->rows, cap);
+    o->divide(o, s->z, s->z, n * table->rows, temperature);
+    o->choose(o, out, s->z, n, table->rows, u);
+    s->started = true;
+}
+
+void reference_soften(const ops *o, float *y, const soft *s, const tensor *table, int64_t n, float scale, void *work, float *room) {
+    (void)work;
+    o->condition(o, y, s->z, table, n, scale, room);
 }

@@ -1,5 +1,5 @@
 """Lets setuptools build the extension with make, so that there is one build recipe."""
-# ruff: noqa: N801 (setuptools names commands so)
+# setuptools names commands in lower case
 
 import os
 import subprocess

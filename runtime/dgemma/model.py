@@ -9,13 +9,15 @@ from types import TracebackType
 from typing import Any, TypeAlias, cast
 from weakref import WeakSet
 
+import numpy.typing as npt
+
 from dgemma._native import ffi, lib
 from dgemma.config import Config
 from dgemma.errors import Error, UsageError, check, new_error
 from dgemma.events import Result
 from dgemma.handle import Handle
 from dgemma.options import sampling_for, settings_of
-from dgemma.session import Event, Ids, OnEncode, OnStep, Session, id_array, last
+from dgemma.session import Event, Floats, Ids, OnEncode, OnStep, Session, denoise_together, id_array, last
 from dgemma.tokenizer import Tokenizer
 
 Messages: TypeAlias = Sequence[Mapping[str, Any]]
@@ -27,12 +29,17 @@ class Model:
     """A model from a GGUF file, mapped and checked; a context manager. Threads may share it, each with its own session.
 
     path: the file; None is the Sudoku model that comes with dgemma. backend: "auto", or a name of backends().
-    threads: None is one per processor that this process may use.
+    threads: None is one per processor that this process may use. exact: float32 throughout; otherwise activations are
+    rounded to 8 or 13 bits before they meet quantised weights, which is several times faster.
     Raises FormatError for a file that is not understood, SystemFailure for one that cannot be read, BackendError.
     """
 
     def __init__(
-        self, path: str | os.PathLike[str] | None = None, backend: str = "auto", threads: int | None = None
+        self,
+        path: str | os.PathLike[str] | None = None,
+        backend: str = "auto",
+        threads: int | None = None,
+        exact: bool = False,
     ) -> None:
         if threads is not None and not 1 <= threads < 2**31:
             raise UsageError(f"threads must be at least 1, not {threads}")
@@ -42,7 +49,7 @@ class Model:
             raise UsageError(f"a path or backend cannot hold a null character: {self._path!r}, {backend!r}")
         options, out, error = ffi.new("dg_model_options *"), ffi.new("dg_model **"), new_error()
         text = ffi.new("char[]", backend.encode())
-        options.backend, options.threads = text, threads or 0
+        options.backend, options.threads, options.exact = text, threads or 0, exact
         check(lib.dg_model_open(name, options, out, error), error)
         self._handle: Handle | None = Handle(out[0], lib.dg_model_free)
         self._sessions: WeakSet[Session] = WeakSet()
@@ -106,6 +113,17 @@ class Model:
     def session(self, context: int | None = None) -> Session:
         """A new timeline. context: most tokens that it can hold; None: the model's own, at most 8192."""
         return Session(self, context)
+
+    def denoise(self, canvases: Sequence[tuple[Session, Ids, npt.ArrayLike | None]]) -> list[Floats]:
+        """One denoising step for canvases of several sessions at once: (session, canvas, condition) each, all sessions
+        of this model and different. Returns what each session.denoise(canvas, condition) would have, to the bit, in
+        less time: experts see all rows together.
+        """
+        self._open_handle()
+        for session, _, _ in canvases:
+            if session.model is not self:
+                raise UsageError("these sessions are not all of this model")
+        return denoise_together(canvases)
 
     def prompt_ids(self, prompt: Prompt) -> list[int]:
         """The ids that a prompt stands for.

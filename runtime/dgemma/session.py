@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from time import perf_counter
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -157,24 +157,7 @@ class Session:
         [len(canvas), n_vocab], or None. Returns float32 logits of the same shape.
         Raises UsageError for other lengths, shapes or ids.
         """
-        config = self._model.config
-        ids = id_array(canvas, config.n_vocab, "canvas")
-        if not 1 <= len(ids) <= config.canvas_length:
-            raise UsageError(f"a canvas has 1 to {config.canvas_length} ids, not {len(ids)}")
-        shape = (len(ids), config.n_vocab)
-        logits = np.empty(shape, np.float32)
-        before = ffi.NULL
-        if condition is not None:
-            given = np.asarray(condition)
-            if given.shape != shape or given.dtype.kind != "f":
-                raise UsageError(f"condition must be float32 {shape}, not {given.dtype} {given.shape}")
-            before = ffi.from_buffer("float[]", np.ascontiguousarray(given, np.float32))
-        with self._use() as pointer:
-            error = new_error()
-            at = ffi.from_buffer("int32_t[]", ids)
-            out = ffi.from_buffer("float[]", logits, require_writable=True)
-            check(lib.dg_denoise(pointer, at, len(ids), before, out, error), error)
-        return logits
+        return denoise_together([(self, canvas, condition)])[0]
 
     def generate(self, *, on_step: OnStep | None = None, **options: Any) -> Result:
         """Generates behind what is encoded, as Model.generate does. Between canvases the finished one is encoded, the
@@ -242,6 +225,36 @@ class Session:
             seconds=seconds,
             tokens_per_second=len(ids) / max(seconds, 1e-9),
         )
+
+
+def denoise_together(canvases: Sequence[tuple[Session, Ids, npt.ArrayLike | None]]) -> list[Floats]:
+    """Session.denoise for several sessions of one model in one pass; each gets what it would have got alone."""
+    native = ffi.new("dg_canvas[]", len(canvases))
+    kept: list[Any] = []  # what the native structs point into
+    out: list[Floats] = []
+    for each, (session, canvas, condition) in zip(native, canvases, strict=True):
+        config = session.model.config
+        ids = id_array(canvas, config.n_vocab, "canvas")
+        if not 1 <= len(ids) <= config.canvas_length:
+            raise UsageError(f"a canvas has 1 to {config.canvas_length} ids, not {len(ids)}")
+        logits = np.empty((len(ids), config.n_vocab), np.float32)
+        each.canvas, each.n = ffi.from_buffer("int32_t[]", ids), len(ids)
+        each.logits = ffi.from_buffer("float[]", logits, require_writable=True)
+        if condition is not None:
+            given = np.asarray(condition)
+            if given.shape != logits.shape or given.dtype.kind != "f":
+                raise UsageError(f"condition must be float32 {logits.shape}, not {given.dtype} {given.shape}")
+            given = np.ascontiguousarray(given, np.float32)
+            each.condition = ffi.from_buffer("float[]", given)
+            kept.append(given)
+        kept.append(ids)
+        out.append(logits)
+    with ExitStack() as in_use:
+        for each, (session, _, _) in zip(native, canvases, strict=True):
+            each.session = in_use.enter_context(session._use())
+        error = new_error()
+        check(lib.dg_denoise_batch(native, len(canvases), error), error)
+    return out
 
 
 def id_array(ids: Ids, n_vocab: int, what: str) -> npt.NDArray[np.int32]:

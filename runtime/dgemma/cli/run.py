@@ -95,6 +95,7 @@ def version(ctx: click.Context, param: click.Parameter, wanted: bool) -> None:
 @generation_options
 @click.option("--backend", default="auto", metavar="NAME", help=f"auto, or one of: {', '.join(backends())}.")
 @click.option("--threads", type=click.IntRange(min=1), metavar="N", help="Default: one per processor.")
+@click.option("--exact", is_flag=True, help="Float32 throughout: slower; activations are never rounded to fewer bits.")
 @click.option(
     "--visual",
     is_flag=True,
@@ -112,6 +113,7 @@ def main(
     raw: bool,
     backend: str,
     threads: int | None,
+    exact: bool,
     visual: bool,
     as_json: bool,
     quiet: bool,
@@ -125,7 +127,7 @@ def main(
     if raw and (system is not None or think):
         raise click.UsageError(f"{'--think' if think else '--system'} needs the chat template that --raw goes without")
     message = read_prompt(text, file)
-    with Model(model, backend=backend, threads=threads) as opened:
+    with Model(model, backend=backend, threads=threads, exact=exact) as opened:
         prompt = to_prompt(opened, message, system, think, raw)
         used = opened.settings(**settings)
         terminal = sys.stderr.isatty() and (visual or not quiet)

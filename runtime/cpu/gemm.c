@@ -1,0 +1,223 @@
+/* The order of an integer product, the same for every instruction set: panel of rows, column block, unpack, tokens. */
+#include "gemm.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+enum {
+    STRIPS = 4, /* of GEMM_ROWS rows: what a thread takes at a time */
+    AHEAD = 2,  /* column blocks between asking for the weights and using them */
+};
+
+static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+
+const gemm_kernel *gemm_kernel_for(const gemm_set *set, const tensor *w) {
+    for (int32_t i = 0; i < set->n_kernels; i++)
+        if (set->kernels[i].format == w->format->id) return w->cols % GEMM_SUB ? NULL : &set->kernels[i];
+    return NULL;
+}
+
+/* Columns of a panel: a K-quant's block, else as many whole blocks as divide the row and fit. */
+static int64_t depth_of(const gemm_kernel *k, int64_t cols) {
+    if (k->k_quant) return 256;
+    const int64_t block = dg_format_find(k->format)->block;
+    int64_t depth = GEMM_DEPTH / block * block;
+    while (cols % depth) depth -= block;
+    return depth;
+}
+
+/* ---- Activations ---- */
+
+static void *carve(char **at, int64_t items, size_t bytes) {
+    void *here = *at;
+    *at += ((size_t)items * bytes + 63) / 64 * 64;
+    return here;
+}
+
+static gemm_input lay_out(const gemm_kernel *k, int64_t n, int64_t cols, char **work) {
+    gemm_input x = {.n = n, .cols = cols, .depth = depth_of(k, cols), .wide = k->wide};
+    x.step = k->k_quant ? x.depth : x.depth % 64 ? 32 : 64;
+    x.codes = carve(work, n * cols, k->wide ? 2 : 1);
+    x.scales = carve(work, n * cols / x.step, sizeof(float));
+    x.sums = carve(work, n * cols / 32, sizeof(float));
+    x.sums16 = carve(work, n * cols / 32, sizeof(int16_t));
+    x.start16 = carve(work, n * cols / 16, sizeof(int32_t));
+    x.start32 = carve(work, n * cols / 32, sizeof(int32_t));
+    return x;
+}
+
+typedef struct rounding {
+    const gemm_set *set;
+    const gemm_input *x;
+    const float *values;
+} rounding;
+
+static void quantise_row(void *arg, int64_t i, int32_t thread) {
+    const rounding *a = arg;
+    (void)thread;
+    for (int64_t b = 0; b < a->x->cols / a->x->depth; b++) a->set->quantise(a->x, b, i, a->values + i * a->x->cols + b * a->x->depth);
+}
+
+gemm_input gemm_quantise(const ops *o, const gemm_kernel *k, const float *values, int64_t n, int64_t cols, char **work) {
+    const gemm_input x = lay_out(k, n, cols, work);
+    pool_run(o->pool, quantise_row, &(rounding){o->gemm, &x, values}, n);
+    return x;
+}
+
+/* ---- Panels ---- */
+
+static void rows_of(const gemm_strip *s, const uint8_t *rows[GEMM_ROWS]) {
+    for (int64_t r = 0; r < GEMM_ROWS; r++) rows[r] = tensor_row(s->w, s->expert, least(s->row + r, s->w->rows - 1));
+}
+
+/* Asks for one column block of a strip, a cache line at a time. */
+static void prefetch(const uint8_t *const rows[GEMM_ROWS], int64_t at, int64_t bytes) {
+    for (int64_t r = 0; r < GEMM_ROWS; r++)
+        for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(rows[r] + at + i, 0, 2); /* to L2: L1 is full of the panel */
+}
+
+void gemm_product(const gemm_kernel *k, gemm_panel *p, const gemm_strip *s, const gemm_strip *next, const gemm_input *x, const int32_t *tokens, int64_t n,
+                  float *acc) {
+    const uint8_t *rows[GEMM_ROWS], *later[GEMM_ROWS];
+    const int64_t blocks = s->w->cols / x->depth, bytes = s->w->row_bytes / blocks;
+    rows_of(s, rows);
+    if (next) rows_of(next, later);
+    p->depth = x->depth;
+    memset(acc, 0, (size_t)n * GEMM_ROWS * sizeof *acc);
+    const int64_t ahead = least(AHEAD, blocks);
+    for (int64_t b = 0; b < blocks; b++) {
+        if (b + ahead < blocks) prefetch(rows, (b + ahead) * bytes, bytes);
+        else if (next) prefetch(later, (b + ahead - blocks) * bytes, bytes);
+        k->unpack(p, rows, b);
+        k->multiply(p, x, b, tokens, n, acc);
+    }
+}
+
+gemm_room gemm_room_for(const ops *o, int32_t thread) {
+    float *at = o->scratch + thread * o->scratch_floats;
+    gemm_panel *panel = (gemm_panel *)(void *)at;
+    at += (sizeof *panel + 63) / 64 * 64 / sizeof(float);
+    return (gemm_room){panel, at, at + GEMM_TOKENS * GEMM_ROWS, at + 2 * GEMM_TOKENS * GEMM_ROWS};
+}
+
+/* ---- matmul ---- */
+
+typedef struct multiplying {
+    const ops *o;
+    const gemm_kernel *k;
+    float *y;
+    const tensor *w;
+    gemm_input x;
+} multiplying;
+
+static void matmul_item(void *arg, int64_t item, int32_t thread) {
+    const multiplying *a = arg;
+    const gemm_room r = gemm_room_for(a->o, thread);
+    const int64_t end = least((item + 1) * STRIPS * GEMM_ROWS, a->w->rows);
+    for (int64_t from = 0; from < a->x.n; from += GEMM_TOKENS) {
+        const int64_t n = least(GEMM_TOKENS, a->x.n - from);
+        int32_t some[GEMM_TOKENS], *tokens = NULL;
+        if (from) {
+            tokens = some;
+            for (int64_t i = 0; i < n; i++) some[i] = (int32_t)(from + i);
+        }
+        for (int64_t row = item * STRIPS * GEMM_ROWS; row < end; row += GEMM_ROWS) {
+            const gemm_strip s = {a->w, 0, row}, next = {a->w, 0, row + GEMM_ROWS};
+            gemm_product(a->k, r.panel, &s, next.row < end ? &next : NULL, &a->x, tokens, n, r.acc);
+            const size_t bytes = (size_t)least(GEMM_ROWS, end - row) * sizeof(float);
+            for (int64_t i = 0; i < n; i++) memcpy(a->y + (from + i) * a->w->rows + row, r.acc + i * GEMM_ROWS, bytes);
+        }
+    }
+}
+
+static int64_t items_of(int64_t rows) { return (rows + STRIPS * GEMM_ROWS - 1) / (STRIPS * GEMM_ROWS); }
+
+static void gemm_matmul(const ops *o, float *y, const float *x, const tensor *w, int64_t n, void *work) {
+    const gemm_kernel *k = gemm_kernel_for(o->gemm, w);
+    if (!k) {
+        o->float_matmul(o, y, x, w, n, work);
+        return;
+    }
+    char *at = work;
+    const multiplying a = {o, k, y, w, gemm_quantise(o, k, x, n, w->cols, &at)};
+    pool_run(o->pool, matmul_item, (void *)(uintptr_t)&a, items_of(w->rows));
+}
+
+/* ---- experts ---- */
+
+typedef struct mixture {
+    const ops *o;
+    const gemm_kernel *k, *k_down;
+    const tensor *gate, *up, *down;
+    expert_groups g;
+    int32_t *tokens; /* [n * k] of each place in g.pairs */
+    gemm_input x, hidden;
+    int64_t items; /* per expert */
+} mixture;
+
+static void gate_up_item(void *arg, int64_t item, int32_t thread) {
+    const mixture *a = arg;
+    const gemm_room r = gemm_room_for(a->o, thread);
+    const int64_t e = item / a->items, begin = item % a->items * STRIPS * GEMM_ROWS, end = least(begin + STRIPS * GEMM_ROWS, a->gate->rows);
+    for (int64_t from = a->g.start[e]; from < a->g.start[e + 1]; from += GEMM_TOKENS) {
+        const int64_t n = least(GEMM_TOKENS, a->g.start[e + 1] - from);
+        for (int64_t row = begin; row < end; row += GEMM_ROWS) {
+            const gemm_strip gate = {a->gate, e, row}, up = {a->up, e, row}, next = {a->gate, e, row + GEMM_ROWS};
+            gemm_product(a->k, r.panel, &gate, &up, &a->x, a->tokens + from, n, r.acc);
+            gemm_product(a->k, r.panel, &up, next.row < end ? &next : NULL, &a->x, a->tokens + from, n, r.other);
+            a->o->gemm->gelu_mul(r.acc, r.acc, r.other, n * GEMM_ROWS);
+            const size_t bytes = (size_t)least(GEMM_ROWS, end - row) * sizeof(float);
+            for (int64_t i = 0; i < n; i++) memcpy(a->g.hidden + (from + i) * a->gate->rows + row, r.acc + i * GEMM_ROWS, bytes);
+        }
+    }
+}
+
+static void down_item(void *arg, int64_t item, int32_t thread) {
+    const mixture *a = arg;
+    const gemm_room r = gemm_room_for(a->o, thread);
+    const int64_t e = item / a->items, begin = item % a->items * STRIPS * GEMM_ROWS, end = least(begin + STRIPS * GEMM_ROWS, a->down->rows);
+    for (int64_t from = a->g.start[e]; from < a->g.start[e + 1]; from += GEMM_TOKENS) {
+        const int64_t n = least(GEMM_TOKENS, a->g.start[e + 1] - from);
+        int32_t places[GEMM_TOKENS];
+        for (int64_t i = 0; i < n; i++) places[i] = (int32_t)(from + i);
+        for (int64_t row = begin; row < end; row += GEMM_ROWS) {
+            const gemm_strip s = {a->down, e, row}, next = {a->down, e, row + GEMM_ROWS};
+            gemm_product(a->k_down, r.panel, &s, next.row < end ? &next : NULL, &a->hidden, places, n, r.acc);
+            const size_t bytes = (size_t)least(GEMM_ROWS, end - row) * sizeof(float);
+            for (int64_t i = 0; i < n; i++) memcpy(a->g.out + a->g.pairs[from + i] * a->down->rows + row, r.acc + i * GEMM_ROWS, bytes);
+        }
+    }
+}
+
+static void gemm_experts(const ops *o, float *y, const float *x, const tensor *gate, const tensor *up, const tensor *down, const int32_t *experts,
+                         const float *weights, int64_t n, int64_t k, void *work) {
+    const gemm_kernel *k_in = gemm_kernel_for(o->gemm, gate), *k_down = gemm_kernel_for(o->gemm, down);
+    if (!k_in || !k_down || k_in != gemm_kernel_for(o->gemm, up)) {
+        o->float_experts(o, y, x, gate, up, down, experts, weights, n, k, work);
+        return;
+    }
+    mixture a = {.o = o, .k = k_in, .k_down = k_down, .gate = gate, .up = up, .down = down};
+    a.g = group_by_expert(work, experts, n, k, down->rows, gate->rows, gate->experts);
+    char *at = (char *)(a.g.out + n * k * down->rows);
+    a.tokens = carve(&at, n * k, sizeof *a.tokens);
+    for (int64_t p = 0; p < n * k; p++) a.tokens[p] = a.g.pairs[p] / (int32_t)k;
+    a.x = gemm_quantise(o, k_in, x, n, gate->cols, &at);
+    a.items = items_of(gate->rows);
+    pool_run(o->pool, gate_up_item, &a, gate->experts * a.items);
+    a.hidden = gemm_quantise(o, k_down, a.g.hidden, n * k, down->cols, &at);
+    a.items = items_of(down->rows);
+    pool_run(o->pool, down_item, &a, gate->experts * a.items);
+    combine_experts(o, y, a.g.out, weights, n, k, down->rows);
+}
+
+void gemm_install(ops *o, const gemm_set *set) {
+    o->gemm = set;
+    o->float_matmul = o->matmul;
+    o->float_experts = o->experts;
+    o->float_head = o->head;
+    o->float_soften = o->soften;
+    o->matmul = gemm_matmul;
+    o->experts = gemm_experts;
+    o->head = gemm_head;
+    o->soften = gemm_soften;
+}

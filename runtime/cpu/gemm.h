@@ -1,0 +1,137 @@
+/* Integer matrix products: weights stay quantised, activations are rounded to 8 or 13 bits once per matrix.
+ *
+ * A panel is GEMM_ROWS rows by `depth` columns of a matrix, unpacked to codes in L1 and arranged so that one vector
+ * holds several rows by 4 (2 when wide) consecutive columns: the rows are the lanes, a token's values are broadcast, and
+ * nothing is summed across lanes. What is unpacked once serves all tokens.
+ */
+#ifndef DG_GEMM_H
+#define DG_GEMM_H
+
+#include "cpu.h"
+
+enum {
+    GEMM_ROWS = 16,
+    GEMM_DEPTH = 704,   /* most columns of a panel */
+    GEMM_SUB = 32,      /* columns that share a scale of the weights, or two scales of 16 */
+    GEMM_TOKENS = 1024, /* most tokens that pass a panel at a time */
+};
+
+/* The rows of x, rounded. Column block b is [b * depth, (b + 1) * depth); within it `step` columns share a scale. */
+typedef struct gemm_input {
+    int64_t n, cols, depth, step;
+    bool wide;
+    int8_t *codes;      /* [blocks][n][depth] -127..127; wide: int16, -4064..4064 */
+    float *scales;      /* [blocks][n][depth / step] */
+    float *sums;        /* [blocks][n][depth / 32] of the codes */
+    int16_t *sums16;    /* the same as int16 (not when wide) */
+    int32_t *start16;   /* [blocks][n][depth / 16] what an accumulator of 16 columns starts at, so that codes stored with */
+    int32_t *start32;   /* [blocks][n][depth / 32] an offset count as signed; the instruction set's own form */
+} gemm_input;
+
+typedef struct gemm_panel { /* every array begins at a multiple of 64 bytes */
+    _Alignas(64) uint8_t codes[GEMM_DEPTH * GEMM_ROWS * 2]; /* [depth / 4][rows][4]; wide: int16 [depth / 2][rows][2] */
+    float d[GEMM_DEPTH / GEMM_SUB * GEMM_ROWS];        /* [1 or depth / 32][rows] scales */
+    float m[GEMM_DEPTH / GEMM_SUB * GEMM_ROWS];        /* the same for minimums */
+    int16_t scales[16 * GEMM_ROWS * 2];                /* [depth / 16 or 32][rows][2], each twice: K-quants' integer scales */
+    int16_t mins[4 * GEMM_ROWS * 2];                   /* [depth / 64][rows][2] of two sub-blocks side by side */
+    int64_t depth;
+} gemm_panel;
+
+/* One per format. K-quants have integer scales under one float32 scale per 256 columns; the others a float32 each 32. */
+typedef struct gemm_kernel {
+    int32_t format;
+    bool k_quant;
+    bool wide;
+    /* Columns [b * depth, (b + 1) * depth) of 16 rows; rows[r] is where row r's blocks begin. */
+    void (*unpack)(gemm_panel *p, const uint8_t *const rows[GEMM_ROWS], int64_t b);
+    /* acc[i][0 .. 16) += panel . x[tokens[i]] over column block b, for i in [0, n); tokens NULL: i itself */
+    void (*multiply)(const gemm_panel *p, const gemm_input *x, int64_t b, const int32_t *tokens, int64_t n, float *acc);
+} gemm_kernel;
+
+/* What an instruction set provides. */
+typedef struct gemm_set gemm_set;
+struct gemm_set {
+    const gemm_kernel *kernels;
+    int32_t n_kernels;
+    /* Fills block b of row i from values[depth]. */
+    void (*quantise)(const gemm_input *x, int64_t b, int64_t i, const float *values);
+    void (*gelu_mul)(float *y, const float *gate, const float *up, int64_t n);
+    /* Of a row of the vocabulary: the largest; cap * tanh(z / cap) * slope in place; sums of exp(z - peak) and of that
+     * times (z - peak). */
+    float (*peak)(const float *z, int64_t n);
+    void (*squash)(float *z, int64_t n, float cap, float slope);
+    void (*sums)(const float *z, int64_t n, float peak, float *total, float *moment);
+};
+
+/* What one token brings to a panel. */
+typedef struct gemm_token {
+    const int8_t *codes;
+    const float *scales, *sums;
+    const int16_t *sums16;
+    const int32_t *start16, *start32;
+    float *acc;
+} gemm_token;
+
+static inline gemm_token gemm_token_of(const gemm_input *x, int64_t b, int64_t i, float *acc) {
+    const int64_t row = b * x->n + i;
+    return (gemm_token){
+        x->codes + row * x->depth * (x->wide ? 2 : 1), x->scales + row * (x->depth / x->step), x->sums + row * (x->depth / 32),
+        x->sums16 + row * (x->depth / 32), x->start16 + row * (x->depth / 16), x->start32 + row * (x->depth / 32), acc,
+    };
+}
+
+/* multiply_<name>: passes the tokens in tiles of TILE; tile(t) works on k[0 .. t), t a constant of 1 .. TILE. */
+#define GEMM_MULTIPLY(name, tile)                                                                                                \
+    static void multiply_##name(const gemm_panel *p, const gemm_input *x, int64_t b, const int32_t *tokens, int64_t n, float *acc) { \
+        for (int64_t i = 0; i < n; i += TILE) {                                                                                  \
+            gemm_token k[8];                                                                                                     \
+            const int count = (int)(n - i < TILE ? n - i : TILE);                                                                \
+            for (int t = 0; t < count; t++) k[t] = gemm_token_of(x, b, tokens ? tokens[i + t] : i + t, acc + (i + t) * GEMM_ROWS); \
+            switch (count) {                                                                                                     \
+                case 1: tile(1); break;                                                                                          \
+                case 2: tile(2); break;                                                                                          \
+                case 3: tile(3); break;                                                                                          \
+                case 4: tile(4); break;                                                                                          \
+                case 5: tile(TILE < 5 ? 4 : 5); break; /* not reached with tiles of 4 */                                         \
+                case 6: tile(TILE < 5 ? 4 : 6); break;                                                                           \
+                case 7: tile(TILE < 5 ? 4 : 7); break;                                                                           \
+                default: tile(TILE < 5 ? 4 : 8);                                                                                 \
+            }                                                                                                                    \
+        }                                                                                                                        \
+    }
+
+/* ---- The order of a product, the same for every instruction set (gemm.c) ---- */
+
+/* The kernel for this weight's format, or NULL. */
+const gemm_kernel *gemm_kernel_for(const gemm_set *set, const tensor *w);
+/* Rounds values[n][cols]; the memory is carved off *work. */
+gemm_input gemm_quantise(const ops *o, const gemm_kernel *k, const float *values, int64_t n, int64_t cols, char **work);
+
+/* GEMM_ROWS rows of a matrix, from `row` on; rows past its end repeat the last one. */
+typedef struct gemm_strip {
+    const tensor *w;
+    int64_t expert, row;
+} gemm_strip;
+
+/* acc[i] = the 16 outputs of a strip for tokens[i]. next: the strip that this thread multiplies after it, or NULL; what
+ * comes two blocks later is asked for ahead, across strips too, since a file's rows lie too far apart for the hardware
+ * to guess. */
+void gemm_product(const gemm_kernel *k, gemm_panel *p, const gemm_strip *s, const gemm_strip *next, const gemm_input *x, const int32_t *tokens, int64_t n,
+                  float *acc);
+
+/* A thread's room: a panel, the outputs of the tokens that pass it, twice, and 256 rows of 256 logits. */
+typedef struct gemm_room {
+    gemm_panel *panel;
+    float *acc, *other, *tile;
+} gemm_room;
+gemm_room gemm_room_for(const ops *o, int32_t thread);
+enum { GEMM_SCRATCH_FLOATS = sizeof(gemm_panel) / sizeof(float) + 16 + 2 * GEMM_TOKENS * GEMM_ROWS + 256 * 256 };
+
+void gemm_head(const ops *o, dg_choice *out, soft *s, const float *x, const tensor *table, int64_t n, float cap, float temperature, const double *u,
+               void *work);
+void gemm_soften(const ops *o, float *y, const soft *s, const tensor *table, int64_t n, float scale, void *work, float *room);
+
+/* Puts the integer ops in the place of the table's own, which serve formats without a kernel. */
+void gemm_install(ops *o, const gemm_set *set);
+
+#endif

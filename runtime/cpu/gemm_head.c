@@ -1,0 +1,298 @@
+/* The output head in one pass that stores no logits: each thread multiplies a group of the vocabulary, chunk by chunk, and
+ * keeps per row and chunk the peak and two sums, and per row and group the likely ids. From these come entropy, argmax,
+ * the draw, and what self-conditioning needs, with the share of what was left out known exactly.
+ *
+ * Nothing depends on which thread passes which group, so the results are the same for any number of threads.
+ */
+#include <math.h>
+#include <stdatomic.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "gemm.h"
+#include "soft.h"
+
+/* An id is likely when it is within this of the row's peak, in nats; a chunk that stays NEGLIGIBLE nats below the row's
+ * peak adds less than 1e-12 to its sums and is passed over. */
+#define REACH 12.0f
+#define NEGLIGIBLE 40.0f
+
+/* The conditioned embedding may be off by this part of its length; a row that may be off by more is computed densely. */
+#define TOLERANCE 1e-3
+
+enum { ROWS = 256 /* of x that pass a group at a time */ };
+
+static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+
+typedef struct heading {
+    const ops *o;
+    const gemm_kernel *k;
+    const tensor *table;
+    const gemm_input *x;
+    soft *s;
+    const double *u;
+    dg_choice *out;
+    int64_t n;
+    float slope; /* 1 / temperature */
+} heading;
+
+static float squashed(const heading *a, float logit) { return a->s->cap * tanhf(logit / a->s->cap) * a->slope; }
+
+/* Keeps the SOFT_GROUP_IDS largest; of equals those that came first. */
+static void keep(soft_list *l, int32_t id, float z) {
+    int32_t at = l->count;
+    if (at < SOFT_GROUP_IDS) {
+        l->count++;
+    } else {
+        at = 0;
+        for (int32_t i = 1; i < SOFT_GROUP_IDS; i++)
+            if (l->z[i] < l->z[at] || (l->z[i] == l->z[at] && l->ids[i] > l->ids[at])) at = i;
+        if (z <= l->z[at]) return;
+    }
+    l->ids[at] = id;
+    l->z[at] = z;
+}
+
+/* One row of a chunk: z[count] are its logits. */
+static void pass_row(const heading *a, int64_t i, int64_t chunk, float *z, int64_t count, float *group_peak) {
+    soft *s = a->s;
+    soft_part *sums = &s->parts[chunk * s->n + i];
+    sums->peak = squashed(a, a->o->gemm->peak(z, count)); /* softcap is monotone */
+    sums->total = sums->moment = 0.0f;
+    const float floor = s->floors[i] > *group_peak ? s->floors[i] : *group_peak;
+    if (sums->peak < floor - NEGLIGIBLE) return;
+    a->o->gemm->squash(z, count, s->cap, a->slope);
+    sums->peak = a->o->gemm->peak(z, count);
+    a->o->gemm->sums(z, count, sums->peak, &sums->total, &sums->moment);
+    if (sums->peak > *group_peak) *group_peak = sums->peak;
+    const float bar = (floor > sums->peak ? floor : sums->peak) - REACH;
+    if (sums->peak < bar) return;
+    soft_list *list = &s->lists[chunk * SOFT_CHUNK / SOFT_GROUP * s->n + i];
+    for (int64_t v = 0; v < count; v++)
+        if (z[v] >= bar) keep(list, (int32_t)(chunk * SOFT_CHUNK + v), z[v]);
+}
+
+/* Logits of a chunk for some rows of x: z[i][SOFT_CHUNK]. */
+static void chunk_logits(const heading *a, const gemm_room *r, int64_t chunk, const int32_t *tokens, int64_t n, float *z) {
+    const int64_t begin = chunk * SOFT_CHUNK, end = least(begin + SOFT_CHUNK, a->table->rows);
+    for (int64_t row = begin; row < end; row += GEMM_ROWS) {
+        const gemm_strip strip = {a->table, 0, row}, next = {a->table, 0, row + GEMM_ROWS};
+        gemm_product(a->k, r->panel, &strip, next.row < a->table->rows ? &next : NULL, a->x, tokens, n, r->acc);
+        for (int64_t i = 0; i < n; i++) memcpy(z + i * SOFT_CHUNK + row - begin, r->acc + i * GEMM_ROWS, GEMM_ROWS * sizeof *z);
+    }
+}
+
+static void group_item(void *arg, int64_t group, int32_t thread) {
+    const heading *a = arg;
+    const gemm_room r = gemm_room_for(a->o, thread);
+    const int64_t end = least((group + 1) * SOFT_GROUP, a->table->rows);
+    for (int64_t i = 0; i < a->n; i++) a->s->lists[group * a->s->n + i].count = 0;
+    for (int64_t from = 0; from < a->n; from += ROWS) {
+        const int64_t n = least(ROWS, a->n - from);
+        int32_t tokens[ROWS];
+        float peaks[ROWS];
+        for (int64_t i = 0; i < n; i++) {
+            tokens[i] = (int32_t)(from + i);
+            peaks[i] = -INFINITY;
+        }
+        for (int64_t row = group * SOFT_GROUP; row < end; row += SOFT_CHUNK) {
+            const int64_t chunk = row / SOFT_CHUNK, count = least(SOFT_CHUNK, end - row);
+            chunk_logits(a, &r, chunk, tokens, n, r.tile);
+            for (int64_t i = 0; i < n; i++) pass_row(a, from + i, chunk, r.tile + i * SOFT_CHUNK, count, &peaks[i]);
+        }
+    }
+}
+
+/* What row i's peak is at least: the scaled logit of the last step's best id. */
+static void floor_item(void *arg, int64_t i, int32_t thread) {
+    const heading *a = arg;
+    const gemm_room r = gemm_room_for(a->o, thread);
+    const int32_t id = a->s->argmax[i], token = (int32_t)i;
+    const gemm_strip strip = {a->table, 0, id / GEMM_ROWS * GEMM_ROWS};
+    gemm_product(a->k, r.panel, &strip, NULL, a->x, &token, 1, r.acc);
+    a->s->floors[i] = squashed(a, r.acc[id % GEMM_ROWS]);
+}
+
+/* A row from its parts: entropy, argmax, where the draw falls, and the likely ids' shares. */
+static void merge_item(void *arg, int64_t i, int32_t thread) {
+    const heading *a = arg;
+    soft *s = a->s;
+    const int64_t chunks = (s->n_vocab + SOFT_CHUNK - 1) / SOFT_CHUNK, groups = (s->n_vocab + SOFT_GROUP - 1) / SOFT_GROUP;
+    (void)thread;
+    float peak = -INFINITY;
+    for (int64_t c = 0; c < chunks; c++) peak = fmaxf(peak, s->parts[c * s->n + i].peak);
+    double total = 0.0, moment = 0.0;
+    for (int64_t c = 0; c < chunks; c++) {
+        const soft_part *p = &s->parts[c * s->n + i];
+        const double below = (double)p->peak - (double)peak, scale = p->total > 0.0f ? exp(below) : 0.0;
+        total += (double)p->total * scale;
+        moment += ((double)p->moment + (double)p->total * below) * scale;
+    }
+    const double aim = a->u[i] * total;
+    double sum = 0.0;
+    s->chunks[i] = -1;
+    for (int64_t c = 0; c < chunks && s->chunks[i] < 0; c++) {
+        const soft_part *p = &s->parts[c * s->n + i];
+        if (p->total == 0.0f) continue;
+        const double scale = exp((double)p->peak - (double)peak), share = (double)p->total * scale;
+        if (sum + share > aim) {
+            s->chunks[i] = (int32_t)c;
+            s->aims[i] = (aim - sum) / scale;
+        }
+        sum += share;
+    }
+
+    int32_t best = -1;
+    double kept = 0.0;
+    s->counts[i] = 0;
+    for (int64_t g = 0; g < groups; g++) {
+        const soft_list *l = &s->lists[g * s->n + i];
+        for (int32_t j = 0; j < l->count; j++) {
+            if (l->z[j] == peak && (best < 0 || l->ids[j] < best)) best = l->ids[j];
+            if (l->z[j] < peak - REACH || s->counts[i] == SOFT_IDS) continue;
+            const double share = exp((double)l->z[j] - (double)peak) / total;
+            s->ids[i * SOFT_IDS + s->counts[i]] = l->ids[j];
+            s->shares[i * SOFT_IDS + s->counts[i]++] = (float)share;
+            kept += share;
+        }
+    }
+    s->dropped[i] = kept < 1.0 ? 1.0 - kept : 0.0;
+    s->argmax[i] = best;
+    const double entropy = log(total) - moment / total;
+    a->out[i] = (dg_choice){entropy > 0.0 ? (float)entropy : 0.0f, best, best};
+}
+
+/* The draw of a row within its chunk: the first id at which the sum passes the aim. */
+static void draw_item(void *arg, int64_t i, int32_t thread) {
+    const heading *a = arg;
+    const soft *s = a->s;
+    const int64_t chunk = s->chunks[i], count = least(SOFT_CHUNK, s->n_vocab - chunk * SOFT_CHUNK);
+    if (chunk < 0) return;
+    const gemm_room r = gemm_room_for(a->o, thread);
+    const int32_t token = (int32_t)i;
+    chunk_logits(a, &r, chunk, &token, 1, r.tile);
+    a->o->gemm->squash(r.tile, count, s->cap, a->slope);
+    const double peak = (double)s->parts[chunk * s->n + i].peak;
+    double sum = 0.0;
+    for (int64_t v = 0; v < count; v++) {
+        const double p = exp((double)r.tile[v] - peak);
+        sum += p;
+        if (p > 0.0) a->out[i].sample = (int32_t)(chunk * SOFT_CHUNK + v);
+        if (sum > s->aims[i]) return;
+    }
+}
+
+void gemm_head(const ops *o, dg_choice *out, soft *s, const float *x, const tensor *table, int64_t n, float cap, float temperature, const double *u,
+               void *work) {
+    const gemm_kernel *k = gemm_kernel_for(o->gemm, table);
+    if (!k) {
+        o->float_head(o, out, s, x, table, n, cap, temperature, u, work);
+        return;
+    }
+    char *at = work;
+    const gemm_input rounded = gemm_quantise(o, k, x, n, table->cols, &at);
+    s->cap = cap;
+    s->temperature = temperature;
+    heading a = {o, k, table, &rounded, s, u, out, n, 1.0f / temperature};
+    memcpy(s->x, x, (size_t)(n * table->cols) * sizeof *x);
+    if (s->started) pool_run(o->pool, floor_item, &a, n);
+    else for (int64_t i = 0; i < n; i++) s->floors[i] = -INFINITY;
+    pool_run(o->pool, group_item, &a, (table->rows + SOFT_GROUP - 1) / SOFT_GROUP);
+    pool_run(o->pool, merge_item, &a, n);
+    pool_run(o->pool, draw_item, &a, n);
+    s->started = true;
+}
+
+/* ---- Self-conditioning ---- */
+
+typedef struct softening {
+    const ops *o;
+    float *y;
+    const soft *s;
+    const tensor *table;
+    float scale;
+    double longest;      /* of the table's rows */
+    double *norms;       /* [items] squared, per stretch of the table */
+    bool *dense;         /* [n] rows whose certificate fails */
+} softening;
+
+enum { STRETCH = 4096 };
+
+static float *row_of(const softening *a, int32_t thread, int64_t id) {
+    float *row = a->o->scratch + thread * a->o->scratch_floats;
+    a->table->format->decode(tensor_row(a->table, 0, id), row, a->table->cols / a->table->format->block);
+    return row;
+}
+
+static void norm_item(void *arg, int64_t item, int32_t thread) {
+    const softening *a = arg;
+    a->norms[item] = 0.0;
+    for (int64_t id = item * STRETCH; id < least((item + 1) * STRETCH, a->table->rows); id++) {
+        const float *row = row_of(a, thread, id);
+        float lanes[8] = {0.0f};
+        int64_t j = 0;
+        for (; j + 8 <= a->table->cols; j += 8)
+            for (int l = 0; l < 8; l++) lanes[l] += row[j + l] * row[j + l];
+        double sum = 0.0;
+        for (; j < a->table->cols; j++) sum += (double)row[j] * (double)row[j];
+        for (int l = 0; l < 8; l++) sum += (double)lanes[l];
+        if (sum > a->norms[item]) a->norms[item] = sum;
+    }
+}
+
+/* The length of the table's longest row: once per model, as long as a step's self-conditioning takes or less. */
+static double longest_row(softening *a, void *work) {
+    _Atomic double *known = &((ops *)(uintptr_t)a->o)->longest; /* the one thing of a table that is found out later */
+    double longest = atomic_load(known);
+    if (longest > 0.0) return longest;
+    const int64_t items = (a->table->rows + STRETCH - 1) / STRETCH;
+    a->norms = work;
+    pool_run(a->o->pool, norm_item, a, items);
+    for (int64_t i = 0; i < items; i++) longest = fmax(longest, a->norms[i]);
+    longest = sqrt(longest) * (1.0 + 1e-5); /* more than its own rounding */
+    atomic_store(known, longest);
+    return longest;
+}
+
+static void blend_item(void *arg, int64_t i, int32_t thread) {
+    const softening *a = arg;
+    const int64_t d = a->table->cols;
+    float *y = a->y + i * d;
+    memset(y, 0, (size_t)d * sizeof *y);
+    for (int32_t j = 0; j < a->s->counts[i]; j++) {
+        const float *row = row_of(a, thread, a->s->ids[i * SOFT_IDS + j]), share = a->s->shares[i * SOFT_IDS + j] * a->scale;
+        for (int64_t c = 0; c < d; c++) y[c] += share * row[c];
+    }
+    double square = 0.0;
+    for (int64_t c = 0; c < d; c++) square += (double)y[c] * (double)y[c];
+    a->dense[i] = a->s->dropped[i] * a->longest * (double)a->scale > TOLERANCE * sqrt(square);
+}
+
+void gemm_soften(const ops *o, float *y, const soft *s, const tensor *table, int64_t n, float scale, void *work, float *room) {
+    if (!gemm_kernel_for(o->gemm, table)) {
+        o->float_soften(o, y, s, table, n, scale, work, room);
+        return;
+    }
+    softening a = {.o = o, .y = y, .s = s, .table = table, .scale = scale};
+    a.longest = longest_row(&a, work);
+    a.dense = work;
+    pool_run(o->pool, blend_item, &a, n);
+
+    /* the rows that may be off by more: side by side at the front of room, through the whole vocabulary */
+    char *at = (char *)work + (n + 63) / 64 * 64;
+    int64_t *rows = (int64_t *)(void *)at, n_dense = 0;
+    at += (n * (int64_t)sizeof *rows + 63) / 64 * 64;
+    float *x = (float *)(void *)at, *soft_rows = x + n * table->cols;
+    at = (char *)(soft_rows + n * table->cols);
+    for (int64_t i = 0; i < n; i++)
+        if (a.dense[i]) {
+            rows[n_dense] = i;
+            memcpy(x + n_dense++ * table->cols, s->x + i * table->cols, (size_t)table->cols * sizeof *x);
+        }
+    if (n_dense == 0) return;
+    o->matmul(o, s->z, x, table, n_dense, at);
+    o->softcap(o, s->z, n_dense * table->rows, s->cap);
+    o->divide(o, s->z, s->z, n_dense * table->rows, s->temperature);
+    o->condition(o, soft_rows, s->z, table, n_dense, scale, room);
+    for (int64_t i = 0; i < n_dense; i++) memcpy(y + rows[i] * table->cols, soft_rows + i * table->cols, (size_t)table->cols * sizeof *y);
+}

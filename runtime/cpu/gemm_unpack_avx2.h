@@ -1,0 +1,256 @@
+/* Blocks as files have them -> panels, with AVX2 shuffles. Packed codes are transposed before they are split, so that a
+ * shuffle moves two codes at a time. The layout serves every x86 instruction set.
+ */
+#ifndef DG_GEMM_UNPACK_AVX2_H
+#define DG_GEMM_UNPACK_AVX2_H
+
+#include <immintrin.h>
+#include <stddef.h>
+
+#include "gemm.h"
+#include "iq4_xs.h"
+#include "q4_0.h"
+#include "q4_k.h"
+#include "q5_0.h"
+#include "q5_1.h"
+#include "q5_k.h"
+#include "q6_k.h"
+#include "q8_0.h"
+
+typedef const uint8_t *const *panel_rows; /* where 8 rows' blocks lie */
+
+/* ---- Shuffles ---- */
+
+static inline void transpose8(const __m256i r[8], __m256i out[8]) { /* 8 x 8 of 32 bits: out[g] lane i = r[i] lane g */
+    __m256i t[8], u[8];
+    for (int i = 0; i < 4; i++) {
+        t[2 * i] = _mm256_unpacklo_epi32(r[2 * i], r[2 * i + 1]);
+        t[2 * i + 1] = _mm256_unpackhi_epi32(r[2 * i], r[2 * i + 1]);
+    }
+    for (int i = 0; i < 2; i++) {
+        u[4 * i] = _mm256_unpacklo_epi64(t[4 * i], t[4 * i + 2]);
+        u[4 * i + 1] = _mm256_unpackhi_epi64(t[4 * i], t[4 * i + 2]);
+        u[4 * i + 2] = _mm256_unpacklo_epi64(t[4 * i + 1], t[4 * i + 3]);
+        u[4 * i + 3] = _mm256_unpackhi_epi64(t[4 * i + 1], t[4 * i + 3]);
+    }
+    for (int i = 0; i < 4; i++) {
+        out[i] = _mm256_permute2x128_si256(u[i], u[4 + i], 0x20);
+        out[4 + i] = _mm256_permute2x128_si256(u[i], u[4 + i], 0x31);
+    }
+}
+
+/* 32 bytes of each of 8 rows, transposed: out[g] has bytes 4g .. 4g + 3 of every row. */
+static inline void columns32(panel_rows rows, int64_t at, __m256i out[8]) {
+    __m256i r[8];
+    for (int i = 0; i < 8; i++) r[i] = _mm256_loadu_si256((const __m256i *)(const void *)(rows[i] + at));
+    transpose8(r, out);
+}
+
+/* 16 bytes of each of 8 rows, transposed. */
+static inline void columns16(panel_rows rows, int64_t at, __m256i out[4]) {
+    __m256i r[4], t[4];
+    for (int i = 0; i < 4; i++)
+        r[i] = _mm256_inserti128_si256(_mm256_castsi128_si256(_mm_loadu_si128((const __m128i *)(const void *)(rows[i] + at))),
+                                       _mm_loadu_si128((const __m128i *)(const void *)(rows[i + 4] + at)), 1);
+    t[0] = _mm256_unpacklo_epi32(r[0], r[1]);
+    t[1] = _mm256_unpackhi_epi32(r[0], r[1]);
+    t[2] = _mm256_unpacklo_epi32(r[2], r[3]);
+    t[3] = _mm256_unpackhi_epi32(r[2], r[3]);
+    out[0] = _mm256_unpacklo_epi64(t[0], t[2]);
+    out[1] = _mm256_unpackhi_epi64(t[0], t[2]);
+    out[2] = _mm256_unpacklo_epi64(t[1], t[3]);
+    out[3] = _mm256_unpackhi_epi64(t[1], t[3]);
+}
+
+static inline __m256i rows_of_4(panel_rows rows, int64_t at) { /* 4 bytes of each of 8 rows */
+    int32_t v[8];
+    for (int i = 0; i < 8; i++) memcpy(&v[i], rows[i] + at, 4);
+    return _mm256_setr_epi32(v[0], v[1], v[2], v[3], v[4], v[5], v[6], v[7]);
+}
+
+static inline __m256 halves_of(panel_rows rows, int64_t at) { /* a half of each of 8 rows, as float32 */
+    uint16_t v[8];
+    for (int i = 0; i < 8; i++) memcpy(&v[i], rows[i] + at, 2);
+    return _mm256_cvtph_ps(_mm_setr_epi16((short)v[0], (short)v[1], (short)v[2], (short)v[3], (short)v[4], (short)v[5], (short)v[6], (short)v[7]));
+}
+
+static inline __m256i bytes(int v) { return _mm256_set1_epi8((char)v); }
+static inline __m256i low4(__m256i v) { return _mm256_and_si256(v, bytes(15)); }
+static inline __m256i high4(__m256i v) { return _mm256_and_si256(_mm256_srli_epi16(v, 4), bytes(15)); }
+static inline void put(void *at, __m256i v) { _mm256_store_si256((__m256i *)at, v); }
+
+/* Byte j of every 32-bit lane, unsigned, as two equal int16; or signed. */
+static inline __m256i twice(__m256i v, int j) {
+    return _mm256_shuffle_epi8(v, _mm256_add_epi8(_mm256_set1_epi32((int)0x80008000 | j << 16 | j),
+                                                  _mm256_setr_epi32(0, 0x00040004, 0x00080008, 0x000c000c, 0, 0x00040004, 0x00080008, 0x000c000c)));
+}
+static inline __m256i twice_signed(__m256i v, int j) { return _mm256_srai_epi16(_mm256_slli_epi16(twice(v, j), 8), 8); }
+/* Bytes j and j + 1 of every lane, unsigned, as two int16. */
+static inline __m256i two(__m256i v, int j) {
+    return _mm256_shuffle_epi8(v, _mm256_add_epi8(_mm256_set1_epi32((int)0x80008000 | (j + 1) << 16 | j),
+                                                  _mm256_setr_epi32(0, 0x00040004, 0x00080008, 0x000c000c, 0, 0x00040004, 0x00080008, 0x000c000c)));
+}
+
+/* ---- K-quants; h is the half of the panel, 8 rows of it ---- */
+
+/* Q4_K and Q5_K begin alike: d, dmin and the packed scales, 16 bytes. sub: scales are repeated for 32 / sub stretches. */
+static inline void k_head(gemm_panel *p, int h, panel_rows rows, int64_t at, int sub) {
+    __m256i head[4];
+    columns16(rows, at, head);
+    const __m256i d = _mm256_permute4x64_epi64(
+        _mm256_packus_epi32(_mm256_and_si256(head[0], _mm256_set1_epi32(0xffff)), _mm256_srli_epi32(head[0], 16)), 0xd8);
+    _mm256_store_ps(p->d + 8 * h, _mm256_cvtph_ps(_mm256_castsi256_si128(d)));
+    _mm256_store_ps(p->m + 8 * h, _mm256_cvtph_ps(_mm256_extracti128_si256(d, 1)));
+    const __m256i six = bytes(63), top = bytes(0x30);
+    const __m256i scale[2] = {_mm256_and_si256(head[1], six), _mm256_or_si256(low4(head[3]), _mm256_and_si256(_mm256_srli_epi16(head[1], 2), top))};
+    const __m256i min[2] = {_mm256_and_si256(head[2], six), _mm256_or_si256(high4(head[3]), _mm256_and_si256(_mm256_srli_epi16(head[2], 2), top))};
+    for (int s = 0; s < 8; s++)
+        for (int repeat = 0; repeat < 32 / sub; repeat++) put(p->scales + ((s * 32 / sub + repeat) * GEMM_ROWS + 8 * h) * 2, twice(scale[s / 4], s % 4));
+    for (int s = 0; s < 4; s++) put(p->mins + (s * GEMM_ROWS + 8 * h) * 2, two(min[s / 2], s % 2 * 2));
+}
+
+static inline void half_q4_k(gemm_panel *p, int h, panel_rows rows, int64_t at, int sub) {
+    k_head(p, h, rows, at, sub);
+    for (int s = 0; s < 4; s++) {
+        __m256i q[8];
+        columns32(rows, at + (int64_t)offsetof(block_q4_k, q) + 32 * s, q);
+        uint8_t *out = p->codes + 64 * s * GEMM_ROWS + 32 * h;
+        for (int g = 0; g < 8; g++) {
+            put(out + 64 * g, low4(q[g]));
+            put(out + 64 * (8 + g), high4(q[g]));
+        }
+    }
+}
+
+static inline void half_q5_k(gemm_panel *p, int h, panel_rows rows, int64_t at, int sub) {
+    __m256i q[8], fifth[8];
+    k_head(p, h, rows, at, sub);
+    columns32(rows, at + (int64_t)offsetof(block_q5_k, high), fifth);
+    for (int s = 0; s < 4; s++) {
+        columns32(rows, at + (int64_t)offsetof(block_q5_k, q) + 32 * s, q);
+        uint8_t *out = p->codes + 64 * s * GEMM_ROWS + 32 * h;
+        for (int g = 0; g < 8; g++) {
+            const __m256i bits = _mm256_srli_epi16(fifth[g], 2 * s);
+            put(out + 64 * g, _mm256_or_si256(low4(q[g]), _mm256_and_si256(_mm256_slli_epi16(bits, 4), bytes(16))));
+            put(out + 64 * (8 + g), _mm256_or_si256(high4(q[g]), _mm256_and_si256(_mm256_slli_epi16(bits, 3), bytes(16))));
+        }
+    }
+}
+
+static inline void half_q6_k(gemm_panel *p, int h, panel_rows rows, int64_t at, int sub) {
+    (void)sub; /* its own sub-blocks are of 16 */
+    __m256i scales[4];
+    _mm256_store_ps(p->d + 8 * h, halves_of(rows, at + (int64_t)offsetof(block_q6_k, d)));
+    columns16(rows, at + (int64_t)offsetof(block_q6_k, scales), scales);
+    for (int s = 0; s < 16; s++) put(p->scales + (s * GEMM_ROWS + 8 * h) * 2, twice_signed(scales[s / 4], s % 4));
+    for (int k = 0; k < 2; k++) {
+        __m256i low[2][8], high[8];
+        columns32(rows, at + 64 * k, low[0]);
+        columns32(rows, at + 64 * k + 32, low[1]);
+        columns32(rows, at + (int64_t)offsetof(block_q6_k, high) + 32 * k, high);
+        uint8_t *out = p->codes + 128 * k * GEMM_ROWS + 32 * h;
+        for (int g = 0; g < 8; g++) {
+            const __m256i two_bits = bytes(0x30), u = high[g];
+            put(out + 64 * g, _mm256_or_si256(low4(low[0][g]), _mm256_and_si256(_mm256_slli_epi16(u, 4), two_bits)));
+            put(out + 64 * (8 + g), _mm256_or_si256(low4(low[1][g]), _mm256_and_si256(_mm256_slli_epi16(u, 2), two_bits)));
+            put(out + 64 * (16 + g), _mm256_or_si256(high4(low[0][g]), _mm256_and_si256(u, two_bits)));
+            put(out + 64 * (24 + g), _mm256_or_si256(high4(low[1][g]), _mm256_and_si256(_mm256_srli_epi16(u, 2), two_bits)));
+        }
+    }
+}
+
+/* ---- Blocks of 32: codes and scale of sub-block s ---- */
+
+/* Codes of 4 bits, as Q4_0, Q5_0, Q5_1 and IQ4 pack them: columns 0..15 in the low halves, 16..31 in the high ones. */
+static inline void columns4(panel_rows rows, int64_t at, __m256i out[8]) {
+    __m256i q[4];
+    columns16(rows, at, q);
+    for (int g = 0; g < 4; g++) {
+        out[g] = low4(q[g]);
+        out[4 + g] = high4(q[g]);
+    }
+}
+
+/* Adds the fifth bits: bit 4g + j of a row's 32 belongs to byte j of group g. */
+static inline void add_fifth_bits(panel_rows rows, int64_t at, __m256i codes[8]) {
+    const __m256i bits = rows_of_4(rows, at);
+    const __m256i lane = _mm256_setr_epi32(0, 0x04040404, 0x08080808, 0x0c0c0c0c, 0, 0x04040404, 0x08080808, 0x0c0c0c0c);
+    for (int g = 0; g < 8; g++) {
+        const __m256i mask = _mm256_set1_epi32(g % 2 ? (int)0x80402010 : 0x08040201);
+        const __m256i byte = _mm256_shuffle_epi8(bits, _mm256_add_epi8(lane, bytes(g / 2)));
+        const __m256i set = _mm256_cmpeq_epi8(_mm256_and_si256(byte, mask), mask);
+        codes[g] = _mm256_or_si256(codes[g], _mm256_and_si256(set, bytes(16)));
+    }
+}
+
+static inline void sub_q5_0(gemm_panel *p, int h, panel_rows rows, int64_t at, int64_t s, __m256i codes[8]) {
+    _mm256_store_ps(p->d + s * GEMM_ROWS + 8 * h, halves_of(rows, at));
+    columns4(rows, at + (int64_t)offsetof(block_q5_0, q), codes);
+    add_fifth_bits(rows, at + (int64_t)offsetof(block_q5_0, high), codes);
+}
+
+static inline void sub_q5_1(gemm_panel *p, int h, panel_rows rows, int64_t at, int64_t s, __m256i codes[8]) {
+    const __m256 d = halves_of(rows, at), m = halves_of(rows, at + (int64_t)offsetof(block_q5_1, m));
+    _mm256_store_ps(p->d + s * GEMM_ROWS + 8 * h, d);
+    _mm256_store_ps(p->m + s * GEMM_ROWS + 8 * h, _mm256_fmadd_ps(d, _mm256_set1_ps(16.0f), m)); /* d q + m = d (q - 16) + (m + 16 d) */
+    columns4(rows, at + (int64_t)offsetof(block_q5_1, q), codes);
+    add_fifth_bits(rows, at + (int64_t)offsetof(block_q5_1, high), codes);
+}
+
+static inline void sub_q4_0(gemm_panel *p, int h, panel_rows rows, int64_t at, int64_t s, __m256i codes[8]) {
+    _mm256_store_ps(p->d + s * GEMM_ROWS + 8 * h, halves_of(rows, at));
+    columns4(rows, at + (int64_t)offsetof(block_q4_0, q), codes);
+    for (int g = 0; g < 8; g++) codes[g] = _mm256_add_epi8(codes[g], bytes(8)); /* q - 8 = (q + 8) - 16 */
+}
+
+static inline void sub_q8_0(gemm_panel *p, int h, panel_rows rows, int64_t at, int64_t s, __m256i codes[8]) {
+    _mm256_store_ps(p->d + s * GEMM_ROWS + 8 * h, halves_of(rows, at));
+    columns32(rows, at + (int64_t)offsetof(block_q8_0, q), codes);
+}
+
+static inline void levels_of(__m256i codes[8]) {
+    const __m256i levels = _mm256_broadcastsi128_si256(_mm_setr_epi8(-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113));
+    for (int g = 0; g < 8; g++) codes[g] = _mm256_shuffle_epi8(levels, codes[g]);
+}
+
+static inline void sub_iq4_nl(gemm_panel *p, int h, panel_rows rows, int64_t at, int64_t s, __m256i codes[8]) {
+    _mm256_store_ps(p->d + s * GEMM_ROWS + 8 * h, halves_of(rows, at));
+    columns4(rows, at + (int64_t)offsetof(block_iq4_nl, q), codes);
+    levels_of(codes);
+}
+
+static inline void sub_iq4_xs(gemm_panel *p, int h, panel_rows rows, int64_t at, int64_t s, __m256i codes[8]) {
+    const int j = (int)(s % 8);
+    int32_t scale[8];
+    for (int r = 0; r < 8; r++) scale[r] = iq4_xs_scale((const block_iq4_xs *)(const void *)(rows[r] + at), j) - 32;
+    const __m256 scales = _mm256_cvtepi32_ps(_mm256_loadu_si256((const __m256i *)(const void *)scale));
+    _mm256_store_ps(p->d + s * GEMM_ROWS + 8 * h, _mm256_mul_ps(halves_of(rows, at), scales));
+    columns4(rows, at + (int64_t)offsetof(block_iq4_xs, q) + 16 * j, codes);
+    levels_of(codes);
+}
+
+/* ---- Panels ---- */
+
+/* sub: columns that an accumulator can take before it is scaled, 16 or 32. */
+#define UNPACK_K(stem, sub)                                                                        \
+    static void unpack_##stem(gemm_panel *p, const uint8_t *const rows[GEMM_ROWS], int64_t b) { \
+        const int64_t size = sizeof(block_##stem);                                              \
+        for (int h = 0; h < 2; h++) half_##stem(p, h, rows + 8 * h, b * size, sub);             \
+    }
+
+/* columns: of a block, 32 or 256. How signed codes are stored is the product's affair: it defines put_signed. */
+#define UNPACK_BLOCKS(stem, columns, is_signed)                                                 \
+    static void unpack_##stem(gemm_panel *p, const uint8_t *const rows[GEMM_ROWS], int64_t b) { \
+        const int64_t size = sizeof(block_##stem), begin = b * (p->depth / (columns)) * size;   \
+        for (int h = 0; h < 2; h++)                                                             \
+            for (int64_t s = 0; s < p->depth / 32; s++) {                                       \
+                __m256i codes[8];                                                               \
+                sub_##stem(p, h, rows + 8 * h, begin + s * 32 / (columns) * size, s, codes);    \
+                for (int g = 0; g < 8; g++) {                                                   \
+                    if (is_signed) put_signed(p, h, 8 * s + g, codes[g]);                       \
+                    else put(p->codes + (8 * s + g) * 64 + 32 * h, codes[g]);                   \
+                }                                                                               \
+            }                                                                                   \
+    }
+
+#endif

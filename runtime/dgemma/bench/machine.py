@@ -1,0 +1,112 @@
+"""What the machine can do at best, and what this process takes of its memory."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+import threading
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+from dgemma._native import ffi, lib
+
+SAMPLE = 0.02  # seconds between two looks at the memory
+
+
+@dataclass(frozen=True, slots=True)
+class Peak:
+    """Operations (two per multiply-add) or bytes per second, on one thread and on all of them at once."""
+
+    kind: str  # int8, float32, memory
+    instructions: str
+    one: float
+    all: float
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    processor: str
+    clock_hz: float  # of a busy core, measured
+    threads: int
+    peaks: list[Peak]
+
+    def best(self, kind: str) -> float | None:
+        """On all threads; None where the library has no such measurement for this processor."""
+        return max((peak.all for peak in self.peaks if peak.kind == kind), default=None)
+
+
+def measure_machine(threads: int) -> Machine:
+    """Takes a few seconds."""
+    peaks: list[Peak] = []
+    out = ffi.new("dg_peak *")
+    while lib.dg_peak_measure(len(peaks), threads, out):
+        kind, instructions = (ffi.string(text).decode() for text in (out.kind, out.instructions))
+        peaks.append(Peak(kind, instructions, out.one, out.all))
+    return Machine(processor(), lib.dg_clock(), threads, peaks)
+
+
+def processor() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            for line in file:
+                if line.startswith("model name"):
+                    return " ".join(line.partition(":")[2].split())
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def resident() -> dict[str, int] | None:
+    """Bytes in memory now: "anonymous" of the process's own, "file" of mapped files. None where that is not told."""
+    try:
+        with open("/proc/self/status", encoding="utf-8") as file:
+            lines = dict(line.split(":", 1) for line in file)
+    except OSError:
+        return None
+    fields = {"anonymous": "RssAnon", "file": "RssFile"}
+    if not all(field in lines for field in fields.values()):
+        return None
+    return {name: int(lines[field].split()[0]) * 1024 for name, field in fields.items()}
+
+
+def peak_resident() -> int | None:
+    """The most bytes that this process ever had in memory, mapped files among them."""
+    try:
+        import resource
+    except ImportError:
+        return None
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else most * 1024
+
+
+class Memory:
+    """A context manager that looks at the memory meanwhile; `peak` holds the most of each kind, or None."""
+
+    def __init__(self) -> None:
+        self.peak = resident()
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> Memory:
+        if self.peak is not None:
+            self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, at: TracebackType | None) -> None:
+        self._done.set()
+        if self._thread.ident is not None:
+            self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._done.wait(SAMPLE):
+            now = resident()
+            if now and self.peak:
+                self.peak = {name: max(size, self.peak[name]) for name, size in now.items()}
+
+
+def told(machine: Machine) -> dict[str, Any]:
+    """For the JSON."""
+    system = f"{platform.system()} {platform.machine()}"
+    return {"processor": machine.processor, "system": system, "processors": os.cpu_count()}

@@ -1,0 +1,237 @@
+"""Times a model: the parts of its denoising steps, the encoding of prompts, and what both take of memory."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+
+from dgemma.bench.machine import Machine, Memory, measure_machine, peak_resident, told
+from dgemma.bench.profile import Profile, parts
+from dgemma.bench.work import file_formats, pass_operations, step_bytes, step_operations
+from dgemma.events import Step
+from dgemma.model import Model
+from dgemma.session import Session
+
+SCHEMA = 1  # of the JSON
+ENCODE = 256  # tokens of the prompt whose encoding is timed
+TYPICAL = 16  # steps of a canvas of the published model
+FLAT = 0.6  # the middle of the published temperatures, at which random logits are flat
+
+
+@dataclass(frozen=True, slots=True)
+class Times:
+    """Seconds of several runs."""
+
+    runs: list[float]
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.runs)
+
+    def told(self) -> dict[str, Any]:
+        return {"median": self.median, "min": min(self.runs), "max": max(self.runs), "runs": self.runs}
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    name: str
+    covers: str
+    seconds: Times
+    operations: int | None
+    bytes: int | None
+    certain: bool = True  # False: `operations` are the most it may have done
+
+
+@dataclass(slots=True)
+class Steps:
+    """Denoising steps with self-conditioning, at one temperature."""
+
+    temperature: float
+    seconds: Times
+    parts: list[Part]
+    certainty: float  # the mean of e^entropy: between how many words a position hesitates
+
+
+@dataclass(slots=True)
+class Encoding:
+    tokens: int
+    seconds: Times
+    operations: int
+
+
+@dataclass(slots=True)
+class Report:
+    """All that was measured; report.py and plot.py tell it."""
+
+    machine: Machine
+    settings: dict[str, Any]
+    model: dict[str, Any]
+    steps: Steps
+    flat: Steps | None
+    encoding: list[Encoding]
+    memory: dict[str, int | None]
+    comparison: dict[str, Any] | None = None
+    canvas: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def first(self) -> float:
+        """Seconds of a canvas's first step, which has no self-conditioning."""
+        condition = next(part for part in self.steps.parts if part.name == "condition")
+        return self.steps.seconds.median - condition.seconds.median
+
+    def told(self) -> dict[str, Any]:
+        """For the JSON."""
+        return {
+            "schema": SCHEMA,
+            "machine": told(self.machine),
+            "clock_hz": self.machine.clock_hz,
+            "peaks": [
+                {"kind": p.kind, "instructions": p.instructions, "one": p.one, "all": p.all} for p in self.machine.peaks
+            ],
+            "settings": self.settings,
+            "model": self.model,
+            "step": steps_told(self, self.steps),
+            "flat": steps_told(self, self.flat) if self.flat else None,
+            "encoding": [
+                {
+                    "tokens": e.tokens,
+                    "seconds": e.seconds.told(),
+                    "tokens_per_second": e.tokens / e.seconds.median,
+                    "operations_per_second": e.operations / e.seconds.median,
+                }
+                for e in self.encoding
+            ],
+            "canvas": self.canvas,
+            "memory": self.memory,
+            "against": self.comparison,
+        }
+
+
+def steps_told(report: Report, steps: Steps) -> dict[str, Any]:
+    rows = []
+    for part in steps.parts:
+        row: dict[str, Any] = {"part": part.name, "covers": part.covers, "seconds": part.seconds.told()}
+        row |= {"operations": part.operations, "exact": part.certain, "bytes": part.bytes}
+        row |= rates(report.machine, part)
+        rows.append(row)
+    return {
+        "temperature": steps.temperature,
+        "exp_entropy": steps.certainty,
+        "seconds": steps.seconds.told(),
+        "bytes": sum(part.bytes or 0 for part in steps.parts),
+        "parts": rows,
+    }
+
+
+def rates(machine: Machine, part: Part) -> dict[str, float | None]:
+    """Operations per second, per cycle and thread, and as a share of the machine's peaks; None where not known."""
+    seconds = part.seconds.median
+    speed = part.operations / seconds if part.operations and seconds and part.certain else None
+    out: dict[str, float | None] = {"operations_per_second": speed}
+    out["operations_per_cycle"] = speed / machine.clock_hz / machine.threads if speed else None
+    for kind in ("int8", "float32"):
+        best = machine.best(kind)
+        out[f"share_of_{kind}"] = speed / best if speed and best else None
+    return out
+
+
+def bench(
+    model: Model,
+    *,
+    runs: int,
+    prompt: int,
+    temperature: float,
+    flat: bool,
+    seed: int,
+    about: dict[str, Any],
+    settings: dict[str, Any],
+    say: Callable[[str], None] = lambda line: None,
+) -> Report:
+    """Measures a model. say: told what is being done. about, settings: what else the report tells of model and run."""
+    random = np.random.default_rng(seed)
+    ids = random.integers(5, model.config.n_vocab, max(prompt, ENCODE), dtype=np.int32)
+    context = min(int(model.config.context_length), max(prompt, ENCODE) + int(model.config.canvas_length))
+    with Memory() as memory, model.session(context) as session, Profile(model) as profile:
+        lengths = sorted({prompt, min(ENCODE, session.context)})
+        encoding = [time_encoding(session, ids[:n], runs, say) for n in lengths]
+        session.rewind(0)
+        session.encode(ids[:prompt])
+        steps = time_steps(session, profile, temperature, runs, seed, say)
+        loose = time_steps(session, profile, FLAT, min(runs, 2), seed, say) if flat else None
+    most = peak_resident()  # before the peaks take memory for themselves
+    say("the machine's peaks")
+    machine = measure_machine(model.threads)
+    report = Report(
+        machine=machine,
+        settings={**settings, "runs": runs, "prompt": prompt, "seed": seed},
+        model={**about, "backend": model.backend, "threads": model.threads, "bytes": file_formats(model)},
+        steps=steps,
+        flat=loose,
+        encoding=encoding,
+        memory={
+            "peak": most,
+            "anonymous": memory.peak["anonymous"] if memory.peak else None,
+            "file": memory.peak["file"] if memory.peak else None,
+        },
+    )
+    seconds = report.first + (TYPICAL - 1) * steps.seconds.median
+    n = model.config.canvas_length
+    report.canvas = {"tokens": n, "steps": TYPICAL, "first_step_seconds": report.first}
+    report.canvas |= {"seconds": seconds, "tokens_per_second": n / seconds}
+    return report
+
+
+def time_encoding(session: Session, ids: np.ndarray, runs: int, say: Callable[[str], None]) -> Encoding:
+    """Encoding from an empty cache, without logits."""
+    times = []
+    for run in range(runs + 1):
+        say(f"encoding {len(ids)} tokens, {'warm-up' if run == 0 else f'run {run} of {runs}'}")
+        session.rewind(0)
+        began = perf_counter()
+        session.encode(ids)
+        times.append(perf_counter() - began)
+    work = pass_operations(session.model.config, len(ids), 0, causal=True, output=False)
+    return Encoding(len(ids), Times(times[1:]), sum(work.values()))
+
+
+def time_steps(
+    session: Session, profile: Profile, temperature: float, runs: int, seed: int, say: Callable[[str], None]
+) -> Steps:
+    """One canvas that never settles. Its first step has no self-conditioning and its second is a warm-up."""
+    model = session.model
+    laps: dict[str, list[float]] = {part: [] for part in (*parts(), "rest")}
+    whole, certainty = [], []
+    options = dict(t_min=temperature, t_max=temperature, confidence=0.0, stability=0, max_tokens=1, seed=seed)
+    profile.lap()
+    with closing(session.stream(steps=runs + 2, **options)) as events:
+        for index in range(runs + 2):
+            say(f"a step at temperature {temperature:g}, {'warm-up' if index < 2 else f'run {index - 1} of {runs}'}")
+            began = perf_counter()
+            step = next(events)
+            seconds = perf_counter() - began
+            assert isinstance(step, Step)
+            lap = profile.lap()
+            if index >= 2:
+                whole.append(seconds)
+                lap["rest"] = max(0.0, seconds - sum(lap.values()))
+                for part, took in lap.items():
+                    laps[part].append(took)
+                certainty.append(float(np.exp(step.entropy).mean()))
+    operations, sizes = step_operations(model.config, session.length), step_bytes(model)
+    covers = {**parts(), "rest": "what is no operation: bookkeeping of the sampler and of Python"}
+    rows = [
+        Part(name, covers[name], Times(times), operations.get(name), sizes.get(name), certain=name != "condition")
+        for name, times in laps.items()
+    ]
+    return Steps(temperature, Times(whole), rows, float(np.mean(certainty)))
+
+
+def without_table(steps: Steps) -> Sequence[Part]:
+    """The parts of the backbone: no head, no self-conditioning."""
+    return [part for part in steps.parts if part.name not in ("head", "condition", "rest")]

@@ -1,0 +1,74 @@
+"""The parts of a step as a chart. Needs matplotlib, which the extra `bench` brings."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from dgemma.bench.measure import Part, Report, rates
+from dgemma.errors import Error, UsageError
+
+KINDS = (".svg", ".png")
+BAR, FAINT = "#3b6ea5", "#666666"
+
+
+def refuse_plot(path: Path) -> None:
+    """Raises where plot() could not work, before anything is measured."""
+    if path.suffix.lower() not in KINDS:
+        raise UsageError(f"--plot {path}: expected a name that ends in {' or '.join(KINDS)}")
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError:
+        raise Error("--plot needs matplotlib: pip install 'dgemma[bench]'") from None
+
+
+def plot(report: Report, path: Path) -> None:
+    """Seconds per part, least to most as a whisker, and how near each comes to the machine's limits."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    steps = report.steps
+    shown = [part for part in steps.parts if part.name != "rest"]
+    names = [part.covers.partition(":")[0].replace(", ", ",\n", 1) for part in shown]
+    middle = [part.seconds.median for part in shown]
+    low = [part.seconds.median - min(part.seconds.runs) for part in shown]
+    high = [max(part.seconds.runs) - part.seconds.median for part in shown]
+
+    figure, axes = pyplot.subplots(figsize=(9, 0.55 * len(shown) + 1.8), layout="constrained")
+    places = range(len(shown))
+    axes.barh(places, middle, xerr=[low, high], color=BAR, ecolor=FAINT, capsize=3, height=0.62)
+    axes.set_yticks(places, names)
+    axes.invert_yaxis()
+    axes.set_xlabel("seconds")
+    ends = [max(part.seconds.runs) for part in shown]
+    most = max(ends)
+    for place, part, end in zip(places, shown, ends, strict=True):
+        axes.text(end + 0.012 * most, place, label(report, part), va="center", fontsize=9)
+    axes.set_xlim(0, most * 1.45)
+    axes.spines[["top", "right"]].set_visible(False)
+    about, machine = report.model, report.machine
+    title = f"{about['name']}: one denoising step, {steps.seconds.median:.3g} s"
+    figure.suptitle(title, x=0.01, ha="left", fontsize=12)
+    limits = ", ".join(
+        f"{kind} {best / 1e9:.0f}" for kind in ("int8", "float32") if (best := machine.best(kind)) is not None
+    )
+    where = f"{about['backend']}, threads: {about['threads']}, {machine.clock_hz / 1e9:.2f} GHz"
+    axes.set_title(f"{where}; limits in Gop/s: {limits or 'not known'}", loc="left", fontsize=9, color=FAINT)
+    try:
+        figure.savefig(path, dpi=150)
+    except OSError as problem:
+        raise Error(f"{path}: {(problem.strerror or str(problem)).lower()}") from None
+    finally:
+        pyplot.close(figure)
+
+
+def label(report: Report, part: Part) -> str:
+    """What stands behind a bar."""
+    rate = rates(report.machine, part)
+    text = f"{part.seconds.median:.3g} s"
+    if rate["operations_per_second"]:
+        text += f" · {rate['operations_per_second'] / 1e9:.0f} Gop/s"
+        if rate["share_of_int8"]:
+            text += f" · {rate['share_of_int8']:.0%} of int8"
+    return text

@@ -1,0 +1,51 @@
+"""The library's own clock: seconds per part of a pass."""
+
+from __future__ import annotations
+
+from functools import cache
+from types import TracebackType
+from typing import Any
+
+from dgemma._native import ffi, lib
+from dgemma.errors import check, new_error
+from dgemma.model import Model
+
+
+@cache
+def parts() -> dict[str, str]:
+    """Every part of parts.def and what it covers."""
+    table: dict[str, str] = {}
+    out = ffi.new("dg_part *")
+    while lib.dg_part_at(len(table), out):
+        table[ffi.string(out.name).decode()] = ffi.string(out.covers).decode()
+    return table
+
+
+class Profile:
+    """A context manager: the model's operations are timed meanwhile. No session of it may be working at either end."""
+
+    def __init__(self, model: Model) -> None:
+        self._model = model
+        self._last = dict.fromkeys(parts(), 0.0)
+
+    def __enter__(self) -> Profile:
+        error = new_error()
+        check(lib.dg_profile_start(self._pointer(), error), error)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, at: TracebackType | None) -> None:
+        lib.dg_profile_stop(self._pointer())
+
+    def _pointer(self) -> Any:
+        return self._model._open_handle().pointer
+
+    def lap(self) -> dict[str, float]:
+        """Seconds per part since the last call."""
+        entry, i = ffi.new("dg_profile_entry *"), 0
+        now = dict.fromkeys(parts(), 0.0)
+        while lib.dg_profile_read(self._pointer(), i, entry):
+            now[ffi.string(entry.part).decode()] += entry.seconds
+            i += 1
+        since = {part: now[part] - self._last[part] for part in now}
+        self._last = now
+        return since

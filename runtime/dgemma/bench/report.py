@@ -1,0 +1,160 @@
+"""A Report as Markdown."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from dgemma.bench.machine import Machine
+from dgemma.bench.measure import Part, Report, Steps, Times, rates
+from dgemma.convert.writer import size_text
+
+NOTHING = "–"
+
+
+def markdown(report: Report) -> str:
+    about, settings = report.model, report.settings
+    described = f"{about['name']}, {size_text(sum(about['bytes'].values()))} of weights"
+    machine = report.machine
+    lines = [
+        f"# {described}",
+        "",
+        f"{machine.processor}, {about['threads']} of {settings['processors']} processors, {about['backend']}"
+        f"{', exact' if settings['exact'] else ''}; {settings['runs']} runs after a warm-up, a prompt of"
+        f" {settings['prompt']} tokens; medians (least..most).",
+        "",
+        *peaks(machine),
+        "",
+        *step(report, report.steps),
+    ]
+    if report.flat:
+        lines += ["", *flat(report, report.flat)]
+    lines += ["", *summary(report)]
+    if report.comparison:
+        lines += ["", *against(report.comparison)]
+    return "\n".join(lines)
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """The first column is text, the others are numbers."""
+    widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
+
+    def line(cells: Sequence[str]) -> str:
+        first, *others = zip(cells, widths, strict=True)
+        padded = [first[0].ljust(first[1]), *(cell.rjust(width) for cell, width in others)]
+        return f"| {' | '.join(padded)} |"
+
+    rule = [("-" * w if i == 0 else "-" * (w - 1) + ":") for i, w in enumerate(widths)]
+    return [line(head), f"| {' | '.join(rule)} |", *map(line, rows)]
+
+
+def peaks(machine: Machine) -> list[str]:
+    """The limits that the parts are compared with."""
+    rows = []
+    for peak in machine.peaks:
+        unit = "GB/s" if peak.kind == "memory" else "Gop/s"
+        cycles = NOTHING if peak.kind == "memory" else f"{peak.one / machine.clock_hz:.0f}"
+        one, all_ = (f"{value / 1e9:.0f} {unit}" for value in (peak.one, peak.all))
+        rows.append([f"{peak.kind}, {peak.instructions}", one, all_, cycles])
+    head = ["limit of this machine", "one thread", count(machine.threads, "thread"), "op/cycle"]
+    return [f"Clock {machine.clock_hz / 1e9:.2f} GHz, measured.", "", *table(head, rows)]
+
+
+def count(n: int, noun: str) -> str:
+    return f"{n} {noun}{'' if n == 1 else 's'}"
+
+
+def step(report: Report, steps: Steps) -> list[str]:
+    head = ["one denoising step", "seconds", "share", "Gop", "Gop/s", "op/cycle/core"]
+    head += ["of int8", "of float32", "weights", "GB/s"]
+    rows = [part_row(report, steps, part) for part in steps.parts]
+    total = Part("step", "the whole step", steps.seconds, None, sum(part.bytes or 0 for part in steps.parts))
+    known = sum(part.operations or 0 for part in steps.parts if part.certain)
+    last = part_row(report, steps, total)
+    last[3] = f"{known / 1e9:.4g}"
+    rows.append(["**" + last[0] + "**", *last[1:]])
+    dense = next(part for part in steps.parts if part.name == "condition").operations or 0
+    note = (
+        f"Temperature {steps.temperature:g}: positions hesitate between {steps.certainty:.1f} words (mean e^entropy)."
+        f" Self-conditioning may be {dense / 1e9:.3g} Gop at most and is not in the sum."
+    )
+    return [*table(head, rows), "", note]
+
+
+def part_row(report: Report, steps: Steps, part: Part) -> list[str]:
+    rate = rates(report.machine, part)
+    seconds = part.seconds.median
+    gop = NOTHING if part.operations is None else f"{part.operations / 1e9:.3g}"
+    return [
+        part.covers.partition(":")[0],
+        spread(part.seconds),
+        f"{seconds / steps.seconds.median:.1%}",
+        gop if part.certain else f"≤ {gop}",
+        number(rate["operations_per_second"], "{:.1f}", 1e-9),
+        number(rate["operations_per_cycle"], "{:.1f}"),
+        number(rate["share_of_int8"], "{:.1%}"),
+        number(rate["share_of_float32"], "{:.1%}"),
+        size_text(part.bytes) if part.bytes else NOTHING,
+        f"{part.bytes / seconds / 1e9:.2f}" if part.bytes and seconds else NOTHING,
+    ]
+
+
+def number(value: float | None, form: str, scale: float = 1.0) -> str:
+    return NOTHING if value is None else form.format(value * scale)
+
+
+def spread(times: Times) -> str:
+    """The median and the ends, to three digits of the median."""
+    digits = max(0, min(6, 2 - math.floor(math.log10(times.median)))) if times.median > 0 else 3
+    return f"{times.median:.{digits}f} ({min(times.runs):.{digits}f}..{max(times.runs):.{digits}f})"
+
+
+def flat(report: Report, steps: Steps) -> list[str]:
+    """What flat logits cost more: self-conditioning over the whole vocabulary."""
+    rows = []
+    for name in ("condition", "head"):
+        part = next(part for part in steps.parts if part.name == name)
+        rows.append([part.covers.partition(":")[0], spread(part.seconds)])
+    rows.append(["the whole step", spread(steps.seconds)])
+    head = [f"flat logits, temperature {steps.temperature:g}", "seconds"]
+    return [*table(head, rows), "", f"Positions hesitate between {steps.certainty:.0f} words (mean e^entropy)."]
+
+
+def summary(report: Report) -> list[str]:
+    canvas, memory = report.canvas, report.memory
+    rows = []
+    for e in report.encoding:
+        speed = f"{e.tokens / e.seconds.median:.1f} tokens/s"
+        rows.append([f"encoding {count(e.tokens, 'token')}", speed, spread(e.seconds) + " s"])
+    rows += [
+        ["a step", f"{report.steps.seconds.median:.3g} s", spread(report.steps.seconds) + " s"],
+        ["a canvas's first step", f"{report.first:.3g} s", "a step without self-conditioning"],
+        [
+            f"a canvas of {canvas['steps']} steps",
+            f"{canvas['tokens_per_second']:.2f} tokens/s",
+            f"{canvas['seconds']:.2f} s for {canvas['tokens']} tokens, computed",
+        ],
+        ["weights read per step", size_text(sum(part.bytes or 0 for part in report.steps.parts)), "each once"],
+    ]
+    if memory["peak"] is not None:
+        rows.append(["memory, at most", size_text(memory["peak"]), "resident, the mapped file's pages among it"])
+    if memory["anonymous"] is not None:
+        rows.append(["of that not the file", size_text(memory["anonymous"]), "cache, logits, work room and Python"])
+    return table(["summary", "", "note"], rows)
+
+
+def against(told: dict[str, Any]) -> list[str]:
+    """Two engines on one backbone, interleaved."""
+    rows = []
+    for row in told["rows"]:
+        both = row["ours"], row["theirs"]
+        speeds = [f"{tokens / times['median']:.1f}" for times, tokens in zip(both, row["tokens"], strict=True)]
+        rows.append([row["what"], *(spread_told(times) for times in both), *speeds, f"{row['ratio']:.2f}"])
+    head = [f"the same backbone in {told['engine']}", "dgemma, s", "theirs, s"]
+    head += ["dgemma, tokens/s", "theirs, tokens/s", "times as fast"]
+    return [*table(head, rows), "", told["note"]]
+
+
+def spread_told(times: dict[str, Any]) -> str:
+    return f"{times['median']:.3f} ({times['min']:.3f}..{times['max']:.3f})"

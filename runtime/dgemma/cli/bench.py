@@ -1,0 +1,193 @@
+"""dg-bench: where the time of a step goes, and how near that is to the machine's limits."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+
+from dgemma.bench.llama import compare, refuse_llama
+from dgemma.bench.measure import FLAT, bench
+from dgemma.bench.plot import plot, refuse_plot
+from dgemma.bench.report import markdown
+from dgemma.bench.synthetic import SHAPES, Synthetic, cache_folder, make
+from dgemma.cli import Command
+from dgemma.convert.cli import progress_bar
+from dgemma.convert.recipe import RECIPES
+from dgemma.errors import Error
+from dgemma.model import Model, backends
+
+SHARP = 0.05  # at this temperature random logits leave as few words as a trained model's do
+
+NAMES = ", ".join(f"{name} of {shape['layers']} layers" for name, shape in SHAPES.items())
+
+HELP = f"""Times the parts of a denoising step and the encoding of a prompt, beside what the machine can do at best.
+
+MODEL is a GGUF file; without one, and without --shape, the Sudoku model that comes with dgemma is measured. --shape
+makes a model of random weights in true shapes and formats, once, and keeps it: a file like any other.
+
+\b
+  dg-bench model.gguf
+  dg-bench --shape 26b-a4b --layers 6                  3.5 GiB, a fifth of the real model
+  dg-bench --shape 26b-a4b --layers 6 --against llama-cpp
+  dg-bench model.gguf --json figures.json --plot step.svg
+
+\b
+Shapes: {NAMES}
+
+Operations are two per multiply-add, as the sizes of the model ask for them, whatever was really done; limits are
+measured in the same run. The tables go to standard output, in Markdown. --plot and --against need extra packages:
+pip install 'dgemma[bench]'. The exit status is 0, 1 for a failure, 2 for wrong usage, 130 after Ctrl-C.
+"""
+
+
+def version(ctx: click.Context, param: click.Parameter, wanted: bool) -> None:
+    if wanted:
+        import dgemma
+
+        click.echo(f"dg-bench {dgemma.__version__}")
+        ctx.exit()
+
+
+@click.command(cls=Command, name="dg-bench", help=HELP, context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("model", required=False)
+@click.option("--shape", type=click.Choice(list(SHAPES)), metavar="NAME", help="Measure random weights of this shape.")
+@click.option("--layers", type=click.IntRange(1, 256), metavar="N", help="Of the shape; default: all there are.")
+@click.option(
+    "--type",
+    "type_",
+    type=click.Choice(list(RECIPES), case_sensitive=False),
+    metavar="TYPE",
+    help="Of the shape's weights, as dg-convert's; default: q4_k_m.",
+)
+@click.option(
+    "--cache",
+    type=click.Path(file_okay=False, path_type=Path),
+    metavar="DIR",
+    help="Where the shape's file is kept; default: dgemma in the user's cache.",
+)
+@click.option(
+    "--against", type=click.Choice(["llama-cpp"]), metavar="ENGINE", help="Compare the shape's layers with llama-cpp."
+)
+@click.option(
+    "--runs", type=click.IntRange(1, 1000), default=5, show_default=True, metavar="N", help="After a warm-up."
+)
+@click.option(
+    "--prompt",
+    type=click.IntRange(min=1),
+    default=64,
+    show_default=True,
+    metavar="N",
+    help="Tokens in front of the canvas.",
+)
+@click.option(
+    "--temperature",
+    type=click.FloatRange(0, 1000),
+    metavar="F",
+    help=f"Of the steps; default: {SHARP} for a shape, else the middle of the file's.",
+)
+@click.option(
+    "--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, metavar="N", help="Random seed."
+)
+@click.option("--backend", default="auto", metavar="NAME", help=f"auto, or one of: {', '.join(backends())}.")
+@click.option("--threads", type=click.IntRange(min=1), metavar="N", help="Default: one per processor.")
+@click.option("--exact", is_flag=True, help="Float32 throughout: activations are never rounded to fewer bits.")
+@click.option("--json", "json_file", type=click.Path(path_type=Path), metavar="FILE", help="Write all figures as JSON.")
+@click.option(
+    "--plot", "plot_file", type=click.Path(path_type=Path), metavar="FILE", help="Draw the parts: .svg or .png."
+)
+@click.option("--version", is_flag=True, is_eager=True, expose_value=False, callback=version, help="Print the version.")
+def main(
+    model: str | None,
+    shape: str | None,
+    layers: int | None,
+    type_: str | None,
+    cache: Path | None,
+    against: str | None,
+    runs: int,
+    prompt: int,
+    temperature: float | None,
+    seed: int,
+    backend: str,
+    threads: int | None,
+    exact: bool,
+    json_file: Path | None,
+    plot_file: Path | None,
+) -> None:
+    if model is not None and shape is not None:
+        raise click.UsageError("a MODEL and --shape both say what to measure; give one")
+    if shape is None:
+        needs = {"--layers": layers, "--type": type_, "--cache": cache, "--against": against}
+        for flag, given in needs.items():
+            if given is not None:
+                raise click.UsageError(f"{flag} needs --shape")
+    if plot_file is not None:
+        refuse_plot(plot_file)
+    if against is not None:
+        refuse_llama()
+    for file in (json_file, plot_file):
+        if file is not None and not file.absolute().parent.is_dir():
+            raise Error(f"{file}: there is no folder {file.absolute().parent}")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+
+    asked = None
+    if shape is not None:
+        asked = Synthetic(shape, layers, (type_ or "q4_k_m").lower(), seed)
+        model = os.fspath(synthetic(asked, cache))
+    options: dict[str, Any] = {"exact": True} if exact else {}
+    with Model(model, backend=backend, threads=threads, **options) as opened, telling() as say:
+        about: dict[str, Any] = {"path": opened.path, "name": Path(opened.path).name}
+        about |= {"shape": shape, "layers": opened.config.n_layer, "type": asked.type if asked else None}
+        if asked:
+            about["name"] = f"{shape}, {opened.config.n_layer} layers, {asked.type}, random weights"
+        if temperature is None:
+            temperature = SHARP if asked else (opened.config.t_min + opened.config.t_max) / 2
+        settings = {"exact": exact, "processors": os.cpu_count(), "temperature": temperature}
+        report = bench(
+            opened,
+            runs=runs,
+            prompt=prompt,
+            temperature=temperature,
+            flat=asked is not None and temperature < FLAT,
+            seed=seed,
+            about=about,
+            settings=settings,
+            say=say,
+        )
+        if asked and against:
+            theirs = Synthetic(asked.shape, asked.layers, asked.type, asked.seed, "gemma4")
+            report.comparison = compare(opened, synthetic(theirs, cache), runs, seed, say)
+    click.echo(markdown(report))
+    if json_file is not None:
+        json_file.write_text(json.dumps(report.told(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    if plot_file is not None:
+        plot(report, plot_file)
+
+
+def synthetic(wanted: Synthetic, cache: Path | None) -> Path:
+    """The shape's file, made now if it is not there."""
+    with progress_bar() as progress:
+        return make(cache or cache_folder(), wanted, progress)
+
+
+@contextmanager
+def telling() -> Iterator[Callable[[str], None]]:
+    """A line on standard error, where that is a terminal, of what is being measured."""
+    if sys.stderr is None or not sys.stderr.isatty():
+        yield lambda line: None
+        return
+    from rich.console import Console
+
+    with Console(stderr=True).status("") as status:
+        yield status.update
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,112 @@
+#include "profile.h"
+
+#include <stdatomic.h>
+#include <stdlib.h>
+
+#include "error.h"
+#include "ops.h"
+
+_Thread_local part profile_part;
+static _Thread_local int depth; /* an operation made of others is booked once, as itself */
+
+typedef enum op_id {
+#define DG_OP(name, arguments, names) OP_##name,
+#include "ops.def"
+#undef DG_OP
+    OPS
+} op_id;
+
+static const char *const op_names[OPS] = {
+#define DG_OP(name, arguments, names) #name,
+#include "ops.def"
+#undef DG_OP
+};
+
+static const struct { const char *name, *covers; } parts[PARTS] = {
+#define DG_PART(name, covers) {#name, covers},
+#include "parts.def"
+#undef DG_PART
+};
+
+struct profile {
+    ops plain; /* the table as the backend made it */
+    atomic_ullong nanoseconds[PARTS][OPS], calls[PARTS][OPS];
+};
+
+/* The part of an operation in the stage that forward.c has set. */
+static part part_of(part stage, op_id op) {
+    switch ((int)op) {
+        case OP_attention: return PART_attention;
+        case OP_embed: return PART_elementwise;
+        case OP_rms_norm: case OP_add: case OP_rope: return stage == PART_head || stage == PART_condition ? stage : PART_elementwise;
+        default: return stage;
+    }
+}
+
+static void book(profile *p, op_id op, uint64_t began) {
+    const part at = part_of(profile_part, op);
+    atomic_fetch_add(&p->nanoseconds[at][op], os_nanoseconds() - began);
+    atomic_fetch_add(&p->calls[at][op], 1);
+}
+
+#define DG_OP(name, arguments, names)               \
+    static void timed_##name arguments {            \
+        const uint64_t began = os_nanoseconds();    \
+        depth++;                                    \
+        o->profile->plain.name names;               \
+        if (--depth == 0) book(o->profile, OP_##name, began); \
+    }
+#include "ops.def"
+#undef DG_OP
+
+int dg_profile_start(dg_model *model, dg_error *error) {
+    ops *o = model->ops;
+    dg_profile_stop(model);
+    profile *p = calloc(1, sizeof *p);
+    if (!p) return fail(error, DG_ERROR_SYSTEM, "no memory for a profile");
+    p->plain = *o;
+    o->profile = p;
+#define DG_OP(name, arguments, names) o->name = timed_##name;
+#include "ops.def"
+#undef DG_OP
+    return DG_OK;
+}
+
+void dg_profile_stop(dg_model *model) {
+    ops *o = model->ops;
+    if (!o->profile) return;
+#define DG_OP(name, arguments, names) o->name = o->profile->plain.name;
+#include "ops.def"
+#undef DG_OP
+    profile_free(o);
+}
+
+void profile_free(ops *o) {
+    free(o->profile);
+    o->profile = NULL;
+}
+
+bool dg_profile_read(const dg_model *model, int32_t i, dg_profile_entry *entry) {
+    profile *p = model->ops->profile;
+    if (!p || i < 0 || i >= PARTS * OPS) return false;
+    const int32_t at = i / OPS, op = i % OPS;
+    *entry = (dg_profile_entry){
+        .part = parts[at].name, .op = op_names[op], .seconds = 1e-9 * (double)atomic_load(&p->nanoseconds[at][op]),
+        .calls = (int64_t)atomic_load(&p->calls[at][op]),
+    };
+    return true;
+}
+
+bool dg_part_at(int32_t i, dg_part *out) {
+    if (i < 0 || i >= PARTS) return false;
+    *out = (dg_part){parts[i].name, parts[i].covers};
+    return true;
+}
+
+bool dg_weight_at(const dg_model *model, int32_t i, dg_weight *out) {
+    if (i < 0 || (uint64_t)i >= model->file->n_tensors) return false;
+    const gguf_tensor *t = &model->file->tensors[i];
+    *out = (dg_weight){.type = t->format->id, .bytes = (int64_t)t->bytes};
+    for (uint64_t k = 0; k < t->name.n && k < sizeof out->name - 1; k++) out->name[k] = t->name.at[k];
+    return true;
+}

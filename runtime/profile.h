@@ -1,0 +1,20 @@
+/* Where the time of a pass goes. While a model is profiled, its table of operations is one of wrappers, made from ops.def,
+ * that take the time of the real ones; otherwise nothing is there and nothing costs. */
+#ifndef DG_PROFILE_H
+#define DG_PROFILE_H
+
+typedef enum part {
+#define DG_PART(name, covers) PART_##name,
+#include "parts.def"
+#undef DG_PART
+    PARTS
+} part;
+
+/* What this thread's operations belong to from here on. Norms and the like count as elementwise whatever is set. */
+extern _Thread_local part profile_part;
+
+struct ops;
+typedef struct profile profile;
+void profile_free(struct ops *o);
+
+#endif

@@ -1,0 +1,51 @@
+/* What a denoising step leaves for the self-conditioning of the next: the softened choice of every row. */
+#ifndef DG_SOFT_H
+#define DG_SOFT_H
+
+#include "dg.h"
+
+enum {
+    SOFT_CHUNK = 256,     /* vocabulary that shares one partial sum */
+    SOFT_GROUP = 2048,    /* vocabulary that one thread passes in order, keeping its likely ids */
+    SOFT_GROUP_IDS = 32,  /* most ids kept of a group */
+    SOFT_IDS = 512,       /* most ids kept of a row */
+};
+
+/* Sums over a chunk of a row's scaled logits, against the chunk's own peak: exp(z - peak), and (z - peak) of that. */
+typedef struct soft_part {
+    float peak, total, moment;
+} soft_part;
+
+typedef struct soft_list {
+    int32_t count;
+    int32_t ids[SOFT_GROUP_IDS];
+    float z[SOFT_GROUP_IDS];
+} soft_list;
+
+/* A table of operations fills it in its head op and reads it in its soften op, each in its own way: exact ones keep all
+ * scaled logits, fast ones the likely ids and the share of all others. Memory is taken when touched. */
+typedef struct soft {
+    int64_t n, n_vocab, d;
+    bool started;       /* a step was taken: ids hold its choices */
+    float cap, temperature;
+    float *z;           /* [n][n_vocab] */
+    float *x;           /* [n][d] the rows that the head saw */
+    int32_t *argmax;    /* [n] of the last step */
+    float *floors;      /* [n] what a row's peak is at least */
+    soft_part *parts;   /* [chunks][n] */
+    soft_list *lists;   /* [groups][n] */
+    int32_t *counts;    /* [n] */
+    int32_t *ids;       /* [n][SOFT_IDS] */
+    float *shares;      /* [n][SOFT_IDS] of softmax(z) */
+    double *dropped;    /* [n] the share of the ids that are not there */
+    int32_t *chunks;    /* [n] the chunk that a row's draw falls into */
+    double *aims;       /* [n] and how far */
+    size_t bytes;
+    void *memory;
+} soft;
+
+/* Room for n rows; DG_ERROR_SYSTEM without address space. */
+int soft_new(int64_t n, int64_t n_vocab, int64_t d, soft *s, dg_error *error);
+void soft_free(soft *s);
+
+#endif

@@ -1,0 +1,50 @@
+/* Random material. */
+#ifndef MATERIAL_H
+#define MATERIAL_H
+
+#include <math.h>
+#include <stdlib.h>
+
+#include "model.h"
+
+static uint64_t random_state = 1;
+static inline double uniform(void) { /* splitmix64 */
+    uint64_t z = (random_state += 0x9E3779B97F4A7C15ull);
+    z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9ull;
+    z = (z ^ z >> 27) * 0x94D049BB133111EBull;
+    return (double)((z ^ z >> 31) >> 11) / 9007199254740992.0;
+}
+
+static inline float *numbers(int64_t n, float scale) { /* bell-shaped, within 2 * scale */
+    float *x = malloc((size_t)n * sizeof *x);
+    for (int64_t i = 0; i < n; i++) x[i] = scale * (float)(uniform() + uniform() + uniform() + uniform() - 2.0);
+    return x;
+}
+
+/* Encoded random weights; formats that are only read get random codes under sane scales. */
+static inline tensor weights(int32_t type, int64_t cols, int64_t rows, int64_t experts) {
+    const dg_format *f = dg_format_find(type);
+    const int64_t blocks = cols * rows * experts / f->block;
+    uint8_t *data = malloc((size_t)(blocks * f->bytes));
+    if (f->encode) {
+        float *x = numbers(cols * rows * experts, 0.3f);
+        f->encode(x, data, blocks);
+        free(x);
+    } else {
+        for (int64_t i = 0; i < blocks * f->bytes; i++) data[i] = (uint8_t)(uniform() * 256.0);
+        for (int64_t i = 0; i < blocks; i++) data[i * f->bytes] = 0, data[i * f->bytes + 1] = 0x14; /* d = 2^-10 in front */
+    }
+    const int64_t row = cols / f->block * f->bytes;
+    return (tensor){f, data, cols, rows, experts, row, row * rows};
+}
+
+static inline double error_of(const float *a, const float *b, int64_t n) { /* largest difference, in parts of the largest number */
+    double worst = 0.0, scale = 1e-30;
+    for (int64_t i = 0; i < n; i++) {
+        scale = fmax(scale, fabs((double)b[i]));
+        worst = fmax(worst, fabs((double)a[i] - (double)b[i]));
+    }
+    return worst / scale;
+}
+
+#endif
