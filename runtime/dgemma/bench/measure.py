@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from dgemma.bench.machine import Machine, Memory, measure_machine, peak_resident, told
+from dgemma.bench.machine import Machine, Memory, best_of, measure_machine, peak_resident, told
 from dgemma.bench.profile import Profile, parts
 from dgemma.bench.work import file_formats, pass_operations, step_bytes, step_operations
 from dgemma.events import Step
@@ -154,6 +154,8 @@ def bench(
     say: Callable[[str], None] = lambda line: None,
 ) -> Report:
     """Measures a model. say: told what is being done. about, settings: what else the report tells of model and run."""
+    say("the machine's peaks")
+    machine = measure_machine(model.threads)
     random = np.random.default_rng(seed)
     ids = random.integers(5, model.config.n_vocab, max(prompt, ENCODE), dtype=np.int32)
     context = min(int(model.config.context_length), max(prompt, ENCODE) + int(model.config.canvas_length))
@@ -164,9 +166,9 @@ def bench(
         session.encode(ids[:prompt])
         steps = time_steps(session, profile, temperature, runs, seed, say)
         loose = time_steps(session, profile, FLAT, min(runs, 2), seed, say) if flat else None
-    most = peak_resident()  # before the peaks take memory for themselves
-    say("the machine's peaks")
-    machine = measure_machine(model.threads)
+    most = memory.peak["all"] if memory.peak else peak_resident()
+    say("the machine's peaks, again")
+    machine = best_of(machine, measure_machine(model.threads))
     report = Report(
         machine=machine,
         settings={**settings, "runs": runs, "prompt": prompt, "seed": seed},

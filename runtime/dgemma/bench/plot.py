@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from textwrap import fill
 
 from dgemma.bench.measure import Part, Report, rates
 from dgemma.errors import Error, UsageError
@@ -30,7 +31,7 @@ def plot(report: Report, path: Path) -> None:
 
     steps = report.steps
     shown = [part for part in steps.parts if part.name != "rest"]
-    names = [part.covers.partition(":")[0].replace(", ", ",\n", 1) for part in shown]
+    names = [fill(part.covers.partition(":")[0], 24) for part in shown]
     middle = [part.seconds.median for part in shown]
     low = [part.seconds.median - min(part.seconds.runs) for part in shown]
     high = [max(part.seconds.runs) - part.seconds.median for part in shown]
@@ -45,16 +46,17 @@ def plot(report: Report, path: Path) -> None:
     most = max(ends)
     for place, part, end in zip(places, shown, ends, strict=True):
         axes.text(end + 0.012 * most, place, label(report, part), va="center", fontsize=9)
-    axes.set_xlim(0, most * 1.45)
+    axes.set_xlim(0, most * 1.62)
     axes.spines[["top", "right"]].set_visible(False)
     about, machine = report.model, report.machine
     title = f"{about['name']}: one denoising step, {steps.seconds.median:.3g} s"
-    figure.suptitle(title, x=0.01, ha="left", fontsize=12)
     limits = ", ".join(
         f"{kind} {best / 1e9:.0f}" for kind in ("int8", "float32") if (best := machine.best(kind)) is not None
     )
     where = f"{about['backend']}, threads: {about['threads']}, {machine.clock_hz / 1e9:.2f} GHz"
-    axes.set_title(f"{where}; limits in Gop/s: {limits or 'not known'}", loc="left", fontsize=9, color=FAINT)
+    subtitle = f"{where}; limits in Gop/s: {limits or 'not known'}"
+    axes.annotate(title, (0, 1), (0, 26), "axes fraction", textcoords="offset points", fontsize=12)
+    axes.annotate(subtitle, (0, 1), (0, 10), "axes fraction", textcoords="offset points", fontsize=9, color=FAINT)
     try:
         figure.savefig(path, dpi=150)
     except OSError as problem:

@@ -11,6 +11,7 @@ from dgemma.bench.measure import Part, Report, Steps, Times, rates
 from dgemma.convert.writer import size_text
 
 NOTHING = "–"
+BUSY = 0.75  # of what as many cores could do: less means that others use them, or that two threads share one
 
 
 def markdown(report: Report) -> str:
@@ -58,7 +59,10 @@ def peaks(machine: Machine) -> list[str]:
         one, all_ = (f"{value / 1e9:.0f} {unit}" for value in (peak.one, peak.all))
         rows.append([f"{peak.kind}, {peak.instructions}", one, all_, cycles])
     head = ["limit of this machine", "one thread", count(machine.threads, "thread"), "op/cycle"]
-    return [f"Clock {machine.clock_hz / 1e9:.2f} GHz, measured.", "", *table(head, rows)]
+    lines = [f"Clock {machine.clock_hz / 1e9:.2f} GHz, measured.", "", *table(head, rows)]
+    if any(peak.all < BUSY * machine.threads * peak.one for peak in machine.peaks if peak.kind != "memory"):
+        lines += ["", "Not all threads had a core of their own at every measurement: figures may be of a busy machine."]
+    return lines
 
 
 def count(n: int, noun: str) -> str:
