@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -11,35 +12,41 @@ from typing import Any
 
 import click
 
-from dgemma.cli import Command
+from dgemma.cli import Command, version_option
+from dgemma.cli.sizes import Size
 from dgemma.convert import convert, plan
-from dgemma.convert.plan import Plan
 from dgemma.convert.recipe import RECIPES
-from dgemma.convert.writer import size_text
+from dgemma.convert.report import as_json, describe, deviations, summary
 
-TYPES = "\n".join(f"  {name:<8}{recipe.help}" for name, recipe in RECIPES.items())
+TYPES = "\n".join(f"  {name:<11}{recipe.size:<10}{recipe.help}" for name, recipe in RECIPES.items())
 
-HELP = f"""Writes a DiffusionGemma checkpoint as one GGUF file.
+HELP = f"""Writes a DiffusionGemma checkpoint as a GGUF file, or a GGUF file in other formats.
 
 SOURCE is a folder as Hugging Face has them: config.json, tokenizer.json (or tokenizer.model), and model.safetensors or
-its shards, in bf16, f16 or f32. The vision tower is left out.
+its shards, in bf16, f16 or f32. The vision tower is left out. Or it is a GGUF file of any types, whose metadata is
+kept; of a split one, the first part. From one that is quantised already, errors add up: start from bf16 if you can.
 
 \b
   dg-convert diffusiongemma-26B-A4B-it -o dg.gguf               4.5 bits a weight, 15.7 GiB
   dg-convert diffusiongemma-26B-A4B-it -o dg-q8.gguf --type q8_0
+  dg-convert dg-bf16.gguf -o dg.gguf --verify                   and how far it is from its source
   dg-convert checkpoint -o out.gguf --dry-run                   what it would write, and how much
   dg-convert checkpoint -o out.gguf --set 'blk.*.attn_v.weight=q8_0' --set 'token_embd.weight=bf16'
+  dg-convert checkpoint -o out.gguf --split-max-size 4G         out-00001-of-00004.gguf and so on
 
 \b
-Types, from the largest to the smallest file:
+Types, with the size of diffusiongemma-26B-A4B's file:
 {TYPES}
 
 A type is a recipe: norms, scales and the router are always F32, the embedding and some layers get more bits, and rows
 that do not divide into a format's blocks fall back to a format that they fit. --set changes single tensors: PATTERN is
 a glob over names as --dry-run prints them, TYPE a format such as q4_k or f16; the last that matches a tensor wins.
 
-The file has its name only when it is complete. The exit status is 0 when it is there, 1 for a failure, 2 for wrong
-usage, 130 after Ctrl-C; the last three leave nothing behind.
+--imatrix FILE takes how much each column of a matrix is used, as llama.cpp's llama-imatrix measures it on a text (GGUF,
+or the older .dat), and spends the same bits where they count: sizes stay, errors move to columns that matter less.
+
+A file has its name only when it is complete, and parts only when all are. The exit status is 0 when it is there, 1 for
+a failure, 2 for wrong usage, 130 after Ctrl-C; the last three leave nothing behind.
 """
 
 
@@ -50,14 +57,6 @@ def pairs(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -
         if not (pattern and equals and name):
             raise click.BadParameter(f"{value!r} is not PATTERN=TYPE", ctx, param)
     return [(pattern, name) for pattern, _, name in (value.rpartition("=") for value in values)]
-
-
-def version(ctx: click.Context, param: click.Parameter, wanted: bool) -> None:
-    if wanted:
-        import dgemma
-
-        click.echo(f"dg-convert {dgemma.__version__}")
-        ctx.exit()
 
 
 @click.command(cls=Command, name="dg-convert", help=HELP, context_settings={"help_option_names": ["-h", "--help"]})
@@ -73,55 +72,54 @@ def version(ctx: click.Context, param: click.Parameter, wanted: bool) -> None:
     help="The recipe.",
 )
 @click.option("--set", "overrides", multiple=True, callback=pairs, metavar="PATTERN=TYPE", help="May be repeated.")
+@click.option("--imatrix", type=click.Path(path_type=Path), metavar="FILE", help="Weigh errors by importance.")
+@click.option("--split-max-size", type=Size(), metavar="SIZE", help="Files of at most so much, as 500M or 4G.")
+@click.option("--verify", is_flag=True, help="Compare the file with its source; print the tensors that lost most.")
+@click.option("--json", "json_", type=click.Path(path_type=Path), metavar="FILE", help="All figures of --verify.")
 @click.option("--threads", type=click.IntRange(min=1), metavar="N", help="Default: one per processor.")
 @click.option("--dry-run", is_flag=True, help="Print the plan; read no weights, write nothing.")
 @click.option("--force", is_flag=True, help="Replace FILE if it exists.")
-@click.option("--version", is_flag=True, is_eager=True, expose_value=False, callback=version, help="Print the version.")
+@version_option("dg-convert")
 def main(
     source: Path,
     out: Path | None,
     type_: str,
     overrides: list[tuple[str, str]],
+    imatrix: Path | None,
+    split_max_size: int | None,
+    verify: bool,
+    json_: Path | None,
     threads: int | None,
     dry_run: bool,
     force: bool,
 ) -> None:
+    if json_ and not verify:
+        raise click.UsageError("--json has the figures of --verify: give both")
     if dry_run:
-        click.echo(describe(plan(source, type_, overrides)))
+        todo = plan(source, type_, overrides, imatrix=imatrix, split_max_size=split_max_size)
+        click.echo(describe(todo))
         return
     if out is None:
         raise click.UsageError("nowhere to write to: give -o FILE, or --dry-run")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     with progress_bar() as progress:
-        done = convert(source, out, type_, overrides=overrides, threads=threads, force=force, progress=progress)
-    click.echo(f"{out}: {summary(done.plan)}, in {done.seconds:.1f} s", err=True)
-
-
-def describe(todo: Plan) -> str:
-    """The plan as text: a line per tensor, then the totals."""
-    width = max(len(tensor.want.gguf) for tensor in todo.tensors)
-    lines = [f"{'tensor':<{width}}  {'dims':<20}  {'from':<5}  {'to':<5}  {'bytes':>14}"]
-    for tensor in todo.tensors:
-        dims = " x ".join(map(str, tensor.want.dims))
-        source = tensor.source.dtype if tensor.source else "made"
-        name = tensor.want.gguf
-        lines.append(f"{name:<{width}}  {dims:<20}  {source:<5}  {tensor.format.name:<5}  {tensor.bytes:>14,}")
-    lines += ["", f"{'type':<5}  {'tensors':>7}  {'bytes':>14}"]
-    lines += [f"{name:<5}  {count:>7}  {size:>14,}" for name, (count, size) in todo.histogram().items()]
-    lines += [
-        "",
-        f"tensors       {len(todo.tensors):>14,}  (and {todo.left_out} of the source left out)",
-        f"header bytes  {len(todo.header):>14,}",
-        f"data bytes    {todo.data_bytes:>14,}",
-        f"file bytes    {todo.file_bytes:>14,}  ({size_text(todo.file_bytes)})",
-    ]
-    return "\n".join(lines)
-
-
-def summary(done: Plan) -> str:
-    formats = ", ".join(f"{count} {name}" for name, (count, _) in done.histogram().items())
-    left_out = f"; {done.left_out} tensors left out (vision tower, tied copies)" if done.left_out else ""
-    return f"{done.type}, {size_text(done.file_bytes)}, {len(done.tensors)} tensors ({formats}){left_out}"
+        done = convert(
+            source,
+            out,
+            type_,
+            overrides=overrides,
+            imatrix=imatrix,
+            split_max_size=split_max_size,
+            verify=verify,
+            threads=threads,
+            force=force,
+            progress=progress,
+        )
+    if verify:
+        click.echo(deviations(done))
+    if json_:
+        json_.write_text(json.dumps(as_json(done), indent=1) + "\n", encoding="utf-8")
+    click.echo(f"{done.path}: {summary(done.plan)}, in {done.seconds:.1f} s", err=True)
 
 
 @contextmanager

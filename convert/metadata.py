@@ -10,15 +10,20 @@ from typing import Any
 from dgemma.convert.config import MODEL_TYPE, Config
 from dgemma.convert.names import Wanted
 from dgemma.convert.tokenizer import SCORE, SPECIAL, Vocabulary
+from dgemma.file import File
 from dgemma.keys import keys
 
 TOKENIZER_MODEL = "gemma4"
 QUANTIZATION_VERSION = 2
+ENCODED = "ENCODED"
+
+# What tells of a file and not of its model.
+OF_A_FILE = ("general.alignment", "split.", "quantize.")
 
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """A key of a GGUF file. kind: U32 I32 F32 BOOL STRING, or one of them with an S: an array."""
+    """A key of a GGUF file. kind: one of file.KINDS, one with an S: an array, or ENCODED: bytes as a file has them."""
 
     key: str
     kind: str
@@ -49,6 +54,17 @@ def metadata(config: Config, vocabulary: Vocabulary, needed: Sequence[Wanted], f
     values["file_type"] = file_type
 
     return [Pair(k.key, k.kind, values[k.field]) for k in keys().values() if values[k.field] is not None]
+
+
+def carried(file: File, file_type: int) -> list[Pair]:
+    """The metadata of a file for a new one in other formats."""
+    fresh = {keys()["quantization_version"].key: QUANTIZATION_VERSION, keys()["file_type"].key: file_type}
+    pairs = [
+        Pair(key, "U32", fresh.pop(key)) if key in fresh else Pair(key, ENCODED, value.encoded)
+        for key, value in file.values.items()
+        if not key.startswith(OF_A_FILE)
+    ]
+    return pairs + [Pair(key, "U32", value) for key, value in fresh.items()]
 
 
 def size_label(needed: Sequence[Wanted], n_expert: int) -> str:

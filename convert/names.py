@@ -16,6 +16,9 @@ from dgemma.errors import FormatError
 UNNEEDED = ("model.encoder.vision_tower.", "model.encoder.embed_vision.")
 TIED = {"lm_head.": "model.decoder.embed_tokens.", "model.encoder.language_model.": "model.decoder."}
 
+# The tensors that older files have in place of a fused one, in the order of its rows.
+HALVES = {"ffn_gate_up_exps": ("ffn_gate_exps", "ffn_up_exps")}
+
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
@@ -30,6 +33,11 @@ class Wanted:
     @property
     def count(self) -> int:
         return math.prod(self.dims)
+
+    @property
+    def halves(self) -> tuple[str, ...]:
+        """The names of the tensors that older files have in its place; none for most."""
+        return next((tuple(self.gguf.replace(f, h) for h in of) for f, of in HALVES.items() if f in self.gguf), ())
 
     @property
     def is_float(self) -> bool:

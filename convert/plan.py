@@ -1,46 +1,64 @@
-"""What a conversion will do: every tensor's source, format and place in the file, and the header in full."""
+"""What a conversion will do: every tensor's source, format and place in the file, and the headers in full."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
 
 from dgemma.convert import recipe
-from dgemma.convert.config import Config, read_config
-from dgemma.convert.metadata import metadata
-from dgemma.convert.names import Wanted, match, wanted
-from dgemma.convert.safetensors import Checkpoint, SourceTensor
-from dgemma.convert.tokenizer import read_vocabulary
-from dgemma.convert.writer import aligned, header
-from dgemma.errors import FormatError, SystemFailure
+from dgemma.convert.config import Config
+from dgemma.convert.encode import rope_freqs
+from dgemma.convert.metadata import Pair
+from dgemma.convert.names import Wanted, wanted
+from dgemma.convert.safetensors import SourceTensor
+from dgemma.convert.source import Source
+from dgemma.convert.writer import ALIGNMENT, aligned, header, header_bytes, size_text
+from dgemma.errors import UsageError
 from dgemma.formats import Format
 
 
 @dataclass(frozen=True, slots=True)
 class Planned:
-    """A tensor of the file. `source` is None where the converter makes it; `offset` is within the data section."""
+    """A tensor of the file. Its values are `made`, or in `sources`; `offset` is within its part's data section."""
 
     want: Wanted
-    source: SourceTensor | None
+    sources: tuple[SourceTensor, ...]
+    made: NDArray[Any] | None
     format: Format
     offset: int
     bytes: int
 
     @property
     def source_bytes(self) -> int:
-        return self.source.bytes if self.source else 0
+        return sum(source.bytes for source in self.sources)
+
+    @property
+    def source_format(self) -> str:
+        return "+".join(dict.fromkeys(source.dtype for source in self.sources)) or "made"
+
+    def runs(self) -> Iterator[tuple[SourceTensor | None, int, int]]:
+        """(source, its first value, values), in the tensor's order: several sources take turns, expert by expert."""
+        if len(self.sources) <= 1:
+            yield self.sources[0] if self.sources else None, 0, self.want.count
+            return
+        for expert in range(self.want.dims[-1]):
+            for source in self.sources:
+                count = source.count // self.want.dims[-1]
+                yield source, expert * count, count
 
 
 @dataclass(frozen=True)
-class Plan:
-    folder: Path
-    type: str
-    config: Config
+class Part:
+    """A file to write: the whole, or a part of it."""
+
     header: bytes
     tensors: list[Planned]
-    left_out: int  # tensors of the source that no GGUF file holds
 
     @property
     def data_bytes(self) -> int:
@@ -49,6 +67,31 @@ class Plan:
     @property
     def file_bytes(self) -> int:
         return len(self.header) + self.data_bytes
+
+
+@dataclass(frozen=True)
+class Plan:
+    source: Path
+    type: str
+    config: Config
+    parts: list[Part]
+    left_out: int  # tensors of the source that no GGUF file holds
+
+    @property
+    def tensors(self) -> list[Planned]:
+        return list(chain.from_iterable(part.tensors for part in self.parts))
+
+    @property
+    def header_bytes(self) -> int:
+        return sum(len(part.header) for part in self.parts)
+
+    @property
+    def data_bytes(self) -> int:
+        return sum(part.data_bytes for part in self.parts)
+
+    @property
+    def file_bytes(self) -> int:
+        return self.header_bytes + self.data_bytes
 
     @property
     def source_bytes(self) -> int:
@@ -64,28 +107,70 @@ class Plan:
         return {name: (counts[name], size) for name, size in sizes.most_common()}
 
 
-def open_source(folder: Path) -> Checkpoint:
-    if not folder.exists():
-        raise SystemFailure(f"{folder}: no such folder")
-    if not folder.is_dir():
-        raise FormatError(f"{folder}: expected the folder of a Hugging Face checkpoint, found a file")
-    return Checkpoint(folder)
-
-
-def make_plan(checkpoint: Checkpoint, folder: Path, type: str, overrides: Sequence[tuple[str, str]] = ()) -> Plan:
-    """Reads the small files of the source and decides everything; no weight is read."""
-    chosen_recipe = recipe.find(type)
-    config = read_config(folder)
-    needed = wanted(config)
-    sources, left_out = match(checkpoint.tensors, needed, folder)
-    formats = recipe.assign(needed, chosen_recipe, overrides)
-    vocabulary = read_vocabulary(folder, config.values["n_vocab"], config.special_ids)
-    tensors, offset = [], 0
+def make_plan(
+    source: Source,
+    type: str,
+    overrides: Sequence[tuple[str, str]] = (),
+    split_max_size: int | None = None,
+    more: Sequence[Pair] = (),
+) -> Plan:
+    """Reads the small files of the source and decides everything; no weight is read. more: further metadata."""
+    chosen = recipe.find(type)
+    needed = wanted(source.config)
+    origins, left_out = source.origin(needed)
+    formats = recipe.assign(needed, chosen, overrides)
+    tensors = []
     for want in needed:
-        to = formats[want.gguf]
-        size = want.count // to.block * to.bytes
-        tensors.append(Planned(want, sources.get(want.gguf), to, offset, size))
-        offset = aligned(offset + size)
-    pairs = metadata(config, vocabulary, needed, chosen_recipe.file_type)
-    places = [(t.want.gguf, t.want.dims, t.format.id, t.offset) for t in tensors]
-    return Plan(folder, type, config, header(pairs, places), tensors, left_out)
+        sources, to = origins.get(want.gguf, ()), formats[want.gguf]
+        made = None if sources else rope_freqs(source.config)
+        tensors.append(Planned(want, sources, made, to, 0, want.count // to.block * to.bytes))
+    pairs = [*source.pairs(needed, chosen.file_type), *more]
+    return Plan(source.path, type, source.config, _parts(pairs, tensors, split_max_size), left_out)
+
+
+def _parts(pairs: list[Pair], tensors: list[Planned], most: int | None) -> list[Part]:
+    """One part, or several of at most so many bytes: the first has the metadata, each its number and their count."""
+    if most is None or len(grouped := _grouped(pairs, tensors, most)) == 1:
+        return [_part(pairs, tensors)]
+    parts = []
+    for i, group in enumerate(grouped):
+        parts.append(_part((pairs if i == 0 else []) + _split_pairs(i, len(grouped), len(tensors)), group))
+    return parts
+
+
+def _split_pairs(i: int, n: int, n_tensors: int) -> list[Pair]:
+    numbers = Pair("split.no", "U16", i), Pair("split.count", "U16", n)
+    return [*numbers, Pair("split.tensors.count", "I32", n_tensors)]
+
+
+def _grouped(pairs: list[Pair], tensors: list[Planned], most: int) -> list[list[Planned]]:
+    """The tensors in order, each group as long as its file stays within `most` bytes."""
+    groups: list[list[Planned]] = []
+    room = 0
+    for tensor in tensors:
+        entry = header_bytes([], [_place(tensor)]) - header_bytes([], [])
+        needs = entry + aligned(tensor.bytes)
+        if not groups or needs > room:
+            keys = (pairs if not groups else []) + _split_pairs(0, 0, 0)
+            room = most - header_bytes(keys, []) - (ALIGNMENT - 1)  # and the padding behind it
+            groups.append([])
+        if needs > room:
+            raise UsageError(
+                f"--split-max-size {size_text(most)}: {tensor.want.gguf} and the header of its part need"
+                f" {size_text(most - room + needs)}"
+            )
+        groups[-1].append(tensor)
+        room -= needs
+    return groups
+
+
+def _part(pairs: Sequence[Pair], tensors: Sequence[Planned]) -> Part:
+    placed, offset = [], 0
+    for t in tensors:
+        placed.append(Planned(t.want, t.sources, t.made, t.format, offset, t.bytes))
+        offset = aligned(offset + t.bytes)
+    return Part(header(pairs, [_place(t) for t in placed]), placed)
+
+
+def _place(tensor: Planned) -> tuple[str, tuple[int, ...], int, int]:
+    return tensor.want.gguf, tensor.want.dims, tensor.format.id, tensor.offset

@@ -20,40 +20,69 @@ def more_bits(i: int, n: int) -> bool:
     return i < n // 8 or i >= 7 * n // 8 or (i - n // 8) % 3 == 2
 
 
-def _same(base: str) -> Callable[[Wanted, int, int], str]:
+Rule = Callable[[Wanted, int, int], str]
+
+
+def _same(base: str) -> Rule:
     return lambda want, i, n: base
 
 
-def _mixed(base: str) -> Callable[[Wanted, int, int], str]:
+def _mixed(base: str) -> Rule:
     """_M recipes: attn_v and the down projections of the layers that matter more get Q6_K."""
 
     def rule(want: Wanted, i: int, n: int) -> str:
-        special = ".attn_v." in want.gguf or ".ffn_down" in want.gguf
-        return "Q6_K" if special and more_bits(i, n) else base
+        return "Q6_K" if (_is_value(want) or _is_down(want)) and more_bits(i, n) else base
 
     return rule
+
+
+def _first(base: str, values: int) -> Rule:
+    """The first `values` attn_v and the down projections of the first eighth of the layers get Q5_K."""
+
+    def rule(want: Wanted, i: int, n: int) -> str:
+        return "Q5_K" if (_is_value(want) and i < values) or (_is_down(want) and i < n // 8) else base
+
+    return rule
+
+
+def _dense8(experts: str) -> Rule:
+    """Ours: experts, of which a token meets a sixteenth, in few bits; what every token passes through in eight."""
+    return lambda want, i, n: experts if "_exps." in want.gguf else "Q8_0"
+
+
+def _is_value(want: Wanted) -> bool:
+    return ".attn_v." in want.gguf
+
+
+def _is_down(want: Wanted) -> bool:
+    return ".ffn_down" in want.gguf
 
 
 @dataclass(frozen=True)
 class Recipe:
     """`rule` gives the format of a matrix that is number i of the n of its name."""
 
-    file_type: int  # general.file_type
+    file_type: int  # general.file_type; of our own recipes, that of the nearest other
     table: str  # the format of the embedding, which is also the output head
-    rule: Callable[[Wanted, int, int], str]
+    rule: Rule
+    size: str  # of the published checkpoint's file
     help: str
 
 
-# THE list of types.
+# THE list of types, from the largest file to the smallest.
 RECIPES = {
-    "f32": Recipe(0, "F32", _same("F32"), "32-bit floats, for comparisons"),
-    "f16": Recipe(1, "F16", _same("F16"), "16-bit floats with a small range"),
-    "bf16": Recipe(32, "BF16", _same("BF16"), "the checkpoint's own values, nothing lost"),
-    "q8_0": Recipe(7, "Q8_0", _same("Q8_0"), "8.5 bits a weight, hardly to be told from bf16"),
-    "q6_k": Recipe(18, "Q6_K", _same("Q6_K"), "6.6 bits a weight"),
-    "q5_k_m": Recipe(17, "Q6_K", _mixed("Q5_K"), "5.5 bits, more where it matters"),
-    "q4_k_m": Recipe(15, "Q6_K", _mixed("Q4_K"), "4.5 bits, more where it matters: the usual choice"),
-    "q4_0": Recipe(2, "Q6_K", _same("Q4_0"), "4.5 bits the plain way, quick to encode"),
+    "f32": Recipe(0, "F32", _same("F32"), "94.1 GiB", "32-bit floats, for comparisons"),
+    "f16": Recipe(1, "F16", _same("F16"), "47.1 GiB", "16-bit floats with a small range"),
+    "bf16": Recipe(32, "BF16", _same("BF16"), "47.1 GiB", "the checkpoint's own values, nothing lost"),
+    "q8_0": Recipe(7, "Q8_0", _same("Q8_0"), "25.0 GiB", "8.5 bits a weight, hardly to be told from bf16"),
+    "q6_k": Recipe(18, "Q6_K", _same("Q6_K"), "21.1 GiB", "6.6 bits a weight"),
+    "q5_k_m": Recipe(17, "Q6_K", _mixed("Q5_K"), "17.8 GiB", "5.5 bits, more where it matters"),
+    "q5_dense8": Recipe(17, "Q8_0", _dense8("Q5_K"), "17.5 GiB", "experts in 5.5 to 6 bits, all else in 8.5 (ours)"),
+    "q4_k_m": Recipe(15, "Q6_K", _mixed("Q4_K"), "15.7 GiB", "4.5 bits, more where it matters: the usual choice"),
+    "q4_dense8": Recipe(15, "Q8_0", _dense8("Q4_K"), "15.3 GiB", "experts in 4.5 to 5.5 bits, all else in 8.5 (ours)"),
+    "q4_k_s": Recipe(14, "Q6_K", _first("Q4_K", values=4), "14.4 GiB", "4.5 bits, more in the first layers alone"),
+    "iq4_nl": Recipe(25, "Q6_K", _first("IQ4_NL", values=0), "13.6 GiB", "4.5 bits on uneven levels, slow to encode"),
+    "q4_0": Recipe(2, "Q6_K", _same("Q4_0"), "13.5 GiB", "4.5 bits the plain way, quick to encode"),
 }
 
 

@@ -24,7 +24,7 @@ MOST_HEADER_BYTES = 100_000_000
 
 @dataclass(frozen=True, slots=True)
 class SourceTensor:
-    """Where a tensor lies: `shape` slowest first, `offset` from the start of the file."""
+    """Where a tensor lies: `shape` slowest first, `offset` from the start of the file, `dtype` the name of a format."""
 
     name: str
     file: Path
@@ -32,6 +32,10 @@ class SourceTensor:
     shape: tuple[int, ...]
     offset: int
     bytes: int
+
+    @property
+    def count(self) -> int:
+        return math.prod(self.shape)
 
 
 class Checkpoint:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import re
 import secrets
 import struct
 from collections.abc import Iterable, Iterator, Sequence
@@ -12,15 +13,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from dgemma.convert.metadata import Pair
+from dgemma.convert.metadata import ENCODED, Pair
 from dgemma.errors import Error, SystemFailure, UsageError
+from dgemma.file import ARRAY, KINDS
 
 ALIGNMENT = 32
 MAGIC, VERSION = b"GGUF", 3
-
-# GGUF's numbers of value types, and how struct packs them.
-KINDS = {"U32": (4, "I"), "I32": (5, "i"), "F32": (6, "f"), "BOOL": (7, "?"), "STRING": (8, "")}
-ARRAY = 9
 
 
 def aligned(size: int) -> int:
@@ -29,16 +27,27 @@ def aligned(size: int) -> int:
 
 def header(pairs: Sequence[Pair], tensors: Iterable[tuple[str, Sequence[int], int, int]]) -> bytes:
     """Everything before the data section, padded. tensors: name, dims fastest first, format id, offset in the data."""
-    tensors = list(tensors)
+    out = _unpadded(pairs, list(tensors))
+    return bytes(out.ljust(aligned(len(out)), b"\0"))
+
+
+def header_bytes(pairs: Sequence[Pair], tensors: Iterable[tuple[str, Sequence[int], int, int]]) -> int:
+    """How long it is without its padding."""
+    return len(_unpadded(pairs, list(tensors)))
+
+
+def _unpadded(pairs: Sequence[Pair], tensors: Sequence[tuple[str, Sequence[int], int, int]]) -> bytearray:
     out = bytearray(MAGIC + struct.pack("<IQQ", VERSION, len(tensors), len(pairs)))
     for pair in pairs:
         out += _string(pair.key, pair.key) + _value(pair)
     for name, dims, format_id, offset in tensors:
         out += _string(name, name) + struct.pack(f"<I{len(dims)}QIQ", len(dims), *dims, format_id, offset)
-    return bytes(out.ljust(aligned(len(out)), b"\0"))
+    return out
 
 
 def _value(pair: Pair) -> bytes:
+    if pair.kind == ENCODED:
+        return bytes(pair.value)
     if pair.kind in KINDS:
         number, code = KINDS[pair.kind]
         return struct.pack("<I", number) + _scalar(pair.key, code, pair.value)
@@ -67,10 +76,25 @@ def refuse_target(out: Path, force: bool, source: Path) -> None:
         raise Error(f"{out}: there is no folder {out.parent}")
     if out.is_dir() or (out.exists() and not out.is_file()):
         raise Error(f"{out}: not a regular file")
+    if _set_of(out) == _set_of(source.resolve()):
+        raise UsageError(f"{out}: this is the source; call the new file something else")
     if out.parent == source.resolve() and out.suffix != ".gguf":
         raise UsageError(f"{out}: a file inside the source; call it something.gguf")
     if out.exists() and not force:
         raise Error(f"{out}: this file exists; --force replaces it")
+
+
+def _set_of(path: Path) -> Path:
+    """The same for all parts of a split file."""
+    return path.with_name(re.sub(r"-\d{5}(-of-\d{5}\.gguf)$", r"\1", path.name))
+
+
+def part_paths(target: Path, count: int) -> list[Path]:
+    """The names of the parts of a split file, as llama.cpp has them; of one part, the target's own."""
+    if count == 1:
+        return [target]
+    stem = target.name.removesuffix(".gguf")
+    return [target.with_name(f"{stem}-{i + 1:05}-of-{count:05}.gguf") for i in range(count)]
 
 
 class NewFile:
@@ -82,10 +106,7 @@ class NewFile:
     def __init__(self, target: Path, size: int) -> None:
         self.target = target
         self._remove_stale()
-        free = os.statvfs(target.parent)
-        if free.f_blocks and size > free.f_bavail * free.f_frsize:
-            needs, has = size_text(size), size_text(free.f_bavail * free.f_frsize)
-            raise SystemFailure(f"{target}: no space left on device: it needs {needs}, {target.parent} has {has}")
+        _refuse_full_disk(target, size)
         self._temporary = target.parent / f".{target.name}.{secrets.token_hex(6)}.part"
         with self._named_errors():
             flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
@@ -101,11 +122,23 @@ class NewFile:
 
     def commit(self, force: bool) -> None:
         """Puts the complete file under its name, safely on disk."""
+        self.finish(force)
+        self.rename()
+        self.sync_folder()
+
+    def finish(self, force: bool) -> None:
+        """The file is complete: on disk, though not under its name."""
         with self._named_errors():
             os.fsync(self._descriptor)
-            if self.target.exists() and not force:
-                raise Error(f"{self.target}: this file appeared meanwhile; --force replaces it")
+        if self.target.exists() and not force:
+            raise Error(f"{self.target}: this file appeared meanwhile; --force replaces it")
+
+    def rename(self) -> None:
+        with self._named_errors():
             os.replace(self._temporary, self.target)
+
+    def sync_folder(self) -> None:
+        with self._named_errors():
             folder = os.open(self.target.parent, os.O_RDONLY | os.O_DIRECTORY)
             try:
                 os.fsync(folder)
@@ -136,6 +169,49 @@ class NewFile:
         os.close(self._descriptor)
         with contextlib.suppress(FileNotFoundError):
             self._temporary.unlink()
+
+
+class NewFiles:
+    """The parts of one file. None has its name before all are complete; the first, without which none can be opened,
+    gets it last, and loses it first where it replaces another: old and new parts never meet.
+    """
+
+    def __init__(self, targets: Sequence[Path], sizes: Sequence[int]) -> None:
+        _refuse_full_disk(targets[0], sum(sizes))
+        self._named: list[Path] = []
+        self.files: list[NewFile] = []
+        with contextlib.ExitStack() as stack:
+            for target, size in zip(targets, sizes, strict=True):
+                self.files.append(stack.enter_context(NewFile(target, size)))
+            self._stack = stack.pop_all()
+
+    def commit(self, force: bool) -> None:
+        for file in self.files:
+            file.finish(force)
+        first, *others = self.files
+        if others:
+            first.target.unlink(missing_ok=True)
+        for file in (*others, first):
+            self._named.append(file.target)
+            file.rename()
+        first.sync_folder()
+        self._named.clear()
+
+    def __enter__(self) -> NewFiles:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._stack.__exit__(kind, error, at)
+        if len(self.files) > 1:
+            for path in self._named:  # a commit that was cut off
+                path.unlink(missing_ok=True)
+
+
+def _refuse_full_disk(target: Path, size: int) -> None:
+    free = os.statvfs(target.parent)
+    if free.f_blocks and size > free.f_bavail * free.f_frsize:
+        needs, has = size_text(size), size_text(free.f_bavail * free.f_frsize)
+        raise SystemFailure(f"{target}: no space left on device: it needs {needs}, {target.parent} has {has}")
 
 
 def _escaped(name: str) -> str:

@@ -20,8 +20,9 @@ typedef struct dg_format {
     int32_t bytes;    /* bytes per block */
     /* blocks[n_blocks] -> values[n_blocks * block], float32 */
     void (*decode)(const void *blocks, float *values, int64_t n_blocks);
-    /* values[n_blocks * block] -> blocks[n_blocks]; NULL where the format is only read */
-    void (*encode)(const float *values, void *blocks, int64_t n_blocks);
+    /* values[n_blocks * block] -> blocks[n_blocks]; NULL where the format is only read. importance: NULL, or a positive
+     * weight, around 1, for the squared error of each value */
+    void (*encode)(const float *values, void *blocks, int64_t n_blocks, const float *importance);
 } dg_format;
 
 int32_t dg_format_count(void);

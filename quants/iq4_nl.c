@@ -27,16 +27,13 @@ static void iq4_block(const float *values, float scale, block_iq4_nl *b) {
     pack_halves(codes, b->q);
 }
 
-void iq4_nl_encode(const float *values, void *blocks, int64_t n_blocks) {
+void iq4_nl_encode(const float *values, void *blocks, int64_t n_blocks, const float *importance) {
     static const float tries[] = {105.0f, 112.0f, 119.0f, 126.0f, 133.0f, 140.0f};
     block_iq4_nl *b = blocks;
     for (int64_t n = 0; n < n_blocks; n += LANES) {
         const int64_t left = n_blocks - n < LANES ? n_blocks - n : LANES;
-        float four[LANES * 32] = {0};
-        memcpy(four, values + 32 * n, (size_t)left * 32 * sizeof *four);
-        lanes x[32];
-        lanes_load(four, 32, x);
-        const lanes scale = search_scale(x, 32, iq4_nearest, tries, sizeof tries / sizeof *tries);
-        for (int64_t k = 0; k < left; k++) iq4_block(four + 32 * k, scale[k], b + n + k);
+        const float *weights = importance ? importance + 32 * n : NULL;
+        const lanes scale = search_blocks(values + 32 * n, weights, left, iq4_nearest, tries, sizeof tries / sizeof *tries);
+        for (int64_t k = 0; k < left; k++) iq4_block(values + 32 * (n + k), scale[k], b + n + k);
     }
 }

@@ -4,18 +4,21 @@
 
 static inline lanes q6_k_nearest(lanes v) { return round_lanes(clamp_lanes(v, -32.0f, 31.0f)); }
 
-void q6_k_encode(const float *values, void *blocks, int64_t n_blocks) {
-    static const float tries[] = {25.0f, 26.0f, 27.0f, 28.0f, 29.0f, 30.0f, 31.0f, 32.0f};
+void q6_k_encode(const float *values, void *blocks, int64_t n_blocks, const float *importance) {
+    enum { N_TRIES = 8 };
+    static const float tries[N_TRIES] = {25.0f, 26.0f, 27.0f, 28.0f, 29.0f, 30.0f, 31.0f, 32.0f};
     block_q6_k *b = blocks;
     for (int64_t n = 0; n < n_blocks; n++, b++, values += 256) {
         union {
             lanes four[4];
             float of[16];
         } scale;
-        lanes x[16];
+        lanes x[16], w[16];
         for (int j = 0; j < 4; j++) {
             lanes_load(values + 64 * j, 16, x);
-            scale.four[j] = search_scale(x, 16, q6_k_nearest, tries, sizeof tries / sizeof *tries);
+            const lanes *weights = lanes_load_weights(importance ? importance + 256 * n + 64 * j : NULL, 16, w);
+            scale.four[j] = weights ? search_scale(x, weights, 16, q6_k_nearest, tries, N_TRIES)
+                                    : search_scale(x, NULL, 16, q6_k_nearest, tries, N_TRIES);
         }
         float low = 0.0f, high = 0.0f;
         for (int j = 0; j < 16; j++) {

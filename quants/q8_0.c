@@ -9,7 +9,8 @@ static inline int32_t round_away(float v) {
     return whole + (rest >= 0.5f) - (rest <= -0.5f);
 }
 
-void q8_0_encode(const float *values, void *blocks, int64_t n_blocks) {
+void q8_0_encode(const float *values, void *blocks, int64_t n_blocks, const float *importance) {
+    (void)importance;
     block_q8_0 *b = blocks;
     for (int64_t k = 0; k < n_blocks; k++, values += 32) {
         const float d = peak32(values) / 127.0f;

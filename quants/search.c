@@ -1,55 +1,62 @@
-/* Q4_K and Q5_K: scales with minimums. */
+/* Scales with minimums: Q4_K and Q5_K, and Q5_1 where weights are given. */
 #include "search.h"
 
 typedef struct {
-    lanes scale, min, error; /* value = scale * code - min, min >= 0; squared error less the sum of squares */
-} affine_fit;
-
-typedef struct {
-    lanes q, qq, qx; /* sums of codes, of their squares, and of their products with the values */
+    lanes q, qq, qx; /* weighted sums of codes, of their squares, and of their products with the values */
 } affine_sums;
 
 /* The sums for codes = (x + min) * inverse, rounded, 0 to top. */
-static inline affine_sums affine_codes(const lanes *x, float top, lanes min, lanes inverse) {
+static inline affine_sums affine_codes(const lanes *x, const lanes *weights, float top, lanes min, lanes inverse) {
     affine_sums s = {{0}, {0}, {0}};
     for (int i = 0; i < 32; i++) {
-        const lanes q = round_lanes(clamp_lanes((x[i] + min) * inverse, 0.0f, top));
-        s.q += q;
-        s.qq += q * q;
-        s.qx += q * x[i];
+        const lanes q = round_lanes(clamp_lanes((x[i] + min) * inverse, 0.0f, top)), wq = weights ? weights[i] * q : q;
+        s.q += wq;
+        s.qq += wq * q;
+        s.qx += wq * x[i];
     }
     return s;
 }
 
+typedef struct {
+    lanes weight, wx; /* sums of the weights, and of their products with the values */
+} affine_totals;
+
 /* Fits scale and minimum to such codes by least squares, and keeps them in *best where the error is smaller. */
-static inline void affine_try(const lanes *x, lanes sum, float top, lanes min, lanes inverse, affine_fit *best) {
-    const affine_sums s = affine_codes(x, top, min, inverse);
+static inline void affine_try(const lanes *x, const lanes *weights, affine_totals of, float top, lanes min, lanes inverse, affine_fit *best) {
+    const affine_sums s = affine_codes(x, weights, top, min, inverse);
     const lanes zero = all_lanes(0.0f);
-    lanes scale = ratio(32.0f * s.qx - s.q * sum, 32.0f * s.qq - s.q * s.q);
-    lanes m = (scale * s.q - sum) * (1.0f / 32.0f);
+    lanes scale = ratio(of.weight * s.qx - s.q * of.wx, of.weight * s.qq - s.q * s.q);
+    lanes m = ratio(scale * s.q - of.wx, of.weight);
     const lane_mask positive = m > zero; /* else the best minimum that can be stored is 0 */
     scale = choose(positive, scale, ratio(s.qx, s.qq));
     m = choose(positive, m, zero);
-    const lanes error = scale * (scale * s.qq - 2.0f * (s.qx + m * s.q)) + m * (32.0f * m + 2.0f * sum);
+    const lanes error = scale * (scale * s.qq - 2.0f * (s.qx + m * s.q)) + m * (of.weight * m + 2.0f * of.wx);
     const lane_mask better = error < best->error;
     best->error = choose(better, error, best->error);
     best->scale = choose(better, scale, best->scale);
     best->min = choose(better, m, best->min);
 }
 
-static affine_fit affine_search(const lanes *x, float top) {
-    lanes low = all_lanes(0.0f), high = x[0], sum = low;
+static inline affine_fit affine_search(const lanes *x, const lanes *weights, float top) {
+    lanes low = all_lanes(0.0f), high = x[0];
+    affine_totals of = {low, low};
     for (int i = 0; i < 32; i++) {
         low = choose(x[i] < low, x[i], low);
         high = choose(x[i] > high, x[i], high);
-        sum += x[i];
+        of.weight += weights ? weights[i] : all_lanes(1.0f);
+        of.wx += weights ? weights[i] * x[i] : x[i];
     }
     affine_fit best = {{0}, {0}, {0}};
     const lanes unit = ratio(all_lanes(1.0f), high - low);
     /* tried: steps a little wider or narrower than the range asks for, then twice the best fit so far */
-    for (int t = 0; t < 8; t++) affine_try(x, sum, top, -low, (top - 2.0f + 0.4f * (float)t) * unit, &best);
-    for (int t = 0; t < 2; t++) affine_try(x, sum, top, best.min, ratio(all_lanes(1.0f), best.scale), &best);
+    for (int t = 0; t < 8; t++) affine_try(x, weights, of, top, -low, (top - 2.0f + 0.4f * (float)t) * unit, &best);
+    for (int t = 0; t < 2; t++) affine_try(x, weights, of, top, best.min, ratio(all_lanes(1.0f), best.scale), &best);
     return best;
+}
+
+/* Two copies of the search, so that the one without weights does not pay for them. */
+affine_fit search_affine_lanes(const lanes *x, const lanes *weights, float top) {
+    return weights ? affine_search(x, weights, top) : affine_search(x, NULL, top);
 }
 
 static float largest8(const float *v) {
@@ -67,15 +74,17 @@ static void quantize8(float *v, float d, uint8_t *codes) {
     }
 }
 
-void search_affine(const float *values, float top, affine_block *b) {
-    lanes x[2][32];
+void search_affine(const float *values, const float *importance, float top, affine_block *b) {
+    lanes x[2][32], w[2][32];
+    const lanes *weights[2];
     union {
         lanes half[2];
         float of[8];
     } scale, min;
     for (int h = 0; h < 2; h++) {
         lanes_load(values + 128 * h, 32, x[h]);
-        const affine_fit fit = affine_search(x[h], top);
+        weights[h] = lanes_load_weights(importance ? importance + 128 * h : NULL, 32, w[h]);
+        const affine_fit fit = search_affine_lanes(x[h], weights[h], top);
         scale.half[h] = fit.scale;
         min.half[h] = fit.min;
     }
@@ -83,7 +92,7 @@ void search_affine(const float *values, float top, affine_block *b) {
     b->dmin = scale_for(largest8(min.of), 63.0f);
     quantize8(min.of, half_to_float(b->dmin), b->min);
     for (int h = 0; h < 2; h++) {
-        const affine_sums s = affine_codes(x[h], top, min.half[h], ratio(all_lanes(1.0f), scale.half[h]));
+        const affine_sums s = affine_codes(x[h], weights[h], top, min.half[h], ratio(all_lanes(1.0f), scale.half[h]));
         scale.half[h] = ratio(s.qx + min.half[h] * s.q, s.qq);
     }
     b->d = scale_for(largest8(scale.of), 63.0f);

@@ -2,6 +2,8 @@
  * lanes and nothing branches. Vectors are the compiler's own (gcc, clang): four floats on every processor. */
 #ifndef DG_SEARCH_H
 #define DG_SEARCH_H
+#include <stddef.h>
+
 #include "uniform.h"
 
 typedef float lanes __attribute__((vector_size(16)));
@@ -39,9 +41,17 @@ static inline uint16_t scale_for(float largest, float steps) {
     return half_from_float(clamp(largest / steps, -65504.0f, 65504.0f));
 }
 
+/* The same of what may be NULL: returns x, or NULL. */
+static inline const lanes *lanes_load_weights(const float *importance, int n, lanes *x) {
+    if (!importance) return NULL;
+    lanes_load(importance, n, x);
+    return x;
+}
+
 /* The scale per lane with which codes, as `nearest` finds them, reproduce n values best: the least-squares fit to the
- * codes of the best of several tries. A try of t puts the value of largest magnitude, with its sign, at -t. */
-static inline lanes search_scale(const lanes *x, int n, lanes (*nearest)(lanes), const float *tries, int n_tries) {
+ * codes of the best of several tries. A try of t puts the value of largest magnitude, with its sign, at -t.
+ * weights: NULL, or of the squared errors. */
+static inline lanes search_scale(const lanes *x, const lanes *weights, int n, lanes (*nearest)(lanes), const float *tries, int n_tries) {
     lanes low = all_lanes(0.0f), high = low, scale = low, best = low;
     for (int i = 0; i < n; i++) {
         low = choose(x[i] < low, x[i], low);
@@ -53,9 +63,9 @@ static inline lanes search_scale(const lanes *x, int n, lanes (*nearest)(lanes),
         const lanes inverse = t < n_tries ? unit * tries[t] : ratio(all_lanes(1.0f), scale);
         lanes qx = all_lanes(0.0f), qq = qx;
         for (int i = 0; i < n; i++) {
-            const lanes q = nearest(x[i] * inverse);
-            qx += q * x[i];
-            qq += q * q;
+            const lanes q = nearest(x[i] * inverse), wq = weights ? weights[i] * q : q;
+            qx += wq * x[i];
+            qq += wq * q;
         }
         const lanes fit = ratio(qx, qq), explained = fit * qx;
         const lane_mask better = explained > best;
@@ -65,14 +75,43 @@ static inline lanes search_scale(const lanes *x, int n, lanes (*nearest)(lanes),
     return scale;
 }
 
+/* The same for up to four blocks of 32 values: values[n_blocks * 32] -> a scale per lane. */
+static inline lanes search_blocks(const float *values, const float *importance, int64_t n_blocks, lanes (*nearest)(lanes),
+                                  const float *tries, int n_tries) {
+    float four[LANES * 32] = {0};
+    lanes x[32], w[32];
+    memcpy(four, values, (size_t)n_blocks * 32 * sizeof *four);
+    lanes_load(four, 32, x);
+    if (!importance) return search_scale(x, NULL, 32, nearest, tries, n_tries);
+    memcpy(four, importance, (size_t)n_blocks * 32 * sizeof *four);
+    lanes_load(four, 32, w);
+    return search_scale(x, w, 32, nearest, tries, n_tries);
+}
+
+/* The scales of up to four blocks of 32 values for codes from -steps to steps - 1: the value of largest magnitude at
+ * -steps or, where errors have weights, the best of tries around that. */
+static inline void block_scales(const float *values, const float *importance, int64_t n_blocks, float steps, lanes (*nearest)(lanes), float *scales) {
+    const float tries[] = {0.9f * steps, 0.94f * steps, 0.98f * steps, 1.02f * steps, 1.06f * steps};
+    const lanes best = importance ? search_blocks(values, importance, n_blocks, nearest, tries, sizeof tries / sizeof *tries) : all_lanes(0.0f);
+    for (int64_t k = 0; k < n_blocks; k++) scales[k] = importance ? half_to_float(scale_for(best[k], 1.0f)) : extreme32(values + 32 * k) / -steps;
+}
+
+typedef struct {
+    lanes scale, min, error; /* value = scale * code - min, min >= 0; squared error less the sum of squares */
+} affine_fit;
+
+/* Per lane, 32 values and their weights or NULL -> the best scale and minimum for codes 0 to top. */
+affine_fit search_affine_lanes(const lanes *x, const lanes *weights, float top);
+
 typedef struct {
     uint16_t d, dmin;         /* binary16 */
     uint8_t scale[8], min[8]; /* 0 to 63 */
     uint8_t codes[256];       /* 0 to top */
 } affine_block;
 
-/* 256 values -> value = d * scale * code - dmin * min in 8 sub-blocks, for Q4_K (top = 15) and Q5_K (top = 31). */
-void search_affine(const float *values, float top, affine_block *b);
+/* 256 values -> value = d * scale * code - dmin * min in 8 sub-blocks, for Q4_K (top = 15) and Q5_K (top = 31).
+ * importance: NULL, or a weight per value. */
+void search_affine(const float *values, const float *importance, float top, affine_block *b);
 
 /* The reverse of scale_and_min. */
 void pack_scales(const affine_block *b, uint8_t *scales);

@@ -1,5 +1,6 @@
 #include "gguf.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -170,7 +171,7 @@ static int parse(gguf *file, dg_error *error) {
     return r.failed ? DG_ERROR_FORMAT : DG_OK;
 }
 
-int gguf_open(const char *path, gguf **out, dg_error *error) {
+static int open_one(const char *path, gguf **out, dg_error *error) {
     *out = NULL;
     gguf *file = calloc(1, sizeof *file);
     char *copy = file ? malloc(strlen(path) + 1) : NULL;
@@ -186,9 +187,127 @@ int gguf_open(const char *path, gguf **out, dg_error *error) {
     return status;
 }
 
+/* ---- Split files: NAME-00001-of-00003.gguf and so on, each with its number (from 0) and their count ---- */
+
+enum { MOST_PARTS = 99999, SUFFIX = sizeof "-00001-of-00003.gguf" - 1 };
+
+typedef struct part_numbers {
+    int64_t no, count, tensors; /* tensors: of all parts, -1 where the file does not say */
+} part_numbers;
+
+static int read_numbers(const gguf *file, part_numbers *out, dg_error *error) {
+    const struct { const char *key; int64_t *to, most; } numbers[] = {
+        {"split.no", &out->no, MOST_PARTS}, {"split.count", &out->count, MOST_PARTS}, {"split.tensors.count", &out->tensors, INT32_MAX},
+    };
+    *out = (part_numbers){0, 1, -1};
+    for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++) {
+        const gguf_value *v = gguf_find(file, numbers[i].key);
+        if (v && (!gguf_integer(v, numbers[i].to) || *numbers[i].to < 0 || *numbers[i].to > numbers[i].most))
+            return fail(error, DG_ERROR_FORMAT, "%s: metadata '%s': expected a whole number of at most %lld", file->path, numbers[i].key,
+                        (long long)numbers[i].most);
+    }
+    return DG_OK;
+}
+
+static void name_suffix(char *at, int64_t no, int64_t count) {
+    snprintf(at, SUFFIX + 1, "-%05d-of-%05d.gguf", (int)(no + 1), (int)count);
+}
+
+/* Opens part `no` and checks that it is the one that the first part means. */
+static int open_part(gguf *first, const part_numbers *of, char *path, int64_t no, dg_error *error) {
+    name_suffix(path + strlen(path) - SUFFIX, no, of->count);
+    gguf *part;
+    int status = open_one(path, &part, error);
+    if (status != DG_OK) return status;
+    first->others[first->n_others++] = part;
+    part_numbers found;
+    status = read_numbers(part, &found, error);
+    if (status != DG_OK) return status;
+    if (found.no != no || found.count != of->count)
+        return fail(error, DG_ERROR_FORMAT, "%s: this is part %lld of %lld; part %lld of %lld was expected here", path, (long long)found.no + 1,
+                    (long long)found.count, (long long)no + 1, (long long)of->count);
+    if (found.tensors != of->tensors)
+        return fail(error, DG_ERROR_FORMAT, "%s: a part of another file than %s: of %lld tensors in all, not %lld", path, first->path,
+                    (long long)found.tensors, (long long)of->tensors);
+    return DG_OK;
+}
+
+static int by_name(const void *a, const void *b) {
+    const gguf_text *x = a, *y = b;
+    const int order = memcmp(x->at, y->at, (size_t)(x->n < y->n ? x->n : y->n));
+    return order ? order : (x->n > y->n) - (x->n < y->n);
+}
+
+static int refuse_twins(const gguf *file, dg_error *error) {
+    gguf_text *names = malloc((file->n_tensors + 1) * sizeof *names);
+    if (!names) return fail(error, DG_ERROR_SYSTEM, "%s: no memory for the file's index", file->path);
+    for (uint64_t i = 0; i < file->n_tensors; i++) names[i] = file->tensors[i].name;
+    qsort(names, file->n_tensors, sizeof *names, by_name);
+    int status = DG_OK;
+    for (uint64_t i = 1; i < file->n_tensors && status == DG_OK; i++)
+        if (by_name(&names[i - 1], &names[i]) == 0)
+            status = fail(error, DG_ERROR_FORMAT, "%s: tensor '%.*s' is in more than one part", file->path,
+                          (int)(names[i].n < 200 ? names[i].n : 200), names[i].at);
+    free(names);
+    return status;
+}
+
+/* The tensors of all parts in one list. */
+static int join(gguf *first, const part_numbers *of, dg_error *error) {
+    uint64_t n = first->n_tensors;
+    for (int32_t i = 0; i < first->n_others; i++) n += first->others[i]->n_tensors;
+    if (of->tensors >= 0 && n != (uint64_t)of->tensors)
+        return fail(error, DG_ERROR_FORMAT, "%s: its parts hold %llu tensors, expected %lld", first->path, (unsigned long long)n,
+                    (long long)of->tensors);
+    gguf_tensor *all = realloc(first->tensors, (n + 1) * sizeof *all);
+    if (!all) return fail(error, DG_ERROR_SYSTEM, "%s: no memory for the file's index", first->path);
+    first->tensors = all;
+    for (int32_t i = 0; i < first->n_others; i++) {
+        const gguf *part = first->others[i];
+        memcpy(all + first->n_tensors, part->tensors, part->n_tensors * sizeof *all);
+        first->n_tensors += part->n_tensors;
+    }
+    return refuse_twins(first, error);
+}
+
+static int open_parts(gguf *first, dg_error *error) {
+    part_numbers of;
+    int status = read_numbers(first, &of, error);
+    if (status != DG_OK || of.count <= 1) return status;
+    const size_t length = strlen(first->path);
+    char suffix[SUFFIX + 1];
+    name_suffix(suffix, of.no, of.count);
+    if (length <= SUFFIX || strcmp(first->path + length - SUFFIX, suffix) != 0)
+        return fail(error, DG_ERROR_FORMAT, "%s: part %lld of a split file: its name must end in %s", first->path, (long long)of.no + 1, suffix);
+    if (of.no != 0) {
+        name_suffix(suffix, 0, of.count);
+        return fail(error, DG_ERROR_FORMAT, "%s: part %lld of a split file: open the first, whose name ends in %s", first->path,
+                    (long long)of.no + 1, suffix);
+    }
+    char *path = malloc(length + 1);
+    first->others = calloc((size_t)of.count, sizeof *first->others);
+    if (!path || !first->others) status = fail(error, DG_ERROR_SYSTEM, "%s: no memory", first->path);
+    else strcpy(path, first->path);
+    for (int64_t no = 1; no < of.count && status == DG_OK; no++) status = open_part(first, &of, path, no, error);
+    free(path);
+    return status == DG_OK ? join(first, &of, error) : status;
+}
+
+int gguf_open(const char *path, gguf **out, dg_error *error) {
+    int status = open_one(path, out, error);
+    if (status != DG_OK) return status;
+    status = open_parts(*out, error);
+    if (status == DG_OK) return DG_OK;
+    gguf_close(*out);
+    *out = NULL;
+    return status;
+}
+
 void gguf_close(gguf *file) {
     if (!file) return;
+    for (int32_t i = 0; i < file->n_others; i++) gguf_close(file->others[i]);
     if (file->map) os_unmap(file->map, file->size);
+    free(file->others);
     free(file->values);
     free(file->tensors);
     free(file->path);
@@ -256,5 +375,32 @@ bool gguf_string(const gguf_value *v, gguf_text *out) {
     if (!v || v->kind != GGUF_STRING) return false;
     const uint8_t *cursor = v->data;
     *out = gguf_next_string(&cursor);
+    return true;
+}
+
+/* ---- The public view ---- */
+
+int dg_file_open(const char *path, dg_file **out, dg_error *error) { return gguf_open(path, out, error); }
+void dg_file_free(dg_file *file) { gguf_close(file); }
+
+uint64_t dg_file_bytes(const dg_file *file) {
+    uint64_t bytes = file->size;
+    for (int32_t i = 0; i < file->n_others; i++) bytes += file->others[i]->size;
+    return bytes;
+}
+
+int32_t dg_file_parts(const dg_file *file) { return file->n_others + 1; }
+
+bool dg_file_value_at(const dg_file *file, int32_t i, dg_file_value *out) {
+    if (i < 0 || (uint64_t)i >= file->n_values) return false;
+    const gguf_value *v = &file->values[i];
+    *out = (dg_file_value){v->key.at, v->key.n, (int32_t)v->kind, (int32_t)v->element, v->count, v->data, v->bytes};
+    return true;
+}
+
+bool dg_file_tensor_at(const dg_file *file, int32_t i, dg_file_tensor *out) {
+    if (i < 0 || (uint64_t)i >= file->n_tensors) return false;
+    const gguf_tensor *t = &file->tensors[i];
+    *out = (dg_file_tensor){t->name.at, t->name.n, t->format->id, t->n_dims, {t->dims[0], t->dims[1], t->dims[2], t->dims[3]}, t->data, t->bytes};
     return true;
 }

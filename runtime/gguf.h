@@ -1,4 +1,5 @@
-/* GGUF files: mapped read-only, parsed once, every length checked against the file before it is used. */
+/* GGUF files: mapped read-only, parsed once, every length checked against the file before it is used.
+ * A split file is opened by its first part, which has the metadata; the tensors of all parts are then in one list. */
 #ifndef DG_GGUF_H
 #define DG_GGUF_H
 
@@ -39,8 +40,11 @@ typedef struct gguf {
     uint64_t n_values, n_tensors;
     gguf_value *values;
     gguf_tensor *tensors;
+    struct gguf **others;  /* [n_others] the further parts of a split file; tensors are listed above */
+    int32_t n_others;
 } gguf;
 
+/* Opens a file, and all other parts where it is the first of a split one. */
 int gguf_open(const char *path, gguf **out, dg_error *error);
 void gguf_close(gguf *file);
 

@@ -12,6 +12,28 @@ import numpy as np
 
 SLIDING, FULL = "sliding_attention", "full_attention"
 
+# text_config of the published checkpoint, as far as a converter needs it.
+REAL: dict[str, Any] = {
+    "vocab_size": 262144,
+    "hidden_size": 2816,
+    "intermediate_size": 2112,
+    "moe_intermediate_size": 704,
+    "num_experts": 128,
+    "top_k_experts": 8,
+    "num_hidden_layers": 30,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 8,
+    "num_global_key_value_heads": 2,
+    "head_dim": 256,
+    "global_head_dim": 512,
+    "sliding_window": 1024,
+    "max_position_embeddings": 262144,
+    "rms_norm_eps": 1e-6,
+    "final_logit_softcapping": 30.0,
+    "hidden_activation": "gelu_pytorch_tanh",
+    "layer_types": ([SLIDING] * 5 + [FULL]) * 5,
+}
+
 SPECIAL = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "<|turn>", "<turn|>", "<|think|>"]
 MARKS = ["<|tool_call>", "<tool_call|>", "<|tool_response>", "<tool_response|>", '<|"|>', "<|channel>", "<channel|>"]
 WORDS = ["the", "sky", "is", "blue", "and", "why", "a", "in", "of", "to", "it", "you", "that", "was", "for", "on"]

@@ -186,6 +186,42 @@ def test_errors_are_at_most_two_percent_above_llama_cpp(name, sample, column):
     assert error <= 1.02 * ERRORS[name][column]
 
 
+@pytest.mark.parametrize("name", sorted(set(BLOCKS) - {"Q8_0"}))
+@pytest.mark.parametrize("sample", ["normal", "laplace", "student"])
+def test_importance_moves_errors_to_where_they_matter_less(name, sample):
+    values, f = samples()[sample][:64], formats.by_name(name)
+    importance = np.exp(np.random.default_rng(9).standard_normal(values.shape[1])).astype(np.float32)
+
+    def error(blocks):
+        return (np.square(f.decode(blocks) - values.astype(np.float64)) * importance).sum()
+
+    assert error(f.encode(values, importance)) < 0.93 * error(f.encode(values))
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_even_importance_changes_nothing_or_lowers_the_error(name):
+    values, f = samples()["normal"][:64], formats.by_name(name)
+    plain, even = f.encode(values), f.encode(values, np.ones(values.shape[1], np.float32))
+    error = [np.square(f.decode(blocks) - values).sum() for blocks in (plain, even)]
+    assert np.array_equal(plain, even) or (name in ("Q5_1", "Q5_0", "Q4_0") and error[1] < error[0])
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+@given(values=arrays(np.float32, 512, elements=st.floats(width=32)), scale=st.floats(2**-13, 2**13))
+@settings(max_examples=40, deadline=None)
+def test_importance_takes_any_values_and_each_row_alone(name, values, scale):
+    f, rows = formats.by_name(name), values.reshape(2, 256)
+    importance = np.geomspace(1, scale, 256).astype(np.float32)
+    blocks = f.encode(rows, importance)
+    assert np.array_equal(blocks, np.stack([f.encode(row, importance) for row in rows]))
+    assert np.array_equal(blocks, f.encode(rows[:, None], importance).reshape(2, -1))
+
+
+def test_importance_is_one_number_per_column():
+    with pytest.raises(ValueError, match="Q4_K: importance of shape"):
+        formats.by_name("q4_k").encode(np.zeros((2, 256), np.float32), np.ones(512, np.float32))
+
+
 @pytest.mark.parametrize("name", WRITTEN)
 def test_only_whole_blocks_are_taken(name):
     f = formats.by_name(name)

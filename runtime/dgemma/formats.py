@@ -32,14 +32,29 @@ class Format:
     def __repr__(self) -> str:
         return f"<Format {self.name}: {self.block} values in {self.bytes} bytes>"
 
-    def encode(self, values: NDArray[np.float32]) -> NDArray[np.uint8]:
-        """Values [..., n] -> blocks [..., n / block * bytes]. The GIL is released."""
+    def encode(self, values: NDArray[np.float32], importance: NDArray[np.float32] | None = None) -> NDArray[np.uint8]:
+        """Values [..., n] -> blocks [..., n / block * bytes]. The GIL is released.
+
+        importance: [n], a positive weight, around 1, for the squared errors in each column.
+        """
         if not self.encodes:
             raise ValueError(f"{self.name} can be read but not written")
         values = np.ascontiguousarray(values, dtype=np.float32)
         blocks = np.empty(self._shape(values, self.block, self.bytes, "values"), dtype=np.uint8)
-        self._native.encode(ffi.from_buffer("float[]", values), ffi.from_buffer(blocks), values.size // self.block)
+        if importance is None:
+            self._encode(values, blocks, ffi.NULL)
+            return blocks
+        if importance.shape != values.shape[-1:]:
+            raise ValueError(f"{self.name}: importance of shape {importance.shape} for values of shape {values.shape}")
+        weights = ffi.from_buffer("float[]", np.ascontiguousarray(importance, dtype=np.float32))
+        rows = values.reshape(-1, values.shape[-1]), blocks.reshape(-1, blocks.shape[-1])
+        for row, to in zip(*rows, strict=True):
+            self._encode(row, to, weights)
         return blocks
+
+    def _encode(self, values: NDArray[np.float32], blocks: NDArray[np.uint8], weights: Any) -> None:
+        count = values.size // self.block
+        self._native.encode(ffi.from_buffer("float[]", values), ffi.from_buffer(blocks), count, weights)
 
     def decode(self, blocks: Any) -> NDArray[np.float32]:
         """Blocks [..., n / block * bytes], an array or any buffer of bytes -> values [..., n]. The GIL is released."""

@@ -1,4 +1,4 @@
-#define _GNU_SOURCE /* mkstemp */
+#define _GNU_SOURCE /* mkstemp, mkdtemp */
 /* The GGUF reader on whole, cut and damaged files: it reads what is there and never past it. */
 #include "gguf.h"
 
@@ -121,12 +121,110 @@ static void test_damaged(void) {
     CHECK(gguf_open("/tmp", &file, &error) == DG_ERROR_SYSTEM && strstr(error.message, "regular"), "%s", error.message);
 }
 
+/* ---- Split files ---- */
+
+static char folder[] = "/tmp/dgemma-test-parts-XXXXXX";
+static char part_path[128];
+
+static const char *part_name(int no, int count) {
+    snprintf(part_path, sizeof part_path, "%s/m-%05d-of-%05d.gguf", folder, no + 1, count);
+    return part_path;
+}
+
+/* A part with one tensor of 32 values, all `no`. */
+static void write_part(const char *to, int no, int count, int all, const char *tensor) {
+    n_bytes = 0;
+    put("GGUF", 4), put32(3), put64(1), put64(no == 0 ? 4 : 3);
+    if (no == 0) put_text("a.number"), put32(4), put32(42);
+    put_text("split.no"), put32(2), put(&(uint16_t){(uint16_t)no}, 2);
+    put_text("split.count"), put32(2), put(&(uint16_t){(uint16_t)count}, 2);
+    put_text("split.tensors.count"), put32(5), put32((uint32_t)all);
+    put_text(tensor), put32(1), put64(32), put32(8), put64(0);
+    while (n_bytes % 32) put("", 1);
+    put("\0\0", 2);
+    for (int i = 0; i < 32; i++) put(&(uint8_t){(uint8_t)no}, 1);
+    FILE *f = fopen(to, "wb");
+    fwrite(bytes, 1, n_bytes, f);
+    fclose(f);
+}
+
+static void write_parts(void) {
+    const char *const names[] = {"w", "v", "u"};
+    for (int no = 0; no < 3; no++) write_part(part_name(no, 3), no, 3, 3, names[no]);
+}
+
+static void expect_parts_refused(const char *what, const char *words, const char *file_in_message) {
+    gguf *file;
+    dg_error error = {0};
+    const int status = gguf_open(part_name(0, 3), &file, &error);
+    CHECK(status != DG_OK && file == NULL, "%s was accepted", what);
+    CHECK(strstr(error.message, words) && strstr(error.message, file_in_message), "%s: the message is '%s'", what, error.message);
+    if (status == DG_OK) gguf_close(file);
+}
+
+static void test_parts(void) {
+    gguf *file;
+    dg_error error = {0};
+    write_parts();
+    CHECK(gguf_open(part_name(0, 3), &file, &error) == DG_OK, "%s", error.message);
+    if (!file) return;
+    CHECK(file->n_tensors == 3 && file->n_others == 2 && dg_file_parts(file) == 3, "3 tensors in 3 parts");
+    CHECK(dg_file_bytes(file) > file->size, "the bytes of all parts");
+    const char *const names[] = {"w", "v", "u"};
+    for (int i = 0; i < 3; i++) {
+        const gguf_tensor *t = gguf_find_tensor(file, names[i]);
+        CHECK(t && t == &file->tensors[i] && t->data[2] == i && t->data[33] == i, "tensor %s has its part's data", names[i]);
+        dg_file_tensor view;
+        CHECK(dg_file_tensor_at(file, i, &view) && view.data == t->data && view.type == DG_Q8_0 && view.bytes == 34 && view.dims[0] == 32, "its view");
+    }
+    dg_file_value value;
+    CHECK(dg_file_value_at(file, 0, &value) && value.key_bytes == 8 && value.kind == GGUF_U32 && value.data[0] == 42, "a value's view");
+    CHECK(!dg_file_value_at(file, 4, &value) && !dg_file_value_at(file, -1, &value), "past the values");
+    dg_file_tensor none;
+    CHECK(!dg_file_tensor_at(file, 3, &none) && !dg_file_tensor_at(file, -1, &none), "past the tensors");
+    gguf_close(file);
+
+    CHECK(gguf_open(part_name(1, 3), &file, &error) == DG_ERROR_FORMAT && !file, "a part that is not the first was accepted");
+    CHECK(strstr(error.message, "-00001-of-00003.gguf"), "%s", error.message);
+    unlink(part_name(1, 3));
+    expect_parts_refused("a missing part", "cannot open", "m-00002-of-00003.gguf");
+    char target[128];
+    snprintf(target, sizeof target, "%s", part_name(0, 3));
+    CHECK(symlink(target, part_name(1, 3)) == 0, "symlink");
+    expect_parts_refused("a part that is the first again", "this is part 1 of 3; part 2 of 3", "m-00002-of-00003.gguf");
+    unlink(part_name(1, 3));
+    write_part(part_name(1, 3), 1, 4, 3, "v");
+    expect_parts_refused("a part of four", "part 2 of 4", "m-00002-of-00003.gguf");
+    write_part(part_name(1, 3), 1, 3, 9, "v");
+    expect_parts_refused("another file's part", "another file", "m-00002-of-00003.gguf");
+    write_part(part_name(1, 3), 1, 3, 3, "w");
+    expect_parts_refused("a tensor twice", "'w' is in more than one part", "m-00001-of-00003.gguf");
+    for (int no = 0; no < 3; no++) write_part(part_name(no, 3), no, 3, 4, no == 0 ? "w" : no == 1 ? "v" : "u");
+    expect_parts_refused("a tensor less than promised", "3 tensors, expected 4", "m-00001-of-00003.gguf");
+    write_parts();
+    CHECK(truncate(part_name(2, 3), 150) == 0, "truncate");
+    expect_parts_refused("a part cut short", "truncated", "m-00003-of-00003.gguf");
+    write_part(part_name(0, 3), 0, 3, -1, "w");
+    expect_parts_refused("a negative count", "split.tensors.count", "m-00001-of-00003.gguf");
+    for (int no = 0; no < 3; no++) unlink(part_name(no, 3));
+
+    /* a lone file may say that it is the only part, and one of several needs its name */
+    write_part(path, 0, 1, 1, "w");
+    CHECK(gguf_open(path, &file, &error) == DG_OK && file->n_tensors == 1, "%s", error.message);
+    gguf_close(file);
+    write_part(path, 0, 3, 3, "w");
+    CHECK(gguf_open(path, &file, &error) == DG_ERROR_FORMAT && strstr(error.message, "-00001-of-00003.gguf"), "%s", error.message);
+}
+
 int main(void) {
     const int fd = mkstemp(path);
     if (fd < 0) return 1;
     close(fd);
     test_whole();
     test_damaged();
+    if (!mkdtemp(folder)) return 1;
+    test_parts();
+    rmdir(folder);
     unlink(path);
     return check_done("gguf");
 }

@@ -26,9 +26,13 @@ static void round_trip(const dg_format *f, const float *values, float *back, int
     memcpy(in, values, value_bytes);
     memset(blocks, 0xaa, bytes);
     memset(again, 0x55, bytes);
-    f->encode(in, blocks, n);
-    f->encode(in, again, n);
+    f->encode(in, blocks, n, NULL);
+    f->encode(in, again, n, NULL);
     CHECK(memcmp(blocks, again, bytes) == 0, "%s: %d blocks, two results", f->name, (int)n);
+    float *importance = malloc(value_bytes);
+    for (int64_t i = 0; i < n * f->block; i++) importance[i] = 0.5f + (float)(i % 5);
+    f->encode(in, again, n, importance);
+    free(importance);
     f->decode(blocks, out, n);
     memcpy(back, out, value_bytes);
     free(blocks);

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 import click
@@ -41,6 +42,20 @@ class Command(click.Command):
             end(name, "out of memory", FAILURE)
         except Exception as failure:
             end(name, f"internal error, please report it: {type(failure).__name__}: {failure}", FAILURE)
+
+
+def version_option(name: str) -> Callable[[Any], Any]:
+    """--version of the command `name`."""
+
+    def tell(ctx: click.Context, param: click.Parameter, wanted: bool) -> None:
+        if wanted:
+            import dgemma
+
+            click.echo(f"{name} {dgemma.__version__}")
+            ctx.exit()
+
+    more: dict[str, Any] = dict(is_flag=True, is_eager=True, expose_value=False, callback=tell)
+    return click.option("--version", **more, help="Print the version.")
 
 
 def end(name: str, message: str, code: int) -> NoReturn:

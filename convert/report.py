@@ -1,0 +1,77 @@
+"""What dg-convert tells: the plan, what was done, and how near the file is to its source."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dgemma.convert import Conversion
+from dgemma.convert.plan import Plan
+from dgemma.convert.writer import size_text
+
+WORST = 10  # tensors that are listed
+
+
+def describe(todo: Plan) -> str:
+    """The plan as text: a line per tensor, then the totals."""
+    width = max(len(tensor.want.gguf) for tensor in todo.tensors)
+    lines = [f"{'tensor':<{width}}  {'dims':<20}  {'from':<6}  {'to':<6}  {'bytes':>14}"]
+    for tensor in todo.tensors:
+        dims = " x ".join(map(str, tensor.want.dims))
+        source, name = tensor.source_format, tensor.want.gguf
+        lines.append(f"{name:<{width}}  {dims:<20}  {source:<6}  {tensor.format.name:<6}  {tensor.bytes:>14,}")
+    lines += ["", f"{'type':<6}  {'tensors':>7}  {'bytes':>14}"]
+    lines += [f"{name:<6}  {count:>7}  {size:>14,}" for name, (count, size) in todo.histogram().items()]
+    lines += [
+        "",
+        f"tensors       {len(todo.tensors):>14,}  (and {todo.left_out} of the source left out)",
+        f"header bytes  {todo.header_bytes:>14,}",
+        f"data bytes    {todo.data_bytes:>14,}",
+        f"file bytes    {todo.file_bytes:>14,}  ({size_text(todo.file_bytes)})",
+    ]
+    if len(todo.parts) > 1:
+        lines += ["", f"{'part':<6}  {'tensors':>7}  {'file bytes':>14}"]
+        lines += [f"{i:<6}  {len(p.tensors):>7}  {p.file_bytes:>14,}" for i, p in enumerate(todo.parts, 1)]
+    return "\n".join(lines)
+
+
+def summary(done: Plan) -> str:
+    formats = ", ".join(f"{count} {name}" for name, (count, _) in done.histogram().items())
+    left_out = f"; {done.left_out} tensors left out (vision tower, tied copies)" if done.left_out else ""
+    parts = f" in {len(done.parts)} files" if len(done.parts) > 1 else ""
+    return f"{done.type}, {size_text(done.file_bytes)}{parts}, {len(done.tensors)} tensors ({formats}){left_out}"
+
+
+def deviations(done: Conversion) -> str:
+    """The tensors that lost most, the worst first, and how many lost nothing."""
+    lossy = [d for d in done.deviations if d.max_error > 0]
+    exact = f"{len(done.deviations) - len(lossy)} of {len(done.deviations)} tensors hold exactly the source's values"
+    if not lossy:
+        return exact
+    lossy.sort(key=lambda d: d.relative_rmse, reverse=True)
+    width = max(len(d.name) for d in lossy[:WORST])
+    lines = [f"{'worst tensors':<{width}}  {'from':<6}  {'to':<6}  {'relative RMSE':>13}  {'max error':>9}"]
+    for d in lossy[:WORST]:
+        figures = f"{d.relative_rmse:>13.5f}  {d.max_error:>9.3g}"
+        lines.append(f"{d.name:<{width}}  {d.source_format:<6}  {d.format:<6}  {figures}")
+    return "\n".join([*lines, "", exact])
+
+
+def as_json(done: Conversion) -> dict[str, Any]:
+    sizes = {tensor.want.gguf: tensor.bytes for tensor in done.plan.tensors}
+    return {
+        "type": done.plan.type,
+        "files": [str(path) for path in done.paths],
+        "bytes": done.plan.file_bytes,
+        "seconds": done.seconds,
+        "tensors": [
+            {
+                "name": d.name,
+                "source_format": d.source_format,
+                "format": d.format,
+                "bytes": sizes[d.name],
+                "relative_rmse": d.relative_rmse,
+                "max_error": d.max_error,
+            }
+            for d in done.deviations
+        ],
+    }

@@ -1,0 +1,121 @@
+"""Where weights come from: the folder of a Hugging Face checkpoint, or a GGUF file."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from dgemma.convert.config import Config, read_config
+from dgemma.convert.metadata import Pair, carried, metadata
+from dgemma.convert.names import Wanted, match
+from dgemma.convert.safetensors import Checkpoint, SourceTensor
+from dgemma.convert.tokenizer import read_vocabulary
+from dgemma.errors import FormatError, SystemFailure
+from dgemma.file import File
+from dgemma.model import Model
+
+
+class Source(ABC):
+    """A context manager that holds its files open."""
+
+    path: Path
+    config: Config
+
+    @abstractmethod
+    def origin(self, needed: Sequence[Wanted]) -> tuple[dict[str, tuple[SourceTensor, ...]], int]:
+        """Where each needed tensor lies, by its name, and how many others were left out.
+
+        Those that the converter makes are missing. Of several places, each has a part of every expert's rows, in turn.
+        """
+
+    @abstractmethod
+    def pairs(self, needed: Sequence[Wanted], file_type: int) -> list[Pair]:
+        """The metadata of a file made of this source."""
+
+    @abstractmethod
+    def read(self, tensor: SourceTensor, start: int, count: int) -> Any:
+        """`count` bytes of a tensor from byte `start` on."""
+
+    @abstractmethod
+    def close(self) -> None: ...
+
+    def __enter__(self) -> Source:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class Folder(Source):
+    """A folder with config.json, tokenizer.json and safetensors."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._checkpoint = Checkpoint(path)
+        try:
+            self.config = read_config(path)
+        except BaseException:
+            self.close()
+            raise
+
+    def origin(self, needed: Sequence[Wanted]) -> tuple[dict[str, tuple[SourceTensor, ...]], int]:
+        found, left_out = match(self._checkpoint.tensors, list(needed), self.path)
+        return {name: (tensor,) for name, tensor in found.items()}, left_out
+
+    def pairs(self, needed: Sequence[Wanted], file_type: int) -> list[Pair]:
+        vocabulary = read_vocabulary(self.path, self.config.values["n_vocab"], self.config.special_ids)
+        return metadata(self.config, vocabulary, needed, file_type)
+
+    def read(self, tensor: SourceTensor, start: int, count: int) -> Any:
+        return self._checkpoint.read(tensor, start, count)
+
+    def close(self) -> None:
+        self._checkpoint.close()
+
+
+class Gguf(Source):
+    """A GGUF file, or the first part of a split one. The runtime checks it as if to run it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with Model(path, backend="cpu", threads=1) as model:
+            values = {name: list(v) if isinstance(v, tuple) else v for name, v in model.config}
+        end_ids = values.pop("end_ids")
+        self._file = File(path)
+        self.config = Config(values, 0.0, end_ids, {}, str(self._file.get("general.name") or path.stem))
+        self._data = {tensor.name: tensor.data for tensor in self._file.tensors}
+
+    def origin(self, needed: Sequence[Wanted]) -> tuple[dict[str, tuple[SourceTensor, ...]], int]:
+        tensors = {tensor.name: tensor for tensor in self._file.tensors}
+        found = {}
+        for want in needed:
+            names = (want.gguf,) if want.gguf in tensors else want.halves
+            found[want.gguf] = tuple(
+                SourceTensor(name, self.path, t.format.name, t.dims[::-1], 0, t.bytes)
+                for name in names
+                for t in [tensors[name]]
+            )
+        return found, 0
+
+    def pairs(self, needed: Sequence[Wanted], file_type: int) -> list[Pair]:
+        return carried(self._file, file_type)
+
+    def read(self, tensor: SourceTensor, start: int, count: int) -> Any:
+        return memoryview(self._data[tensor.name])[start : start + count]
+
+    def close(self) -> None:
+        self._data = {}
+        self._file.close()
+
+
+def open_source(path: Path) -> Source:
+    if path.is_dir():
+        return Folder(path)
+    if not path.exists():
+        raise SystemFailure(f"{path}: no such folder or file")
+    with path.open("rb") as file:
+        if file.read(4) != b"GGUF":
+            raise FormatError(f"{path}: expected the folder of a Hugging Face checkpoint or a GGUF file, found neither")
+    return Gguf(path)

@@ -1,0 +1,90 @@
+"""How far a file's values are from its source's."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable, Generator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from dgemma.convert.encode import Slice, slices, source_values
+from dgemma.convert.plan import Plan, Planned
+from dgemma.convert.source import Source
+from dgemma.errors import FormatError
+from dgemma.file import File
+
+
+@dataclass(frozen=True)
+class Deviation:
+    """Of one tensor: the root mean square of the errors as a part of that of the values, and the largest error."""
+
+    name: str
+    format: str
+    source_format: str
+    relative_rmse: float
+    max_error: float
+
+
+class Sums(NamedTuple):
+    errors: float  # squared
+    values: float  # squared
+    largest: float
+
+
+def verify(source: Source, plan: Plan, path: Path, threads: int, progress: Callable[[int], None]) -> list[Deviation]:
+    """Reads the file back and compares every tensor; progress: called with the bytes of the source that were read.
+
+    Raises FormatError where a tensor lost something that its format can hold.
+    """
+    found = []
+    with File(path) as file:
+        data = {tensor.name: tensor.data for tensor in file.tensors}
+        for tensor in plan.tensors:
+            sums = [Sums(0.0, 0.0, 0.0)]
+            with closing(_compared(source, tensor, data[tensor.want.gguf], threads)) as pieces:
+                for piece, source_bytes in pieces:
+                    sums.append(piece)
+                    progress(source_bytes)
+            found.append(_deviation(path, tensor, sums))
+        data.clear()
+    return found
+
+
+def _compared(source: Source, tensor: Planned, data: Any, threads: int) -> Generator[tuple[Sums, int], None, None]:
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="dg-convert")
+    waiting: deque[tuple[Future[Sums], int]] = deque()
+    try:
+        for piece, _ in slices(tensor):
+            waiting.append((pool.submit(_compare, source, tensor, piece, data), piece.bytes))
+            if len(waiting) > threads + 2:
+                task, size = waiting.popleft()
+                yield task.result(), size
+        for task, size in waiting:
+            yield task.result(), size
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _compare(source: Source, tensor: Planned, piece: Slice, data: Any) -> Sums:
+    _, wanted = source_values(source, tensor, piece)
+    stored = tensor.format
+    start, size = (n // stored.block * stored.bytes for n in (piece.at, piece.count))
+    errors = stored.decode(memoryview(data)[start : start + size]) - wanted
+    squared = float(np.dot(errors, errors.astype(np.float64)))
+    return Sums(squared, float(np.dot(wanted, wanted.astype(np.float64))), float(np.abs(errors).max(initial=0.0)))
+
+
+def _deviation(path: Path, tensor: Planned, sums: list[Sums]) -> Deviation:
+    errors, values = math.fsum(s.errors for s in sums), math.fsum(s.values for s in sums)
+    largest = max(s.largest for s in sums)
+    rmse = math.sqrt(errors / values) if values else math.sqrt(errors)
+    name, to = tensor.want.gguf, tensor.format.name
+    if not math.isfinite(rmse) or (largest > 0 and tensor.source_format in ("made", to)):
+        raise FormatError(f"{path}: tensor {name} is not what was written: {to}, errors of up to {largest:g}")
+    return Deviation(name, to, tensor.source_format, rmse, largest)

@@ -1,0 +1,201 @@
+"""dg-info: what a GGUF file holds, as a page or as JSON."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from dgemma.cli import Command, version_option
+from dgemma.cli.facts import facts
+from dgemma.cli.plan import HELP as PLAN_HELP
+from dgemma.cli.plan import make_plan, notes, plan_options, refuse_alone, sections, summary, title
+from dgemma.convert.writer import size_text
+from dgemma.plan import Plan, told
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+HELP = f"""Tells what a GGUF file holds: its model, types and sizes, parameters by part, tokenizer and chat template.
+
+MODEL is a GGUF file, of a split one the first part. A file that dgemma does not run, such as a vocabulary alone, is
+told as far as it goes.
+
+\b
+  dg-info model.gguf
+  dg-info model.gguf --tensors
+  dg-info model.gguf --json | jq .parameters
+  dg-info model.gguf --plan --machine rtx4060-laptop
+  dg-info model.gguf --plan --ram 8G
+
+--json has everything, tensors included; of arrays longer than 1000 elements the length alone. The exit status is 0 when
+the file could be read, 1 for a failure, 2 for wrong usage.
+
+{PLAN_HELP}"""
+WIDE = 120  # columns where no terminal says
+SHOWN = 8  # elements of an array
+LINES = 24  # of a chat template
+
+
+@click.command(cls=Command, name="dg-info", help=HELP, context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("model", type=click.Path(path_type=Path))
+@click.option("--tensors", is_flag=True, help="List every tensor.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a page.")
+@plan_options
+@version_option("dg-info")
+def main(model: Path, tensors: bool, as_json: bool, as_plan: bool, **flags: Any) -> None:
+    refuse_alone(as_plan, **flags)
+    plan = make_plan(model, **flags) if as_plan else None
+    found = told(plan) if plan else facts(model)
+    if as_json:
+        click.echo(json.dumps(found, indent=1))
+        return
+    from rich.console import Console
+
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else WIDE)
+    if plan:
+        plan_page(model, plan, console)
+        return
+    page(found, console)
+    if tensors:
+        rows = [(t["name"], dims(t["dims"]), t["format"], f"{t['bytes']:,}") for t in found["tensors"]]
+        section(console, "Tensors", ("name", "dims", "type", ">bytes"), rows)
+
+
+def plan_page(path: Path, plan: Plan, console: Console) -> None:
+    line(console, title(path, plan), "bold")
+    for heading, columns, rows in sections(plan):
+        section(console, heading, columns, rows)
+    console.print()
+    for note in notes(plan):
+        line(console, note, "yellow")
+    line(console, summary(plan), "bold")
+
+
+def page(found: dict[str, Any], console: Console) -> None:
+    parts = f" in {found['parts']} files" if found["parts"] > 1 else ""
+    line(console, f"{found['path']}: {size_text(found['bytes'])}{parts}, {len(found['tensors'])} tensors", "bold")
+    if not found["runs"]:
+        line(console, f"dgemma does not run this file: {found['refusal']}", "yellow")
+    if found["config"]:
+        section(console, "Model", ("", ""), model_rows(found["config"]))
+    if found["tensors"]:
+        section(console, "Parameters", ("part", ">parameters", ">size", ">bits each"), parameter_rows(found))
+        rows = [
+            (name, f"{f['tensors']:,}", human(f["parameters"]), size_text(f["bytes"]), bits(f))
+            for name, f in found["formats"].items()
+        ]
+        section(console, "Types", ("type", ">tensors", ">parameters", ">size", ">bits each"), rows)
+    if found["tokenizer"]:
+        section(console, "Tokenizer", ("", ""), tokenizer_rows(found["tokenizer"]))
+    template = found["chat_template"]
+    if template:
+        lines = template.splitlines()
+        more = f", of which the first {LINES}" if len(lines) > LINES else ""
+        section(console, f"Chat template: {len(lines)} lines{more}", ("",), [(text,) for text in lines[:LINES]])
+    metadata = [(key, v["kind"], value_text(v)) for key, v in found["metadata"].items()]
+    section(console, "Metadata", ("key", "kind", "value"), metadata)
+
+
+def model_rows(config: dict[str, Any]) -> list[tuple[str, str]]:
+    sliding = sum(map(bool, config["sliding"]))
+    full = config["n_layer"] - sliding
+    heads = sorted(set(config["n_head_kv"]), reverse=True)
+    return [
+        ("layers", f"{config['n_layer']}: {sliding} sliding, {full} full"),
+        ("width", f"{config['d_model']}; dense FFN {config['d_ffn']}; experts {config['d_expert']}"),
+        ("experts", f"{config['n_expert']}, of which a token meets {config['n_expert_used']}"),
+        ("attention", f"{config['n_head']} heads on {' or '.join(map(str, heads))} of keys and values"),
+        ("window", f"{config['sliding_window']} tokens in sliding layers"),
+        ("canvas", f"{config['canvas_length']} tokens"),
+        ("context", f"{config['context_length']:,} tokens"),
+        ("vocabulary", f"{config['n_vocab']:,} tokens; an answer ends at {', '.join(map(str, config['end_ids']))}"),
+        ("sampling", ", ".join(f"{name} {config[name]}" for name in SAMPLING)),
+    ]
+
+
+SAMPLING = ("steps", "t_min", "t_max", "entropy_bound", "stability", "confidence")
+
+
+def parameter_rows(found: dict[str, Any]) -> list[tuple[str, ...]]:
+    told = found["parameters"]
+    rows = [(part, human(p["parameters"]), size_text(p["bytes"]), bits(p)) for part, p in told["parts"].items()]
+    size = sum(p["bytes"] for p in told["parts"].values())
+    rows.append(("all", human(told["total"]), size_text(size), bits({"parameters": told["total"], "bytes": size})))
+    if told["active"]:
+        rows.append(("of which a token meets", human(told["active"]), "", ""))
+    return rows
+
+
+def tokenizer_rows(told: dict[str, Any]) -> list[tuple[str, str]]:
+    kinds = ", ".join(f"{count:,} {name}" for name, count in told["kinds"].items())
+    special = ", ".join(f"{name} {i} {told['texts'][name]}" for name, i in told["ids"].items())
+    return [
+        ("model", str(told["model"])),
+        ("tokens", f"{told['tokens']:,}: {kinds}"),
+        ("merges", f"{told['merges']:,}"),
+        ("special", special),
+        ("prompts", "begin with bos" if told["add_bos"] else "begin as they are"),
+    ]
+
+
+def value_text(told: dict[str, Any]) -> str:
+    value, count = told.get("value"), told.get("count")
+    if value is None:
+        return f"{count or 1:,} elements"
+    if count is not None:
+        return ", ".join(map(str, value[:SHOWN])) + (f", ... ({count:,})" if count > SHOWN else "")
+    text = str(value)
+    first = text.split("\n", 1)[0]
+    return first if first == text and len(text) <= WIDE else f"{first[:60]}... ({len(text):,} characters)"
+
+
+def human(count: int) -> str:
+    """25.2 B"""
+    for scale, letter in ((1e9, " B"), (1e6, " M"), (1e3, " K")):
+        if count >= scale:
+            return f"{count / scale:.1f}{letter}"
+    return str(count)
+
+
+def bits(of: dict[str, int]) -> str:
+    return f"{8 * of['bytes'] / of['parameters']:.2f}"
+
+
+def dims(sizes: Iterable[int]) -> str:
+    return " x ".join(map(str, sizes))
+
+
+def section(console: Console, title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """A heading and a table; a column whose name begins with > is of numbers."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, show_header=any(columns), header_style="dim", padding=(0, 2, 0, 2))
+    for i, name in enumerate(columns):
+        side = "right" if name.startswith(">") else "left"
+        table.add_column(name.removeprefix(">"), justify=side, no_wrap=i < len(columns) - 1, overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(printable(cell)) for cell in row))
+    console.print()
+    line(console, title, "bold")
+    console.print(table)
+
+
+def line(console: Console, text: str, style: str) -> None:
+    from rich.text import Text
+
+    console.print(Text(printable(text), style), soft_wrap=True)
+
+
+def printable(text: str) -> str:
+    """Without what a terminal would obey."""
+    return "".join(c if c.isprintable() else "    " if c == "\t" else "\u00b7" for c in text)
+
+
+if __name__ == "__main__":
+    main()
