@@ -103,6 +103,7 @@ typedef struct dg_model_options {
     const char *backend; /* a name of dg_backend_name, or "auto"; NULL: "auto" */
     int32_t threads;     /* 0: one per processor that this process may use */
     bool exact;          /* float32 throughout: activations are never rounded to fewer bits */
+    int64_t repack;      /* bytes to spend on copies of experts, as many as they hold, that are faster to read; 0: none */
 } dg_model_options;
 
 /* Maps a GGUF file, checks every tensor, and makes it ready to run. options may be NULL. */
@@ -115,6 +116,40 @@ const char *dg_model_backend(const dg_model *model);
 int32_t dg_model_threads(const dg_model *model);
 /* The i-th backend of this build, best first, or NULL past the end. */
 const char *dg_backend_name(int32_t i);
+
+/* ---- Files: what a GGUF file holds, of whatever model --------------------------------------------------------------- */
+
+typedef struct gguf dg_file;
+
+/* Maps a file and checks every length in it. The first part of a split file stands for all of them. */
+int dg_file_open(const char *path, dg_file **out, dg_error *error);
+void dg_file_free(dg_file *file);
+uint64_t dg_file_bytes(const dg_file *file); /* all parts together */
+int32_t dg_file_parts(const dg_file *file);
+
+/* A key and its value as the file has them. Pointers are into the map; text is UTF-8 and not terminated. */
+typedef struct dg_file_value {
+    const char *key;
+    uint64_t key_bytes;
+    int32_t kind;        /* GGUF's number of it: 0 U8, 4 U32, 5 I32, 6 F32, 7 BOOL, 8 STRING, 9 ARRAY, ... */
+    int32_t element;     /* of an array; otherwise kind */
+    uint64_t count;      /* of an array; otherwise 1 */
+    const uint8_t *data; /* the value, or the first element; strings are a u64 length and so many bytes */
+    uint64_t bytes;
+} dg_file_value;
+/* The i-th; false past the end. */
+bool dg_file_value_at(const dg_file *file, int32_t i, dg_file_value *out);
+
+typedef struct dg_file_tensor {
+    const char *name;
+    uint64_t name_bytes;
+    int32_t type; /* number of its format */
+    int32_t n_dims;
+    int64_t dims[4]; /* fastest first; unused ones are 1 */
+    const uint8_t *data;
+    uint64_t bytes;
+} dg_file_tensor;
+bool dg_file_tensor_at(const dg_file *file, int32_t i, dg_file_tensor *out);
 
 /* ---- Text ----------------------------------------------------------------------------------------------------- */
 
@@ -293,6 +328,82 @@ typedef struct dg_peak {
 bool dg_peak_measure(int32_t i, int32_t threads, dg_peak *out);
 /* The clock of a busy core in Hz, from a chain of dependent additions, one cycle each. */
 double dg_clock(void);
+
+/* ---- Memory budgets: what lives where, and what a step then takes ---------------------------------------------------- */
+
+/* A machine: the numbers of plan.def, in bytes, bytes per second and operations per second. */
+typedef struct dg_machine {
+    const char *name, *about, *source;
+#define DG_RATE(field, unit, scale, optional, help) double field;
+#include "plan.def"
+} dg_machine;
+/* The i-th line of machines.def; NULL past the end. */
+const dg_machine *dg_machine_at(int32_t i);
+
+typedef struct dg_rate {
+    const char *field, *unit; /* of dg_machine; "GB/s" */
+    double scale;             /* one such unit */
+    bool optional;            /* 0 where the machine has no GPU */
+    const char *help;
+} dg_rate;
+const dg_rate *dg_rate_at(int32_t i); /* NULL past the end */
+
+/* What a step asks of a machine. Every expert works at every step, so an expert of a layer, a block, is the same work
+ * wherever it is. */
+typedef struct dg_demand {
+    int32_t n_layer, n_expert;
+    int32_t context;                     /* tokens that the cache is for */
+    int64_t block_bytes[DG_MAX_LAYERS];  /* one expert of this layer */
+    int64_t layer_bytes, top_bytes;      /* other weights: of all layers together, and outside of them (the head) */
+    int64_t cache_bytes, work_bytes;     /* keys and values; what a pass works in */
+    int64_t pass_bytes;                  /* a layer's activations, which CPU and GPU hand each other where both compute */
+    double block_ops;                    /* of one expert, on average */
+    double layer_ops, top_ops;           /* all else */
+} dg_demand;
+/* The bytes, from the model's header: no weight is read. The operations are left at zero. context: see dg_session_new. */
+int dg_model_demand(dg_model *model, int32_t context, dg_demand *demand, dg_error *error);
+
+typedef enum dg_way {
+#define DG_WAY(name, lives, computed, how) DG_WAY_##name,
+#include "plan.def"
+    DG_WAYS
+} dg_way;
+typedef struct dg_way_entry {
+    const char *lives, *computed, *how;
+} dg_way_entry;
+const dg_way_entry *dg_way_at(int32_t i); /* NULL past the end */
+
+typedef enum dg_queue {
+#define DG_QUEUE(name, text, covers) DG_QUEUE_##name,
+#include "plan.def"
+    DG_QUEUES
+} dg_queue;
+typedef struct dg_queue_entry {
+    const char *name, *covers;
+} dg_queue_entry;
+const dg_queue_entry *dg_queue_at(int32_t i); /* NULL past the end */
+
+typedef struct dg_plan {
+    bool gpu;                                  /* the GPU computes what is not experts, and holds its weights and the cache */
+    int32_t blocks[DG_WAYS][DG_MAX_LAYERS];    /* of a layer's experts, how many go which way: the sum is n_expert */
+    int64_t ram_ring, vram_ring;               /* stream buffers: of what is read from disk, of what is copied to the GPU */
+    int64_t ram_process, vram_process;         /* allowed for code, tokenizer, driver */
+    int64_t ram_experts, vram_experts;
+    int64_t ram_used, vram_used, ram, vram;    /* all together, and the budgets */
+    double amount[DG_QUEUES];                  /* bytes or operations of a step */
+    double busy[DG_QUEUES];                    /* seconds of a step */
+    double serial;                             /* seconds for what is not experts: no expert can be computed meanwhile */
+    double seconds;                            /* of a step, predicted */
+    double least;                              /* no plan under these budgets takes less than this, whole blocks or not */
+    int64_t gpu_least;                         /* a GPU has to have this much VRAM to be of use */
+} dg_plan;
+/* The fastest plan within the budgets. ram, vram: bytes, or negative: what the machine has, less dg_plan_margin.
+ * DG_ERROR_MEMORY where a budget is too small, with the least that would do, or more than the machine has. */
+int dg_plan_make(const dg_demand *demand, const dg_machine *machine, int64_t ram, int64_t vram, dg_plan *plan, dg_error *error);
+/* Left to others of `ram` or `vram` bytes that are free. */
+int64_t dg_plan_margin(double bytes, bool vram);
+/* Where one expert goes. */
+dg_way dg_plan_way(const dg_plan *plan, int32_t layer, int32_t expert);
 
 #ifndef DG_CFFI
 /* Returns false to stop. */

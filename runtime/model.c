@@ -181,7 +181,7 @@ static int bind(dg_model *m, int32_t i, int32_t l, tensor *out, bool *found, uin
     if (!places[i].any_format && t->format->id != DG_F32)
         return fail(error, DG_ERROR_FORMAT, "%s: tensor '%s' is %s; it must be F32", f->path, name, t->format->name);
     const int64_t row = dims[0] / t->format->block * t->format->bytes;
-    *out = (tensor){t->format, t->data, dims[0], dims[1], dims[2], row, row * dims[1]};
+    *out = (tensor){t->format, t->data, dims[0], dims[1], dims[2], row, row * dims[1], NULL, 0};
     return DG_OK;
 }
 
@@ -256,7 +256,8 @@ static int load(dg_model *m, const char *path, const dg_model_options *options, 
     if (!m->rope_full || !m->rope_swa) return fail(error, DG_ERROR_SYSTEM, "%s: no memory", path);
     const dg_model_options none = {0};
     if (!options) options = &none;
-    return ops_new(options, c, &m->ops, error);
+    status = ops_new(options, c, &m->ops, error);
+    return status == DG_OK && options->repack ? ops_repack(m->ops, m->layers, c->n_layer, options->repack, error) : status;
 }
 
 int dg_model_open(const char *path, const dg_model_options *options, dg_model **out, dg_error *error) {

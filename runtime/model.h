@@ -11,6 +11,8 @@ typedef struct tensor {
     const uint8_t *data;
     int64_t cols, rows, experts;
     int64_t row_bytes, expert_bytes; /* from one row, or one expert, to the next */
+    const uint8_t *repacked;         /* the matrices of the first n_repacked experts in the form that the backend likes best */
+    int64_t n_repacked;
 } tensor;
 
 static inline const uint8_t *tensor_row(const tensor *t, int64_t expert, int64_t row) {

@@ -72,8 +72,13 @@ int ops_new(const dg_model_options *options, const dg_config *c, ops **out, dg_e
     return DG_OK;
 }
 
+int ops_repack(ops *o, layer *layers, int32_t n_layer, int64_t budget, dg_error *error) {
+    return gemm_repack(o, layers, n_layer, budget, &o->repacked, &o->repacked_bytes, error);
+}
+
 void ops_free(ops *o) {
     if (!o) return;
+    os_release(o->repacked, o->repacked_bytes);
     profile_free(o);
     if (o->scratch && o->pool) os_release(o->scratch, (size_t)(o->scratch_floats * pool_threads(o->pool)) * sizeof(float));
     pool_free(o->pool);

@@ -42,12 +42,19 @@ struct ops {
     void (*float_head)(const ops *o, dg_choice *out, soft *s, const float *x, const tensor *table, int64_t n, float cap, float temperature,
                        const double *u, void *work);
     void (*float_soften)(const ops *o, float *y, const soft *s, const tensor *table, int64_t n, float scale, void *work, float *room);
+    uint8_t *repacked; /* ops_repack's copies */
+    size_t repacked_bytes;
     _Atomic double longest; /* length of the embedding's longest row, 0 until someone asked */
 };
 
 /* Makes the table of the backend that the options ask for, with a pool of its own. */
 int ops_new(const dg_model_options *options, const dg_config *config, ops **out, dg_error *error);
 void ops_free(ops *o);
+
+/* Copies the matrices of whole experts, in the order of the layers and as many as `budget` bytes hold, in a form that is
+ * unpacked faster, lets go of the file's pages, and points the layers' tensors to the copies, which are the table's.
+ * Results keep their bits. */
+int ops_repack(ops *o, layer *layers, int32_t n_layer, int64_t budget, dg_error *error);
 
 /* Bytes of work that the matmul op needs for n rows of up to `cols` columns, the soften and the experts op. */
 size_t matmul_work(int64_t n, int64_t cols);

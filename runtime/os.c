@@ -48,6 +48,14 @@ void os_release(void *memory, size_t bytes) {
     if (memory) munmap(memory, bytes ? bytes : 1);
 }
 
+void os_large_pages(void *memory, size_t bytes) {
+#ifdef MADV_HUGEPAGE
+    madvise(memory, bytes, MADV_HUGEPAGE);
+#else
+    (void)memory, (void)bytes;
+#endif
+}
+
 void os_discard(void *memory, size_t bytes) { madvise(memory, bytes, MADV_DONTNEED); }
 
 int32_t os_processors(void) {

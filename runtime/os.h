@@ -11,7 +11,10 @@ void os_unmap(const uint8_t *map, uint64_t size);
 /* Zeroed address space whose pages are taken when first written; NULL without memory. */
 void *os_reserve(size_t bytes);
 void os_release(void *memory, size_t bytes);
-/* Gives the pages of whole ranges back; they read as zero afterwards. */
+/* Asks for large pages, where the system has them: for reserved memory that is read all over, again and again. */
+void os_large_pages(void *memory, size_t bytes);
+/* Gives the pages of whole ranges back; they read as zero afterwards, those of a
+ * mapped file as the file has them. */
 void os_discard(void *memory, size_t bytes);
 
 int32_t os_processors(void); /* that this process may use */

@@ -66,29 +66,40 @@ gemm_input gemm_quantise(const ops *o, const gemm_kernel *k, const float *values
 
 /* ---- Panels ---- */
 
-static void rows_of(const gemm_strip *s, const uint8_t *rows[GEMM_ROWS]) {
-    for (int64_t r = 0; r < GEMM_ROWS; r++) rows[r] = tensor_row(s->w, s->expert, least(s->row + r, s->w->rows - 1));
+/* Where the rows of a strip lie: each for itself, or repacked, `together` in one. */
+typedef struct sources {
+    const uint8_t *rows[GEMM_ROWS];
+    int64_t count, together;
+} sources;
+
+static sources sources_of(const gemm_strip *s) {
+    const bool repacked = s->expert < s->w->n_repacked;
+    sources from = {.count = repacked ? GEMM_ROWS / GEMM_REPACKED : GEMM_ROWS, .together = repacked ? GEMM_REPACKED : 1};
+    for (int64_t i = 0; i < from.count; i++) {
+        const int64_t row = s->row + i * from.together;
+        from.rows[i] = repacked ? s->w->repacked + (s->expert * gemm_padded(s->w->rows) + row) * s->w->row_bytes
+                                : tensor_row(s->w, s->expert, least(row, s->w->rows - 1));
+    }
+    return from;
 }
 
 /* Asks for one column block of a strip, a cache line at a time. */
-static void prefetch(const uint8_t *const rows[GEMM_ROWS], int64_t at, int64_t bytes) {
-    for (int64_t r = 0; r < GEMM_ROWS; r++)
-        for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(rows[r] + at + i, 0, 2); /* to L2: L1 is full of the panel */
+static void prefetch(const sources *from, int64_t at, int64_t bytes) {
+    for (int64_t r = 0; r < from->count; r++)
+        for (int64_t i = 0; i < bytes * from->together; i += 64)
+            __builtin_prefetch(from->rows[r] + at * from->together + i, 0, 2); /* to L2: L1 is full of the panel */
 }
 
 void gemm_product(const gemm_kernel *k, gemm_panel *p, const gemm_strip *s, const gemm_strip *next, const gemm_input *x, const int32_t *tokens, int64_t n,
                   float *acc) {
-    const uint8_t *rows[GEMM_ROWS], *later[GEMM_ROWS];
-    const int64_t blocks = s->w->cols / x->depth, bytes = s->w->row_bytes / blocks;
-    rows_of(s, rows);
-    if (next) rows_of(next, later);
+    const int64_t blocks = s->w->cols / x->depth, bytes = s->w->row_bytes / blocks, ahead = least(AHEAD, blocks);
+    const sources from = sources_of(s), later = next ? sources_of(next) : from;
     p->depth = x->depth;
     memset(acc, 0, (size_t)n * GEMM_ROWS * sizeof *acc);
-    const int64_t ahead = least(AHEAD, blocks);
     for (int64_t b = 0; b < blocks; b++) {
-        if (b + ahead < blocks) prefetch(rows, (b + ahead) * bytes, bytes);
-        else if (next) prefetch(later, (b + ahead - blocks) * bytes, bytes);
-        k->unpack(p, rows, b);
+        if (b + ahead < blocks) prefetch(&from, (b + ahead) * bytes, bytes);
+        else if (next) prefetch(&later, (b + ahead - blocks) * bytes, bytes);
+        (from.together > 1 ? k->unpack_repacked : k->unpack)(p, from.rows, b);
         k->multiply(p, x, b, tokens, n, acc);
     }
 }

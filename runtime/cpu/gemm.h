@@ -9,8 +9,11 @@
 
 #include "cpu.h"
 
+#define INLINE static inline __attribute__((always_inline))
+
 enum {
     GEMM_ROWS = 16,
+    GEMM_REPACKED = 8,  /* rows that are interleaved in a repacked matrix */
     GEMM_DEPTH = 704,   /* most columns of a panel */
     GEMM_SUB = 32,      /* columns that share a scale of the weights, or two scales of 16 */
     GEMM_TOKENS = 1024, /* most tokens that pass a panel at a time */
@@ -43,9 +46,13 @@ typedef struct gemm_kernel {
     bool k_quant;
     bool wide;
     /* Columns [b * depth, (b + 1) * depth) of 16 rows; rows[r] is where row r's blocks begin. */
-    void (*unpack)(gemm_panel *p, const uint8_t *const rows[GEMM_ROWS], int64_t b);
+    void (*unpack)(gemm_panel *p, const uint8_t *const *rows, int64_t b);
     /* acc[i][0 .. 16) += panel . x[tokens[i]] over column block b, for i in [0, n); tokens NULL: i itself */
     void (*multiply)(const gemm_panel *p, const gemm_input *x, int64_t b, const int32_t *tokens, int64_t n, float *acc);
+    /* Writes GEMM_REPACKED rows of so many blocks in as many bytes, so that their unpacking needs no shuffles; NULL: the
+     * set has no such form. Then unpack_repacked is unpack of rows[i], where the i-th GEMM_REPACKED rows begin. */
+    void (*repack)(uint8_t *to, const uint8_t *const rows[GEMM_REPACKED], int64_t blocks);
+    void (*unpack_repacked)(gemm_panel *p, const uint8_t *const *rows, int64_t b);
 } gemm_kernel;
 
 /* What an instruction set provides. */
@@ -107,6 +114,9 @@ const gemm_kernel *gemm_kernel_for(const gemm_set *set, const tensor *w);
 /* Rounds values[n][cols]; the memory is carved off *work. */
 gemm_input gemm_quantise(const ops *o, const gemm_kernel *k, const float *values, int64_t n, int64_t cols, char **work);
 
+/* Rows of a repacked matrix: whole strips, of which the last repeats the last row. */
+static inline int64_t gemm_padded(int64_t rows) { return (rows + GEMM_ROWS - 1) / GEMM_ROWS * GEMM_ROWS; }
+
 /* GEMM_ROWS rows of a matrix, from `row` on; rows past its end repeat the last one. */
 typedef struct gemm_strip {
     const tensor *w;
@@ -126,6 +136,9 @@ typedef struct gemm_room {
 } gemm_room;
 gemm_room gemm_room_for(const ops *o, int32_t thread);
 enum { GEMM_SCRATCH_FLOATS = sizeof(gemm_panel) / sizeof(float) + 16 + 2 * GEMM_TOKENS * GEMM_ROWS + 256 * 256 };
+
+/* What ops_repack does, with memory[bytes] for the caller to release. */
+int gemm_repack(const ops *o, layer *layers, int32_t n_layer, int64_t budget, uint8_t **memory, size_t *bytes, dg_error *error);
 
 void gemm_head(const ops *o, dg_choice *out, soft *s, const float *x, const tensor *table, int64_t n, float cap, float temperature, const double *u,
                void *work);

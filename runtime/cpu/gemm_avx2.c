@@ -16,7 +16,6 @@ enum { OFFSET_16 = 32, OFFSET_32 = 16 };
 
 enum { TILE = 4, HALVES = 2 }; /* tokens that share a load of the codes; vectors of 8 rows in a panel */
 
-#define INLINE static inline __attribute__((always_inline))
 /* Keeps the compiler from hoisting products out of the chain of additions, which would spill every accumulator. */
 #define KEEP(v) __asm__("" : "+x"(v))
 
@@ -147,26 +146,18 @@ static inline void put_signed(gemm_panel *p, int h, int64_t g, __m256i codes) {
     put(p->codes + (2 * g + 1) * 64 + 32 * h, _mm256_srai_epi16(_mm256_shuffle_epi8(codes, _mm256_add_epi8(pair, _mm256_set1_epi32(0x02000200))), 8));
 }
 
-UNPACK_K(q4_k, 32)
-UNPACK_K(q5_k, 16)
-UNPACK_K(q6_k, 16)
-UNPACK_BLOCKS(q5_0, 32, false)
-UNPACK_BLOCKS(q5_1, 32, false)
-UNPACK_BLOCKS(q4_0, 32, false)
-UNPACK_BLOCKS(q8_0, 32, true)
-UNPACK_BLOCKS(iq4_nl, 32, true)
-UNPACK_BLOCKS(iq4_xs, 256, true)
+UNPACK_ALL(16)
 
 static const gemm_kernel kernels[] = {
-    {DG_Q4_K, true, false, unpack_q4_k, multiply_q4_k},
-    {DG_Q5_K, true, false, unpack_q5_k, multiply_q5_k},
-    {DG_Q6_K, true, false, unpack_q6_k, multiply_q6_k},
-    {DG_Q5_0, false, false, unpack_q5_0, multiply_block},
-    {DG_Q5_1, false, false, unpack_q5_1, multiply_block_min},
-    {DG_Q4_0, false, false, unpack_q4_0, multiply_block},
-    {DG_Q8_0, false, true, unpack_q8_0, multiply_wide},
-    {DG_IQ4_NL, false, true, unpack_iq4_nl, multiply_wide},
-    {DG_IQ4_XS, false, true, unpack_iq4_xs, multiply_wide},
+    KERNEL(Q4_K, true, false, q4_k, q4_k),
+    KERNEL(Q5_K, true, false, q5_k, q5_k),
+    KERNEL(Q6_K, true, false, q6_k, q6_k),
+    KERNEL(Q5_0, false, false, q5_0, block),
+    KERNEL(Q5_1, false, false, q5_1, block_min),
+    KERNEL(Q4_0, false, false, q4_0, block),
+    KERNEL(Q8_0, false, true, q8_0, wide),
+    KERNEL(IQ4_NL, false, true, iq4_nl, wide),
+    KERNEL(IQ4_XS, false, true, iq4_xs, wide),
 };
 
 /* ---- Activations ---- */

@@ -10,8 +10,6 @@
 
 enum { QUARTERS = GEMM_ROWS / 4, TILE = 4 };
 
-#define INLINE static inline __attribute__((always_inline))
-
 /* ---- Panels: signed codes [depth / 4][16 rows][4] ---- */
 
 /* 4 rows of 16 bytes -> 4 groups of 4 rows by 4 bytes, 64 bytes apart */
@@ -28,7 +26,7 @@ INLINE void transpose4(const int8_t *rows, int64_t stride, uint8_t *out) {
 
 /* offset: what unsigned codes count from */
 #define UNPACK(stem, columns, offset)                                                                       \
-    static void unpack_##stem(gemm_panel *p, const uint8_t *const rows[GEMM_ROWS], int64_t b) {             \
+    static void unpack_##stem(gemm_panel *p, const uint8_t *const *rows, int64_t b) {                        \
         int8_t codes[GEMM_ROWS * GEMM_DEPTH];                                                               \
         const int64_t bytes = p->depth / (columns) * (int64_t)sizeof(block_##stem);                         \
         for (int r = 0; r < GEMM_ROWS; r++) row_##stem(p, r, rows[r] + b * bytes, (void *)(codes + r * GEMM_DEPTH)); \
@@ -137,15 +135,15 @@ GEMM_MULTIPLY(block, BLOCK)
 GEMM_MULTIPLY(block_min, BLOCK_MIN)
 
 static const gemm_kernel kernels[] = {
-    {DG_Q4_K, true, false, unpack_q4_k, multiply_k_min_32},
-    {DG_Q5_K, true, false, unpack_q5_k, multiply_k_min_16},
-    {DG_Q6_K, true, false, unpack_q6_k, multiply_k_16},
-    {DG_Q5_0, false, false, unpack_q5_0, multiply_block},
-    {DG_Q5_1, false, false, unpack_q5_1, multiply_block_min},
-    {DG_Q4_0, false, false, unpack_q4_0, multiply_block},
-    {DG_Q8_0, false, false, unpack_q8_0, multiply_block},
-    {DG_IQ4_NL, false, false, unpack_iq4_nl, multiply_block},
-    {DG_IQ4_XS, false, false, unpack_iq4_xs, multiply_block},
+    {DG_Q4_K, true, false, unpack_q4_k, multiply_k_min_32, NULL, NULL},
+    {DG_Q5_K, true, false, unpack_q5_k, multiply_k_min_16, NULL, NULL},
+    {DG_Q6_K, true, false, unpack_q6_k, multiply_k_16, NULL, NULL},
+    {DG_Q5_0, false, false, unpack_q5_0, multiply_block, NULL, NULL},
+    {DG_Q5_1, false, false, unpack_q5_1, multiply_block_min, NULL, NULL},
+    {DG_Q4_0, false, false, unpack_q4_0, multiply_block, NULL, NULL},
+    {DG_Q8_0, false, false, unpack_q8_0, multiply_block, NULL, NULL},
+    {DG_IQ4_NL, false, false, unpack_iq4_nl, multiply_block, NULL, NULL},
+    {DG_IQ4_XS, false, false, unpack_iq4_xs, multiply_block, NULL, NULL},
 };
 
 /* ---- Activations; codes are signed here, so accumulators start at nothing ---- */

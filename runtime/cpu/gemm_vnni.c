@@ -6,19 +6,12 @@
  */
 #include "gemm.h"
 
-#define INLINE static inline __attribute__((always_inline))
-
-#ifdef DG_SIMDE /* proof on processors without these instructions: they are emulated */
-#define SIMDE_ENABLE_NATIVE_ALIASES
-#include <simde/x86/avx512.h>
-#endif
-
-#include "gemm_unpack_avx2.h"
 #include "gemm_vocabulary.h"
+#include "gemm_unpack_avx2.h"
 
 enum { HALVES = GEMM_ROWS / LANES, TILE = LANES == 16 ? 8 : 4 }; /* vectors to a panel; tokens that share a load of the codes */
 
-#if defined(__AVX512VNNI__)
+#ifdef VECTORS_OF_512
 typedef __m512i vi;
 #define LOADI(at) _mm512_load_si512((const void *)(at))
 #define SETI(x) _mm512_set1_epi32(x)
@@ -136,26 +129,18 @@ GEMM_MULTIPLY(signed, SIGNED)
 
 static inline void put_signed(gemm_panel *p, int h, int64_t g, __m256i codes) { put(p->codes + g * 64 + 32 * h, _mm256_xor_si256(codes, bytes(-128))); }
 
-UNPACK_K(q4_k, 32)
-UNPACK_K(q5_k, 32)
-UNPACK_K(q6_k, 16)
-UNPACK_BLOCKS(q5_0, 32, false)
-UNPACK_BLOCKS(q5_1, 32, false)
-UNPACK_BLOCKS(q4_0, 32, false)
-UNPACK_BLOCKS(q8_0, 32, true)
-UNPACK_BLOCKS(iq4_nl, 32, true)
-UNPACK_BLOCKS(iq4_xs, 256, true)
+UNPACK_ALL(32)
 
 static const gemm_kernel kernels[] = {
-    {DG_Q4_K, true, false, unpack_q4_k, multiply_k_min},
-    {DG_Q5_K, true, false, unpack_q5_k, multiply_k_min},
-    {DG_Q6_K, true, false, unpack_q6_k, multiply_k_offset},
-    {DG_Q5_0, false, false, unpack_q5_0, multiply_block},
-    {DG_Q5_1, false, false, unpack_q5_1, multiply_block_min},
-    {DG_Q4_0, false, false, unpack_q4_0, multiply_block},
-    {DG_Q8_0, false, false, unpack_q8_0, multiply_signed},
-    {DG_IQ4_NL, false, false, unpack_iq4_nl, multiply_signed},
-    {DG_IQ4_XS, false, false, unpack_iq4_xs, multiply_signed},
+    KERNEL(Q4_K, true, false, q4_k, k_min),
+    KERNEL(Q5_K, true, false, q5_k, k_min),
+    KERNEL(Q6_K, true, false, q6_k, k_offset),
+    KERNEL(Q5_0, false, false, q5_0, block),
+    KERNEL(Q5_1, false, false, q5_1, block_min),
+    KERNEL(Q4_0, false, false, q4_0, block),
+    KERNEL(Q8_0, false, false, q8_0, signed),
+    KERNEL(IQ4_NL, false, false, iq4_nl, signed),
+    KERNEL(IQ4_XS, false, false, iq4_xs, signed),
 };
 
 static inline void put_starts(__m256i pairs, int32_t *start16, int32_t *start32) {

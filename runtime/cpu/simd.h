@@ -13,9 +13,16 @@
  * alone is a NaN. */
 
 #if defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
+#ifdef DG_SIMDE
+#include "emulate.h"
+#endif
 #include <immintrin.h>
 
-#ifdef __AVX512F__
+#if defined(__AVX512F__) || defined(DG_SIMDE_512)
+#define VECTORS_OF_512
+#endif
+
+#ifdef VECTORS_OF_512
 typedef __m512 vf;
 typedef __mmask16 vmask;
 enum { LANES = 16, REGISTERS = 32 };
@@ -42,7 +49,7 @@ VF vf vf_abs(vf a) { return MM(andnot_ps)(vf_set(-0.0f), a); }
 VF vf vf_copysign(vf size, vf sign) { return MM(or_ps)(vf_abs(size), MM(and_ps)(sign, vf_set(-0.0f))); }
 #undef MM
 
-#ifdef __AVX512F__
+#ifdef VECTORS_OF_512
 VF vf vf_load_f16(const uint16_t *p) { return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(const void *)p)); }
 VF vf vf_round(vf a) { return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
 VF vf vf_pow2(vf n) { return _mm512_scalef_ps(vf_set(1.0f), n); }

@@ -1,8 +1,11 @@
 /* Integer products of every instruction set against the plain reference. Where activations lie on the grid they are
  * rounded to, nothing is lost and the two agree to float32 rounding; elsewhere they agree as well as 8 or 13 bits do. */
+#define _GNU_SOURCE /* mkstemp */
 #include <string.h>
+#include <unistd.h>
 
 #include "check.h"
+#include "cpu/gemm.h"
 #include "ops.h"
 #include "material.h"
 
@@ -83,6 +86,97 @@ static void test_experts(const ops *o) {
     free(x), free(shares), free(work);
 }
 
+static ops *new_ops(const char *backend, int32_t threads) {
+    ops *o;
+    dg_error error;
+    if (ops_new(&(dg_model_options){.backend = backend, .threads = threads}, &config, &o, &error) != DG_OK) exit(1);
+    return o;
+}
+
+/* Moves a tensor into the map of a file, where models have theirs. */
+static void into_file(tensor *w, uint64_t *size) {
+    char path[] = "/tmp/dgemma-test-gemm-XXXXXX";
+    const int fd = mkstemp(path);
+    dg_error error;
+    const size_t bytes = (size_t)(w->experts * w->expert_bytes);
+    if (fd < 0 || write(fd, w->data, bytes) != (ssize_t)bytes || close(fd) != 0) exit(1);
+    free((void *)(uintptr_t)w->data);
+    CHECK(os_map(path, &w->data, size, &error) == DG_OK, "%s", error.message);
+    unlink(path);
+}
+
+/* Repacked matrices give the bits that mapped ones give: every format, whole and cut strips, every expert. */
+static void test_repacked(const char *backend) {
+    enum { N = 13, COLS = 768, E = 3, ROWS = 37, LARGE = 350 };
+    ops *o = new_ops(backend, 3);
+    layer layers[FORMATS + 1] = {0};
+    float *x = numbers(N * COLS, 1.0f), want[N * LARGE], got[N * LARGE];
+    void *work = malloc(matmul_work(N, COLS));
+    int32_t n = 0;
+    for (int f = 0; f < FORMATS; f++) {
+        if (formats[f] == DG_BF16) continue; /* has no kernel */
+        layers[n].ffn_gate_exps = weights(formats[f], COLS, ROWS, E);
+        layers[n].ffn_up_exps = weights(formats[f], COLS, 5, E);
+        layers[n++].ffn_down_exps = weights(formats[f], dg_format_find(formats[f])->block == 256 ? 256 : 704, 16, E);
+    }
+    uint64_t size;
+    tensor *large = &layers[n].ffn_down_exps;
+    layers[n].ffn_gate_exps = weights(DG_Q8_0, COLS, ROWS, E);
+    layers[n++].ffn_up_exps = weights(DG_Q8_0, COLS, ROWS, E);
+    *large = weights(DG_Q8_0, COLS, LARGE, E); /* several pages, which are let go and read again */
+    into_file(large, &size);
+    dg_error error;
+    CHECK(ops_repack(o, layers, n, INT64_MAX, &error) == DG_OK, "%s", error.message);
+    for (int32_t l = 0; l < n; l++) {
+        const tensor *all[] = {&layers[l].ffn_gate_exps, &layers[l].ffn_up_exps, &layers[l].ffn_down_exps};
+        for (int i = 0; i < 3; i++) {
+            CHECK(all[i]->n_repacked == E, "%s: %d experts of %d repacked", all[i]->format->name, (int)all[i]->n_repacked, E);
+            for (int64_t e = 0; e < E; e++) {
+                tensor mapped = *all[i], repacked = *all[i];
+                mapped.data += e * mapped.expert_bytes;
+                mapped.n_repacked = 0;
+                repacked.data = NULL; /* not to be looked at */
+                repacked.repacked += e * ((repacked.rows + 15) / 16 * 16) * repacked.row_bytes;
+                o->matmul(o, want, x, &mapped, N, work);
+                o->matmul(o, got, x, &repacked, N, work);
+                CHECK(memcmp(want, got, sizeof *want * (size_t)(N * mapped.rows)) == 0, "%s: %s of %d rows: other bits when repacked", o->name, mapped.format->name,
+                      (int)mapped.rows);
+            }
+            if (all[i] != large) free((void *)(uintptr_t)all[i]->data);
+        }
+    }
+    os_unmap(large->data, size);
+    free(x), free(work);
+    ops_free(o);
+}
+
+/* The experts op when the memory holds all but one of the experts; and what is refused. */
+static void test_repacked_experts(const char *backend) {
+    enum { N = 40, D = 256, H = 96, E = 5, K = 2 };
+    ops *o = new_ops(backend, 2);
+    dg_error error;
+    layer layers[2] = {{.ffn_gate_exps = weights(DG_Q4_K, D, H, E), .ffn_up_exps = weights(DG_Q4_K, D, H, E), .ffn_down_exps = weights(DG_Q5_0, H, D, E)}};
+    const layer *l = &layers[0];
+    layers[1] = *l;
+    float *x = numbers(N * D, 1.0f), *shares = numbers(N * K, 0.5f), want[N * D], got[N * D];
+    int32_t experts[N * K];
+    for (int i = 0; i < N * K; i++) experts[i] = (i % K + i / 3) % E;
+    void *work = malloc(experts_work(N, K, D, H, E));
+    const int64_t one = 2 * l->ffn_gate_exps.expert_bytes + l->ffn_down_exps.expert_bytes; /* rows are whole strips */
+    CHECK(ops_repack(o, layers, 2, one - 1, &error) == DG_ERROR_MEMORY && strstr(error.message, "one expert"), "too little memory: %s", error.message);
+    CHECK(ops_repack(o, layers, 2, -1, &error) == DG_ERROR_USAGE && strstr(error.message, "-1"), "negative memory: %s", error.message);
+    CHECK(ops_repack(plain, layers, 2, one, &error) == DG_ERROR_BACKEND && strstr(error.message, "not available"), "the reference repacks: %s", error.message);
+    o->experts(o, want, x, &l->ffn_gate_exps, &l->ffn_up_exps, &l->ffn_down_exps, experts, shares, N, K, work);
+    CHECK(ops_repack(o, layers, 2, E * one - 1, &error) == DG_OK, "%s", error.message);
+    CHECK(l->ffn_gate_exps.n_repacked == E - 1 && l->ffn_down_exps.n_repacked == E - 1 && layers[1].ffn_up_exps.n_repacked == 0, "%d of %d experts, %d of the next layer",
+          (int)l->ffn_gate_exps.n_repacked, E, (int)layers[1].ffn_up_exps.n_repacked);
+    o->experts(o, got, x, &l->ffn_gate_exps, &l->ffn_up_exps, &l->ffn_down_exps, experts, shares, N, K, work);
+    CHECK(memcmp(want, got, sizeof want) == 0, "%s: experts have other bits when repacked", o->name);
+    free(x), free(shares), free(work);
+    free((void *)(uintptr_t)l->ffn_gate_exps.data), free((void *)(uintptr_t)l->ffn_up_exps.data), free((void *)(uintptr_t)l->ffn_down_exps.data);
+    ops_free(o);
+}
+
 /* The head over a vocabulary of several groups, on the grid, at temperatures that give certain and flat rows; then what
  * it leaves for self-conditioning, within the certificate. Twice, since the second step knows the first one's choice. */
 static void test_head(const ops *o, int32_t format, float temperature) {
@@ -135,10 +229,10 @@ static void test_threads(const char *backend) {
     dg_choice want[N], got[N];
     void *work = malloc(soften_work(N, D));
     for (int t = 1; t <= 3; t++) {
-        ops *o;
+        ops *o = new_ops(backend, t);
         soft s;
         dg_error error;
-        if (ops_new(&(dg_model_options){backend, t, false}, &config, &o, &error) != DG_OK || soft_new(N, V, D, &s, &error) != DG_OK) exit(1);
+        if (soft_new(N, V, D, &s, &error) != DG_OK) exit(1);
         memset(got, 0, sizeof got);
         o->head(o, got, &s, x, &table, N, 30.0f, 0.1f, u, work);
         o->soften(o, y, &s, &table, N, 16.0f, work, room);
@@ -151,11 +245,9 @@ static void test_threads(const char *backend) {
 }
 
 int main(void) {
-    dg_error error;
-    if (ops_new(&(dg_model_options){"reference", 1, true}, &config, &plain, &error) != DG_OK) return 1;
+    plain = new_ops("reference", 1);
     for (int32_t b = 1; dg_backend_name(b); b++) { /* 0 is the best of those that follow */
-        ops *o;
-        if (ops_new(&(dg_model_options){dg_backend_name(b), 2, false}, &config, &o, &error) != DG_OK) return 1;
+        ops *o = new_ops(dg_backend_name(b), 2);
         if (o->gemm) {
             printf("gemm: %s\n", o->name);
             test_matmul(o);
@@ -166,6 +258,10 @@ int main(void) {
             test_head(o, DG_Q8_0, 0.4f);
             test_head(o, DG_BF16, 0.4f);
             test_threads(dg_backend_name(b));
+            if (o->gemm->kernels[0].repack) {
+                test_repacked(dg_backend_name(b));
+                test_repacked_experts(dg_backend_name(b));
+            }
         }
         ops_free(o);
     }

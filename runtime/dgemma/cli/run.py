@@ -18,6 +18,7 @@ from dgemma.errors import UsageError
 from dgemma.events import Block, Result, Step
 from dgemma.model import Model, Prompt, backends
 from dgemma.options import Option, options
+from dgemma.sizes import size
 
 PUZZLE = "53..7.... 6..195... .98....6. 8...6...3 4..8.3..1 7...2...6 .6....28. ...419..5 ....8..79"
 
@@ -73,6 +74,11 @@ def generation_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
+def memory(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
+    """Reads a size of memory."""
+    return None if value is None else size(value, param.opts[0])
+
+
 def sentence(text: str) -> str:
     return text[:1].upper() + text[1:]
 
@@ -97,6 +103,12 @@ def version(ctx: click.Context, param: click.Parameter, wanted: bool) -> None:
 @click.option("--threads", type=click.IntRange(min=1), metavar="N", help="Default: one per processor.")
 @click.option("--exact", is_flag=True, help="Float32 throughout: slower; activations are never rounded to fewer bits.")
 @click.option(
+    "--repack",
+    callback=memory,
+    metavar="SIZE",
+    help="Spend this much memory (as 4G, 500M) on copies of experts that are faster to read. Same tokens.",
+)
+@click.option(
     "--visual",
     is_flag=True,
     help="Draw the canvas while it settles, certain tokens brighter, a step at least 80 ms; on a terminal alone.",
@@ -114,6 +126,7 @@ def main(
     backend: str,
     threads: int | None,
     exact: bool,
+    repack: int | None,
     visual: bool,
     as_json: bool,
     quiet: bool,
@@ -127,7 +140,7 @@ def main(
     if raw and (system is not None or think):
         raise click.UsageError(f"{'--think' if think else '--system'} needs the chat template that --raw goes without")
     message = read_prompt(text, file)
-    with Model(model, backend=backend, threads=threads, exact=exact) as opened:
+    with Model(model, backend=backend, threads=threads, exact=exact, repack=repack) as opened:
         prompt = to_prompt(opened, message, system, think, raw)
         used = opened.settings(**settings)
         terminal = sys.stderr.isatty() and (visual or not quiet)

@@ -1,0 +1,145 @@
+"""dg-info --plan: a plan for people and as JSON."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+
+from dgemma.cli.sizes import Size
+from dgemma.convert.writer import size_text
+from dgemma.model import Model
+from dgemma.plan import STEPS, Machine, Plan, find_machine, machines, plan, rates, this_machine
+
+Section = tuple[str, tuple[str, ...], list[tuple[str, ...]]]  # title, columns (those of numbers begin with >), rows
+
+MACHINES = "\n".join(f"  {machine.name:<16}{machine.about}" for machine in machines().values())
+FIELDS = "\n".join(f"  {rate.field:<9}{rate.unit:<7}{rate.help}" for rate in rates().values())
+
+HELP = f"""--plan tells what would live where under memory budgets, and predicts from a machine's bandwidths what a step
+would take: nothing is measured with the model. Machines that can be planned for:
+
+\b
+{MACHINES}
+
+Another is a JSON file with these fields; without --machine it is this machine, whose processor and memory are measured
+for some seconds while its disk is assumed:
+
+\b
+{FIELDS}
+"""
+
+
+def plan_options(command: Any) -> Any:
+    """--plan, and the flags that only it takes."""
+    for option in (
+        click.option(
+            "--context", type=click.IntRange(1, 2**31 - 1), metavar="N", help="Of --plan: tokens to keep in mind."
+        ),
+        click.option("--machine", metavar="FILE|NAME", help="Of --plan: for which; default: this machine."),
+        click.option("--vram", type=Size(), metavar="SIZE", help="Of --plan: of the GPU's memory at most."),
+        click.option(
+            "--ram", type=Size(), metavar="SIZE", help="Of --plan: at most; default: what there is, less a margin."
+        ),
+        click.option("--plan", "as_plan", is_flag=True, help="Tell what would live where, and how fast that would be."),
+    ):
+        command = option(command)
+    return command
+
+
+def make_plan(path: Path, ram: int | None, vram: int | None, machine: str | None, context: int | None) -> Plan:
+    """Reads the file's header alone."""
+    where: Machine = this_machine() if machine is None else find_machine(machine)
+    with Model(os.fspath(path), backend="cpu", threads=1) as model:
+        return plan(model, where, ram, vram, context)
+
+
+def refuse_alone(as_plan: bool, **flags: object) -> None:
+    """What only --plan takes is wrong without it."""
+    for flag, given in flags.items():
+        if given is not None and not as_plan:
+            raise click.UsageError(f"--{flag} needs --plan")
+
+
+def title(path: Path, plan: Plan) -> str:
+    about = f" ({plan.machine.about})" if plan.machine.about else ""
+    return f"{path} on {plan.machine.name}{about}"
+
+
+def summary(plan: Plan) -> str:
+    return (
+        f"Predicted: {plan.seconds:.3g} s a step, {figure(plan.tokens_per_second)} tokens/s at {STEPS} steps of"
+        f" {plan.tokens} tokens, encoding not counted; bound by {' and '.join(plan.bound)}"
+    )
+
+
+def sections(plan: Plan) -> Iterator[Section]:
+    count = sum(sum(way.blocks) for way in plan.ways)
+    rows = [
+        (
+            way.lives,
+            way.computed,
+            way.how,
+            f"{sum(way.blocks):,}",
+            size_text(way.bytes),
+            f"{sum(way.blocks) / count:.0%}",
+        )
+        for way in plan.ways
+        if sum(way.blocks)
+    ]
+    yield "Experts", ("live in", "computed by", "", ">blocks", ">size", ">share"), rows
+    whole = [("RAM", plan.ram, plan.ram_budget), ("VRAM", plan.vram, plan.vram_budget)]
+    rows = []
+    for name, sizes, budget in whole:
+        rows += [(name, what, size_text(size)) for what, size in sizes.items()]
+        if sizes:
+            rows.append((name, f"all, of a budget of {size_text(budget)}", size_text(sum(sizes.values()))))
+    yield f"Memory, with keys and values of {plan.context:,} tokens", ("", "", ">size"), rows
+    rows = [
+        (
+            queue.name,
+            queue.covers,
+            amount(queue.name, queue.amount),
+            f"{queue.seconds:.3g} s",
+            f"{queue.seconds / plan.seconds:.0%}",
+        )
+        for queue in plan.queues
+        if queue.amount
+    ]
+    where = "GPU" if plan.gpu else "CPU"
+    rows.append(
+        (
+            "",
+            f"not experts: on the {where}, before any expert of a layer",
+            "",
+            f"{plan.serial:.3g} s",
+            f"{plan.serial / plan.seconds:.0%}",
+        )
+    )
+    yield "A step: what works at the same time", ("", "", ">amount", ">busy", ">of the step"), rows
+    rows = [
+        (rate.field, rate.help, f"{value / rate.scale:,.{0 if value >= 10 * rate.scale else 1}f} {rate.unit}")
+        for rate in rates().values()
+        if (value := plan.machine.rates[rate.field])
+    ]
+    yield f"Machine: {plan.machine.source}", ("", "", ">"), rows
+
+
+def notes(plan: Plan) -> Iterator[str]:
+    if plan.machine.rates["vram"] and not plan.gpu:
+        if plan.vram_budget < plan.gpu_least:
+            yield f"The GPU is not used: it would take {size_text(plan.gpu_least)} of VRAM for what is not experts."
+        else:
+            yield "The GPU is not used: the CPU alone is faster."
+
+
+def amount(queue: str, value: float) -> str:
+    return f"{figure(value / 1e9)} Gop" if queue in ("CPU", "GPU") else size_text(value)
+
+
+def figure(value: float) -> str:
+    """Three digits, or all before the point."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"

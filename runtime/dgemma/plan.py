@@ -1,0 +1,274 @@
+"""Plans: what of a model lives where on a machine, there or described, and what a step then takes.
+
+>>> with Model("model.gguf") as model:
+...     print(plan(model, machines()["rtx4060-laptop"]).tokens_per_second)
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from dgemma._native import ffi, lib
+from dgemma.bench.machine import measure_machine, processor
+from dgemma.bench.work import condition_mlp, step_operations
+from dgemma.errors import Error, UsageError, check, new_error
+from dgemma.model import Model
+
+STEPS = 16  # of a canvas, that speeds are told for
+CONTEXT = 1024  # tokens of keys and values, unless it is said otherwise
+DISK = 3e9  # bytes per second: an NVMe disk, where nobody measured it
+LARGEST = 1e12  # number in a machine's file
+REACHED = 0.5  # of the peak of integer products, by a whole step
+
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """One number that describes a machine."""
+
+    field: str
+    unit: str
+    scale: float  # one such unit, in bytes, bytes per second or operations per second
+    optional: bool
+    help: str
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    name: str
+    about: str
+    source: str  # of the numbers
+    rates: dict[str, float]  # by field of rates(), in bytes, bytes per second and operations per second
+
+
+@dataclass(frozen=True, slots=True)
+class Queue:
+    """Works beside the others. amount: bytes, or operations, of a step."""
+
+    name: str
+    covers: str
+    amount: float
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """How expert blocks go: where they live, what computes them. blocks: how many, of each layer."""
+
+    lives: str
+    computed: str
+    how: str
+    blocks: tuple[int, ...]
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    machine: Machine
+    gpu: bool  # the GPU computes what is not experts
+    context: int
+    ways: list[Way]
+    ram: dict[str, int]  # bytes by what they are for
+    vram: dict[str, int]
+    ram_budget: int
+    vram_budget: int
+    gpu_least: int  # VRAM that a GPU must have to be of use
+    queues: list[Queue]
+    serial: float
+    seconds: float  # of a step, predicted
+    tokens: int  # of a canvas
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Of canvases of STEPS steps, encoding not counted."""
+        return self.tokens / (STEPS * self.seconds)
+
+    @property
+    def bound(self) -> list[str]:
+        """The queues that decide: within a tenth of the slowest, the GPU's serial part being waited for by the CPU."""
+        times = {
+            q.name: q.seconds + (self.serial if self.gpu and q.name == "CPU" and q.amount else 0) for q in self.queues
+        }
+        return [name for name, seconds in times.items() if seconds >= 0.9 * max(times.values())]
+
+
+# ---- Machines ----
+
+
+@cache
+def rates() -> dict[str, Rate]:
+    """The library's list of what describes a machine."""
+    table: dict[str, Rate] = {}
+    while entry := lib.dg_rate_at(len(table)):
+        field, unit, text = (ffi.string(item).decode() for item in (entry.field, entry.unit, entry.help))
+        table[field] = Rate(field, unit, entry.scale, entry.optional, text)
+    return table
+
+
+@cache
+def machines() -> dict[str, Machine]:
+    """The library's list of machines."""
+    table: dict[str, Machine] = {}
+    while entry := lib.dg_machine_at(len(table)):
+        name, about, source = (ffi.string(item).decode() for item in (entry.name, entry.about, entry.source))
+        table[name] = Machine(name, about, source, {field: getattr(entry, field) for field in rates()})
+    return table
+
+
+def find_machine(text: str) -> Machine:
+    """An included machine by name, or one that a JSON file describes: the fields of rates(), each in its unit."""
+    if text in machines():
+        return machines()[text]
+    try:
+        with open(text, encoding="utf-8") as file:
+            told = json.load(file)
+    except FileNotFoundError:
+        raise UsageError(f"{text}: neither a file nor one of the machines {', '.join(machines())}") from None
+    except ValueError as problem:
+        raise Error(f"{text}: no JSON: {problem}") from None
+    return described(told, text)
+
+
+def described(told: Any, path: str) -> Machine:
+    """The machine that a file's JSON holds."""
+    if not isinstance(told, dict):
+        raise Error(f"{path}: expected an object with the fields {', '.join(rates())}")
+    texts = ("name", "about", "source")
+    for field, value in told.items():
+        if field not in rates() and field not in texts:
+            raise Error(f"{path}: there is no field {field!r}; the fields are {', '.join((*texts, *rates()))}")
+        number = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < LARGEST
+        if field in rates() and not number:
+            raise Error(f"{path}: {field}: expected a number of {rates()[field].unit}, not {value!r}")
+    for rate in rates().values():
+        if not rate.optional and rate.field not in told:
+            raise Error(f"{path}: {rate.field} is missing: {rate.help}, in {rate.unit}")
+    name, about, source = (
+        str(told.get(field, default)) for field, default in zip(texts, (path, "", path), strict=True)
+    )
+    return Machine(name, about, source, {r.field: told.get(r.field, 0) * r.scale for r in rates().values()})
+
+
+def this_machine() -> Machine:
+    """Measures for some seconds. It has no GPU: this build computes on processors alone."""
+    measured = measure_machine(0)
+    products, memory = measured.best("int8"), measured.best("memory")
+    if not products or not memory:
+        raise Error("the peaks of this processor cannot be measured: describe it with --machine FILE")
+    ram = free_memory()
+    if ram is None:
+        raise Error("this system does not tell how much memory is free: describe it with --machine FILE")
+    source = f"measured; {REACHED:.0%} of the peak of products; the disk is assumed, not measured"
+    given = {"ram": ram, "disk": DISK, "host": memory, "cpu_ops": REACHED * products}
+    return Machine("this machine", processor(), source, {field: float(given.get(field, 0)) for field in rates()})
+
+
+def free_memory() -> int | None:
+    """Bytes that programs can have without others losing theirs."""
+    try:
+        with open("/proc/meminfo", encoding="utf-8") as file:
+            lines = dict(line.split(":", 1) for line in file)
+        return int(lines["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError, ValueError):
+        pass
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    except (OSError, ValueError, AttributeError):
+        return None
+
+
+# ---- Plans ----
+
+
+def plan(
+    model: Model, machine: Machine, ram: int | None = None, vram: int | None = None, context: int | None = None
+) -> Plan:
+    """The fastest plan. ram, vram: budgets in bytes; None: what the machine has, less a margin for others. context:
+    tokens whose keys and values are kept. Raises MemoryBudgetError for a budget that cannot be kept.
+    """
+    config = model.config
+    context = min(CONTEXT, config.context_length) if context is None else context
+    error, demand, out = new_error(), ffi.new("dg_demand *"), ffi.new("dg_plan *")
+    check(lib.dg_model_demand(model._open_handle().pointer, context, demand, error), error)
+    work = {**step_operations(config, context), "condition": condition_mlp(config)}
+    demand.block_ops = work.pop("experts") / (config.n_layer * config.n_expert)
+    demand.top_ops = work.pop("head") + work.pop("condition")
+    demand.layer_ops = sum(work.values())
+    name = ffi.new("char[]", machine.name.encode(errors="replace"))
+    native = ffi.new("dg_machine *", {"name": name, **machine.rates})
+    budgets = [-1 if size is None else min(size, 1 << 62) for size in (ram, vram)]
+    check(lib.dg_plan_make(demand, native, *budgets, out, error), error)
+    return _read(out, demand, machine, config.canvas_length)
+
+
+def _read(out: Any, demand: Any, machine: Machine, tokens: int) -> Plan:
+    layers = range(demand.n_layer)
+    ways, queues = [], []
+    for i in range(lib.DG_WAYS):
+        entry, blocks = lib.dg_way_at(i), tuple(out.blocks[i][0 : demand.n_layer])
+        size = sum(blocks[layer] * demand.block_bytes[layer] for layer in layers)
+        ways.append(Way(*(ffi.string(t).decode() for t in (entry.lives, entry.computed, entry.how)), blocks, size))
+    for i in range(lib.DG_QUEUES):
+        queue = lib.dg_queue_at(i)
+        texts = (ffi.string(text).decode() for text in (queue.name, queue.covers))
+        queues.append(Queue(*texts, out.amount[i], out.busy[i]))
+    weights = demand.layer_bytes + demand.top_bytes
+    large = {"other weights": weights, "keys and values": demand.cache_bytes}
+    work = {"work room": demand.work_bytes}
+    sides: list[dict[str, int]] = []
+    for side, has in (("ram", not out.gpu), ("vram", out.gpu)):
+        told = {"experts": getattr(out, f"{side}_experts"), **(large if has else {})}
+        told |= work if side == "ram" or out.gpu else {}
+        told |= {"stream buffers": getattr(out, f"{side}_ring"), "programs": getattr(out, f"{side}_process")}
+        sides.append({what: int(size) for what, size in told.items() if size})
+        assert sum(sides[-1].values()) == getattr(out, f"{side}_used")
+    return Plan(
+        machine=machine,
+        gpu=bool(out.gpu),
+        context=int(demand.context),
+        ways=ways,
+        ram=sides[0],
+        vram=sides[1],
+        ram_budget=int(out.ram),
+        vram_budget=int(out.vram),
+        gpu_least=int(out.gpu_least),
+        queues=queues,
+        serial=out.serial,
+        seconds=out.seconds,
+        tokens=tokens,
+    )
+
+
+def told(plan: Plan) -> dict[str, Any]:
+    """For JSON: bytes, seconds, operations."""
+    budgets = {"ram": plan.ram_budget, "vram": plan.vram_budget}
+    return {
+        "machine": {
+            "name": plan.machine.name,
+            "about": plan.machine.about,
+            "source": plan.machine.source,
+            **plan.machine.rates,
+        },
+        "context": plan.context,
+        "budgets": budgets,
+        "used": {
+            side: {"total": sum(sizes.values()), **sizes} for side, sizes in (("ram", plan.ram), ("vram", plan.vram))
+        },
+        "gpu": plan.gpu,
+        "gpu_least": plan.gpu_least,
+        "experts": [
+            {"lives": way.lives, "computed": way.computed, "blocks": list(way.blocks), "bytes": way.bytes}
+            for way in plan.ways
+        ],
+        "queues": [{"name": q.name, "amount": q.amount, "seconds": q.seconds} for q in plan.queues],
+        "predicted": {
+            "seconds": plan.seconds,
+            "serial": plan.serial,
+            "steps": STEPS,
+            "tokens_per_second": plan.tokens_per_second,
+            "bound": plan.bound,
+        },
+    }

@@ -1,0 +1,16 @@
+/* The one planner of RAM and VRAM: pure arithmetic, for machines that are there and for those that are described.
+ *
+ * The model of time. Layers follow one another: first what is not experts (serial), then a layer's experts, when all
+ * queues work at once and the slowest decides. Copies from disk and to the GPU run on through the serial part of the
+ * next layer as far as their ring of buffers is deep. So
+ *     step = serial + sum over layers of max over queues (work of the layer / rate - head start of the queue)
+ */
+#ifndef DG_PLACEMENT_H
+#define DG_PLACEMENT_H
+
+#include "dg.h"
+
+/* Fills in what follows from gpu, blocks and the rings: bytes, queues, serial, seconds. */
+void placement_measure(const dg_demand *d, const dg_machine *m, dg_plan *p);
+
+#endif
