@@ -133,11 +133,11 @@ static int steps(dg_generator *const *g, int32_t count, dg_event *events, dg_err
         n += g[i]->n;
     }
     int32_t *ids = malloc((size_t)n * sizeof *ids);
-    room own = {0};
+    room *r = NULL;
     int status = parts && ids ? DG_OK : fail(error, DG_ERROR_SYSTEM, "no memory for a step");
-    if (status == DG_OK && count > 1) status = room_new(model, n, &own, error);
+    if (status == DG_OK) status = session_room(g[0]->session, n, &r, error);
     if (status == DG_OK) {
-        const pass p = {model, count == 1 ? &g[0]->session->room : &own, parts, count, n};
+        const pass p = {model, r, parts, count, n};
         int64_t first = 0;
         for (int32_t i = 0; i < count; first += g[i++]->n) memcpy(ids + first, g[i]->canvas, (size_t)g[i]->n * sizeof *ids);
         forward_denoise(&p, ids);
@@ -149,7 +149,6 @@ static int steps(dg_generator *const *g, int32_t count, dg_event *events, dg_err
             settle(g[i], temperature, &events[i]);
         }
     }
-    room_free(&own);
     free(parts);
     free(ids);
     return status;

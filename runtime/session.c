@@ -106,10 +106,21 @@ int dg_session_new(dg_model *model, int32_t context, dg_session **out, dg_error 
 void dg_session_free(dg_session *s) {
     if (!s) return;
     room_free(&s->room);
+    room_free(&s->together);
     os_release(s->memory, s->bytes);
     free(s->k);
     free(s->v);
     free(s);
+}
+
+int session_room(dg_session *s, int64_t n, room **out, dg_error *error) {
+    *out = n <= s->rows ? &s->room : &s->together;
+    if (n <= s->rows || n <= s->together_rows) return DG_OK;
+    room_free(&s->together);
+    s->together_rows = 0;
+    const int status = room_new(s->model, n, &s->together, error);
+    if (status == DG_OK) s->together_rows = n;
+    return status;
 }
 
 int32_t dg_session_length(const dg_session *s) { return s->length; }
@@ -176,9 +187,9 @@ int dg_denoise_batch(const dg_canvas *canvases, int32_t count, dg_error *error) 
     }
     pass_part *parts = calloc((size_t)count, sizeof *parts);
     int32_t *ids = malloc((size_t)n * sizeof *ids);
-    room own = {0}, *r = count == 1 ? &canvases[0].session->room : &own;
+    room *r = NULL;
     int status = parts && ids ? DG_OK : fail(error, DG_ERROR_SYSTEM, "no memory for %d canvases", count);
-    if (status == DG_OK && count > 1) status = room_new(model, n, &own, error);
+    if (status == DG_OK) status = session_room(canvases[0].session, n, &r, error);
     if (status == DG_OK) {
         int64_t first = 0;
         for (int32_t i = 0; i < count; i++) {
@@ -194,7 +205,6 @@ int dg_denoise_batch(const dg_canvas *canvases, int32_t count, dg_error *error) 
             first += canvases[i].n;
         }
     }
-    room_free(&own);
     free(parts);
     free(ids);
     return status;

@@ -31,9 +31,14 @@ struct dg_session {
     int32_t context, length, rows;
     float **k, **v;            /* per layer [context + canvas_length][n_head_kv][head_dim]; rows past length are scratch */
     room room;                 /* for `rows` rows */
+    room together;             /* for passes with other sessions' rows that this one comes first in, as large as was needed */
+    int64_t together_rows;
     void *memory;              /* the caches */
     size_t bytes;
 };
+
+/* Room for a pass of n rows that this session comes first in: its own, or kept for the next such pass. */
+int session_room(dg_session *s, int64_t n, room **out, dg_error *error);
 
 /* One session's rows in a pass. A canvas is conditioned on scaled logits (as dg_denoise), or on what forward_choose left
  * in *last, or on nothing where both are NULL. */
