@@ -18,9 +18,10 @@ from dgemma.convert.metadata import Pair
 from dgemma.convert.names import Wanted, wanted
 from dgemma.convert.safetensors import SourceTensor
 from dgemma.convert.source import Source
-from dgemma.convert.writer import ALIGNMENT, aligned, header, header_bytes, size_text
+from dgemma.convert.writer import ALIGNMENT, aligned, header, header_bytes
 from dgemma.errors import UsageError
 from dgemma.formats import Format
+from dgemma.sizes import size_text
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ from typing import Any
 from dgemma.convert.metadata import ENCODED, Pair
 from dgemma.errors import Error, SystemFailure, UsageError
 from dgemma.file import ARRAY, KINDS
+from dgemma.sizes import size_text
 
 ALIGNMENT = 32
 MAGIC, VERSION = b"GGUF", 3
@@ -216,12 +217,3 @@ def _refuse_full_disk(target: Path, size: int) -> None:
 
 def _escaped(name: str) -> str:
     return "".join(f"[{letter}]" if letter in "*?[" else letter for letter in name)
-
-
-def size_text(size: float) -> str:
-    """Bytes in powers of 1024: "15.7 GiB"."""
-    for unit in ("bytes", "KiB", "MiB", "GiB"):
-        if size < 1024 or unit == "GiB":
-            break
-        size /= 1024
-    return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"

@@ -37,7 +37,7 @@ from dgemma.convert import convert, plan
 from dgemma.convert import encode as encode_module
 from dgemma.convert.recipe import RECIPES, more_bits
 from dgemma.convert.safetensors import Checkpoint
-from dgemma.convert.writer import size_text
+from dgemma.sizes import size_text
 
 SUDOKU = Path(__file__).parent / "models" / "sudoku"
 COMMAND = [sys.executable, "-m", "dgemma.convert.cli"]

@@ -10,15 +10,6 @@ static void gelu_mul(float *y, const float *gate, const float *up, int64_t n) {
     for (int64_t i = 0; i < n; i += LANES) vf_store(y + i, vf_mul(vf_gelu(vf_load(gate + i)), vf_load(up + i)));
 }
 
-static float peak_of(const float *z, int64_t n) {
-    vf most = vf_set(-INFINITY);
-    int64_t i = 0;
-    for (; i + LANES <= n; i += LANES) most = vf_max(vf_load(z + i), most);
-    float peak = vf_largest(most);
-    for (; i < n; i++) peak = z[i] > peak ? z[i] : peak;
-    return peak;
-}
-
 static void squash(float *z, int64_t n, float cap, float slope) {
     const vf inverse = vf_set(1.0f / cap), scale = vf_set(cap * slope);
     for (int64_t i = 0; i < n; i += LANES) vf_store_first(z + i, vf_mul(scale, vf_tanh(vf_mul(vf_load_first(z + i, n - i), inverse))), n - i);

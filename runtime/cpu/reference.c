@@ -25,7 +25,6 @@ static float gelu(float x) { /* tanh form */
 /* ---- Rows ---- */
 
 typedef struct rows {
-    const ops *o;
     float *y;
     const float *x, *weight;
     const tensor *table;

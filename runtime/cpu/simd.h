@@ -3,6 +3,7 @@
 #ifndef DG_SIMD_H
 #define DG_SIMD_H
 
+#include <math.h>
 #include <stdint.h>
 
 #define VF static inline __attribute__((always_inline))
@@ -50,7 +51,6 @@ VF vf vf_copysign(vf size, vf sign) { return MM(or_ps)(vf_abs(size), MM(and_ps)(
 #undef MM
 
 #ifdef VECTORS_OF_512
-VF vf vf_load_f16(const uint16_t *p) { return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(const void *)p)); }
 VF vf vf_round(vf a) { return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
 VF vf vf_pow2(vf n) { return _mm512_scalef_ps(vf_set(1.0f), n); }
 VF vmask vf_less(vf a, vf b) { return _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ); }
@@ -77,7 +77,6 @@ VF void vf_transpose(vf *v) {
     }
 }
 #else
-VF vf vf_load_f16(const uint16_t *p) { return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(const void *)p)); }
 VF vf vf_round(vf a) { return _mm256_round_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
 VF vf vf_pow2(vf n) { return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23)); }
 VF vmask vf_less(vf a, vf b) { return _mm256_cmp_ps(a, b, _CMP_LT_OQ); }
@@ -114,7 +113,6 @@ enum { LANES = 4, REGISTERS = 32 };
 VF vf vf_set(float x) { return vdupq_n_f32(x); }
 VF vf vf_load(const float *p) { return vld1q_f32(p); }
 VF void vf_store(float *p, vf v) { vst1q_f32(p, v); }
-VF vf vf_load_f16(const uint16_t *p) { return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p))); }
 VF vf vf_add(vf a, vf b) { return vaddq_f32(a, b); }
 VF vf vf_sub(vf a, vf b) { return vsubq_f32(a, b); }
 VF vf vf_mul(vf a, vf b) { return vmulq_f32(a, b); }
@@ -169,6 +167,16 @@ VF float vf_largest(vf v) {
     for (int half = LANES / 2; half > 0; half /= 2)
         for (int i = 0; i < half; i++) lane[i] = lane[i + half] > lane[i] ? lane[i + half] : lane[i];
     return lane[0];
+}
+
+/* The largest of z[n]. */
+static inline float largest_of(const float *z, int64_t n) {
+    vf best = vf_set(-INFINITY);
+    int64_t i = 0;
+    for (; i + LANES <= n; i += LANES) best = vf_max(vf_load(z + i), best);
+    float peak = vf_largest(best);
+    for (; i < n; i++) peak = z[i] > peak ? z[i] : peak;
+    return peak;
 }
 
 #endif

@@ -12,15 +12,6 @@ enum {
     STRETCH = 256, /* and columns: a whole number of any format's blocks and of panels */
 };
 
-static float largest_of(const float *z, int64_t n) {
-    vf best = vf_set(-INFINITY);
-    int64_t v = 0;
-    for (; v + LANES <= n; v += LANES) best = vf_max(vf_load(z + v), best);
-    float peak = vf_largest(best);
-    for (; v < n; v++) peak = z[v] > peak ? z[v] : peak;
-    return peak;
-}
-
 /* e^(z - peak), 0 in lanes from n on. */
 VF vf weights_of(const float *z, int64_t n, float peak, vf *distance) {
     *distance = vf_sub(vf_load_first(z, n), vf_set(peak));

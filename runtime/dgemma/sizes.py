@@ -23,3 +23,12 @@ def size(value: int | str, name: str) -> int:
     if amount is None or not 0 <= amount < 2**63:
         raise UsageError(f"{name} must be a size in bytes such as 4000000000 or '4G', not {value!r}")
     return amount
+
+
+def size_text(size: float) -> str:
+    """Bytes in powers of 1024: "15.7 GiB"."""
+    for unit in ("bytes", "KiB", "MiB", "GiB"):
+        if size < 1024 or unit == "GiB":
+            break
+        size /= 1024
+    return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"

@@ -8,7 +8,7 @@ from typing import Any
 
 from dgemma.bench.machine import Machine
 from dgemma.bench.measure import Part, Report, Steps, Times, rates
-from dgemma.convert.writer import size_text
+from dgemma.sizes import size_text
 
 NOTHING = "–"
 BUSY = 0.75  # of what as many cores could do: less means that others use them, or that two threads share one

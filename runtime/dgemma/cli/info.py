@@ -14,8 +14,8 @@ from dgemma.cli import Command, version_option
 from dgemma.cli.facts import facts
 from dgemma.cli.plan import HELP as PLAN_HELP
 from dgemma.cli.plan import make_plan, notes, plan_options, refuse_alone, sections, summary, title
-from dgemma.convert.writer import size_text
 from dgemma.plan import Plan, told
+from dgemma.sizes import size_text
 
 if TYPE_CHECKING:
     from rich.console import Console
