@@ -168,9 +168,9 @@ void forward_logits(const pass *p, int64_t first, int64_t n, float *logits) {
     o->softcap(o, logits, n * m->config.n_vocab, m->config.softcap);
 }
 
-void forward_choose(const pass *p, int64_t first, int64_t n, float temperature, const double *u, dg_choice *choices, soft *next) {
+void forward_choose(const pass *p, const head_part *parts) {
     const dg_model *m = p->model;
     const ops *o = m->ops;
-    output_norm(p, first, n);
-    o->head(o, choices, next, p->room->h, &m->top.token_embd, n, m->config.softcap, temperature, u, p->room->products);
+    output_norm(p, 0, p->n);
+    o->head(o, parts, p->n_parts, p->room->h, &m->top.token_embd, p->n, m->config.softcap, p->room->products);
 }

@@ -127,6 +127,7 @@ static int steps(dg_generator *const *g, int32_t count, dg_event *events, dg_err
     dg_model *model = g[0]->session->model;
     const int32_t n_vocab = model->config.n_vocab;
     pass_part *parts = calloc((size_t)count, sizeof *parts);
+    head_part *heads = calloc((size_t)count, sizeof *heads);
     int64_t n = 0;
     for (int32_t i = 0; parts && i < count; i++) {
         parts[i] = (pass_part){.session = g[i]->session, .n = g[i]->n, .last = g[i]->index ? &g[i]->soft : NULL};
@@ -134,21 +135,21 @@ static int steps(dg_generator *const *g, int32_t count, dg_event *events, dg_err
     }
     int32_t *ids = malloc((size_t)n * sizeof *ids);
     room *r = NULL;
-    int status = parts && ids ? DG_OK : fail(error, DG_ERROR_SYSTEM, "no memory for a step");
+    int status = parts && heads && ids ? DG_OK : fail(error, DG_ERROR_SYSTEM, "no memory for a step");
     if (status == DG_OK) status = session_room(g[0]->session, n, &r, error);
     if (status == DG_OK) {
         const pass p = {model, r, parts, count, n};
         int64_t first = 0;
         for (int32_t i = 0; i < count; first += g[i++]->n) memcpy(ids + first, g[i]->canvas, (size_t)g[i]->n * sizeof *ids);
         forward_denoise(&p, ids);
-        first = 0;
-        for (int32_t i = 0; i < count; first += g[i++]->n) {
-            const float temperature = sampler_temperature(&g[i]->options, g[i]->index);
+        for (int32_t i = 0; i < count; i++) {
             dg_draw(g[i]->options.seed, g[i]->result.n_blocks, g[i]->index + 1, g[i]->n, n_vocab, g[i]->u, g[i]->random_ids);
-            forward_choose(&p, first, g[i]->n, temperature, g[i]->u, g[i]->choices, &g[i]->soft);
-            settle(g[i], temperature, &events[i]);
+            heads[i] = (head_part){g[i]->n, sampler_temperature(&g[i]->options, g[i]->index), g[i]->u, g[i]->choices, &g[i]->soft};
         }
+        forward_choose(&p, heads);
+        for (int32_t i = 0; i < count; i++) settle(g[i], heads[i].temperature, &events[i]);
     }
+    free(heads);
     free(parts);
     free(ids);
     return status;

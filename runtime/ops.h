@@ -25,6 +25,15 @@ static inline void attention_span(const attention_keys *a, int64_t i, int64_t *f
     *from = a->window && at - a->window + 1 > 0 ? at - a->window + 1 : 0;
 }
 
+/* n rows that go through the head together with others: */
+typedef struct head_part {
+    int64_t n;
+    float temperature;
+    const double *u; /* [n] */
+    dg_choice *out;  /* [n] as choose has it, over softcapped logits divided by temperature */
+    soft *next;      /* what soften needs */
+} head_part;
+
 struct ops {
     char name[64];
     pool *pool;
@@ -39,8 +48,7 @@ struct ops {
     void (*float_matmul)(const ops *o, float *y, const float *x, const tensor *w, int64_t n, void *work);
     void (*float_experts)(const ops *o, float *y, const float *x, const tensor *gate, const tensor *up, const tensor *down,
                           const int32_t *experts, const float *weights, int64_t n, int64_t k, void *work);
-    void (*float_head)(const ops *o, dg_choice *out, soft *s, const float *x, const tensor *table, int64_t n, float cap, float temperature,
-                       const double *u, void *work);
+    void (*float_head)(const ops *o, const head_part *parts, int32_t n_parts, const float *x, const tensor *table, int64_t n, float cap, void *work);
     void (*float_soften)(const ops *o, float *y, const soft *s, const tensor *table, int64_t n, float scale, void *work, float *room);
     uint8_t *repacked; /* ops_repack's copies */
     size_t repacked_bytes;

@@ -64,9 +64,8 @@ typedef struct pass {
 void forward_encode(const pass *p, const int32_t *ids, bool output);
 /* Runs canvas[n] through the decoder behind each part's length; the output is in room.x. */
 void forward_denoise(const pass *p, const int32_t *canvas);
-/* The choices of rows [first, first + n) of room.x at a temperature, and in *next what the next step is conditioned on.
- * Uses room.h. */
-void forward_choose(const pass *p, int64_t first, int64_t n, float temperature, const double *u, dg_choice *choices, soft *next);
+/* The choices of room.x, each part's in parts[i], whose n is that of pass_part i. Uses room.h. */
+void forward_choose(const pass *p, const head_part *parts);
 /* logits[n][n_vocab] of rows [first, first + n) of room.x. Uses room.h. */
 void forward_logits(const pass *p, int64_t first, int64_t n, float *logits);
 

@@ -7,8 +7,8 @@
 enum {
     SOFT_CHUNK = 256,     /* vocabulary that shares one partial sum */
     SOFT_GROUP = 2048,    /* vocabulary that one thread passes in order, keeping its likely ids */
-    SOFT_GROUP_IDS = 32,  /* most ids kept of a group */
-    SOFT_IDS = 512,       /* most ids kept of a row */
+    SOFT_GROUP_IDS = 96,  /* most ids kept of a group */
+    SOFT_IDS = 4096,      /* most ids kept of a row */
 };
 
 /* Sums over a chunk of a row's scaled logits, against the chunk's own peak: exp(z - peak), and (z - peak) of that. */

@@ -17,6 +17,7 @@ enum {
     GEMM_DEPTH = 704,   /* most columns of a panel */
     GEMM_SUB = 32,      /* columns that share a scale of the weights, or two scales of 16 */
     GEMM_TOKENS = 1024, /* most tokens that pass a panel at a time */
+    GEMM_HEAD_ROWS = 512, /* the same in the head: two canvases */
 };
 
 /* The rows of x, rounded. Column block b is [b * depth, (b + 1) * depth); within it `step` columns share a scale. */
@@ -129,19 +130,18 @@ typedef struct gemm_strip {
 void gemm_product(const gemm_kernel *k, gemm_panel *p, const gemm_strip *s, const gemm_strip *next, const gemm_input *x, const int32_t *tokens, int64_t n,
                   float *acc);
 
-/* A thread's room: a panel, the outputs of the tokens that pass it, twice, and 256 rows of 256 logits. */
+/* A thread's room: a panel, the outputs of the tokens that pass it, twice, and GEMM_HEAD_ROWS rows of 256 logits. */
 typedef struct gemm_room {
     gemm_panel *panel;
     float *acc, *other, *tile;
 } gemm_room;
 gemm_room gemm_room_for(const ops *o, int32_t thread);
-enum { GEMM_SCRATCH_FLOATS = sizeof(gemm_panel) / sizeof(float) + 16 + 2 * GEMM_TOKENS * GEMM_ROWS + 256 * 256 };
+enum { GEMM_SCRATCH_FLOATS = sizeof(gemm_panel) / sizeof(float) + 16 + 2 * GEMM_TOKENS * GEMM_ROWS + GEMM_HEAD_ROWS * 256 };
 
 /* What ops_repack does, with memory[bytes] for the caller to release. */
 int gemm_repack(const ops *o, layer *layers, int32_t n_layer, int64_t budget, uint8_t **memory, size_t *bytes, dg_error *error);
 
-void gemm_head(const ops *o, dg_choice *out, soft *s, const float *x, const tensor *table, int64_t n, float cap, float temperature, const double *u,
-               void *work);
+void gemm_head(const ops *o, const head_part *parts, int32_t n_parts, const float *x, const tensor *table, int64_t n, float cap, void *work);
 void gemm_soften(const ops *o, float *y, const soft *s, const tensor *table, int64_t n, float scale, void *work, float *room);
 
 /* Puts the integer ops in the place of the table's own, which serve formats without a kernel. */

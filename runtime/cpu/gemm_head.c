@@ -12,15 +12,14 @@
 #include "gemm.h"
 #include "soft.h"
 
-/* An id is likely when it is within this of the row's peak, in nats; a chunk that stays NEGLIGIBLE nats below the row's
+/* An id is likely when it is within this of the row's peak, in nats: enough for the certificate below where a row
+ * hesitates between a dozen words (normal logits: 600 ids are kept where e^entropy is 8). A chunk that stays NEGLIGIBLE nats below the row's
  * peak adds less than 1e-12 to its sums and is passed over. */
-#define REACH 12.0f
+#define REACH 15.0f
 #define NEGLIGIBLE 40.0f
 
 /* The conditioned embedding may be off by this part of its length; a row that may be off by more is computed densely. */
 #define TOLERANCE 1e-3
-
-enum { ROWS = 256 /* of x that pass a group at a time */ };
 
 static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
@@ -28,15 +27,27 @@ typedef struct heading {
     const ops *o;
     const gemm_kernel *k;
     const tensor *table;
-    const gemm_input *x;
-    soft *s;
-    const double *u;
-    dg_choice *out;
+    const gemm_input *x; /* the rows of all parts */
+    const head_part *parts;
     int64_t n;
-    float slope; /* 1 / temperature */
+    float cap;
 } heading;
 
-static float squashed(const heading *a, float logit) { return a->s->cap * tanhf(logit / a->s->cap) * a->slope; }
+/* A row of x: the i-th of a part. */
+typedef struct head_row {
+    const head_part *part;
+    soft *s;
+    int64_t i;
+    float slope; /* 1 / temperature */
+} head_row;
+
+static head_row row_at(const heading *a, int64_t row) {
+    const head_part *p = a->parts;
+    while (row >= p->n) row -= p++->n;
+    return (head_row){p, p->next, row, 1.0f / p->temperature};
+}
+
+static float squashed(const heading *a, float logit, float slope) { return a->cap * tanhf(logit / a->cap) * slope; }
 
 /* Keeps the SOFT_GROUP_IDS largest; of equals those that came first. */
 static void keep(soft_list *l, int32_t id, float z) {
@@ -54,20 +65,20 @@ static void keep(soft_list *l, int32_t id, float z) {
 }
 
 /* One row of a chunk: z[count] are its logits. */
-static void pass_row(const heading *a, int64_t i, int64_t chunk, float *z, int64_t count, float *group_peak) {
-    soft *s = a->s;
-    soft_part *sums = &s->parts[chunk * s->n + i];
-    sums->peak = squashed(a, a->o->gemm->peak(z, count)); /* softcap is monotone */
+static void pass_row(const heading *a, head_row r, int64_t chunk, float *z, int64_t count, float *group_peak) {
+    soft *s = r.s;
+    soft_part *sums = &s->parts[chunk * s->n + r.i];
+    sums->peak = squashed(a, a->o->gemm->peak(z, count), r.slope); /* softcap is monotone */
     sums->total = sums->moment = 0.0f;
-    const float floor = s->floors[i] > *group_peak ? s->floors[i] : *group_peak;
+    const float floor = s->floors[r.i] > *group_peak ? s->floors[r.i] : *group_peak;
     if (sums->peak < floor - NEGLIGIBLE) return;
-    a->o->gemm->squash(z, count, s->cap, a->slope);
+    a->o->gemm->squash(z, count, a->cap, r.slope);
     sums->peak = a->o->gemm->peak(z, count);
     a->o->gemm->sums(z, count, sums->peak, &sums->total, &sums->moment);
     if (sums->peak > *group_peak) *group_peak = sums->peak;
     const float bar = (floor > sums->peak ? floor : sums->peak) - REACH;
     if (sums->peak < bar) return;
-    soft_list *list = &s->lists[chunk * SOFT_CHUNK / SOFT_GROUP * s->n + i];
+    soft_list *list = &s->lists[chunk * SOFT_CHUNK / SOFT_GROUP * s->n + r.i];
     for (int64_t v = 0; v < count; v++)
         if (z[v] >= bar) keep(list, (int32_t)(chunk * SOFT_CHUNK + v), z[v]);
 }
@@ -86,37 +97,43 @@ static void group_item(void *arg, int64_t group, int32_t thread) {
     const heading *a = arg;
     const gemm_room r = gemm_room_for(a->o, thread);
     const int64_t end = least((group + 1) * SOFT_GROUP, a->table->rows);
-    for (int64_t i = 0; i < a->n; i++) a->s->lists[group * a->s->n + i].count = 0;
-    for (int64_t from = 0; from < a->n; from += ROWS) {
-        const int64_t n = least(ROWS, a->n - from);
-        int32_t tokens[ROWS];
-        float peaks[ROWS];
+    for (int64_t from = 0; from < a->n; from += GEMM_HEAD_ROWS) {
+        const int64_t n = least(GEMM_HEAD_ROWS, a->n - from);
+        head_row rows[GEMM_HEAD_ROWS];
+        int32_t tokens[GEMM_HEAD_ROWS];
+        float peaks[GEMM_HEAD_ROWS];
         for (int64_t i = 0; i < n; i++) {
+            rows[i] = row_at(a, from + i);
+            rows[i].s->lists[group * rows[i].s->n + rows[i].i].count = 0;
             tokens[i] = (int32_t)(from + i);
             peaks[i] = -INFINITY;
         }
         for (int64_t row = group * SOFT_GROUP; row < end; row += SOFT_CHUNK) {
             const int64_t chunk = row / SOFT_CHUNK, count = least(SOFT_CHUNK, end - row);
             chunk_logits(a, &r, chunk, tokens, n, r.tile);
-            for (int64_t i = 0; i < n; i++) pass_row(a, from + i, chunk, r.tile + i * SOFT_CHUNK, count, &peaks[i]);
+            for (int64_t i = 0; i < n; i++) pass_row(a, rows[i], chunk, r.tile + i * SOFT_CHUNK, count, &peaks[i]);
         }
     }
 }
 
-/* What row i's peak is at least: the scaled logit of the last step's best id. */
-static void floor_item(void *arg, int64_t i, int32_t thread) {
+/* What a row's peak is at least: the scaled logit of the last step's best id, if there was one. */
+static void floor_item(void *arg, int64_t row, int32_t thread) {
     const heading *a = arg;
+    const head_row at = row_at(a, row);
+    at.s->floors[at.i] = -INFINITY;
+    if (!at.s->started) return;
     const gemm_room r = gemm_room_for(a->o, thread);
-    const int32_t id = a->s->argmax[i], token = (int32_t)i;
+    const int32_t id = at.s->argmax[at.i], token = (int32_t)row;
     const gemm_strip strip = {a->table, 0, id / GEMM_ROWS * GEMM_ROWS};
     gemm_product(a->k, r.panel, &strip, NULL, a->x, &token, 1, r.acc);
-    a->s->floors[i] = squashed(a, r.acc[id % GEMM_ROWS]);
+    at.s->floors[at.i] = squashed(a, r.acc[id % GEMM_ROWS], at.slope);
 }
 
 /* A row from its parts: entropy, argmax, where the draw falls, and the likely ids' shares. */
-static void merge_item(void *arg, int64_t i, int32_t thread) {
-    const heading *a = arg;
-    soft *s = a->s;
+static void merge_item(void *arg, int64_t row, int32_t thread) {
+    const head_row at = row_at(arg, row);
+    soft *s = at.s;
+    const int64_t i = at.i;
     const int64_t chunks = (s->n_vocab + SOFT_CHUNK - 1) / SOFT_CHUNK, groups = (s->n_vocab + SOFT_GROUP - 1) / SOFT_GROUP;
     (void)thread;
     float peak = -INFINITY;
@@ -128,7 +145,7 @@ static void merge_item(void *arg, int64_t i, int32_t thread) {
         total += (double)p->total * scale;
         moment += ((double)p->moment + (double)p->total * below) * scale;
     }
-    const double aim = a->u[i] * total;
+    const double aim = at.part->u[i] * total;
     double sum = 0.0;
     s->chunks[i] = -1;
     for (int64_t c = 0; c < chunks && s->chunks[i] < 0; c++) {
@@ -159,48 +176,49 @@ static void merge_item(void *arg, int64_t i, int32_t thread) {
     s->dropped[i] = kept < 1.0 ? 1.0 - kept : 0.0;
     s->argmax[i] = best;
     const double entropy = log(total) - moment / total;
-    a->out[i] = (dg_choice){entropy > 0.0 ? (float)entropy : 0.0f, best, best};
+    at.part->out[i] = (dg_choice){entropy > 0.0 ? (float)entropy : 0.0f, best, best};
 }
 
 /* The draw of a row within its chunk: the first id at which the sum passes the aim. */
-static void draw_item(void *arg, int64_t i, int32_t thread) {
+static void draw_item(void *arg, int64_t row, int32_t thread) {
     const heading *a = arg;
-    const soft *s = a->s;
-    const int64_t chunk = s->chunks[i], count = least(SOFT_CHUNK, s->n_vocab - chunk * SOFT_CHUNK);
+    const head_row at = row_at(a, row);
+    const soft *s = at.s;
+    const int64_t chunk = s->chunks[at.i], count = least(SOFT_CHUNK, s->n_vocab - chunk * SOFT_CHUNK);
     if (chunk < 0) return;
     const gemm_room r = gemm_room_for(a->o, thread);
-    const int32_t token = (int32_t)i;
+    const int32_t token = (int32_t)row;
     chunk_logits(a, &r, chunk, &token, 1, r.tile);
-    a->o->gemm->squash(r.tile, count, s->cap, a->slope);
-    const double peak = (double)s->parts[chunk * s->n + i].peak;
+    a->o->gemm->squash(r.tile, count, a->cap, at.slope);
+    const double peak = (double)s->parts[chunk * s->n + at.i].peak;
     double sum = 0.0;
     for (int64_t v = 0; v < count; v++) {
         const double p = exp((double)r.tile[v] - peak);
         sum += p;
-        if (p > 0.0) a->out[i].sample = (int32_t)(chunk * SOFT_CHUNK + v);
-        if (sum > s->aims[i]) return;
+        if (p > 0.0) at.part->out[at.i].sample = (int32_t)(chunk * SOFT_CHUNK + v);
+        if (sum > s->aims[at.i]) return;
     }
 }
 
-void gemm_head(const ops *o, dg_choice *out, soft *s, const float *x, const tensor *table, int64_t n, float cap, float temperature, const double *u,
-               void *work) {
+void gemm_head(const ops *o, const head_part *parts, int32_t n_parts, const float *x, const tensor *table, int64_t n, float cap, void *work) {
     const gemm_kernel *k = gemm_kernel_for(o->gemm, table);
     if (!k) {
-        o->float_head(o, out, s, x, table, n, cap, temperature, u, work);
+        o->float_head(o, parts, n_parts, x, table, n, cap, work);
         return;
     }
     char *at = work;
     const gemm_input rounded = gemm_quantise(o, k, x, n, table->cols, &at);
-    s->cap = cap;
-    s->temperature = temperature;
-    heading a = {o, k, table, &rounded, s, u, out, n, 1.0f / temperature};
-    memcpy(s->x, x, (size_t)(n * table->cols) * sizeof *x);
-    if (s->started) pool_run(o->pool, floor_item, &a, n);
-    else for (int64_t i = 0; i < n; i++) s->floors[i] = -INFINITY;
+    heading a = {o, k, table, &rounded, parts, n, cap};
+    for (const head_part *p = parts; p < parts + n_parts; x += p++->n * table->cols) {
+        p->next->cap = cap;
+        p->next->temperature = p->temperature;
+        memcpy(p->next->x, x, (size_t)(p->n * table->cols) * sizeof *x);
+    }
+    pool_run(o->pool, floor_item, &a, n);
     pool_run(o->pool, group_item, &a, (table->rows + SOFT_GROUP - 1) / SOFT_GROUP);
     pool_run(o->pool, merge_item, &a, n);
     pool_run(o->pool, draw_item, &a, n);
-    s->started = true;
+    for (const head_part *p = parts; p < parts + n_parts; p++) p->next->started = true;
 }
 
 /* ---- Self-conditioning ---- */

@@ -409,13 +409,16 @@ void reference_condition(const ops *o, float *y, const float *z, const tensor *t
 
 /* ---- A step's end and the next one's beginning, made of the ops above ---- */
 
-void reference_head(const ops *o, dg_choice *out, soft *s, const float *x, const tensor *table, int64_t n, float cap, float temperature,
-                    const double *u, void *work) {
-    o->matmul(o, s->z, x, table, n, work);
-    o->softcap(o, s->z, n * table->rows, cap);
-    o->divide(o, s->z, s->z, n * table->rows, temperature);
-    o->choose(o, out, s->z, n, table->rows, u);
-    s->started = true;
+void reference_head(const ops *o, const head_part *parts, int32_t n_parts, const float *x, const tensor *table, int64_t n, float cap, void *work) {
+    (void)n;
+    for (const head_part *p = parts; p < parts + n_parts; x += p++->n * table->cols) {
+        float *z = p->next->z;
+        o->matmul(o, z, x, table, p->n, work);
+        o->softcap(o, z, p->n * table->rows, cap);
+        o->divide(o, z, z, p->n * table->rows, p->temperature);
+        o->choose(o, p->out, z, p->n, table->rows, p->u);
+        p->next->started = true;
+    }
 }
 
 void reference_soften(const ops *o, float *y, const soft *s, const tensor *table, int64_t n, float scale, void *work, float *room) {

@@ -194,8 +194,10 @@ static void test_head(const ops *o, int32_t format, float temperature) {
     for (int pass = 0; pass < 2; pass++) {
         dg_choice wanted[N], chosen[N];
         for (int i = 0; i < N; i++) u[i] = uniform();
-        plain->head(plain, wanted, &exact, x, &table, N, cap, temperature, u, work);
-        o->head(o, chosen, &s, x, &table, N, cap, temperature, u, work);
+        const head_part sought = {N, temperature, u, wanted, &exact};
+        const head_part made = {N, temperature, u, chosen, &s};
+        plain->head(plain, &sought, 1, x, &table, N, cap, work);
+        o->head(o, &made, 1, x, &table, N, cap, work);
         for (int i = 0; i < N; i++) {
             CHECK(chosen[i].argmax == wanted[i].argmax, "%s: row %d: argmax %d, the reference has %d", o->name, i, chosen[i].argmax, wanted[i].argmax);
             CHECK(chosen[i].sample == wanted[i].sample, "%s: row %d: sample %d, the reference has %d", o->name, i, chosen[i].sample, wanted[i].sample);
@@ -234,7 +236,7 @@ static void test_threads(const char *backend) {
         dg_error error;
         if (soft_new(N, V, D, &s, &error) != DG_OK) exit(1);
         memset(got, 0, sizeof got);
-        o->head(o, got, &s, x, &table, N, 30.0f, 0.1f, u, work);
+        o->head(o, &(head_part){N, 0.1f, u, got, &s}, 1, x, &table, N, 30.0f, work);
         o->soften(o, y, &s, &table, N, 16.0f, work, room);
         if (t == 1) memcpy(want, got, sizeof got), memcpy(first, y, sizeof y);
         CHECK(memcmp(want, got, sizeof got) == 0 && memcmp(first, y, sizeof y) == 0, "%s: other bits with %d threads", backend, t);

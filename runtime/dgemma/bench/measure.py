@@ -77,6 +77,7 @@ class Report:
     encoding: list[Encoding]
     memory: dict[str, int | None]
     comparison: dict[str, Any] | None = None
+    together: dict[str, Any] | None = None
     canvas: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -110,6 +111,7 @@ class Report:
             "canvas": self.canvas,
             "memory": self.memory,
             "against": self.comparison,
+            "together": self.together,
         }
 
 

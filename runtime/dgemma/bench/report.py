@@ -8,6 +8,7 @@ from typing import Any
 
 from dgemma.bench.machine import Machine
 from dgemma.bench.measure import Part, Report, Steps, Times, rates
+from dgemma.bench.profile import parts
 from dgemma.sizes import size_text
 
 NOTHING = "–"
@@ -32,6 +33,8 @@ def markdown(report: Report) -> str:
     if report.flat:
         lines += ["", *flat(report, report.flat)]
     lines += ["", *summary(report)]
+    if report.together:
+        lines += ["", *together(report.together)]
     if report.comparison:
         lines += ["", *against(report.comparison)]
     return "\n".join(lines)
@@ -146,6 +149,18 @@ def summary(report: Report) -> list[str]:
     if memory["anonymous"] is not None:
         rows.append(["of that not the file", size_text(memory["anonymous"]), "cache, logits, work room and Python"])
     return table(["summary", "", "note"], rows)
+
+
+def together(told: dict[str, Any]) -> list[str]:
+    """Several canvases in one step."""
+    names = {"all": "the whole step", **{name: covers.partition(":")[0] for name, covers in parts().items()}}
+    rows = []
+    for name, took in told["parts"].items():
+        ratio = took["together"] / took["apart"] if took["apart"] else math.nan
+        rows.append([names[name], f"{took['apart']:.4f}", f"{took['together']:.4f}", f"{ratio:.3f}"])
+    head = [f"a step of {told['canvases']} canvases", "one by one, s", "together, s", "together over one by one"]
+    ends = f"{min(told['ratios']):.3f}..{max(told['ratios']):.3f}"
+    return [*table(head, rows), "", f"Medians; run by run the ratio is {told['ratio']:.3f} ({ends})."]
 
 
 def against(told: dict[str, Any]) -> list[str]:

@@ -18,7 +18,8 @@ from dgemma.bench.measure import FLAT, bench
 from dgemma.bench.plot import plot, refuse_plot
 from dgemma.bench.report import markdown
 from dgemma.bench.synthetic import SHAPES, Synthetic, cache_folder, make
-from dgemma.cli import Command
+from dgemma.bench.together import together
+from dgemma.cli import Command, version_option
 from dgemma.convert.cli import progress_bar
 from dgemma.convert.recipe import RECIPES
 from dgemma.errors import Error
@@ -46,14 +47,6 @@ Operations are two per multiply-add, as the sizes of the model ask for them, wha
 measured in the same run. The tables go to standard output, in Markdown. --plot and --against need extra packages:
 pip install 'dgemma[bench]'. The exit status is 0, 1 for a failure, 2 for wrong usage, 130 after Ctrl-C.
 """
-
-
-def version(ctx: click.Context, param: click.Parameter, wanted: bool) -> None:
-    if wanted:
-        import dgemma
-
-        click.echo(f"dg-bench {dgemma.__version__}")
-        ctx.exit()
 
 
 @click.command(cls=Command, name="dg-bench", help=HELP, context_settings={"help_option_names": ["-h", "--help"]})
@@ -98,12 +91,18 @@ def version(ctx: click.Context, param: click.Parameter, wanted: bool) -> None:
 )
 @click.option("--backend", default="auto", metavar="NAME", help=f"auto, or one of: {', '.join(backends())}.")
 @click.option("--threads", type=click.IntRange(min=1), metavar="N", help="Default: one per processor.")
+@click.option(
+    "--canvases",
+    type=click.IntRange(2, 64),
+    metavar="N",
+    help="Also time N canvases in one step, against one after the other.",
+)
 @click.option("--exact", is_flag=True, help="Float32 throughout: activations are never rounded to fewer bits.")
 @click.option("--json", "json_file", type=click.Path(path_type=Path), metavar="FILE", help="Write all figures as JSON.")
 @click.option(
     "--plot", "plot_file", type=click.Path(path_type=Path), metavar="FILE", help="Draw the parts: .svg or .png."
 )
-@click.option("--version", is_flag=True, is_eager=True, expose_value=False, callback=version, help="Print the version.")
+@version_option("dg-bench")
 def main(
     model: str | None,
     shape: str | None,
@@ -117,6 +116,7 @@ def main(
     seed: int,
     backend: str,
     threads: int | None,
+    canvases: int | None,
     exact: bool,
     json_file: Path | None,
     plot_file: Path | None,
@@ -161,6 +161,10 @@ def main(
             settings=settings,
             say=say,
         )
+        if canvases is not None:
+            report.together = together(
+                opened, canvases, runs=runs, prompt=prompt, temperature=temperature, seed=seed, say=say
+            )
         if asked and against:
             theirs = Synthetic(asked.shape, asked.layers, asked.type, asked.seed, "gemma4")
             report.comparison = compare(opened, synthetic(theirs, cache), runs, seed, say)
