@@ -91,11 +91,18 @@ int32_t dg_tensor_dims(int32_t i, const dg_config *config, int32_t layer, int64_
 /* One line of options.def. */
 typedef struct dg_option {
     const char *name;
-    const char *kind; /* "I32", "F32", "U64" */
+    const char *kind; /* "I32", "F32", "U64", "BOOL" */
     double least, most;
     const char *help;
 } dg_option;
 const dg_option *dg_option_at(int32_t i); /* NULL past the end */
+
+/* One line of efforts.def. */
+typedef struct dg_effort {
+    const char *name, *help;
+    const char *sets; /* the options that it sets, each with a space behind it */
+} dg_effort;
+const dg_effort *dg_effort_at(int32_t i); /* NULL past the end */
 
 /* ---- Models --------------------------------------------------------------------------------------------------- */
 
@@ -220,6 +227,8 @@ typedef struct dg_sampling {
 
 /* The file's own settings, else the published ones; max_tokens one canvas, seed 0. */
 void dg_sampling_default(const dg_model *model, dg_sampling *sampling);
+/* Sets what the i-th effort stands for, and leaves the rest; false past the end. */
+bool dg_effort_apply(int32_t i, dg_sampling *sampling);
 /* DG_ERROR_USAGE, naming the option, where a value is out of its range. */
 int dg_sampling_check(const dg_sampling *sampling, dg_error *error);
 
@@ -243,13 +252,15 @@ void dg_draw(uint64_t seed, int32_t block, int32_t step, int32_t n, int32_t n_vo
 
 typedef enum dg_event_kind { DG_EVENT_STEP = 1, DG_EVENT_BLOCK = 2, DG_EVENT_DONE = 3 } dg_event_kind;
 
-/* What just happened. Arrays are the generator's and stand until its next step; n is the canvas length. */
+/* What just happened. Arrays are the generator's and stand until its next step; n is the canvas's length. Pinned positions
+ * have their own id, entropy 0 and are accepted; mean_entropy is over the others (0 where there are none). */
 typedef struct dg_event {
     int32_t kind;
     int32_t block;             /* canvases finished before this one */
     int32_t index;             /* STEP: counted from 0 within the block; BLOCK: steps taken */
     float temperature;         /* STEP: of this step */
     int32_t n;
+    int32_t place;             /* where in the caller's start the canvas begins; 0 without one */
     const int32_t *canvas;     /* [n] argmax ids */
     const float *entropy;      /* [n] nats */
     const bool *accepted;      /* [n] by the entropy bound */
@@ -257,21 +268,28 @@ typedef struct dg_event {
     bool converged;            /* the stop test held at this step */
 } dg_event;
 
+/* What makes an answer degenerate: EMPTY, no token but end and pad ids; LOOP, the last half of a canvas repeats a few. */
+typedef enum dg_fault { DG_FAULT_NONE = 0, DG_FAULT_EMPTY, DG_FAULT_LOOP } dg_fault;
+
 typedef struct dg_block {
-    int32_t steps;
+    int32_t steps;  /* those of draws that were given up for a retry among them */
     int32_t tokens; /* of the answer: end ids and what follows are not counted */
     bool converged;
+    int32_t fault;  /* dg_fault; canvases of a caller have none */
 } dg_block;
 
 typedef struct dg_result {
     const int32_t *ids; /* [n_ids] the answer, without end ids and what follows, at most max_tokens */
     int32_t n_ids;
+    const int32_t *places; /* [n_ids] of ids in the caller's start; NULL without one */
     const dg_block *blocks; /* [n_blocks] */
     int32_t n_blocks;
     int32_t steps;     /* of all blocks */
     bool converged;    /* all blocks */
-    bool stopped;      /* an end id was found; else max_tokens was reached */
+    bool stopped;      /* an end id was found, or the caller's start ends pinned; else max_tokens, or its end, was reached */
     int32_t end_id;    /* which, or -1 */
+    int32_t retries;   /* canvases drawn again */
+    uint64_t seed;     /* the last that was drawn from: the first one's plus retries */
 } dg_result;
 
 typedef struct dg_generator dg_generator;
@@ -279,6 +297,22 @@ typedef struct dg_generator dg_generator;
 /* Generates behind what the session has encoded. Between canvases the finished one is encoded; the last canvas is not:
  * to go on from it, encode the result's ids and its end_id. */
 int dg_generator_new(dg_session *session, const dg_sampling *sampling, dg_generator **out, dg_error *error);
+
+/* A text that the caller begins: pinned ids stay what they are, runs of others are holes (their ids are not read). */
+typedef struct dg_start {
+    const int32_t *ids;
+    const bool *pinned;
+    int32_t n;
+} dg_start;
+/* Denoises the holes of a start around its pins, canvas after canvas of it; max_tokens is not read. Pins are never
+ * renoised, count as certain, and are not self-conditioned; draws are by position, whatever is pinned, so that a start of
+ * holes alone makes the tokens of dg_generator_new. A hole ends before its first end id, and pad ids in it are filler: what
+ * is left of it then goes neither into the result nor into the cache. *start is copied. */
+int dg_generator_fill(dg_session *session, const dg_sampling *sampling, const dg_start *start, dg_generator **out, dg_error *error);
+
+/* After a STEP, before the next call: replaces which positions its canvas keeps, accepted[n] of that event; pins are kept
+ * whatever it says. DG_ERROR_USAGE at any other time. */
+int dg_generator_accept(dg_generator *generator, const bool *accepted, dg_error *error);
 /* Works until the next event: STEP after each denoising step, BLOCK after a canvas's last, DONE at the end. */
 int dg_generator_next(dg_generator *generator, dg_event *event, dg_error *error);
 /* The same for generators of several sessions of one model, all different: those that are at a step take it in one pass.

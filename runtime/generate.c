@@ -14,10 +14,21 @@ struct dg_generator {
     dg_session *session;
     dg_sampling options;
     phase phase;
-    int32_t n;              /* canvas length */
+    int32_t n;              /* length of this canvas */
+    int32_t most;           /* of any canvas */
     int32_t index;          /* of the next step in this canvas */
+    int32_t given_up;       /* steps of this canvas's draws before a retry */
     int32_t unchanged;      /* steps in a row whose argmax canvas was the last one's */
+    int32_t settled;        /* the same of the answer's part */
+    sampler_low low;
     bool converged;
+    bool stepped;           /* nothing happened since the last step */
+    int32_t pad_id;
+    dg_start start;         /* the caller's, copied; n is 0 without one */
+    int32_t at;             /* where in it this canvas begins */
+    bool *pins;             /* [n] of this canvas */
+    int32_t free;           /* how many are not pinned */
+    int8_t *marks;          /* [n] MARK_* of the argmax canvas */
     int32_t *canvas;        /* [n] what the decoder sees next */
     int32_t *argmax;        /* [n] of the last step */
     int32_t *order;         /* [2 n] room for the sampler */
@@ -26,8 +37,10 @@ struct dg_generator {
     dg_choice *choices;     /* [n] */
     float *entropy;         /* [n] */
     bool *accepted;         /* [n] */
+    bool *changed;          /* [n] positions whose argmax is not the last step's */
     soft soft;              /* what the last step leaves for the next */
-    int32_t *ids;           /* [max blocks * n] the answer */
+    int32_t *ids;           /* [max blocks * most] the answer */
+    int32_t *places;        /* the same, where there is a start: of each id */
     dg_block *blocks;
     dg_result result;
 };
@@ -40,19 +53,45 @@ void dg_sampling_default(const dg_model *model, dg_sampling *s) {
     };
 }
 
+static int check_start(const dg_config *c, const dg_start *start, dg_error *error) {
+    if (start->n < 1) return fail(error, DG_ERROR_USAGE, "start: no tokens");
+    for (int32_t i = 0; i < start->n; i++)
+        if (start->pinned[i] && (start->ids[i] < 0 || start->ids[i] >= c->n_vocab))
+            return fail(error, DG_ERROR_USAGE, "pinned token id %d at position %d is outside the vocabulary of %d", start->ids[i], i, c->n_vocab);
+    return DG_OK;
+}
+
+static bool copy_start(dg_generator *g, const dg_start *start, size_t places) {
+    const size_t n = (size_t)start->n;
+    int32_t *ids = malloc(n * sizeof *ids);
+    bool *pinned = malloc(n * sizeof *pinned);
+    g->start = (dg_start){ids, pinned, start->n};
+    g->places = malloc(places * sizeof *g->places);
+    if (!ids || !pinned || !g->places) return false;
+    memcpy(ids, start->ids, n * sizeof *ids);
+    memcpy(pinned, start->pinned, n * sizeof *pinned);
+    return true;
+}
+
 int dg_generator_new(dg_session *session, const dg_sampling *sampling, dg_generator **out, dg_error *error) {
+    return dg_generator_fill(session, sampling, NULL, out, error);
+}
+
+int dg_generator_fill(dg_session *session, const dg_sampling *sampling, const dg_start *start, dg_generator **out, dg_error *error) {
     *out = NULL;
     const dg_config *c = &session->model->config;
-    if (dg_sampling_check(sampling, error) != DG_OK) return DG_ERROR_USAGE;
-    const int64_t n = c->canvas_length, blocks = ((int64_t)sampling->max_tokens + n - 1) / n;
+    if (dg_sampling_check(sampling, error) != DG_OK || (start && check_start(c, start, error) != DG_OK)) return DG_ERROR_USAGE;
+    const int32_t tokens = start ? start->n : sampling->max_tokens;
+    const int64_t n = c->canvas_length, blocks = ((int64_t)tokens + n - 1) / n;
     if (session->length < 1) return fail(error, DG_ERROR_USAGE, "nothing is encoded: a canvas needs a prompt of at least one token");
     if (blocks > MOST_BLOCKS || session->length + (blocks - 1) * n > session->context)
-        return fail(error, DG_ERROR_USAGE, "max_tokens %d does not fit: the context holds %d tokens and has %d", sampling->max_tokens,
-                    session->context, session->length);
+        return fail(error, DG_ERROR_USAGE, "%s %d does not fit: the context holds %d tokens and has %d",
+                    start ? "a start of length" : "max_tokens", tokens, session->context, session->length);
     dg_generator *g = calloc(1, sizeof *g);
     if (!g) return fail(error, DG_ERROR_SYSTEM, "no memory for a canvas");
     const size_t size = (size_t)n;
-    *g = (dg_generator){.session = session, .options = *sampling, .n = (int32_t)n};
+    *g = (dg_generator){.session = session, .options = *sampling, .n = (int32_t)n, .most = (int32_t)n};
+    g->pad_id = dg_tokenizer_vocab(dg_model_tokenizer(session->model))->pad_id;
     g->canvas = malloc(size * sizeof *g->canvas);
     g->argmax = malloc(size * sizeof *g->argmax);
     g->order = malloc(2 * size * sizeof *g->order);
@@ -61,11 +100,15 @@ int dg_generator_new(dg_session *session, const dg_sampling *sampling, dg_genera
     g->choices = malloc(size * sizeof *g->choices);
     g->entropy = malloc(size * sizeof *g->entropy);
     g->accepted = malloc(size * sizeof *g->accepted);
+    g->changed = malloc(size * sizeof *g->changed);
+    g->pins = calloc(size, sizeof *g->pins);
+    g->marks = calloc(size, sizeof *g->marks);
     g->ids = malloc((size_t)blocks * size * sizeof *g->ids);
     g->blocks = malloc((size_t)blocks * sizeof *g->blocks);
-    g->result = (dg_result){.ids = g->ids, .blocks = g->blocks, .end_id = -1, .converged = true};
-    if (!g->canvas || !g->argmax || !g->order || !g->random_ids || !g->u || !g->choices || !g->entropy || !g->accepted || !g->ids || !g->blocks ||
-        soft_new(n, c->n_vocab, c->d_model, &g->soft, error) != DG_OK) {
+    const bool copied = !start || copy_start(g, start, (size_t)blocks * size);
+    g->result = (dg_result){.ids = g->ids, .places = g->places, .blocks = g->blocks, .end_id = -1, .converged = true, .seed = sampling->seed};
+    if (!g->canvas || !g->argmax || !g->order || !g->random_ids || !g->u || !g->choices || !g->entropy || !g->accepted || !g->changed ||
+        !g->pins || !g->marks || !g->ids || !g->blocks || !copied || soft_new(n, c->n_vocab, c->d_model, &g->soft, error) != DG_OK) {
         dg_generator_free(g);
         return fail(error, DG_ERROR_SYSTEM, "no memory for a canvas of %d tokens", c->canvas_length);
     }
@@ -83,6 +126,12 @@ void dg_generator_free(dg_generator *g) {
     free(g->choices);
     free(g->entropy);
     free(g->accepted);
+    free(g->changed);
+    free(g->pins);
+    free(g->marks);
+    free((void *)(uintptr_t)g->start.ids);
+    free((void *)(uintptr_t)g->start.pinned);
+    free(g->places);
     soft_free(&g->soft);
     free(g->ids);
     free(g->blocks);
@@ -91,35 +140,95 @@ void dg_generator_free(dg_generator *g) {
 
 const dg_result *dg_generator_result(dg_generator *g) { return &g->result; }
 
-static void start_canvas(dg_generator *g) {
-    const dg_config *c = &g->session->model->config;
-    dg_draw(g->options.seed, g->result.n_blocks, 0, g->n, c->n_vocab, g->u, g->canvas);
-    g->index = g->unchanged = 0;
-    g->soft.started = false;
-    g->converged = false;
+static int32_t smaller(int32_t a, int32_t b) { return a < b ? a : b; }
+
+static bool is_end(const dg_config *c, int32_t id) {
+    for (int32_t i = 0; i < c->n_end_ids; i++)
+        if (c->end_ids[i] == id) return true;
+    return false;
 }
 
-/* What follows from a step's choices: acceptance, the next canvas, the stop test. */
+/* Noise, and the start's pins upon it. */
+static void start_canvas(dg_generator *g) {
+    const dg_config *c = &g->session->model->config;
+    g->n = g->most;
+    if (g->start.n) g->n = smaller(g->most, g->start.n - g->at);
+    else if (g->options.short_canvas) g->n = smaller(g->most, g->options.max_tokens - g->result.n_ids);
+    dg_draw(g->options.seed, g->result.n_blocks, 0, g->n, c->n_vocab, g->u, g->canvas);
+    g->free = g->n;
+    for (int32_t i = 0; g->start.n && i < g->n; i++) {
+        g->pins[i] = g->start.pinned[g->at + i];
+        if (!g->pins[i]) continue;
+        g->canvas[i] = g->argmax[i] = g->start.ids[g->at + i];
+        g->entropy[i] = 0.0f;
+        g->accepted[i] = true;
+        g->free--;
+    }
+    g->soft.pinned = g->free < g->n ? g->pins : NULL;
+    g->index = g->unchanged = g->settled = 0;
+    g->soft.started = false;
+    g->converged = g->free == 0;
+}
+
+/* Marks what the answer has of the argmax canvas: pins; and in each hole (a free canvas is one) what stands before its
+ * first end id. Returns where the end id of a hole stands that the canvas ends with, or -1. */
+static int32_t mark_answer(dg_generator *g) {
+    const dg_config *c = &g->session->model->config;
+    const int32_t n = g->start.n ? g->n : smaller(g->n, g->options.max_tokens - g->result.n_ids);
+    int32_t end = -1;
+    for (int32_t i = 0; i < g->n; i++) {
+        const int32_t id = g->argmax[i];
+        if (g->pins[i]) {
+            end = -1;
+            g->marks[i] = MARK_PIN;
+        } else if (end >= 0 || i >= n) {
+            g->marks[i] = MARK_NONE;
+        } else if (is_end(c, id)) {
+            end = i;
+            g->marks[i] = MARK_END;
+        } else {
+            g->marks[i] = g->start.n && id == g->pad_id ? MARK_NONE : MARK_TOKEN;
+        }
+    }
+    return end;
+}
+
+static void renoise(dg_generator *g) { sampler_renoise(g->canvas, g->n, g->choices, g->accepted, g->random_ids); }
+
+/* What follows from a step's choices: acceptance, the next canvas, the stop tests. */
 static void settle(dg_generator *g, float temperature, dg_event *event) {
-    bool same = g->index > 0;
+    bool same = true;
     double sum = 0.0;
     for (int32_t i = 0; i < g->n; i++) {
-        same = same && g->argmax[i] == g->choices[i].argmax;
+        if (g->pins[i]) g->choices[i] = (dg_choice){0.0f, g->canvas[i], g->canvas[i]};
+        g->changed[i] = g->index == 0 || g->argmax[i] != g->choices[i].argmax;
+        same = same && !g->changed[i];
         g->argmax[i] = g->choices[i].argmax;
         g->entropy[i] = g->choices[i].entropy;
         sum += (double)g->entropy[i];
     }
-    const float mean = (float)(sum / g->n);
+    const float mean = (float)(sum / g->free);
     g->unchanged = same ? g->unchanged + 1 : 0;
-    g->converged = sampler_stop(&g->options, g->unchanged, mean);
+    mark_answer(g);
+    const bool answered = sampler_settled(&g->options, g->entropy, g->changed, g->marks, g->n, &g->settled);
+    g->converged = answered || sampler_stop(&g->options, g->unchanged, mean);
+    const bool hopeless = sampler_plateau(&g->options, g->index, mean, &g->low);
     sampler_accept(g->entropy, g->n, g->options.entropy_bound, g->accepted, g->order);
-    sampler_renoise(g->canvas, g->n, g->choices, g->accepted, g->random_ids);
+    renoise(g);
     *event = (dg_event){
-        .kind = DG_EVENT_STEP, .block = g->result.n_blocks, .index = g->index, .temperature = temperature, .n = g->n, .canvas = g->argmax,
+        .kind = DG_EVENT_STEP, .block = g->result.n_blocks, .index = g->index, .temperature = temperature, .n = g->n, .place = g->at, .canvas = g->argmax,
         .entropy = g->entropy, .accepted = g->accepted, .mean_entropy = mean, .converged = g->converged,
     };
     g->index++;
-    g->phase = g->converged || g->index == g->options.steps ? PHASE_COMMIT : PHASE_STEP;
+    g->stepped = true;
+    g->phase = g->converged || hopeless || g->index == g->options.steps ? PHASE_COMMIT : PHASE_STEP;
+}
+
+int dg_generator_accept(dg_generator *g, const bool *accepted, dg_error *error) {
+    if (!g->stepped) return fail(error, DG_ERROR_USAGE, "accept: the generator is not behind a step");
+    for (int32_t i = 0; i < g->n; i++) g->accepted[i] = g->pins[i] || accepted[i];
+    renoise(g);
+    return DG_OK;
 }
 
 /* One step of several generators, in one pass. */
@@ -155,52 +264,76 @@ static int steps(dg_generator *const *g, int32_t count, dg_event *events, dg_err
     return status;
 }
 
-static bool is_end(const dg_config *c, int32_t id) {
-    for (int32_t i = 0; i < c->n_end_ids; i++)
-        if (c->end_ids[i] == id) return true;
-    return false;
+/* The answer is the argmax canvas, not the noisy one, up to its first end id: what mark_answer marks. Returns its fault. */
+static dg_fault read_answer(dg_generator *g, dg_block *block, int32_t *end) {
+    const dg_result *r = &g->result;
+    *block = (dg_block){.steps = g->given_up + g->index, .converged = g->converged};
+    *end = mark_answer(g);
+    for (int32_t i = 0; i < g->n; i++) {
+        if (g->marks[i] != MARK_PIN && g->marks[i] != MARK_TOKEN) continue;
+        if (g->places) g->places[r->n_ids + block->tokens] = g->at + i;
+        g->ids[r->n_ids + block->tokens++] = g->argmax[i];
+    }
+    return g->start.n ? DG_FAULT_NONE : sampler_fault(g->ids + r->n_ids, block->tokens, g->n, r->n_ids, g->pad_id);
 }
 
-/* The answer is the argmax canvas, not the noisy one, up to its first end id. */
-static void commit(dg_generator *g, dg_event *event) {
-    const dg_config *c = &g->session->model->config;
+static void commit(dg_generator *g, const dg_block *block, int32_t end, dg_event *event) {
     dg_result *r = &g->result;
-    dg_block block = {.steps = g->index, .converged = g->converged};
-    for (int32_t i = 0; i < g->n && r->n_ids < g->options.max_tokens; i++) {
-        if (is_end(c, g->argmax[i])) {
-            r->stopped = true;
-            r->end_id = g->argmax[i];
-            break;
-        }
-        g->ids[r->n_ids++] = g->argmax[i];
-        block.tokens++;
-    }
     *event = (dg_event){
-        .kind = DG_EVENT_BLOCK, .block = r->n_blocks, .index = g->index, .n = g->n, .canvas = g->argmax, .entropy = g->entropy,
+        .kind = DG_EVENT_BLOCK, .block = r->n_blocks, .index = block->steps, .n = g->n, .place = g->at, .canvas = g->argmax, .entropy = g->entropy,
         .accepted = g->accepted, .converged = g->converged,
     };
-    g->blocks[r->n_blocks++] = block;
-    r->steps += block.steps;
-    r->converged = r->converged && block.converged;
-    g->phase = r->stopped || r->n_ids == g->options.max_tokens ? PHASE_DONE : PHASE_NEXT;
+    g->blocks[r->n_blocks++] = *block;
+    r->n_ids += block->tokens;
+    r->steps += block->steps;
+    r->converged = r->converged && block->converged;
+    g->given_up = 0;
+    if (g->start.n) { /* a hole that has ended does not go on in the next canvas */
+        g->at += g->n;
+        while (end >= 0 && g->at < g->start.n && !g->start.pinned[g->at]) g->at++;
+    }
+    const bool done = g->start.n ? g->at == g->start.n : end >= 0 || r->n_ids == g->options.max_tokens;
+    if (done) {
+        r->stopped = end >= 0 || g->pins[g->n - 1];
+        r->end_id = end >= 0 ? g->argmax[end] : -1;
+    }
+    g->phase = done ? PHASE_DONE : PHASE_NEXT;
+}
+
+/* Commits the canvas, or prepares another draw of it: then there is no event. */
+static bool commit_or_retry(dg_generator *g, dg_event *event) {
+    dg_block block;
+    int32_t end;
+    block.fault = read_answer(g, &block, &end);
+    if (block.fault == DG_FAULT_NONE || g->result.retries == g->options.retries) {
+        commit(g, &block, end, event);
+        return true;
+    }
+    g->given_up = block.steps;
+    g->result.retries++;
+    g->result.seed = ++g->options.seed;
+    g->phase = PHASE_FIRST;
+    return false;
 }
 
 /* Brings a generator to its next step, or to an event that needs none. */
 static int advance(dg_generator *g, dg_event *event, bool *at_step, dg_error *error) {
-    *at_step = false;
-    if (g->phase == PHASE_COMMIT) {
-        commit(g, event);
-        return DG_OK;
-    }
+    *at_step = g->stepped = false;
     if (g->phase == PHASE_DONE) {
         *event = (dg_event){.kind = DG_EVENT_DONE, .block = g->result.n_blocks};
         return DG_OK;
     }
+    if (g->phase == PHASE_COMMIT && commit_or_retry(g, event)) return DG_OK;
     if (g->phase == PHASE_NEXT) {
-        const int status = dg_encode(g->session, g->argmax, g->n, DG_LOGITS_NONE, NULL, error);
+        const int32_t tokens = g->blocks[g->result.n_blocks - 1].tokens;
+        const int status = tokens == 0 ? DG_OK : dg_encode(g->session, g->ids + g->result.n_ids - tokens, tokens, DG_LOGITS_NONE, NULL, error);
         if (status != DG_OK) return status;
     }
     if (g->phase != PHASE_STEP) start_canvas(g);
+    if (g->free == 0) { /* all is given */
+        commit_or_retry(g, event);
+        return DG_OK;
+    }
     g->phase = PHASE_STEP;
     *at_step = true;
     return DG_OK;

@@ -48,6 +48,55 @@ bool sampler_stop(const dg_sampling *s, int32_t unchanged, float mean_entropy) {
     return unchanged >= s->stability && mean_entropy < s->confidence;
 }
 
+bool sampler_settled(const dg_sampling *s, const float *entropy, const bool *changed, const int8_t *marks, int32_t n, int32_t *unchanged) {
+    bool same = true;
+    double sum = 0.0;
+    int32_t count = 0;
+    for (int32_t i = 0; i < n; i++)
+        if (marks[i] > MARK_NONE) {
+            same = same && !changed[i];
+            sum += (double)entropy[i];
+            count++;
+        }
+    *unchanged = same ? *unchanged + 1 : 0;
+    return s->settled && sampler_stop(s, *unchanged, count ? (float)(sum / count) : 0.0f);
+}
+
+/* A low is clear when it is below the last one by a tenth. */
+bool sampler_plateau(const dg_sampling *s, int32_t index, float mean_entropy, sampler_low *low) {
+    if (index == 0 || mean_entropy < 0.9f * low->mean) *low = (sampler_low){mean_entropy, 0};
+    else low->steps++;
+    return s->plateau > 0 && low->steps >= s->plateau;
+}
+
+/* A loop is a last half of the canvas, all of it the answer's, with a period of at most an eighth: four times or more. */
+dg_fault sampler_fault(const int32_t *ids, int32_t count, int32_t n, int32_t before, int32_t pad_id) {
+    int32_t real = before;
+    for (int32_t i = 0; i < count; i++) real += ids[i] != pad_id;
+    if (real == 0) return DG_FAULT_EMPTY;
+    const int32_t half = n / 2;
+    for (int32_t period = 1; count >= half && period <= n / 8; period++) {
+        int32_t i = count - half + period;
+        while (i < count && ids[i] == ids[i - period]) i++;
+        if (i == count) return DG_FAULT_LOOP;
+    }
+    return DG_FAULT_NONE;
+}
+
+bool dg_effort_apply(int32_t i, dg_sampling *s) {
+    int32_t at = 0;
+#define DG_SET(option, value) s->option = value;
+#define DG_EFFORT(name, settings, help) \
+    if (at++ == i) {                    \
+        settings                        \
+        return true;                    \
+    }
+#include "efforts.def"
+#undef DG_EFFORT
+#undef DG_SET
+    return false;
+}
+
 void dg_draw(uint64_t seed, int32_t block, int32_t step, int32_t n, int32_t n_vocab, double *u, int32_t *ids) {
     for (int32_t i = 0; i < n; i++) random_draw(seed, (uint32_t)block, (uint32_t)step, (uint32_t)i, (uint32_t)n_vocab, &u[i], &ids[i]);
 }
@@ -55,6 +104,7 @@ void dg_draw(uint64_t seed, int32_t block, int32_t step, int32_t n, int32_t n_vo
 int dg_sampling_check(const dg_sampling *s, dg_error *error) {
 #define CHECK_I32 "%s: expected a whole number from %.0f to %.0f, got %.0f"
 #define CHECK_U64 CHECK_I32
+#define CHECK_BOOL CHECK_I32
 #define CHECK_F32 "%s: expected a number from %g to %g, got %g"
 #define DG_OPTION(kind, name, least, most, help)                                   \
     if (!((double)s->name >= (double)(least) && (double)s->name <= (double)(most))) \

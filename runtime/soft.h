@@ -27,6 +27,7 @@ typedef struct soft_list {
 typedef struct soft {
     int64_t n, n_vocab, d;
     bool started;       /* a step was taken: ids hold its choices */
+    const bool *pinned; /* [n] rows that are given, so not softened; NULL: none */
     float cap, temperature;
     float *z;           /* [n][n_vocab] */
     float *x;           /* [n][d] the rows that the head saw */

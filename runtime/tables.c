@@ -30,11 +30,20 @@ static const dg_option options[] = {
 #undef DG_OPTION
 };
 
+static const dg_effort efforts[] = {
+#define DG_SET(option, value) #option " "
+#define DG_EFFORT(name, settings, help) {#name, help, "" settings},
+#include "efforts.def"
+#undef DG_EFFORT
+#undef DG_SET
+};
+
 #define AT(table, i) ((i) >= 0 && (size_t)(i) < sizeof(table) / sizeof *(table) ? &(table)[i] : NULL)
 
 const dg_key *dg_key_at(int32_t i) { return AT(keys, i); }
 const dg_tensor_entry *dg_tensor_entry_at(int32_t i) { return AT(tensors, i); }
 const dg_option *dg_option_at(int32_t i) { return AT(options, i); }
+const dg_effort *dg_effort_at(int32_t i) { return AT(efforts, i); }
 
 typedef enum scope { SCOPE_TOP, SCOPE_LAYER, SCOPE_SLIDING, SCOPE_SPLIT } scope;
 

@@ -1,7 +1,11 @@
-"""How many Sudokus a file solves, by number of blanks: `python tests/solve_rate.py [MODEL.gguf] --seeds 5`."""
+"""How many Sudokus a file solves, by number of blanks: `python tests/solve_rate.py [MODEL.gguf] --seeds 5`.
+
+With --pinned the clues are also pinned on the canvas; with --set NAME=VALUE, other options, such as --set effort=low.
+"""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,27 +44,49 @@ class Rate:
     most_steps: int
 
 
-def solve_rate(model: dgemma.Model, blanks: int, count: int = 100, seeds: int = 1, **options) -> Rate:
+def clues(model: dgemma.Model, puzzle: Puzzle) -> dict[str, list]:
+    """A canvas on which all but the blanks is pinned, as generate()'s arguments: the grid, an end id, pad ids."""
+    length, end, pad = model.config.canvas_length, model.config.end_ids[0], model.tokenizer.pad_id
+    ids = [*model.tokenizer.encode(puzzle.prompt), end]
+    pinned = [c != "." for c in puzzle.prompt] + [True] * (length - len(puzzle.prompt))
+    return {"canvas": ids + [pad] * (length - len(ids)), "pinned": pinned}
+
+
+def solve_rate(
+    model: dgemma.Model, blanks: int, count: int = 100, seeds: int = 1, pinned: bool = False, **options
+) -> Rate:
     """Every puzzle once per seed 0 .. seeds - 1, with the file's own settings but for `options`."""
     steps, solved = [], 0
     for seed in range(seeds):
         for puzzle in puzzles(blanks, count):
-            result = model.generate(puzzle.prompt, seed=seed, **options)
+            given = clues(model, puzzle) if pinned else {}
+            result = model.generate(puzzle.prompt, seed=seed, **given, **options)
             solved += result.text == puzzle.solution
             steps.append(result.steps)
     return Rate(solved, len(steps), sum(steps) / len(steps), max(steps))
+
+
+def value_of(value: str) -> object:
+    """A number or true where it is one, else the text."""
+    try:
+        return json.loads(value)
+    except ValueError:
+        return value
 
 
 @click.command()
 @click.argument("model", required=False)
 @click.option("--seeds", default=5, show_default=True)
 @click.option("--count", default=100, show_default=True, help="puzzles per level")
-def main(model: str | None, seeds: int, count: int) -> None:
+@click.option("--pinned", is_flag=True, help="clues are pinned on the canvas")
+@click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="an option of generate()")
+def main(model: str | None, seeds: int, count: int, pinned: bool, settings: tuple[str, ...]) -> None:
     """Prints a Markdown table for MODEL, or for the bundled one."""
+    options = {name: value_of(value) for name, _, value in (text.partition("=") for text in settings)}
     with dgemma.Model(model) as m:
         print("| blanks | solved | % | steps mean / max |\n|--:|--:|--:|--:|")
         for blanks in (20, 30, 36, 40, 44, 48, 51, 54):
-            r = solve_rate(m, blanks, count, seeds)
+            r = solve_rate(m, blanks, count, seeds, pinned, **options)
             share = f"{r.solved}/{r.tries} | {100 * r.solved / r.tries:.1f}"
             print(f"| {blanks} | {share} | {r.mean_steps:.2f} / {r.most_steps} |", flush=True)
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+import dgemma
 from dgemma.convert import convert
 from dgemma.model import bundled
 from dgemma.options import options
@@ -95,7 +96,7 @@ def test_json_is_one_object_with_everything() -> None:
     told = json.loads(done.stdout)
     assert told["text"] == ANSWER and len(told["ids"]) == 90
     assert told["blocks"] == [
-        {"index": 0, "steps": told["steps"], "tokens": 90, "converged": True, "ids": told["ids"]},
+        {"index": 0, "steps": told["steps"], "tokens": 90, "converged": True, "ids": told["ids"], "fault": None},
     ]
     assert (told["converged"], told["finish_reason"], told["prompt_tokens"]) == (True, "stop", 91)
     assert told["tokens_per_second"] == pytest.approx(90 / told["seconds"])
@@ -114,10 +115,24 @@ def test_bytes_that_are_no_text_do_not_stop_it() -> None:
 
 
 def test_every_generation_option_is_a_flag_and_reaches_the_model() -> None:
-    values = dict.fromkeys(options(), "1")
-    flags = [part for name in values for part in ("--" + name.replace("_", "-"), values[name])]
+    flags = []
+    for name, option in options().items():
+        flags += ["--" + name.replace("_", "-")] + ([] if option.flag else ["1"])
     told = json.loads(run("--json", *flags, given=PROMPT).stdout)
-    assert told["settings"] == dict.fromkeys(values, 1)
+    assert told["settings"] == dict.fromkeys(options(), 1)
+
+
+def test_an_effort_is_the_settings_that_its_help_names() -> None:
+    text = " ".join(run("--help").stdout.decode().split())
+    for name, effort in dgemma.efforts().items():
+        flags = ["--reference"] if name == "reference" else ["--effort", name]
+        told = json.loads(run("--json", *flags, "--seed", "3", "--max-tokens", "1", given=PROMPT).stdout)["settings"]
+        assert {key: told[key] for key in effort.settings} == effort.settings and told["seed"] == 3
+        assert str(effort) in text
+    assert "both choose" in refused(2, "--reference", "--effort", "low", "-p", PROMPT)
+    assert "both choose" in refused(2, "--effort", "low", "--reference", "-p", PROMPT)
+    assert "plateau 4" in refused(2, "--reference", "--plateau", "4", "-p", PROMPT)
+    assert "'lazy'" in refused(2, "--effort", "lazy", "-p", PROMPT)
 
 
 def test_several_canvases_are_counted() -> None:

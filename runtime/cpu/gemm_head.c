@@ -277,6 +277,8 @@ static void blend_item(void *arg, int64_t i, int32_t thread) {
     const int64_t d = a->table->cols;
     float *y = a->y + i * d;
     memset(y, 0, (size_t)d * sizeof *y);
+    a->dense[i] = false;
+    if (a->s->pinned && a->s->pinned[i]) return;
     for (int32_t j = 0; j < a->s->counts[i]; j++) {
         const float *row = row_of(a, thread, a->s->ids[i * SOFT_IDS + j]), share = a->s->shares[i * SOFT_IDS + j] * a->scale;
         for (int64_t c = 0; c < d; c++) y[c] += share * row[c];

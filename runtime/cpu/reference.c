@@ -424,4 +424,6 @@ void reference_head(const ops *o, const head_part *parts, int32_t n_parts, const
 void reference_soften(const ops *o, float *y, const soft *s, const tensor *table, int64_t n, float scale, void *work, float *room) {
     (void)work;
     o->condition(o, y, s->z, table, n, scale, room);
+    for (int64_t i = 0; s->pinned && i < n; i++)
+        if (s->pinned[i]) memset(y + i * table->cols, 0, (size_t)table->cols * sizeof *y);
 }

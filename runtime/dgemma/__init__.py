@@ -8,6 +8,7 @@ from dgemma.config import Config
 from dgemma.errors import BackendError, Error, FormatError, MemoryBudgetError, SystemFailure, UsageError
 from dgemma.events import Block, Result, Step
 from dgemma.model import Model, backends
+from dgemma.options import Effort, efforts
 from dgemma.session import Session
 from dgemma.tokenizer import Tokenizer
 
@@ -15,6 +16,7 @@ __all__ = [
     "BackendError",
     "Block",
     "Config",
+    "Effort",
     "Error",
     "FormatError",
     "MemoryBudgetError",
@@ -26,6 +28,7 @@ __all__ = [
     "Tokenizer",
     "UsageError",
     "backends",
+    "efforts",
 ]
 
 

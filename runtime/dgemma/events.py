@@ -14,11 +14,12 @@ class Step:
 
     block: int  # canvases finished before this one
     index: int  # counted from 0 within the canvas
+    place: int  # where the canvas begins in the one that was given; 0 without one
     temperature: float
     canvas: npt.NDArray[np.int32]  # the most likely id at each position
-    entropy: npt.NDArray[np.float32]  # nats
-    accepted: npt.NDArray[np.bool_]  # by the entropy bound, in this step
-    mean_entropy: float
+    entropy: npt.NDArray[np.float32]  # nats; 0 where pinned
+    accepted: npt.NDArray[np.bool_]  # by the entropy bound (or by `accept`), in this step; pins always
+    mean_entropy: float  # over what is not pinned
     converged: bool  # the canvas is finished: settled, and certain enough
 
 
@@ -27,10 +28,11 @@ class Block:
     """One finished canvas."""
 
     index: int
-    steps: int
+    steps: int  # those of draws that were given up for a retry among them
     tokens: int  # of the answer: end ids and what follows are not counted
     converged: bool
     ids: list[int] = field(repr=False)  # these tokens
+    fault: str | None = None  # "empty": nothing but end and pad ids; "loop": its last half repeats a few tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,10 +44,19 @@ class Result:
     blocks: list[Block]
     steps: int  # of all canvases
     converged: bool  # all canvases
-    finish_reason: str  # "stop": it ended by itself; "length": max_tokens was reached
+    finish_reason: str  # "stop": it ended by itself; "length": max_tokens (or the end of a last hole) was reached
     prompt_tokens: int
+    encoded_tokens: int  # of the prompt: those that the session did not hold yet
+    seed: int  # the last that was drawn from: the one given, plus retries
+    retries: int  # canvases drawn again because they were empty or a loop
+    places: list[int] | None = field(repr=False)  # of the ids in the canvas that was given; None without one
     seconds: float  # of work; what the caller does between events is not counted
     tokens_per_second: float  # answer tokens alone, over `seconds`
+
+    @property
+    def fault(self) -> str | None:
+        """What is wrong with the answer: that of its first canvas that has a fault (see Block), or None."""
+        return next((block.fault for block in self.blocks if block.fault), None)
 
     def __str__(self) -> str:
         return self.text

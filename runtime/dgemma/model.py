@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Generator, Mapping, Sequence
-from time import perf_counter
+from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
 from types import TracebackType
-from typing import Any, TypeAlias, cast
+from typing import Any, cast
 from weakref import WeakSet
 
 import numpy.typing as npt
@@ -17,12 +16,26 @@ from dgemma.errors import Error, UsageError, check, new_error
 from dgemma.events import Result
 from dgemma.handle import Handle
 from dgemma.options import sampling_for, settings_of
-from dgemma.session import Event, Floats, Ids, OnEncode, OnStep, Session, denoise_together, id_array, last
+from dgemma.session import (
+    Accept,
+    Event,
+    Floats,
+    Ids,
+    Mask,
+    Messages,
+    OnEncode,
+    OnStep,
+    Prompt,
+    Session,
+    Start,
+    denoise_together,
+    id_array,
+    last,
+)
 from dgemma.sizes import size
+from dgemma.steps import in_threads, last_of
 from dgemma.tokenizer import Tokenizer
 
-Messages: TypeAlias = Sequence[Mapping[str, Any]]
-Prompt: TypeAlias = str | Messages | Ids
 BUNDLED = "sudoku-q8_0.gguf"
 
 
@@ -146,17 +159,44 @@ class Model:
             return self.tokenizer.chat(cast(Messages, prompt))
         return id_array(cast(Ids, prompt), self._config.n_vocab, "prompt").tolist()
 
-    def generate(self, prompt: Prompt, *, on_step: OnStep | None = None, **options: Any) -> Result:
+    def generate(self, prompt: Prompt, *, on_step: OnStep | None = None, **given: Any) -> Result:
         """Answers a prompt (see prompt_ids). The options are options.def's:
 
-        max_tokens steps entropy_bound t_min t_max stability confidence seed; None stands for the file's value.
+        max_tokens steps entropy_bound t_min t_max stability confidence seed plateau settled short_canvas retries, and
+        effort, a name for several ("low", "medium", "high", "reference": see dgemma.efforts()); None stands for the
+        file's value.
+
+        canvas, pinned: ids [n] and bool [n], n of any length, for a text that is given in part. Pinned ids stay what
+        they are at every step; the others are not read, and denoised around the pins. Each run of them is a hole: it
+        ends before its first end id, and pad ids in it are filler; neither these nor what stands behind the end reaches
+        Result.ids, whose Result.places are the positions in canvas. The cuts between canvases are at multiples of
+        config.canvas_length. With all positions free: the same tokens as without.
+
+        accept: a rule in place of the entropy bound, accept(entropy, step) -> bool [n]. entropy: float32 [n], nats, 0
+        where pinned. It says which positions keep their sample; the others are drawn anew.
+
         on_step is called with every Step. Raises TypeError for an unknown option, UsageError for a value out of range
         or a prompt that is empty or longer than the model's context. Ctrl-C is heard between two steps.
+
+        >>> import dgemma
+        >>> with dgemma.Model() as model:
+        ...     ids = model.tokenizer.encode("534678912\\n")
+        ...     result = model.generate("5346789.2\\n" * 9, canvas=ids, pinned=[i != 7 for i in range(10)])
+        >>> result.text[:7], len(result.ids), result.places == list(range(10))
+        ('5346789', 10, True)
         """
-        return last(self.stream(prompt, on_step=on_step, **options))
+        return last(self.stream(prompt, on_step=on_step, **given))
 
     def stream(
-        self, prompt: Prompt, *, on_step: OnStep | None = None, on_encode: OnEncode | None = None, **options: Any
+        self,
+        prompt: Prompt,
+        *,
+        on_step: OnStep | None = None,
+        on_encode: OnEncode | None = None,
+        canvas: Ids | None = None,
+        pinned: Mask | None = None,
+        accept: Accept | None = None,
+        **options: Any,
     ) -> Generator[Event, None, None]:
         """generate() as it happens: yields a Step per denoising step, a Block per canvas, then the Result.
 
@@ -164,26 +204,35 @@ class Model:
         what it holds.
         """
         sampling = sampling_for(self._open_handle().pointer, options)
+        start = Start.of(canvas, pinned, options, self._config.n_vocab)
         ids = self.prompt_ids(prompt)
         limit = self._config.context_length
         if len(ids) > limit:
             raise UsageError(f"the prompt has {len(ids)} tokens, more than the model's context of {limit}")
-        canvases = -(-sampling.max_tokens // self._config.canvas_length)
+        tokens = len(start.ids) if start is not None else sampling.max_tokens
+        canvases = -(-tokens // self._config.canvas_length)
         context = len(ids) + (canvases - 1) * self._config.canvas_length  # the last canvas is not encoded
         if context > limit:
             raise UsageError(
-                f"max_tokens {sampling.max_tokens} behind the prompt's {len(ids)} tokens needs a context of {context},"
-                f" more than the model's {limit}"
+                f"{'a canvas of' if start is not None else 'max_tokens'} {tokens} behind the prompt's {len(ids)} tokens"
+                f" needs a context of {context}, more than the model's {limit}"
             )
-        return self._stream(ids, context, sampling, on_step, on_encode)
+        return self._stream(context, ids, sampling, start, on_step, on_encode, accept)
 
-    def _stream(
-        self, ids: list[int], context: int, sampling: Any, on_step: OnStep | None, on_encode: OnEncode | None
-    ) -> Generator[Event, None, None]:
-        began = perf_counter()
+    def _stream(self, context: int, *given: Any) -> Generator[Event, None, None]:
         with self.session(context) as session:
-            session.encode(ids, on_encode=on_encode)
-            yield from session._stream(sampling, on_step, perf_counter() - began)
+            yield from session._stream(*given)
+
+    def astream(self, prompt: Prompt, **given: Any) -> AsyncGenerator[Event, None]:
+        """stream() for `async for`, with the same arguments: each step runs in a thread while other tasks go on.
+
+        Cancelled, or left, it stops within one step. Callbacks (on_step, accept) are called in that thread.
+        """
+        return in_threads(self.stream, prompt, given)
+
+    async def agenerate(self, prompt: Prompt, **given: Any) -> Result:
+        """generate() for `await`, with the same arguments; cancelled, it stops within one step."""
+        return await last_of(self.astream(prompt, **given))
 
 
 def bundled() -> str:

@@ -1,4 +1,4 @@
-"""Generation options: the list is options.def, asked from the library."""
+"""Generation options and efforts: the lists are options.def and efforts.def, asked from the library."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from functools import cache
 from numbers import Real
 from typing import Any
 
+import numpy as np
+
 from dgemma._native import ffi, lib
 from dgemma.config import shortest
 from dgemma.errors import UsageError, check, new_error
@@ -16,10 +18,11 @@ from dgemma.errors import UsageError, check, new_error
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """One generation option: a whole number, or a number where `real`, in least .. most."""
+    """One generation option: yes or no where `flag`, a number where `real`, else a whole number, in least .. most."""
 
     name: str
     real: bool
+    flag: bool
     least: float
     most: float
     help: str
@@ -27,6 +30,10 @@ class Option:
     def read(self, value: Any) -> int | float:
         """Checks a value. Raises TypeError for what is no such number, UsageError for one out of range."""
         number: int | float
+        if self.flag:
+            if not isinstance(value, (bool, np.bool_)):
+                raise TypeError(f"{self.name} must be True or False, not {value!r}")
+            return bool(value)
         try:
             if isinstance(value, bool):
                 raise TypeError
@@ -41,6 +48,8 @@ class Option:
     @property
     def range(self) -> str:
         """In words: "at least 1", "0 to 1000"."""
+        if self.flag:
+            return "yes or no"
         if self.most >= 1e9:
             return f"at least {self.least:g}"
         return f"{self.least:g} to {self.most:g}"
@@ -54,21 +63,60 @@ def options() -> dict[str, Option]:
         name, kind, text = (ffi.string(item).decode() for item in (entry.name, entry.kind, entry.help))
         # As a double, the most that 64 bits hold is one more than that.
         most = min(int(entry.most), 2**64 - 1) if kind == "U64" else entry.most
-        table[name] = Option(name, kind == "F32", entry.least, most, text)
+        table[name] = Option(name, kind == "F32", kind == "BOOL", entry.least, most, text)
+    return table
+
+
+@dataclass(frozen=True, slots=True)
+class Effort:
+    """A name for settings; what it does not set has the file's value."""
+
+    name: str
+    settings: dict[str, int | float]
+    help: str
+
+    def __str__(self) -> str:
+        """Its settings in words: "steps 24, settled 1"."""
+        return ", ".join(f"{name} {value:g}" for name, value in self.settings.items())
+
+
+REFERENCE = "reference"  # the effort that refuses other values of what it sets
+
+
+@cache
+def efforts() -> dict[str, Effort]:
+    """All efforts by name, in the library's order."""
+    table: dict[str, Effort] = {}
+    while entry := lib.dg_effort_at(len(table)):
+        sampling = ffi.new("dg_sampling *")
+        lib.dg_effort_apply(len(table), sampling)
+        name, text, sets = (ffi.string(item).decode() for item in (entry.name, entry.help, entry.sets))
+        everything = settings_of(sampling)
+        table[name] = Effort(name, {option: everything[option] for option in sets.split()}, text)
     return table
 
 
 def sampling_for(model: Any, given: Mapping[str, Any]) -> Any:
-    """A `dg_sampling *` of the model's (`dg_model *`) defaults and what is given; None stands for the default.
+    """A `dg_sampling *` of the model's (`dg_model *`) defaults, then of the effort that is given, then of the options
+    that are; None stands for the default.
 
     Raises TypeError for a name that does not exist or a value of another type, UsageError for one out of range.
     """
-    known = options()
+    known, given = options(), dict(given)
+    effort = given.pop("effort", None)
     for name in given:
         if name not in known:
-            raise TypeError(f"there is no option {name!r}; the options are {', '.join(known)}")
+            raise TypeError(f"there is no option {name!r}; the options are {', '.join(known)}, effort")
     sampling = ffi.new("dg_sampling *")
     lib.dg_sampling_default(model, sampling)
+    if effort is not None:
+        if effort not in efforts():
+            raise UsageError(f"effort must be {', '.join(efforts())}, not {effort!r}")
+        lib.dg_effort_apply(list(efforts()).index(effort), sampling)
+    if effort == REFERENCE:
+        for name, value in efforts()[effort].settings.items():
+            if given.get(name) not in (None, value):
+                raise UsageError(f"{name} {given[name]!r} is not of the published sampler, the reference effort")
     for name, value in given.items():
         if value is not None:
             setattr(sampling, name, known[name].read(value))
@@ -79,4 +127,5 @@ def sampling_for(model: Any, given: Mapping[str, Any]) -> Any:
 
 def settings_of(sampling: Any) -> dict[str, int | float]:
     """A `dg_sampling *` as a dict of all options."""
-    return {o.name: shortest(v) if o.real else int(v) for o in options().values() for v in [getattr(sampling, o.name)]}
+    kinds = {o.name: shortest if o.real else bool if o.flag else int for o in options().values()}
+    return {name: kind(getattr(sampling, name)) for name, kind in kinds.items()}

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass, replace
 from time import perf_counter
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -17,18 +18,51 @@ from dgemma.errors import Error, UsageError, check, new_error
 from dgemma.events import Block, Result, Step
 from dgemma.handle import Handle
 from dgemma.options import sampling_for
+from dgemma.steps import in_threads, last_of
 
 if TYPE_CHECKING:
     from dgemma.model import Model
 
 Ids: TypeAlias = Sequence[int] | npt.NDArray[Any]
 Floats: TypeAlias = npt.NDArray[np.float32]
+Mask: TypeAlias = Sequence[bool] | npt.NDArray[np.bool_]
 Event: TypeAlias = Step | Block | Result
 OnStep: TypeAlias = Callable[[Step], object]
 OnEncode: TypeAlias = Callable[[int, int], object]
+Accept: TypeAlias = Callable[[Floats, Step], npt.ArrayLike]
+Messages: TypeAlias = Sequence[Mapping[str, Any]]
+Prompt: TypeAlias = str | Messages | Ids
 
 CHUNK = 256  # tokens per call of the encoder: between two, Ctrl-C is heard
+FAULTS = {lib.DG_FAULT_NONE: None, lib.DG_FAULT_EMPTY: "empty", lib.DG_FAULT_LOOP: "loop"}
 _LOGITS = {None: lib.DG_LOGITS_NONE, "last": lib.DG_LOGITS_LAST, "all": lib.DG_LOGITS_ALL}
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """A canvas that the caller begins: int32 ids [n], not read where bool pinned [n] is False."""
+
+    ids: npt.NDArray[np.int32]
+    pinned: npt.NDArray[np.bool_]
+
+    @classmethod
+    def of(cls, canvas: Ids | None, pinned: Mask | None, options: Mapping[str, Any], n_vocab: int) -> Start | None:
+        """What generate()'s arguments ask for; None without them. Raises UsageError where they do not fit together."""
+        if canvas is None and pinned is None:
+            return None
+        if canvas is None or pinned is None:
+            missing = "canvas" if canvas is None else "pinned"
+            raise UsageError(f"canvas and pinned belong together; {missing} is missing")
+        if options.get("max_tokens") is not None:
+            raise UsageError("a canvas says itself how long the answer is: give no max_tokens with it")
+        ids, mask = np.asarray(canvas), np.asarray(pinned)
+        if mask.dtype != np.bool_ or mask.shape != ids.shape:
+            raise UsageError(f"pinned must be bool {ids.shape}, like canvas, not {mask.dtype} {mask.shape}")
+        if mask.size == 0:
+            raise UsageError("an empty canvas: it needs a token at least")
+        if ids.dtype.kind in "iu":
+            ids = np.where(mask, ids, 0)  # the others are not read, so they may be anything
+        return cls(id_array(ids, n_vocab, "canvas"), np.ascontiguousarray(mask))
 
 
 class Session:
@@ -45,6 +79,7 @@ class Session:
         check(lib.dg_session_new(owner.pointer, context or 0, out, error), error)
         self._handle: Handle | None = Handle(out[0], lib.dg_session_free, owner)
         self._generator: Handle | None = None
+        self._ids: list[int] = []  # what is encoded
         self._model = model
         self._lock = threading.RLock()  # re-entrant: a forgotten stream may be collected at any time
         model._sessions.add(self)
@@ -107,6 +142,12 @@ class Session:
         """How many tokens can be encoded."""
         return self._ask(lib.dg_session_context)
 
+    @property
+    def ids(self) -> list[int]:
+        """The tokens that are encoded, a copy."""
+        with self._lock:
+            return list(self._ids)
+
     def rewind(self, length: int) -> None:
         """Forgets all but the first `length` tokens. Raises UsageError if there are not as many."""
         with self._use() as pointer:
@@ -114,6 +155,7 @@ class Session:
                 raise UsageError(f"cannot rewind to {length} of {lib.dg_session_length(pointer)} tokens")
             error = new_error()
             check(lib.dg_session_rewind(pointer, length, error), error)
+            del self._ids[length:]
 
     def encode(self, ids: Ids, logits: str | None = None, on_encode: OnEncode | None = None) -> Floats | None:
         """Appends ids through the causal encoder.
@@ -141,14 +183,32 @@ class Session:
                 wanted = which if which == lib.DG_LOGITS_ALL or at + CHUNK >= n else lib.DG_LOGITS_NONE
                 with self._use() as pointer:
                     _encode(pointer, part, wanted, out[at:] if which == lib.DG_LOGITS_ALL else out)
+                    self._ids += part.tolist()
                 if on_encode is not None:
                     on_encode(at + len(part), n)
         except BaseException:
             with self._lock:
                 if self._handle is not None and lib.dg_session_length(self._handle.pointer) > start:
                     lib.dg_session_rewind(self._handle.pointer, start, new_error())
+                    del self._ids[start:]
             raise
         return None if logits is None else out[0] if logits == "last" else out
+
+    def prompt(self, prompt: Prompt, on_encode: OnEncode | None = None) -> int:
+        """Makes the session hold exactly a prompt (see Model.prompt_ids), and returns how many tokens it had to encode:
+        the longest beginning that is encoded already stays, what differs is forgotten.
+
+        Raises UsageError for a prompt that is empty or longer than the context; then the session is as it was.
+        """
+        ids = self._model.prompt_ids(prompt)
+        if len(ids) > self.context:
+            raise UsageError(f"the prompt has {len(ids)} tokens, more than the session's context of {self.context}")
+        held = self.ids
+        same = next((i for i, (a, b) in enumerate(zip(held, ids, strict=False)) if a != b), min(len(held), len(ids)))
+        self.rewind(same)
+        if same < len(ids):
+            self.encode(ids[same:], on_encode=on_encode)
+        return len(ids) - same
 
     def denoise(self, canvas: Ids, condition: npt.ArrayLike | None = None) -> Floats:
         """One pass of the bidirectional decoder over a canvas behind the encoded tokens, which stay as they are.
@@ -159,61 +219,110 @@ class Session:
         """
         return denoise_together([(self, canvas, condition)])[0]
 
-    def generate(self, *, on_step: OnStep | None = None, **options: Any) -> Result:
-        """Generates behind what is encoded, as Model.generate does. Between canvases the finished one is encoded, the
-        last one is not: to go on from it, encode the result's ids and an end id.
-        """
-        return last(self.stream(on_step=on_step, **options))
+    def generate(self, prompt: Prompt | None = None, *, on_step: OnStep | None = None, **given: Any) -> Result:
+        """Generates behind what is encoded, or behind a prompt, as Model.generate does, with the same arguments.
 
-    def stream(self, *, on_step: OnStep | None = None, **options: Any) -> Generator[Event, None, None]:
+        A prompt (see prompt()) is all that the session then holds: a conversation goes on by giving the whole of it
+        each time, and only what is new is encoded, which Result.encoded_tokens counts. Without one, the answer goes on
+        from what is encoded. Between canvases the finished one is encoded, the last one is not: to go on from it
+        without a prompt, encode the last block's ids and an end id.
+        """
+        return last(self.stream(prompt, on_step=on_step, **given))
+
+    def stream(
+        self,
+        prompt: Prompt | None = None,
+        *,
+        on_step: OnStep | None = None,
+        on_encode: OnEncode | None = None,
+        canvas: Ids | None = None,
+        pinned: Mask | None = None,
+        accept: Accept | None = None,
+        **options: Any,
+    ) -> Generator[Event, None, None]:
         """generate() as it happens: yields a Step per denoising step, a Block per canvas, then the Result.
 
         It can be left at any event; until it is finished or closed, the session does nothing else.
         """
         sampling = sampling_for(self._model._open_handle().pointer, options)
-        return self._stream(sampling, on_step, 0.0)
+        start = Start.of(canvas, pinned, options, self._model.config.n_vocab)
+        ids = None if prompt is None else self._model.prompt_ids(prompt)
+        return self._stream(ids, sampling, start, on_step, on_encode, accept)
 
-    def _stream(self, sampling: Any, on_step: OnStep | None, seconds: float) -> Generator[Event, None, None]:
-        """stream() with a `dg_sampling *`; `seconds` were spent on the prompt."""
+    def astream(self, prompt: Prompt | None = None, **given: Any) -> AsyncGenerator[Event, None]:
+        """stream() for `async for`: see Model.astream."""
+        return in_threads(self.stream, prompt, given)
+
+    async def agenerate(self, prompt: Prompt | None = None, **given: Any) -> Result:
+        """generate() for `await`: see Model.agenerate."""
+        return await last_of(self.astream(prompt, **given))
+
+    def _stream(
+        self,
+        prompt: list[int] | None,
+        sampling: Any,
+        start: Start | None,
+        on_step: OnStep | None,
+        on_encode: OnEncode | None,
+        accept: Accept | None,
+    ) -> Generator[Event, None, None]:
+        """stream() with a `dg_sampling *` and checked arguments."""
+        began = perf_counter()
+        encoded = self.prompt(prompt, on_encode) if prompt is not None else 0
+        seconds = perf_counter() - began
         event, out = ffi.new("dg_event *"), ffi.new("dg_generator **")
         error = new_error()
         with self._use() as pointer:
             prompt_tokens = int(lib.dg_session_length(pointer))
             if prompt_tokens == 0:
                 raise UsageError("empty prompt: nothing is encoded")
-            check(lib.dg_generator_new(pointer, sampling, out, error), error)
+            check(lib.dg_generator_fill(pointer, sampling, _start(start), out, error), error)
             self._generator = generator = Handle(out[0], lib.dg_generator_free, self._handle)
         try:
             while True:
                 with self._use(generating=True):
-                    if self._generator is not generator:
-                        raise Error("this stream was closed")
+                    self._check_runs(generator)
                     began = perf_counter()
                     check(lib.dg_generator_next(generator.pointer, event, error), error)
                     seconds += perf_counter() - began
+                    result = lib.dg_generator_result(generator.pointer)
                     happened: Event
                     if event.kind == lib.DG_EVENT_STEP:
                         happened = _step(event)
                     elif event.kind == lib.DG_EVENT_BLOCK:
-                        result = lib.dg_generator_result(generator.pointer)
                         happened = _blocks(result)[-1]
                     else:
-                        result = lib.dg_generator_result(generator.pointer)
-                        happened = self._result(result, prompt_tokens, seconds)
-                if on_step is not None and isinstance(happened, Step):
-                    on_step(happened)
+                        happened = self._result(result, prompt_tokens, encoded, seconds)
+                if isinstance(happened, Step):
+                    if accept is not None:
+                        mask = _mask(accept(happened.entropy, happened), len(happened.canvas))
+                        with self._use(generating=True):
+                            self._check_runs(generator)
+                            check(lib.dg_generator_accept(generator.pointer, mask, error), error)
+                            happened = replace(happened, accepted=_step(event).accepted)
+                    if on_step is not None:
+                        on_step(happened)
                 yield happened
                 if isinstance(happened, Result):
                     return
         finally:
             with self._lock:
                 if self._generator is generator:
+                    if self._handle is not None:  # canvases that were encoded on the way
+                        more = lib.dg_session_length(self._handle.pointer) - prompt_tokens
+                        result = lib.dg_generator_result(generator.pointer)
+                        self._ids += ffi.unpack(result.ids, more) if more > 0 else []
                     self._generator = None
                     generator.close()
 
-    def _result(self, result: Any, prompt_tokens: int, seconds: float) -> Result:
+    def _check_runs(self, generator: Handle) -> None:
+        if self._generator is not generator:
+            raise Error("this stream was closed")
+
+    def _result(self, result: Any, prompt_tokens: int, encoded_tokens: int, seconds: float) -> Result:
         """A `dg_result *` as a Result."""
         ids = list(result.ids[0 : result.n_ids]) if result.n_ids else []
+        places = None if result.places == ffi.NULL else list(result.places[0 : len(ids)]) if ids else []
         return Result(
             text=self._model.tokenizer.decode(ids),
             ids=ids,
@@ -222,6 +331,10 @@ class Session:
             converged=bool(result.converged),
             finish_reason="stop" if result.stopped else "length",
             prompt_tokens=prompt_tokens,
+            encoded_tokens=encoded_tokens,
+            seed=int(result.seed),
+            retries=int(result.retries),
+            places=places,
             seconds=seconds,
             tokens_per_second=len(ids) / max(seconds, 1e-9),
         )
@@ -287,6 +400,23 @@ def _encode(pointer: Any, ids: npt.NDArray[np.int32], which: int, out: Floats) -
     check(lib.dg_encode(pointer, ffi.from_buffer("int32_t[]", ids), len(ids), which, logits, error), error)
 
 
+def _start(start: Start | None) -> Any:
+    """A `dg_start *`, or NULL."""
+    if start is None:
+        return ffi.NULL
+    native = ffi.new("dg_start *", {"n": len(start.ids)})
+    native.ids, native.pinned = ffi.from_buffer("int32_t[]", start.ids), ffi.from_buffer("bool[]", start.pinned)
+    return native
+
+
+def _mask(given: npt.ArrayLike, n: int) -> Any:
+    """What an accept rule returned, as a `bool *`."""
+    mask = np.asarray(given)
+    if mask.dtype != np.bool_ or mask.shape != (n,):
+        raise UsageError(f"accept must return bool ({n},), not {mask.dtype} {mask.shape}")
+    return ffi.from_buffer("bool[]", np.ascontiguousarray(mask))
+
+
 def _step(event: Any) -> Step:
     """A `dg_event *` as a Step of its own memory."""
 
@@ -296,6 +426,7 @@ def _step(event: Any) -> Step:
     return Step(
         block=int(event.block),
         index=int(event.index),
+        place=int(event.place),
         temperature=float(event.temperature),
         canvas=copy(event.canvas, np.int32),
         entropy=copy(event.entropy, np.float32),
@@ -312,6 +443,7 @@ def _blocks(result: Any) -> list[Block]:
     for index in range(result.n_blocks):
         block = result.blocks[index]
         ids = list(result.ids[at : at + block.tokens]) if block.tokens else []
-        blocks.append(Block(index, int(block.steps), int(block.tokens), bool(block.converged), ids))
+        converged, fault = bool(block.converged), FAULTS[block.fault]
+        blocks.append(Block(index, int(block.steps), int(block.tokens), converged, ids, fault))
         at += block.tokens
     return blocks

@@ -178,7 +178,8 @@ static void test_repacked_experts(const char *backend) {
 }
 
 /* The head over a vocabulary of several groups, on the grid, at temperatures that give certain and flat rows; then what
- * it leaves for self-conditioning, within the certificate. Twice, since the second step knows the first one's choice. */
+ * it leaves for self-conditioning, within the certificate. Again, since a second step knows the first one's choice; and
+ * with pins. */
 static void test_head(const ops *o, int32_t format, float temperature) {
     enum { N = 19, D = 256, V = 5000 };
     const float cap = 30.0f, scale = 16.0f;
@@ -191,8 +192,10 @@ static void test_head(const ops *o, int32_t format, float temperature) {
     for (int i = 0; i < N * D; i++) x[i] *= 1.0f / 256.0f;
     memset(x, 0, sizeof *x * D); /* all logits equal */
     void *work = malloc(soften_work(N, D));
-    for (int pass = 0; pass < 2; pass++) {
+    const bool pinned[N] = {[0] = true, [5] = true, [N - 1] = true};
+    for (int pass = 0; pass < 3; pass++) {
         dg_choice wanted[N], chosen[N];
+        if (pass == 2) exact.pinned = s.pinned = pinned;
         for (int i = 0; i < N; i++) u[i] = uniform();
         const head_part sought = {N, temperature, u, wanted, &exact};
         const head_part made = {N, temperature, u, chosen, &s};
@@ -213,6 +216,7 @@ static void test_head(const ops *o, int32_t format, float temperature) {
                 error_square += (a - b) * (a - b);
                 square += b * b;
             }
+            CHECK((square == 0.0) == (pass == 2 && pinned[i]), "row %d: conditioning of squared length %g where pins have none", i, square);
             CHECK(sqrt(error_square) <= 1.2e-3 * sqrt(square), "%s: row %d at temperature %g: the conditioned embedding is off by %g", o->name, i,
                   (double)temperature, sqrt(error_square / square));
         }

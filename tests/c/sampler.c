@@ -77,6 +77,58 @@ static void test_renoise(void) {
     CHECK(canvas[0] == 11 && canvas[1] == 8 && canvas[2] == 31, "samples where accepted, noise elsewhere: %d %d %d", canvas[0], canvas[1], canvas[2]);
 }
 
+static void test_settled(void) {
+    dg_sampling s = {.steps = 4, .settled = 1, .stability = 1, .confidence = 0.01f};
+    const float entropy[4] = {0.001f, 0.9f, 0.002f, 2.0f};
+    const int8_t marks[4] = {MARK_TOKEN, MARK_PIN, MARK_END, MARK_NONE};
+    bool changed[4] = {true, true, true, true};
+    int32_t unchanged = 0;
+    CHECK(!sampler_settled(&s, entropy, changed, marks, 4, &unchanged) && unchanged == 0, "a first step is never stable");
+    changed[0] = changed[2] = false;
+    CHECK(sampler_settled(&s, entropy, changed, marks, 4, &unchanged), "pins and what stands behind the end do not count");
+    s.settled = 0;
+    CHECK(!sampler_settled(&s, entropy, changed, marks, 4, &unchanged) && unchanged == 2, "off, it only counts");
+    s.settled = 1, s.confidence = 0.0015f;
+    CHECK(!sampler_settled(&s, entropy, changed, marks, 4, &unchanged), "the mean of the part, 0.0015, has to be below the bound");
+}
+
+static void test_plateau(void) {
+    dg_sampling s = {.plateau = 2};
+    sampler_low low = {0};
+    const float mean[6] = {1.0f, 0.8f, 0.75f, 0.71f, 0.75f, 0.74f};
+    const bool want[6] = {false, false, false, false, false, true}; /* lows: 1.0, 0.8, 0.71 */
+    for (int i = 0; i < 6; i++) CHECK(sampler_plateau(&s, i, mean[i], &low) == want[i], "step %d", i);
+    CHECK(!sampler_plateau(&s, 0, 5.0f, &low) && low.mean == 5.0f, "a canvas starts anew");
+    s.plateau = 0;
+    for (int i = 0; i < 9; i++) CHECK(!sampler_plateau(&s, 1, 5.0f, &low), "off");
+}
+
+static void test_fault(void) {
+    int32_t ids[64] = {0};
+    CHECK(sampler_fault(ids, 0, 64, 0, 0) == DG_FAULT_EMPTY && sampler_fault(ids, 9, 64, 0, 0) == DG_FAULT_EMPTY, "nothing, or pad ids alone");
+    CHECK(sampler_fault(ids, 9, 64, 3, 0) == DG_FAULT_NONE && sampler_fault(ids, 0, 64, 3, 0) == DG_FAULT_NONE, "an answer that ends in its second canvas");
+    for (int i = 0; i < 64; i++) ids[i] = i < 32 ? 100 + i : 7 + i % 8;
+    CHECK(sampler_fault(ids, 64, 64, 0, 0) == DG_FAULT_LOOP, "a last half of period 8");
+    CHECK(sampler_fault(ids, 63, 64, 0, 0) == DG_FAULT_NONE, "less than half of it");
+    ids[63] = 99;
+    CHECK(sampler_fault(ids, 64, 64, 0, 0) == DG_FAULT_NONE, "one token differs");
+    for (int i = 0; i < 64; i++) ids[i] = 7 + i % 9;
+    CHECK(sampler_fault(ids, 64, 64, 0, 0) == DG_FAULT_NONE, "a longer period is no loop");
+}
+
+static void test_efforts(void) {
+    dg_error error;
+    int32_t n = 0;
+    for (; dg_effort_at(n); n++) {
+        dg_sampling s = {.max_tokens = 1, .steps = 48, .t_max = 0.8f, .t_min = 0.4f, .seed = 5};
+        CHECK(dg_effort_apply(n, &s) && dg_sampling_check(&s, &error) == DG_OK && s.seed == 5, "%s: %s", dg_effort_at(n)->name, error.message);
+    }
+    dg_sampling s = {.plateau = 3, .settled = 1, .short_canvas = 1, .retries = 2, .steps = 7};
+    CHECK(n == 4 && !dg_effort_apply(n, &s) && s.plateau == 3, "none past the end");
+    dg_effort_apply(n - 1, &s);
+    CHECK(!s.plateau && !s.settled && !s.short_canvas && !s.retries && s.steps == 7, "the reference has nothing of our own");
+}
+
 static void test_options(void) {
     dg_error error;
     dg_sampling s = {.max_tokens = 1, .steps = 1, .t_max = 1.0f};
@@ -93,6 +145,10 @@ int main(void) {
     test_accept();
     test_schedule_and_stop();
     test_renoise();
+    test_settled();
+    test_plateau();
+    test_fault();
+    test_efforts();
     test_options();
     return check_done("sampler");
 }

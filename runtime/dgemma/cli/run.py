@@ -16,8 +16,9 @@ from dgemma.cli import WRONG_USAGE, Command
 from dgemma.cli.display import display, figures
 from dgemma.errors import UsageError
 from dgemma.events import Block, Result, Step
+from dgemma.keys import keys
 from dgemma.model import Model, Prompt, backends
-from dgemma.options import Option, options
+from dgemma.options import REFERENCE, Option, efforts, options
 from dgemma.sizes import size
 
 PUZZLE = "53..7.... 6..195... .98....6. 8...6...3 4..8.3..1 7...2...6 .6....28. ...419..5 ....8..79"
@@ -64,12 +65,33 @@ def number(option: Option) -> Callable[[click.Context, click.Parameter, str | No
     return read
 
 
+def one_effort(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    """What --effort or --reference chose; the one that is given is read first."""
+    if value is not None and ctx.meta.setdefault("dgemma.effort", value) != value:
+        raise click.UsageError("--effort and --reference both choose the settings; give one")
+    chosen: str | None = ctx.meta.get("dgemma.effort")
+    return chosen
+
+
 def generation_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """A flag per line of options.def."""
+    """A flag per line of options.def, and --effort and --reference of efforts.def."""
+    levels = {name: effort for name, effort in efforts().items() if name != REFERENCE}
+    told = {name: f" ({effort})" if effort.settings else "" for name, effort in levels.items()}
+    texts = "; ".join(f"{name}: {effort.help}{told[name]}" for name, effort in levels.items())
+    published = efforts()[REFERENCE]
+    exactly = f"{sentence(published.help)}: the file’s settings, {published}; refuses other values of these."
+    chosen: dict[str, Any] = dict(flag_value=REFERENCE, expose_value=False, callback=one_effort)
+    command = click.option("--reference", "reference", **chosen, help=exactly)(command)
+    chosen = dict(type=click.Choice(list(levels)), callback=one_effort)
+    command = click.option("--effort", **chosen, help=f"{sentence(texts)}. Other flags win.")(command)
     defaults = {"max_tokens": "one canvas", "seed": "0"}
     for name, option in reversed(options().items()):
-        text = f"{option.help}. {option.range.capitalize()}; default: {defaults.get(name, 'the file’s')}."
         flag, metavar = "--" + name.replace("_", "-"), "F" if option.real else "N"
+        if option.flag:
+            command = click.option(flag, name, is_flag=True, default=None, help=sentence(option.help) + ".")(command)
+            continue
+        default = defaults.get(name, "the file’s" if name in keys() else "0")
+        text = f"{option.help}. {option.range.capitalize()}; default: {default}."
         command = click.option(flag, name, callback=number(option), metavar=metavar, help=sentence(text))(command)
     return command
 

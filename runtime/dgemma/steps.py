@@ -1,0 +1,65 @@
+"""Streams for asyncio: each step of a blocking one runs in a thread."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncGenerator, Callable, Generator, Mapping
+from contextlib import aclosing
+from typing import Any
+
+from dgemma.events import Block, Result, Step
+
+Event = Step | Block | Result
+
+
+class _Left(Exception):
+    """Ends the encoding of a prompt that nobody waits for any more."""
+
+
+async def in_threads(
+    stream: Callable[..., Generator[Event, None, None]], prompt: Any, given: Mapping[str, Any]
+) -> AsyncGenerator[Event, None]:
+    """The events of stream(prompt, **given). Left or cancelled, it lets the step that runs end, and no other begin."""
+    left, told = threading.Event(), given.get("on_encode")
+
+    def on_encode(done: int, total: int) -> None:
+        if left.is_set():
+            raise _Left
+        if told is not None:
+            told(done, total)
+
+    events = stream(prompt, **{**given, "on_encode": on_encode})
+    try:
+        while True:
+            step = asyncio.ensure_future(asyncio.to_thread(next, events, None))
+            try:
+                event = await asyncio.shield(step)
+            except asyncio.CancelledError:
+                left.set()
+                await _end(step)
+                raise
+            if event is None:
+                return
+            yield event
+    finally:
+        events.close()
+
+
+async def _end(step: asyncio.Future[Any]) -> None:
+    """Waits until a step has ended, however often the waiting is cancelled, and whatever it ends with."""
+    while not step.done():
+        try:
+            await asyncio.wait([step])
+        except asyncio.CancelledError:
+            continue
+    step.exception()
+
+
+async def last_of(events: AsyncGenerator[Event, None]) -> Result:
+    """The Result that ends a stream."""
+    async with aclosing(events):
+        async for event in events:
+            if isinstance(event, Result):
+                return event
+    raise AssertionError("a stream ends with a Result")
