@@ -164,6 +164,7 @@ static void start_canvas(dg_generator *g) {
         g->accepted[i] = true;
         g->free--;
     }
+    g->soft.given = g->options.pins_conditioned ? g->canvas : NULL;
     g->soft.pinned = g->free < g->n ? g->pins : NULL;
     g->index = g->unchanged = g->settled = 0;
     g->soft.started = false;

@@ -28,6 +28,7 @@ typedef struct soft {
     int64_t n, n_vocab, d;
     bool started;       /* a step was taken: ids hold its choices */
     const bool *pinned; /* [n] rows that are given, so not softened; NULL: none */
+    const int32_t *given; /* [n] the ids that stand in such rows, to condition on; NULL: on nothing */
     float cap, temperature;
     float *z;           /* [n][n_vocab] */
     float *x;           /* [n][d] the rows that the head saw */

@@ -278,7 +278,11 @@ static void blend_item(void *arg, int64_t i, int32_t thread) {
     float *y = a->y + i * d;
     memset(y, 0, (size_t)d * sizeof *y);
     a->dense[i] = false;
-    if (a->s->pinned && a->s->pinned[i]) return;
+    if (a->s->pinned && a->s->pinned[i]) {
+        const float *row = a->s->given ? row_of(a, thread, a->s->given[i]) : NULL;
+        for (int64_t c = 0; row && c < d; c++) y[c] = a->scale * row[c];
+        return;
+    }
     for (int32_t j = 0; j < a->s->counts[i]; j++) {
         const float *row = row_of(a, thread, a->s->ids[i * SOFT_IDS + j]), share = a->s->shares[i * SOFT_IDS + j] * a->scale;
         for (int64_t c = 0; c < d; c++) y[c] += share * row[c];

@@ -425,5 +425,6 @@ void reference_soften(const ops *o, float *y, const soft *s, const tensor *table
     (void)work;
     o->condition(o, y, s->z, table, n, scale, room);
     for (int64_t i = 0; s->pinned && i < n; i++)
-        if (s->pinned[i]) memset(y + i * table->cols, 0, (size_t)table->cols * sizeof *y);
+        if (s->pinned[i] && s->given) o->embed(o, y + i * table->cols, table, &s->given[i], 1, scale);
+        else if (s->pinned[i]) memset(y + i * table->cols, 0, (size_t)table->cols * sizeof *y);
 }

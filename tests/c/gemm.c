@@ -193,9 +193,11 @@ static void test_head(const ops *o, int32_t format, float temperature) {
     memset(x, 0, sizeof *x * D); /* all logits equal */
     void *work = malloc(soften_work(N, D));
     const bool pinned[N] = {[0] = true, [5] = true, [N - 1] = true};
-    for (int pass = 0; pass < 3; pass++) {
+    const int32_t given[N] = {[0] = 4321, [N - 1] = 7};
+    for (int pass = 0; pass < 4; pass++) {
         dg_choice wanted[N], chosen[N];
         if (pass == 2) exact.pinned = s.pinned = pinned;
+        if (pass == 3) exact.given = s.given = given;
         for (int i = 0; i < N; i++) u[i] = uniform();
         const head_part sought = {N, temperature, u, wanted, &exact};
         const head_part made = {N, temperature, u, chosen, &s};

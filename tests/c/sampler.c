@@ -123,10 +123,10 @@ static void test_efforts(void) {
         dg_sampling s = {.max_tokens = 1, .steps = 48, .t_max = 0.8f, .t_min = 0.4f, .seed = 5};
         CHECK(dg_effort_apply(n, &s) && dg_sampling_check(&s, &error) == DG_OK && s.seed == 5, "%s: %s", dg_effort_at(n)->name, error.message);
     }
-    dg_sampling s = {.plateau = 3, .settled = 1, .short_canvas = 1, .retries = 2, .steps = 7};
+    dg_sampling s = {.plateau = 3, .settled = 1, .short_canvas = 1, .pins_conditioned = 1, .retries = 2, .steps = 7};
     CHECK(n == 4 && !dg_effort_apply(n, &s) && s.plateau == 3, "none past the end");
     dg_effort_apply(n - 1, &s);
-    CHECK(!s.plateau && !s.settled && !s.short_canvas && !s.retries && s.steps == 7, "the reference has nothing of our own");
+    CHECK(!s.plateau && !s.settled && !s.short_canvas && !s.pins_conditioned && !s.retries && s.steps == 7, "the reference has nothing of our own");
 }
 
 static void test_options(void) {
