@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
 from types import TracebackType
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 from weakref import WeakSet
 
 import numpy.typing as npt
@@ -35,6 +35,10 @@ from dgemma.session import (
 from dgemma.sizes import size
 from dgemma.steps import in_threads, last_of
 from dgemma.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from dgemma.edit import Edited
+    from dgemma.fill import Filled, Pieces
 
 BUNDLED = "sudoku-q8_0.gguf"
 
@@ -222,6 +226,43 @@ class Model:
     def _stream(self, context: int, *given: Any) -> Generator[Event, None, None]:
         with self.session(context) as session:
             yield from session._stream(*given)
+
+    def fill(self, text: str | Pieces, prompt: Prompt | None = None, **given: Any) -> Filled:
+        """Writes what is missing in a text: [[...]] is a hole, [[n]] one of n tokens. Returns a Filled.
+
+        text: may also be given as pieces, str and Hole. prompt: what it is about (see prompt_ids); None: nothing but
+        the text. lengths: those tried for a hole of unknown length, one after the other (of several holes the first
+        first, the others meanwhile as long as the middle one); the lowest mean entropy per token of the holes, at the
+        last step, wins. Filler (pad ids) and what stands behind an end id is left out of a hole. special: texts of
+        control tokens in the text are those tokens. on_step, on_encode and the options are those of generate().
+
+        A text that fits on a canvas stands on it, with an end id and pad ids behind it. Of a longer one, what stands
+        before the canvases goes before them, encoded (its beginning is left out where the context is too short); what
+        follows behind the last is kept but not seen. Holes longer than a canvas go on on the next.
+        Raises UsageError for a text without holes, or holes that do not fit the context.
+
+        >>> import dgemma
+        >>> with dgemma.Model() as model:
+        ...     filled = model.fill("12345678[[1]]\\n", "12345678.\\n" * 9)
+        >>> filled.text[:8], len(filled.holes), len(filled.trials)
+        ('12345678', 1, 1)
+        """
+        from dgemma.fill import fill
+
+        return fill(self, text, prompt, **given)
+
+    def edit(self, text: str, span: tuple[int, int], instruction: str, **given: Any) -> Edited:
+        """Has the passage text[span[0]:span[1]] rewritten, as the instruction says. Returns an Edited, with a diff().
+
+        The prompt is one user message: the instruction, a newline, the passage. The canvas has the surroundings,
+        pinned, and a hole for the passage; the lengths tried for it are a little to half as much longer than it, or
+        `lengths`. Surroundings that do not fit go into the prompt: what stands before the canvas as the beginning of
+        the answer, what stands behind it into the message. on_step, on_encode and the options are those of generate().
+        Raises UsageError for a span outside the text or an empty instruction.
+        """
+        from dgemma.edit import edit
+
+        return edit(self, text, span, instruction, **given)
 
     def astream(self, prompt: Prompt, **given: Any) -> AsyncGenerator[Event, None]:
         """stream() for `async for`, with the same arguments: each step runs in a thread while other tasks go on.

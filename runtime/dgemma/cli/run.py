@@ -14,6 +14,9 @@ import click
 
 from dgemma.cli import WRONG_USAGE, Command
 from dgemma.cli.display import display, figures
+from dgemma.cli.edit import edit_options
+from dgemma.cli.fill import fill_options
+from dgemma.cli.texts import Task
 from dgemma.errors import UsageError
 from dgemma.events import Block, Result, Step
 from dgemma.keys import keys
@@ -35,6 +38,8 @@ characters, a dot for a blank, each row with a newline behind it.
   dg-run model.gguf -f question.txt --think --max-tokens 1024 > answer.txt
   git diff | dg-run model.gguf --system 'Write a commit message.' --quiet
   dg-run model.gguf -p 'Once upon a time' --raw --seed 7 --json
+  dg-run model.gguf --fill letter.txt                    # Dear [[...]], thank you for [[8]].
+  dg-run model.gguf --edit notes.md --match 'teh cat' --instruct 'Correct the spelling.' --in-place
 
 The prompt is -p, -f or standard input, to the last byte as it is. Where the file has a chat template, it is one user
 message; with --raw, or without a template, it is the text that the model goes on from.
@@ -120,6 +125,8 @@ def version(ctx: click.Context, param: click.Parameter, wanted: bool) -> None:
 @click.option("--system", metavar="TEXT", help="A system message before the prompt. Needs a chat template.")
 @click.option("--think", is_flag=True, help="Let the model think before it answers. Needs a chat template.")
 @click.option("--raw", is_flag=True, help="No chat template: the model goes on from the text.")
+@fill_options
+@edit_options
 @generation_options
 @click.option("--backend", default="auto", metavar="NAME", help=f"auto, or one of: {', '.join(backends())}.")
 @click.option("--threads", type=click.IntRange(min=1), metavar="N", help="Default: one per processor.")
@@ -154,18 +161,31 @@ def main(
     quiet: bool,
     **settings: Any,
 ) -> int | None:
-    if text is None and file is None and sys.stdin.isatty():
+    task = Task.take(settings)
+    if task is None and text is None and file is None and sys.stdin.isatty():
         if model is None:
             click.echo(GUIDE, err=True)
             return WRONG_USAGE
         raise click.UsageError("no prompt: give -p TEXT, -f FILE or standard input")
     if raw and (system is not None or think):
         raise click.UsageError(f"{'--think' if think else '--system'} needs the chat template that --raw goes without")
-    message = read_prompt(text, file)
+    prompted = text is not None or file is not None
+    if task is not None:
+        task.check(prompted, stdin=file == "-", templated=system is not None or think)
+    message = read_prompt(text, file) if task is None or prompted else None
     with Model(model, backend=backend, threads=threads, exact=exact, repack=repack) as opened:
-        prompt = to_prompt(opened, message, system, think, raw)
+        prompt = to_prompt(opened, message, system, think, raw) if message is not None else None
         used = opened.settings(**settings)
         terminal = sys.stderr.isatty() and (visual or not quiet)
+        if task is not None:
+            with display(opened, int(used["steps"]), terminal, visual) as shown:
+                done = task.run(opened, prompt, settings, on_step=shown.step, on_encode=shown.encoded)
+            told = {**done.facts(), "settings": used, "model": opened.path}
+            say(json.dumps(told, ensure_ascii=False) + "\n" if as_json else done.output())
+            for line in [] if quiet else done.figures():
+                click.echo(line, err=True)
+            return None
+        assert prompt is not None
         result = work(opened, prompt, settings, lambda: display(opened, int(used["steps"]), terminal, visual))
         answer(opened, result, used) if as_json else say(result.text)
     if not quiet:

@@ -1,0 +1,76 @@
+"""dg-run --edit: one passage of a file, rewritten as it is told to, shown as a diff."""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+import click
+
+from dgemma.edit import Edited
+
+COLOURS = {"+": "green", "-": "red", "@": "cyan"}
+
+
+def edit_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The flags of this file."""
+    in_place = "Write the edited text to the file: all of it or, if anything fails, nothing."
+    command = click.option("--in-place", is_flag=True, help=in_place)(command)
+    for flag, name, metavar, text in (
+        ("--instruct", "instruct", "TEXT", "What is to be done with the passage."),
+        ("--match", "match", "TEXT", "The passage is this text, which stands in the file once."),
+        ("--span", "span", "A:B", "The passage is characters A to B of the file, counted from 0, B not included."),
+        ("--edit", "edit", "FILE", "Rewrite a passage of this file, and print the change as a unified diff."),
+    ):
+        command = click.option(flag, name, metavar=metavar, help=text)(command)
+    return command
+
+
+def passage(text: str, span: str | None, match: str | None, file: str) -> tuple[int, int]:
+    """Where the passage stands."""
+    if (span is None) == (match is None):
+        raise click.UsageError("--edit needs --span A:B or --match TEXT, one of them")
+    if match is not None:
+        found = text.count(match) if match else 0
+        if found != 1:
+            raise click.BadParameter(f"{match!r} stands in {file} {found} times, not once", param_hint="'--match'")
+        return text.index(match), text.index(match) + len(match)
+    numbers = re.fullmatch(r"(\d+):(\d+)", span or "")
+    if not numbers or not int(numbers[1]) <= int(numbers[2]) <= len(text):
+        raise click.BadParameter(
+            f"{span!r} is no A:B within the {len(text)} characters of {file}", param_hint="'--span'"
+        )
+    return int(numbers[1]), int(numbers[2])
+
+
+def diff(edited: Edited, name: str, colour: bool) -> str:
+    """The change, coloured for a terminal."""
+    lines = edited.diff(name).splitlines(keepends=True)
+    if not colour:
+        return "".join(lines)
+    bold = {0: True, 1: True}  # the two names
+    return "".join(
+        click.style(line, fg=None if at in bold else COLOURS.get(line[0]), bold=at in bold or None)
+        for at, line in enumerate(lines)
+    )
+
+
+def write_atomically(file: str, data: bytes) -> None:
+    """Replaces what a file holds, keeping its mode; whoever reads it sees the old or the new, whatever happens."""
+    target = os.path.realpath(file)
+    handle, beside = tempfile.mkstemp(prefix=f".{os.path.basename(target)}.", dir=os.path.dirname(target))
+    try:
+        with os.fdopen(handle, "wb") as opened:
+            opened.write(data)
+            opened.flush()
+            os.fsync(opened.fileno())
+        os.chmod(beside, os.stat(target).st_mode & 0o7777)
+        os.replace(beside, target)
+    except BaseException:
+        with suppress(OSError):
+            os.unlink(beside)
+        raise

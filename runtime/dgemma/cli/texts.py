@@ -1,0 +1,117 @@
+"""dg-run on a text of the user's: filling it, or editing it. What the command line asks for, and how it is answered."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Any
+
+import click
+
+from dgemma.cli.edit import diff, passage, write_atomically
+from dgemma.cli.fill import fill_figures, pinned_pieces
+from dgemma.edit import Edited
+from dgemma.fill import Filled, Hole, pieces_of
+from dgemma.model import Model, Prompt
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """The flags of fill.py and edit.py."""
+
+    fill: str | None
+    canvas: str | None
+    pin: str | None
+    edit: str | None
+    span: str | None
+    match: str | None
+    instruct: str | None
+    in_place: bool
+
+    @classmethod
+    def take(cls, settings: dict[str, Any]) -> Task | None:
+        """Takes its flags out of what the command was given, and refuses half of a task; None where there is none."""
+        task = cls(**{item.name: settings.pop(item.name) for item in fields(cls)})
+        given = {name for name in ("fill", "canvas", "edit") if getattr(task, name) is not None}
+        if len(given) > 1:
+            raise click.UsageError(f"{' and '.join('--' + name for name in sorted(given))} do not go together")
+        needs = {"pin": "canvas", "span": "edit", "match": "edit", "instruct": "edit", "in_place": "edit"}
+        for name, other in needs.items():
+            if getattr(task, name) not in (None, False) and other not in given:
+                raise click.UsageError(f"--{name.replace('_', '-')} needs --{other} FILE")
+        for name, other in (("canvas", "pin"), ("edit", "instruct")):
+            if name in given and getattr(task, other) is None:
+                raise click.UsageError(f"--{name} needs --{other}")
+        return task if given else None
+
+    @property
+    def file(self) -> str:
+        return str(self.fill or self.canvas or self.edit)
+
+    def check(self, prompted: bool, stdin: bool, templated: bool) -> None:
+        """Refuses what other flags add to it: a prompt, one from standard input, a template's parts."""
+        if self.edit is not None and prompted:
+            raise click.UsageError("--edit is told what to do by --instruct, not by -p or -f")
+        if self.file == "-" and (stdin or self.edit is not None):
+            raise click.UsageError(
+                "standard input cannot be edited" if self.edit else "the prompt and the text are both -"
+            )
+        if templated and not prompted:
+            raise click.UsageError("--system and --think need a prompt: -p or -f")
+
+    def run(
+        self, model: Model, prompt: Prompt | None, settings: dict[str, Any], **callbacks: Callable[..., Any]
+    ) -> Done:
+        text = self._read()
+        if self.edit is not None:
+            span = passage(text, self.span, self.match, self.edit)
+            edited = model.edit(text, span, str(self.instruct), **callbacks, **settings)
+            if self.in_place:
+                write_atomically(self.edit, edited.text.encode())
+            return Done(edited.filled, edited, self.edit)
+        pieces = pieces_of(text) if self.canvas is None else pinned_pieces(model, text, str(self.pin))
+        if not any(isinstance(piece, Hole) for piece in pieces):
+            missing = "[[...]] or [[n]]" if self.canvas is None else "all of it matches --pin"
+            raise click.UsageError(f"{self.file} has no hole to fill: {missing}")
+        return Done(model.fill(pieces, prompt, **callbacks, **settings), None, self.file)
+
+    def _read(self) -> str:
+        data = b""
+        if self.file == "-":
+            data = sys.stdin.buffer.read()
+        else:
+            with open(self.file, "rb") as opened:
+                data = opened.read()
+        try:
+            return data.decode()
+        except UnicodeDecodeError as failure:
+            raise click.UsageError(f"{self.file} is not UTF-8 text: byte {failure.start}") from None
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """A text that was filled or edited."""
+
+    filled: Filled
+    edited: Edited | None
+    file: str
+
+    def output(self) -> str:
+        """For standard output: the text, or the diff of an edit."""
+        return diff(self.edited, self.file, sys.stdout.isatty()) if self.edited else self.filled.text
+
+    def facts(self) -> dict[str, Any]:
+        """For --json."""
+        best = self.filled.best
+        told: dict[str, Any] = {"text": self.filled.text, "holes": best.holes, "lengths": best.lengths}
+        if self.edited:
+            told |= {"span": self.edited.span, "diff": self.edited.diff(self.file)}
+        told |= {"mean_entropy": best.mean_entropy, "converged": self.filled.converged}
+        told |= {"steps": self.filled.steps, "seconds": self.filled.seconds, "prompt_tokens": best.result.prompt_tokens}
+        trials = self.filled.trials
+        told["trials"] = [{"lengths": trial.lengths, "mean_entropy": trial.mean_entropy} for trial in trials]
+        return told
+
+    def figures(self) -> list[str]:
+        return fill_figures(self.filled)

@@ -1,0 +1,81 @@
+"""Editing: a passage of a text, rewritten inside its surroundings."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from dgemma.errors import UsageError
+from dgemma.fill import Filled, Hole, Layout, fill
+from dgemma.session import OnEncode, OnStep
+
+if TYPE_CHECKING:
+    from dgemma.model import Model
+
+FOLLOWS = "\n\nThe text goes on after it:\n"  # introduces what stands behind the last canvas
+
+
+@dataclass(frozen=True, slots=True)
+class Edited:
+    """A text with one passage rewritten. str() is all of it."""
+
+    text: str
+    before: str  # all of it, as it was
+    span: tuple[int, int]  # of the new passage in `text`, in characters
+    filled: Filled = field(repr=False)  # how
+
+    @property
+    def passage(self) -> str:
+        """The new one."""
+        return self.text[slice(*self.span)]
+
+    def diff(self, name: str = "text") -> str:
+        """A unified diff from before to after; empty where nothing changed."""
+        old, new = (text.splitlines(keepends=True) for text in (self.before, self.text))
+        lines = difflib.unified_diff(old, new, f"a/{name}", f"b/{name}")
+        return "".join(line if line.endswith("\n") else f"{line}\n\\ No newline at end of file\n" for line in lines)
+
+    def __str__(self) -> str:
+        return self.text
+
+
+def lengths_for(tokens: int) -> tuple[int, ...]:
+    """The lengths tried for the rewrite of so many tokens: a little and a good deal of room, which filler may take.
+
+    >>> lengths_for(10)
+    (12, 16, 23)
+    """
+    return tokens + 2, tokens + tokens // 4 + 4, tokens + tokens // 2 + 8
+
+
+def edit(
+    model: Model,
+    text: str,
+    span: tuple[int, int],
+    instruction: str,
+    *,
+    lengths: Sequence[int] | None = None,
+    on_step: OnStep | None = None,
+    on_encode: OnEncode | None = None,
+    **options: Any,
+) -> Edited:
+    """Model.edit, which documents it."""
+    begin, end = span
+    if not 0 <= begin <= end <= len(text):
+        raise UsageError(f"span must be within the text's {len(text)} characters, not {begin}:{end}")
+    if not instruction.strip():
+        raise UsageError("the instruction is empty: say what is to be done with the passage")
+    passage = text[begin:end]
+    tried = lengths_for(len(model.tokenizer.encode(passage, special=False))) if lengths is None else lengths
+    pieces = [piece for piece in (text[:begin], Hole(), text[end:]) if piece != ""]
+    message = f"{instruction}\n{passage}"
+    layout = Layout.of(model, pieces, [max(tried)], special=False)
+    if layout.last < len(layout.ids):
+        n = model.config.canvas_length
+        spare = model.config.context_length // 2 - len(model.tokenizer.encode(message)) - 2 * n
+        message += FOLLOWS + model.tokenizer.decode(layout.ids[layout.last : layout.last + max(0, spare)])
+    prompt = [{"role": "user", "content": message}]
+    filled = fill(model, pieces, prompt, lengths=tried, on_step=on_step, on_encode=on_encode, **options)
+    return Edited(filled.text, text, (begin, begin + len(filled.holes[0])), filled)

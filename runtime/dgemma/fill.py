@@ -1,0 +1,222 @@
+"""Infill: the holes of a text, written around what stands."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+
+from dgemma.errors import UsageError
+from dgemma.events import Result, Step
+from dgemma.session import OnEncode, OnStep, Prompt, Session, last
+
+if TYPE_CHECKING:
+    from dgemma.model import Model
+
+MARK = re.compile(r"\[\[(?:\.\.\.|([1-9][0-9]{0,5}))\]\]")
+LENGTHS = (2, 4, 8, 16, 32)  # tokens, tried for a hole of unknown length
+
+
+@dataclass(frozen=True, slots=True)
+class Hole:
+    """A hole of so many tokens; None: unknown."""
+
+    length: int | None = None
+
+
+Pieces: TypeAlias = Sequence[str | Hole]
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """One way to fill all holes."""
+
+    lengths: tuple[int, ...]  # of the holes, in tokens
+    holes: list[str]  # what was written, without filler
+    mean_entropy: float  # nats per token of the holes, at the last step
+    result: Result = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Filled:
+    """A filled text. str() is all of it."""
+
+    text: str
+    best: Trial
+    trials: list[Trial] = field(repr=False)  # in the order they were made, the best among them
+
+    @property
+    def holes(self) -> list[str]:
+        """What was written into each hole."""
+        return self.best.holes
+
+    @property
+    def converged(self) -> bool:
+        return self.best.result.converged
+
+    @property
+    def steps(self) -> int:
+        """Of all trials."""
+        return sum(trial.result.steps for trial in self.trials)
+
+    @property
+    def seconds(self) -> float:
+        """Of all trials."""
+        return sum(trial.result.seconds for trial in self.trials)
+
+    def __str__(self) -> str:
+        return self.text
+
+
+def pieces_of(text: str) -> list[str | Hole]:
+    """The pieces of a text in which [[...]] and [[n]] are holes.
+
+    >>> pieces_of("a[[3]] and [[...]]")
+    ['a', Hole(length=3), ' and ', Hole(length=None)]
+    """
+    pieces: list[str | Hole] = []
+    at = 0
+    for found in MARK.finditer(text):
+        pieces += [text[at : found.start()], Hole(int(found[1]) if found[1] else None)]
+        at = found.end()
+    return [piece for piece in [*pieces, text[at:]] if piece != ""]
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Pieces as tokens, each piece tokenised by itself, and which of them the canvases show: first .. last."""
+
+    ids: list[int]  # 0 in holes
+    owners: list[int]  # which hole a token is of, in order; -1: none
+    first: int
+    last: int
+
+    @classmethod
+    def of(cls, model: Model, pieces: Pieces, lengths: Sequence[int], special: bool) -> Layout:
+        ids: list[int] = []
+        owners: list[int] = []
+        hole = 0
+        for piece in pieces:
+            if isinstance(piece, Hole):
+                ids += [0] * lengths[hole]
+                owners += [hole] * lengths[hole]
+                hole += 1
+            else:
+                more = model.tokenizer.encode(piece, special=special)
+                ids += more
+                owners += [-1] * len(more)
+        inside = [at for at, owner in enumerate(owners) if owner >= 0]
+        n, begin, end = model.config.canvas_length, inside[0], inside[-1] + 1
+        if len(ids) <= n:
+            return cls(ids, owners, 0, len(ids))
+        if end - begin <= n:  # one canvas, the holes in its middle
+            first = min(max(0, begin - (n - (end - begin)) // 2), len(ids) - n)
+            return cls(ids, owners, first, first + n)
+        first = max(0, begin - n // 4)
+        return cls(ids, owners, first, min(len(ids), first + -(-(end - first) // n) * n))
+
+    def canvas(self, model: Model, end_id: int) -> tuple[list[int], list[bool]]:
+        """Ids and pins. Where the text ends on a canvas, an end id and pad ids are pinned behind it."""
+        ids = self.ids[self.first : self.last]
+        pinned = [owner < 0 for owner in self.owners[self.first : self.last]]
+        if self.last == len(self.ids):
+            room = -len(ids) % model.config.canvas_length
+            pad = model.tokenizer.pad_id
+            ids += [end_id, *[end_id if pad is None else pad] * room][:room]
+            pinned += [True] * room
+        return ids, pinned
+
+
+def fill(
+    model: Model,
+    text: str | Pieces,
+    prompt: Prompt | None = None,
+    *,
+    lengths: Sequence[int] = LENGTHS,
+    special: bool = False,
+    on_step: OnStep | None = None,
+    on_encode: OnEncode | None = None,
+    **options: Any,
+) -> Filled:
+    """Model.fill, which documents it."""
+    pieces = pieces_of(text) if isinstance(text, str) else [p for p in text if p != ""]
+    holes = [piece for piece in pieces if isinstance(piece, Hole)]
+    if not holes:
+        raise UsageError("there is no hole to fill: [[...]], or [[n]] for one of n tokens")
+    tried = list(dict.fromkeys(lengths))
+    if not tried or any(length < 1 for length in [*tried, *(h.length for h in holes if h.length is not None)]):
+        raise UsageError("lengths of holes must be at least 1 token")
+    before = [] if prompt is None else model.prompt_ids(prompt)
+    middle = tried[len(tried) // 2]
+    best = [middle if hole.length is None else hole.length for hole in holes]
+    trials: dict[tuple[int, ...], Trial] = {}
+
+    def score(chosen: list[int]) -> float:
+        key = tuple(chosen)
+        if key not in trials:
+            layout = Layout.of(model, pieces, chosen, special)
+            trials[key] = _try(session, layout, before, key, on_step, on_encode, options)
+        return trials[key].mean_entropy
+
+    with model.session(model.config.context_length) as session:
+        for index in [i for i, hole in enumerate(holes) if hole.length is None]:
+            choices = [[*best[:index], length, *best[index + 1 :]] for length in tried]
+            best = min(choices, key=score)
+        score(best)
+    trial = trials[tuple(best)]
+    written = iter(trial.holes)
+    whole = "".join(next(written) if isinstance(piece, Hole) else piece for piece in pieces)
+    return Filled(whole, trial, list(trials.values()))
+
+
+def _try(
+    session: Session,
+    layout: Layout,
+    before: list[int],
+    lengths: tuple[int, ...],
+    on_step: OnStep | None,
+    on_encode: OnEncode | None,
+    options: dict[str, Any],
+) -> Trial:
+    """Fills the holes of a layout behind a prompt (ids, or none)."""
+    model = session.model
+    ends = model.config.end_ids
+    end_id = next((token for token in before[1:] if token in ends), ends[0] if ends else 0)
+    ids, pinned = layout.canvas(model, end_id)
+    n = model.config.canvas_length
+    room = session.context - len(before) - (-(-len(ids) // n) - 1) * n
+    start = before or _beginning(model, layout)
+    room -= 0 if before else len(start)
+    if room < 0:
+        raise UsageError(
+            f"holes of {sum(lengths)} tokens do not fit behind the prompt: the context is {session.context}"
+        )
+    text_before = layout.ids[max(0, layout.first - room) : layout.first]  # its own beginning is what does not fit
+    entropy: dict[int, float] = {}
+
+    def seen(step: Step) -> None:
+        entropy[step.block] = float(step.entropy.sum(dtype=np.float64))
+        if on_step is not None:
+            on_step(step)
+
+    mine = dict(canvas=ids, pinned=pinned, on_step=seen, on_encode=on_encode)
+    result = last(session.stream([*start, *text_before], **mine, **options))
+    holes: list[list[int]] = [[] for _ in lengths]
+    for place, token in zip(result.places or [], result.ids, strict=True):
+        if not pinned[place]:
+            holes[layout.owners[layout.first + place]].append(token)
+    texts = [model.tokenizer.decode(hole) for hole in holes]
+    return Trial(lengths, texts, sum(entropy.values()) / (len(pinned) - sum(pinned)), result)
+
+
+def _beginning(model: Model, layout: Layout) -> list[int]:
+    """What a text without a prompt begins with; a canvas needs something before it."""
+    bos = model.tokenizer.bos_id
+    if bos is not None and (model.tokenizer.add_bos or layout.first == 0):
+        return [bos]
+    if layout.first == 0:
+        raise UsageError("this model's file has no <bos>: a text whose holes are on its first canvas needs a prompt")
+    return []

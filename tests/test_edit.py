@@ -1,0 +1,166 @@
+"""Editing: one passage is rewritten, all else stays, and a file is never half-written."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import subprocess
+from pathlib import Path
+
+import pytest
+from cases import Case
+from solve_rate import puzzles
+from test_run import refused, run
+
+import dgemma
+from dgemma.cli import edit as command
+from dgemma.edit import FOLLOWS, Edited, lengths_for
+
+TEXT = "the sky is blue and the sky is why\nit was on the sky\n"
+LONG = "the sky is blue and " * 12 + "it was on the sky" + " you are with the sky" * 12
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("edit")
+    shape = dict(layers=2, hidden=32, ffn=32, heads=2, kv_heads=1, head_dim=16, global_head_dim=16, experts=4)
+    case = Case("edit", seed=5, shape=dict(shape, canvas=32, context=512))
+    with dgemma.Model(case.convert(folder / "hf", folder / "edit.gguf"), threads=1) as model:
+        yield model
+
+
+def test_all_but_the_passage_stays(small):
+    begin = TEXT.index("blue")
+    edited = small.edit(TEXT, (begin, begin + 4), "Another colour.", steps=2)
+    assert edited.text[:begin] == TEXT[:begin] and edited.text[edited.span[1] :] == TEXT[begin + 4 :]
+    assert edited.before == TEXT and str(edited) == edited.text
+    assert edited.text == TEXT[:begin] + edited.passage + TEXT[begin + 4 :]
+    assert [t.lengths[0] for t in edited.filled.trials] == list(lengths_for(len(small.tokenizer.encode("blue"))))
+
+
+def test_the_prompt_is_instruction_and_passage(small):
+    """And the canvas begins with what stands before the passage."""
+    steps: list[dgemma.Step] = []
+    edited = small.edit(TEXT, (0, 3), "Which?", lengths=[4], steps=1, on_step=steps.append)
+    asked = small.tokenizer.chat([{"role": "user", "content": "Which?\nthe"}])
+    assert edited.filled.best.result.prompt_tokens == len(asked)
+    rest = small.tokenizer.encode(TEXT[3:], special=False)
+    turn_end = next(i for i in asked[1:] if i in small.config.end_ids)
+    assert steps[0].canvas.tolist()[4:] == [*rest, turn_end, *[0] * 32][:28]
+
+
+def test_surroundings_that_do_not_fit_go_into_the_prompt(small):
+    begin = LONG.index("it was")
+    steps: list[dgemma.Step] = []
+    edited = small.edit(LONG, (begin, begin + 6), "Now.", lengths=[6], steps=1, on_step=steps.append)
+    assert edited.text[:begin] == LONG[:begin] and edited.text.endswith(LONG[begin + 6 :])
+    ids = [*small.tokenizer.encode(LONG[:begin]), *[0] * 6, *small.tokenizer.encode(LONG[begin + 6 :])]
+    message = small.tokenizer.chat([{"role": "user", "content": "Now.\nit was"}])
+    begins = len(small.tokenizer.encode(LONG[:begin])) - 13  # 26 tokens beside the hole's 6
+    follows = FOLLOWS + small.tokenizer.decode(ids[begins + 32 :])
+    asked = small.tokenizer.chat([{"role": "user", "content": "Now.\nit was" + follows}])
+    assert len(asked) > len(message) + 30
+    assert edited.filled.best.result.prompt_tokens == len(asked) + begins
+    assert steps[0].canvas.tolist()[:13] == ids[begins : begins + 13]
+
+
+def test_an_insertion_and_a_whole_text_are_passages(small):
+    inserted = small.edit(TEXT, (3, 3), "More.", steps=1, lengths=[2])
+    assert inserted.text[:3] == "the" and inserted.text.endswith(TEXT[3:])
+    whole = small.edit("the sky", (0, 7), "Less.", steps=1, lengths=[2])
+    assert whole.text == whole.passage
+    for span in ((-1, 2), (3, 2), (0, 99)):
+        with pytest.raises(dgemma.UsageError, match="span must be within the text's 7"):
+            small.edit("the sky", span, "Less.")
+    with pytest.raises(dgemma.UsageError, match="instruction is empty"):
+        small.edit("the sky", (0, 2), " ")
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("a\nb\nc\n", "a\nB\nc\n"),
+        ("a\nb", "a\nb\n"),
+        ("a\r\nb", "a\r\nc"),
+        ("", "a\n"),
+        ("x" * 9 + "\n\n", "\n"),
+        ("a\n", "a\n"),
+    ],
+)
+def test_a_diff_is_what_patch_reads(before, after, tmp_path):
+    edited = Edited(after, before, (0, 0), filled=None)
+    file = tmp_path / "text"
+    file.write_bytes(before.encode())
+    patch = edited.diff()
+    assert bool(patch) == (before != after)
+    if patch:
+        subprocess.run(["git", "apply", "-"], input=patch.encode(), cwd=tmp_path, check=True)
+    assert file.read_bytes().decode() == after
+
+
+# ---- on the command line ----
+
+SOLUTION = puzzles(30, 1)[0].solution
+
+
+@pytest.fixture
+def grid(tmp_path: Path) -> Path:
+    file = tmp_path / "grid.txt"
+    file.write_text(SOLUTION)
+    file.chmod(0o640)
+    return file
+
+
+def test_the_change_is_shown_and_written_only_if_asked_to(grid: Path) -> None:
+    asked = ("--edit", str(grid), "--span", "10:12", "--instruct", "1", "--steps", "2")
+    shown = run(*asked).stdout.decode()
+    assert shown.startswith(f"--- a/{grid}\n+++ b/{grid}\n@@") and "\x1b" not in shown
+    assert grid.read_text() == SOLUTION
+    told = json.loads(run(*asked, "--in-place", "--json", "--quiet").stdout)
+    assert told["diff"] == shown and grid.read_text() == told["text"] != SOLUTION
+    assert told["text"][:10] == SOLUTION[:10] and told["text"].endswith(SOLUTION[12:]) and told["span"][0] == 10
+    assert stat.S_IMODE(grid.stat().st_mode) == 0o640 and os.listdir(grid.parent) == ["grid.txt"]
+
+
+def test_a_match_is_a_span(grid: Path) -> None:
+    first = SOLUTION[:9]
+    at = ("--edit", str(grid), "--instruct", "1", "--steps", "1")
+    assert run(*at, "--match", first).stdout == run(*at, "--span", "0:9").stdout
+    assert "not once" in refused(2, *at, "--match", "1") and "0 times" in refused(2, *at, "--match", "x")
+
+
+def test_colours_are_for_a_terminal() -> None:
+    edited = Edited("a\nB\n", "a\nb\n", (0, 0), filled=None)
+    coloured = command.diff(edited, "f", colour=True)
+    assert "\x1b[31m-b" in coloured and "\x1b[32m+B" in coloured and "\x1b[1m--- a/f" in coloured
+    assert command.diff(edited, "f", colour=False) == edited.diff("f")
+
+
+def test_a_write_that_fails_leaves_the_old_file(grid: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(handle: int) -> None:
+        raise OSError(28, "No space left on device", str(grid))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        command.write_atomically(str(grid), b"new")
+    assert grid.read_text() == SOLUTION and os.listdir(grid.parent) == ["grid.txt"]
+
+
+def test_a_link_is_followed(grid: Path) -> None:
+    link = grid.parent / "link"
+    link.symlink_to(grid)
+    command.write_atomically(str(link), b"new")
+    assert link.is_symlink() and grid.read_bytes() == b"new"
+
+
+def test_half_an_edit_is_refused(grid: Path) -> None:
+    at = ("--edit", str(grid))
+    assert "--edit needs --instruct" in refused(2, *at, "--span", "0:1")
+    assert "--span A:B or --match" in refused(2, *at, "--instruct", "1")
+    assert "--span A:B or --match" in refused(2, *at, "--instruct", "1", "--span", "0:1", "--match", "1")
+    for span in ("1", "5:2", "0:91", "a:b"):
+        assert "is no A:B within the 90" in refused(2, *at, "--instruct", "1", "--span", span)
+    assert "--instruct, not by -p" in refused(2, *at, "--instruct", "1", "--span", "0:1", "-p", "1")
+    assert "--in-place needs --edit" in refused(2, "--in-place", "-p", "1")
+    assert "cannot be edited" in refused(2, "--edit", "-", "--instruct", "1", "--span", "0:1")
