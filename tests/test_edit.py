@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from cases import Case
 from solve_rate import puzzles
-from test_run import refused, run
+from test_fill import refusal
+from test_run import run
 
 import dgemma
 from dgemma.cli import edit as command
@@ -127,7 +128,7 @@ def test_a_match_is_a_span(grid: Path) -> None:
     first = SOLUTION[:9]
     at = ("--edit", str(grid), "--instruct", "1", "--steps", "1")
     assert run(*at, "--match", first).stdout == run(*at, "--span", "0:9").stdout
-    assert "not once" in refused(2, *at, "--match", "1") and "0 times" in refused(2, *at, "--match", "x")
+    assert "not once" in refusal(2, *at, "--match", "1") and "0 times" in refusal(2, *at, "--match", "x")
 
 
 def test_colours_are_for_a_terminal() -> None:
@@ -156,11 +157,11 @@ def test_a_link_is_followed(grid: Path) -> None:
 
 def test_half_an_edit_is_refused(grid: Path) -> None:
     at = ("--edit", str(grid))
-    assert "--edit needs --instruct" in refused(2, *at, "--span", "0:1")
-    assert "--span A:B or --match" in refused(2, *at, "--instruct", "1")
-    assert "--span A:B or --match" in refused(2, *at, "--instruct", "1", "--span", "0:1", "--match", "1")
+    assert "--edit needs --instruct" in refusal(2, *at, "--span", "0:1")
+    assert "--span A:B or --match" in refusal(2, *at, "--instruct", "1")
+    assert "--span A:B or --match" in refusal(2, *at, "--instruct", "1", "--span", "0:1", "--match", "1")
     for span in ("1", "5:2", "0:91", "a:b"):
-        assert "is no A:B within the 90" in refused(2, *at, "--instruct", "1", "--span", span)
-    assert "--instruct, not by -p" in refused(2, *at, "--instruct", "1", "--span", "0:1", "-p", "1")
-    assert "--in-place needs --edit" in refused(2, "--in-place", "-p", "1")
-    assert "cannot be edited" in refused(2, "--edit", "-", "--instruct", "1", "--span", "0:1")
+        assert "is no A:B within the 90" in refusal(2, *at, "--instruct", "1", "--span", span)
+    assert "--instruct, not by -p" in refusal(2, *at, "--instruct", "1", "--span", "0:1", "-p", "1")
+    assert "--in-place needs --edit" in refusal(2, "--in-place", "-p", "1")
+    assert "cannot be edited" in refusal(2, "--edit", "-", "--instruct", "1", "--span", "0:1")

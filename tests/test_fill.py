@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import sys
+from contextlib import redirect_stderr
+from io import StringIO
 from pathlib import Path
 
 import pytest
@@ -11,9 +15,10 @@ from cases import Case
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from solve_rate import puzzles
-from test_run import refused, run
+from test_run import run
 
 import dgemma
+from dgemma.cli.run import main
 from dgemma.fill import LENGTHS, Hole, Layout, fill, pieces_of
 
 CANVAS = 16
@@ -165,18 +170,30 @@ def test_a_file_is_filled(tmp_path: Path) -> None:
     assert run("--fill", "-", "--steps", "1", "--quiet", given=b"12[[2]]").stdout.startswith(b"12")
 
 
+def refusal(code: int, *arguments: str) -> str:
+    """What dg-run says as it refuses, in one line; in this process."""
+    with pytest.raises(SystemExit) as ended, redirect_stderr(StringIO()) as told, open(os.devnull) as nothing:
+        sys.stdin, before = nothing, sys.stdin
+        try:
+            main(list(arguments))
+        finally:
+            sys.stdin = before
+    assert ended.value.code == code and told.getvalue().count("\n") == 1
+    return told.getvalue()
+
+
 def test_half_a_task_is_refused(tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
     text.write_text("123")
     file = str(text)
-    assert "has no hole" in refused(2, "--fill", file) and file in refused(2, "--fill", file)
-    assert "--canvas needs --pin" in refused(2, "--canvas", file)
-    assert "--pin needs --canvas" in refused(2, "--pin", "1", "-p", "1")
-    assert "all of it matches --pin" in refused(2, "--canvas", file, "--pin", ".+")
-    assert "no regular expression" in refused(2, "--canvas", file, "--pin", "(")
-    assert "--canvas and --fill do not go together" in refused(2, "--fill", file, "--canvas", file, "--pin", "1")
-    assert "need a prompt" in refused(2, "--fill", file, "--think")
-    assert "max_tokens" in refused(2, "--canvas", file, "--pin", "1", "--max-tokens", "4")
+    assert "has no hole" in refusal(2, "--fill", file) and file in refusal(2, "--fill", file)
+    assert "--canvas needs --pin" in refusal(2, "--canvas", file)
+    assert "--pin needs --canvas" in refusal(2, "--pin", "1", "-p", "1")
+    assert "all of it matches --pin" in refusal(2, "--canvas", file, "--pin", ".+")
+    assert "no regular expression" in refusal(2, "--canvas", file, "--pin", "(")
+    assert "--canvas and --fill do not go together" in refusal(2, "--fill", file, "--canvas", file, "--pin", "1")
+    assert "need a prompt" in refusal(2, "--fill", file, "--think")
+    assert "max_tokens" in refusal(2, "--canvas", file, "--pin", "1", "--max-tokens", "4")
     text.write_bytes(b"12\xff[[2]]")
-    assert "not UTF-8 text: byte 2" in refused(2, "--fill", file)
-    assert "nothing.txt" in refused(1, "--fill", str(tmp_path / "nothing.txt"))
+    assert "not UTF-8 text: byte 2" in refusal(2, "--fill", file)
+    assert "nothing.txt" in refusal(1, "--fill", str(tmp_path / "nothing.txt"))
