@@ -88,8 +88,9 @@ bench: all ## time the real shapes with random weights: 6 layers and all 30 (20 
 bench-convert: all ## how fast dg-convert is and how much memory it takes, on 2 GiB in the real shapes
 	$(BIN)/python tests/measure_convert.py
 
-lint: all ## ruff over the Python code
+lint: all ## ruff over the Python code, mypy over the package
 	$(BIN)/ruff check .
+	$(BIN)/mypy
 
 # ---- the library and the Python extension ----
 lib: $(BUILD)/libdgemma.a ## the C library alone

@@ -1,7 +1,9 @@
 """GGUF files as they are, of whatever model: keys with their values, and tensors.
 
->>> with File("model.gguf") as file:
-...     print(file.get("general.name"), [tensor.name for tensor in file.tensors])
+>>> from dgemma.model import bundled
+>>> with File(bundled()) as file:
+...     print(file.get("general.architecture"), file.tensors[0].name)
+diffusion-gemma output_norm.weight
 """
 
 from __future__ import annotations

@@ -202,7 +202,7 @@ def _try(
         if on_step is not None:
             on_step(step)
 
-    mine = dict(canvas=ids, pinned=pinned, on_step=seen, on_encode=on_encode)
+    mine: dict[str, Any] = dict(canvas=ids, pinned=pinned, on_step=seen, on_encode=on_encode)
     result = last(session.stream([*start, *text_before], **mine, **options))
     holes: list[list[int]] = [[] for _ in lengths]
     for place, token in zip(result.places or [], result.ids, strict=True):

@@ -22,16 +22,16 @@ from dgemma.session import (
     Floats,
     Ids,
     Mask,
-    Messages,
     OnEncode,
     OnStep,
-    Prompt,
     Session,
     Start,
     denoise_together,
     id_array,
     last,
 )
+from dgemma.session import Messages as Messages
+from dgemma.session import Prompt as Prompt
 from dgemma.sizes import size
 from dgemma.steps import in_threads, last_of
 from dgemma.tokenizer import Tokenizer
@@ -161,7 +161,8 @@ class Model:
             return self.tokenizer.prompt(prompt)
         if isinstance(prompt[0], Mapping):
             return self.tokenizer.chat(cast(Messages, prompt))
-        return id_array(cast(Ids, prompt), self._config.n_vocab, "prompt").tolist()
+        ids: list[int] = id_array(cast(Ids, prompt), self._config.n_vocab, "prompt").tolist()
+        return ids
 
     def generate(self, prompt: Prompt, *, on_step: OnStep | None = None, **given: Any) -> Result:
         """Answers a prompt (see prompt_ids). The options are options.def's:

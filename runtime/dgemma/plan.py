@@ -210,11 +210,12 @@ def _read(out: Any, demand: Any, machine: Machine, tokens: int) -> Plan:
     for i in range(lib.DG_WAYS):
         entry, blocks = lib.dg_way_at(i), tuple(out.blocks[i][0 : demand.n_layer])
         size = sum(blocks[layer] * demand.block_bytes[layer] for layer in layers)
-        ways.append(Way(*(ffi.string(t).decode() for t in (entry.lives, entry.computed, entry.how)), blocks, size))
+        lives, computed, how = (ffi.string(text).decode() for text in (entry.lives, entry.computed, entry.how))
+        ways.append(Way(lives, computed, how, blocks, size))
     for i in range(lib.DG_QUEUES):
         queue = lib.dg_queue_at(i)
-        texts = (ffi.string(text).decode() for text in (queue.name, queue.covers))
-        queues.append(Queue(*texts, out.amount[i], out.busy[i]))
+        name, covers = (ffi.string(text).decode() for text in (queue.name, queue.covers))
+        queues.append(Queue(name, covers, out.amount[i], out.busy[i]))
     weights = demand.layer_bytes + demand.top_bytes
     large = {"other weights": weights, "keys and values": demand.cache_bytes}
     work = {"work room": demand.work_bytes}

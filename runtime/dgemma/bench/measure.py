@@ -211,7 +211,8 @@ def time_steps(
     model = session.model
     laps: dict[str, list[float]] = {part: [] for part in (*parts(), "rest")}
     whole, certainty = [], []
-    options = dict(t_min=temperature, t_max=temperature, confidence=0.0, stability=0, max_tokens=1, seed=seed)
+    options: dict[str, Any] = dict(t_min=temperature, t_max=temperature, confidence=0.0)
+    options |= dict(stability=0, max_tokens=1, seed=seed)
     profile.lap()
     with closing(session.stream(steps=runs + 2, **options)) as events:
         for index in range(runs + 2):

@@ -107,11 +107,11 @@ class Blueprint:
 
     @property
     def file_bytes(self) -> int:
-        return len(self.header) + sum(aligned(size_of(*tensor)) for tensor in self.tensors)
+        return len(self.header) + sum(int(aligned(size_of(*tensor))) for tensor in self.tensors)
 
 
 def size_of(want: Wanted, to: Format) -> int:
-    return want.count // to.block * to.bytes
+    return int(want.count // to.block * to.bytes)
 
 
 def blueprint(model: Synthetic) -> Blueprint:

@@ -6,7 +6,7 @@ import json
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -123,7 +123,9 @@ SAMPLING = ("steps", "t_min", "t_max", "entropy_bound", "stability", "confidence
 
 def parameter_rows(found: dict[str, Any]) -> list[tuple[str, ...]]:
     told = found["parameters"]
-    rows = [(part, human(p["parameters"]), size_text(p["bytes"]), bits(p)) for part, p in told["parts"].items()]
+    rows: list[tuple[str, ...]] = [
+        (part, human(p["parameters"]), size_text(p["bytes"]), bits(p)) for part, p in told["parts"].items()
+    ]
     size = sum(p["bytes"] for p in told["parts"].values())
     rows.append(("all", human(told["total"]), size_text(size), bits({"parameters": told["total"], "bytes": size})))
     if told["active"]:
@@ -177,7 +179,7 @@ def section(console: Console, title: str, columns: Sequence[str], rows: Iterable
 
     table = Table(box=None, show_header=any(columns), header_style="dim", padding=(0, 2, 0, 2))
     for i, name in enumerate(columns):
-        side = "right" if name.startswith(">") else "left"
+        side: Literal["left", "right"] = "right" if name.startswith(">") else "left"
         table.add_column(name.removeprefix(">"), justify=side, no_wrap=i < len(columns) - 1, overflow="fold")
     for row in rows:
         table.add_row(*(Text(printable(cell)) for cell in row))

@@ -78,7 +78,7 @@ def summary(plan: Plan) -> str:
 
 def sections(plan: Plan) -> Iterator[Section]:
     count = sum(sum(way.blocks) for way in plan.ways)
-    rows = [
+    rows: list[tuple[str, ...]] = [
         (
             way.lives,
             way.computed,

@@ -8,7 +8,7 @@ from dgemma.errors import UsageError
 from dgemma.sizes import size
 
 
-class Size(click.ParamType):
+class Size(click.ParamType):  # type: ignore[type-arg, unused-ignore]  # generic in click 8.2 and later
     """An option's value such as 4G or 1.5G, in bytes; at least one."""
 
     name = "size"

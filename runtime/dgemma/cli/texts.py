@@ -13,7 +13,8 @@ from dgemma.cli.edit import diff, passage, write_atomically
 from dgemma.cli.fill import fill_figures, pinned_pieces
 from dgemma.edit import Edited
 from dgemma.fill import Filled, Hole, pieces_of
-from dgemma.model import Model, Prompt
+from dgemma.model import Model
+from dgemma.session import Prompt
 
 
 @dataclass(frozen=True, slots=True)
