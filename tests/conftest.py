@@ -21,3 +21,27 @@ def bundled():
 
     with dgemma.Model() as model:
         yield model
+
+
+# As Gemma's: no thought in what was said before, an empty one where none is wanted.
+CHAT_TEMPLATE = """{{ bos_token }}{% if enable_thinking or messages[0].role == 'system' %}<|turn>system
+{% if enable_thinking %}<|think|>{% endif %}{% if messages[0].role == 'system' %}{{ messages[0].content }}{% endif -%}
+<turn|>
+{% endif %}{% for m in messages if m.role != 'system' %}<|turn>{{ 'model' if m.role == 'assistant' else m.role }}
+{{ m.content }}<turn|>
+{% endfor %}<|turn>model
+{% if not enable_thinking %}<|channel>thought
+<channel|>{% endif %}"""
+
+
+@pytest.fixture(scope="session")
+def chatting(tmp_path_factory):
+    """The path of a model of random weights that knows the marks of turns, thoughts and calls."""
+    from checkpoints import write_checkpoint
+
+    from dgemma.convert import convert
+
+    folder = tmp_path_factory.mktemp("chatting")
+    write_checkpoint(folder, layers=2, dtype="f32", context=512, chat_template=CHAT_TEMPLATE, eos=[1, 6])
+    convert(folder, folder / "chatting.gguf", type="f32")
+    return str(folder / "chatting.gguf")

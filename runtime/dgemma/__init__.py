@@ -8,6 +8,7 @@
 """
 
 from dgemma.config import Config
+from dgemma.conversation import Conversation, Reply
 from dgemma.errors import BackendError, Error, FormatError, MemoryBudgetError, SystemFailure, UsageError
 from dgemma.events import Block, Result, Step
 from dgemma.model import Model, backends
@@ -19,11 +20,13 @@ __all__ = [
     "BackendError",
     "Block",
     "Config",
+    "Conversation",
     "Effort",
     "Error",
     "FormatError",
     "MemoryBudgetError",
     "Model",
+    "Reply",
     "Result",
     "Session",
     "Step",

@@ -194,6 +194,12 @@ class Session:
             raise
         return None if logits is None else out[0] if logits == "last" else out
 
+    def shared(self, ids: Ids) -> int:
+        """How many of the first ids are encoded already: what prompt() reuses."""
+        held = self.ids
+        first = (i for i, (a, b) in enumerate(zip(held, ids, strict=False)) if a != b)
+        return next(first, min(len(held), len(ids)))
+
     def prompt(self, prompt: Prompt, on_encode: OnEncode | None = None) -> int:
         """Makes the session hold exactly a prompt (see Model.prompt_ids), and returns how many tokens it had to encode:
         the longest beginning that is encoded already stays, what differs is forgotten.
@@ -203,8 +209,7 @@ class Session:
         ids = self._model.prompt_ids(prompt)
         if len(ids) > self.context:
             raise UsageError(f"the prompt has {len(ids)} tokens, more than the session's context of {self.context}")
-        held = self.ids
-        same = next((i for i, (a, b) in enumerate(zip(held, ids, strict=False)) if a != b), min(len(held), len(ids)))
+        same = self.shared(ids)
         self.rewind(same)
         if same < len(ids):
             self.encode(ids[same:], on_encode=on_encode)
