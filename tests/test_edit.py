@@ -16,6 +16,7 @@ from test_run import run
 
 import dgemma
 from dgemma.cli import edit as command
+from dgemma.cli.files import write_whole
 from dgemma.edit import FOLLOWS, Edited, lengths_for
 
 TEXT = "the sky is blue and the sky is why\nit was on the sky\n"
@@ -144,14 +145,14 @@ def test_a_write_that_fails_leaves_the_old_file(grid: Path, monkeypatch: pytest.
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space"):
-        command.write_atomically(str(grid), b"new")
+        write_whole(str(grid), b"new")
     assert grid.read_text() == SOLUTION and os.listdir(grid.parent) == ["grid.txt"]
 
 
 def test_a_link_is_followed(grid: Path) -> None:
     link = grid.parent / "link"
     link.symlink_to(grid)
-    command.write_atomically(str(link), b"new")
+    write_whole(str(link), b"new")
     assert link.is_symlink() and grid.read_bytes() == b"new"
 
 

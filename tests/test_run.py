@@ -5,15 +5,14 @@ from __future__ import annotations
 import json
 import os
 import re
-import select
 import signal
 import struct
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
+from terminal import RUN, on_terminal, screen
 
 import dgemma
 from dgemma.convert import convert
@@ -21,8 +20,6 @@ from dgemma.model import bundled
 from dgemma.options import options
 
 SUDOKU = Path(__file__).parent / "models" / "sudoku"
-INSTALLED = Path(sys.executable).with_name("dg-run")
-RUN = [str(INSTALLED)] if INSTALLED.exists() else [sys.executable, "-m", "dgemma.cli.run"]
 FOREVER = ["--steps", "100000", "--confidence", "0"]
 
 
@@ -302,55 +299,6 @@ def test_a_full_disk_is_told() -> None:
 
 
 # ---- terminals ----
-
-
-def on_terminal(*arguments: str, rows: int = 24, columns: int = 80, stop_after: float | None = None) -> tuple[int, str]:
-    """Runs with all three streams on a terminal; its status and all that it wrote."""
-    pty, termios, fcntl = pytest.importorskip("pty"), pytest.importorskip("termios"), pytest.importorskip("fcntl")
-    ours, theirs = pty.openpty()
-    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
-    environment = {**os.environ, "TERM": "xterm-256color"}
-    for name in ("COLUMNS", "LINES", "NO_COLOR"):
-        environment.pop(name, None)
-    process = subprocess.Popen([*RUN, *arguments], stdin=theirs, stdout=theirs, stderr=theirs, env=environment)
-    os.close(theirs)
-    data, began = b"", time.monotonic()
-    while time.monotonic() - began < 60:
-        if stop_after is not None and time.monotonic() - began > stop_after:
-            process.send_signal(signal.SIGINT)
-            stop_after = None
-        if select.select([ours], [], [], 0.1)[0]:
-            try:
-                part = os.read(ours, 65536)
-            except OSError:  # the other side is closed
-                break
-            if not part:
-                break
-            data += part
-    os.close(ours)
-    return process.wait(timeout=20), data.decode()
-
-
-def screen(written: str) -> list[str]:
-    """What a terminal shows in the end, without colours: it knows what is used here, and refuses the rest."""
-    lines, row, column = [""], 0, 0
-    for code, text in re.findall(r"(\x1b\[[?\d;]*[A-Za-z]|[\r\n])|([^\x1b\r\n]+)", written):
-        if text:
-            lines[row] = lines[row][:column].ljust(column) + text + lines[row][column + len(text) :]
-            column += len(text)
-        elif code == "\r":
-            column = 0
-        elif code == "\n":
-            row += 1
-            lines += [""] * (row + 1 - len(lines))
-        elif code == "\x1b[2K":
-            lines[row] = ""
-        elif code.endswith("A"):
-            row -= int(code[2:-1] or 1)
-            assert row >= 0, "the cursor went above what was drawn"
-        else:
-            assert code.endswith("m") or code in ("\x1b[?25l", "\x1b[?25h"), code
-    return "\n".join(line.rstrip() for line in lines).rstrip().split("\n")
 
 
 def test_visual_draws_and_leaves_the_screen_clean() -> None:

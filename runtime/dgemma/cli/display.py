@@ -2,32 +2,29 @@
 
 from __future__ import annotations
 
-import re
+import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from itertools import groupby
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from dgemma.events import Block, Result, Step
+from dgemma.cli.frames import Cell, Frame, Look, lines, shown
+from dgemma.cli.palette import of_terminal
+from dgemma.cli.region import Region
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
-    from rich.live import Live
     from rich.text import Text
 
-    from dgemma.model import Model
+    from dgemma.events import Result
 
 FRAME = 0.08  # seconds that --visual shows a step at least
 PATIENCE = 0.3  # seconds before there is a line of progress
 PACE = 0.1  # seconds between two lines
-ENOUGH = 20000  # characters, more than a screen holds
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # what a terminal would obey
 
 
 class Silent:
     """Shows nothing; the others show more. A context manager, which leaves the screen as it was."""
+
+    holds = False  # whether what is pended is to be seen
 
     def __enter__(self) -> Silent:
         return self
@@ -38,117 +35,123 @@ class Silent:
     def encoded(self, done: int, total: int) -> None:
         """`done` of the prompt's `total` tokens are encoded."""
 
-    def step(self, step: Step) -> None:
+    def step(self, frame: Frame) -> None:
         """A canvas was denoised once more."""
 
-    def block(self, block: Block) -> None:
-        """A canvas is finished."""
+    def pend(self, text: str, thought: bool = False) -> None:
+        """Text that stands before the canvas and is not printed yet."""
+
+    def hide(self) -> None:
+        """Clears the screen for something else to be printed there; the next step draws again."""
+
+
+class Steps(Silent):
+    """A line per step, for terminals that cannot go back."""
+
+    def step(self, frame: Frame) -> None:
+        sys.stderr.write(frame.status + "\n")
 
 
 class Progress(Silent):
-    """One line, once the work takes long enough to wonder."""
+    """What is pending, and one line, once the work takes long enough to wonder."""
 
-    def __init__(self, steps: int) -> None:
-        self._steps = steps
-        self._live: Live | None = None
+    holds = True
+
+    def __init__(self) -> None:
+        from rich.console import Console
+
+        self._region = Region(Console(stderr=True, highlight=False))
+        self._pending: tuple[Cell, ...] = ()
         self._began = self._shown = time.monotonic()
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, at: TracebackType | None) -> None:
-        if self._live is not None:
-            self._live.stop()
-            self._live = None
+        self.hide()
 
     def encoded(self, done: int, total: int) -> None:
         self._say(f"prompt: {done} of {total} tokens")
 
-    def step(self, step: Step) -> None:
-        self._say(status(step, self._steps))
+    def step(self, frame: Frame) -> None:
+        self._say(frame.status)
+
+    def pend(self, text: str, thought: bool = False) -> None:
+        self._pending = (Cell(shown(text), mark=thought, done=True),) if text else ()
+
+    def hide(self) -> None:
+        self._region.clear()
 
     def _say(self, line: str) -> None:
         now = time.monotonic()
-        if now - self._began >= PATIENCE and now - self._shown >= PACE:
+        if (self._pending or now - self._began >= PATIENCE) and now - self._shown >= PACE:
             self._shown = now
-            self._draw(styled(f"{line} · {now - self._began:.0f} s"))
+            self._draw(self._pending, f"{line} · {now - self._began:.0f} s")
 
-    def _draw(self, what: RenderableType) -> None:
-        self._screen().update(what, refresh=True)
+    def _draw(self, cells: tuple[Cell, ...], status: str) -> None:
+        console = self._region.console
+        room = console.height - 2  # beside the status line and the cursor's
+        drawn = [self._line(line) for line in lines(cells, console.width)[-room:]] if cells and room > 0 else []
+        self._region.draw([*drawn, styled(status)])
 
-    def _screen(self) -> Live:
-        if self._live is None:
-            from rich.console import Console
-            from rich.live import Live
+    def _line(self, line: list[tuple[str, Look]]) -> Text:
+        from rich.text import Text
 
-            self._live = Live(
-                console=Console(stderr=True),
-                transient=True,
-                auto_refresh=False,
-                redirect_stdout=False,
-                redirect_stderr=False,
-            )
-            self._live.start()
-        return self._live
+        return Text.assemble(*((text, self._style(look)) for text, look in line))
+
+    def _style(self, look: Look) -> str:
+        """Bright what is accepted, dim what is no text; between them by colour, where there are enough of them."""
+        if look in ("done", "mark"):
+            return "" if look == "done" else "dim"
+        if look == "sure":
+            return "bold"
+        console = self._region.console
+        if console.no_color or console.color_system in (None, "standard"):
+            return "dim"
+        return of_terminal().colour(look)
 
 
 class Canvas(Progress):
-    """The canvas in place: certain tokens stand out, the others are dim. What was finished before stands above it."""
+    """The canvas in place: accepted tokens stand out, the others have the colour of their entropy."""
 
-    def __init__(self, model: Model, steps: int) -> None:
-        super().__init__(steps)
-        self._model = model
-        self._ends = set(model.config.end_ids)
-        self._before = ""
+    def __init__(self) -> None:
+        super().__init__()
         self._due = 0.0
-
-    def step(self, step: Step) -> None:
-        from rich.console import Group
-
-        self._pause()
-        console = self._screen().console
-        room = console.height - 2  # for the canvas, between the status line and the cursor's
-        lines = self.text(step).wrap(console, console.width)[-room:] if room > 0 else []
-        head = f"{status(step, self._steps)} · {int(step.accepted.sum())} of {len(step.accepted)} accepted"
-        self._draw(Group(styled(head), *lines))
-        self._due = time.monotonic() + FRAME
-
-    def block(self, block: Block) -> None:
-        self._before = (self._before + self._plain(block.ids))[-ENOUGH:]
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, at: TracebackType | None) -> None:
         if kind is None:
             self._pause()
         super().__exit__(kind, value, at)
 
+    def step(self, frame: Frame) -> None:
+        self._pause()
+        spark = frame.sparkline if self._region.console.encoding.startswith("utf") else ""
+        room = self._region.console.width - len(frame.status) - 1
+        self._draw(
+            self._pending + frame.cells, f"{frame.status} {spark[-room:]}" if room > 3 and spark else frame.status
+        )
+        self._due = time.monotonic() + FRAME
+
+    def hide(self) -> None:
+        self._pause()
+        super().hide()
+
     def _pause(self) -> None:
         time.sleep(max(0.0, self._due - time.monotonic()))
-
-    def text(self, step: Step) -> Text:
-        """What stands on the canvas, up to an end id, after the canvases before it."""
-        text = styled(self._before, "")
-        ids = step.canvas.tolist()
-        length = next((i for i, token in enumerate(ids) if token in self._ends), len(ids))
-        for sure, run in groupby(range(length), lambda i: step.converged or bool(step.accepted[i])):
-            text.append(self._plain([ids[i] for i in run]), "bold" if sure else "dim")
-        return text
-
-    def _plain(self, ids: list[int]) -> str:
-        return _CONTROL.sub("·", self._model.tokenizer.decode(ids))
 
 
 def styled(line: str, style: str = "dim") -> Text:
     from rich.text import Text
 
-    return Text(line, style, no_wrap=style == "dim", overflow="ellipsis" if style == "dim" else "fold")
+    return Text(line, style)
 
 
-def status(step: Step, steps: int) -> str:
-    return f"canvas {step.block + 1} · step {step.index + 1} of {steps} at most · entropy {step.mean_entropy:.3f}"
-
-
-@contextmanager
-def display(model: Model, steps: int, terminal: bool, visual: bool) -> Iterator[Silent]:
+def display(visual: bool, quiet: bool) -> Silent:
     """The display for standard error: nothing where it is no terminal."""
-    with Silent() if not terminal else Canvas(model, steps) if visual else Progress(steps) as shown:
-        yield shown
+    if sys.stderr is None or not sys.stderr.isatty() or (quiet and not visual):
+        return Silent()
+    from rich.console import Console
+
+    if Console(stderr=True).is_dumb_terminal:
+        return Steps() if visual else Silent()
+    return Canvas() if visual else Progress()
 
 
 def figures(result: Result) -> list[str]:
@@ -160,6 +163,11 @@ def figures(result: Result) -> list[str]:
     ended = "converged" if result.converged else f"{failed} of {count(len(n), 'canvas')} not converged"
     speed = f"{result.tokens_per_second:.0f}" if result.tokens_per_second >= 10 else f"{result.tokens_per_second:.2f}"
     lines = [f"{count(len(result.ids), 'token')}, {canvases}, {result.seconds:.2f} s, {speed} tokens/s, {ended}"]
+    if result.retries:
+        lines[0] += f", drawn anew {count(result.retries, 'time')}"
+    if result.fault:
+        what = "a canvas is empty" if result.fault == "empty" else "a canvas ends in a loop"
+        lines.append(f"{what}; another seed, or --retries, draws anew")
     if result.finish_reason == "length":
         lines.append("cut at --max-tokens; a higher one lets the answer go on")
     return lines

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import re
-import tempfile
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Any
 
 import click
@@ -57,20 +54,3 @@ def diff(edited: Edited, name: str, colour: bool) -> str:
         click.style(line, fg=None if at in bold else COLOURS.get(line[0]), bold=at in bold or None)
         for at, line in enumerate(lines)
     )
-
-
-def write_atomically(file: str, data: bytes) -> None:
-    """Replaces what a file holds, keeping its mode; whoever reads it sees the old or the new, whatever happens."""
-    target = os.path.realpath(file)
-    handle, beside = tempfile.mkstemp(prefix=f".{os.path.basename(target)}.", dir=os.path.dirname(target))
-    try:
-        with os.fdopen(handle, "wb") as opened:
-            opened.write(data)
-            opened.flush()
-            os.fsync(opened.fileno())
-        os.chmod(beside, os.stat(target).st_mode & 0o7777)
-        os.replace(beside, target)
-    except BaseException:
-        with suppress(OSError):
-            os.unlink(beside)
-        raise

@@ -1,4 +1,4 @@
-"""dg-run: one prompt, one answer."""
+"""dg-run: one prompt and one answer, or a chat."""
 
 from __future__ import annotations
 
@@ -6,22 +6,25 @@ import json
 import os
 import sys
 from collections.abc import Callable
-from contextlib import closing
-from dataclasses import asdict
-from typing import Any, BinaryIO
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
 
 import click
 
 from dgemma.cli import WRONG_USAGE, Command
+from dgemma.cli.answer import Watch, as_object, reader_for, work
 from dgemma.cli.display import display, figures
 from dgemma.cli.edit import edit_options
 from dgemma.cli.fill import fill_options
+from dgemma.cli.record import Recorder
+from dgemma.cli.speaker import Speaker, say
 from dgemma.cli.texts import Task
 from dgemma.errors import UsageError
-from dgemma.events import Block, Result, Step
 from dgemma.keys import keys
-from dgemma.model import Model, Prompt, backends
+from dgemma.model import Model, backends
 from dgemma.options import REFERENCE, Option, efforts, options
+from dgemma.session import Prompt
 from dgemma.sizes import size
 
 PUZZLE = "53..7.... 6..195... .98....6. 8...6...3 4..8.3..1 7...2...6 .6....28. ...419..5 ....8..79"
@@ -38,14 +41,19 @@ characters, a dot for a blank, each row with a newline behind it.
   dg-run model.gguf -f question.txt --think --max-tokens 1024 > answer.txt
   git diff | dg-run model.gguf --system 'Write a commit message.' --quiet
   dg-run model.gguf -p 'Once upon a time' --raw --seed 7 --json
+  dg-run model.gguf --chat --system 'Be brief.'
   dg-run model.gguf --fill letter.txt                    # Dear [[...]], thank you for [[8]].
   dg-run model.gguf --edit notes.md --match 'teh cat' --instruct 'Correct the spelling.' --in-place
 
 The prompt is -p, -f or standard input, to the last byte as it is. Where the file has a chat template, it is one user
 message; with --raw, or without a template, it is the text that the model goes on from.
 
-The answer alone goes to standard output. Progress (on a terminal) and figures go to standard error. The exit status
-is 0 for an answer, 1 for a failure, 2 for wrong usage, 130 after Ctrl-C.
+The answer alone goes to standard output, canvas by canvas as they are finished; what the model thought before it is
+shown dimmed on a terminal, and folded. Progress (on a terminal) and figures go to standard error. The exit status is 0
+for an answer, 1 for a failure, 2 for wrong usage, 130 after Ctrl-C.
+
+With --chat the prompt, if there is one, is the first message; others are typed, or are the lines of standard input.
+/help lists what else can be said. A turn encodes only what the cache does not hold yet; figures tell how much that was.
 """
 
 GUIDE = f"""dg-run needs a prompt. The model that comes with dgemma solves Sudoku: nine rows, a dot for a blank.
@@ -125,6 +133,7 @@ def version(ctx: click.Context, param: click.Parameter, wanted: bool) -> None:
 @click.option("--system", metavar="TEXT", help="A system message before the prompt. Needs a chat template.")
 @click.option("--think", is_flag=True, help="Let the model think before it answers. Needs a chat template.")
 @click.option("--raw", is_flag=True, help="No chat template: the model goes on from the text.")
+@click.option("--chat", is_flag=True, help="Messages and answers in turns; /help there tells more.")
 @fill_options
 @edit_options
 @generation_options
@@ -140,7 +149,16 @@ def version(ctx: click.Context, param: click.Parameter, wanted: bool) -> None:
 @click.option(
     "--visual",
     is_flag=True,
-    help="Draw the canvas while it settles, certain tokens brighter, a step at least 80 ms; on a terminal alone.",
+    help="Draw the canvas while it settles, a step at least 80 ms; on a terminal alone. Accepted tokens are bright, the"
+    " others have the colour of their entropy.",
+)
+@click.option(
+    "--record",
+    "records",
+    type=click.Path(dir_okay=False, path_type=Path),
+    multiple=True,
+    metavar="FILE",
+    help="Keep how the canvas settled: .cast for asciinema, .svg, or .gif (needs Pillow). May be given again.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object: answer, figures and settings.")
 @click.option("--quiet", is_flag=True, help="Neither progress nor figures.")
@@ -152,16 +170,28 @@ def main(
     system: str | None,
     think: bool,
     raw: bool,
+    chat: bool,
     backend: str,
     threads: int | None,
     exact: bool,
     repack: int | None,
     visual: bool,
+    records: tuple[Path, ...],
     as_json: bool,
     quiet: bool,
     **settings: Any,
 ) -> int | None:
     task = Task.take(settings)
+    if chat:
+        refuse_in_chat(task, raw=raw, record=bool(records), json=as_json)
+        if file == "-":
+            raise click.UsageError("-f - and --chat both read standard input")
+        first = read_prompt(text, file) if text is not None or file is not None else None
+        with Model(model, backend=backend, threads=threads, exact=exact, repack=repack) as opened:
+            refuse_without_template(opened, system, think)
+            from dgemma.cli.chat import Chat
+
+            return Chat(opened, settings, system=system, thinking=think, visual=visual, quiet=quiet).run(first)
     if task is None and text is None and file is None and sys.stdin.isatty():
         if model is None:
             click.echo(GUIDE, err=True)
@@ -169,6 +199,7 @@ def main(
         raise click.UsageError("no prompt: give -p TEXT, -f FILE or standard input")
     if raw and (system is not None or think):
         raise click.UsageError(f"{'--think' if think else '--system'} needs the chat template that --raw goes without")
+    recorders = [Recorder(path) for path in records]
     prompted = text is not None or file is not None
     if task is not None:
         task.check(prompted, stdin=file == "-", templated=system is not None or think)
@@ -176,20 +207,26 @@ def main(
     with Model(model, backend=backend, threads=threads, exact=exact, repack=repack) as opened:
         prompt = to_prompt(opened, message, system, think, raw) if message is not None else None
         used = opened.settings(**settings)
-        terminal = sys.stderr.isatty() and (visual or not quiet)
+        shown = display(visual, quiet)
+        watch = Watch(opened, int(used["steps"]), shown, recorders)
         if task is not None:
-            with display(opened, int(used["steps"]), terminal, visual) as shown:
-                done = task.run(opened, prompt, settings, on_step=shown.step, on_encode=shown.encoded)
+            with shown:
+                done = task.run(opened, prompt, settings, on_step=watch.step, on_encode=shown.encoded)
             told = {**done.facts(), "settings": used, "model": opened.path}
             say(json.dumps(told, ensure_ascii=False) + "\n" if as_json else done.output())
-            for line in [] if quiet else done.figures():
-                click.echo(line, err=True)
-            return None
-        assert prompt is not None
-        result = work(opened, prompt, settings, lambda: display(opened, int(used["steps"]), terminal, visual))
-        answer(opened, result, used) if as_json else say(result.text)
+            lines = done.figures()
+        else:
+            assert prompt is not None
+            reader = reader_for(opened, prompt, raw)
+            with Speaker(shown, late=quiet) if not as_json else nullcontext() as speaker:
+                result = work(opened, prompt, settings, reader, shown, watch, speaker)
+            if as_json:
+                say(as_object(opened, result, reader, used))
+            lines = figures(result)
+    for recorder in recorders:
+        recorder.write()
     if not quiet:
-        for line in figures(result):
+        for line in lines:
             click.echo(line, err=True)
     return None
 
@@ -213,12 +250,8 @@ def read_prompt(text: str | None, file: str | None) -> str:
 
 def to_prompt(model: Model, message: str, system: str | None, think: bool, raw: bool) -> Prompt:
     """The text as it is, or the ids of a chat."""
-    if model.tokenizer.chat_template is None:
-        for flag, given in (("--system", system is not None), ("--think", think)):
-            if given:
-                raise click.UsageError(f"{flag} needs a chat template, and {model.path} has none")
-        return message
-    if raw:
+    refuse_without_template(model, system, think)
+    if raw or model.tokenizer.chat_template is None:
         return message
     messages = [{"role": "user", "content": message}]
     if system is not None:
@@ -226,35 +259,18 @@ def to_prompt(model: Model, message: str, system: str | None, think: bool, raw: 
     return model.tokenizer.chat(messages, thinking=think)
 
 
-def work(model: Model, prompt: Prompt, settings: dict[str, Any], open_display: Callable[[], Any]) -> Result:
-    """Generates, and shows it."""
-    with open_display() as shown, closing(model.stream(prompt, on_encode=shown.encoded, **settings)) as events:
-        for event in events:
-            if isinstance(event, Step):
-                shown.step(event)
-            elif isinstance(event, Block):
-                shown.block(event)
-            else:
-                return event
-    raise AssertionError("a stream ends with a Result")
+def refuse_without_template(model: Model, system: str | None, think: bool) -> None:
+    if model.tokenizer.chat_template is None:
+        for flag, given in (("--system", system is not None), ("--think", think)):
+            if given:
+                raise click.UsageError(f"{flag} needs a chat template, and {model.path} has none")
 
 
-def answer(model: Model, result: Result, settings: dict[str, int | float]) -> None:
-    """The JSON object."""
-    told = {**asdict(result), "settings": settings}
-    told |= {"model": model.path, "backend": model.backend, "threads": model.threads}
-    say(json.dumps(told, ensure_ascii=False) + "\n")
-
-
-def say(text: str) -> None:
-    """Writes to standard output, exactly; on a terminal the last line is ended."""
-    if sys.stdout is None:
-        raise OSError("it is closed")
-    if sys.stdout.isatty() and not text.endswith("\n"):
-        text += "\n"
-    output: BinaryIO = sys.stdout.buffer
-    output.write(text.encode("utf-8", "replace"))
-    output.flush()
+def refuse_in_chat(task: Task | None, **flags: bool) -> None:
+    given = {name: getattr(task, name, None) is not None for name in ("fill", "canvas", "edit")}
+    for flag, wrong in {**flags, **given}.items():
+        if wrong:
+            raise click.UsageError(f"--{flag} and --chat do not go together")
 
 
 if __name__ == "__main__":

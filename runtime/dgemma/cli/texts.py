@@ -9,7 +9,8 @@ from typing import Any
 
 import click
 
-from dgemma.cli.edit import diff, passage, write_atomically
+from dgemma.cli.edit import diff, passage
+from dgemma.cli.files import write_whole
 from dgemma.cli.fill import fill_figures, pinned_pieces
 from dgemma.edit import Edited
 from dgemma.fill import Filled, Hole, pieces_of
@@ -69,7 +70,7 @@ class Task:
             span = passage(text, self.span, self.match, self.edit)
             edited = model.edit(text, span, str(self.instruct), **callbacks, **settings)
             if self.in_place:
-                write_atomically(self.edit, edited.text.encode())
+                write_whole(self.edit, edited.text.encode())
             return Done(edited.filled, edited, self.edit)
         pieces = pieces_of(text) if self.canvas is None else pinned_pieces(model, text, str(self.pin))
         if not any(isinstance(piece, Hole) for piece in pieces):

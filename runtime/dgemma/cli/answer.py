@@ -1,0 +1,78 @@
+"""dg-run's answer to a prompt: generated, shown while it settles, said as it becomes final."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import asdict
+from typing import Any
+
+from dgemma.cli.display import Silent
+from dgemma.cli.frames import Framer
+from dgemma.cli.record import Recorder
+from dgemma.cli.speaker import Speaker
+from dgemma.conversation import taken_apart
+from dgemma.events import Block, Result, Step
+from dgemma.model import Model
+from dgemma.session import Prompt
+from dgemma.turns import Delta, Reader, opens_thought
+
+
+class Watch:
+    """Makes frames of what a stream does, for a display and recorders."""
+
+    def __init__(self, model: Model, steps: int, shown: Silent, recorders: Sequence[Recorder] = ()) -> None:
+        """steps: most there can be of a canvas."""
+        self._framer = Framer(model.tokenizer, model.config, steps)
+        self._shown = shown
+        self._recorders = recorders
+
+    def step(self, step: Step) -> None:
+        frame = self._framer.frame(step)
+        self._shown.step(frame)
+        for recorder in self._recorders:
+            recorder.step(frame)
+
+    def block(self, block: Block) -> None:
+        self._framer.finished(block.ids)
+
+
+def reader_for(model: Model, prompt: Prompt, raw: bool) -> Reader:
+    """What takes the answer apart; without a chat template, or where it is gone without, all is text."""
+    marks = model.tokenizer.chat_template is not None and not raw
+    return Reader(model.tokenizer, marks and opens_thought(model.tokenizer, model.prompt_ids(prompt)), marks)
+
+
+def work(
+    model: Model,
+    prompt: Prompt,
+    settings: dict[str, Any],
+    reader: Reader,
+    shown: Silent,
+    watch: Watch,
+    speaker: Speaker | None,
+) -> Result:
+    """Generates, shows it, and says it."""
+    stream = model.stream(prompt, on_encode=shown.encoded, **settings)
+    with shown, closing(taken_apart(stream, reader)) as events:
+        for event in events:
+            if isinstance(event, Step):
+                watch.step(event)
+            elif isinstance(event, Block):
+                watch.block(event)
+            elif isinstance(event, Delta):
+                if speaker is not None:
+                    speaker.hear(event)
+            else:
+                return event
+    raise AssertionError("a stream ends with a Result")
+
+
+def as_object(model: Model, result: Result, reader: Reader, settings: dict[str, int | float]) -> str:
+    """The line of JSON that --json asks for."""
+    parts = reader.answer
+    told = {**asdict(result), "text": parts.text, "thinking": parts.thinking}
+    told["tool_calls"] = [{"name": call.name, "arguments": call.arguments} for call in parts.calls]
+    told |= {"settings": settings, "model": model.path, "backend": model.backend, "threads": model.threads}
+    return json.dumps(told, ensure_ascii=False) + "\n"

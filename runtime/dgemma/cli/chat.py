@@ -1,0 +1,237 @@
+"""dg-run --chat: messages and answers in turns."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import closing
+from types import FrameType, TracebackType
+from typing import Any
+
+import click
+
+from dgemma.cli import FAILURE
+from dgemma.cli.answer import Watch
+from dgemma.cli.commands import FILES, TABLE, run
+from dgemma.cli.display import Silent, count, display, figures
+from dgemma.cli.lines import Lines, lines, unechoed
+from dgemma.cli.speaker import Speaker
+from dgemma.conversation import Conversation, Reply, Told
+from dgemma.errors import Error, UsageError
+from dgemma.events import Block, Result, Step
+from dgemma.model import Model
+from dgemma.turns import Delta
+
+LONGEST = 2048  # tokens of an answer, if --max-tokens says nothing
+
+
+class CtrlC:
+    """While it is open, the first Ctrl-C is only noted; the second interrupts at once."""
+
+    def __init__(self) -> None:
+        self.heard = False
+        self._before: Any = None
+
+    def __enter__(self) -> CtrlC:
+        if threading.current_thread() is threading.main_thread():
+            self._before = signal.signal(signal.SIGINT, self._hear)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, at: TracebackType | None) -> None:
+        if self._before is not None:
+            signal.signal(signal.SIGINT, self._before)
+
+    def _hear(self, number: int, frame: FrameType | None) -> None:
+        if self.heard:
+            raise KeyboardInterrupt
+        self.heard = True
+
+
+class Chat:
+    """A conversation with someone at a terminal, or with lines of standard input."""
+
+    def __init__(
+        self,
+        model: Model,
+        settings: dict[str, Any],
+        *,
+        system: str | None = None,
+        thinking: bool = False,
+        visual: bool = False,
+        quiet: bool = False,
+    ) -> None:
+        self.model = model
+        self.settings: dict[str, Any] = {name: value for name, value in settings.items() if value is not None}
+        self.visual = visual
+        self.conversation = Conversation(model, system=system, thinking=thinking)
+        self.lines: Lines = lines([(entry.name, entry.argument == FILES) for entry in TABLE.values()])
+        self._quiet = quiet
+        self._redraws = 0  # seeds behind the one that is set
+        self._changed = False  # since the last answer
+        self._answers: list[Reply] = []
+
+    # ---- turns ----
+
+    def run(self, first: str | None = None) -> int:
+        """Until there is nothing more to say; an exit status."""
+        failed = False
+        if self.lines.interactive and not self._quiet:
+            self.tell(f"{self.model.path} on {self.model.backend} · /help lists the commands, Ctrl-D leaves")
+        if self.model.tokenizer.chat_template is None:
+            self.tell("this file has no chat template: every message is a prompt of its own")
+        with self.conversation:
+            while True:
+                try:
+                    line, first = (first, None) if first is not None else (self.lines.read(), None)
+                    if line.startswith("/"):
+                        if not run(self, line):
+                            break
+                    elif line.strip():
+                        self.say(line)
+                except EOFError:
+                    break
+                except KeyboardInterrupt:
+                    if not self.lines.interactive:
+                        raise
+                    self.tell("Ctrl-D or /quit leaves")
+                except BrokenPipeError:
+                    raise
+                except (Error, OSError) as failure:
+                    failed = True
+                    self.tell(told(failure))
+        return FAILURE if failed and not self.lines.interactive else 0
+
+    def say(self, text: str) -> None:
+        """A message, and its answer."""
+        self.conversation.say(text)
+        self.answer()
+
+    def answer(self, redraw: bool = False) -> None:
+        """Answers the last message; redraw: from the next seed, or after a change of settings from the same."""
+        if not redraw:
+            self._redraws = 0
+        elif not self._changed:
+            self._redraws += 1
+        self._changed = False
+        options = {**self.settings, "seed": self.seed, "max_tokens": self._room()}
+        stopped = False
+        with unechoed(), CtrlC() as ctrl_c:
+
+            def encoded(done: int, total: int) -> None:
+                if ctrl_c.heard:
+                    raise KeyboardInterrupt
+                shown.encoded(done, total)
+
+            shown = display(self.visual, self._quiet)
+            watch = Watch(self.model, int(self.used()["steps"]), shown)
+            try:
+                with shown, closing(self.conversation.stream(on_encode=encoded, **options)) as events:
+                    stopped = self._show(events, shown, watch, ctrl_c)
+            except KeyboardInterrupt:
+                stopped = True
+        if stopped and not self.lines.interactive:
+            raise KeyboardInterrupt
+        reply = self.conversation.last
+        if reply is None:  # stopped before it began
+            return
+        if reply.result is not None:
+            self._redraws += reply.result.seed - self.seed  # where there were retries
+            self._answers.append(reply)
+        if not self._quiet:
+            self.tell(*self._figures(reply))
+
+    def _show(self, events: Iterator[Told], shown: Silent, watch: Watch, ctrl_c: CtrlC) -> bool:
+        """Returns whether it was stopped."""
+        with Speaker(shown, end_line=True) as speaker:
+            for event in events:
+                if isinstance(event, Step):
+                    watch.step(event)
+                elif isinstance(event, Block):
+                    watch.block(event)
+                elif isinstance(event, Delta):
+                    speaker.hear(event)
+                if ctrl_c.heard and not isinstance(event, Result):
+                    return True
+        return False
+
+    # ---- settings ----
+
+    @property
+    def seed(self) -> int:
+        """Of the last answer, or the next."""
+        return (int(self.used()["seed"]) + self._redraws) % 2**64
+
+    def used(self) -> dict[str, int | float]:
+        """Every generation option."""
+        return self.model.settings(**{"max_tokens": LONGEST, **self.settings})
+
+    def change(self, settings: dict[str, Any]) -> None:
+        """Changes generation options. Raises UsageError, and TypeError, where they make no sense; then none changes."""
+        changed = {**self.settings, **settings}
+        self.model.settings(**changed)
+        self.settings, self._changed = changed, True
+        if "seed" in settings:
+            self._redraws = 0
+
+    def _room(self) -> int:
+        """Tokens of an answer: as asked, or as many as the model's context has room for, within reason."""
+        if "max_tokens" in self.settings:
+            return int(self.settings["max_tokens"])
+        context, canvas = int(self.model.config.context_length), int(self.model.config.canvas_length)
+        left = context - len(self.conversation.prompt())
+        return min(LONGEST, max(left // canvas + 1, 1) * canvas)
+
+    def need_template(self, what: str) -> None:
+        if self.model.tokenizer.chat_template is None:
+            raise UsageError(f"{what} needs a chat template, and {self.model.path} has none")
+
+    # ---- what is told ----
+
+    def tell(self, *lines: str) -> None:
+        """On standard error, beside the answers."""
+        for line in lines:
+            click.secho(line, err=True, dim=True)
+
+    def _figures(self, reply: Reply) -> list[str]:
+        prompt = f"{reply.encoded} encoded, {reply.reused} reused"
+        if reply.result is None:
+            kept = (
+                "what is above is kept" if reply.answer.text else "nothing was finished; /regenerate or /edit goes on"
+            )
+            return [f"stopped: {kept} · {prompt}"]
+        line, *hints = figures(reply.result)
+        if not reply.answer.text.strip() and not reply.answer.calls and not reply.result.fault:
+            hints.append("an empty answer; /regenerate draws another")
+        return [f"{line} · {prompt}", *hints]
+
+    def stats(self) -> list[str]:
+        """What /stats shows."""
+        conversation, session = self.conversation, self.conversation.session
+        lines = [
+            f"{self.model.path} on {self.model.backend}, {count(self.model.threads, 'thread')}",
+            f"{count(len(conversation.messages), 'message')}, thinking {'on' if conversation.thinking else 'off'}",
+            f"cache: {session.length} tokens, room for {session.context} of the model's"
+            f" {self.model.config.context_length}",
+        ]
+        if conversation.system is not None:
+            lines.append(f"system: {conversation.system}")
+        if conversation.last is not None:
+            lines.append("last answer: " + self._figures(conversation.last)[0])
+        results = [reply.result for reply in self._answers if reply.result is not None]
+        if results:
+            tokens, seconds = sum(len(r.ids) for r in results), sum(r.seconds for r in results)
+            lines.append(
+                f"{count(len(results), 'answer')}: {tokens} tokens, {count(sum(r.steps for r in results), 'step')},"
+                f" {seconds:.2f} s; of their prompts {sum(r.encoded for r in self._answers)} tokens encoded and"
+                f" {sum(r.reused for r in self._answers)} reused"
+            )
+        lines.append(" ".join(f"{name}={value}" for name, value in {**self.used(), "seed": self.seed}.items()))
+        return lines
+
+
+def told(failure: Error | OSError) -> str:
+    """A failure in a line."""
+    if isinstance(failure, Error):
+        return " ".join(str(failure).split())
+    return f"{failure.filename or 'standard output'}: {failure.strerror or failure}"

@@ -1,0 +1,204 @@
+"""THE list of what can be said to a chat beside messages. Help and completion are made from it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from dgemma.cli.files import write_whole
+from dgemma.errors import UsageError
+from dgemma.options import Option, efforts, options
+
+if TYPE_CHECKING:
+    from dgemma.cli.chat import Chat
+
+Do: TypeAlias = Callable[["Chat", str], bool | None]  # with what stands behind the name; False ends the chat
+
+FILES = "FILE"
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A command."""
+
+    name: str  # with its slash
+    argument: str  # what may follow, in capitals
+    help: str
+    do: Do
+
+
+TABLE: dict[str, Entry] = {}
+
+
+def command(name: str, argument: str, text: str) -> Callable[[Do], Do]:
+    def add(do: Do) -> Do:
+        TABLE[name] = Entry(name, argument, text, do)
+        return do
+
+    return add
+
+
+def run(chat: Chat, line: str) -> bool:
+    """Does what a line beginning with a slash says. Returns whether the chat goes on."""
+    name, _, argument = line.partition(" ")
+    entry = TABLE.get(name.strip())
+    if entry is None:
+        raise UsageError(f"there is no {name.strip()}; /help lists what there is")
+    argument = argument.strip()
+    if argument and not entry.argument:
+        raise UsageError(f"{entry.name} takes nothing behind it, not {argument!r}")
+    return entry.do(chat, argument) is not False
+
+
+@command("/help", "", "this list")
+def _help(chat: Chat, _: str) -> None:
+    width = max(len(f"{entry.name} {entry.argument}") for entry in TABLE.values())
+    for entry in TABLE.values():
+        chat.tell(f"{f'{entry.name} {entry.argument}':<{width}}  {entry.help}")
+    chat.tell(
+        "A message that begins with / is sent with a space before it. A backslash at the end of a line goes on with"
+    )
+    chat.tell("another, as Alt-Enter does. Ctrl-C stops an answer within a step and keeps its finished canvases.")
+
+
+@command("/edit", "TEXT", "say the last message differently; without TEXT it is put on the line, to be edited")
+def _edit(chat: Chat, text: str) -> None:
+    last = next((m for m in reversed(chat.conversation.messages) if m["role"] == "user"), None)
+    if last is None:
+        raise UsageError("/edit: nothing was said yet")
+    if not text:
+        if not chat.lines.interactive:
+            raise UsageError("/edit needs the new text behind it here")
+        text = chat.lines.read(default=str(last["content"]))
+    if text.strip():
+        chat.conversation.unanswer()
+        chat.say(text)
+
+
+@command(
+    "/regenerate",
+    "",
+    "another answer to the last message, from the next seed, or after a change of settings from the same",
+)
+def _regenerate(chat: Chat, _: str) -> None:
+    if not chat.conversation.unanswer():
+        raise UsageError("/regenerate: nothing was said yet")
+    chat.answer(redraw=True)
+
+
+@command("/system", "TEXT", "the system message from now on; without TEXT there is none")
+def _system(chat: Chat, text: str) -> None:
+    chat.need_template("/system")
+    chat.conversation.system = text or None
+
+
+@command("/think", "", "let the model think before it answers, or no longer")
+def _think(chat: Chat, _: str) -> None:
+    chat.need_template("/think")
+    chat.conversation.thinking = not chat.conversation.thinking
+    chat.tell(f"thinking is {'on' if chat.conversation.thinking else 'off'}")
+
+
+@command("/thought", "", "show the last answer's thought in full")
+def _thought(chat: Chat, _: str) -> None:
+    reply = chat.conversation.last
+    chat.tell(reply.answer.thinking.strip() if reply and reply.answer.thinking.strip() else "there is no thought")
+
+
+@command("/visual", "", "draw the canvas while it settles, or no longer")
+def _visual(chat: Chat, _: str) -> None:
+    chat.visual = not chat.visual
+    chat.tell(f"the canvas is {'drawn' if chat.visual else 'not drawn'}")
+
+
+def _option(option: Option) -> Do:
+    def change(chat: Chat, text: str) -> None:
+        if not text:
+            chat.tell(f"{option.name} is {chat.used()[option.name]}")
+            return
+        value: Any = {"on": True, "off": False}.get(text) if option.flag else text
+        try:
+            value = value if option.flag else float(text) if option.real else int(text)
+            chat.change({option.name: option.read(value)})
+        except (TypeError, ValueError):
+            kind = "on or off" if option.flag else "a number" if option.real else "a whole number"
+            raise UsageError(f"/{option.name.replace('_', '-')} takes {kind}, not {text!r}") from None
+
+    return change
+
+
+for _each in options().values():
+    _takes = "on|off" if _each.flag else "F" if _each.real else "N"
+    command("/" + _each.name.replace("_", "-"), _takes, _each.help)(_option(_each))
+
+
+@command("/effort", "NAME", f"settings by a name: {', '.join(efforts())}; others that are set win")
+def _effort(chat: Chat, name: str) -> None:
+    if not name:
+        chat.tell(f"effort is {chat.settings.get('effort', 'not set')}")
+        return
+    chat.change({"effort": name})
+
+
+@command("/stats", "", "figures of the last answer, of all, and of the cache")
+def _stats(chat: Chat, _: str) -> None:
+    for line in chat.stats():
+        chat.tell(line)
+
+
+@command("/save", FILES, "keep messages and settings as JSON")
+def _save(chat: Chat, name: str) -> None:
+    if not name:
+        raise UsageError("/save needs a file's name")
+    conversation = chat.conversation
+    kept = {"messages": conversation.messages, "thinking": conversation.thinking, "settings": chat.settings}
+    path = Path(name).expanduser()
+    write_whole(path, (json.dumps(kept, ensure_ascii=False, indent=1) + "\n").encode("utf-8", "replace"))
+    chat.tell(f"{len(conversation.messages)} messages in {path}")
+
+
+@command("/load", FILES, "go on with what /save kept")
+def _load(chat: Chat, name: str) -> None:
+    if not name:
+        raise UsageError("/load needs a file's name")
+    path = Path(name).expanduser()
+    messages, thinking, settings = saved(path)
+    if thinking or any(message["role"] == "system" for message in messages):
+        chat.need_template(f"{path}: thinking or a system message")
+    try:
+        chat.change(settings)
+    except (TypeError, UsageError) as failure:
+        raise UsageError(f"{path}: {failure}") from None
+    chat.conversation.messages[:] = messages
+    chat.conversation.thinking = thinking
+    chat.conversation.last = None
+    chat.tell(f"{len(messages)} messages from {path}")
+
+
+@command("/clear", "", "forget the messages, but not the system message")
+def _clear(chat: Chat, _: str) -> None:
+    conversation = chat.conversation
+    del conversation.messages[1 if conversation.system is not None else 0 :]
+    conversation.last = None
+
+
+@command("/quit", "", "leave; so does Ctrl-D")
+def _quit(chat: Chat, _: str) -> bool:
+    return False
+
+
+def saved(path: Path) -> tuple[list[dict[str, Any]], bool, dict[str, Any]]:
+    """Messages, whether to think, and settings of a file that /save wrote. Raises UsageError for another."""
+    try:
+        kept = json.loads(path.read_bytes())
+        messages, thinking, settings = kept["messages"], kept["thinking"], kept["settings"]
+        good = isinstance(messages, list) and isinstance(thinking, bool) and isinstance(settings, dict)
+        good = good and all(isinstance(m["role"], str) and isinstance(m["content"], str) for m in messages)
+    except (ValueError, KeyError, TypeError, RecursionError):
+        good = False
+    if not good:
+        raise UsageError(f"{path} holds no chat that /save kept")
+    return messages, thinking, settings

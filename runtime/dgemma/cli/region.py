@@ -1,0 +1,49 @@
+"""The last lines of a terminal: drawn, drawn again over themselves, and cleared."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.text import Text
+
+HIDE, SHOW = "\x1b[?25l", "\x1b[?25h"  # the cursor
+
+
+class Region:
+    """On standard error. The terminal may change its size in between."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self._widths: list[int] = []  # of the lines that stand there
+
+    def draw(self, lines: Sequence[Text]) -> None:
+        """Replaces what stands there. At most as many lines as the terminal has, each cut to its width."""
+        console, erase = self.console, self._erasure() or HIDE
+        with console.capture() as captured:
+            for i, line in enumerate(lines):
+                line.truncate(console.width)
+                console.print(line, end="\n" if i + 1 < len(lines) else "", soft_wrap=True)
+        self._widths = [line.cell_len for line in lines]
+        self._write(erase + captured.get())
+
+    def clear(self) -> None:
+        """Leaves the cursor where the first line began."""
+        erase, self._widths = self._erasure(), []
+        if erase:
+            self._write(erase + SHOW)
+
+    def _erasure(self) -> str:
+        """Lines that a narrower terminal has wrapped since take several rows."""
+        if not self._widths:
+            return ""
+        width = max(self.console.width, 1)
+        rows = sum(max(1, -(-line // width)) for line in self._widths)
+        return "\r\x1b[2K" + "\x1b[1A\x1b[2K" * (rows - 1)
+
+    def _write(self, data: str) -> None:
+        file = self.console.file
+        file.write(data)
+        file.flush()

@@ -1,0 +1,131 @@
+"""dg-run as a person meets it: on a terminal."""
+
+from __future__ import annotations
+
+import os
+import re
+import select
+import signal
+import struct
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+INSTALLED = Path(sys.executable).with_name("dg-run")
+RUN = [str(INSTALLED)] if INSTALLED.exists() else [sys.executable, "-m", "dgemma.cli.run"]
+
+
+def environment(more: dict[str, str]) -> dict[str, str]:
+    plain = {**os.environ, "TERM": "xterm-256color"}
+    for name in ("COLUMNS", "LINES", "NO_COLOR", "COLORTERM", "COLORFGBG"):
+        plain.pop(name, None)
+    return {**plain, **more}
+
+
+def on_terminal(
+    *arguments: str, rows: int = 24, columns: int = 80, stop_after: float | None = None, **environ: str
+) -> tuple[int, str]:
+    """Runs dg-run with all three streams on a terminal; its status and all that it wrote."""
+    pty, termios, fcntl = pytest.importorskip("pty"), pytest.importorskip("termios"), pytest.importorskip("fcntl")
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+    process = subprocess.Popen([*RUN, *arguments], stdin=theirs, stdout=theirs, stderr=theirs, env=environment(environ))
+    os.close(theirs)
+    data, began = b"", time.monotonic()
+    while time.monotonic() - began < 60:
+        if stop_after is not None and time.monotonic() - began > stop_after:
+            process.send_signal(signal.SIGINT)
+            stop_after = None
+        if select.select([ours], [], [], 0.1)[0]:
+            try:
+                part = os.read(ours, 65536)
+            except OSError:  # the other side is closed
+                break
+            if not part:
+                break
+            data += part
+    os.close(ours)
+    return process.wait(timeout=20), data.decode()
+
+
+def screen(written: str) -> list[str]:
+    """What a terminal shows in the end, without colours: it knows what is used here, and refuses the rest."""
+    lines, row, column = [""], 0, 0
+    for code, text in re.findall(r"(\x1b\[[?\d;]*[A-Za-z]|[\r\n])|([^\x1b\r\n]+)", written):
+        if text:
+            lines[row] = lines[row][:column].ljust(column) + text + lines[row][column + len(text) :]
+            column += len(text)
+        elif code == "\r":
+            column = 0
+        elif code == "\n":
+            row += 1
+            lines += [""] * (row + 1 - len(lines))
+        elif code == "\x1b[2K":
+            lines[row] = ""
+        elif code.endswith("A"):
+            row -= int(code[2:-1] or 1)
+            assert row >= 0, "the cursor went above what was drawn"
+        else:
+            assert code.endswith("m") or code in ("\x1b[?25l", "\x1b[?25h"), code
+    return "\n".join(line.rstrip() for line in lines).rstrip().split("\n")
+
+
+class Typing:
+    """dg-run on a terminal that someone types at. A context manager."""
+
+    def __init__(self, *arguments: str, rows: int = 40, columns: int = 100) -> None:
+        pty, termios, fcntl = pytest.importorskip("pty"), pytest.importorskip("termios"), pytest.importorskip("fcntl")
+        self._ours, theirs = pty.openpty()
+        fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+        self.process = subprocess.Popen(
+            [*RUN, *arguments],
+            stdin=theirs,
+            stdout=theirs,
+            stderr=theirs,
+            env=environment({"PROMPT_TOOLKIT_NO_CPR": "1"}),  # nobody here tells where the cursor is
+            start_new_session=True,
+            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),  # so that Ctrl-C reaches it
+        )
+        os.close(theirs)
+        self.written = ""
+        self._read = 0  # how much of it was waited for
+
+    def __enter__(self) -> Typing:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.wait(timeout=20)
+        os.close(self._ours)
+
+    def type(self, keys: str) -> None:
+        os.write(self._ours, keys.encode())
+
+    def wait(self, pattern: str, seconds: float = 30) -> str:
+        """Until what is written behind the last match matches; returns what is written up to there."""
+        began = time.monotonic()
+        while True:
+            rest = re.sub(r"\x1b\[[?\d;]*[A-Za-z]|\x1b[=>]", "", self.written[self._read :])
+            if found := re.search(pattern, rest):
+                self._read = len(self.written)
+                return rest[: found.end()]
+            if time.monotonic() - began > seconds:
+                raise AssertionError(f"{pattern!r} did not come: {rest!r}")
+            self._pump()
+
+    def end(self, seconds: float = 20) -> int:
+        """Its exit status."""
+        began = time.monotonic()
+        while self.process.poll() is None and time.monotonic() - began < seconds:
+            self._pump()
+        return self.process.wait(timeout=1)
+
+    def _pump(self) -> None:
+        if select.select([self._ours], [], [], 0.1)[0]:
+            try:
+                self.written += os.read(self._ours, 65536).decode("utf-8", "replace")
+            except OSError:  # the other side is closed
+                time.sleep(0.05)

@@ -1,0 +1,289 @@
+"""dg-run --chat: through pipes, on a terminal, and its commands one by one."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from terminal import RUN, Typing, screen
+
+import dgemma
+from dgemma.cli.chat import Chat
+from dgemma.cli.commands import TABLE
+from dgemma.cli.lines import Piped
+from dgemma.model import bundled
+from dgemma.options import options
+from dgemma.session import Session
+
+SHORT = ["--steps", "3", "--max-tokens", "70"]
+PUZZLE = (Path(__file__).parent / "models" / "sudoku" / "puzzle.txt").read_text().rstrip("\n")
+
+
+def piped(*arguments: str, given: str) -> tuple[int, str, list[str]]:
+    """A chat's exit status, standard output, and the lines of standard error."""
+    done = subprocess.run([*RUN, "--chat", *arguments], input=given.encode(), capture_output=True, timeout=60)
+    return done.returncode, done.stdout.decode(), done.stderr.decode().splitlines()
+
+
+def figures(lines: list[str]) -> list[tuple[int, int]]:
+    """Of each answer: tokens encoded and reused."""
+    found = [re.search(r"(\d+) encoded, (\d+) reused", line) for line in lines]
+    return [(int(m.group(1)), int(m.group(2))) for m in found if m]
+
+
+# ---- pipes ----
+
+
+def test_lines_are_messages_and_answers_are_as_of_the_whole_history(chatting: str) -> None:
+    code, out, err = piped(chatting, *SHORT, "--system", "the sky", given="why\n\nand\\\nyou\n")
+    assert code == 0 and len(figures(err)) == 2
+    with dgemma.Model(chatting) as model:
+        messages = [{"role": "system", "content": "the sky"}, {"role": "user", "content": "why"}]
+        first = model.generate(messages, steps=3, max_tokens=70)
+        text = read_visible(model, first)
+        messages += [{"role": "assistant", "content": text}, {"role": "user", "content": "and\nyou"}]
+        second = model.generate(messages, steps=3, max_tokens=70)
+        assert out == line(text) + line(read_visible(model, second))
+        assert figures(err)[0] == (first.prompt_tokens, 0)
+        encoded, reused = figures(err)[1]
+        assert encoded + reused == second.prompt_tokens and reused >= first.prompt_tokens - 4
+
+
+def read_visible(model: dgemma.Model, result: dgemma.Result) -> str:
+    from dgemma.turns import read
+
+    return read(model.tokenizer, result.ids).text
+
+
+def line(text: str) -> str:
+    return text if text.endswith("\n") else text + "\n"
+
+
+def test_a_prompt_given_is_the_first_message(chatting: str) -> None:
+    code, out, err = piped(chatting, *SHORT, "-p", "why", given="")
+    assert code == 0 and out and len(figures(err)) == 1
+    assert piped(chatting, *SHORT, given="why\n")[1] == out
+
+
+def test_a_chat_is_saved_and_goes_on_elsewhere(chatting: str, tmp_path: Path) -> None:
+    file = tmp_path / "chat.json"
+    said = f"/steps 3\n/max-tokens 40\n/seed 5\n/settled on\nwhy\n/save {file}\n/think\nand\n"
+    code, out, err = piped(chatting, given=said)
+    assert code == 0 and f"2 messages in {file}" in err
+    kept = json.loads(file.read_text())
+    assert kept["settings"] == {"steps": 3, "max_tokens": 40, "seed": 5, "settled": True} and not kept["thinking"]
+    assert [m["role"] for m in kept["messages"]] == ["user", "assistant"]
+    code, again, err = piped(chatting, given=f"/load {file}\n/think\nand\n")
+    assert code == 0 and out.endswith(again) and again and f"2 messages from {file}" in err
+    assert [f.name for f in tmp_path.iterdir()] == ["chat.json"]
+
+
+def test_regenerate_draws_from_the_next_seed_and_edit_says_it_differently(chatting: str) -> None:
+    _, out, err = piped(chatting, *SHORT, given="why\n/regenerate\n/edit and\n/regenerate\n/steps 4\n/regenerate\n")
+    assert [encoded for encoded, _ in figures(err)][1::2] == [0, 0] and len(figures(err)) == 5
+    expected = ""
+    with dgemma.Model(chatting) as model:
+        for text, seed, steps in [("why", 0, 3), ("why", 1, 3), ("and", 0, 3), ("and", 1, 3), ("and", 1, 4)]:
+            result = model.generate([{"role": "user", "content": text}], seed=seed, steps=steps, max_tokens=70)
+            expected += line(read_visible(model, result))
+    assert out == expected
+
+
+def test_every_command_is_in_the_help_and_every_option_is_a_command(chatting: str) -> None:
+    _, out, err = piped(chatting, given="/help\n")
+    told = "\n".join(err)
+    assert out == "" and all(re.search(rf"^{re.escape(name)} .*  \S", told, re.M) for name in TABLE)
+    assert {"/" + name.replace("_", "-") for name in [*options(), "effort"]} < set(TABLE)
+    assert {"/edit", "/regenerate", "/save", "/load", "/stats", "/think", "/system", "/clear", "/quit"} < set(TABLE)
+
+
+def test_what_is_wrong_is_told_in_a_line_and_the_chat_goes_on(chatting: str, tmp_path: Path) -> None:
+    (tmp_path / "bad.json").write_text('{"messages": 1}')
+    wrong = {
+        "/nonsense": "there is no /nonsense",
+        "/quit now": "/quit takes nothing",
+        "/seed -1": "seed must be",
+        "/steps many": "/steps takes a whole number",
+        "/settled 1": "/settled takes on or off",
+        "/effort lazy": "effort must be low, medium, high",
+        "/regenerate": "nothing was said",
+        "/edit": "nothing was said",
+        "/save": "needs a file",
+        f"/save {tmp_path}/none/a.json": "none/a.json: No such file",
+        f"/load {tmp_path}/bad.json": "bad.json holds no chat",
+        f"/load {tmp_path}/missing.json": "missing.json: No such file",
+        "why " * 600: "need a context of",
+    }
+    code, out, err = piped(chatting, *SHORT, given="".join(f"{say}\n" for say in wrong) + "/clear\nwhy\n")
+    assert code == 1 and out  # a failure in a pipe is one in the end
+    for told, expected in zip(err, wrong.values(), strict=False):
+        assert expected in told
+
+
+def test_a_file_without_a_template_is_chatted_with_message_by_message() -> None:
+    puzzle = PUZZLE.replace("\n", "\\\n")
+    code, out, err = piped(given=f"{puzzle}\n/think\n/system x\n{puzzle}\n")
+    assert code == 1 and "no chat template" in err[0]
+    assert [told.split(" needs a chat template")[0] for told in err if "needs" in told] == ["/think", "/system"]
+    assert out[: len(out) // 2] == out[len(out) // 2 :] and figures(err)[1] == (0, figures(err)[0][0])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--raw"], "--raw and --chat"),
+        (["--json"], "--json and --chat"),
+        (["--record", "a.svg"], "--record and --chat"),
+        (["--fill", "a.txt"], "--fill and --chat"),
+        (["-f", "-"], "standard input"),
+        (["--think"], "--think needs a chat template"),
+        (["-p", ""], "empty prompt"),
+    ],
+)
+def test_what_does_not_go_with_a_chat_is_refused(arguments: list[str], told: str) -> None:
+    code, out, err = piped(*arguments, given="")
+    assert (code, out, len(err)) == (2, "", 1) and told in err[0]
+
+
+# ---- a terminal ----
+
+
+def test_a_chat_at_a_terminal(chatting: str) -> None:
+    with Typing(chatting, "--chat", "--max-tokens", "70") as chat:
+        chat.wait("/help lists the commands")
+        chat.type("/steps 3\r")
+        chat.type("why\x1b\ris")  # Alt-Enter: another line
+        chat.wait("is")
+        chat.type("\\\r it\r")  # and so does a backslash
+        assert figures([chat.wait(r"encoded, 0 reused")])[0][0] == tokens(chatting, "why\nis\n it")
+        chat.type("/edit\r")
+        chat.wait(r"why\s+\. is\s+\.  it")  # what was said is there to be edited
+        chat.type("\b\bwhy\r")
+        (_, reused), *_ = figures([chat.wait(r"\d+ encoded, [1-9]\d* reused")])
+        assert reused >= tokens(chatting, "why\nis\n") - 9  # the rest follows the message
+        chat.type("/confidence 0\r/steps 100000\rand\r")
+        chat.wait("and")
+        chat.wait("canvas 1 · step")
+        chat.type("\x03")  # Ctrl-C
+        chat.wait("stopped: nothing was finished")
+        chat.type("/steps 2\r/regenerate\r")
+        chat.wait(r"tokens/s.*reused")
+        chat.type("\x03")
+        chat.wait(r"Ctrl-D or /quit leaves\s+>")  # it listens again
+        chat.type("\x04")  # Ctrl-D
+        assert chat.end() == 0 and "Traceback" not in chat.written
+        assert chat.written.count("\x1b[?25l") <= chat.written.count("\x1b[?25h")  # the cursor is back
+
+
+def tokens(path: str, text: str) -> int:
+    with dgemma.Model(path) as model:
+        return len(model.tokenizer.chat([{"role": "user", "content": text}]))
+
+
+def test_ctrl_c_keeps_the_canvases_that_are_finished() -> None:
+    """The second canvas goes on for ever: the first is kept, and the next answer knows it."""
+    with Typing(bundled(), "--chat", "--steps", "20", "--confidence", "0", "--max-tokens", "960", "--visual") as chat:
+        chat.wait("every message is a prompt")
+        chat.type("." * 100 + "\r")
+        chat.wait("canvas 2 · step")
+        chat.type("\x03")
+        chat.wait("stopped: what is above is kept")
+        chat.type("/stats\r")
+        chat.wait("2 messages")
+        chat.type("/quit\r")
+        assert chat.end() == 0
+
+
+# ---- thoughts ----
+
+
+class Script:
+    """The model's answers, put there instead of its own."""
+
+    def __init__(self, model: dgemma.Model, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.answers: list[str] = []
+
+        def stream(session: Session, ids: list[int], **_: object) -> Iterator[dgemma.Block | dgemma.Result]:
+            parts = [model.tokenizer.encode(part) for part in self.answers.pop(0).split("¦")]
+            blocks = [dgemma.Block(i, 1, len(part), True, part) for i, part in enumerate(parts)]
+            yield from blocks
+            every = [token for part in parts for token in part]
+            yield dgemma.Result(
+                "", every, blocks, len(blocks), True, "stop", len(ids), 0, 0, 0, None, 1.0, float(len(every))
+            )
+
+        monkeypatch.setattr(Session, "stream", stream)
+
+
+@pytest.fixture
+def script(chatting: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Chat, Script]]:
+    monkeypatch.setattr("dgemma.cli.chat.lines", lambda commands: Piped())
+    with dgemma.Model(chatting) as model:
+        yield Chat(model, {}, thinking=True), Script(model, monkeypatch)
+
+
+def test_a_thought_is_no_part_of_the_answer(
+    script: tuple[Chat, Script], capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    chat, said = script
+    said.answers.append("<|channel>thought\nis it¦ blue<channel|>the sky\n¦is that")
+    chat.say("why")
+    out, err = capfdbinary.readouterr()
+    assert out == b"the sky\nis that\n" and b"blue" not in err
+    chat.conversation.say("and")
+    assert "blue" not in chat.model.tokenizer.decode(chat.conversation.prompt())
+    TABLE["/thought"].do(chat, "")
+    assert b"is it blue" in capfdbinary.readouterr().err
+
+
+def test_an_empty_answer_is_told(script: tuple[Chat, Script], capfdbinary: pytest.CaptureFixture[bytes]) -> None:
+    chat, said = script
+    said.answers.append("<|channel>thought\nis it")
+    chat.say("why")
+    assert b"an empty answer; /regenerate draws another" in capfdbinary.readouterr().err
+
+
+THINKER = """
+import sys, numpy, dgemma
+from dgemma.cli.run import main
+TEXTS = ["<|channel>thought\\nis it", " blue<channel|>the sky\\nis", " that"]
+def stream(self, prompt, **_):
+    blocks = []
+    for i, text in enumerate(TEXTS):
+        ids = self.tokenizer.encode(text)
+        n = len(ids)
+        for j in range(4):
+            sure = numpy.arange(n) < n * j / 3
+            yield dgemma.Step(i, j, 0, 0.5, numpy.array(ids), numpy.ones(n, "f4"), sure, 3.0 - j, j == 3)
+        blocks.append(dgemma.Block(i, 4, n, True, ids))
+        yield blocks[-1]
+    every = [token for block in blocks for token in block.ids]
+    yield dgemma.Result("", every, blocks, 12, True, "stop", 9, 0, 0, 0, None, 1.0, 1.0)
+dgemma.Model.stream = stream
+main.main(sys.argv[1:], prog_name="dg-run")
+"""
+
+
+def test_on_a_terminal_a_thought_is_dimmed_then_folded_and_lines_are_printed_as_they_are_final(
+    chatting: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import sys
+
+    import terminal
+
+    (tmp_path / "thinker.py").write_text(THINKER)
+    monkeypatch.setattr(terminal, "RUN", [sys.executable, str(tmp_path / "thinker.py")])
+    flags = [chatting, "--think", "--visual", "-p", "why"]
+    code, written = terminal.on_terminal(*flags)
+    assert code == 0
+    assert screen(written)[:3] == ["thought of 3 words", "the sky", "is that"]
+    assert "\x1b[2mis it\x1b[0m" in written  # dim, while it was thought
+    assert written.index("the sky") < written.index("canvas 3 · step 1")  # printed while the rest was to come
+    json_flags = [f for f in flags if f != "--visual"] + ["--json", "--quiet"]
+    done = subprocess.run([*terminal.RUN, *json_flags], capture_output=True, timeout=60)
+    told = json.loads(done.stdout)
+    assert (told["text"], told["thinking"], told["tool_calls"]) == ("the sky\nis that", "is it blue", [])
