@@ -173,6 +173,28 @@ def test_a_gif_has_a_picture_per_step(files: dict[str, bytes], frames: list[Fram
     assert all((p[0, 0] == ground).all() and p.max() > 200 for p in pictures)
 
 
+def test_a_gif_is_drawn_without_any_font_of_the_systems(
+    tmp_path: Path, frames: list[Frame], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("PIL")
+    monkeypatch.setattr("dgemma.cli.record_gif.FONTS", ())
+    monkeypatch.setattr("dgemma.cli.record_gif.WIDE", ())
+    recorder = Recorder(tmp_path / "a.gif")
+    recorder.step(frames[-1])
+    recorder.write()
+    image = pytest.importorskip("PIL.Image").open(tmp_path / "a.gif")
+    assert np.asarray(image.convert("RGB")).max() > 200 and image.width > 300
+
+
+def test_what_is_filled_is_recorded_too(tmp_path: Path) -> None:
+    (tmp_path / "grid.txt").write_text("534678912\n672[[3]]348\n")
+    done = run("--fill", str(tmp_path / "grid.txt"), "--steps", "4", "--record", str(tmp_path / "a.svg"))
+    assert done.returncode == 0
+    groups = ET.parse(tmp_path / "a.svg").findall(f"{SVG}g")
+    rows = ["".join(text.itertext()) for text in groups[0].findall(f"{SVG}text")]
+    assert rows[0] == "534678912" and rows[1].startswith("672") and rows[1].endswith("348")
+
+
 def test_marks_of_markup_are_text_in_an_svg(tmp_path: Path) -> None:
     nasty = Cell(shown("<b>&\"' ]]> \x00\x1b[31m\ufffe"))
     frame = Frame(0, 0, 1, (nasty, Cell("你")), (), 2, 2, (0.0,), True)

@@ -203,7 +203,7 @@ class Chat:
         line, *hints = figures(reply.result)
         if not reply.answer.text.strip() and not reply.answer.calls and not reply.result.fault:
             hints.append("an empty answer; /regenerate draws another")
-        return [f"{line} · {prompt}", *hints]
+        return [f"{line} · {prompt}", *(hint.replace("--", "/") for hint in hints)]  # flags are commands here
 
     def stats(self) -> list[str]:
         """What /stats shows."""

@@ -78,14 +78,14 @@ class Pictures:
         return image.quantize(palette=self._palette, dither=Image.Dither.NONE)
 
     def _line(self, pen: ImageDraw, line: Line, y: int) -> None:
-        """Letter by letter: every one in its column, whatever font there is."""
+        """Letter by letter: every one in the middle of its column, whatever font there is."""
         column = 0
         for text, look in line:
             font, colour = self._bold if look == "sure" else self._plain, DARK.colour(look)
             for letter in text:
                 columns = cell_len(letter)
-                place = (MARGIN + column * self._advance, y)
-                pen.text(place, letter, colour, font if columns < 2 else self._wide)
+                place = (MARGIN + (column + columns / 2) * self._advance, y)
+                pen.text(place, letter, colour, font if columns < 2 else self._wide, anchor="ma")
                 column += columns
 
     def _bars(self, pen: ImageDraw, page: Page) -> None:
