@@ -167,7 +167,9 @@ def test_a_file_is_filled(tmp_path: Path) -> None:
     assert done.stderr == b"" and told["trials"] == [
         {"lengths": told["lengths"], "mean_entropy": told["mean_entropy"]},
     ]
-    assert run("--fill", "-", "--steps", "1", "--quiet", given=b"12[[2]]").stdout.startswith(b"12")
+    few = run("--fill", "-", "--steps", "1", "--json", "--lengths", "3,1,5", given=b"12[[...]]")
+    told = json.loads(few.stdout)
+    assert told["text"].startswith("12") and [t["lengths"] for t in told["trials"]] == [[3], [1], [5]]
 
 
 def refusal(code: int, *arguments: str) -> str:
@@ -192,6 +194,8 @@ def test_half_a_task_is_refused(tmp_path: Path) -> None:
     assert "all of it matches --pin" in refusal(2, "--canvas", file, "--pin", ".+")
     assert "no regular expression" in refusal(2, "--canvas", file, "--pin", "(")
     assert "--canvas and --fill do not go together" in refusal(2, "--fill", file, "--canvas", file, "--pin", "1")
+    assert "--lengths needs --fill FILE or --edit" in refusal(2, "--lengths", "3", "-p", "1")
+    assert "such as 3,5,7" in refusal(2, "--fill", file, "--lengths", "3,0")
     assert "need a prompt" in refusal(2, "--fill", file, "--think")
     assert "max_tokens" in refusal(2, "--canvas", file, "--pin", "1", "--max-tokens", "4")
     text.write_bytes(b"12\xff[[2]]")

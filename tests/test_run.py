@@ -83,6 +83,12 @@ def test_a_cut_answer_is_exact_and_hinted_at() -> None:
     assert done.stderr.decode().splitlines()[1].startswith("cut at --max-tokens")
 
 
+def test_a_degenerate_answer_is_told() -> None:
+    assert "the answer is empty; --retries N" in run("-p", "\n", "--steps", "2").stderr.decode()
+    told = run("-p", "\n", "--steps", "2", "--retries", "2").stderr.decode()
+    assert "drawn again 2 times, at last from seed 2" in told
+
+
 def test_an_answer_that_did_not_settle_is_told() -> None:
     assert "1 of 1 canvas not converged" in run("-p", PROMPT, "--steps", "2", "--confidence", "0").stderr.decode()
 

@@ -1,7 +1,9 @@
 """The library's table of weight formats, and their codecs over NumPy arrays.
 
->>> q4 = formats.by_name("q4_k")
->>> q4.decode(q4.encode(values))  # values[..., n], n a multiple of q4.block
+>>> q4 = by_name("q4_k")
+>>> values = np.zeros((2, 2 * q4.block), np.float32)  # [..., n], n a multiple of q4.block
+>>> q4.decode(q4.encode(values)).shape
+(2, 512)
 """
 
 from __future__ import annotations

@@ -1,7 +1,9 @@
 """Plans: what of a model lives where on a machine, there or described, and what a step then takes.
 
->>> with Model("model.gguf") as model:
-...     print(plan(model, machines()["rtx4060-laptop"]).tokens_per_second)
+>>> from dgemma.model import Model
+>>> with Model() as model:
+...     print(plan(model, machines()["rtx4060-laptop"]).tokens_per_second > 1)
+True
 """
 
 from __future__ import annotations

@@ -170,6 +170,12 @@ def figures(result: Result) -> list[str]:
         lines.append(f"{what}; another seed, or --retries, draws anew")
     if result.finish_reason == "length":
         lines.append("cut at --max-tokens; a higher one lets the answer go on")
+    again = f"drawn again {count(result.retries, 'time')}, at last from seed {result.seed}" if result.retries else ""
+    if result.fault is not None:
+        what = {"empty": "the answer is empty", "loop": "the answer ends in a loop"}[result.fault]
+        lines.append(f"{what}, {again}" if again else f"{what}; --retries N draws it again from other seeds")
+    elif again:
+        lines.append(again)
     return lines
 
 

@@ -13,9 +13,20 @@ from dgemma.fill import LENGTHS, Filled, Hole, Pieces
 from dgemma.model import Model
 
 
+def whole_numbers(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[int, ...] | None:
+    """Reads "3,5,7"."""
+    if value is None:
+        return None
+    if not re.fullmatch(r"[1-9]\d{0,5}(,[1-9]\d{0,5})*", value):
+        raise click.BadParameter(f"{value!r} is not a list of whole numbers such as 3,5,7", ctx, param)
+    return tuple(map(int, value.split(",")))
+
+
 def fill_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """The flags of this file."""
     tried = ", ".join(map(str, LENGTHS))
+    lengths = "Lengths to try, in tokens, for [[...]] and for the passage of --edit."
+    command = click.option("--lengths", callback=whole_numbers, metavar="N,N,...", help=lengths)(command)
     for flags, name, metavar, text in (
         (["--pin"], "pin", "REGEX", "What stays of --canvas: all that this regular expression (Python's) matches."),
         (

@@ -30,6 +30,7 @@ class Task:
     match: str | None
     instruct: str | None
     in_place: bool
+    lengths: tuple[int, ...] | None
 
     @classmethod
     def take(cls, settings: dict[str, Any]) -> Task | None:
@@ -42,6 +43,8 @@ class Task:
         for name, other in needs.items():
             if getattr(task, name) not in (None, False) and other not in given:
                 raise click.UsageError(f"--{name.replace('_', '-')} needs --{other} FILE")
+        if task.lengths is not None and not given & {"fill", "edit"}:
+            raise click.UsageError("--lengths needs --fill FILE or --edit FILE")
         for name, other in (("canvas", "pin"), ("edit", "instruct")):
             if name in given and getattr(task, other) is None:
                 raise click.UsageError(f"--{name} needs --{other}")
@@ -66,6 +69,8 @@ class Task:
         self, model: Model, prompt: Prompt | None, settings: dict[str, Any], **callbacks: Callable[..., Any]
     ) -> Done:
         text = self._read()
+        if self.lengths is not None:
+            settings = {**settings, "lengths": self.lengths}
         if self.edit is not None:
             span = passage(text, self.span, self.match, self.edit)
             edited = model.edit(text, span, str(self.instruct), **callbacks, **settings)
