@@ -8,6 +8,7 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from terminal import RUN, Typing, screen
 
@@ -207,10 +208,16 @@ class Script:
     def __init__(self, model: dgemma.Model, monkeypatch: pytest.MonkeyPatch) -> None:
         self.answers: list[str] = []
 
-        def stream(session: Session, ids: list[int], **_: object) -> Iterator[dgemma.Block | dgemma.Result]:
-            parts = [model.tokenizer.encode(part) for part in self.answers.pop(0).split("¦")]
-            blocks = [dgemma.Block(i, 1, len(part), True, part) for i, part in enumerate(parts)]
-            yield from blocks
+        def stream(
+            session: Session, ids: list[int], **_: object
+        ) -> Iterator[dgemma.Step | dgemma.Block | dgemma.Result]:
+            parts, blocks = [], []
+            for i, part in enumerate(self.answers.pop(0).split("¦")):  # one with a ~ before it is a loop
+                parts.append(model.tokenizer.encode(part.removeprefix("~")))
+                one = np.ones(len(parts[-1]), np.float32)
+                yield dgemma.Step(i, 0, 0, 0.5, np.array(parts[-1]), one, one > 0, 1.0, True)
+                blocks.append(dgemma.Block(i, 1, len(one), True, parts[-1], "loop" if part[0] == "~" else None))
+                yield blocks[-1]
             every = [token for part in parts for token in part]
             yield dgemma.Result(
                 "", every, blocks, len(blocks), True, "stop", len(ids), 0, 0, 0, None, 1.0, float(len(every))
@@ -238,6 +245,21 @@ def test_a_thought_is_no_part_of_the_answer(
     assert "blue" not in chat.model.tokenizer.decode(chat.conversation.prompt())
     TABLE["/thought"].do(chat, "")
     assert b"is it blue" in capfdbinary.readouterr().err
+
+
+def test_an_answer_that_is_a_loop_is_stopped_unless_its_length_was_asked_for(
+    script: tuple[Chat, Script], capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    chat, said = script
+    said.answers += ["the sky¦~is is¦ blue", "the sky¦~is is¦ blue"]
+    chat.say("why")
+    out, err = capfdbinary.readouterr()
+    assert out == b"the skyis is\n" and b"it was a loop; /regenerate draws another" in err
+    assert chat.conversation.messages[-1]["content"] == "the skyis is"
+    chat.change({"max_tokens": 96})
+    chat.say("why")
+    out, err = capfdbinary.readouterr()
+    assert out == b"the skyis is blue\n" and b"a canvas ends in a loop; another seed, or /retries" in err
 
 
 def test_an_empty_answer_is_told(script: tuple[Chat, Script], capfdbinary: pytest.CaptureFixture[bytes]) -> None:

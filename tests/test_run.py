@@ -280,8 +280,10 @@ def test_what_is_not_there_is_named(tmp_path: Path) -> None:
 
 
 def test_ctrl_c_ends_it_with_130() -> None:
+    began = time.monotonic()
+    run("-p", PROMPT)  # how long it takes to begin here
     process = subprocess.Popen([*RUN, *FOREVER, "-p", PROMPT], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    time.sleep(1.5)
+    time.sleep(1 + 2 * (time.monotonic() - began))
     assert process.poll() is None
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=20)

@@ -16,6 +16,8 @@ from dgemma.turns import Answer, Delta, Reader, opens_thought
 if TYPE_CHECKING:
     from dgemma.model import Model
 
+BUSY = "this conversation is answering; finish its stream or close it first"
+
 Told: TypeAlias = Step | Block | Delta | Result
 
 
@@ -143,14 +145,17 @@ class Conversation:
         """
         if not self.unanswered and (not self.messages or self.messages[-1]["role"] != "tool"):
             raise UsageError("there is no message to answer")
-        needed = len(ids := self.prompt()) + self._canvases(options.get("max_tokens"))
-        return self._stream(ids, needed, on_encode, options)
+        if self._busy.locked():
+            raise Error(BUSY)
+        ids = self.prompt()
+        self._make_room(len(ids) + self._canvases(options.get("max_tokens")))
+        return self._stream(ids, on_encode, options)
 
     def _stream(
-        self, ids: list[int], needed: int, on_encode: OnEncode | None, options: dict[str, Any]
+        self, ids: list[int], on_encode: OnEncode | None, options: dict[str, Any]
     ) -> Generator[Told, None, None]:
         if not self._busy.acquire(blocking=False):
-            raise Error("this conversation is answering; finish its stream or close it first")
+            raise Error(BUSY)
         tokenizer = self.model.tokenizer
         marks = tokenizer.chat_template is not None
         reader = Reader(tokenizer, marks and opens_thought(tokenizer, ids), marks)
@@ -158,7 +163,6 @@ class Conversation:
         reused = 0
         self.last = None
         try:
-            self._make_room(needed)
             reused = self._session.shared(ids)
             events = self._session.stream(ids, on_encode=on_encode, **options)
             with closing(taken_apart(events, reader)) as told:

@@ -115,7 +115,7 @@ class Chat:
             self._redraws += 1
         self._changed = False
         options = {**self.settings, "seed": self.seed, "max_tokens": self._room()}
-        stopped = False
+        stopped = ""
         with unechoed(), CtrlC() as ctrl_c:
 
             def encoded(done: int, total: int) -> None:
@@ -129,8 +129,8 @@ class Chat:
                 with shown, closing(self.conversation.stream(on_encode=encoded, **options)) as events:
                     stopped = self._show(events, shown, watch, ctrl_c)
             except KeyboardInterrupt:
-                stopped = True
-        if stopped and not self.lines.interactive:
+                stopped = "Ctrl-C"
+        if stopped == "Ctrl-C" and not self.lines.interactive:
             raise KeyboardInterrupt
         reply = self.conversation.last
         if reply is None:  # stopped before it began
@@ -140,20 +140,26 @@ class Chat:
             self._answers.append(reply)
         if not self._quiet:
             self.tell(*self._figures(reply))
+            if stopped == "loop":
+                self.tell("it was a loop; /regenerate draws another, and with /max-tokens an answer may be one")
 
-    def _show(self, events: Iterator[Told], shown: Silent, watch: Watch, ctrl_c: CtrlC) -> bool:
-        """Returns whether it was stopped."""
+    def _show(self, events: Iterator[Told], shown: Silent, watch: Watch, ctrl_c: CtrlC) -> str:
+        """Returns what stopped it: "Ctrl-C", a "loop", or nothing."""
+        looped = False
         with Speaker(shown, end_line=True) as speaker:
             for event in events:
                 if isinstance(event, Step):
                     watch.step(event)
                 elif isinstance(event, Block):
                     watch.block(event)
+                    looped = event.fault == "loop" and "max_tokens" not in self.settings
                 elif isinstance(event, Delta):
                     speaker.hear(event)
                 if ctrl_c.heard and not isinstance(event, Result):
-                    return True
-        return False
+                    return "Ctrl-C"
+                if looped and isinstance(event, Step):  # all of the looping canvas is said
+                    return "loop"
+        return ""
 
     # ---- settings ----
 
