@@ -259,7 +259,7 @@ def test_an_answer_that_is_a_loop_is_stopped_unless_its_length_was_asked_for(
     chat.change({"max_tokens": 96})
     chat.say("why")
     out, err = capfdbinary.readouterr()
-    assert out == b"the skyis is blue\n" and b"a canvas ends in a loop; another seed, or /retries" in err
+    assert out == b"the skyis is blue\n" and b"the answer ends in a loop; /retries N draws it again" in err
 
 
 def test_an_empty_answer_is_told(script: tuple[Chat, Script], capfdbinary: pytest.CaptureFixture[bytes]) -> None:

@@ -141,7 +141,7 @@ class Chat:
         if not self._quiet:
             self.tell(*self._figures(reply))
             if stopped == "loop":
-                self.tell("it was a loop; /regenerate draws another, and with /max-tokens an answer may be one")
+                self.tell("it was a loop; /regenerate draws another, and with /max-tokens N it is let go on")
 
     def _show(self, events: Iterator[Told], shown: Silent, watch: Watch, ctrl_c: CtrlC) -> str:
         """Returns what stopped it: "Ctrl-C", a "loop", or nothing."""

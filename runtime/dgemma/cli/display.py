@@ -163,11 +163,6 @@ def figures(result: Result) -> list[str]:
     ended = "converged" if result.converged else f"{failed} of {count(len(n), 'canvas')} not converged"
     speed = f"{result.tokens_per_second:.0f}" if result.tokens_per_second >= 10 else f"{result.tokens_per_second:.2f}"
     lines = [f"{count(len(result.ids), 'token')}, {canvases}, {result.seconds:.2f} s, {speed} tokens/s, {ended}"]
-    if result.retries:
-        lines[0] += f", drawn anew {count(result.retries, 'time')}"
-    if result.fault:
-        what = "a canvas is empty" if result.fault == "empty" else "a canvas ends in a loop"
-        lines.append(f"{what}; another seed, or --retries, draws anew")
     if result.finish_reason == "length":
         lines.append("cut at --max-tokens; a higher one lets the answer go on")
     again = f"drawn again {count(result.retries, 'time')}, at last from seed {result.seed}" if result.retries else ""
