@@ -111,9 +111,14 @@ typedef struct dg_model_options {
     int32_t threads;     /* 0: one per processor that this process may use */
     bool exact;          /* float32 throughout: activations are never rounded to fewer bits */
     int64_t repack;      /* bytes to spend on copies of experts, as many as they hold, that are faster to read; 0: none */
+    int64_t ram;         /* most bytes of memory that the process may hold, experts that do not fit being read again by every
+                            pass; 0: all weights are mapped, and the system keeps what it can. Arrays of the caller's that
+                            came later are not counted. Not together with repack */
+    int32_t layers;      /* for measuring: run through the first so many layers alone; 0: all */
 } dg_model_options;
 
-/* Maps a GGUF file, checks every tensor, and makes it ready to run. options may be NULL. */
+/* Maps a GGUF file, checks every tensor, and makes it ready to run. options may be NULL. DG_ERROR_MEMORY where `ram` is too
+ * little, with the least that would do for a session of DG_PLAN_CONTEXT tokens. */
 int dg_model_open(const char *path, const dg_model_options *options, dg_model **out, dg_error *error);
 void dg_model_free(dg_model *model);
 const dg_config *dg_model_config(const dg_model *model);
@@ -123,6 +128,25 @@ const char *dg_model_backend(const dg_model *model);
 int32_t dg_model_threads(const dg_model *model);
 /* The i-th backend of this build, best first, or NULL past the end. */
 const char *dg_backend_name(int32_t i);
+
+/* Tokens that each expert was chosen for since the model was opened: counts[n_layer][n_expert]. */
+void dg_model_routing(const dg_model *model, int64_t *counts);
+/* Under a budget experts with more tokens stay in memory first, from the next pass on: tokens[n_layer][n_expert], such as
+ * dg_model_routing gave them earlier. */
+void dg_model_prefer(dg_model *model, const int64_t *tokens);
+
+/* What a model under a budget has moved since it was opened. Bytes. */
+typedef struct dg_traffic {
+    int64_t passes;   /* through the layers, of steps and of stretches of prompts */
+    int64_t read;     /* from the file */
+    int64_t copied;   /* of that through the page cache, where the file system has no direct reads */
+    int64_t resident; /* weights that are in memory now, with the ring that others come through */
+    int64_t experts;  /* of all experts in the file */
+    int64_t streamed; /* of those that do not stay: what a pass reads that uses them all */
+    double waited;    /* seconds that passes waited for the file */
+} dg_traffic;
+/* False without a budget. */
+bool dg_model_traffic(const dg_model *model, dg_traffic *out);
 
 /* ---- Files: what a GGUF file holds, of whatever model --------------------------------------------------------------- */
 
@@ -184,7 +208,8 @@ int dg_detokenize(const dg_tokenizer *tokenizer, const int32_t *ids, size_t n_id
 
 /* ---- Sessions: one timeline each, a cache of what was encoded ------------------------------------------------------ */
 
-/* context: most tokens that can be encoded; 0: the model's own, at most 8192. Memory is taken as it is used. */
+/* context: most tokens that can be encoded; 0: the model's own, at most 8192 and what a budget holds. Memory is taken as it
+ * is used, but counts against a budget at once: DG_ERROR_MEMORY where that does not hold it. */
 int dg_session_new(dg_model *model, int32_t context, dg_session **out, dg_error *error);
 void dg_session_free(dg_session *session);
 int32_t dg_session_length(const dg_session *session);
@@ -387,6 +412,7 @@ const dg_rate *dg_rate_at(int32_t i); /* NULL past the end */
 typedef struct dg_demand {
     int32_t n_layer, n_expert;
     int32_t context;                     /* tokens that the cache is for */
+    int64_t process_bytes;               /* code, tokenizer, Python; 0: a guess */
     int64_t block_bytes[DG_MAX_LAYERS];  /* one expert of this layer */
     int64_t layer_bytes, top_bytes;      /* other weights: of all layers together, and outside of them (the head) */
     int64_t cache_bytes, work_bytes;     /* keys and values; what a pass works in */
@@ -394,7 +420,8 @@ typedef struct dg_demand {
     double block_ops;                    /* of one expert, on average */
     double layer_ops, top_ops;           /* all else */
 } dg_demand;
-/* The bytes, from the model's header: no weight is read. The operations are left at zero. context: see dg_session_new. */
+enum { DG_PLAN_CONTEXT = 1024 }; /* tokens that budgets are planned for where nobody says how many */
+/* From the model's header: no weight is read. Operations are those of matrix products. context: see dg_session_new. */
 int dg_model_demand(dg_model *model, int32_t context, dg_demand *demand, dg_error *error);
 
 typedef enum dg_way {
@@ -434,6 +461,10 @@ typedef struct dg_plan {
 /* The fastest plan within the budgets. ram, vram: bytes, or negative: what the machine has, less dg_plan_margin.
  * DG_ERROR_MEMORY where a budget is too small, with the least that would do, or more than the machine has. */
 int dg_plan_make(const dg_demand *demand, const dg_machine *machine, int64_t ram, int64_t vram, dg_plan *plan, dg_error *error);
+/* Fills in what a machine makes of a plan's blocks and rings: queues, seconds, bytes. */
+void dg_plan_measure(const dg_demand *demand, const dg_machine *machine, dg_plan *plan);
+/* The plan that a model under a budget follows; false without one. */
+bool dg_model_placed(const dg_model *model, dg_plan *plan);
 /* Left to others of `ram` or `vram` bytes that are free. */
 int64_t dg_plan_margin(double bytes, bool vram);
 /* Where one expert goes. */

@@ -1,7 +1,9 @@
 /* The forward pass: one set of weights, read causally by the encoder and in both directions by the decoder. */
 #include <math.h>
+#include <stdatomic.h>
 
 #include "session.h"
+#include "stream.h"
 
 static const float *floats(const tensor *t) { return (const float *)(const void *)t->data; }
 
@@ -65,6 +67,12 @@ static void attend(const pass *p, int32_t l, bool causal) {
     o->add(o, r->a, r->a, r->x, p->n, d, 1.0f);
 }
 
+/* Counts the tokens of each expert; sums of whole numbers are the same in whatever order sessions come. */
+static void count_routing(const dg_model *m, int32_t l, const int32_t *experts, int64_t n) {
+    _Atomic int64_t *of = m->routing + (int64_t)l * m->config.n_expert;
+    for (int64_t i = 0; i < n; i++) atomic_fetch_add_explicit(&of[experts[i]], 1, memory_order_relaxed);
+}
+
 /* room.x = (room.a + the dense and the expert FFN of room.a) * scalar */
 static void feed_forward(const pass *p, int32_t l, float scalar) {
     const dg_config *c = &p->model->config;
@@ -84,10 +92,14 @@ static void feed_forward(const pass *p, int32_t l, float scalar) {
     o->mul(o, r->h, r->h, floats(&w->ffn_gate_inp_scale), n, d, 1.0f / sqrtf((float)d));
     o->matmul(o, r->scores, r->h, &w->ffn_gate_inp, n, r->products);
     o->route(o, r->experts, r->shares, r->scores, floats(&w->ffn_down_exps_scale), n, c->n_expert, c->n_expert_used);
+    count_routing(p->model, l, r->experts, n * c->n_expert_used);
 
     profile_part = PART_experts;
     o->rms_norm(o, r->h, r->a, floats(&w->pre_ffw_norm_2), n, d, c->rms_eps);
-    o->experts(o, r->sparse, r->h, &w->ffn_gate_exps, &w->ffn_up_exps, &w->ffn_down_exps, r->experts, r->shares, n, c->n_expert_used, r->mixture);
+    expert_feed feed;
+    if (p->model->stream) feed = stream_experts(p->model->stream, l, r->experts, n * c->n_expert_used);
+    o->experts(o, r->sparse, r->h, &w->ffn_gate_exps, &w->ffn_up_exps, &w->ffn_down_exps, r->experts, r->shares, n, c->n_expert_used,
+               p->model->stream ? &feed : NULL, r->mixture);
     o->rms_norm(o, r->sparse, r->sparse, floats(&w->post_ffw_norm_2), n, d, c->rms_eps);
 
     o->add(o, r->dense, r->dense, r->sparse, n, d, 1.0f);
@@ -95,13 +107,17 @@ static void feed_forward(const pass *p, int32_t l, float scalar) {
     o->add(o, r->x, r->a, r->dense, n, d, scalar);
 }
 
-void forward_encode(const pass *p, const int32_t *ids, bool output) {
+/* Waits for a layer's own weights, or those outside of layers (-1); false where they cannot be read. */
+static bool weights_of(const dg_model *m, int32_t l) { return !m->stream || stream_layer(m->stream, l); }
+
+static void encode(const pass *p, const int32_t *ids, bool output) {
     const dg_model *m = p->model;
     const dg_config *c = &m->config;
     const ops *o = m->ops;
     room *r = p->room;
+    if (!weights_of(m, -1)) return;
     o->embed(o, r->x, &m->top.token_embd, ids, p->n, sqrtf((float)c->d_model));
-    for (int32_t l = 0; l < c->n_layer; l++) {
+    for (int32_t l = 0; l < c->n_layer && weights_of(m, l); l++) {
         const layer *w = &m->layers[l];
         o->rms_norm(o, r->h, r->x, floats(&w->attn_norm), p->n, c->d_model, c->rms_eps);
         keys_and_values(p, l);
@@ -109,6 +125,13 @@ void forward_encode(const pass *p, const int32_t *ids, bool output) {
         attend(p, l, true);
         feed_forward(p, l, *floats(&w->enc_layer_output_scale));
     }
+}
+
+int forward_encode(const pass *p, const int32_t *ids, bool output, dg_error *error) {
+    const dg_model *m = p->model;
+    if (m->stream) stream_begin(m->stream, m->config.n_layer - (output ? 0 : 1));
+    encode(p, ids, output);
+    return m->stream ? stream_end(m->stream, error) : DG_OK;
 }
 
 /* room.x += the self-conditioning of the parts that have one */
@@ -135,21 +158,29 @@ static void self_condition(const pass *p) {
     profile_part = PART_elementwise;
 }
 
-void forward_denoise(const pass *p, const int32_t *canvas) {
+static void denoise(const pass *p, const int32_t *canvas) {
     const dg_model *m = p->model;
     const dg_config *c = &m->config;
     const ops *o = m->ops;
     room *r = p->room;
+    if (!weights_of(m, -1)) return;
     o->embed(o, r->x, &m->top.token_embd, canvas, p->n, sqrtf((float)c->d_model));
     self_condition(p);
     o->rms_norm(o, r->x, r->x, NULL, p->n, c->d_model, c->rms_eps); /* the canvas alone has this norm */
-    for (int32_t l = 0; l < c->n_layer; l++) {
+    for (int32_t l = 0; l < c->n_layer && weights_of(m, l); l++) {
         const layer *w = &m->layers[l];
         o->rms_norm(o, r->h, r->x, floats(&w->attn_norm), p->n, c->d_model, c->rms_eps);
         keys_and_values(p, l);
         attend(p, l, false);
         feed_forward(p, l, *floats(&w->layer_output_scale));
     }
+}
+
+int forward_denoise(const pass *p, const int32_t *canvas, dg_error *error) {
+    const dg_model *m = p->model;
+    if (m->stream) stream_begin(m->stream, m->config.n_layer);
+    denoise(p, canvas);
+    return m->stream ? stream_end(m->stream, error) : DG_OK;
 }
 
 /* room.h[n] = the output norm of rows from `first` on */

@@ -251,13 +251,13 @@ static int steps(dg_generator *const *g, int32_t count, dg_event *events, dg_err
         const pass p = {model, r, parts, count, n};
         int64_t first = 0;
         for (int32_t i = 0; i < count; first += g[i++]->n) memcpy(ids + first, g[i]->canvas, (size_t)g[i]->n * sizeof *ids);
-        forward_denoise(&p, ids);
-        for (int32_t i = 0; i < count; i++) {
+        status = forward_denoise(&p, ids, error);
+        for (int32_t i = 0; status == DG_OK && i < count; i++) {
             dg_draw(g[i]->options.seed, g[i]->result.n_blocks, g[i]->index + 1, g[i]->n, n_vocab, g[i]->u, g[i]->random_ids);
             heads[i] = (head_part){g[i]->n, sampler_temperature(&g[i]->options, g[i]->index), g[i]->u, g[i]->choices, &g[i]->soft};
         }
-        forward_choose(&p, heads);
-        for (int32_t i = 0; i < count; i++) settle(g[i], heads[i].temperature, &events[i]);
+        if (status == DG_OK) forward_choose(&p, heads);
+        for (int32_t i = 0; status == DG_OK && i < count; i++) settle(g[i], heads[i].temperature, &events[i]);
     }
     free(heads);
     free(parts);

@@ -157,6 +157,7 @@ static int parse(gguf *file, dg_error *error) {
         else if (v) alignment = (uint64_t)own;
     }
     const uint64_t data = (r.at + alignment - 1) / alignment * alignment;
+    file->header = data < file->size ? data : file->size;
     for (uint64_t i = 0; i < file->n_tensors && !r.failed; i++) {
         gguf_tensor *t = &file->tensors[i];
         if (offsets[i] % alignment || data > file->size || offsets[i] > file->size - data || t->bytes > file->size - data - offsets[i]) {
@@ -180,7 +181,7 @@ static int open_one(const char *path, gguf **out, dg_error *error) {
         return fail(error, DG_ERROR_SYSTEM, "%s: no memory", path);
     }
     file->path = strcpy(copy, path);
-    int status = os_map(path, &file->map, &file->size, error);
+    int status = os_map(path, &file->map, &file->size, &file->identity, error);
     if (status == DG_OK) status = parse(file, error);
     if (status != DG_OK) gguf_close(file);
     else *out = file;

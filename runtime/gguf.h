@@ -3,7 +3,7 @@
 #ifndef DG_GGUF_H
 #define DG_GGUF_H
 
-#include "dg.h"
+#include "os.h"
 
 typedef enum gguf_kind {
     GGUF_U8, GGUF_I8, GGUF_U16, GGUF_I16, GGUF_U32, GGUF_I32, GGUF_F32, GGUF_BOOL, GGUF_STRING, GGUF_ARRAY,
@@ -37,6 +37,8 @@ typedef struct gguf {
     char *path;
     const uint8_t *map;
     uint64_t size;
+    uint64_t header;       /* bytes before the first tensor's */
+    os_identity identity;
     uint64_t n_values, n_tensors;
     gguf_value *values;
     gguf_tensor *tensors;

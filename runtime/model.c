@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "budget.h"
 #include "error.h"
 #include "ops.h"
 #include "tables.h"
@@ -181,7 +182,7 @@ static int bind(dg_model *m, int32_t i, int32_t l, tensor *out, bool *found, uin
     if (!places[i].any_format && t->format->id != DG_F32)
         return fail(error, DG_ERROR_FORMAT, "%s: tensor '%s' is %s; it must be F32", f->path, name, t->format->name);
     const int64_t row = dims[0] / t->format->block * t->format->bytes;
-    *out = (tensor){t->format, t->data, dims[0], dims[1], dims[2], row, row * dims[1], NULL, 0};
+    *out = (tensor){t->format, t->data, dims[0], dims[1], dims[2], row, row * dims[1], NULL, 0, NULL, 0};
     return DG_OK;
 }
 
@@ -256,8 +257,15 @@ static int load(dg_model *m, const char *path, const dg_model_options *options, 
     if (!m->rope_full || !m->rope_swa) return fail(error, DG_ERROR_SYSTEM, "%s: no memory", path);
     const dg_model_options none = {0};
     if (!options) options = &none;
+    if (options->ram < 0) return fail(error, DG_ERROR_USAGE, "ram: expected a number of bytes, got %lld", (long long)options->ram);
+    if (options->ram && options->repack) return fail(error, DG_ERROR_USAGE, "repack and a RAM budget do not go together: the budget is better spent on experts that stay in memory");
+    if (options->layers < 0 || options->layers > c->n_layer) return fail(error, DG_ERROR_USAGE, "layers: expected 1 to %d, or 0 for all, got %d", c->n_layer, options->layers);
+    if (options->layers) c->n_layer = options->layers;
+    m->routing = calloc((size_t)c->n_layer * (size_t)c->n_expert, sizeof *m->routing);
+    if (!m->routing) return fail(error, DG_ERROR_SYSTEM, "%s: no memory", path);
     status = ops_new(options, c, &m->ops, error);
-    return status == DG_OK && options->repack ? ops_repack(m->ops, m->layers, c->n_layer, options->repack, error) : status;
+    if (status == DG_OK && options->repack) status = ops_repack(m->ops, m->layers, c->n_layer, options->repack, error);
+    return status == DG_OK && options->ram ? budget_open(m, options->ram, error) : status;
 }
 
 int dg_model_open(const char *path, const dg_model_options *options, dg_model **out, dg_error *error) {
@@ -272,7 +280,9 @@ int dg_model_open(const char *path, const dg_model_options *options, dg_model **
 
 void dg_model_free(dg_model *m) {
     if (!m) return;
+    budget_free(m);
     ops_free(m->ops);
+    free(m->routing);
     free(m->rope_full);
     free(m->rope_swa);
     free(m->layers);
@@ -285,3 +295,7 @@ const dg_config *dg_model_config(const dg_model *m) { return &m->config; }
 const dg_tokenizer *dg_model_tokenizer(const dg_model *m) { return m->tokenizer; }
 const char *dg_model_backend(const dg_model *m) { return m->ops->name; }
 int32_t dg_model_threads(const dg_model *m) { return pool_threads(m->ops->pool); }
+
+void dg_model_routing(const dg_model *m, int64_t *counts) {
+    for (int64_t i = 0; i < (int64_t)m->config.n_layer * m->config.n_expert; i++) counts[i] = m->routing[i];
+}

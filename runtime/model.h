@@ -13,10 +13,12 @@ typedef struct tensor {
     int64_t row_bytes, expert_bytes; /* from one row, or one expert, to the next */
     const uint8_t *repacked;         /* the matrices of the first n_repacked experts in the form that the backend likes best */
     int64_t n_repacked;
+    const uint8_t *const *at;        /* [experts] where each lies, `shift` bytes before its first row; NULL: as data has them */
+    int64_t shift;
 } tensor;
 
 static inline const uint8_t *tensor_row(const tensor *t, int64_t expert, int64_t row) {
-    return t->data + expert * t->expert_bytes + row * t->row_bytes;
+    return (t->at ? t->at[expert] + t->shift : t->data + expert * t->expert_bytes) + row * t->row_bytes;
 }
 
 /* Fields are those of tensors.def. A vector of float32 is a tensor of one row. */
@@ -50,6 +52,8 @@ typedef struct layer {
 #undef DG_IF_SPLIT
 
 struct ops;
+struct stream;
+struct budget;
 
 struct dg_model {
     gguf *file;
@@ -59,6 +63,9 @@ struct dg_model {
     float *rope_full, *rope_swa; /* [head_dim / 2] inverse frequencies */
     dg_tokenizer *tokenizer;
     struct ops *ops;
+    _Atomic int64_t *routing; /* [n_layer][n_expert] tokens so far */
+    struct stream *stream;   /* where weights come from under a budget, else NULL */
+    struct budget *budget;
 };
 
 /* Sizes that follow from the configuration, per layer. */

@@ -76,6 +76,8 @@ int ops_repack(ops *o, layer *layers, int32_t n_layer, int64_t budget, dg_error 
     return gemm_repack(o, layers, n_layer, budget, &o->repacked, &o->repacked_bytes, error);
 }
 
+int64_t ops_scratch_bytes(const ops *o) { return o->scratch_floats * pool_threads(o->pool) * (int64_t)sizeof(float); }
+
 void ops_free(ops *o) {
     if (!o) return;
     os_release(o->repacked, o->repacked_bytes);

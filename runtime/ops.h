@@ -34,6 +34,14 @@ typedef struct head_part {
     soft *next;      /* what soften needs */
 } head_part;
 
+/* Hands out the experts of a layer that are not all in memory at once. next writes the numbers of some to out[n_expert]
+ * and returns how many, 0 when each was handed out once; their matrices then lie where the tensors' `at` says, and those of
+ * the call before may be gone. */
+typedef struct expert_feed {
+    int32_t (*next)(void *self, int32_t *out);
+    void *self;
+} expert_feed;
+
 struct ops {
     char name[64];
     pool *pool;
@@ -47,7 +55,7 @@ struct ops {
     const struct gemm_set *gemm;
     void (*float_matmul)(const ops *o, float *y, const float *x, const tensor *w, int64_t n, void *work);
     void (*float_experts)(const ops *o, float *y, const float *x, const tensor *gate, const tensor *up, const tensor *down,
-                          const int32_t *experts, const float *weights, int64_t n, int64_t k, void *work);
+                          const int32_t *experts, const float *weights, int64_t n, int64_t k, const expert_feed *feed, void *work);
     void (*float_head)(const ops *o, const head_part *parts, int32_t n_parts, const float *x, const tensor *table, int64_t n, float cap, void *work);
     void (*float_soften)(const ops *o, float *y, const soft *s, const tensor *table, int64_t n, float scale, void *work, float *room);
     uint8_t *repacked; /* ops_repack's copies */
@@ -58,6 +66,7 @@ struct ops {
 /* Makes the table of the backend that the options ask for, with a pool of its own. */
 int ops_new(const dg_model_options *options, const dg_config *config, ops **out, dg_error *error);
 void ops_free(ops *o);
+int64_t ops_scratch_bytes(const ops *o); /* of all threads */
 
 /* Copies the matrices of whole experts, in the order of the layers and as many as `budget` bytes hold, in a form that is
  * unpacked faster, lets go of the file's pages, and points the layers' tensors to the copies, which are the table's.

@@ -7,9 +7,11 @@
 #include <pthread.h>
 #include <sched.h>
 #include <stdatomic.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
@@ -18,7 +20,19 @@
 
 /* ---- Files and memory ---- */
 
-int os_map(const char *path, const uint8_t **map, uint64_t *size, dg_error *error) {
+static int64_t nanoseconds_of(const struct stat *info) {
+#ifdef __APPLE__
+    return (int64_t)info->st_mtimespec.tv_sec * 1000000000 + info->st_mtimespec.tv_nsec;
+#else
+    return (int64_t)info->st_mtim.tv_sec * 1000000000 + info->st_mtim.tv_nsec;
+#endif
+}
+
+static os_identity identity_of(const struct stat *info) {
+    return (os_identity){(uint64_t)info->st_dev, (uint64_t)info->st_ino, (uint64_t)info->st_size, nanoseconds_of(info)};
+}
+
+int os_map(const char *path, const uint8_t **map, uint64_t *size, os_identity *identity, dg_error *error) {
     *map = NULL;
     *size = 0;
     const int fd = open(path, O_RDONLY | O_CLOEXEC);
@@ -32,12 +46,117 @@ int os_map(const char *path, const uint8_t **map, uint64_t *size, dg_error *erro
         void *at = mmap(NULL, (size_t)info.st_size, PROT_READ, MAP_SHARED, fd, 0);
         if (at == MAP_FAILED) status = fail(error, DG_ERROR_SYSTEM, "%s: cannot map: %s", path, strerror(errno));
         else *map = at, *size = (uint64_t)info.st_size;
+        if (identity) *identity = identity_of(&info);
     }
     close(fd);
     return status;
 }
 
 void os_unmap(const uint8_t *map, uint64_t size) { munmap((void *)(uintptr_t)map, (size_t)size); }
+
+bool os_own(const uint8_t *map, uint64_t keep, uint64_t size) {
+    void *copy = malloc(keep ? (size_t)keep : 1), *at = (void *)(uintptr_t)map;
+    if (!copy) return false;
+    memcpy(copy, map, (size_t)keep);
+    const bool done = mmap(at, (size_t)size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0) != MAP_FAILED;
+    if (done) memcpy(at, copy, (size_t)keep);
+    free(copy);
+    return done;
+}
+
+struct os_file {
+    int fd;
+    bool direct;
+    os_identity identity;
+    char *path;
+};
+
+static int open_direct(const char *path) {
+#ifdef O_DIRECT
+    return open(path, O_RDONLY | O_CLOEXEC | O_DIRECT);
+#else
+    (void)path;
+    errno = EINVAL;
+    return -1;
+#endif
+}
+
+int os_file_open(const char *path, const os_identity *same, os_file **out, dg_error *error) {
+    *out = NULL;
+    os_file *f = calloc(1, sizeof *f);
+    if (!f || !(f->path = malloc(strlen(path) + 1))) {
+        free(f);
+        return fail(error, DG_ERROR_SYSTEM, "%s: no memory", path);
+    }
+    strcpy(f->path, path);
+    f->fd = open_direct(path);
+    f->direct = f->fd >= 0;
+    if (!f->direct) f->fd = open(path, O_RDONLY | O_CLOEXEC); /* the file system has no direct reads */
+    f->identity = *same;
+    const int status = f->fd < 0 ? fail(error, DG_ERROR_SYSTEM, "%s: cannot open: %s", path, strerror(errno)) : os_file_check(f, error);
+    if (status != DG_OK) os_file_close(f);
+    else *out = f;
+    return status;
+}
+
+void os_file_close(os_file *f) {
+    if (!f) return;
+    if (f->fd >= 0) close(f->fd);
+    free(f->path);
+    free(f);
+}
+
+int64_t os_file_read(os_file *f, void *to, int64_t bytes, int64_t offset) {
+    ssize_t got;
+    do got = pread(f->fd, to, (size_t)bytes, (off_t)offset);
+    while (got < 0 && errno == EINTR);
+#ifdef O_DIRECT
+    if (got < 0 && errno == EINVAL && f->direct) { /* promised at open and refused now */
+        f->direct = false;
+        if (fcntl(f->fd, F_SETFL, 0) == 0) return os_file_read(f, to, bytes, offset);
+    }
+#endif
+    if (got < 0) return -(int64_t)errno;
+#ifdef POSIX_FADV_DONTNEED
+    if (!f->direct) posix_fadvise(f->fd, (off_t)offset, (off_t)bytes, POSIX_FADV_DONTNEED);
+#endif
+    return (int64_t)got;
+}
+
+int os_file_check(const os_file *f, dg_error *error) {
+    struct stat info;
+    if (fstat(f->fd, &info) != 0) return fail(error, DG_ERROR_SYSTEM, "%s: cannot read: %s", f->path, strerror(errno));
+    const os_identity now = identity_of(&info), *then = &f->identity;
+    if (now.device != then->device || now.inode != then->inode) return fail(error, DG_ERROR_SYSTEM, "%s: replaced by another file while it was opened", f->path);
+    if (now.bytes != then->bytes)
+        return fail(error, DG_ERROR_SYSTEM, "%s: changed while it was in use: it had %llu bytes and has %llu", f->path, (unsigned long long)then->bytes, (unsigned long long)now.bytes);
+    if (now.changed != then->changed) return fail(error, DG_ERROR_SYSTEM, "%s: written to while it was in use", f->path);
+    return DG_OK;
+}
+
+bool os_file_direct(const os_file *f) { return f->direct; }
+
+int64_t os_granule(void) {
+    const long page = sysconf(_SC_PAGESIZE);
+    return page > 4096 ? (int64_t)page : 4096;
+}
+
+int64_t os_resident(void) {
+    long long pages = 0;
+    FILE *f = fopen("/proc/self/statm", "r");
+    if (f) {
+        if (fscanf(f, "%*d %lld", &pages) != 1) pages = 0;
+        fclose(f);
+    }
+    if (pages > 0) return pages * sysconf(_SC_PAGESIZE);
+    struct rusage most;
+    if (getrusage(RUSAGE_SELF, &most) != 0) return 0;
+#ifdef __APPLE__
+    return (int64_t)most.ru_maxrss;
+#else
+    return (int64_t)most.ru_maxrss * 1024;
+#endif
+}
 
 void *os_reserve(size_t bytes) {
     void *at = mmap(NULL, bytes ? bytes : 1, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
@@ -51,6 +170,14 @@ void os_release(void *memory, size_t bytes) {
 void os_large_pages(void *memory, size_t bytes) {
 #ifdef MADV_HUGEPAGE
     madvise(memory, bytes, MADV_HUGEPAGE);
+#else
+    (void)memory, (void)bytes;
+#endif
+}
+
+void os_small_pages(void *memory, size_t bytes) {
+#ifdef MADV_NOHUGEPAGE
+    madvise(memory, bytes, MADV_NOHUGEPAGE);
 #else
     (void)memory, (void)bytes;
 #endif
@@ -199,3 +326,55 @@ void pool_run(pool *p, pool_work work, void *arg, int64_t n_items) {
     }
     pthread_mutex_unlock(&p->turn);
 }
+
+struct os_thread {
+    pthread_t id;
+    void (*work)(void *arg);
+    void *arg;
+};
+
+static void *run_thread(void *arg) {
+    os_thread *t = arg;
+    t->work(t->arg);
+    return NULL;
+}
+
+os_thread *os_thread_start(void (*work)(void *arg), void *arg) {
+    os_thread *t = malloc(sizeof *t);
+    if (!t) return NULL;
+    *t = (os_thread){.work = work, .arg = arg};
+    if (pthread_create(&t->id, NULL, run_thread, t) == 0) return t;
+    free(t);
+    return NULL;
+}
+
+void os_thread_join(os_thread *t) {
+    if (!t) return;
+    pthread_join(t->id, NULL);
+    free(t);
+}
+
+struct monitor {
+    pthread_mutex_t lock;
+    pthread_cond_t bell;
+};
+
+monitor *monitor_new(void) {
+    monitor *m = malloc(sizeof *m);
+    if (!m) return NULL;
+    pthread_mutex_init(&m->lock, NULL);
+    pthread_cond_init(&m->bell, NULL);
+    return m;
+}
+
+void monitor_free(monitor *m) {
+    if (!m) return;
+    pthread_cond_destroy(&m->bell);
+    pthread_mutex_destroy(&m->lock);
+    free(m);
+}
+
+void monitor_enter(monitor *m) { pthread_mutex_lock(&m->lock); }
+void monitor_leave(monitor *m) { pthread_mutex_unlock(&m->lock); }
+void monitor_wait(monitor *m) { pthread_cond_wait(&m->bell, &m->lock); }
+void monitor_wake(monitor *m) { pthread_cond_broadcast(&m->bell); }

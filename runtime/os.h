@@ -4,15 +4,39 @@
 
 #include "dg.h"
 
-/* Maps a file read-only. */
-int os_map(const char *path, const uint8_t **map, uint64_t *size, dg_error *error);
+/* Which file it is and how it stood: another one of the same name, or one written to since, differs. */
+typedef struct os_identity {
+    uint64_t device, inode, bytes;
+    int64_t changed; /* nanoseconds */
+} os_identity;
+
+/* Maps a file read-only. identity may be NULL. */
+int os_map(const char *path, const uint8_t **map, uint64_t *size, os_identity *identity, dg_error *error);
 void os_unmap(const uint8_t *map, uint64_t size);
+/* Puts memory of the process's own in the place of a map: its first `keep` bytes stay what they are, whatever becomes of
+ * the file, and the rest is zero until written. Address and os_unmap stay the same. False without memory. */
+bool os_own(const uint8_t *map, uint64_t keep, uint64_t size);
+
+/* A file read past the page cache where the file system allows it, else without leaving anything in it. */
+typedef struct os_file os_file;
+/* DG_ERROR_SYSTEM where the path now leads to another file than `same`. */
+int os_file_open(const char *path, const os_identity *same, os_file **out, dg_error *error);
+void os_file_close(os_file *file);
+/* Reads up to `bytes` at `offset` into `to`, all three multiples of os_granule(): returns how many, 0 at the end, or
+ * -errno. */
+int64_t os_file_read(os_file *file, void *to, int64_t bytes, int64_t offset);
+/* DG_ERROR_SYSTEM where the file was written to or cut since it was opened. */
+int os_file_check(const os_file *file, dg_error *error);
+bool os_file_direct(const os_file *file); /* reads go past the page cache */
+int64_t os_granule(void); /* a power of two: of memory that can be given back and of direct reads */
+int64_t os_resident(void); /* bytes of memory that this process takes now */
 
 /* Zeroed address space whose pages are taken when first written; NULL without memory. */
 void *os_reserve(size_t bytes);
 void os_release(void *memory, size_t bytes);
 /* Asks for large pages, where the system has them: for reserved memory that is read all over, again and again. */
 void os_large_pages(void *memory, size_t bytes);
+void os_small_pages(void *memory, size_t bytes); /* no large ones any more */
 /* Gives the pages of whole ranges back; they read as zero afterwards, those of a
  * mapped file as the file has them. */
 void os_discard(void *memory, size_t bytes);
@@ -28,5 +52,19 @@ pool *pool_new(int32_t threads); /* NULL without memory or threads */
 void pool_free(pool *p);
 int32_t pool_threads(const pool *p);
 void pool_run(pool *p, pool_work work, void *arg, int64_t n_items);
+
+/* A thread of its own. */
+typedef struct os_thread os_thread;
+os_thread *os_thread_start(void (*work)(void *arg), void *arg); /* NULL without memory or threads */
+void os_thread_join(os_thread *t);
+
+/* A lock, and a bell for those who wait inside for something to change. */
+typedef struct monitor monitor;
+monitor *monitor_new(void); /* NULL without memory */
+void monitor_free(monitor *m);
+void monitor_enter(monitor *m);
+void monitor_leave(monitor *m);
+void monitor_wait(monitor *m); /* until monitor_wake; others may enter meanwhile */
+void monitor_wake(monitor *m); /* all who wait */
 
 #endif

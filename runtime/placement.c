@@ -61,14 +61,17 @@ static int64_t smaller_of(int64_t a, int64_t b) { return a < b ? a : b; }
 /* ---- What a model asks for ---- */
 
 int dg_model_demand(dg_model *model, int32_t context, dg_demand *d, dg_error *error) {
-    *d = (dg_demand){0};
-    dg_session *s; /* only its address space is reserved: it knows what it would take */
-    const int status = dg_session_new(model, context, &s, error);
+    const int status = session_context(model, &context, error);
     if (status != DG_OK) return status;
-    d->context = s->context;
-    d->cache_bytes = (int64_t)s->bytes;
-    d->work_bytes = (int64_t)s->room.bytes;
-    dg_session_free(s);
+    placement_weights(model, d);
+    d->context = context;
+    d->cache_bytes = session_cache_bytes(model, context);
+    d->work_bytes = session_work_bytes(model);
+    return DG_OK;
+}
+
+void placement_weights(const dg_model *model, dg_demand *d) {
+    *d = (dg_demand){0};
     const dg_config *c = &model->config;
     d->pass_bytes = (int64_t)c->canvas_length * c->d_model * (int64_t)sizeof(float);
     d->n_layer = c->n_layer;
@@ -92,7 +95,11 @@ int dg_model_demand(dg_model *model, int32_t context, dg_demand *d, dg_error *er
         ;
 #undef DG_TENSOR
     d->layer_bytes = all - experts - d->top_bytes;
-    return DG_OK;
+    const double n = c->canvas_length, width = (double)c->d_model;
+    d->block_ops = 6.0 * n * c->n_expert_used / c->n_expert * width * c->d_expert;
+    d->top_ops = 2.0 * n * width * c->n_vocab;
+    for (int32_t l = 0; l < c->n_layer; l++)
+        d->layer_ops += 2.0 * n * width * (2.0 * config_d_q(c, l) + (c->sliding[l] ? 2.0 : 1.0) * config_d_kv(c, l) + 3.0 * c->d_ffn + c->n_expert);
 }
 
 /* ---- The model of time ---- */
@@ -146,10 +153,11 @@ static double layer_time(const dg_demand *d, const dg_machine *m, bool gpu, cons
 }
 
 static int64_t fixed_bytes(const dg_demand *d) { return d->layer_bytes + d->top_bytes + d->cache_bytes + d->work_bytes; }
-static int64_t fixed_ram(const dg_demand *d, bool gpu) { return RAM_PROCESS + (gpu ? d->work_bytes : fixed_bytes(d)); }
+static int64_t process_ram(const dg_demand *d) { return d->process_bytes ? d->process_bytes : RAM_PROCESS; }
+static int64_t fixed_ram(const dg_demand *d, bool gpu) { return process_ram(d) + (gpu ? d->work_bytes : fixed_bytes(d)); }
 static int64_t fixed_vram(const dg_demand *d, bool gpu) { return gpu ? VRAM_PROCESS + fixed_bytes(d) : 0; }
 
-void placement_measure(const dg_demand *d, const dg_machine *m, dg_plan *p) {
+void dg_plan_measure(const dg_demand *d, const dg_machine *m, dg_plan *p) {
     double start[DG_QUEUES];
     for (int32_t q = 0; q < DG_QUEUES; q++) start[q] = head_start(d, m, p, q), p->amount[q] = 0.0;
     p->serial = serial_time(m, p->gpu, d->layer_ops, (double)d->layer_bytes) + serial_time(m, p->gpu, d->top_ops, (double)d->top_bytes);
@@ -168,7 +176,7 @@ void placement_measure(const dg_demand *d, const dg_machine *m, dg_plan *p) {
     p->amount[p->gpu ? DG_QUEUE_GPU : DG_QUEUE_CPU] += d->layer_ops + d->top_ops;
     p->amount[p->gpu ? DG_QUEUE_GPU_MEMORY : DG_QUEUE_HOST] += (double)(d->layer_bytes + d->top_bytes);
     for (int32_t q = 0; q < DG_QUEUES; q++) p->busy[q] = seconds_of(m, q, p->amount[q]);
-    p->ram_process = RAM_PROCESS;
+    p->ram_process = process_ram(d);
     p->vram_process = p->gpu ? VRAM_PROCESS : 0;
     p->ram_used = fixed_ram(d, p->gpu) + p->ram_ring + p->ram_experts;
     p->vram_used = fixed_vram(d, p->gpu) + p->vram_ring + p->vram_experts;
@@ -493,8 +501,7 @@ static void block_sizes(const dg_demand *d, int64_t *block, int64_t *all) {
     }
 }
 
-/* The smallest budget of RAM beside this one of VRAM. */
-static int64_t least_ram(const dg_demand *d, int64_t vram) {
+int64_t placement_least_ram(const dg_demand *d, int64_t vram) {
     int64_t block, all;
     block_sizes(d, &block, &all);
     const int64_t ring = ring_bytes(block, all, 1), cpu = fixed_ram(d, false) + ring, left = vram - fixed_vram(d, true);
@@ -527,7 +534,7 @@ static bool search_plans(search *s, const dg_machine *m, int64_t ram, int64_t vr
                 for (int32_t q = 0; q < DG_QUEUES; q++) s->start[q] = head_start(d, m, &p, q);
                 double bound;
                 if (!find_shares(s, &bound) || !cut_shares(s, &p)) return false;
-                placement_measure(d, m, &p);
+                dg_plan_measure(d, m, &p);
                 if (way != 1) least = smaller(least, bound + p.serial);
                 if (deep_ram == 0 && uses(&p, d, DG_WAY_DISK_GPU, DG_WAY_DISK_CPU)) continue;
                 if (p.seconds < plan->seconds * (way == 2 && alone ? WORTH : 1 - 1e-9)) *plan = p, alone = way < 2;
@@ -573,7 +580,7 @@ int dg_plan_make(const dg_demand *d, const dg_machine *m, int64_t ram, int64_t v
     if (!search_plans(&s, m, ram, vram, plan)) return fail(error, DG_ERROR_SYSTEM, "no memory for a plan");
     if (plan->seconds == INFINITY)
         return fail(error, DG_ERROR_MEMORY, "a RAM budget of %.2f GiB cannot be kept: it takes at least %.2f GiB, for a context of %d tokens",
-                    (double)ram / GIB, ceil((double)least_ram(d, vram) / GIB * 100) / 100, d->context);
+                    (double)ram / GIB, ceil((double)placement_least_ram(d, vram) / GIB * 100) / 100, d->context);
     plan->gpu_least = fixed_vram(d, true);
     return DG_OK;
 }

@@ -10,7 +10,9 @@
 
 #include "dg.h"
 
-/* Fills in what follows from gpu, blocks and the rings: bytes, queues, serial, seconds. */
-void placement_measure(const dg_demand *d, const dg_machine *m, dg_plan *p);
+/* What the weights ask for; no cache, no work, no process. */
+void placement_weights(const dg_model *model, dg_demand *d);
+/* The smallest budget of RAM beside this one of VRAM. */
+int64_t placement_least_ram(const dg_demand *d, int64_t vram);
 
 #endif

@@ -1,8 +1,10 @@
 #include "session.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "budget.h"
 #include "error.h"
 
 enum { DEFAULT_CONTEXT = 8192, ALIGNMENT = 64 };
@@ -74,20 +76,50 @@ static void lay_out_cache(dg_session *s) {
     }
 }
 
+static int32_t session_rows(const dg_model *model) { return (int32_t)larger(model->config.canvas_length, SESSION_ROWS); }
+
+int64_t session_cache_bytes(const dg_model *model, int32_t context) {
+    float *rows[2][DG_MAX_LAYERS];
+    dg_session s = {.model = (dg_model *)(uintptr_t)model, .context = context, .k = rows[0], .v = rows[1]};
+    lay_out_cache(&s);
+    return (int64_t)s.bytes;
+}
+
+static int64_t room_bytes(const dg_model *model, int64_t n) {
+    room r = {0};
+    lay_out_room(&model->config, n, &r);
+    return (int64_t)r.bytes;
+}
+
+int64_t session_work_bytes(const dg_model *model) {
+    const dg_config *c = &model->config;
+    return room_bytes(model, session_rows(model)) + soft_bytes(c->canvas_length, c->n_vocab, c->d_model);
+}
+
+int session_context(const dg_model *model, int32_t *context, dg_error *error) {
+    const int32_t most = model->config.context_length;
+    if (*context == 0) *context = budget_context(model, most < DEFAULT_CONTEXT ? most : DEFAULT_CONTEXT);
+    if (*context < 1 || *context > most) return fail(error, DG_ERROR_USAGE, "context: expected 1 to %d tokens (the model's), got %d", most, *context);
+    return DG_OK;
+}
+
 int dg_session_new(dg_model *model, int32_t context, dg_session **out, dg_error *error) {
     *out = NULL;
     const dg_config *c = &model->config;
-    if (context == 0) context = c->context_length < DEFAULT_CONTEXT ? c->context_length : DEFAULT_CONTEXT;
-    if (context < 1 || context > c->context_length)
-        return fail(error, DG_ERROR_USAGE, "context: expected 1 to %d tokens (the model's), got %d", c->context_length, context);
+    if (session_context(model, &context, error) != DG_OK) return DG_ERROR_USAGE;
     dg_session *s = calloc(1, sizeof *s);
     if (!s) return fail(error, DG_ERROR_SYSTEM, "no memory for a session");
     s->model = model;
     s->context = context;
-    s->rows = (int32_t)larger(c->canvas_length, SESSION_ROWS);
+    s->rows = session_rows(model);
     s->k = calloc((size_t)c->n_layer, sizeof *s->k);
     s->v = calloc((size_t)c->n_layer, sizeof *s->v);
-    int status = room_new(model, s->rows, &s->room, error);
+    char what[64];
+    snprintf(what, sizeof what, "a session of %d tokens", context);
+    const int64_t bytes = session_cache_bytes(model, context) + session_work_bytes(model);
+    int status = budget_take(model, bytes, what, error);
+    if (status == DG_OK) s->counted = bytes;
+    if (status == DG_OK) status = room_new(model, s->rows, &s->room, error);
     if (status == DG_OK && s->k && s->v) {
         lay_out_cache(s);
         s->memory = os_reserve(s->bytes);
@@ -108,6 +140,7 @@ void dg_session_free(dg_session *s) {
     room_free(&s->room);
     room_free(&s->together);
     os_release(s->memory, s->bytes);
+    budget_give(s->model, s->counted);
     free(s->k);
     free(s->v);
     free(s);
@@ -116,9 +149,15 @@ void dg_session_free(dg_session *s) {
 int session_room(dg_session *s, int64_t n, room **out, dg_error *error) {
     *out = n <= s->rows ? &s->room : &s->together;
     if (n <= s->rows || n <= s->together_rows) return DG_OK;
+    const int64_t had = s->together_rows ? room_bytes(s->model, s->together_rows) : 0, bytes = room_bytes(s->model, n);
+    char what[64];
+    snprintf(what, sizeof what, "a pass over %lld tokens at once", (long long)n);
+    int status = budget_take(s->model, bytes - had, what, error);
+    if (status != DG_OK) return status;
+    s->counted += bytes - had;
     room_free(&s->together);
     s->together_rows = 0;
-    const int status = room_new(s->model, n, &s->together, error);
+    status = room_new(s->model, n, &s->together, error);
     if (status == DG_OK) s->together_rows = n;
     return status;
 }
@@ -153,7 +192,8 @@ int dg_encode(dg_session *s, const int32_t *ids, int32_t n, int32_t which, float
         const bool output = which == DG_LOGITS_ALL || (which == DG_LOGITS_LAST && last);
         const pass_part own = {.session = s, .n = rows};
         const pass p = {s->model, &s->room, &own, 1, rows};
-        forward_encode(&p, ids + done, output);
+        const int status = forward_encode(&p, ids + done, output, error);
+        if (status != DG_OK) return status;
         if (which == DG_LOGITS_ALL) forward_logits(&p, 0, rows, logits + (int64_t)done * c->n_vocab);
         else if (output) forward_logits(&p, rows - 1, 1, logits);
         done += rows;
@@ -198,9 +238,9 @@ int dg_denoise_batch(const dg_canvas *canvases, int32_t count, dg_error *error) 
             first += canvases[i].n;
         }
         const pass p = {model, r, parts, count, n};
-        forward_denoise(&p, ids);
+        status = forward_denoise(&p, ids, error);
         first = 0;
-        for (int32_t i = 0; i < count; i++) {
+        for (int32_t i = 0; status == DG_OK && i < count; i++) {
             forward_logits(&p, first, canvases[i].n, canvases[i].logits);
             first += canvases[i].n;
         }

@@ -26,6 +26,12 @@ typedef struct room {
 int room_new(const dg_model *model, int64_t n, room *r, dg_error *error);
 void room_free(room *r);
 
+/* Checks a session's length in tokens, and sets it where it is 0: the longest that is usual and that there is room for. */
+int session_context(const dg_model *model, int32_t *context, dg_error *error);
+/* Bytes of a session: keys and values, and what its passes and a canvas work in. */
+int64_t session_cache_bytes(const dg_model *model, int32_t context);
+int64_t session_work_bytes(const dg_model *model);
+
 struct dg_session {
     dg_model *model;
     int32_t context, length, rows;
@@ -35,6 +41,7 @@ struct dg_session {
     int64_t together_rows;
     void *memory;              /* the caches */
     size_t bytes;
+    int64_t counted;           /* of the model's budget */
 };
 
 /* Room for a pass of n rows that this session comes first in: its own, or kept for the next such pass. */
@@ -59,11 +66,12 @@ typedef struct pass {
     int64_t n;
 } pass;
 
-/* Runs ids[n] through the encoder behind each part's length, leaves their keys and values in the caches and, if asked,
+/* Passes fail only where weights cannot be read; what they leave in rooms is then of no use.
+ * Runs ids[n] through the encoder behind each part's length, leaves their keys and values in the caches and, if asked,
  * the last layer's output in room.x. Does not move lengths. */
-void forward_encode(const pass *p, const int32_t *ids, bool output);
+int forward_encode(const pass *p, const int32_t *ids, bool output, dg_error *error);
 /* Runs canvas[n] through the decoder behind each part's length; the output is in room.x. */
-void forward_denoise(const pass *p, const int32_t *canvas);
+int forward_denoise(const pass *p, const int32_t *canvas, dg_error *error);
 /* The choices of room.x, each part's in parts[i], whose n is that of pass_part i. Uses room.h. */
 void forward_choose(const pass *p, const head_part *parts);
 /* logits[n][n_vocab] of rows [first, first + n) of room.x. Uses room.h. */

@@ -28,6 +28,12 @@ static void lay_out(soft *s) {
     s->aims = carve(s, n, sizeof *s->aims);
 }
 
+int64_t soft_bytes(int64_t n, int64_t n_vocab, int64_t d) {
+    soft s = {.n = n, .n_vocab = n_vocab, .d = d};
+    lay_out(&s);
+    return (int64_t)s.bytes;
+}
+
 int soft_new(int64_t n, int64_t n_vocab, int64_t d, soft *s, dg_error *error) {
     *s = (soft){.n = n, .n_vocab = n_vocab, .d = d};
     lay_out(s);

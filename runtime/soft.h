@@ -46,6 +46,8 @@ typedef struct soft {
     void *memory;
 } soft;
 
+/* Bytes that this takes, all of it touched. */
+int64_t soft_bytes(int64_t n, int64_t n_vocab, int64_t d);
 /* Room for n rows; DG_ERROR_SYSTEM without address space. */
 int soft_new(int64_t n, int64_t n_vocab, int64_t d, soft *s, dg_error *error);
 void soft_free(soft *s);

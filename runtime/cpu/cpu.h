@@ -39,10 +39,17 @@ typedef struct expert_groups {
     int32_t *pairs; /* [n * k] */
     float *hidden;  /* [n * k][d_expert] by place in `pairs` */
     float *out;     /* [n * k][d_model] by pair */
+    int32_t *list;  /* [n_expert] those that next_experts gave */
+    int32_t n_expert;
+    bool given;     /* without a feed: all were */
+    char *rest;     /* of the work: what is left for whoever groups */
 } expert_groups;
 
 /* Carves the groups out of the experts op's work and fills start and pairs. */
 expert_groups group_by_expert(void *work, const int32_t *experts, int64_t n, int64_t k, int64_t d_model, int64_t d_expert, int64_t n_expert);
+
+/* Puts the experts to compute now into g->list and returns how many; 0: all are done. */
+int32_t next_experts(const expert_feed *feed, expert_groups *g);
 
 /* y[i][d] = sum over slots, in order, of weights[i][s] * out[i * k + s][d] */
 void combine_experts(const ops *o, float *y, const float *out, const float *weights, int64_t n, int64_t k, int64_t d);

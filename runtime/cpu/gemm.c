@@ -169,7 +169,7 @@ typedef struct mixture {
 static void gate_up_item(void *arg, int64_t item, int32_t thread) {
     const mixture *a = arg;
     const gemm_room r = gemm_room_for(a->o, thread);
-    const int64_t e = item / a->items, begin = item % a->items * STRIPS * GEMM_ROWS, end = least(begin + STRIPS * GEMM_ROWS, a->gate->rows);
+    const int64_t e = a->g.list[item / a->items], begin = item % a->items * STRIPS * GEMM_ROWS, end = least(begin + STRIPS * GEMM_ROWS, a->gate->rows);
     for (int64_t from = a->g.start[e]; from < a->g.start[e + 1]; from += GEMM_TOKENS) {
         const int64_t n = least(GEMM_TOKENS, a->g.start[e + 1] - from);
         for (int64_t row = begin; row < end; row += GEMM_ROWS) {
@@ -186,7 +186,7 @@ static void gate_up_item(void *arg, int64_t item, int32_t thread) {
 static void down_item(void *arg, int64_t item, int32_t thread) {
     const mixture *a = arg;
     const gemm_room r = gemm_room_for(a->o, thread);
-    const int64_t e = item / a->items, begin = item % a->items * STRIPS * GEMM_ROWS, end = least(begin + STRIPS * GEMM_ROWS, a->down->rows);
+    const int64_t e = a->g.list[item / a->items], begin = item % a->items * STRIPS * GEMM_ROWS, end = least(begin + STRIPS * GEMM_ROWS, a->down->rows);
     for (int64_t from = a->g.start[e]; from < a->g.start[e + 1]; from += GEMM_TOKENS) {
         const int64_t n = least(GEMM_TOKENS, a->g.start[e + 1] - from);
         int32_t places[GEMM_TOKENS];
@@ -200,24 +200,35 @@ static void down_item(void *arg, int64_t item, int32_t thread) {
     }
 }
 
+/* Rounds the hidden values of one expert. */
+static void quantise_hidden(void *arg, int64_t item, int32_t thread) {
+    const mixture *a = arg;
+    const int64_t e = a->g.list[item];
+    const rounding r = {a->o->gemm, &a->hidden, a->g.hidden};
+    for (int64_t i = a->g.start[e]; i < a->g.start[e + 1]; i++) quantise_row((void *)(uintptr_t)&r, i, thread);
+}
+
 static void gemm_experts(const ops *o, float *y, const float *x, const tensor *gate, const tensor *up, const tensor *down, const int32_t *experts,
-                         const float *weights, int64_t n, int64_t k, void *work) {
+                         const float *weights, int64_t n, int64_t k, const expert_feed *feed, void *work) {
     const gemm_kernel *k_in = gemm_kernel_for(o->gemm, gate), *k_down = gemm_kernel_for(o->gemm, down);
     if (!k_in || !k_down || k_in != gemm_kernel_for(o->gemm, up)) {
-        o->float_experts(o, y, x, gate, up, down, experts, weights, n, k, work);
+        o->float_experts(o, y, x, gate, up, down, experts, weights, n, k, feed, work);
         return;
     }
     mixture a = {.o = o, .k = k_in, .k_down = k_down, .gate = gate, .up = up, .down = down};
     a.g = group_by_expert(work, experts, n, k, down->rows, gate->rows, gate->experts);
-    char *at = (char *)(a.g.out + n * k * down->rows);
+    char *at = a.g.rest;
     a.tokens = carve(&at, n * k, sizeof *a.tokens);
     for (int64_t p = 0; p < n * k; p++) a.tokens[p] = a.g.pairs[p] / (int32_t)k;
     a.x = gemm_quantise(o, k_in, x, n, gate->cols, &at);
-    a.items = items_of(gate->rows);
-    pool_run(o->pool, gate_up_item, &a, gate->experts * a.items);
-    a.hidden = gemm_quantise(o, k_down, a.g.hidden, n * k, down->cols, &at);
-    a.items = items_of(down->rows);
-    pool_run(o->pool, down_item, &a, gate->experts * a.items);
+    a.hidden = lay_out(k_down, n * k, down->cols, &at);
+    for (int32_t count; (count = next_experts(feed, &a.g)) > 0;) {
+        a.items = items_of(gate->rows);
+        pool_run(o->pool, gate_up_item, &a, count * a.items);
+        pool_run(o->pool, quantise_hidden, &a, count);
+        a.items = items_of(down->rows);
+        pool_run(o->pool, down_item, &a, count * a.items);
+    }
     combine_experts(o, y, a.g.out, weights, n, k, down->rows);
 }
 

@@ -258,18 +258,20 @@ size_t matmul_work(int64_t n, int64_t cols) { return rounded(n * cols, sizeof(fl
 size_t soften_work(int64_t n, int64_t d_model) { return 2 * rounded(n * d_model, sizeof(float)) + rounded(n, 16) + matmul_work(n, d_model) + 4096; }
 
 size_t experts_work(int64_t n, int64_t k, int64_t d_model, int64_t d_expert, int64_t n_expert) {
-    return rounded(n_expert + 1, sizeof(int32_t)) + 2 * rounded(n * k, sizeof(int32_t)) + rounded(n * k * d_expert, sizeof(float)) +
-           rounded(n * k * d_model, sizeof(float)) + matmul_work(n, d_model) + matmul_work(n * k, d_expert);
+    const size_t rounding = rounded(n * k, sizeof(int32_t)) + matmul_work(n, d_model) + matmul_work(n * k, d_expert), packing = rounded(n * k * d_model, sizeof(float));
+    return 2 * rounded(n_expert + 1, sizeof(int32_t)) + rounded(n * k, sizeof(int32_t)) + rounded(n * k * d_expert, sizeof(float)) +
+           rounded(n * k * d_model, sizeof(float)) + (rounding > packing ? rounding : packing);
 }
 
 expert_groups group_by_expert(void *work, const int32_t *experts, int64_t n, int64_t k, int64_t d_model, int64_t d_expert, int64_t n_expert) {
     char *at = work;
-    expert_groups g;
-    (void)d_model;
+    expert_groups g = {.n_expert = (int32_t)n_expert};
+    g.list = (int32_t *)(void *)at, at += rounded(n_expert + 1, sizeof(int32_t));
     g.start = (int32_t *)(void *)at, at += rounded(n_expert + 1, sizeof(int32_t));
     g.pairs = (int32_t *)(void *)at, at += rounded(n * k, sizeof(int32_t));
     g.hidden = (float *)(void *)at, at += rounded(n * k * d_expert, sizeof(float));
-    g.out = (float *)(void *)at;
+    g.out = (float *)(void *)at, at += rounded(n * k * d_model, sizeof(float));
+    g.rest = at;
     memset(g.start, 0, (size_t)(n_expert + 1) * sizeof *g.start);
     for (int64_t p = 0; p < n * k; p++) g.start[experts[p] + 1]++;
     for (int64_t e = 0; e < n_expert; e++) g.start[e + 1] += g.start[e];
@@ -277,6 +279,14 @@ expert_groups group_by_expert(void *work, const int32_t *experts, int64_t n, int
     for (int64_t e = n_expert; e > 0; e--) g.start[e] = g.start[e - 1]; /* filling moved each start to its end */
     g.start[0] = 0;
     return g;
+}
+
+int32_t next_experts(const expert_feed *feed, expert_groups *g) {
+    if (feed) return feed->next(feed->self, g->list);
+    if (g->given) return 0;
+    g->given = true;
+    for (int32_t e = 0; e < g->n_expert; e++) g->list[e] = e;
+    return g->n_expert;
 }
 
 typedef struct combining {
@@ -308,8 +318,9 @@ typedef struct mixture {
     int64_t k;
 } mixture;
 
-static void expert_item(void *arg, int64_t e, int32_t thread) {
+static void expert_item(void *arg, int64_t item, int32_t thread) {
     const mixture *a = arg;
+    const int32_t e = a->g.list[item];
     const int64_t d = a->gate->cols, d_expert = a->gate->rows;
     float *one = scratch_of(a->o, thread), *other = one + d;
     const int32_t from = a->g.start[e], to = a->g.start[e + 1];
@@ -329,9 +340,9 @@ static void expert_item(void *arg, int64_t e, int32_t thread) {
 }
 
 void reference_experts(const ops *o, float *y, const float *x, const tensor *gate, const tensor *up, const tensor *down, const int32_t *experts,
-                       const float *weights, int64_t n, int64_t k, void *work) {
+                       const float *weights, int64_t n, int64_t k, const expert_feed *feed, void *work) {
     mixture a = {o, x, gate, up, down, group_by_expert(work, experts, n, k, gate->cols, gate->rows, gate->experts), k};
-    pool_run(o->pool, expert_item, &a, gate->experts);
+    for (int32_t count; (count = next_experts(feed, &a.g)) > 0;) pool_run(o->pool, expert_item, &a, count);
     combine_experts(o, y, a.g.out, weights, n, k, down->rows);
 }
 

@@ -87,29 +87,30 @@ typedef struct mixture {
     const tensor *gate, *up, *down;
     const float *x;
     expert_groups g;
+    float *packed;  /* [n * k][d_model] by place */
     int64_t k;
     int64_t panels; /* per expert */
 } mixture;
 
-/* The rows of x that an expert reads, packed into the room of the outputs: these come later. */
-static void pack_expert(void *arg, int64_t e, int32_t thread) {
+/* The rows of x that an expert reads. */
+static void pack_expert(void *arg, int64_t item, int32_t thread) {
     const mixture *a = arg;
-    const int64_t first = a->g.start[e], d = a->gate->cols;
+    const int64_t e = a->g.list[item], first = a->g.start[e], d = a->gate->cols;
     const strided x = {(float *)(uintptr_t)a->x, a->g.start[e + 1] - first, d, a->g.pairs + first, a->k};
     (void)thread;
-    for (int64_t i = 0; i < x.n; i += TILE) pack_tile(a->g.out + first * d, &x, i);
+    for (int64_t i = 0; i < x.n; i += TILE) pack_tile(a->packed + first * d, &x, i);
 }
 
 /* Gate and up of one panel of an expert's rows, straight to the activated hidden values. */
 static void gate_up_item(void *arg, int64_t item, int32_t thread) {
     const mixture *a = arg;
-    const int64_t e = item / a->panels, row = item % a->panels * COLUMNS, first = a->g.start[e], n = a->g.start[e + 1] - first;
+    const int64_t e = a->g.list[item / a->panels], row = item % a->panels * COLUMNS, first = a->g.start[e], n = a->g.start[e + 1] - first;
     const int64_t d = a->gate->cols, d_expert = a->gate->rows, count = least(COLUMNS, d_expert - row);
     float *packed = scratch_of(a->o, thread), *decoded = packed + PANEL, *ups = decoded + PANEL;
     for (int64_t i = 0; i < n; i += BATCH) {
         const strided hidden = {.data = a->g.hidden + (first + i) * d_expert, .n = least(BATCH, n - i), .cols = d_expert};
         const strided up = {.data = ups, .n = hidden.n, .cols = COLUMNS};
-        const float *x = a->g.out + (first + i) * d;
+        const float *x = a->packed + (first + i) * d;
         for (int64_t from = 0; from < d; from += DEPTH) {
             panel p = weights_panel(a->gate, e, row, from, packed, decoded);
             multiply(&p, &hidden, x, d, from);
@@ -127,9 +128,9 @@ static void gate_up_item(void *arg, int64_t item, int32_t thread) {
 }
 
 /* An expert's hidden values, packed in place. */
-static void pack_hidden(void *arg, int64_t e, int32_t thread) {
+static void pack_hidden(void *arg, int64_t item, int32_t thread) {
     const mixture *a = arg;
-    const int64_t cols = a->down->cols, n = a->g.start[e + 1] - a->g.start[e];
+    const int64_t e = a->g.list[item], cols = a->down->cols, n = a->g.start[e + 1] - a->g.start[e];
     float *hidden = a->g.hidden + a->g.start[e] * cols, *copy = scratch_of(a->o, thread);
     for (int64_t i = 0; i < n; i += TILE) {
         const strided x = {.data = copy, .n = least(TILE, n - i), .cols = cols};
@@ -140,7 +141,7 @@ static void pack_hidden(void *arg, int64_t e, int32_t thread) {
 
 static void down_item(void *arg, int64_t item, int32_t thread) {
     const mixture *a = arg;
-    const int64_t e = item / a->panels, row = item % a->panels * COLUMNS, first = a->g.start[e], cols = a->down->cols;
+    const int64_t e = a->g.list[item / a->panels], row = item % a->panels * COLUMNS, first = a->g.start[e], cols = a->down->cols;
     const strided y = {a->g.out, a->g.start[e + 1] - first, a->down->rows, a->g.pairs + first, 1};
     float *packed = scratch_of(a->o, thread);
     for (int64_t from = 0; y.n > 0 && from < cols; from += DEPTH) {
@@ -150,13 +151,16 @@ static void down_item(void *arg, int64_t item, int32_t thread) {
 }
 
 void SIMD(experts)(const ops *o, float *y, const float *x, const tensor *gate, const tensor *up, const tensor *down, const int32_t *experts,
-                   const float *weights, int64_t n, int64_t k, void *work) {
-    mixture a = {o, gate, up, down, x, group_by_expert(work, experts, n, k, gate->cols, gate->rows, gate->experts), k, 0};
-    pool_run(o->pool, pack_expert, &a, gate->experts);
-    a.panels = (gate->rows + COLUMNS - 1) / COLUMNS;
-    pool_run(o->pool, gate_up_item, &a, gate->experts * a.panels);
-    pool_run(o->pool, pack_hidden, &a, gate->experts);
-    a.panels = (down->rows + COLUMNS - 1) / COLUMNS;
-    pool_run(o->pool, down_item, &a, gate->experts * a.panels);
+                   const float *weights, int64_t n, int64_t k, const expert_feed *feed, void *work) {
+    mixture a = {o, gate, up, down, x, group_by_expert(work, experts, n, k, gate->cols, gate->rows, gate->experts), NULL, k, 0};
+    a.packed = (float *)(void *)a.g.rest;
+    for (int32_t count; (count = next_experts(feed, &a.g)) > 0;) {
+        pool_run(o->pool, pack_expert, &a, count);
+        a.panels = (gate->rows + COLUMNS - 1) / COLUMNS;
+        pool_run(o->pool, gate_up_item, &a, count * a.panels);
+        pool_run(o->pool, pack_hidden, &a, count);
+        a.panels = (down->rows + COLUMNS - 1) / COLUMNS;
+        pool_run(o->pool, down_item, &a, count * a.panels);
+    }
     combine_experts(o, y, a.g.out, weights, n, k, down->rows);
 }

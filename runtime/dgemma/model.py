@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
+from dataclasses import dataclass, fields
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, cast
 from weakref import WeakSet
 
+import numpy as np
 import numpy.typing as npt
 
 from dgemma._native import ffi, lib
@@ -16,6 +18,7 @@ from dgemma.errors import Error, UsageError, check, new_error
 from dgemma.events import Result
 from dgemma.handle import Handle
 from dgemma.options import sampling_for, settings_of
+from dgemma.routing import prefer_routed, save_routing
 from dgemma.session import (
     Accept,
     Event,
@@ -43,6 +46,19 @@ if TYPE_CHECKING:
 BUNDLED = "sudoku-q8_0.gguf"
 
 
+@dataclass(frozen=True, slots=True)
+class Traffic:
+    """What a model under a budget has moved: bytes, since it was opened."""
+
+    passes: int  # through the layers, of steps and of stretches of prompts
+    read: int  # from the file
+    copied: int  # of that through the page cache, where the file system has no direct reads
+    resident: int  # weights in memory now, with the ring that others come through
+    experts: int  # of all experts in the file
+    streamed: int  # of those that do not stay: what a pass reads that uses them all
+    waited: float  # seconds that passes waited for the file
+
+
 class Model:
     """A model from a GGUF file, mapped and checked; a context manager. Threads may share it, each with its own session.
 
@@ -50,7 +66,13 @@ class Model:
     threads: None is one per processor that this process may use. exact: float32 throughout; otherwise activations are
     rounded to 8 or 13 bits before they meet quantised weights, which is several times faster. repack: memory to spend,
     in bytes or as "4G", on copies of experts that are faster to read; the tokens stay the same.
-    Raises FormatError for a file that is not understood, SystemFailure for one that cannot be read, BackendError.
+    ram: the most memory that the process may hold, in bytes or as "8G"; experts that it does not hold are read again at
+    every step, and the tokens stay the same. None: the file is mapped, and the system keeps what it can. What the process
+    holds already counts; arrays that you make later (the logits that a session returns) do not. Where FILE.routing.json
+    is (see save_routing), the experts that were used most stay first. layers: for measuring, run through the first so
+    many alone.
+    Raises FormatError for a file that is not understood, SystemFailure for one that cannot be read, BackendError,
+    MemoryBudgetError, with the least that would do, for a budget that cannot be kept.
     """
 
     def __init__(
@@ -60,6 +82,8 @@ class Model:
         threads: int | None = None,
         exact: bool = False,
         repack: int | str | None = None,
+        ram: int | str | None = None,
+        layers: int | None = None,
     ) -> None:
         if threads is not None and not 1 <= threads < 2**31:
             raise UsageError(f"threads must be at least 1, not {threads}")
@@ -71,6 +95,9 @@ class Model:
         text = ffi.new("char[]", backend.encode())
         options.backend, options.threads, options.exact = text, threads or 0, exact
         options.repack = 0 if repack is None else size(repack, "repack")
+        options.ram, options.layers = 0 if ram is None else size(ram, "ram"), layers or 0
+        if ram is not None and options.ram == 0:
+            raise UsageError("ram must be more than nothing; None is no budget")
         check(lib.dg_model_open(name, options, out, error), error)
         self._handle: Handle | None = Handle(out[0], lib.dg_model_free)
         self._sessions: WeakSet[Session] = WeakSet()
@@ -78,6 +105,9 @@ class Model:
         self._tokenizer: Tokenizer | None = Tokenizer._borrow(lib.dg_model_tokenizer(out[0]), self._handle)
         self._backend: str = ffi.string(lib.dg_model_backend(out[0])).decode()
         self._threads = int(lib.dg_model_threads(out[0]))
+        self._ram = int(options.ram) or None
+        if self._ram is not None:
+            prefer_routed(self)
 
     def close(self) -> None:
         """Closes its sessions and lets go of the file, once its tokenizer is forgotten too. Again does nothing."""
@@ -126,6 +156,34 @@ class Model:
     def threads(self) -> int:
         """How many threads it runs on."""
         return self._threads
+
+    @property
+    def ram(self) -> int | None:
+        """The budget of memory in bytes, or None."""
+        return self._ram
+
+    @property
+    def routing(self) -> npt.NDArray[np.int64]:
+        """How many tokens met each expert since the model was opened: int64 [n_layer, n_expert], a copy."""
+        counts = np.zeros((self._config.n_layer, self._config.n_expert), np.int64)
+        lib.dg_model_routing(self._open_handle().pointer, ffi.cast("int64_t *", counts.ctypes.data))
+        return counts
+
+    def save_routing(self, path: str | os.PathLike[str] | None = None) -> str:
+        """Adds `routing` to a JSON file, beside the model unless it is said otherwise; returns its path.
+
+        The next model that is opened from this file under a budget keeps the experts that were used most. A file that
+        is there must be of a model of this shape, else Error. It is replaced at once or not at all.
+        """
+        return save_routing(self, path)
+
+    @property
+    def traffic(self) -> Traffic | None:
+        """What a model under a budget has read since it was opened; None without one."""
+        out = ffi.new("dg_traffic *")
+        if not lib.dg_model_traffic(self._open_handle().pointer, out):
+            return None
+        return Traffic(**{field.name: getattr(out, field.name) for field in fields(Traffic)})
 
     def settings(self, **options: Any) -> dict[str, int | float]:
         """What generate(**options) uses: every option, those not given with the file's values."""

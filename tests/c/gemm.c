@@ -78,8 +78,8 @@ static void test_experts(const ops *o) {
         tensor gate = fused, up = fused;
         gate.rows = up.rows = H;
         up.data += H * up.row_bytes;
-        plain->experts(plain, want, x, &gate, &up, &down, experts, shares, N, K, work);
-        o->experts(o, got, x, &gate, &up, &down, experts, shares, N, K, work);
+        plain->experts(plain, want, x, &gate, &up, &down, experts, shares, N, K, NULL, work);
+        o->experts(o, got, x, &gate, &up, &down, experts, shares, N, K, NULL, work);
         CHECK(error_of(got, want, N * D) <= 0.03, "%s: experts in %s and %s: off by %g", o->name, fused.format->name, down.format->name, error_of(got, want, N * D));
         free((void *)(uintptr_t)fused.data), free((void *)(uintptr_t)down.data);
     }
@@ -101,7 +101,7 @@ static void into_file(tensor *w, uint64_t *size) {
     const size_t bytes = (size_t)(w->experts * w->expert_bytes);
     if (fd < 0 || write(fd, w->data, bytes) != (ssize_t)bytes || close(fd) != 0) exit(1);
     free((void *)(uintptr_t)w->data);
-    CHECK(os_map(path, &w->data, size, &error) == DG_OK, "%s", error.message);
+    CHECK(os_map(path, &w->data, size, NULL, &error) == DG_OK, "%s", error.message);
     unlink(path);
 }
 
@@ -166,11 +166,11 @@ static void test_repacked_experts(const char *backend) {
     CHECK(ops_repack(o, layers, 2, one - 1, &error) == DG_ERROR_MEMORY && strstr(error.message, "one expert"), "too little memory: %s", error.message);
     CHECK(ops_repack(o, layers, 2, -1, &error) == DG_ERROR_USAGE && strstr(error.message, "-1"), "negative memory: %s", error.message);
     CHECK(ops_repack(plain, layers, 2, one, &error) == DG_ERROR_BACKEND && strstr(error.message, "not available"), "the reference repacks: %s", error.message);
-    o->experts(o, want, x, &l->ffn_gate_exps, &l->ffn_up_exps, &l->ffn_down_exps, experts, shares, N, K, work);
+    o->experts(o, want, x, &l->ffn_gate_exps, &l->ffn_up_exps, &l->ffn_down_exps, experts, shares, N, K, NULL, work);
     CHECK(ops_repack(o, layers, 2, E * one - 1, &error) == DG_OK, "%s", error.message);
     CHECK(l->ffn_gate_exps.n_repacked == E - 1 && l->ffn_down_exps.n_repacked == E - 1 && layers[1].ffn_up_exps.n_repacked == 0, "%d of %d experts, %d of the next layer",
           (int)l->ffn_gate_exps.n_repacked, E, (int)layers[1].ffn_up_exps.n_repacked);
-    o->experts(o, got, x, &l->ffn_gate_exps, &l->ffn_up_exps, &l->ffn_down_exps, experts, shares, N, K, work);
+    o->experts(o, got, x, &l->ffn_gate_exps, &l->ffn_up_exps, &l->ffn_down_exps, experts, shares, N, K, NULL, work);
     CHECK(memcmp(want, got, sizeof want) == 0, "%s: experts have other bits when repacked", o->name);
     free(x), free(shares), free(work);
     free((void *)(uintptr_t)l->ffn_gate_exps.data), free((void *)(uintptr_t)l->ffn_up_exps.data), free((void *)(uintptr_t)l->ffn_down_exps.data);

@@ -35,7 +35,7 @@ static inline tensor weights(int32_t type, int64_t cols, int64_t rows, int64_t e
         for (int64_t i = 0; i < blocks; i++) data[i * f->bytes] = 0, data[i * f->bytes + 1] = 0x14; /* d = 2^-10 in front */
     }
     const int64_t row = cols / f->block * f->bytes;
-    return (tensor){f, data, cols, rows, experts, row, row * rows, NULL, 0};
+    return (tensor){f, data, cols, rows, experts, row, row * rows, NULL, 0, NULL, 0};
 }
 
 static inline double error_of(const float *a, const float *b, int64_t n) { /* largest difference, in parts of the largest number */

@@ -119,7 +119,7 @@ static void test_experts(void) {
     gate.rows = up.rows = H;
     up.data += H * up.row_bytes;
     void *work = malloc(experts_work(N, K, D, H, E));
-    COMPARE("experts", N * D, 3e-6, o->experts(o, y, x, &gate, &up, &down, experts, shares, N, K, work));
+    COMPARE("experts", N * D, 3e-6, o->experts(o, y, x, &gate, &up, &down, experts, shares, N, K, NULL, work));
     free(x), free(logits), free(experts), free(shares), free(work);
     free((void *)(uintptr_t)fused.data), free((void *)(uintptr_t)down.data);
 }

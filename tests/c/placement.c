@@ -55,7 +55,7 @@ static void check_plan(const dg_demand *d, const dg_machine *m, const dg_plan *p
     CHECK((!disk || p->ram_ring > 0) && (!copied || p->vram_ring > 0), "streams have rings");
     CHECK(p->gpu || p->vram_used == 0, "VRAM without a GPU");
     dg_plan again = *p;
-    placement_measure(d, m, &again);
+    dg_plan_measure(d, m, &again);
     CHECK(again.seconds == p->seconds && again.ram_used == p->ram_used && again.vram_used == p->vram_used, "measured again");
     CHECK(p->least <= p->seconds * (1 + 1e-12) && p->serial <= p->seconds, "%g %g %g", p->least, p->serial, p->seconds);
     int32_t counted[DG_WAYS] = {0};
@@ -87,7 +87,7 @@ static void test_strategies(void) {
         };
         for (size_t k = 0; k < sizeof rows / sizeof *rows; k++) {
             set_all(&p, &d, rows[k].vram, rows[k].copied);
-            placement_measure(&d, &m, &p);
+            dg_plan_measure(&d, &m, &p);
             CHECK(fabs(p.seconds - rows[k].seconds) < 0.006, "%s: %.3f s, expected %.2f", rows[k].what, p.seconds, rows[k].seconds);
         }
         dg_error error;
@@ -124,7 +124,7 @@ static double brute_force(const dg_demand *d, const dg_machine *m, const dg_plan
         int64_t left = i;
         for (int32_t l = 0; l < layers; l++, left /= per_layer)
             for (int32_t w = 0; w < DG_WAYS; w++) p.blocks[w][l] = splits[left % per_layer][w];
-        placement_measure(d, m, &p);
+        dg_plan_measure(d, m, &p);
         if (p.ram_used <= p.ram && p.vram_used <= p.vram && p.seconds < best) best = p.seconds;
     }
     return best;
