@@ -71,6 +71,7 @@ struct stream {
     bool *hits;               /* [n_expert] of hits_layer, in this pass */
     int32_t hits_layer;       /* -1: not known */
     bool *wanted;             /* [n_expert] the thread's own copy */
+    uint8_t *ends;            /* two granules of the thread's own */
     dg_traffic traffic;
 
     /* The pass's own. */
@@ -269,9 +270,25 @@ static int read_bytes(stream *s, int32_t file, int64_t offset, int64_t bytes, ui
     return DG_OK;
 }
 
+/* Less than two granules of a part to their home, without touching what lies beside them: others may be reading that. */
+static int read_end(stream *s, int32_t file, int64_t offset, int64_t bytes, int64_t *total, dg_error *error) {
+    if (!bytes) return DG_OK;
+    const int status = read_bytes(s, file, offset, bytes, s->ends, total, error);
+    if (status == DG_OK) memcpy(home_of(s, file, offset), s->ends + (offset - down(s, offset)), (size_t)bytes);
+    return status;
+}
+
+static int read_home(stream *s, int32_t file, int64_t offset, int64_t bytes, int64_t *total, dg_error *error) {
+    const int64_t end = offset + bytes, first = up(s, offset), last = down(s, end);
+    if (first >= last) return read_end(s, file, offset, bytes, total, error);
+    int status = read_end(s, file, offset, first - offset, total, error);
+    if (status == DG_OK) status = read_bytes(s, file, first, last - first, home_of(s, file, first), total, error);
+    return status == DG_OK ? read_end(s, file, last, end - last, total, error) : status;
+}
+
 /* One run, to `base` + its place or home; of a buffer's run only the experts that are wanted, if that is known. */
 static int read_run(stream *s, const run *r, uint8_t *base, const bool *wanted, int64_t *total, dg_error *error) {
-    if (!base) return read_bytes(s, r->part, r->offset, r->bytes, home_of(s, r->part, down(s, r->offset)), total, error);
+    if (!base) return read_home(s, r->part, r->offset, r->bytes, total, error);
     if (!wanted) return read_bytes(s, r->part, r->offset, r->bytes, base + r->place, total, error);
     const int64_t each = r->bytes / (r->to - r->from);
     int status = DG_OK;
@@ -541,8 +558,9 @@ stream *stream_new(const stream_layout *layout, const stream_reader *reader) {
     s->first_job = calloc(layers + 2, sizeof *s->first_job);
     s->hits = calloc(width, sizeof *s->hits);
     s->wanted = calloc(width, sizeof *s->wanted);
+    s->ends = os_reserve(2 * (size_t)s->granule);
     s->m = monitor_new();
-    if (whole && s->ranges && s->matrices && s->at && s->asked && s->keep && s->there && s->range_there && s->jobs && s->runs && s->list && s->first_job && s->hits && s->wanted && s->m) {
+    if (whole && s->ranges && s->matrices && s->at && s->asked && s->keep && s->there && s->range_there && s->jobs && s->runs && s->list && s->first_job && s->hits && s->wanted && s->ends && s->m) {
         join_ranges(s);
         return s;
     }
@@ -560,6 +578,7 @@ void stream_free(stream *s) {
         os_thread_join(s->thread);
     }
     os_release(s->ring, s->ring_bytes);
+    os_release(s->ends, 2 * (size_t)s->granule);
     for (int32_t i = 0; s->names && i < s->n_parts; i++) free(s->names[i]);
     monitor_free(s->m);
     void *const all[] = {s->homes, s->names, s->ranges, s->matrices, (void *)s->at, s->asked, s->keep, s->there, s->range_there, s->jobs, s->runs, s->list, s->first_job, s->slots, s->hits, s->wanted};

@@ -29,7 +29,7 @@ static int64_t read_faulty(void *self, int32_t i, void *to, int64_t bytes, int64
     faulty *f = self;
     const long long number = atomic_fetch_add(&f->reads, 1);
     const int64_t granule = os_granule();
-    CHECK(bytes % granule == 0 && offset % granule == 0 && (uintptr_t)to % (uintptr_t)granule == 0, "%lld bytes at %lld to %p", (long long)bytes, (long long)offset, to);
+    if (bytes % granule || offset % granule || (uintptr_t)to % (uintptr_t)granule) return -EINVAL; /* as direct reads do */
     const long long at = atomic_load(&f->fail_at);
     if (at >= 0 && (atomic_load(&f->once) ? number == at : number >= at)) return f->failure;
     if (offset >= f->size[i]) return 0;
