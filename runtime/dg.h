@@ -143,7 +143,8 @@ typedef struct dg_traffic {
     int64_t resident; /* weights that are in memory now, with the ring that others come through */
     int64_t experts;  /* of all experts in the file */
     int64_t streamed; /* of those that do not stay: what a pass reads that uses them all */
-    double waited;    /* seconds that passes waited for the file */
+    double reading;   /* seconds that reads took */
+    double waited;    /* seconds that passes waited for them */
 } dg_traffic;
 /* False without a budget. */
 bool dg_model_traffic(const dg_model *model, dg_traffic *out);
@@ -385,6 +386,9 @@ typedef struct dg_peak {
 } dg_peak;
 /* The i-th that this processor has; false past the end. threads: 0: one per processor. */
 bool dg_peak_measure(int32_t i, int32_t threads, dg_peak *out);
+/* Bytes per second that a file is read at past the page cache, one large read after another for about so many seconds, from
+ * its middle on; 0 where it is too small to tell or cannot be read. */
+double dg_disk_measure(const char *path, double seconds);
 /* The clock of a busy core in Hz, from a chain of dependent additions, one cycle each. */
 double dg_clock(void);
 

@@ -92,7 +92,9 @@ int os_file_open(const char *path, const os_identity *same, os_file **out, dg_er
     f->fd = open_direct(path);
     f->direct = f->fd >= 0;
     if (!f->direct) f->fd = open(path, O_RDONLY | O_CLOEXEC); /* the file system has no direct reads */
-    f->identity = *same;
+    struct stat info;
+    if (same) f->identity = *same;
+    else if (f->fd >= 0 && fstat(f->fd, &info) == 0) f->identity = identity_of(&info);
     const int status = f->fd < 0 ? fail(error, DG_ERROR_SYSTEM, "%s: cannot open: %s", path, strerror(errno)) : os_file_check(f, error);
     if (status != DG_OK) os_file_close(f);
     else *out = f;
@@ -135,6 +137,7 @@ int os_file_check(const os_file *f, dg_error *error) {
 }
 
 bool os_file_direct(const os_file *f) { return f->direct; }
+int64_t os_file_bytes(const os_file *f) { return (int64_t)f->identity.bytes; }
 
 int64_t os_granule(void) {
     const long page = sysconf(_SC_PAGESIZE);

@@ -19,7 +19,7 @@ bool os_own(const uint8_t *map, uint64_t keep, uint64_t size);
 
 /* A file read past the page cache where the file system allows it, else without leaving anything in it. */
 typedef struct os_file os_file;
-/* DG_ERROR_SYSTEM where the path now leads to another file than `same`. */
+/* DG_ERROR_SYSTEM where the path now leads to another file than `same`; NULL: whatever is there. */
 int os_file_open(const char *path, const os_identity *same, os_file **out, dg_error *error);
 void os_file_close(os_file *file);
 /* Reads up to `bytes` at `offset` into `to`, all three multiples of os_granule(): returns how many, 0 at the end, or
@@ -28,6 +28,7 @@ int64_t os_file_read(os_file *file, void *to, int64_t bytes, int64_t offset);
 /* DG_ERROR_SYSTEM where the file was written to or cut since it was opened. */
 int os_file_check(const os_file *file, dg_error *error);
 bool os_file_direct(const os_file *file); /* reads go past the page cache */
+int64_t os_file_bytes(const os_file *file);
 int64_t os_granule(void); /* a power of two: of memory that can be given back and of direct reads */
 int64_t os_resident(void); /* bytes of memory that this process takes now */
 

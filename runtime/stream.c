@@ -355,8 +355,11 @@ static void work(void *arg) {
         monitor_leave(s->m);
         int64_t total = 0;
         dg_error error = {0};
+        const uint64_t began = os_nanoseconds();
         const int status = read_job(s, j, base, known ? s->wanted : NULL, &total, &error);
+        const double took = 1e-9 * (double)(os_nanoseconds() - began);
         monitor_enter(s->m);
+        s->traffic.reading += took;
         s->reading = false;
         s->traffic.read += total;
         if (s->reader.copies) s->traffic.copied += total;

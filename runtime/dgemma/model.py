@@ -56,7 +56,8 @@ class Traffic:
     resident: int  # weights in memory now, with the ring that others come through
     experts: int  # of all experts in the file
     streamed: int  # of those that do not stay: what a pass reads that uses them all
-    waited: float  # seconds that passes waited for the file
+    reading: float  # seconds that reads took
+    waited: float  # seconds that passes waited for them
 
 
 class Model:
@@ -67,10 +68,10 @@ class Model:
     rounded to 8 or 13 bits before they meet quantised weights, which is several times faster. repack: memory to spend,
     in bytes or as "4G", on copies of experts that are faster to read; the tokens stay the same.
     ram: the most memory that the process may hold, in bytes or as "8G"; experts that it does not hold are read again at
-    every step, and the tokens stay the same. None: the file is mapped, and the system keeps what it can. What the process
-    holds already counts; arrays that you make later (the logits that a session returns) do not. Where FILE.routing.json
-    is (see save_routing), the experts that were used most stay first. layers: for measuring, run through the first so
-    many alone.
+    every step, and the tokens stay the same. None: the file is mapped, and the system keeps what it can. What the
+    process holds already counts; arrays that you make later (the logits that a session returns) do not. Where
+    FILE.routing.json is (see save_routing), the experts that were used most stay first. layers: for measuring, run
+    through the first so many alone.
     Raises FormatError for a file that is not understood, SystemFailure for one that cannot be read, BackendError,
     MemoryBudgetError, with the least that would do, for a budget that cannot be kept.
     """

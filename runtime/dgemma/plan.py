@@ -15,7 +15,8 @@ from functools import cache
 from typing import Any
 
 from dgemma._native import ffi, lib
-from dgemma.bench.machine import measure_machine, processor
+from dgemma.bench.machine import measure_disk, measure_machine, processor
+from dgemma.bench.profile import Profile, steps_of
 from dgemma.bench.work import condition_mlp, step_operations
 from dgemma.errors import Error, UsageError, check, new_error
 from dgemma.model import Model
@@ -24,7 +25,10 @@ STEPS = 16  # of a canvas, that speeds are told for
 CONTEXT = 1024  # tokens of keys and values, unless it is said otherwise
 DISK = 3e9  # bytes per second: an NVMe disk, where nobody measured it
 LARGEST = 1e12  # number in a machine's file
-REACHED = 0.5  # of the peak of integer products, by a whole step
+PLENTY = 1 << 49  # bytes: a budget that holds everything
+SHARP = 0.05  # a temperature at which any logits leave few words, as a trained model's do
+PROMPT = 64  # tokens before the canvas that speed is measured with
+RUNS = 3  # of it
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +48,8 @@ class Machine:
     about: str
     source: str  # of the numbers
     rates: dict[str, float]  # by field of rates(), in bytes, bytes per second and operations per second
+    layers: float = 1.0  # what an operation of layers that is not an expert's takes, over one of an expert's
+    top: float = 1.0  # the same of the output head and self-conditioning
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,18 +160,47 @@ def described(told: Any, path: str) -> Machine:
     return Machine(name, about, source, {r.field: told.get(r.field, 0) * r.scale for r in rates().values()})
 
 
-def this_machine() -> Machine:
-    """Measures for some seconds. It has no GPU: this build computes on processors alone."""
-    measured = measure_machine(0)
-    products, memory = measured.best("int8"), measured.best("memory")
-    if not products or not memory:
-        raise Error("the peaks of this processor cannot be measured: describe it with --machine FILE")
+def this_machine(path: str | os.PathLike[str], **options: Any) -> Machine:
+    """Measures for some seconds: memory, the disk that the model lies on, and how fast its first layer and its head are
+    computed. options: Model's. It has no GPU: this build computes on processors alone.
+    """
+    memory = measure_machine(0).best("memory")
+    if not memory:
+        raise Error("the memory of this machine cannot be measured: describe it with --machine FILE")
     ram = free_memory()
     if ram is None:
         raise Error("this system does not tell how much memory is free: describe it with --machine FILE")
-    source = f"measured; {REACHED:.0%} of the peak of products; the disk is assumed, not measured"
-    given = {"ram": ram, "disk": DISK, "host": memory, "cpu_ops": REACHED * products}
-    return Machine("this machine", processor(), source, {field: float(given.get(field, 0)) for field in rates()})
+    disk = measure_disk(path)
+    speed = measure_speed(path, **options)
+    source = f"measured on the first layer{'' if disk else '; the disk is assumed, the file being too small to tell'}"
+    given = {"ram": ram, "disk": disk or DISK, "host": memory, "cpu_ops": speed["experts"]}
+    return Machine(
+        "this machine",
+        processor(),
+        source,
+        {field: float(given.get(field, 0)) for field in rates()},
+        layers=speed["experts"] / speed["layers"],
+        top=speed["experts"] / speed["top"],
+    )
+
+
+def measure_speed(path: str | os.PathLike[str], **options: Any) -> dict[str, float]:
+    """Operations per second, as work.py counts them, of experts, of what else layers do, and of head and
+    self-conditioning: the best of some steps through the model's first layer alone, in memory.
+    """
+    with Model(path, layers=1, **{**options, "ram": PLENTY}) as model, Profile(model) as profile:
+        work = {**step_operations(model.config, PROMPT), "condition": condition_mlp(model.config)}
+        context = PROMPT + model.config.canvas_length
+        with model.session(min(context, model.config.context_length)) as session:
+            session.encode([5] * min(PROMPT, session.context))
+            laps = [lap for _, lap in steps_of(session, profile, SHARP, RUNS + 2)][2:]
+    best = {part: min(lap[part] for lap in laps) for part in laps[0]}
+    top = ("head", "condition")
+    groups = {"experts": ("experts",), "top": top, "layers": tuple(p for p in best if p not in ("experts", *top))}
+    return {
+        name: sum(work.get(part, 0) for part in parts) / max(sum(best[part] for part in parts), 1e-9)
+        for name, parts in groups.items()
+    }
 
 
 def free_memory() -> int | None:
@@ -193,17 +228,33 @@ def plan(
     """
     config = model.config
     context = min(CONTEXT, config.context_length) if context is None else context
-    error, demand, out = new_error(), ffi.new("dg_demand *"), ffi.new("dg_plan *")
-    check(lib.dg_model_demand(model._open_handle().pointer, context, demand, error), error)
-    work = {**step_operations(config, context), "condition": condition_mlp(config)}
-    demand.block_ops = work.pop("experts") / (config.n_layer * config.n_expert)
-    demand.top_ops = work.pop("head") + work.pop("condition")
-    demand.layer_ops = sum(work.values())
+    error, demand, out = new_error(), _demand(model, machine, context), ffi.new("dg_plan *")
     name = ffi.new("char[]", machine.name.encode(errors="replace"))
     native = ffi.new("dg_machine *", {"name": name, **machine.rates})
     budgets = [-1 if size is None else min(size, 1 << 62) for size in (ram, vram)]
     check(lib.dg_plan_make(demand, native, *budgets, out, error), error)
     return _read(out, demand, machine, config.canvas_length)
+
+
+def placed(model: Model, machine: Machine, context: int) -> Plan:
+    """What a model that runs under a budget does, and what that takes on a machine: as plan(), but of what is there."""
+    demand, out = _demand(model, machine, context), ffi.new("dg_plan *")
+    if not lib.dg_model_placed(model._open_handle().pointer, out):
+        raise UsageError(f"{model.path} was not opened with a budget")
+    native = ffi.new("dg_machine *", machine.rates)
+    lib.dg_plan_measure(demand, native, out)
+    return _read(out, demand, machine, model.config.canvas_length)
+
+
+def _demand(model: Model, machine: Machine, context: int) -> Any:
+    """A `dg_demand *` with the operations of a step, those that the machine is slower at counted as more."""
+    config, error, demand = model.config, new_error(), ffi.new("dg_demand *")
+    check(lib.dg_model_demand(model._open_handle().pointer, context, demand, error), error)
+    work = {**step_operations(config, context), "condition": condition_mlp(config)}
+    demand.block_ops = work.pop("experts") / (config.n_layer * config.n_expert)
+    demand.top_ops = machine.top * (work.pop("head") + work.pop("condition"))
+    demand.layer_ops = machine.layers * sum(work.values())
+    return demand
 
 
 def _read(out: Any, demand: Any, machine: Machine, tokens: int) -> Plan:

@@ -47,6 +47,11 @@ def measure_machine(threads: int) -> Machine:
     return Machine(processor(), lib.dg_clock(), threads, peaks)
 
 
+def measure_disk(path: str | os.PathLike[str], seconds: float = 1.0) -> float | None:
+    """Bytes per second that this file is read at past the page cache; None for a file too small to tell."""
+    return float(lib.dg_disk_measure(os.fsencode(path), seconds)) or None
+
+
 def best_of(one: Machine, other: Machine) -> Machine:
     """Two measurements as one: what the machine could do at a quieter moment, it can do."""
     peaks = [

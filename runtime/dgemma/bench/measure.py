@@ -12,10 +12,9 @@ from typing import Any
 import numpy as np
 
 from dgemma.bench.machine import Machine, Memory, best_of, measure_machine, peak_resident, told
-from dgemma.bench.profile import Profile, parts
+from dgemma.bench.profile import Profile, parts, steps_of
 from dgemma.bench.work import file_formats, pass_operations, step_bytes, step_operations
-from dgemma.events import Step
-from dgemma.model import Model
+from dgemma.model import Model, Traffic
 from dgemma.session import Session
 
 SCHEMA = 1  # of the JSON
@@ -56,6 +55,7 @@ class Steps:
     seconds: Times
     parts: list[Part]
     certainty: float  # the mean of e^entropy: between how many words a position hesitates
+    stream: dict[str, float] | None = None  # under a budget: bytes and seconds of a step, and the disk's rate meanwhile
 
 
 @dataclass(slots=True)
@@ -78,6 +78,7 @@ class Report:
     memory: dict[str, int | None]
     comparison: dict[str, Any] | None = None
     together: dict[str, Any] | None = None
+    budget: dict[str, Any] | None = None
     canvas: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -110,6 +111,7 @@ class Report:
             ],
             "canvas": self.canvas,
             "memory": self.memory,
+            "budget": self.budget,
             "against": self.comparison,
             "together": self.together,
         }
@@ -169,6 +171,7 @@ def bench(
         steps = time_steps(session, profile, temperature, runs, seed, say)
         loose = time_steps(session, profile, FLAT, min(runs, 2), seed, say) if flat else None
     most = memory.peak["all"] if memory.peak else peak_resident()
+    budget = None if steps.stream is None else {"ram": model.ram, "most_ever": peak_resident(), **steps.stream}
     say("the machine's peaks, again")
     machine = best_of(machine, measure_machine(model.threads))
     report = Report(
@@ -183,6 +186,7 @@ def bench(
             "anonymous": memory.peak["anonymous"] if memory.peak else None,
             "file": memory.peak["file"] if memory.peak else None,
         },
+        budget=budget,
     )
     seconds = report.first + (TYPICAL - 1) * steps.seconds.median
     n = model.config.canvas_length
@@ -210,31 +214,40 @@ def time_steps(
     """One canvas that never settles. Its first step has no self-conditioning and its second is a warm-up."""
     model = session.model
     laps: dict[str, list[float]] = {part: [] for part in (*parts(), "rest")}
-    whole, certainty = [], []
-    options: dict[str, Any] = dict(t_min=temperature, t_max=temperature, confidence=0.0)
-    options |= dict(stability=0, max_tokens=1, seed=seed)
-    profile.lap()
-    with closing(session.stream(steps=runs + 2, **options)) as events:
-        for index in range(runs + 2):
-            say(f"a step at temperature {temperature:g}, {'warm-up' if index < 2 else f'run {index - 1} of {runs}'}")
-            began = perf_counter()
-            step = next(events)
+    whole, certainty, moved = [], [], [model.traffic]
+    say(f"a step at temperature {temperature:g}, warm-up")
+    began = perf_counter()
+    with closing(steps_of(session, profile, temperature, runs + 2, seed)) as events:
+        for index, (step, lap) in enumerate(events):
             seconds = perf_counter() - began
-            assert isinstance(step, Step)
-            lap = profile.lap()
             if index >= 2:
                 whole.append(seconds)
                 lap["rest"] = max(0.0, seconds - sum(lap.values()))
                 for part, took in lap.items():
                     laps[part].append(took)
                 certainty.append(float(np.exp(step.entropy).mean()))
+            moved.append(model.traffic)
+            say(f"a step at temperature {temperature:g}, {'warm-up' if index < 1 else f'run {index} of {runs}'}")
+            began = perf_counter()
     operations, sizes = step_operations(model.config, session.length), step_bytes(model)
     covers = {**parts(), "rest": "what is no operation: bookkeeping of the sampler and of Python"}
     rows = [
         Part(name, covers[name], Times(times), operations.get(name), sizes.get(name), certain=name != "condition")
         for name, times in laps.items()
     ]
-    return Steps(temperature, Times(whole), rows, float(np.mean(certainty)))
+    return Steps(temperature, Times(whole), rows, float(np.mean(certainty)), stream_of(moved[2:]))
+
+
+def stream_of(moved: Sequence[Traffic | None]) -> dict[str, float] | None:
+    """What a step of a model under a budget moves, from its counters around every step; None without a budget."""
+    first, last = moved[0], moved[-1]
+    if first is None or last is None:
+        return None
+    steps = len(moved) - 1
+    reading = last.reading - first.reading
+    told = {name: (getattr(last, name) - getattr(first, name)) / steps for name in ("read", "copied", "waited")}
+    told |= {"resident": last.resident, "streamed": last.streamed, "experts": last.experts}
+    return told | {"disk": (last.read - first.read) / reading if reading else 0.0}
 
 
 def without_table(steps: Steps) -> Sequence[Part]:

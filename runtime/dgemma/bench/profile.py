@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import closing
 from functools import cache
 from types import TracebackType
 from typing import Any
 
 from dgemma._native import ffi, lib
 from dgemma.errors import check, new_error
+from dgemma.events import Step
 from dgemma.model import Model
+from dgemma.session import Session
 
 
 @cache
@@ -19,6 +23,19 @@ def parts() -> dict[str, str]:
     while lib.dg_part_at(len(table), out):
         table[ffi.string(out.name).decode()] = ffi.string(out.covers).decode()
     return table
+
+
+def steps_of(
+    session: Session, profile: Profile, temperature: float, steps: int, seed: int = 0
+) -> Iterator[tuple[Step, dict[str, float]]]:
+    """Denoises one canvas that never settles: every step, and the seconds of its parts."""
+    options = dict(t_min=temperature, t_max=temperature, confidence=0.0, stability=0, max_tokens=1, seed=seed)
+    profile.lap()
+    with closing(session.stream(steps=steps, **options)) as events:
+        for _ in range(steps):
+            step = next(events)
+            assert isinstance(step, Step)
+            yield step, profile.lap()
 
 
 class Profile:

@@ -35,6 +35,8 @@ def markdown(report: Report) -> str:
     lines += ["", *summary(report)]
     if report.together:
         lines += ["", *together(report.together)]
+    if report.budget:
+        lines += ["", *budget(report, report.budget)]
     if report.comparison:
         lines += ["", *against(report.comparison)]
     return "\n".join(lines)
@@ -161,6 +163,23 @@ def together(told: dict[str, Any]) -> list[str]:
     head = [f"a step of {told['canvases']} canvases", "one by one, s", "together, s", "together over one by one"]
     ends = f"{min(told['ratios']):.3f}..{max(told['ratios']):.3f}"
     return [*table(head, rows), "", f"Medians; run by run the ratio is {told['ratio']:.3f} ({ends})."]
+
+
+def budget(report: Report, told: dict[str, Any]) -> list[str]:
+    """What a budget of memory makes of a step."""
+    seconds, rest = report.steps.seconds.median, sum(report.model["bytes"].values()) - told["resident"]
+    disk = told["read"] / told["disk"] if told["disk"] else 0.0
+    rows = [
+        ["weights in memory", size_text(told["resident"]), "with the buffers that others come through"],
+        ["read a step", size_text(told["read"]), f"the file less that is {size_text(max(rest, 0))}"],
+        ["of that copied", size_text(told["copied"]), "where the file system has no direct reads"],
+        ["the disk meanwhile", f"{told['disk'] / 1e9:.2f} GB/s", f"alone it reads {told['machine']['disk'] / 1e9:.2f}"],
+        ["reading took", f"{disk:.3g} s", f"of which a step waited {told['waited']:.3g} s"],
+        ["a step, predicted", f"{told['predicted']:.3g} s", f"{told['predicted'] / seconds:.2f} of the measured"],
+    ]
+    if told["most_ever"] is not None:
+        rows.append(["memory ever resident", size_text(told["most_ever"]), f"of {size_text(told['ram'])}"])
+    return table([f"within {size_text(told['ram'])}", "", "note"], rows)
 
 
 def against(told: dict[str, Any]) -> list[str]:

@@ -11,6 +11,7 @@ from typing import Any
 from dgemma.cli.display import Silent
 from dgemma.cli.frames import Framer
 from dgemma.cli.record import Recorder
+from dgemma.cli.sizes import traffic_facts
 from dgemma.cli.speaker import Speaker
 from dgemma.conversation import taken_apart
 from dgemma.events import Block, Result, Step
@@ -75,4 +76,5 @@ def as_object(model: Model, result: Result, reader: Reader, settings: dict[str, 
     told = {**asdict(result), "text": parts.text, "thinking": parts.thinking}
     told["tool_calls"] = [{"name": call.name, "arguments": call.arguments} for call in parts.calls]
     told |= {"settings": settings, "model": model.path, "backend": model.backend, "threads": model.threads}
+    told |= traffic_facts(model)
     return json.dumps(told, ensure_ascii=False) + "\n"

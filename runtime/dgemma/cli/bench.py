@@ -20,10 +20,12 @@ from dgemma.bench.report import markdown
 from dgemma.bench.synthetic import SHAPES, Synthetic, cache_folder, make
 from dgemma.bench.together import together
 from dgemma.cli import Command, version_option
+from dgemma.cli.sizes import ram_option
 from dgemma.convert.cli import progress_bar
 from dgemma.convert.recipe import RECIPES
 from dgemma.errors import Error
 from dgemma.model import Model, backends
+from dgemma.plan import placed, this_machine
 
 SHARP = 0.05  # at this temperature random logits leave as few words as a trained model's do
 
@@ -98,6 +100,7 @@ pip install 'dgemma[bench]'. The exit status is 0, 1 for a failure, 2 for wrong 
     help="Also time N canvases in one step, against one after the other.",
 )
 @click.option("--exact", is_flag=True, help="Float32 throughout: activations are never rounded to fewer bits.")
+@ram_option
 @click.option("--json", "json_file", type=click.Path(path_type=Path), metavar="FILE", help="Write all figures as JSON.")
 @click.option(
     "--plot", "plot_file", type=click.Path(path_type=Path), metavar="FILE", help="Draw the parts: .svg or .png."
@@ -118,6 +121,7 @@ def main(
     threads: int | None,
     canvases: int | None,
     exact: bool,
+    ram: int | None,
     json_file: Path | None,
     plot_file: Path | None,
 ) -> None:
@@ -141,8 +145,11 @@ def main(
     if shape is not None:
         asked = Synthetic(shape, layers, (type_ or "q4_k_m").lower(), seed)
         model = os.fspath(synthetic(asked, cache))
-    options: dict[str, Any] = {"exact": True} if exact else {}
-    with Model(model, backend=backend, threads=threads, **options) as opened, telling() as say:
+    options: dict[str, Any] = {"backend": backend, "threads": threads, "exact": exact}
+    with telling() as say, Model(model, ram=ram, **options) as opened:
+        if ram is not None:
+            say("this machine, for a prediction")
+            machine = this_machine(opened.path, **options)
         about: dict[str, Any] = {"path": opened.path, "name": Path(opened.path).name}
         about |= {"shape": shape, "layers": opened.config.n_layer, "type": asked.type if asked else None}
         if asked:
@@ -165,6 +172,8 @@ def main(
             report.together = together(
                 opened, canvases, runs=runs, prompt=prompt, temperature=temperature, seed=seed, say=say
             )
+        if report.budget is not None:
+            report.budget |= {"predicted": placed(opened, machine, prompt).seconds, "machine": machine.rates}
         if asked and against:
             theirs = Synthetic(asked.shape, asked.layers, asked.type, asked.seed, "gemma4")
             report.comparison = compare(opened, synthetic(theirs, cache), runs, seed, say)

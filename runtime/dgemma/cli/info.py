@@ -14,6 +14,7 @@ from dgemma.cli import Command, version_option
 from dgemma.cli.facts import facts
 from dgemma.cli.plan import HELP as PLAN_HELP
 from dgemma.cli.plan import make_plan, notes, plan_options, refuse_alone, sections, summary, title
+from dgemma.cli.routing import routing_columns, routing_facts, routing_rows
 from dgemma.plan import Plan, told
 from dgemma.sizes import size_text
 
@@ -31,9 +32,11 @@ told as far as it goes.
   dg-info model.gguf --json | jq .parameters
   dg-info model.gguf --plan --machine rtx4060-laptop
   dg-info model.gguf --plan --ram 8G
+  dg-info model.gguf --routing
 
---json has everything, tensors included; of arrays longer than 1000 elements the length alone. The exit status is 0 when
-the file could be read, 1 for a failure, 2 for wrong usage.
+--routing tells which experts were chosen how often, as dg-run --save-routing has counted; those chosen most stay in
+memory under dg-run --ram. --json has everything, tensors included; of arrays longer than 1000 elements the length
+alone. The exit status is 0 when the file could be read, 1 for a failure, 2 for wrong usage.
 
 {PLAN_HELP}"""
 WIDE = 120  # columns where no terminal says
@@ -45,12 +48,15 @@ LINES = 24  # of a chat template
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option("--tensors", is_flag=True, help="List every tensor.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a page.")
+@click.option("--routing", is_flag=True, help="Tell which experts were chosen how often.")
 @plan_options
 @version_option("dg-info")
-def main(model: Path, tensors: bool, as_json: bool, as_plan: bool, **flags: Any) -> None:
+def main(model: Path, tensors: bool, as_json: bool, routing: bool, as_plan: bool, **flags: Any) -> None:
     refuse_alone(as_plan, **flags)
+    if routing and as_plan:
+        raise click.UsageError("--routing and --plan tell different things; give one")
     plan = make_plan(model, **flags) if as_plan else None
-    found = told(plan) if plan else facts(model)
+    found = told(plan) if plan else routing_facts(model) if routing else facts(model)
     if as_json:
         click.echo(json.dumps(found, indent=1))
         return
@@ -59,6 +65,10 @@ def main(model: Path, tensors: bool, as_json: bool, as_plan: bool, **flags: Any)
     console = Console(highlight=False, width=None if sys.stdout.isatty() else WIDE)
     if plan:
         plan_page(model, plan, console)
+        return
+    if routing:
+        line(console, found["counts"], "bold")
+        section(console, "Experts", routing_columns(found), routing_rows(found))
         return
     page(found, console)
     if tensors:

@@ -20,13 +20,13 @@ MACHINES = "\n".join(f"  {machine.name:<16}{machine.about}" for machine in machi
 FIELDS = "\n".join(f"  {rate.field:<9}{rate.unit:<7}{rate.help}" for rate in rates().values())
 
 HELP = f"""--plan tells what would live where under memory budgets, and predicts from a machine's bandwidths what a step
-would take: nothing is measured with the model. Machines that can be planned for:
+would take. Machines that can be planned for:
 
 \b
 {MACHINES}
 
-Another is a JSON file with these fields; without --machine it is this machine, whose processor and memory are measured
-for some seconds while its disk is assumed:
+Another is a JSON file with these fields; without --machine it is this machine: for some seconds its memory and disk are
+measured, and how fast it computes the model's first layer and head:
 
 \b
 {FIELDS}
@@ -52,7 +52,7 @@ def plan_options(command: Any) -> Any:
 
 def make_plan(path: Path, ram: int | None, vram: int | None, machine: str | None, context: int | None) -> Plan:
     """Reads the file's header alone."""
-    where: Machine = this_machine() if machine is None else find_machine(machine)
+    where: Machine = this_machine(path) if machine is None else find_machine(machine)
     with Model(os.fspath(path), backend="cpu", threads=1) as model:
         return plan(model, where, ram, vram, context)
 

@@ -18,6 +18,7 @@ from dgemma.cli.display import display, figures
 from dgemma.cli.edit import edit_options
 from dgemma.cli.fill import fill_options
 from dgemma.cli.record import Recorder
+from dgemma.cli.sizes import ram_option, traffic_facts, traffic_line
 from dgemma.cli.speaker import Speaker, say
 from dgemma.cli.texts import Task
 from dgemma.errors import UsageError
@@ -146,6 +147,12 @@ def version(ctx: click.Context, param: click.Parameter, wanted: bool) -> None:
     metavar="SIZE",
     help="Spend this much memory (as 4G, 500M) on copies of experts that are faster to read. Same tokens.",
 )
+@ram_option
+@click.option(
+    "--save-routing",
+    is_flag=True,
+    help="Add to MODEL.routing.json how often each expert was chosen: under --ram those chosen most stay in memory.",
+)
 @click.option(
     "--visual",
     is_flag=True,
@@ -175,6 +182,8 @@ def main(
     threads: int | None,
     exact: bool,
     repack: int | None,
+    ram: int | None,
+    save_routing: bool,
     visual: bool,
     records: tuple[Path, ...],
     as_json: bool,
@@ -187,11 +196,14 @@ def main(
         if file == "-":
             raise click.UsageError("-f - and --chat both read standard input")
         first = read_prompt(text, file) if text is not None or file is not None else None
-        with Model(model, backend=backend, threads=threads, exact=exact, repack=repack) as opened:
+        with Model(model, backend=backend, threads=threads, exact=exact, repack=repack, ram=ram) as opened:
             refuse_without_template(opened, system, think)
             from dgemma.cli.chat import Chat
 
-            return Chat(opened, settings, system=system, thinking=think, visual=visual, quiet=quiet).run(first)
+            code = Chat(opened, settings, system=system, thinking=think, visual=visual, quiet=quiet).run(first)
+            if save_routing:
+                opened.save_routing()
+            return code
     if task is None and text is None and file is None and sys.stdin.isatty():
         if model is None:
             click.echo(GUIDE, err=True)
@@ -204,7 +216,7 @@ def main(
     if task is not None:
         task.check(prompted, stdin=file == "-", templated=system is not None or think)
     message = read_prompt(text, file) if task is None or prompted else None
-    with Model(model, backend=backend, threads=threads, exact=exact, repack=repack) as opened:
+    with Model(model, backend=backend, threads=threads, exact=exact, repack=repack, ram=ram) as opened:
         prompt = to_prompt(opened, message, system, think, raw) if message is not None else None
         used = opened.settings(**settings)
         shown = display(visual, quiet)
@@ -212,7 +224,7 @@ def main(
         if task is not None:
             with shown:
                 done = task.run(opened, prompt, settings, on_step=watch.step, on_encode=shown.encoded)
-            told = {**done.facts(), "settings": used, "model": opened.path}
+            told = {**done.facts(), "settings": used, "model": opened.path, **traffic_facts(opened)}
             say(json.dumps(told, ensure_ascii=False) + "\n" if as_json else done.output())
             lines = done.figures()
         else:
@@ -223,6 +235,9 @@ def main(
             if as_json:
                 say(as_object(opened, result, reader, used))
             lines = figures(result)
+        lines += filter(None, [traffic_line(opened)])
+        if save_routing:
+            opened.save_routing()
     for recorder in recorders:
         recorder.write()
     if not quiet:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
 import click
 
 from dgemma.errors import UsageError
-from dgemma.sizes import size
+from dgemma.model import Model
+from dgemma.sizes import size, size_text
 
 
 class Size(click.ParamType):  # type: ignore[type-arg, unused-ignore]  # generic in click 8.2 and later
@@ -21,3 +26,30 @@ class Size(click.ParamType):  # type: ignore[type-arg, unused-ignore]  # generic
         if amount < 1:
             self.fail(f"{value!r} is no size such as 512M or 4G", param, ctx)
         return amount
+
+
+def ram_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """--ram of the commands that run a model."""
+    text = (
+        "Hold at most this much memory (as 8G), experts that do not fit being read again at every step. Same tokens."
+        " Default: the file is mapped, and the system keeps what it can."
+    )
+    return click.option("--ram", type=Size(), metavar="SIZE", help=text)(command)
+
+
+def traffic_facts(model: Model) -> dict[str, Any]:
+    """For JSON: a budget, and what was moved under it; nothing without one."""
+    traffic = model.traffic
+    return {} if traffic is None else {"ram": model.ram, "traffic": asdict(traffic)}
+
+
+def traffic_line(model: Model) -> str | None:
+    """What a model under a budget has read, for people."""
+    traffic = model.traffic
+    if traffic is None or model.ram is None:
+        return None
+    each = size_text(traffic.read / traffic.passes) if traffic.passes else "nothing"
+    return (
+        f"within {size_text(model.ram)}: {size_text(traffic.resident)} of weights in memory, {each} read a pass,"
+        f" {traffic.waited:.2f} s waited for the disk"
+    )
