@@ -140,7 +140,8 @@ typedef struct dg_traffic {
     int64_t passes;   /* through the layers, of steps and of stretches of prompts */
     int64_t read;     /* from the file */
     int64_t copied;   /* of that through the page cache, where the file system has no direct reads */
-    int64_t resident; /* weights that are in memory now, with the ring that others come through */
+    int64_t resident; /* weights that are in memory now, to stay */
+    int64_t ring;     /* of the buffers that the others come through */
     int64_t experts;  /* of all experts in the file */
     int64_t streamed; /* of those that do not stay: what a pass reads that uses them all */
     double reading;   /* seconds that reads took */

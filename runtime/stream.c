@@ -200,7 +200,7 @@ static void ask_large(stream *s) {
 }
 
 static int64_t resident(const stream *s) {
-    int64_t sum = (int64_t)s->ring_bytes;
+    int64_t sum = 0;
     for (int32_t i = 0; i < s->n_ranges; i++) sum += s->range_there[i] ? s->ranges[i].bytes : 0;
     for (int32_t l = 0; l < s->n_layer; l++)
         for (int32_t e = 0; e < s->n_expert; e++)
@@ -242,6 +242,7 @@ static bool make_jobs(stream *s) {
     s->filled = s->taken = s->released = 0;
     s->next = (s->cycle + 1) * s->n_jobs;
     s->traffic.resident = resident(s);
+    s->traffic.ring = (int64_t)s->ring_bytes;
     s->placed = true;
     return true;
 }

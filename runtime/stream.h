@@ -67,7 +67,7 @@ expert_feed stream_experts(stream *s, int32_t layer, const int32_t *experts, int
 /* Ends the turn; DG_OK, or what failed in this pass. */
 int stream_end(stream *s, dg_error *error);
 
-/* read, copied, resident, waited; since the stream began. */
+/* Since the stream began. */
 void stream_traffic(stream *s, dg_traffic *out);
 
 #endif

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -229,7 +230,7 @@ def test_a_step_reads_what_does_not_stay(small: Path, more: int) -> None:
     first, last = seen[1], seen[-1]
     steps = len(seen) - 2
     block = last.experts / counts[0].size
-    unused = sum(int((after == before).sum()) for before, after in zip(counts[1:], counts[2:], strict=False)) / steps
+    unused = sum(int((after == before).sum()) for before, after in pairwise(counts[1:])) / steps
     each = (last.read - first.read) / steps
     assert last.streamed > 0 and last.copied in (0, last.read)
     assert 0.95 * last.streamed - unused * block <= each <= 1.05 * last.streamed

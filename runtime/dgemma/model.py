@@ -53,7 +53,8 @@ class Traffic:
     passes: int  # through the layers, of steps and of stretches of prompts
     read: int  # from the file
     copied: int  # of that through the page cache, where the file system has no direct reads
-    resident: int  # weights in memory now, with the ring that others come through
+    resident: int  # weights that are in memory now, to stay
+    ring: int  # of the buffers that the others come through
     experts: int  # of all experts in the file
     streamed: int  # of those that do not stay: what a pass reads that uses them all
     reading: float  # seconds that reads took

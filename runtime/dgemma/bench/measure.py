@@ -6,12 +6,13 @@ import statistics
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
+from functools import partial
 from time import perf_counter
 from typing import Any
 
 import numpy as np
 
-from dgemma.bench.machine import Machine, Memory, best_of, measure_machine, peak_resident, told
+from dgemma.bench.machine import Machine, Memory, apart, best_of, measure_machine, peak_resident, told
 from dgemma.bench.profile import Profile, parts, steps_of
 from dgemma.bench.work import file_formats, pass_operations, step_bytes, step_operations
 from dgemma.model import Model, Traffic
@@ -159,7 +160,8 @@ def bench(
 ) -> Report:
     """Measures a model. say: told what is being done. about, settings: what else the report tells of model and run."""
     say("the machine's peaks")
-    machine = measure_machine(model.threads)
+    measure = measure_machine if model.ram is None else partial(apart, measure_machine)
+    machine = measure(model.threads)
     random = np.random.default_rng(seed)
     ids = random.integers(5, model.config.n_vocab, max(prompt, ENCODE), dtype=np.int32)
     context = min(int(model.config.context_length), max(prompt, ENCODE) + int(model.config.canvas_length))
@@ -173,7 +175,7 @@ def bench(
     most = memory.peak["all"] if memory.peak else peak_resident()
     budget = None if steps.stream is None else {"ram": model.ram, "most_ever": peak_resident(), **steps.stream}
     say("the machine's peaks, again")
-    machine = best_of(machine, measure_machine(model.threads))
+    machine = best_of(machine, measure(model.threads))
     report = Report(
         machine=machine,
         settings={**settings, "runs": runs, "prompt": prompt, "seed": seed},
@@ -246,7 +248,7 @@ def stream_of(moved: Sequence[Traffic | None]) -> dict[str, float] | None:
     steps = len(moved) - 1
     reading = last.reading - first.reading
     told = {name: (getattr(last, name) - getattr(first, name)) / steps for name in ("read", "copied", "waited")}
-    told |= {"resident": last.resident, "streamed": last.streamed, "experts": last.experts}
+    told |= {name: getattr(last, name) for name in ("resident", "ring", "streamed", "experts")}
     return told | {"disk": (last.read - first.read) / reading if reading else 0.0}
 
 

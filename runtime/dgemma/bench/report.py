@@ -170,8 +170,13 @@ def budget(report: Report, told: dict[str, Any]) -> list[str]:
     seconds, rest = report.steps.seconds.median, sum(report.model["bytes"].values()) - told["resident"]
     disk = told["read"] / told["disk"] if told["disk"] else 0.0
     rows = [
-        ["weights in memory", size_text(told["resident"]), "with the buffers that others come through"],
-        ["read a step", size_text(told["read"]), f"the file less that is {size_text(max(rest, 0))}"],
+        ["weights that stay", size_text(told["resident"]), "read once"],
+        ["buffers", size_text(told["ring"]), "that the others come through"],
+        [
+            "read a step",
+            size_text(told["read"]),
+            f"{told['read'] / rest:.3f} of the weights that do not stay" if rest > 0 else "",
+        ],
         ["of that copied", size_text(told["copied"]), "where the file system has no direct reads"],
         ["the disk meanwhile", f"{told['disk'] / 1e9:.2f} GB/s", f"alone it reads {told['machine']['disk'] / 1e9:.2f}"],
         ["reading took", f"{disk:.3g} s", f"of which a step waited {told['waited']:.3g} s"],

@@ -14,6 +14,7 @@ from typing import Any
 import click
 
 from dgemma.bench.llama import compare, refuse_llama
+from dgemma.bench.machine import apart
 from dgemma.bench.measure import FLAT, bench
 from dgemma.bench.plot import plot, refuse_plot
 from dgemma.bench.report import markdown
@@ -149,7 +150,7 @@ def main(
     with telling() as say, Model(model, ram=ram, **options) as opened:
         if ram is not None:
             say("this machine, for a prediction")
-            machine = this_machine(opened.path, **options)
+            machine = apart(this_machine, opened.path, **options)
         about: dict[str, Any] = {"path": opened.path, "name": Path(opened.path).name}
         about |= {"shape": shape, "layers": opened.config.n_layer, "type": asked.type if asked else None}
         if asked:

@@ -50,6 +50,6 @@ def traffic_line(model: Model) -> str | None:
         return None
     each = size_text(traffic.read / traffic.passes) if traffic.passes else "nothing"
     return (
-        f"within {size_text(model.ram)}: {size_text(traffic.resident)} of weights in memory, {each} read a pass,"
+        f"within {size_text(model.ram)}: {size_text(traffic.resident)} of weights stay in memory, {each} read a pass,"
         f" {traffic.waited:.2f} s waited for the disk"
     )
