@@ -123,7 +123,7 @@ int32_t budget_context(const dg_model *m, int32_t most) {
     int32_t from = 1;
     while (from < most) {
         const int32_t middle = from + (most - from + 1) / 2;
-        const int64_t bytes = b->taken + session_cache_bytes(m, middle) + session_work_bytes(m);
+        const int64_t bytes = b->taken + session_bytes(m, middle);
         dg_demand d = b->demand;
         d.cache_bytes = bytes;
         if (bytes <= b->reserved || placement_least_ram(&d, 0) <= b->ram) from = middle;
@@ -232,7 +232,7 @@ int budget_open(dg_model *m, int64_t ram, dg_error *error) {
     b->demand.layer_bytes = 0;
     b->demand.top_bytes = stream_range_bytes(m->stream);
     b->demand.process_bytes = os_resident() + ops_scratch_bytes(m->ops) + GROWTH;
-    const int64_t session = session_cache_bytes(m, context) + session_work_bytes(m);
+    const int64_t session = session_bytes(m, context);
     status = plan_for(b, session, &b->plan, error);
     if (status == DG_ERROR_MEMORY)
         return fail(error, DG_ERROR_MEMORY, "%s: a RAM budget of %.2f GiB cannot be kept: it takes at least %.2f GiB, for a context of %d tokens", m->file->path, (double)ram / GIB,

@@ -421,6 +421,7 @@ typedef struct dg_demand {
     int64_t block_bytes[DG_MAX_LAYERS];  /* one expert of this layer */
     int64_t layer_bytes, top_bytes;      /* other weights: of all layers together, and outside of them (the head) */
     int64_t cache_bytes, work_bytes;     /* keys and values; what a pass works in */
+    int64_t canvas_bytes;                /* what a canvas keeps from step to step where the CPU has the output head */
     int64_t pass_bytes;                  /* a layer's activations, which CPU and GPU hand each other where both compute */
     double block_ops;                    /* of one expert, on average */
     double layer_ops, top_ops;           /* all else */

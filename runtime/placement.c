@@ -66,7 +66,8 @@ int dg_model_demand(dg_model *model, int32_t context, dg_demand *d, dg_error *er
     placement_weights(model, d);
     d->context = context;
     d->cache_bytes = session_cache_bytes(model, context);
-    d->work_bytes = session_work_bytes(model);
+    d->work_bytes = session_room_bytes(model);
+    d->canvas_bytes = session_canvas_bytes(model);
     return DG_OK;
 }
 
@@ -139,6 +140,13 @@ static double head_start(const dg_demand *d, const dg_machine *m, const dg_plan 
     return smaller(serial_time(m, p->gpu, d->layer_ops, (double)d->layer_bytes) / d->n_layer, seconds_of(m, queue, (double)ring));
 }
 
+static double top_time(const dg_demand *d, const dg_machine *m, bool gpu) { return serial_time(m, gpu, d->top_ops, (double)d->top_bytes); }
+
+/* Between two steps there is more time to fill the ring than between two layers: what the first of them gain by that. */
+static double first_start(const dg_demand *d, const dg_machine *m, const dg_plan *p) {
+    return larger(0.0, smaller(top_time(d, m, p->gpu), seconds_of(m, DG_QUEUE_DISK, (double)p->ram_ring)) - head_start(d, m, p, DG_QUEUE_DISK));
+}
+
 static const double WAITS = 5e-5; /* seconds of a layer until CPU and GPU each know that the other is done */
 
 /* Beside the GPU the CPU gets its inputs late, and hands its outputs over before the layer ends. */
@@ -154,13 +162,14 @@ static double layer_time(const dg_demand *d, const dg_machine *m, bool gpu, cons
 
 static int64_t fixed_bytes(const dg_demand *d) { return d->layer_bytes + d->top_bytes + d->cache_bytes + d->work_bytes; }
 static int64_t process_ram(const dg_demand *d) { return d->process_bytes ? d->process_bytes : RAM_PROCESS; }
-static int64_t fixed_ram(const dg_demand *d, bool gpu) { return process_ram(d) + (gpu ? d->work_bytes : fixed_bytes(d)); }
+static int64_t fixed_ram(const dg_demand *d, bool gpu) { return process_ram(d) + (gpu ? d->work_bytes : fixed_bytes(d) + d->canvas_bytes); }
 static int64_t fixed_vram(const dg_demand *d, bool gpu) { return gpu ? VRAM_PROCESS + fixed_bytes(d) : 0; }
 
 void dg_plan_measure(const dg_demand *d, const dg_machine *m, dg_plan *p) {
-    double start[DG_QUEUES];
-    for (int32_t q = 0; q < DG_QUEUES; q++) start[q] = head_start(d, m, p, q), p->amount[q] = 0.0;
-    p->serial = serial_time(m, p->gpu, d->layer_ops, (double)d->layer_bytes) + serial_time(m, p->gpu, d->top_ops, (double)d->top_bytes);
+    double start[DG_QUEUES], idle[DG_QUEUES], gain = 0.0;
+    for (int32_t q = 0; q < DG_QUEUES; q++) start[q] = idle[q] = head_start(d, m, p, q), p->amount[q] = 0.0;
+    idle[DG_QUEUE_DISK] = INFINITY;
+    p->serial = serial_time(m, p->gpu, d->layer_ops, (double)d->layer_bytes) + top_time(d, m, p->gpu);
     p->seconds = p->serial;
     p->ram_experts = p->vram_experts = 0;
     for (int32_t l = 0; l < d->n_layer; l++) {
@@ -169,10 +178,13 @@ void dg_plan_measure(const dg_demand *d, const dg_machine *m, dg_plan *p) {
         for (int32_t w = 0; w < DG_WAYS; w++) count[w] = p->blocks[w][l];
         layer_amounts(d, p->gpu, l, count, amount);
         for (int32_t q = 0; q < DG_QUEUES; q++) p->amount[q] += amount[q];
-        p->seconds += layer_time(d, m, p->gpu, start, l, count);
+        const double seconds = layer_time(d, m, p->gpu, start, l, count);
+        p->seconds += seconds;
+        gain += seconds - layer_time(d, m, p->gpu, idle, l, count);
         p->vram_experts += count[DG_WAY_VRAM] * d->block_bytes[l];
         p->ram_experts += (count[DG_WAY_RAM_GPU] + count[DG_WAY_RAM_CPU]) * d->block_bytes[l];
     }
+    p->seconds -= smaller(gain, first_start(d, m, p));
     p->amount[p->gpu ? DG_QUEUE_GPU : DG_QUEUE_CPU] += d->layer_ops + d->top_ops;
     p->amount[p->gpu ? DG_QUEUE_GPU_MEMORY : DG_QUEUE_HOST] += (double)(d->layer_bytes + d->top_bytes);
     for (int32_t q = 0; q < DG_QUEUES; q++) p->busy[q] = seconds_of(m, q, p->amount[q]);
@@ -535,7 +547,7 @@ static bool search_plans(search *s, const dg_machine *m, int64_t ram, int64_t vr
                 double bound;
                 if (!find_shares(s, &bound) || !cut_shares(s, &p)) return false;
                 dg_plan_measure(d, m, &p);
-                if (way != 1) least = smaller(least, bound + p.serial);
+                if (way != 1) least = smaller(least, bound + p.serial - first_start(d, m, &p));
                 if (deep_ram == 0 && uses(&p, d, DG_WAY_DISK_GPU, DG_WAY_DISK_CPU)) continue;
                 if (p.seconds < plan->seconds * (way == 2 && alone ? WORTH : 1 - 1e-9)) *plan = p, alone = way < 2;
             }

@@ -4,6 +4,7 @@
  * queues work at once and the slowest decides. Copies from disk and to the GPU run on through the serial part of the
  * next layer as far as their ring of buffers is deep. So
  *     step = serial + sum over layers of max over queues (work of the layer / rate - head start of the queue)
+ * less what the disk's first head start is longer than the others, as the output head takes longer than a layer.
  */
 #ifndef DG_PLACEMENT_H
 #define DG_PLACEMENT_H

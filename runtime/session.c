@@ -91,9 +91,15 @@ static int64_t room_bytes(const dg_model *model, int64_t n) {
     return (int64_t)r.bytes;
 }
 
-int64_t session_work_bytes(const dg_model *model) {
+int64_t session_room_bytes(const dg_model *model) { return room_bytes(model, session_rows(model)); }
+
+int64_t session_canvas_bytes(const dg_model *model) {
     const dg_config *c = &model->config;
-    return room_bytes(model, session_rows(model)) + soft_bytes(c->canvas_length, c->n_vocab, c->d_model);
+    return soft_bytes(c->canvas_length, c->n_vocab, c->d_model);
+}
+
+int64_t session_bytes(const dg_model *model, int32_t context) {
+    return session_cache_bytes(model, context) + session_room_bytes(model) + session_canvas_bytes(model);
 }
 
 int session_context(const dg_model *model, int32_t *context, dg_error *error) {
@@ -116,7 +122,7 @@ int dg_session_new(dg_model *model, int32_t context, dg_session **out, dg_error 
     s->v = calloc((size_t)c->n_layer, sizeof *s->v);
     char what[64];
     snprintf(what, sizeof what, "a session of %d tokens", context);
-    const int64_t bytes = session_cache_bytes(model, context) + session_work_bytes(model);
+    const int64_t bytes = session_bytes(model, context);
     int status = budget_take(model, bytes, what, error);
     if (status == DG_OK) s->counted = bytes;
     if (status == DG_OK) status = room_new(model, s->rows, &s->room, error);

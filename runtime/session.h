@@ -28,9 +28,11 @@ void room_free(room *r);
 
 /* Checks a session's length in tokens, and sets it where it is 0: the longest that is usual and that there is room for. */
 int session_context(const dg_model *model, int32_t *context, dg_error *error);
-/* Bytes of a session: keys and values, and what its passes and a canvas work in. */
+/* Bytes of a session: keys and values, what its passes work in, and what a canvas of it keeps from step to step. */
 int64_t session_cache_bytes(const dg_model *model, int32_t context);
-int64_t session_work_bytes(const dg_model *model);
+int64_t session_room_bytes(const dg_model *model);
+int64_t session_canvas_bytes(const dg_model *model);
+int64_t session_bytes(const dg_model *model, int32_t context); /* all three */
 
 struct dg_session {
     dg_model *model;

@@ -78,7 +78,7 @@ def counter(path: str, name: str) -> int:
 
 
 class Limit:
-    """A memory cgroup below this process's own; a context manager. `join` moves a child there, None where there is none."""
+    """A memory cgroup below this process's own; a context manager. `join`, if there is one, moves a child there."""
 
     def __init__(self, ram: int) -> None:
         self._folder: Path | None = None

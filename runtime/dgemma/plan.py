@@ -271,7 +271,7 @@ def _read(out: Any, demand: Any, machine: Machine, tokens: int) -> Plan:
         queues.append(Queue(name, covers, out.amount[i], out.busy[i]))
     weights = demand.layer_bytes + demand.top_bytes
     large = {"other weights": weights, "keys and values": demand.cache_bytes}
-    work = {"work room": demand.work_bytes}
+    work = {"work room": demand.work_bytes, "a canvas": 0 if out.gpu else demand.canvas_bytes}
     sides: list[dict[str, int]] = []
     for side, has in (("ram", not out.gpu), ("vram", out.gpu)):
         told = {"experts": getattr(out, f"{side}_experts"), **(large if has else {})}

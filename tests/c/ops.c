@@ -154,7 +154,7 @@ static void test_backend(const char *backend, const dg_config *config) {
     dg_error error;
     random_state = 1; /* the same numbers for all */
     for (int t = 0; t < 3; t++)
-        CHECK(ops_new(&(dg_model_options){backend, t + 1, true, 0}, config, &fast[t], &error) == DG_OK, "%s", error.message);
+        CHECK(ops_new(&(dg_model_options){.backend = backend, .threads = t + 1, .exact = true}, config, &fast[t], &error) == DG_OK, "%s", error.message);
     test_matmul();
     test_rows_and_elements();
     test_attention();
@@ -168,8 +168,8 @@ int main(void) {
     static const dg_config config = {.d_model = 2048, .d_ffn = 64, .d_expert = 64, .n_layer = 1, .n_head = 4, .head_dim = 256, .head_dim_swa = 64, .n_head_kv = {1}};
     dg_error error;
     ops *none;
-    if (ops_new(&(dg_model_options){"reference", 1, true, 0}, &config, &plain, &error) != DG_OK) return 1;
-    CHECK(ops_new(&(dg_model_options){"abacus", 1, true, 0}, &config, &none, &error) == DG_ERROR_BACKEND && strstr(error.message, "abacus"), "an unknown backend is named");
+    if (ops_new(&(dg_model_options){.backend = "reference", .threads = 1, .exact = true}, &config, &plain, &error) != DG_OK) return 1;
+    CHECK(ops_new(&(dg_model_options){.backend = "abacus", .threads = 1, .exact = true}, &config, &none, &error) == DG_ERROR_BACKEND && strstr(error.message, "abacus"), "an unknown backend is named");
     for (int32_t i = 0; dg_backend_name(i); i++) {
         CHECK(strstr(error.message, dg_backend_name(i)), "%s is not among those offered: %s", dg_backend_name(i), error.message);
         test_backend(dg_backend_name(i), &config);

@@ -168,7 +168,7 @@ static void test_monotone(void) {
         dg_error error;
         CHECK(dg_plan_make(&d, &m, ram, vram, &p, &error) == DG_OK, "%s", error.message);
         check_plan(&d, &m, &p);
-        CHECK(p.seconds <= p.least * 1.12, "case %d: whole blocks take %g, shares %g", i, p.seconds, p.least);
+        CHECK(p.seconds <= p.least * 1.15, "case %d: whole blocks take %g, shares %g", i, p.seconds, p.least);
         double *const rates[] = {&m.disk, &m.host, &m.pcie, &m.gpu, &m.cpu_ops, &m.gpu_ops};
         for (size_t k = 0; k < sizeof rates / sizeof *rates + 2; k++) {
             dg_machine better = m;
@@ -254,6 +254,34 @@ static void test_lists(void) {
     CHECK(dg_plan_margin(16.0 * (double)GIB, false) == 3 * GIB && dg_plan_margin(100, false) == 100, "margins");
 }
 
+/* What the process takes is the caller's to say, and counts like anything else; a canvas counts where the CPU keeps it. */
+static void test_process(void) {
+    dg_demand d = some_demand(3, 8, 10 << 20);
+    const int64_t guessed = placement_least_ram(&d, 0);
+    d.process_bytes = 100 << 20;
+    CHECK(guessed - placement_least_ram(&d, 0) == 156 << 20, "%lld", (long long)guessed);
+    const int64_t told = placement_least_ram(&d, 0);
+    d.canvas_bytes = 7 << 20;
+    CHECK(placement_least_ram(&d, 0) == told + (7 << 20), "%lld", (long long)told);
+    const dg_machine m = some_machine(false);
+    dg_plan p;
+    dg_error error;
+    CHECK(dg_plan_make(&d, &m, told + (7 << 20), 0, &p, &error) == DG_OK, "%s", error.message);
+    CHECK(p.ram_process == 100 << 20 && p.ram_used <= told + (7 << 20), "%lld", (long long)p.ram_used);
+}
+
+/* The disk reads on while the output head is computed, as far as the ring holds it. */
+static void test_between_steps(void) {
+    dg_demand d = {.n_layer = 10, .n_expert = 100, .block_ops = 1e6, .layer_ops = 1e9, .top_ops = 1e12};
+    for (int32_t l = 0; l < d.n_layer; l++) d.block_bytes[l] = 10000000;
+    const dg_machine m = {.name = "slow disk", .ram = 1e12, .disk = 1e9, .host = 1e11, .cpu_ops = 1e12};
+    dg_plan p = {.ram_ring = 400000000};
+    for (int32_t l = 0; l < d.n_layer; l++) p.blocks[DG_WAY_DISK_CPU][l] = 100;
+    dg_plan_measure(&d, &m, &p);
+    /* 10 s of reading; 1 s of head and 1 ms of layers, in which 0.4 s of that are done */
+    CHECK(fabs(p.seconds - (10 + 1 - 0.4)) < 0.01, "%g s", p.seconds);
+}
+
 int main(void) {
     test_lists();
     test_strategies();
@@ -261,5 +289,7 @@ int main(void) {
     test_monotone();
     test_refusals();
     test_degenerate();
+    test_process();
+    test_between_steps();
     return check_done("placement");
 }
