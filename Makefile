@@ -37,7 +37,7 @@ CHECKED  = $(SOURCES:%.c=$(BUILD)/asan/%.o) $(ISA_OBJECTS:%=$(BUILD)/asan/%)
 C_TESTS  = $(patsubst tests/c/%.c,$(BUILD)/asan/tests/%,$(wildcard tests/c/*.c))
 
 .DEFAULT_GOAL := all
-.PHONY: all run test test-c test-neon test-emulated test-python test-oracle bench bench-convert lint lib native wheel clean help
+.PHONY: all run test test-c test-neon test-emulated test-python test-oracle bench bench-convert bench-ram lint lib native wheel clean help
 
 all: $(READY) ## build everything into .venv (editable install)
 	@$(MAKE) --no-print-directory native PYTHON=$(BIN)/python
@@ -84,6 +84,9 @@ BENCH = $(BIN)/dg-bench --shape 26b-a4b --cache $(BENCH_CACHE)
 bench: all ## time the real shapes with random weights: 6 layers and all 30 (20 GB of disk, a quarter of an hour)
 	$(BENCH) --layers 6 --canvases 2 --json tests/bench/26b-a4b-6-layers.json
 	$(BENCH) --canvases 2 --json tests/bench/26b-a4b-30-layers.json
+
+bench-ram: all ## what RAM budgets of 4, 8 and 12 GB make of a step, beside a plain map; writes a file of 16.8 GB to the cache
+	$(BIN)/python tests/measure_ram.py --cache $(BENCH_CACHE)
 
 bench-convert: all ## how fast dg-convert is and how much memory it takes, on 2 GiB in the real shapes
 	$(BIN)/python tests/measure_convert.py

@@ -279,6 +279,18 @@ def test_canvases_together_are_timed_part_by_part(capsys, cache: Path, tmp_path:
     assert "a step of 3 canvases" in out and f"the ratio is {told['ratio']:.3f}" in out
 
 
+def test_a_budget_is_measured_and_predicted(capsys, tiny: Path, tmp_path: Path):
+    """Before and after: what is predicted from the machine and the first layer, and what steps then take and read."""
+    out_file = tmp_path / "figures.json"
+    status, out, err = run(capsys, tiny, "--ram", "1G", "--runs", "1", "--json", out_file)
+    assert (status, err) == (0, "")
+    assert "within 1.0 GiB" in out and "a step, predicted" in out and "weights that stay" in out
+    budget = json.loads(out_file.read_text())["budget"]
+    assert budget["ram"] == 1 << 30 and budget["predicted"] > 0 and budget["streamed"] == 0
+    assert 0.9 * tiny.stat().st_size < budget["resident"] < tiny.stat().st_size
+    assert refused(capsys, 1, tiny, "--ram", "1M").endswith("for a context of 1024 tokens\n")
+
+
 def test_a_model_of_ones_own_and_the_bundled_one(capsys, tiny: Path):
     status, out, _ = run(capsys, tiny, "--runs", 1, "--prompt", 3)
     assert status == 0 and "Temperature 0.6" in out and "flat logits" not in out
