@@ -33,6 +33,7 @@ struct budget {
 
 static int64_t read_part(void *self, int32_t i, void *to, int64_t bytes, int64_t offset) { return os_file_read(((os_file **)self)[i], to, bytes, offset); }
 static int check_part(void *self, int32_t i, dg_error *error) { return os_file_check(((os_file **)self)[i], error); }
+static bool copies_part(void *self, int32_t i) { return !os_file_direct(((os_file **)self)[i]); }
 
 static const gguf *part_of(const dg_model *m, int32_t i) { return i ? m->file->others[i - 1] : m->file; }
 
@@ -167,12 +168,11 @@ static int start_stream(dg_model *m, dg_error *error) {
     stream_matrix *matrices = calloc((size_t)n_layer * STREAM_MATRICES, sizeof *matrices);
     stream_layout layout = {.n_layer = n_layer, .n_expert = m->config.n_expert, .n_parts = b->n_parts, .homes = homes, .names = names, .ranges = ranges, .matrices = matrices};
     int status = homes && names && ranges && matrices ? DG_OK : fail(error, DG_ERROR_SYSTEM, "%s: no memory", m->file->path);
-    stream_reader reader = {read_part, check_part, b->files, false};
+    const stream_reader reader = {read_part, check_part, copies_part, b->files};
     for (int32_t i = 0; status == DG_OK && i < b->n_parts; i++) {
         const gguf *file = part_of(m, i);
         homes[i] = (uint8_t *)(uintptr_t)file->map;
         names[i] = file->path;
-        reader.copies |= !os_file_direct(b->files[i]);
         if (!os_own(file->map, file->header, file->size)) status = fail(error, DG_ERROR_SYSTEM, "%s: no address space for %llu bytes", file->path, (unsigned long long)file->size);
     }
     for (size_t i = 0; status == DG_OK && i < tensors; i++) {

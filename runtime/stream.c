@@ -363,7 +363,7 @@ static void work(void *arg) {
         s->traffic.reading += took;
         s->reading = false;
         s->traffic.read += total;
-        if (s->reader.copies) s->traffic.copied += total;
+        if (j->n_runs && s->reader.copies && s->reader.copies(s->reader.self, s->runs[j->run].part)) s->traffic.copied += total;
         if (status != DG_OK) {
             s->failed = true;
             s->error = error;

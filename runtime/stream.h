@@ -18,8 +18,9 @@ typedef struct stream_reader {
     int64_t (*read)(void *self, int32_t part, void *to, int64_t bytes, int64_t offset);
     /* Whether it is still what it was: a status and a message. */
     int (*check)(void *self, int32_t part, dg_error *error);
+    /* Whether reads go through the page cache, where each byte is copied once more; NULL: never. */
+    bool (*copies)(void *self, int32_t part);
     void *self;
-    bool copies; /* through the page cache: each byte is copied once more */
 } stream_reader;
 
 /* Bytes of a part that stay. layer -1: needed before the first layer. */

@@ -90,7 +90,7 @@ static void set_up(fixture *f) {
     f->file.most = 1 << 30;
     atomic_init(&f->file.fail_at, -1);
     const stream_layout layout = {LAYERS, EXPERTS, FILES, f->n_ranges, f->homes, names, f->ranges, f->matrices};
-    const stream_reader reader = {read_faulty, check_faulty, &f->file, false};
+    const stream_reader reader = {read_faulty, check_faulty, NULL, &f->file};
     f->s = stream_new(&layout, &reader);
     CHECK(f->s != NULL, "no stream");
 }
@@ -303,6 +303,20 @@ static void test_changed_file(void) {
     tear_down(&f);
 }
 
+/* Files where there are no direct reads, as the kernel's own, are read as files are. */
+static void test_without_direct_reads(void) {
+    os_file *file;
+    dg_error error = {0};
+    uint8_t *to = os_reserve((size_t)os_granule());
+    if (os_file_open("/proc/version", NULL, &file, &error) == DG_OK) {
+        CHECK(os_file_read(file, to, os_granule(), 0) > 0 && !os_file_direct(file), "%s", error.message);
+        CHECK(os_file_read(file, to, os_granule(), os_granule()) == 0, "past the end");
+        os_file_close(file);
+    }
+    os_release(to, (size_t)os_granule());
+    CHECK(os_file_open("/nowhere/at/all", NULL, &file, &error) == DG_ERROR_SYSTEM && strstr(error.message, "/nowhere/at/all"), "%s", error.message);
+}
+
 /* Ended before anything, while the thread reads ahead, and while it waits for a free buffer. */
 static void test_ends(void) {
     for (int32_t stop = -1; stop <= LAYERS; stop++) {
@@ -344,6 +358,7 @@ int main(void) {
     test_failures();
     test_short_reads();
     test_changed_file();
+    test_without_direct_reads();
     test_ends();
     test_turns();
     return check_done("stream");

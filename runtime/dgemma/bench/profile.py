@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import closing
 from functools import cache
 from types import TracebackType
@@ -27,9 +27,11 @@ def parts() -> dict[str, str]:
 
 def steps_of(
     session: Session, profile: Profile, temperature: float, steps: int, seed: int = 0
-) -> Iterator[tuple[Step, dict[str, float]]]:
+) -> Generator[tuple[Step, dict[str, float]], None, None]:
     """Denoises one canvas that never settles: every step, and the seconds of its parts."""
-    options = dict(t_min=temperature, t_max=temperature, confidence=0.0, stability=0, max_tokens=1, seed=seed)
+    options: dict[str, Any] = dict(
+        t_min=temperature, t_max=temperature, confidence=0.0, stability=0, max_tokens=1, seed=seed
+    )
     profile.lap()
     with closing(session.stream(steps=steps, **options)) as events:
         for _ in range(steps):

@@ -133,6 +133,8 @@ def main(
         for flag, given in needs.items():
             if given is not None:
                 raise click.UsageError(f"{flag} needs --shape")
+    if ram is not None and against is not None:
+        raise click.UsageError("--ram and --against do not go together: the other engine would take what it likes")
     if plot_file is not None:
         refuse_plot(plot_file)
     if against is not None:

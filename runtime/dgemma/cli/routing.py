@@ -38,7 +38,7 @@ def routing_facts(model: Path) -> dict[str, Any]:
 
 def routing_rows(found: dict[str, Any]) -> list[tuple[str, ...]]:
     """A row per layer: tokens, the share of the hottest experts and who they are, how many never worked."""
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for i, layer in enumerate(found["layers"]):
         hot = " ".join(map(str, layer["hottest"][:NAMED])) + (" ..." if len(layer["hottest"]) > NAMED else "")
         never = len(layer["never"])
