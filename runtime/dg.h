@@ -231,6 +231,11 @@ int dg_encode(dg_session *session, const int32_t *ids, int32_t n, int32_t which,
 int dg_denoise(dg_session *session, const int32_t *canvas, int32_t n, const float *condition, float *logits,
                dg_error *error);
 
+/* The same pass, for looking inside: hidden: float32 [n_layer + 1, n, d_model], what goes into the first layer and what
+ * comes out of each. */
+int dg_denoise_hidden(dg_session *session, const int32_t *canvas, int32_t n, const float *condition, float *hidden,
+                      dg_error *error);
+
 /* One canvas of a batch; the fields are dg_denoise's arguments. */
 typedef struct dg_canvas {
     dg_session *session;
@@ -291,6 +296,7 @@ typedef struct dg_event {
     const int32_t *canvas;     /* [n] argmax ids */
     const float *entropy;      /* [n] nats */
     const bool *accepted;      /* [n] by the entropy bound */
+    const int32_t *next;       /* [n] what the next step would see: the draws of accepted positions, random ids elsewhere */
     float mean_entropy;
     bool converged;            /* the stop test held at this step */
 } dg_event;

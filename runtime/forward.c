@@ -158,6 +158,13 @@ static void self_condition(const pass *p) {
     profile_part = PART_elementwise;
 }
 
+/* room.x, for who asked to look */
+static void show(const pass *p, int32_t l) {
+    const dg_model *m = p->model;
+    const int64_t d = m->config.d_model;
+    if (p->hidden) m->ops->add(m->ops, p->hidden + l * p->n * d, p->room->x, NULL, p->n, d, 1.0f);
+}
+
 static void denoise(const pass *p, const int32_t *canvas) {
     const dg_model *m = p->model;
     const dg_config *c = &m->config;
@@ -169,11 +176,13 @@ static void denoise(const pass *p, const int32_t *canvas) {
     o->rms_norm(o, r->x, r->x, NULL, p->n, c->d_model, c->rms_eps); /* the canvas alone has this norm */
     for (int32_t l = 0; l < c->n_layer && weights_of(m, l); l++) {
         const layer *w = &m->layers[l];
+        show(p, l);
         o->rms_norm(o, r->h, r->x, floats(&w->attn_norm), p->n, c->d_model, c->rms_eps);
         keys_and_values(p, l);
         attend(p, l, false);
         feed_forward(p, l, *floats(&w->layer_output_scale));
     }
+    show(p, c->n_layer);
 }
 
 int forward_denoise(const pass *p, const int32_t *canvas, dg_error *error) {

@@ -218,7 +218,7 @@ static void settle(dg_generator *g, float temperature, dg_event *event) {
     renoise(g);
     *event = (dg_event){
         .kind = DG_EVENT_STEP, .block = g->result.n_blocks, .index = g->index, .temperature = temperature, .n = g->n, .place = g->at, .canvas = g->argmax,
-        .entropy = g->entropy, .accepted = g->accepted, .mean_entropy = mean, .converged = g->converged,
+        .entropy = g->entropy, .accepted = g->accepted, .next = g->canvas, .mean_entropy = mean, .converged = g->converged,
     };
     g->index++;
     g->stepped = true;
@@ -248,7 +248,7 @@ static int steps(dg_generator *const *g, int32_t count, dg_event *events, dg_err
     int status = parts && heads && ids ? DG_OK : fail(error, DG_ERROR_SYSTEM, "no memory for a step");
     if (status == DG_OK) status = session_room(g[0]->session, n, &r, error);
     if (status == DG_OK) {
-        const pass p = {model, r, parts, count, n};
+        const pass p = {model, r, parts, count, n, NULL};
         int64_t first = 0;
         for (int32_t i = 0; i < count; first += g[i++]->n) memcpy(ids + first, g[i]->canvas, (size_t)g[i]->n * sizeof *ids);
         status = forward_denoise(&p, ids, error);
@@ -282,7 +282,7 @@ static void commit(dg_generator *g, const dg_block *block, int32_t end, dg_event
     dg_result *r = &g->result;
     *event = (dg_event){
         .kind = DG_EVENT_BLOCK, .block = r->n_blocks, .index = block->steps, .n = g->n, .place = g->at, .canvas = g->argmax, .entropy = g->entropy,
-        .accepted = g->accepted, .converged = g->converged,
+        .accepted = g->accepted, .next = g->canvas, .converged = g->converged,
     };
     g->blocks[r->n_blocks++] = *block;
     r->n_ids += block->tokens;

@@ -197,7 +197,7 @@ int dg_encode(dg_session *s, const int32_t *ids, int32_t n, int32_t which, float
         const bool last = done + rows == n;
         const bool output = which == DG_LOGITS_ALL || (which == DG_LOGITS_LAST && last);
         const pass_part own = {.session = s, .n = rows};
-        const pass p = {s->model, &s->room, &own, 1, rows};
+        const pass p = {s->model, &s->room, &own, 1, rows, NULL};
         const int status = forward_encode(&p, ids + done, output, error);
         if (status != DG_OK) return status;
         if (which == DG_LOGITS_ALL) forward_logits(&p, 0, rows, logits + (int64_t)done * c->n_vocab);
@@ -217,6 +217,14 @@ static int check_canvas(const dg_session *s, const int32_t *canvas, int32_t n, d
 int dg_denoise(dg_session *s, const int32_t *canvas, int32_t n, const float *condition, float *logits, dg_error *error) {
     const dg_canvas one = {s, canvas, n, condition, logits};
     return dg_denoise_batch(&one, 1, error);
+}
+
+int dg_denoise_hidden(dg_session *s, const int32_t *canvas, int32_t n, const float *condition, float *hidden, dg_error *error) {
+    if (check_canvas(s, canvas, n, error) != DG_OK) return DG_ERROR_USAGE;
+    const pass_part own = {.session = s, .n = n, .condition = condition};
+    const pass p = {s->model, &s->room, &own, 1, n, hidden};
+    forward_denoise(&p, canvas);
+    return DG_OK;
 }
 
 int dg_denoise_batch(const dg_canvas *canvases, int32_t count, dg_error *error) {
@@ -243,7 +251,7 @@ int dg_denoise_batch(const dg_canvas *canvases, int32_t count, dg_error *error) 
             memcpy(ids + first, canvases[i].canvas, (size_t)canvases[i].n * sizeof *ids);
             first += canvases[i].n;
         }
-        const pass p = {model, r, parts, count, n};
+        const pass p = {model, r, parts, count, n, NULL};
         status = forward_denoise(&p, ids, error);
         first = 0;
         for (int32_t i = 0; status == DG_OK && i < count; i++) {

@@ -66,6 +66,7 @@ typedef struct pass {
     const pass_part *parts;
     int32_t n_parts;
     int64_t n;
+    float *hidden; /* NULL, or [n_layer + 1][n][d_model]: where the decoder leaves what each layer reads, and the last one's output */
 } pass;
 
 /* Passes fail only where weights cannot be read; what they leave in rooms is then of no use.

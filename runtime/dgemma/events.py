@@ -21,6 +21,7 @@ class Step:
     accepted: npt.NDArray[np.bool_]  # by the entropy bound (or by `accept`), in this step; pins always
     mean_entropy: float  # over what is not pinned
     converged: bool  # the canvas is finished: settled, and certain enough
+    next: npt.NDArray[np.int32]  # what the next step would see: draws where accepted, random ids elsewhere
 
 
 @dataclass(frozen=True, slots=True)

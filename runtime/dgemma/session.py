@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dgemma._native import ffi, lib
+from dgemma.config import Config
 from dgemma.errors import Error, UsageError, check, new_error
 from dgemma.events import Block, Result, Step
 from dgemma.handle import Handle
@@ -224,6 +225,22 @@ class Session:
         """
         return denoise_together([(self, canvas, condition)])[0]
 
+    def hidden(self, canvas: Ids, condition: npt.ArrayLike | None = None) -> Floats:
+        """denoise() looked into: float32 [n_layer + 1, len(canvas), d_model], what goes into the first layer and what
+        comes out of each. Raises as denoise() does.
+        """
+        config = self._model.config
+        ids, scaled = canvas_arrays(config, canvas, condition)
+        out = np.empty((config.n_layer + 1, len(ids), config.d_model), np.float32)
+        given = ffi.NULL if scaled is None else ffi.from_buffer("float[]", scaled)
+        error = new_error()
+        with self._use() as pointer:
+            into = ffi.from_buffer("float[]", out, require_writable=True)
+            check(
+                lib.dg_denoise_hidden(pointer, ffi.from_buffer("int32_t[]", ids), len(ids), given, into, error), error
+            )
+        return out
+
     def generate(self, prompt: Prompt | None = None, *, on_step: OnStep | None = None, **given: Any) -> Result:
         """Generates behind what is encoded, or behind a prompt, as Model.generate does, with the same arguments.
 
@@ -304,7 +321,8 @@ class Session:
                         with self._use(generating=True):
                             self._check_runs(generator)
                             check(lib.dg_generator_accept(generator.pointer, mask, error), error)
-                            happened = replace(happened, accepted=_step(event).accepted)
+                            now = _step(event)
+                            happened = replace(happened, accepted=now.accepted, next=now.next)
                     if on_step is not None:
                         on_step(happened)
                 yield happened
@@ -351,18 +369,11 @@ def denoise_together(canvases: Sequence[tuple[Session, Ids, npt.ArrayLike | None
     kept: list[Any] = []  # what the native structs point into
     out: list[Floats] = []
     for each, (session, canvas, condition) in zip(native, canvases, strict=True):
-        config = session.model.config
-        ids = id_array(canvas, config.n_vocab, "canvas")
-        if not 1 <= len(ids) <= config.canvas_length:
-            raise UsageError(f"a canvas has 1 to {config.canvas_length} ids, not {len(ids)}")
-        logits = np.empty((len(ids), config.n_vocab), np.float32)
+        ids, given = canvas_arrays(session.model.config, canvas, condition)
+        logits = np.empty((len(ids), session.model.config.n_vocab), np.float32)
         each.canvas, each.n = ffi.from_buffer("int32_t[]", ids), len(ids)
         each.logits = ffi.from_buffer("float[]", logits, require_writable=True)
-        if condition is not None:
-            given = np.asarray(condition)
-            if given.shape != logits.shape or given.dtype.kind != "f":
-                raise UsageError(f"condition must be float32 {logits.shape}, not {given.dtype} {given.shape}")
-            given = np.ascontiguousarray(given, np.float32)
+        if given is not None:
             each.condition = ffi.from_buffer("float[]", given)
             kept.append(given)
         kept.append(ids)
@@ -373,6 +384,21 @@ def denoise_together(canvases: Sequence[tuple[Session, Ids, npt.ArrayLike | None
         error = new_error()
         check(lib.dg_denoise_batch(native, len(canvases), error), error)
     return out
+
+
+def canvas_arrays(
+    config: Config, canvas: Ids, condition: npt.ArrayLike | None
+) -> tuple[npt.NDArray[np.int32], Floats | None]:
+    """A canvas and its condition as the library takes them. Raises UsageError for other lengths, shapes or ids."""
+    ids = id_array(canvas, config.n_vocab, "canvas")
+    if not 1 <= len(ids) <= config.canvas_length:
+        raise UsageError(f"a canvas has 1 to {config.canvas_length} ids, not {len(ids)}")
+    if condition is None:
+        return ids, None
+    given, shape = np.asarray(condition), (len(ids), config.n_vocab)
+    if given.shape != shape or given.dtype.kind != "f":
+        raise UsageError(f"condition must be float32 {shape}, not {given.dtype} {given.shape}")
+    return ids, np.ascontiguousarray(given, np.float32)
 
 
 def id_array(ids: Ids, n_vocab: int, what: str) -> npt.NDArray[np.int32]:
@@ -438,6 +464,7 @@ def _step(event: Any) -> Step:
         accepted=copy(event.accepted, np.bool_),
         mean_entropy=float(event.mean_entropy),
         converged=bool(event.converged),
+        next=copy(event.next, np.int32),
     )
 
 

@@ -1,0 +1,227 @@
+"""What a base model said: canvases along its own denoising trajectories, its distributions there, its answers.
+
+A pass over the base leaves a Base; a file is compared with that, so that the two are never in memory together. A Base
+can be saved and used again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import zipfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from dgemma._native import ffi, lib
+from dgemma.errors import Error, FormatError, SystemFailure
+from dgemma.eval import rows
+from dgemma.eval.rows import Rows, State
+from dgemma.events import Result, Step
+from dgemma.file import File
+from dgemma.model import Model
+from dgemma.session import Session
+
+SCHEMA = 1  # of a saved base
+POSITIONS = 32  # of a canvas whose hidden states are kept
+SAMPLE = 4096  # bytes of each tensor that its file is known by
+
+Say = Callable[[str], None]
+Ids = npt.NDArray[np.int32]
+Logits = npt.NDArray[np.float32]
+
+
+@dataclass(slots=True)
+class Answer:
+    """What a model makes of a prompt by itself: one canvas."""
+
+    canvas: Ids  # [n] committed
+    steps: int
+    converged: bool
+    tokens: int
+    seconds: float
+
+
+@dataclass(slots=True)
+class Trajectory:
+    """A prompt, the canvases that the base's sampler led its decoder through (S steps of n positions), and what the
+    base said of each.
+    """
+
+    prompt: Ids
+    canvases: Ids  # [S][n] as the decoder sees them
+    temperature: npt.NDArray[np.float64]  # [S]
+    noise: npt.NDArray[np.float64]  # [S] share of the positions that hold a random id
+    answer: Answer
+    rows: Rows  # S * n of them
+    hidden: Logits  # [looked][n_layer + 1][POSITIONS][d_model], or empty
+
+    @property
+    def looked(self) -> list[int]:
+        """The steps whose hidden states are kept: the first, which nothing conditions, and the middle one."""
+        return sorted({0, len(self.canvases) // 2})
+
+
+@dataclass(slots=True)
+class Base:
+    about: dict[str, Any]  # identity, prompt set, settings: what the JSON tells of it
+    trajectories: list[Trajectory] = field(default_factory=list, repr=False)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes an .npz, whole or not at all."""
+        arrays: dict[str, Any] = {"about": np.array(json.dumps({"schema": SCHEMA, **self.about}))}
+        for i, t in enumerate(self.trajectories):
+            answer = {name: getattr(t.answer, name) for name in ("steps", "converged", "tokens", "seconds")}
+            arrays |= {f"{i}/{name}": getattr(t, name) for name in ARRAYS}
+            arrays |= {f"{i}/rows/{name}": getattr(t.rows, name) for name in ROWS}
+            arrays |= {f"{i}/state/{name}": getattr(t.rows.state, name) for name in State.__slots__}
+            arrays |= {f"{i}/answer": np.array(json.dumps(answer)), f"{i}/committed": t.answer.canvas}
+        name = os.fspath(path)
+        part = f"{name}.part"
+        try:
+            with open(part, "wb") as file:
+                np.savez_compressed(file, **arrays)
+            os.replace(part, name)
+        except OSError as problem:
+            raise SystemFailure(f"{name}: {(problem.strerror or str(problem)).lower()}") from None
+        finally:
+            Path(part).unlink(missing_ok=True)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Base:
+        """Reads what save() wrote. Raises FormatError for anything else."""
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                about = json.loads(str(file["about"]))
+                if about.pop("schema") != SCHEMA:
+                    raise FormatError(f"{os.fspath(path)}: a saved base of another version; make it again")
+                count = sum(name.endswith("/prompt") for name in file.files)
+                return cls(about, [_trajectory(file, i) for i in range(count)])
+        except OSError as problem:
+            raise SystemFailure(f"{os.fspath(path)}: {(problem.strerror or str(problem)).lower()}") from None
+        except (KeyError, ValueError, EOFError, zipfile.BadZipFile) as problem:
+            raise FormatError(f"{os.fspath(path)}: not a saved base: {problem}") from None
+
+
+ARRAYS = ("prompt", "canvases", "temperature", "noise", "hidden")
+ROWS = ("temperature", "ends", "ids", "logits")
+
+
+def _trajectory(file: Any, i: int) -> Trajectory:
+    answer = Answer(canvas=file[f"{i}/committed"], **json.loads(str(file[f"{i}/answer"])))
+    state = State(**{name: file[f"{i}/state/{name}"] for name in State.__slots__})
+    its_rows = Rows(state=state, **{name: file[f"{i}/rows/{name}"] for name in ROWS})
+    return Trajectory(**{name: file[f"{i}/{name}"] for name in ARRAYS}, answer=answer, rows=its_rows)
+
+
+def identity(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """What a model file is known by: name, bytes, and a SHA-256 of its keys, its tensors' names, formats and shapes,
+    and the first bytes of each. `vocabulary` is one of the tokens alone.
+    """
+    whole, tokens = hashlib.sha256(), hashlib.sha256()
+    with File(path) as file:
+        for key, value in file.values.items():
+            whole.update(key.encode() + b"\0" + value.encoded)
+            if key == "tokenizer.ggml.tokens":
+                tokens.update(value.encoded)
+        for tensor in file.tensors:
+            whole.update(f"{tensor.name} {tensor.format.name} {tensor.dims}\n".encode() + bytes(tensor.data[:SAMPLE]))
+        size = file.bytes
+    return {
+        "name": Path(path).name,
+        "bytes": size,
+        "sha256": whole.hexdigest(),
+        "vocabulary": tokens.hexdigest(),
+    }
+
+
+def record(
+    model: Model,
+    prompts: Sequence[Sequence[int]],
+    *,
+    seed: int = 0,
+    layers: bool = False,
+    options: Mapping[str, Any] | None = None,
+    say: Say = lambda line: None,
+) -> list[Trajectory]:
+    """The base's pass over prompts of ids: prompt i with seed + i and the base's sampler, one canvas each."""
+    out = []
+    for i, prompt in enumerate(prompts):
+        say(f"base: prompt {i + 1} of {len(prompts)}, generating")
+        with model.session(len(prompt)) as session:
+            session.encode(list(prompt))
+            canvases, temperatures, noise, answer = follow(session, seed + i, options or {})
+            kept: list[Rows] = []
+            hidden: list[Logits] = []
+            looked = {0, len(canvases) // 2} if layers else set()
+            for step, logits in replay(session, canvases, temperatures, looked, hidden):
+                say(f"base: prompt {i + 1} of {len(prompts)}, step {step + 1} of {len(canvases)}")
+                kept.append(rows.keep(logits, temperatures[step]))
+        out.append(
+            Trajectory(
+                prompt=np.asarray(prompt, np.int32),
+                canvases=np.stack(canvases),
+                temperature=np.array(temperatures),
+                noise=np.array(noise),
+                answer=answer,
+                rows=rows.joined(kept),
+                hidden=np.stack(hidden) if hidden else np.empty(0, np.float32),
+            )
+        )
+    return out
+
+
+def follow(
+    session: Session, seed: int, options: Mapping[str, Any]
+) -> tuple[list[Ids], list[float], list[float], Answer]:
+    """Generates a canvas: what the decoder saw at each step, the steps' temperatures and noise, the answer."""
+    n = int(session.model.config.canvas_length)
+    canvases, temperatures, noise = [first_canvas(session.model, seed)], [], [1.0]
+    last: Step | None = None
+    answer = None
+    with closing(session.stream(**{**options, "seed": seed, "max_tokens": n})) as events:
+        for event in events:
+            if isinstance(event, Step):
+                last = event
+                temperatures.append(event.temperature)
+                canvases.append(event.next)
+                noise.append(float(1 - event.accepted.mean()))
+            elif isinstance(event, Result):
+                answer = event
+    assert last is not None and answer is not None
+    made = Answer(last.canvas, answer.steps, answer.converged, len(answer.ids), answer.seconds)
+    return canvases[:-1], temperatures, noise[:-1], made
+
+
+def first_canvas(model: Model, seed: int) -> Ids:
+    """The random ids that a generation with this seed starts from."""
+    n, n_vocab = int(model.config.canvas_length), int(model.config.n_vocab)
+    u, ids = ffi.new("double[]", n), ffi.new("int32_t[]", n)
+    lib.dg_draw(seed, 0, 0, n, n_vocab, u, ids)
+    return np.array(ffi.unpack(ids, n), np.int32)
+
+
+def replay(
+    session: Session, canvases: Sequence[Ids], temperatures: Sequence[float], looked: set[int], hidden: list[Logits]
+) -> Iterator[tuple[int, Logits]]:
+    """A model's logits of canvases that it is shown, each conditioned on those before it: (step, [n, n_vocab]).
+
+    Of the steps in `looked` the hidden states of POSITIONS positions are put into `hidden`. The logits are the
+    caller's only until the next step: then they are scaled, in place, to be its condition.
+    """
+    condition = None
+    for step, (canvas, temperature) in enumerate(zip(canvases, temperatures, strict=True)):
+        if step in looked:
+            places = np.linspace(0, len(canvas) - 1, min(POSITIONS, len(canvas))).round().astype(int)
+            hidden.append(np.ascontiguousarray(session.hidden(canvas, condition)[:, places]))
+        logits = session.denoise(canvas, condition)
+        if not np.isfinite(logits).all():
+            raise Error(f"{session.model.path}: step {step + 1}: logits that are not finite")
+        yield step, logits
+        condition = np.divide(logits, np.float32(temperature), out=logits)

@@ -1,0 +1,326 @@
+"""How near a file comes to another of the same model: the distributions it gives for the same canvases, and what it
+writes by itself.
+
+The base's sampler makes the canvases. Both models see the same ones, and each is conditioned on its own logits of the
+step before: what a file says is followed into its next step as in use, while the canvases hold both on one path.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from dgemma.errors import UsageError
+from dgemma.eval import rows
+from dgemma.eval.base import Answer, Base, Say, Trajectory, follow, identity, record, replay
+from dgemma.eval.prompts import Given, choose
+from dgemma.model import Model
+
+NOISE = (0.0, 0.1, 0.5, 1.0)  # upper ends of the bins of a canvas's share of random ids
+STEPS = (1, 2, 4, 8, 16, 32)  # where bins of steps begin after the first
+ENTROPY = (0.001, 0.01, 0.1, 0.5, 1.0, 2.0)  # nats: where bins of stated entropy begin after the first
+
+
+@dataclass(slots=True)
+class Bin:
+    """Positions of some steps."""
+
+    label: str
+    rows: int
+    temperature: float  # mean
+    kl_mean: float
+    kl_p99: float
+    top1: float
+
+
+@dataclass(slots=True)
+class Reliability:
+    """Positions whose stated entropy is of one range."""
+
+    label: str  # nats
+    rows: int
+    entropy: float  # mean
+    stated: float  # error rate that the distribution states: 1 - probability of the likeliest id, mean
+    error: float  # share whose likeliest id is not the one that the base committed in the end
+
+
+@dataclass(slots=True)
+class Layer:
+    """Relative error of the hidden state: |file - base| / |base| over all kept positions."""
+
+    layer: int  # -1: what goes into the first
+    first: float  # at the first step, which nothing conditions
+    middle: float  # at the middle step
+
+
+@dataclass(slots=True)
+class Fidelity:
+    """KL in nats, of softmax(logits / temperature); shares are 0 .. 1."""
+
+    file: dict[str, Any]
+    base: dict[str, Any]
+    prompts: int
+    rows: int
+    kl_mean: float
+    kl_p99: float
+    top1: float  # positions with the same likeliest id
+    committed: float  # positions of the answers with the same id, each model generating by itself
+    steps: float  # to the end of a canvas, mean
+    base_steps: float
+    converged: float  # share of the canvases
+    base_converged: float
+    tokens_per_second: float  # of the file, generating by itself
+    kept: float  # least share of a distribution that was compared id by id
+    by_noise: list[Bin]
+    by_step: list[Bin]
+    calibration: list[Reliability]
+    base_calibration: list[Reliability]
+    calibration_error: float  # mean |stated - error| over the bins, by their rows
+    base_calibration_error: float
+    layers: list[Layer] = field(default_factory=list)
+    worst_layer: int | None = None  # where the first step's error grows most
+
+    def told(self) -> dict[str, Any]:
+        """For the JSON."""
+        return asdict(self)
+
+
+def fidelity(
+    file: str | os.PathLike[str],
+    base: str | os.PathLike[str] | Base,
+    *,
+    prompts: Sequence[Given] | None = None,
+    count: int | None = None,
+    seed: int = 0,
+    layers: bool = False,
+    options: Mapping[str, Any] | None = None,
+    model: Mapping[str, Any] | None = None,
+    say: Say = lambda line: None,
+) -> Fidelity:
+    """Compares a file with a base: a GGUF file, or what a pass over one left (make_base(), Base.load()).
+
+    prompts: texts or messages; None: the first shipped set that the base can read, of it `count`. options: generation
+    options of both. model: Model's arguments, such as exact=True. say: told what is being done. With a Base, the
+    prompts, the seed and the options are its own. Raises UsageError where the two cannot be compared.
+    """
+    if not isinstance(base, Base):
+        base = make_base(
+            base, prompts=prompts, count=count, seed=seed, layers=layers, options=options, model=model, say=say
+        )
+    return compare(file, base, layers=layers, model=model, say=say)
+
+
+def make_base(
+    path: str | os.PathLike[str],
+    *,
+    prompts: Sequence[Given] | None = None,
+    count: int | None = None,
+    seed: int = 0,
+    layers: bool = False,
+    options: Mapping[str, Any] | None = None,
+    model: Mapping[str, Any] | None = None,
+    say: Say = lambda line: None,
+) -> Base:
+    """The pass over a base; the arguments are fidelity()'s."""
+    known = identity(path)
+    with Model(path, **(model or {})) as opened:
+        name, chosen = ("given", prompts) if prompts is not None else choose(opened)
+        chosen = chosen[:count]
+        if not chosen:
+            raise UsageError("no prompts to compare on")
+        about = {
+            **known,
+            "prompt_set": name,
+            "seed": seed,
+            "options": dict(options or {}),
+            "exact": bool((model or {}).get("exact", False)),
+            "backend": opened.backend,
+            **_shape(opened),
+        }
+        ids = [opened.prompt_ids(prompt) for prompt in chosen]
+        return Base(about, record(opened, ids, seed=seed, layers=layers, options=options, say=say))
+
+
+def compare(
+    path: str | os.PathLike[str],
+    base: Base,
+    *,
+    layers: bool = False,
+    model: Mapping[str, Any] | None = None,
+    say: Say = lambda line: None,
+) -> Fidelity:
+    """A file's pass over what a base left."""
+    name = os.fspath(path)
+    known = identity(path)
+    if layers and not all(t.hidden.size for t in base.trajectories):
+        raise UsageError(f"{base.about['name']}: this saved base has no hidden states; make it again with --layers")
+    with Model(path, **(model or {})) as opened:
+        shape = _shape(opened)
+        for what, found in {**shape, "vocabulary": known["vocabulary"]}.items():
+            if found != base.about[what]:
+                raise UsageError(f"{name}: {what} is another than in {base.about['name']}: they cannot be compared")
+        exact = bool((model or {}).get("exact", False))
+        about = {**known, "exact": exact, "backend": opened.backend}
+        seen = [_follow(opened, base, i, layers, say) for i in range(len(base.trajectories))]
+    return _summary(about, base, seen)
+
+
+def _shape(model: Model) -> dict[str, Any]:
+    c = model.config
+    return {"n_vocab": c.n_vocab, "canvas_length": c.canvas_length, "n_layer": c.n_layer, "d_model": c.d_model}
+
+
+@dataclass(slots=True)
+class _Seen:
+    """What a file made of one trajectory."""
+
+    kl: npt.NDArray[np.float64]  # [S * n]
+    state: rows.State  # of as many
+    answer: Answer
+    hidden: list[npt.NDArray[np.float32]]
+
+
+def _follow(model: Model, base: Base, i: int, layers: bool, say: Say) -> _Seen:
+    t, of = base.trajectories[i], f"prompt {i + 1} of {len(base.trajectories)}"
+    n = len(t.canvases[0])
+    kl: list[npt.NDArray[np.float64]] = []
+    states: list[rows.State] = []
+    hidden: list[npt.NDArray[np.float32]] = []
+    with model.session(len(t.prompt)) as session:
+        session.encode(t.prompt)
+        say(f"{of}, generating")
+        *_, answer = follow(session, base.about["seed"] + i, base.about["options"])
+        looked = set(t.looked) if layers else set()
+        for step, logits in replay(session, list(t.canvases), t.temperature.tolist(), looked, hidden):
+            say(f"{of}, step {step + 1} of {len(t.canvases)}")
+            kl.append(rows.divergence(t.rows, step * n, logits))
+            states.append(rows.state(logits, float(t.temperature[step])))
+    return _Seen(np.concatenate(kl), rows.joined_states(states), answer, hidden)
+
+
+def _summary(about: dict[str, Any], base: Base, seen: list[_Seen]) -> Fidelity:
+    trajectories = base.trajectories
+    kl = np.concatenate([s.kl for s in seen])
+    same = np.concatenate([s.state.argmax == t.rows.state.argmax for s, t in zip(seen, trajectories, strict=True)])
+    n = len(trajectories[0].canvases[0])
+    temperature = np.concatenate([t.rows.temperature for t in trajectories])
+    noise = np.concatenate([np.repeat(t.noise, n) for t in trajectories])
+    step = np.concatenate([np.repeat(np.arange(len(t.canvases)), n) for t in trajectories])
+    theirs = np.concatenate([np.tile(t.answer.canvas, len(t.canvases)) for t in trajectories])
+    mine = rows.joined_states([s.state for s in seen])
+    bases = rows.joined_states([t.rows.state for t in trajectories])
+
+    def bins(which: npt.NDArray[np.int64], labels: list[str]) -> list[Bin]:
+        out = []
+        for i, label in enumerate(labels):
+            of = which == i
+            if of.any():
+                p99 = float(np.percentile(kl[of], 99))
+                out.append(
+                    Bin(
+                        label,
+                        int(of.sum()),
+                        float(temperature[of].mean()),
+                        float(kl[of].mean()),
+                        p99,
+                        float(same[of].mean()),
+                    )
+                )
+        return out
+
+    agreed, tokens = np.sum([_agreement(s.answer, t.answer) for s, t in zip(seen, trajectories, strict=True)], axis=0)
+    calibration, base_calibration = (reliability(of, theirs) for of in (mine, bases))
+    layers = _layers(trajectories, seen)
+    seconds = sum(s.answer.seconds for s in seen)
+    return Fidelity(
+        file=about,
+        base=base.about,
+        prompts=len(seen),
+        rows=len(kl),
+        kl_mean=float(kl.mean()),
+        kl_p99=float(np.percentile(kl, 99)),
+        top1=float(same.mean()),
+        committed=float(agreed / tokens) if tokens else 1.0,
+        steps=float(np.mean([s.answer.steps for s in seen])),
+        base_steps=float(np.mean([t.answer.steps for t in trajectories])),
+        converged=float(np.mean([s.answer.converged for s in seen])),
+        base_converged=float(np.mean([t.answer.converged for t in trajectories])),
+        tokens_per_second=sum(s.answer.tokens for s in seen) / max(seconds, 1e-9),
+        kept=min(float(rows.kept(t.rows)) for t in trajectories),
+        by_noise=bins(np.searchsorted(NOISE, noise, side="left"), _noise_labels()),
+        by_step=bins(np.searchsorted(STEPS, step, side="right"), _step_labels()),
+        calibration=calibration,
+        base_calibration=base_calibration,
+        calibration_error=_calibration_error(calibration),
+        base_calibration_error=_calibration_error(base_calibration),
+        layers=layers,
+        worst_layer=_worst(layers),
+    )
+
+
+def _noise_labels() -> list[str]:
+    return ["none", *(f"{begin:.0%} to {end:.0%}" for begin, end in pairwise(NOISE))]
+
+
+def _step_labels() -> list[str]:
+    ends = [*(begin - 1 for begin in STEPS[1:]), None]
+    after = [
+        f"{b + 1}" if e == b else f"{b + 1} on" if e is None else f"{b + 1} to {e + 1}"
+        for b, e in zip(STEPS, ends, strict=True)
+    ]
+    return ["1", *after]
+
+
+def _agreement(one: Answer, other: Answer) -> tuple[int, int]:
+    """How many positions of the longer answer have the same id in both, and how many it has; its end counts as one."""
+    most = min(max(one.tokens, other.tokens) + 1, len(one.canvas))
+    return int((one.canvas[:most] == other.canvas[:most]).sum()), most
+
+
+def reliability(state: rows.State, committed: npt.NDArray[np.int32]) -> list[Reliability]:
+    """Bins of stated entropy; committed: the ids that the base wrote there in the end."""
+    entropy = state.entropy
+    which = np.searchsorted(ENTROPY, entropy, side="right")
+    ends = [0.0, *ENTROPY, None]
+    out = []
+    for i, (begin, end) in enumerate(pairwise(ends)):
+        of = which == i
+        if of.any():
+            label = f"{begin:g} on" if end is None else f"{begin:g} to {end:g}"
+            wrong = float((state.argmax[of] != committed[of]).mean())
+            out.append(
+                Reliability(label, int(of.sum()), float(entropy[of].mean()), float(1 - state.peak[of].mean()), wrong)
+            )
+    return out
+
+
+def _calibration_error(bins: list[Reliability]) -> float:
+    return sum(b.rows * abs(b.stated - b.error) for b in bins) / sum(b.rows for b in bins)
+
+
+def _layers(trajectories: list[Trajectory], seen: list[_Seen]) -> list[Layer]:
+    if not seen[0].hidden:
+        return []
+    errors = []
+    for which in (0, -1):
+        apart, size = 0.0, 0.0
+        for t, s in zip(trajectories, seen, strict=True):
+            own, other = s.hidden[which].astype(np.float64), t.hidden[which].astype(np.float64)
+            apart = apart + ((own - other) ** 2).sum(axis=(1, 2))
+            size = size + (other**2).sum(axis=(1, 2))
+        errors.append(np.sqrt(apart / size))
+    return [Layer(i - 1, float(a), float(b)) for i, (a, b) in enumerate(zip(*errors, strict=True))]
+
+
+def _worst(layers: list[Layer]) -> int | None:
+    """The layer where the error of the first step grows most; None where there is none."""
+    if not layers or layers[-1].first == 0:
+        return None
+    grown = np.diff([0.0, *(layer.first for layer in layers)])
+    return layers[int(grown.argmax())].layer

@@ -1,0 +1,157 @@
+"""Distributions over the vocabulary, one per canvas position, kept in bounded memory, and how far two are apart.
+
+All arithmetic is float64 on the model's float32 logits. A distribution is softmax(logits / temperature), what the
+sampler draws from. Of a small vocabulary all logits are kept and everything is exact. Of a large one each row keeps its
+likeliest ids, until all others together have less than TAIL, at most MOST; the others count as one id. So a divergence
+is then one between coarser distributions: never more than the true one, and less by the divergence within the tail.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+WHOLE = 4096  # a vocabulary up to this is kept whole
+MOST = 1024  # ids of a row of a larger one
+TAIL = 1e-6
+CHUNK = 1 << 22  # logits that are float64 at a time
+
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(slots=True)
+class State:
+    """What n distributions state of themselves."""
+
+    log_total: Floats  # [n] log of the sum of exp(logit / temperature)
+    entropy: Floats  # [n] nats
+    peak: Floats  # [n] probability of the likeliest id
+    argmax: npt.NDArray[np.int32]  # [n]
+
+
+@dataclass(slots=True)
+class Rows:
+    """n distributions."""
+
+    state: State
+    temperature: Floats  # [n]
+    ends: npt.NDArray[np.int64]  # [n] ids[ends[i - 1] : ends[i]] are those of row i
+    ids: npt.NDArray[np.int32]  # [m] that are kept
+    logits: npt.NDArray[np.float32]  # [m] theirs
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    def row(self, i: int) -> slice:
+        return slice(int(self.ends[i - 1]) if i else 0, int(self.ends[i]))
+
+    def log_p(self, i: int) -> Floats:
+        """Of the kept ids of row i."""
+        z: Floats = self.logits[self.row(i)].astype(np.float64) / self.temperature[i]
+        return z - float(self.state.log_total[i])
+
+
+@dataclass(slots=True)
+class Scaled:
+    """Some rows' logits / temperature, and what follows from them."""
+
+    z: Floats  # [n][n_vocab]
+    log_total: Floats  # [n]
+
+
+def chunks(n: int, n_vocab: int) -> list[slice]:
+    size = max(1, CHUNK // n_vocab)
+    return [slice(at, min(at + size, n)) for at in range(0, n, size)]
+
+
+def scaled(logits: npt.NDArray[np.float32], temperature: float) -> Scaled:
+    z = logits.astype(np.float64) / temperature
+    most = z.max(axis=1)
+    return Scaled(z, most + np.log(np.exp(z - most[:, None]).sum(axis=1)))
+
+
+def state(logits: npt.NDArray[np.float32], temperature: float) -> State:
+    """Of float32 logits[n][n_vocab]."""
+    n, n_vocab = logits.shape
+    out = State(np.empty(n), np.empty(n), np.empty(n), logits.argmax(axis=1).astype(np.int32))
+    for part in chunks(n, n_vocab):
+        some = scaled(logits[part], temperature)
+        p = np.exp(some.z - some.log_total[:, None])
+        out.log_total[part] = some.log_total
+        out.entropy[part] = some.log_total - (p * some.z).sum(axis=1)
+        out.peak[part] = p.max(axis=1)
+    return out
+
+
+def keep(logits: npt.NDArray[np.float32], temperature: float) -> Rows:
+    """The rows of float32 logits[n][n_vocab]."""
+    n, n_vocab = logits.shape
+    its, ends = state(logits, temperature), np.empty(n, np.int64)
+    ids: list[npt.NDArray[np.int32]] = []
+    total = 0
+    for part in chunks(n, n_vocab):
+        z = logits[part].astype(np.float64) / temperature
+        for i, of_row in enumerate(likely(np.exp(z - its.log_total[part, None])), part.start):
+            ids.append(of_row)
+            total += len(of_row)
+            ends[i] = total
+    kept_logits = np.concatenate([logits[i, of_row] for i, of_row in enumerate(ids)])
+    return Rows(its, np.full(n, temperature), ends, np.concatenate(ids), kept_logits)
+
+
+def likely(p: Floats) -> list[npt.NDArray[np.int32]]:
+    """The ids that each row of p[n][n_vocab] keeps, in rising order."""
+    n, n_vocab = p.shape
+    if n_vocab <= WHOLE:
+        return [np.arange(n_vocab, dtype=np.int32)] * n
+    best = np.argpartition(p, n_vocab - MOST, axis=1)[:, n_vocab - MOST :]
+    out = []
+    for row, ids in zip(p, best, strict=True):
+        ids = ids[np.argsort(-row[ids])]
+        count = int(np.searchsorted(np.cumsum(row[ids]), 1 - TAIL)) + 1
+        out.append(np.sort(ids[:count]).astype(np.int32))
+    return out
+
+
+def divergence(base: Rows, first: int, logits: npt.NDArray[np.float32]) -> Floats:
+    """KL(base || other) in nats of rows [first, first + n) of base and another's logits[n][n_vocab], at base's
+    temperature. The same logits give exactly zero.
+    """
+    n, n_vocab = logits.shape
+    out = np.empty(n)
+    for part in chunks(n, n_vocab):
+        temperature = float(base.temperature[first])
+        other = scaled(logits[part], temperature)
+        for i in range(part.start, part.stop):
+            ids, log_p = base.ids[base.row(first + i)], base.log_p(first + i)
+            log_q = other.z[i - part.start, ids] - other.log_total[i - part.start]
+            p, q = np.exp(log_p), np.exp(log_q)
+            out[i] = (p * (log_p - log_q)).sum()
+            rest_p, rest_q = 1 - p.sum(), 1 - q.sum()
+            if len(ids) < n_vocab and rest_p > 0:
+                out[i] += rest_p * np.log(rest_p / max(rest_q, np.finfo(np.float64).eps))
+    return np.maximum(out, 0)  # which it is, but for rounding
+
+
+def joined(parts: list[Rows]) -> Rows:
+    """Rows one after the other."""
+    shifts = np.cumsum([0, *(len(part.ids) for part in parts[:-1])])
+    return Rows(
+        state=joined_states([part.state for part in parts]),
+        temperature=np.concatenate([part.temperature for part in parts]),
+        ends=np.concatenate([part.ends + shift for part, shift in zip(parts, shifts, strict=True)]),
+        ids=np.concatenate([part.ids for part in parts]),
+        logits=np.concatenate([part.logits for part in parts]),
+    )
+
+
+def joined_states(parts: list[State]) -> State:
+    """States one after the other."""
+    return State(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in State.__slots__})
+
+
+def kept(rows: Rows) -> float:
+    """The least share of a row that its kept ids have."""
+    return min(1.0, min(float(np.exp(rows.log_p(i)).sum()) for i in range(len(rows))))
