@@ -115,6 +115,8 @@ typedef struct dg_model_options {
                             pass; 0: all weights are mapped, and the system keeps what it can. Arrays of the caller's that
                             came later are not counted. Not together with repack */
     int32_t layers;      /* for measuring: run through the first so many layers alone; 0: all */
+    float tolerance;     /* how far self-conditioning may be off for speed, as a part of its length, where a bound of it is
+                          * known; 0: 0.001. Negative: it is never left to a bound. Of no effect where exact */
 } dg_model_options;
 
 /* Maps a GGUF file, checks every tensor, and makes it ready to run. options may be NULL. DG_ERROR_MEMORY where `ram` is too

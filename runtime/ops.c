@@ -63,6 +63,7 @@ int ops_new(const dg_model_options *options, const dg_config *c, ops **out, dg_e
     o->scratch_floats = (o->scratch_floats + 15) / 16 * 16;
     o->scratch = os_reserve((size_t)(o->scratch_floats * threads) * sizeof(float));
     o->pool = pool_new(threads);
+    o->tolerance = options->tolerance != 0.0f ? options->tolerance : 1e-3f;
     fill(o, chosen, options->exact);
     if (!o->scratch || !o->pool) {
         ops_free(o);

@@ -61,6 +61,7 @@ struct ops {
     uint8_t *repacked; /* ops_repack's copies */
     size_t repacked_bytes;
     _Atomic double longest; /* length of the embedding's longest row, 0 until someone asked */
+    float tolerance;        /* dg_model_options' */
 };
 
 /* Makes the table of the backend that the options ask for, with a pool of its own. */

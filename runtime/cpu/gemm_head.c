@@ -18,9 +18,6 @@
 #define REACH 15.0f
 #define NEGLIGIBLE 40.0f
 
-/* The conditioned embedding may be off by this part of its length; a row that may be off by more is computed densely. */
-#define TOLERANCE 1e-3
-
 static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
 typedef struct heading {
@@ -289,7 +286,8 @@ static void blend_item(void *arg, int64_t i, int32_t thread) {
     }
     double square = 0.0;
     for (int64_t c = 0; c < d; c++) square += (double)y[c] * (double)y[c];
-    a->dense[i] = a->s->dropped[i] * a->longest * (double)a->scale > TOLERANCE * sqrt(square);
+    /* the embedding may be off by that part of its length; a row that may be off by more is computed densely */
+    a->dense[i] = a->o->tolerance < 0.0f || a->s->dropped[i] * a->longest * (double)a->scale > (double)a->o->tolerance * sqrt(square);
 }
 
 void gemm_soften(const ops *o, float *y, const soft *s, const tensor *table, int64_t n, float scale, void *work, float *room) {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -68,6 +69,8 @@ class Model:
     threads: None is one per processor that this process may use. exact: float32 throughout; otherwise activations are
     rounded to 8 or 13 bits before they meet quantised weights, which is several times faster. repack: memory to spend,
     in bytes or as "4G", on copies of experts that are faster to read; the tokens stay the same.
+    tolerance: how far what conditions the next step may be off, as a part of its length (0.001 unless given): where a
+    bound is within it, likely tokens alone are summed.
     ram: the most memory that the process may hold, in bytes or as "8G"; experts that it does not hold are read again at
     every step, and the tokens stay the same. None: the file is mapped, and the system keeps what it can. What the
     process holds already counts; arrays that you make later (the logits that a session returns) do not. Where
@@ -86,6 +89,7 @@ class Model:
         repack: int | str | None = None,
         ram: int | str | None = None,
         layers: int | None = None,
+        tolerance: float | None = None,
     ) -> None:
         if threads is not None and not 1 <= threads < 2**31:
             raise UsageError(f"threads must be at least 1, not {threads}")
@@ -100,6 +104,9 @@ class Model:
         options.ram, options.layers = 0 if ram is None else size(ram, "ram"), layers or 0
         if ram is not None and options.ram == 0:
             raise UsageError("ram must be more than nothing; None is no budget")
+        if tolerance is not None and not 0 <= tolerance < math.inf:
+            raise UsageError(f"tolerance must be a number from 0 on, not {tolerance}")
+        options.tolerance = 0 if tolerance is None else tolerance or -1
         check(lib.dg_model_open(name, options, out, error), error)
         self._handle: Handle | None = Handle(out[0], lib.dg_model_free)
         self._sessions: WeakSet[Session] = WeakSet()

@@ -1,0 +1,201 @@
+"""dg-eval: how good a file and a setting is."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+
+from dgemma.cli import Command, version_option
+from dgemma.errors import Error, UsageError
+from dgemma.eval.approximations import trials
+from dgemma.eval.base import Base, Say, identity
+from dgemma.eval.evaluation import Evaluation, Files, about
+from dgemma.eval.fidelity import compare, make_base
+from dgemma.eval.plot import plot, refuse_plot
+from dgemma.eval.report import markdown, told
+from dgemma.eval.results import Log, Variant, run, scores
+from dgemma.eval.sweep import named, read_axes, settings, sweep
+from dgemma.eval.tasks import SHIPPED, Task, load, shipped, suitable
+from dgemma.model import Model, backends, bundled
+
+HELP = f"""Measures what a file and a setting are worth: how near a file comes to another of the same model, and how
+often it does tasks right.
+
+MODELS are GGUF files; without one, the Sudoku model that comes with dgemma is measured. With --against or --base, files
+are compared; tasks are done where there is --task, and without a base: then all shipped ones that the model can read.
+
+\b
+  dg-eval model-q4_k_m.gguf --against model-q8_0.gguf --layers
+  dg-eval q8.gguf q6.gguf q4.gguf --against bf16.gguf --task json    a line per file
+  dg-eval model.gguf --against bf16.gguf --save-base bf16.npz        later: --base bf16.npz
+  dg-eval model.gguf --task mine.jsonl --seeds 3 --results mine.results.jsonl
+  dg-eval model.gguf --sweep steps=8,16,32,48 --sweep entropy_bound=0.05,0.1 --plot trade.svg
+
+\b
+Shipped tasks: {", ".join(SHIPPED)}
+
+A task file has a JSON object per line: id, prompt or messages, and a check (kinds: exact, regex, json, numeric,
+markdown-balanced, python-compiles); see the docstrings of dgemma.eval.tasks and dgemma.eval.checks. The canvases of
+--against are those that the base's sampler makes on shipped prompts; both models see the same ones, one file at a
+time. Intervals are of 95 %. Tables go to standard output, in Markdown. --plot needs an extra package: pip install
+'dgemma[eval]'. The exit status is 0, 1 for a failure, 2 for wrong usage, 130 after Ctrl-C.
+"""
+
+
+def path_option(flag: str, name: str, text: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    return click.option(flag, name, type=click.Path(path_type=Path), metavar="FILE", help=text)
+
+
+@click.command(cls=Command, name="dg-eval", help=HELP, context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("models", nargs=-1)
+@click.option("--against", metavar="BASE", help="Compare the distributions and answers with this file's.")
+@path_option("--base", "base_file", "Compare with a base that --save-base kept.")
+@path_option("--save-base", "save_base", "Keep what the pass over the base found, for --base.")
+@click.option("--layers", is_flag=True, help="Compare the hidden states behind each layer too.")
+@click.option("--prompts", type=click.IntRange(min=1), metavar="N", help="Of the shipped ones; default: all 16.")
+@click.option(
+    "--task", "tasks", multiple=True, metavar="FILE", help="A task file, or shipped tasks by name. Repeatable."
+)
+@click.option(
+    "--count", type=click.IntRange(min=1), default=20, show_default=True, metavar="N", help="Most tasks of a level."
+)
+@click.option(
+    "--seeds", type=click.IntRange(min=1), default=1, show_default=True, metavar="N", help="Tries at each task."
+)
+@click.option(
+    "--seed", type=click.IntRange(0, 2**62), default=0, show_default=True, metavar="N", help="The first of the seeds."
+)
+@path_option("--results", "results_file", "Keep every answer here at once; what is there is not done again.")
+@click.option("--sweep", "axes", multiple=True, metavar="OPTION=A,B,...", help="Try these values, all combinations.")
+@click.option("--approximations", is_flag=True, help="Try what is done for speed, each on against off.")
+@click.option("--backend", default="auto", metavar="NAME", help=f"auto, or one of: {', '.join(backends())}.")
+@click.option("--threads", type=click.IntRange(min=1), metavar="N", help="Default: one per processor.")
+@click.option("--exact", is_flag=True, help="Float32 throughout: activations are never rounded to fewer bits.")
+@path_option("--json", "json_file", "Write all figures as JSON.")
+@path_option("--plot", "plot_file", "Draw --sweep: .svg or .png; the other is written beside it.")
+@version_option("dg-eval")
+def main(
+    models: tuple[str, ...],
+    against: str | None,
+    base_file: Path | None,
+    save_base: Path | None,
+    layers: bool,
+    prompts: int | None,
+    tasks: tuple[str, ...],
+    count: int,
+    seeds: int,
+    seed: int,
+    results_file: Path | None,
+    axes: tuple[str, ...],
+    approximations: bool,
+    backend: str,
+    threads: int | None,
+    exact: bool,
+    json_file: Path | None,
+    plot_file: Path | None,
+) -> None:
+    files = list(models) or [bundled()]
+    compares = against is not None or base_file is not None
+    refuse(
+        {
+            "--against and --base both name a base; give one": against is not None and base_file is not None,
+            "--save-base needs --against": save_base is not None and against is None,
+            "--layers needs --against or --base": layers and not compares,
+            "--prompts needs --against": prompts is not None and against is None,
+            "--plot needs --sweep": plot_file is not None and not axes,
+            "--sweep takes one model": bool(axes) and len(files) > 1,
+            "--approximations takes one model": approximations and len(files) > 1,
+            "--approximations tries --exact itself": approximations and exact,
+        }
+    )
+    chosen = settings(read_axes(axes)) if axes else []
+    if plot_file is not None:
+        refuse_plot(plot_file)
+    for file in (json_file, plot_file, save_base, results_file):
+        if file is not None and not file.absolute().parent.is_dir():
+            raise Error(f"{file}: there is no folder {file.absolute().parent}")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+
+    arguments: dict[str, Any] = {"backend": backend, "threads": threads, **({"exact": True} if exact else {})}
+    does_tasks = bool(tasks) or not compares
+    with telling() as say, Log(results_file) as log:
+        base = None
+        if base_file is not None:
+            base = Base.load(base_file)
+        elif against is not None:
+            base = make_base(against, count=prompts, seed=seed, layers=layers, model=arguments, say=say)
+            if save_base is not None:
+                base.save(save_base)
+        found = Evaluation({})
+        for path in files:
+            about_file = identity(path)
+            measured = Files({name: about_file[name] for name in ("name", "bytes", "sha256")})
+            found.files.append(measured)
+            if base is not None:
+                measured.fidelity = compare(path, base, layers=layers, model=arguments, say=say)
+            with Model(path, **arguments) as model:
+                given = chosen_tasks(model, tasks, count) if does_tasks else []
+                names = list(dict.fromkeys(task.name for task in given))
+                found.about = found.about or about(model, exact, tasks=names, count=count, seeds=seeds, seed=seed)
+                if chosen:
+                    variants = [Variant.of(named(one), model, about_file, arguments, one) for one in chosen]
+                    found.points = sweep(variants, given, log, seeds=seeds, seed=seed, say=say)
+                elif given and not approximations:
+                    variant = Variant.of("", model, about_file, arguments)
+                    measured.scores = scores(run([variant], given, log, seeds=seeds, seed=seed, say=say)[""])
+            if approximations:
+                found.trials = trials(path, given, log, seeds=seeds, seed=seed, model=arguments, say=say)
+    click.echo(markdown(found))
+    if json_file is not None:
+        json_file.write_text(json.dumps(told(found), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    if plot_file is not None:
+        plot(found, plot_file)
+
+
+def refuse(wrong: dict[str, bool]) -> None:
+    for message, is_so in wrong.items():
+        if is_so:
+            raise click.UsageError(message)
+
+
+def chosen_tasks(model: Model, given: tuple[str, ...], count: int) -> list[Task]:
+    """The first `count` tasks of each level of what is asked for, or of all shipped tasks that suit the model."""
+    names = given or tuple(suitable(model))
+    stems = [Path(name).stem for name in names]
+    if len(set(stems)) < len(stems):
+        raise UsageError("--task: two sets of tasks have the same name")
+    if not names:
+        raise UsageError(f"{model.path}: its vocabulary reads none of the shipped tasks ({', '.join(SHIPPED)})")
+    out: list[Task] = []
+    for name in names:
+        found = shipped(model, name) if name in SHIPPED and not os.path.exists(name) else load(name)
+        seen: dict[str, int] = {}
+        for task in found:
+            seen[task.level] = seen.get(task.level, 0) + 1
+            if seen[task.level] <= count:
+                out.append(task)
+    return out
+
+
+@contextmanager
+def telling() -> Iterator[Say]:
+    """A line on standard error, where that is a terminal, of what is being done."""
+    if sys.stderr is None or not sys.stderr.isatty():
+        yield lambda line: None
+        return
+    from rich.console import Console
+
+    with Console(stderr=True).status("") as status:
+        yield status.update
+
+
+if __name__ == "__main__":
+    main()

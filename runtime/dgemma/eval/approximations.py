@@ -1,0 +1,107 @@
+"""What is done for speed, each on against off at the same tasks and seeds: what it costs, and what it gains."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any
+
+from dgemma.eval.base import Say, identity
+from dgemma.eval.results import Log, Score, Tried, Variant, run, score
+from dgemma.eval.tasks import Task
+from dgemma.model import Model
+
+OFF, ON = "off", "on"
+
+
+@dataclass(frozen=True, slots=True)
+class Approximation:
+    """Two ways to run a model: Model's arguments, and generation options."""
+
+    name: str
+    what: str
+    default: bool  # whether it is on unless it is turned off
+    off: dict[str, Any]
+    on: dict[str, Any]
+    options: dict[str, Any]  # generation options where on; they are not given where off
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """What came of one."""
+
+    name: str
+    what: str
+    default: bool
+    off: Score
+    on: Score
+    same: float  # share of the answers that are the same, to the letter
+    times_as_fast: float  # seconds off over seconds on, of all answers together
+
+    def told(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+# THE list.
+APPROXIMATIONS = [
+    Approximation(
+        "activations of 8 bits",
+        "activations are rounded before they meet quantised weights (off: --exact, which conditions densely too)",
+        True,
+        {"exact": True},
+        {},
+        {},
+    ),
+    Approximation(
+        "conditioning on likely tokens",
+        "a row's next condition is summed over its likely tokens where it is off by 0.001 of its length at most",
+        True,
+        {"tolerance": 0.0},
+        {},
+        {},
+    ),
+    Approximation(
+        "conditioning within 0.05",
+        "the same, where it is off by 0.05 at most",
+        False,
+        {},
+        {"tolerance": 0.05},
+        {},
+    ),
+]
+
+
+def trials(
+    path: str | os.PathLike[str],
+    tasks: Sequence[Task],
+    log: Log,
+    *,
+    seeds: int,
+    seed: int,
+    model: dict[str, Any],
+    say: Say = lambda line: None,
+) -> list[Trial]:
+    """Each of APPROXIMATIONS on one file. model: Model's arguments that all have."""
+    known, out = identity(path), []
+    for each in APPROXIMATIONS:
+        with ExitStack() as stack:
+            variants = []
+            for name, more, options in ((OFF, each.off, {}), (ON, each.on, each.options)):
+                opened = stack.enter_context(Model(path, **{**model, **more}))
+                variants.append(Variant.of(name, opened, known, {**model, **more}, options))
+            tried = run(variants, tasks, log, seeds=seeds, seed=seed, say=partial(_say, say, each.name))
+        out.append(judged(each, tried[OFF], tried[ON]))
+    return out
+
+
+def _say(say: Say, name: str, line: str) -> None:
+    say(f"{name}: {line}")
+
+
+def judged(each: Approximation, off: Sequence[Tried], on: Sequence[Tried]) -> Trial:
+    same = sum(a.text == b.text for a, b in zip(off, on, strict=True)) / len(off)
+    ratio = sum(a.seconds for a in off) / max(sum(b.seconds for b in on), 1e-9)
+    return Trial(each.name, each.what, each.default, score(off, "all"), score(on, "all"), same, ratio)

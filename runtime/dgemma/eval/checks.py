@@ -1,0 +1,150 @@
+"""What an answer is held to. THE list of checks: CHECKS.
+
+A check is an object with a `kind` and the fields that its function takes:
+
+    {"kind": "exact", "text": "42", "strip": true}     the text; strip: white space around it does not count
+    {"kind": "regex", "pattern": "^[a-z]+$"}           found anywhere in it
+    {"kind": "json", "equals": {"a": 1}}               valid JSON; equals: this value
+    {"kind": "numeric", "value": 3.14, "tolerance": 0.01}   its last number
+    {"kind": "markdown-balanced"}                      brackets, code, emphasis closed; rows as long as the head
+    {"kind": "python-compiles"}                        it is parsed, never run
+
+A list of them holds where each does. JSON and Python may stand in a code fence.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import math
+import re
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeAlias
+
+from dgemma.errors import UsageError
+
+Check: TypeAlias = Mapping[str, Any] | Sequence[Mapping[str, Any]]
+
+FENCED = re.compile(r"\s*(`{3,}|~{3,})[^\n]*\n(.*?)\n?\1\s*", re.DOTALL)
+NUMBER = re.compile(r"[-+]?(?:\d[\d,]*)(?:\.\d+)?(?:[eE][-+]?\d+)?|[-+]?\.\d+")
+PAIRS = {")": "(", "]": "[", "}": "{"}
+_nothing = object()
+
+
+def exact(answer: str, text: str, strip: bool = False) -> bool:
+    return answer.strip() == text.strip() if strip else answer == text
+
+
+def regex(answer: str, pattern: str) -> bool:
+    return re.search(pattern, answer) is not None
+
+
+def json_valid(answer: str, equals: Any = _nothing) -> bool:
+    try:
+        value = json.loads(unfenced(answer))
+    except (ValueError, RecursionError):
+        return False
+    return equals is _nothing or (type(value) is type(equals) and value == equals)
+
+
+def numeric(answer: str, value: float, tolerance: float = 0.0) -> bool:
+    found = NUMBER.findall(answer)
+    return bool(found) and math.isclose(float(found[-1].replace(",", "")), value, rel_tol=1e-12, abs_tol=tolerance)
+
+
+def python_compiles(answer: str) -> bool:
+    code = unfenced(answer)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            ast.parse(code)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return False
+    return bool(code.strip())
+
+
+def markdown_balanced(answer: str) -> bool:
+    prose: list[str] = []
+    fence = ""
+    for line in answer.splitlines():
+        mark = re.match(r" {0,3}(`{3,}|~{3,})(.*)", line)
+        if fence:
+            if mark and mark[1].startswith(fence) and not mark[2].strip():
+                fence = ""
+        elif mark:
+            fence = mark[1]
+        else:
+            prose.append(line)
+    return not fence and tables_whole(prose) and marks_closed("\n".join(prose))
+
+
+def tables_whole(lines: list[str]) -> bool:
+    """Whether every table has its rule under the head, and all rows as many cells as that."""
+    for at, line in enumerate(lines):
+        if line.lstrip().startswith("|") and (at == 0 or not lines[at - 1].lstrip().startswith("|")):
+            rows = []
+            for row in lines[at:]:
+                if not row.lstrip().startswith("|"):
+                    break
+                rows.append(row.strip())
+            if len(rows) < 2 or not re.fullmatch(r"(\|\s*:?-+:?\s*)+\|", rows[1]):
+                return False
+            cells = {len(re.findall(r"(?<!\\)\|", row)) for row in rows}
+            if len(cells) != 1 or not all(len(row) > 1 and row.endswith("|") for row in rows):
+                return False
+    return True
+
+
+def marks_closed(text: str) -> bool:
+    """Whether code spans, bold marks and brackets are closed; what is escaped or in code does not count."""
+    text = re.sub(r"\\.", "", text)
+    text = re.sub(r"(?<!`)(`+)(?!`)(.+?)(?<!`)\1(?!`)", "", text, flags=re.DOTALL)
+    if "`" in text or len(re.findall(r"\*\*", text)) % 2:
+        return False
+    still_open: list[str] = []
+    for line in text.splitlines():
+        line = re.sub(r"^\s*\(?\w{1,3}\)\s", "", line)  # "a) " begins a list
+        for mark in line:
+            if mark in PAIRS.values():
+                still_open.append(mark)
+            elif mark in PAIRS and (not still_open or still_open.pop() != PAIRS[mark]):
+                return False
+    return not still_open
+
+
+def unfenced(text: str) -> str:
+    """What is in a code fence, if it is all there is."""
+    found = FENCED.fullmatch(text)
+    return found[2] if found else text
+
+
+CHECKS: dict[str, Callable[..., bool]] = {
+    "exact": exact,
+    "regex": regex,
+    "json": json_valid,
+    "numeric": numeric,
+    "markdown-balanced": markdown_balanced,
+    "python-compiles": python_compiles,
+}
+
+
+def refuse(check: Any) -> None:
+    """Raises UsageError for what is no check."""
+    for each in check if isinstance(check, list) else [check]:
+        if not isinstance(each, Mapping) or each.get("kind") not in CHECKS:
+            raise UsageError(f"a check needs a kind, one of {', '.join(CHECKS)}")
+        try:
+            holds("", each)
+        except (TypeError, ValueError, re.error) as problem:
+            raise UsageError(f"check {each['kind']}: {problem}") from None
+    if isinstance(check, list) and not check:
+        raise UsageError("an empty list of checks")
+
+
+def holds(answer: str, check: Check) -> bool:
+    """Whether an answer passes."""
+    if isinstance(check, Mapping):
+        fields = {name: value for name, value in check.items() if name != "kind"}
+        return CHECKS[check["kind"]](answer, **fields)
+    return all(holds(answer, each) for each in check)

@@ -1,0 +1,101 @@
+"""Quality against time as a chart, SVG and PNG. Needs matplotlib, which the extra `eval` brings."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from dgemma.errors import Error, UsageError
+from dgemma.eval.evaluation import Evaluation
+from dgemma.eval.report import where
+from dgemma.eval.sweep import Point
+
+KINDS = (".svg", ".png")
+MARKERS, LINES = "osD^vPX*<>", ("--", ":", "-.", (0, (5, 1)), (0, (1, 1)))
+COLOURS = ("#1b4f8a", "#c25a00", "#2d7d46", "#8a2b6b", "#555555", "#0f8b8d")  # as dark as each other on grey paper
+PLACES = ((1, -1), (1, 1), (-1, 1), (-1, -1))  # of a point's text, by line
+FAINT = "#666666"
+
+
+def refuse_plot(path: Path) -> None:
+    """Raises where plot() could not work, before anything is measured."""
+    if path.suffix.lower() not in KINDS:
+        raise UsageError(f"--plot {path}: expected a name that ends in {' or '.join(KINDS)}")
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError:
+        raise Error("--plot needs matplotlib: pip install 'dgemma[eval]'") from None
+
+
+def series(points: Sequence[Point]) -> dict[str, list[tuple[str, Point]]]:
+    """The points by all axes but the first, each with its value of the first: what a line joins."""
+    out: dict[str, list[tuple[str, Point]]] = {}
+    for point in points:
+        first, *rest = point.name.split(", ")
+        out.setdefault(", ".join(rest), []).append((first, point))
+    return out
+
+
+def plot(found: Evaluation, path: Path) -> list[Path]:
+    """Draws the sweep as `path` and as the other kind beside it; returns both."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(8.6, 5.4), layout="constrained")
+    lines = series(found.points)
+    axis = found.points[0].name.split("=")[0]
+    for i, (name, its) in enumerate(lines.items()):
+        draw(axes, its, name, i)
+    best = sorted((p.score.seconds, 100 * p.score.right.share) for p in found.points if p.front)
+    axes.plot(
+        *zip(*best, strict=True), color="black", linewidth=4, alpha=0.18, drawstyle="steps-post", zorder=1,
+        solid_capstyle="round", label="no setting is both faster and better",
+    )  # fmt: skip
+    axes.set_xlabel("seconds for an answer (mean, 95 % interval)")
+    axes.set_ylabel("right answers, % (95 % interval)")
+    axes.grid(color="#dddddd", linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    spans = [p.score.seconds for p in found.points]
+    if max(spans) > 8 * min(spans) > 0:
+        axes.set_xscale("log")
+    axes.legend(fontsize=9, frameon=False, loc="lower right")
+    tasks = ", ".join(found.about["tasks"])
+    axes.set_title(f"{found.files[0].identity['name']}: {tasks}, by {axis}", loc="left", fontsize=12, pad=24)
+    axes.annotate(where(found), (0, 1), (0, 8), "axes fraction", textcoords="offset points", fontsize=8, color=FAINT)
+    both = [path, path.with_suffix(KINDS[path.suffix.lower() == KINDS[0]])]
+    try:
+        for each in both:
+            figure.savefig(each, dpi=150)
+    except OSError as problem:
+        raise Error(f"{each}: {(problem.strerror or str(problem)).lower()}") from None
+    finally:
+        pyplot.close(figure)
+    return both
+
+
+def draw(axes: Any, its: Sequence[tuple[str, Point]], name: str, i: int) -> None:
+    """One line of settings; those on the front have filled markers, and each says its value of the first axis."""
+    colour, marker, style = COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)], LINES[i % len(LINES)]
+    x = [point.score.seconds for _, point in its]
+    y = [100 * point.score.right.share for _, point in its]
+    low = [100 * (point.score.right.share - point.score.right.low) for _, point in its]
+    high = [100 * (point.score.right.high - point.score.right.share) for _, point in its]
+    half = [point.score.seconds_half for _, point in its]
+    axes.errorbar(x, y, yerr=[low, high], xerr=half, fmt="none", ecolor=colour, elinewidth=0.8, capsize=2.5, alpha=0.45)
+    axes.plot(
+        x, y, color=colour, linestyle=style, linewidth=1.3, marker=marker, markersize=7, markerfacecolor="white",
+        label=name or None, zorder=2,
+    )  # fmt: skip
+    for at, (value, point) in enumerate(its):
+        if point.front:
+            axes.plot([x[at]], [y[at]], marker=marker, markersize=7, color=colour, zorder=3)
+        text = value.partition("=")[2]
+        right, up = PLACES[i % len(PLACES)]
+        axes.annotate(
+            text, (x[at], y[at]), (6 * right, 6 * up), textcoords="offset points", fontsize=8, color=colour,
+            ha="left" if right > 0 else "right", va="bottom" if up > 0 else "top",
+        )  # fmt: skip

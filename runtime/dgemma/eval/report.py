@@ -1,0 +1,182 @@
+"""What dg-eval found, as Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from dgemma.bench.report import count, table
+from dgemma.eval.approximations import Trial
+from dgemma.eval.evaluation import Evaluation, Files
+from dgemma.eval.fidelity import Bin, Fidelity, Layer, Reliability
+from dgemma.eval.results import Score
+from dgemma.eval.statistics import Share
+from dgemma.eval.sweep import Point
+from dgemma.sizes import size_text
+
+NOTHING = "–"
+
+
+def markdown(found: Evaluation) -> str:
+    parts = [[heading(found)]]
+    if len(found.files) > 1:
+        parts.append(overview(found.files))
+    for file in found.files:
+        if file.fidelity is not None and len(found.files) == 1:
+            parts += fidelity(file.fidelity)
+        if file.scores and len(found.files) == 1:
+            parts.append(scores(file.scores))
+    if found.points:
+        parts.append(points(found.points))
+    if found.trials:
+        parts.append(trials(found.trials))
+    return "\n\n".join("\n".join(lines) for lines in parts)
+
+
+def heading(found: Evaluation) -> str:
+    return f"{', '.join(file.identity['name'] for file in found.files)}: {where(found)}."
+
+
+def where(found: Evaluation) -> str:
+    """When, by what and on what all figures were measured."""
+    about = found.about
+    commit = f", commit {about['commit']}" if about["commit"] else ""
+    machine = f"{about['processor'] or 'unknown processor'}, {about['backend']}, {count(about['threads'], 'thread')}"
+    return f"{about['date']}, dgemma {about['version']}{commit}; {machine}{', exact' if about['exact'] else ''}"
+
+
+def percent(share: float) -> str:
+    """Never rounded up to all, or down to nothing."""
+    text = f"{100 * share:.1f}"
+    if (text == "100.0" and share < 1) or (text == "0.0" and share > 0):
+        return f"{100 * share:.2f}" if f"{100 * share:.2f}" not in ("100.00", "0.00") else f"{100 * share:.4f}"
+    return "100" if text == "100.0" else "0" if text == "0.0" else text
+
+
+def nats(value: float) -> str:
+    return "0" if value == 0 else f"{value:.2g}" if value < 0.001 else f"{value:.4f}"
+
+
+def interval(share: Share) -> str:
+    return f"{percent(share.share)} ({100 * share.low:.1f}..{100 * share.high:.1f})"
+
+
+def seconds(value: float, half: float) -> str:
+    digits = 4 if value < 0.1 else 3 if value < 1 else 2
+    return f"{value:.{digits}f} ± {half:.{digits}f}"
+
+
+def overview(files: Sequence[Files]) -> list[str]:
+    """A line per file."""
+    head = ["file", "size", "KL mean", "KL p99", "top-1, %", "committed, %", "steps", "tokens/s"]
+    names = [score.task for score in files[0].scores if not score.level]
+    head[6:6] = [f"{name}, %" for name in names]
+    rows = []
+    for file in files:
+        f = file.fidelity
+        row = [file.identity["name"], size_text(file.identity["bytes"])]
+        row += [nats(f.kl_mean), nats(f.kl_p99), percent(f.top1), percent(f.committed)] if f else [NOTHING] * 4
+        totals = {score.task: score for score in file.scores if not score.level}
+        row += [interval(totals[name].right) for name in names]
+        timed = list(totals.values())
+        steps = sum(s.steps for s in timed) / len(timed) if timed else f.steps if f else 0.0
+        speed = sum(s.tokens_per_second for s in timed) / len(timed) if timed else f.tokens_per_second if f else 0.0
+        rows.append([*row, f"{steps:.1f}", f"{speed:.1f}"])
+    return table(head, rows)
+
+
+def fidelity(f: Fidelity) -> list[list[str]]:
+    base = f.base
+    rows = [
+        ["KL(base ∥ file), mean", f"{nats(f.kl_mean)} nats", ""],
+        ["KL, 99th percentile", f"{nats(f.kl_p99)} nats", ""],
+        ["same likeliest token", f"{percent(f.top1)} %", f"{f.rows} positions of canvases that the base made"],
+        ["same committed token", f"{percent(f.committed)} %", "each writing by itself, same seeds"],
+        ["steps of a canvas", f"{f.steps:.1f}", f"base {f.base_steps:.1f}"],
+        ["canvases that converged", f"{percent(f.converged)} %", f"base {percent(f.base_converged)} %"],
+        ["calibration error", f"{f.calibration_error:.4f}", f"base {f.base_calibration_error:.4f}"],
+    ]
+    if f.kept < 1 - 1e-9:
+        rows.append(
+            ["compared token by token", f"{percent(f.kept)} %", "least share of a distribution; the rest as one"]
+        )
+    head = [f"{f.file['name']} against {base['name']}", "", f"{count(f.prompts, 'prompt')} ({base['prompt_set']})"]
+    parts = [
+        table(head, rows),
+        bins("noise in the canvas", f.by_noise),
+        bins("step", f.by_step),
+        reliability(f.calibration, f.base_calibration),
+    ]
+    if f.layers:
+        parts.append(layers(f.layers, f.worst_layer))
+    return parts
+
+
+def bins(what: str, found: Sequence[Bin]) -> list[str]:
+    rows = [
+        [b.label, str(b.rows), f"{b.temperature:.2f}", nats(b.kl_mean), nats(b.kl_p99), percent(b.top1)] for b in found
+    ]
+    return table([what, "positions", "temperature", "KL mean", "KL p99", "top-1, %"], rows)
+
+
+def reliability(own: Sequence[Reliability], bases: Sequence[Reliability]) -> list[str]:
+    """Own bins, and what the base has in the same ones."""
+    other = {b.label: b for b in bases}
+    rows = []
+    for b in own:
+        base = other.get(b.label)
+        theirs = [percent(base.stated), percent(base.error)] if base else [NOTHING] * 2
+        rows.append([b.label, str(b.rows), percent(b.stated), percent(b.error), *theirs])
+    head = ["stated entropy, nats", "positions", "stated error, %", "error, %", "base: stated, %", "base: error, %"]
+    return table(head, rows)
+
+
+def layers(found: Sequence[Layer], worst: int | None) -> list[str]:
+    rows = []
+    for layer in found:
+        name = "embedding" if layer.layer < 0 else str(layer.layer)
+        mark = " ←" if layer.layer == worst else ""
+        rows.append([name + mark, f"{layer.first:.2e}", f"{layer.middle:.2e}"])
+    return table(["hidden state behind layer (←: grows most)", "first step", "middle step"], rows)
+
+
+def scores(found: Sequence[Score]) -> list[str]:
+    rows = []
+    for s in found:
+        name = f"{s.task}, {s.level}" if s.level else f"**{s.task}**"
+        speed = [seconds(s.seconds, s.seconds_half), f"{s.tokens_per_second:.1f}"]
+        rows.append([name, interval(s.right), str(s.right.tries), f"{s.steps:.1f}", percent(s.converged), *speed])
+    return table(["task", "right, % (95 %)", "tries", "steps", "converged, %", "seconds", "tokens/s"], rows)
+
+
+def points(found: Sequence[Point]) -> list[str]:
+    rows = []
+    for p in found:
+        s = p.score
+        front = "yes" if p.front else ""
+        rows.append([p.name, interval(s.right), f"{s.steps:.1f}", seconds(s.seconds, s.seconds_half), front])
+    return table(["setting", "right, % (95 %)", "steps", "seconds", "best trade"], rows)
+
+
+def trials(found: Sequence[Trial]) -> list[str]:
+    rows = []
+    for t in found:
+        right = [interval(each.right) for each in (t.off, t.on)]
+        steps = f"{t.off.steps:.1f} → {t.on.steps:.1f}"
+        default = "on" if t.default else "off"
+        rows.append([t.name, default, *right, percent(t.same), steps, f"{t.times_as_fast:.2f}"])
+    head = ["approximation", "default", "right off, %", "right on, %", "same answer, %", "steps", "times as fast"]
+    notes = [f"- {t.name}: {t.what}" for t in found]
+    return [*table(head, rows), "", *notes]
+
+
+def told(found: Evaluation) -> dict[str, Any]:
+    """The JSON. Beside all else, the first file's kl_mean, kl_p99, top1 and committed on top."""
+    out: dict[str, Any] = {"schema": 1, **found.about}
+    first = found.files[0].fidelity
+    if first is not None:
+        out |= {name: getattr(first, name) for name in ("kl_mean", "kl_p99", "top1", "committed")}
+    out["files"] = [file.told() for file in found.files]
+    out["sweep"] = [point.told() for point in found.points]
+    out["approximations"] = [trial.told() for trial in found.trials]
+    return out

@@ -1,0 +1,214 @@
+"""Answers to tasks, checked, and kept line by line: what was done is not done again after a kill."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from types import TracebackType
+from typing import Any
+
+from dgemma.errors import FormatError, SystemFailure
+from dgemma.eval.base import Say
+from dgemma.eval.checks import holds
+from dgemma.eval.statistics import Share, mean_of, share_of
+from dgemma.eval.tasks import Task
+from dgemma.events import Result
+from dgemma.model import Model
+
+THOUGHT = re.compile(r"<\|channel>.*?(?:<channel\|>|$)", re.DOTALL)
+
+
+@dataclass(frozen=True, slots=True)
+class Tried:
+    """One task answered with one seed."""
+
+    run: str  # see Variant
+    task: str
+    id: str
+    asked: str  # see Task
+    seed: int
+    level: str
+    right: bool
+    steps: int
+    converged: bool
+    tokens: int
+    seconds: float
+    text: str  # what was checked
+
+    @property
+    def key(self) -> tuple[str, str, str, int]:
+        return self.run, self.task, self.id, self.seed
+
+
+class Log:
+    """Tries so far; with a path, those of a file that every new one is added to at once. A context manager."""
+
+    def __init__(self, path: str | os.PathLike[str] | None = None) -> None:
+        self.tried: dict[tuple[str, str, str, int], Tried] = {}
+        self._file: Any = None
+        if path is not None:
+            self._open(os.fspath(path))
+
+    def _open(self, name: str) -> None:
+        try:
+            self._file = open(name, "a+b")  # noqa: SIM115
+            self._file.seek(0)
+            data: bytes = self._file.read()
+            whole = data.rfind(b"\n") + 1
+            for number, line in enumerate(data[:whole].splitlines(), 1):
+                try:
+                    found = Tried(**json.loads(line))
+                except (ValueError, TypeError):
+                    self._file.close()
+                    raise FormatError(f"{name}, line {number}: not a result of dg-eval") from None
+                self.tried[found.key] = found
+            self._file.truncate(whole)  # what a kill left half-written
+        except OSError as problem:
+            raise SystemFailure(f"{name}: {(problem.strerror or str(problem)).lower()}") from None
+
+    def add(self, tried: Tried) -> None:
+        self.tried[tried.key] = tried
+        if self._file is not None:
+            self._file.write(json.dumps(asdict(tried), ensure_ascii=False).encode() + b"\n")
+            self._file.flush()
+
+    def __enter__(self) -> Log:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, at: TracebackType | None) -> None:
+        if self._file is not None:
+            self._file.close()
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """A model and the generation options that it is run with."""
+
+    name: str
+    model: Model
+    run: str  # what it is known by in a log: the file, what computes, every generation option but the seed
+    options: Mapping[str, Any]
+
+    @classmethod
+    def of(
+        cls,
+        name: str,
+        model: Model,
+        known: Mapping[str, Any],
+        arguments: Mapping[str, Any] | None = None,
+        options: Mapping[str, Any] | None = None,
+    ) -> Variant:
+        """known: identity() of the model's file; arguments: Model's, as it was opened."""
+        chosen = {each: value for each, value in model.settings(**(options or {})).items() if each != "seed"}
+        kept = {each: value for each, value in (arguments or {}).items() if each not in ("threads", "backend")}
+        run = json.dumps([known["sha256"][:16], model.backend, kept, chosen], sort_keys=True)
+        return cls(name, model, run, options or {})
+
+
+def run(
+    variants: Sequence[Variant],
+    tasks: Sequence[Task],
+    log: Log,
+    *,
+    seeds: int = 1,
+    seed: int = 0,
+    say: Say = lambda line: None,
+) -> dict[str, list[Tried]]:
+    """Every task with every seed from `seed` on, by name of the variant; what the log has is not done again.
+
+    The variants take turns at each task, another first each time: a machine that slows down does so for all.
+    """
+    out: dict[str, list[Tried]] = {variant.name: [] for variant in variants}
+    for each in range(seed, seed + seeds):
+        for i, task in enumerate(tasks):
+            for turn in range(len(variants)):
+                variant = variants[(i + turn) % len(variants)]
+                known = log.tried.get((variant.run, task.name, task.id, each))
+                if known is None or known.asked != task.asked:
+                    say(f"{task.name} {i + 1} of {len(tasks)}, seed {each}")
+                    known = attempt(variant, task, each)
+                    log.add(known)
+                out[variant.name].append(known)
+    return out
+
+
+def attempt(variant: Variant, task: Task, seed: int) -> Tried:
+    limit = {} if task.max_tokens is None else {"max_tokens": task.max_tokens}
+    model = variant.model
+    result = model.generate(task.ids(model), **{**limit, **variant.options, "seed": seed})
+    text = shown(model, result)
+    return Tried(
+        run=variant.run,
+        task=task.name,
+        id=task.id,
+        asked=task.asked,
+        seed=seed,
+        level=task.level,
+        right=holds(text, task.check),
+        steps=result.steps,
+        converged=result.converged,
+        tokens=len(result.ids),
+        seconds=result.seconds,
+        text=text,
+    )
+
+
+def shown(model: Model, result: Result) -> str:
+    """An answer without its thought, which ends nowhere where the answer was cut in it."""
+    written = model.tokenizer.decode(result.ids, special=True)
+    if "<|channel>" not in written:
+        return result.text
+    return THOUGHT.sub("", written)
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """Tries of one task, at one level or all."""
+
+    task: str
+    level: str  # "": all
+    right: Share
+    steps: float  # mean
+    converged: float
+    seconds: float  # of an answer, mean
+    seconds_half: float  # of the 95 % interval
+    tokens_per_second: float
+
+
+def score(tried: Sequence[Tried], task: str, level: str = "") -> Score:
+    """Of tries, called by this task and level."""
+    items: dict[str, list[bool]] = {}
+    levels: dict[str, list[float]] = {}
+    for each in tried:
+        items.setdefault(f"{each.task} {each.id}", []).append(each.right)
+        levels.setdefault(f"{each.task} {each.level}", []).append(each.seconds)
+    seconds, half = mean_of(list(levels.values()))
+    return Score(
+        task=task,
+        level=level,
+        right=share_of(list(items.values())),
+        steps=sum(each.steps for each in tried) / len(tried),
+        converged=sum(each.converged for each in tried) / len(tried),
+        seconds=seconds,
+        seconds_half=half,
+        tokens_per_second=sum(each.tokens for each in tried) / max(sum(each.seconds for each in tried), 1e-9),
+    )
+
+
+def scores(tried: Sequence[Tried]) -> list[Score]:
+    """By task and level, in the order of the tries; behind the levels of a task, all of it."""
+    out = []
+    for task in unique(each.task for each in tried):
+        its = [each for each in tried if each.task == task]
+        levels = unique(each.level for each in its)
+        if levels != [""]:
+            out += [score([each for each in its if each.level == level], task, level) for level in levels]
+        out.append(score(its, task))
+    return out
+
+
+def unique(values: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(values))

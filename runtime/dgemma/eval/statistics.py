@@ -1,0 +1,66 @@
+"""How sure a share is."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+Z = 1.959963984540054  # 95 %, two-sided
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """A share of tries, with the ends of its 95 % interval; all 0 .. 1."""
+
+    share: float
+    low: float
+    high: float
+    tries: int
+
+
+def wilson(right: float, tries: float, z: float = Z) -> tuple[float, float]:
+    """The ends of Wilson's score interval, without continuity correction (Wilson 1927, J. Am. Stat. Assoc. 22:209)."""
+    if tries <= 0:
+        return 0.0, 1.0
+    share = right / tries
+    middle = share + z * z / (2 * tries)
+    reach = z * math.sqrt(share * (1 - share) / tries + z * z / (4 * tries * tries))
+    scale = 1 + z * z / tries
+    return max(0.0, (middle - reach) / scale), min(1.0, (middle + reach) / scale)
+
+
+def share_of(items: Sequence[Sequence[bool]]) -> Share:
+    """Of items, each tried once or with several seeds.
+
+    Tries at one item are alike, and count for less than as many items would: Wilson's interval is taken over tries
+    divided by the design effect, the variance between the items' shares over what independent tries would show
+    (Kish 1965, Survey Sampling), from 1 to the number of tries per item. With all right or all wrong nothing shows how
+    alike they are, and each item counts once.
+    """
+    tries = sum(map(len, items))
+    if tries == 0:
+        return Share(0.0, 0.0, 1.0, 0)
+    most = max(map(len, items))
+    share = sum(map(sum, items)) / tries
+    effect = float(most)
+    if 0 < share < 1 and len(items) > 1:
+        between = sum(len(item) * (sum(item) / len(item) - share) ** 2 for item in items if item) / (len(items) - 1)
+        effect = min(max(between / (share * (1 - share)), 1.0), float(most))
+    low, high = wilson(share * tries / effect, tries / effect)
+    return Share(share, low, high, tries)
+
+
+def mean_of(groups: Sequence[Sequence[float]]) -> tuple[float, float]:
+    """The mean of all values, and the half width of its 95 % interval by the normal approximation.
+
+    Groups are kinds that are drawn on purpose, such as levels: what differs between them is no error of the mean, so
+    the variance is taken within each (Cochran 1977, Sampling Techniques, chapter 5). A group of one value adds none.
+    """
+    count = sum(map(len, groups))
+    error = 0.0
+    for group in groups:
+        middle = sum(group) / len(group)
+        if len(group) > 1:
+            error += len(group) * sum((value - middle) ** 2 for value in group) / (len(group) - 1)
+    return sum(map(sum, groups)) / count, Z * math.sqrt(error) / count

@@ -1,0 +1,94 @@
+"""Settings against each other: how often answers are right, and how long they take."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import product
+from typing import Any
+
+from dgemma.errors import UsageError
+from dgemma.eval.base import Say
+from dgemma.eval.results import Log, Score, Variant, run, score
+from dgemma.eval.tasks import Task
+from dgemma.options import options
+
+NEVER = ("seed", "max_tokens")  # what says how much is asked for, not how
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One setting; `score` is over all tasks."""
+
+    name: str  # "steps=8, t_min=0.4"
+    settings: dict[str, Any]
+    score: Score
+    front: bool  # no other setting is both faster and more often right
+
+    def told(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def read_axes(given: Iterable[str]) -> dict[str, list[Any]]:
+    """--sweep's values: "steps=8,16,entropy_bound=0.1,0.2" gives two axes. Raises UsageError."""
+    axes: dict[str, list[Any]] = {}
+    for text in given:
+        name = ""
+        for part in re.split(r"\s*,\s*", text.strip()):
+            begins, equals, value = part.rpartition("=")
+            if equals:
+                name = begins.strip().replace("-", "_")
+                if name in axes:
+                    raise UsageError(f"--sweep: {name} is given twice")
+                axes[name] = []
+            if not name:
+                raise UsageError(f"--sweep {text}: expected OPTION=VALUE,VALUE,...")
+            axes[name].append(read_value(name, value))
+    for name, values in axes.items():
+        if len(set(map(str, values))) != len(values):
+            raise UsageError(f"--sweep: {name} has a value twice")
+    return axes
+
+
+def read_value(name: str, value: str) -> Any:
+    """A value of a generation option. Raises UsageError."""
+    known = {each: option for each, option in options().items() if each not in NEVER}
+    if name not in known:
+        raise UsageError(f"--sweep: there is no option {name!r} to vary; there are {', '.join(known)}")
+    option = known[name]
+    try:
+        number = float(value) if option.real else int(value)
+    except ValueError:
+        raise UsageError(f"--sweep: {name}: {value!r} is not a {'number' if option.real else 'whole number'}") from None
+    return option.read(number)
+
+
+def settings(axes: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
+    """Every combination, the first axis slowest."""
+    return [dict(zip(axes, values, strict=True)) for values in product(*axes.values())]
+
+
+def named(setting: Mapping[str, Any]) -> str:
+    return ", ".join(
+        f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}" for name, value in setting.items()
+    )
+
+
+def sweep(
+    variants: Sequence[Variant], tasks: Sequence[Task], log: Log, *, seeds: int, seed: int, say: Say = lambda line: None
+) -> list[Point]:
+    """All variants at all tasks, in turns."""
+    tried = run(variants, tasks, log, seeds=seeds, seed=seed, say=say)
+    scored = [(variant, score(tried[variant.name], "all")) for variant in variants]
+    best = front([(each.seconds, each.right.share) for _, each in scored])
+    return [Point(variant.name, dict(variant.options), each, i in best) for i, (variant, each) in enumerate(scored)]
+
+
+def front(points: Sequence[tuple[float, float]]) -> set[int]:
+    """Which of (seconds, share) are on the Pareto front: none is as fast and as right, and better in one."""
+    return {
+        i
+        for i, (seconds, share) in enumerate(points)
+        if not any(s <= seconds and q >= share and (s, q) != (seconds, share) for s, q in points)
+    }

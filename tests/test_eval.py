@@ -1,0 +1,331 @@
+"""dg-eval's tasks, statistics, sweeps and command."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import dgemma
+from dgemma.cli.eval import main
+from dgemma.convert import convert
+from dgemma.errors import FormatError, UsageError
+from dgemma.eval import checks, tasks, written
+from dgemma.eval.approximations import APPROXIMATIONS, trials
+from dgemma.eval.base import identity
+from dgemma.eval.checks import holds
+from dgemma.eval.results import Log, Variant, run, scores
+from dgemma.eval.statistics import mean_of, share_of, wilson
+from dgemma.eval.sweep import front, read_axes, settings
+from dgemma.model import bundled as bundled_path
+
+SUDOKU = Path(__file__).parent / "models" / "sudoku"
+
+
+def run_eval(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
+    """dg-eval in this process: exit status, standard output, standard error."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as ended:
+        main.main([str(a) for a in arguments], prog_name="dg-eval")
+    out, err = capsys.readouterr()
+    return int(ended.value.code or 0), out, err
+
+
+def refused(capsys: pytest.CaptureFixture[str], code: int, *arguments: object) -> str:
+    status, out, err = run_eval(capsys, *arguments)
+    assert (status, out) == (code, ""), err
+    assert err.startswith("dg-eval: ") and err.count("\n") == 1, err
+    return err
+
+
+# ---- Statistics ----
+
+
+@pytest.mark.parametrize(
+    "right, tries, low, high",
+    [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718)],
+)
+def test_wilsons_interval_is_the_published_one(right, tries, low, high):
+    """Newcombe 1998, Statistics in Medicine 17:857-872, table I, method 3."""
+    assert wilson(right, tries) == pytest.approx((low, high), abs=5e-5)
+
+
+def test_tries_at_one_item_count_for_less_the_more_they_are_alike():
+    """Ten items of five seeds: all tries of an item the same is ten tries; as if independent, it is fifty."""
+    alike = share_of([[True] * 5] * 8 + [[False] * 5] * 2)
+    assert (alike.share, alike.tries) == (0.8, 50)
+    assert (alike.low, alike.high) == pytest.approx(wilson(8, 10))
+    independent = share_of([[True] * 4 + [False]] * 10)
+    assert (independent.low, independent.high) == pytest.approx(wilson(40, 50))
+    perfect = share_of([[True] * 5] * 10)
+    assert (perfect.low, perfect.high) == pytest.approx(wilson(10, 10))
+
+
+@given(st.lists(st.lists(st.booleans(), min_size=1, max_size=4), min_size=1, max_size=20))
+def test_a_share_lies_in_its_interval(items):
+    share = share_of(items)
+    assert 0 <= share.low <= share.share + 1e-12 and share.share <= share.high + 1e-12 <= 1 + 2e-12
+
+
+def test_what_differs_between_levels_is_no_error_of_the_mean():
+    assert mean_of([[1.0, 1.0], [5.0, 5.0]]) == (3.0, 0.0)
+    mean, half = mean_of([[1.0, 2.0, 3.0, 4.0]])
+    assert (mean, half) == pytest.approx((2.5, 1.959964 * (5 / 3) ** 0.5 / 2))
+
+
+# ---- Checks ----
+
+
+@pytest.mark.parametrize(
+    "check, right, wrong",
+    [
+        ({"kind": "exact", "text": "a b"}, ["a b"], ["a b\n", "A b", ""]),
+        ({"kind": "exact", "text": "a b", "strip": True}, [" a b\n"], ["a  b"]),
+        ({"kind": "regex", "pattern": r"^\d+$"}, ["42"], ["4 2", ""]),
+        ({"kind": "json"}, ["{}", "```json\n[1]\n```", " 3 "], ["{", "", "{} {}", "[" * 100000]),
+        ({"kind": "json", "equals": {"a": 1, "b": [True]}}, ['{"b": [true], "a": 1}'], ['{"a": 1}', "[]"]),
+        ({"kind": "json", "equals": 1}, ["1"], ["true", "1.5"]),
+        ({"kind": "numeric", "value": 1200}, ["It is 1,200.", "3 and then 1200"], ["1200 or 3", "none", ""]),
+        ({"kind": "numeric", "value": 3.14159, "tolerance": 0.01}, ["3.14", "-1 then 3.15"], ["3.2", "-3.14"]),
+        ({"kind": "python-compiles"}, ["x = 1", "```python\ndef f():\n    pass\n```"], ["def f(", "", "x = \0"]),
+        (
+            {"kind": "markdown-balanced"},
+            ["", "a (b [c]) `(` **d**", "```\n(\n```", "| a | b |\n|---|:-:|\n| 1 | 2 |", "a) one\nb) two", r"\( \*\*"],
+            ["a (b", "a ]", "```\nx", "**a", "`a", "([)]", "| a | b |\n|---|---|\n| 1 |", "| a |\n| 1 |", "| a |\n|---|\n| 1"],
+        ),
+        ([{"kind": "json"}, {"kind": "regex", "pattern": "7"}], ["[7]"], ["[8]", "7]"]),
+    ],
+)  # fmt: skip
+def test_a_check_tells_right_from_wrong(check, right, wrong):
+    checks.refuse(check)
+    assert [answer for answer in right if not holds(answer, check)] == []
+    assert [answer for answer in wrong if holds(answer, check)] == []
+
+
+def test_python_is_never_run(tmp_path):
+    assert holds(f"open({str(tmp_path / 'made')!r}, 'w')", {"kind": "python-compiles"})
+    assert not (tmp_path / "made").exists()
+
+
+# ---- Tasks ----
+
+
+@pytest.mark.parametrize(
+    "line, message",
+    [
+        ("{", "no JSON"),
+        ("[]", "not a JSON object"),
+        ('{"id": 1}', "check is missing"),
+        ('{"id": 1, "check": {"kind": "json"}}', "either a prompt or messages"),
+        ('{"id": 1, "prompt": "", "check": {"kind": "json"}}', "prompt must be text"),
+        ('{"id": 1, "messages": ["x"], "check": {"kind": "json"}}', "messages must be a list"),
+        ('{"id": 1, "prompt": "x", "check": {"kind": "magic"}}', "a check needs a kind"),
+        ('{"id": 1, "prompt": "x", "check": []}', "empty list"),
+        ('{"id": 1, "prompt": "x", "check": {"kind": "regex", "pattern": "("}}', "check regex"),
+        ('{"id": 1, "prompt": "x", "check": {"kind": "exact", "txt": "x"}}', "check exact"),
+        ('{"id": 1, "prompt": "x", "check": {"kind": "json"}, "max_tokens": "9"}', "max_tokens must be of type int"),
+        ('{"id": 1, "prompt": "x", "check": {"kind": "json"}, "hint": 9}', "unknown field 'hint'"),
+    ],
+)
+def test_what_is_no_task_is_refused_by_file_and_line(line, message, tmp_path):
+    path = tmp_path / "mine.jsonl"
+    path.write_text('{"id": 0, "prompt": "x", "check": {"kind": "json"}}\n\n' + line + "\n")
+    with pytest.raises(UsageError, match=message) as caught:
+        tasks.load(path)
+    assert str(caught.value).startswith(f"{path}, line 3: ")
+
+
+def test_shipped_tasks_are_the_same_every_time_and_have_an_answer():
+    for name, make in written.MADE.items():
+        items = make()
+        assert items == make() and len({item.ask for item in items}) > 50, name
+    table = written.MADE["table"]()[1]
+    rows = [row.strip("| ").split(" | ") for row in table.ask.rpartition("\n\n")[2].splitlines()]
+    whole = ["| " + " | ".join(row) + " |" for row in rows]
+    right = "\n".join([whole[0], "|---|---|---|", *whole[1:]])
+    assert holds(right, table.check)
+    assert not holds(right.replace(rows[1][0], "Zoe"), table.check) and not holds("\n".join(whole), table.check)
+    bracket = written.MADE["brackets"]()[0]
+    assert holds(bracket.ask.rpartition("\n\n")[2] + bracket.check["text"][-1], bracket.check)  # type: ignore[call-overload]
+
+
+def test_a_model_is_given_tasks_that_it_can_read(bundled):
+    assert tasks.suitable(bundled) == ["sudoku"]
+    with pytest.raises(UsageError, match="cannot read"):
+        tasks.shipped(bundled, "json")
+
+
+# ---- Results ----
+
+
+@pytest.fixture
+def few(bundled) -> list[tasks.Task]:
+    return [task for task in tasks.shipped(bundled, "sudoku") if task.level in ("20 blanks", "54 blanks")][98:102]
+
+
+def test_answers_are_those_of_generate(bundled, few):
+    variant = Variant.of("", bundled, identity(bundled.path))
+    tried = run([variant], few, Log(), seeds=2)[""]
+    assert [(t.id, t.seed) for t in tried] == [(task.id, seed) for seed in (0, 1) for task in few]
+    for each, task in zip(tried, few * 2, strict=True):
+        result = bundled.generate(task.prompt, seed=each.seed)
+        assert (each.text, each.steps, each.tokens) == (result.text, result.steps, len(result.ids))
+        assert each.right == (result.text == task.check["text"])  # type: ignore[call-overload]
+    by_level = scores(tried)
+    assert [(s.level, s.right.tries) for s in by_level] == [("20 blanks", 4), ("54 blanks", 4), ("", 8)]
+
+
+def test_what_was_done_before_a_kill_is_not_done_again(bundled, few, tmp_path, monkeypatch):
+    path = tmp_path / "results.jsonl"
+    variant = Variant.of("", bundled, identity(bundled.path))
+    with Log(path) as log:
+        first = run([variant], few[:3], log)[""]
+    path.write_bytes(path.read_bytes()[:-40])  # killed within the third line
+    asked: list[object] = []
+    generate = dgemma.Model.generate
+    monkeypatch.setattr(dgemma.Model, "generate", lambda self, *a, **b: asked.append(a) or generate(self, *a, **b))
+    with Log(path) as log:
+        again = run([variant], few, log)[""]
+    assert len(asked) == 2  # the third and the fourth
+    assert [t.text for t in again[:3]] == [t.text for t in first]
+    with Log(path) as log:
+        assert list(log.tried.values()) == again
+        other = Variant.of("", bundled, identity(bundled.path), options={"steps": 3})
+        run([other], few[:1], log)  # another setting is another try
+        changed = [tasks.Task(few[0].name, few[0].id, few[0].prompt, {"kind": "json"}, few[0].level)]
+        run([variant], changed, log)  # and so is another check
+    assert len(asked) == 4
+    path.write_text("{}\n")
+    with pytest.raises(FormatError, match="line 1: not a result"):
+        Log(path)
+
+
+def test_a_thought_is_not_part_of_the_answer(tmp_path, monkeypatch, bundled):
+    from dgemma.eval.results import THOUGHT
+
+    assert THOUGHT.sub("", "<|channel>thought\nLet me see.<channel|>42") == "42"
+    assert THOUGHT.sub("", "<|channel>thought\ncut off") == ""
+
+
+# ---- Sweeps ----
+
+
+def test_axes_are_read_and_combined():
+    axes = read_axes(["steps=8,16,entropy-bound=0.1", "t_min=0.2, 0.4"])
+    assert axes == {"steps": [8, 16], "entropy_bound": [0.1], "t_min": [0.2, 0.4]}
+    assert settings(axes)[1] == {"steps": 8, "entropy_bound": 0.1, "t_min": 0.4} and len(settings(axes)) == 4
+
+
+@pytest.mark.parametrize("text", "steps 8,16 steps= steps=x steps=0 seed=1 magic=1 steps=8,8 steps=1,steps=2".split())
+def test_what_is_no_axis_is_refused(text):
+    with pytest.raises(UsageError, match=r"steps|sweep"):
+        read_axes([text])
+
+
+def test_the_front_is_what_nothing_beats():
+    assert front([(1, 0.5), (2, 0.9), (2, 0.8), (3, 0.9), (4, 1.0), (1, 0.5)]) == {0, 1, 4, 5}
+
+
+def test_approximations_are_tried_on_against_off(few):
+    found = trials(bundled_path(), few[:2], Log(), seeds=1, seed=0, model={"threads": 1})
+    assert [t.name for t in found] == [a.name for a in APPROXIMATIONS]
+    for trial in found:
+        assert trial.off.right.tries == trial.on.right.tries == 2
+        assert 0 <= trial.same <= 1 and trial.times_as_fast > 0
+
+
+def test_a_tolerance_of_nothing_conditions_on_the_whole_vocabulary(few):
+    """It is what exact does, but for the rounded activations; any bound at all gives other bits."""
+    entropies = []
+    for arguments in ({"tolerance": 0.0}, {"tolerance": 0.001}, {}):
+        with dgemma.Model(**arguments) as model:
+            steps = model.stream(few[-1].prompt)
+            entropies.append([event.mean_entropy for event in steps if isinstance(event, dgemma.Step)][1])
+    if "avx2" in " ".join(dgemma.backends()):
+        assert entropies[0] != entropies[1]
+    assert entropies[1] == entropies[2]
+    for wrong in (-1, float("nan"), float("inf")):
+        with pytest.raises(UsageError, match="tolerance"):
+            dgemma.Model(tolerance=wrong)
+
+
+# ---- The command ----
+
+
+def test_one_file_against_another(capsys, tmp_path):
+    """The JSON has the four numbers on top, and those of the file itself are perfect."""
+    report, base = tmp_path / "report.json", tmp_path / "base.npz"
+    arguments = ["--against", bundled_path(), "--prompts", 2, "--layers", "--save-base", base, "--json", report]
+    status, out, err = run_eval(capsys, bundled_path(), *arguments)
+    assert status == 0, err
+    told = json.loads(report.read_text())
+    assert (told["kl_mean"], told["kl_p99"], told["top1"], told["committed"]) == (0, 0, 1, 1)
+    assert told["files"][0]["scores"] == [] and "same committed token" in out and "hidden state" in out
+    assert err == ""
+    status, again, _ = run_eval(capsys, bundled_path(), "--base", base, "--layers")
+    assert status == 0 and again == out
+
+
+def test_a_line_per_file(capsys, tmp_path):
+    files = [tmp_path / f"{kind}.gguf" for kind in ("f32", "q4_0")]
+    for path in files:
+        convert(SUDOKU, path, type=path.stem)
+    report = tmp_path / "report.json"
+    status, out, err = run_eval(
+        capsys, *files, "--against", files[0], "--prompts", 2, "--task", "sudoku", "--count", 1, "--json", report
+    )
+    assert status == 0, err
+    lines = out.splitlines()
+    assert lines[2].startswith("| file ") and "sudoku, %" in lines[2]
+    assert lines[4].startswith("| f32.gguf ") and lines[5].startswith("| q4_0.gguf ") and len(lines) == 6
+    told = json.loads(report.read_text())
+    assert told["kl_mean"] == 0 < told["files"][1]["fidelity"]["kl_mean"]
+    assert told["commit"] is None or len(told["commit"]) >= 7
+
+
+def test_a_task_file_and_a_sweep_drawn(capsys, tmp_path, bundled):
+    mine, picture, report = tmp_path / "mine.jsonl", tmp_path / "trade.png", tmp_path / "trade.json"
+    lines = [
+        {"id": i, "prompt": task.prompt, "check": task.check, "level": task.level}
+        for i, task in enumerate(tasks.shipped(bundled, "sudoku")[:400:100])
+    ]
+    mine.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    status, out, err = run_eval(
+        capsys, "--task", mine, "--sweep", "steps=1,4,entropy_bound=0.1,1", "--plot", picture, "--json", report
+    )
+    assert status == 0, err
+    assert out.count("\n| steps=") == 4 and "steps=4, entropy_bound=1" in out
+    assert picture.read_bytes().startswith(b"\x89PNG") and "<svg" in (tmp_path / "trade.svg").read_text()
+    told = json.loads(report.read_text())
+    assert told["tasks"] == ["mine"] and any(point["front"] for point in told["sweep"])
+    one, *_, four = (point["score"] for point in told["sweep"])
+    assert one["steps"] == 1 < four["steps"] <= 4
+
+
+def test_wrong_usage_is_one_line(capsys, tmp_path):
+    for message, *arguments in (
+        ("give one", "--against", "a", "--base", "b"),
+        ("--layers needs", "--layers"),
+        ("--save-base needs", "--save-base", tmp_path / "x"),
+        ("--plot needs --sweep", "--plot", tmp_path / "x.svg"),
+        ("ends in .svg or .png", "--sweep", "steps=1", "--plot", tmp_path / "x.pdf"),
+        ("one model", "a", "b", "--sweep", "steps=1"),
+        ("tries --exact itself", "--approximations", "--exact"),
+        ("no option 'magic'", "--sweep", "magic=1"),
+        ("same name", "--task", "sudoku", "--task", "sudoku.jsonl"),
+    ):
+        assert message in refused(capsys, 2, *arguments)
+    assert "no such file" in refused(capsys, 1, "--task", tmp_path / "none.jsonl")
+    assert "there is no folder" in refused(capsys, 1, "--json", tmp_path / "none" / "x.json")
+    assert "x.gguf" in refused(capsys, 1, tmp_path / "x.gguf")
+
+
+def test_without_matplotlib_it_says_what_to_install(capsys, monkeypatch, tmp_path):
+    import sys
+
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    told = refused(capsys, 1, "--sweep", "steps=1", "--plot", tmp_path / "x.svg")
+    assert "pip install 'dgemma[eval]'" in told
