@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,7 @@ from gguf import GGUFReader
 
 import dgemma
 from dgemma.convert import convert
+from dgemma.convert.recipe import RECIPES
 from dgemma.errors import Error, FormatError, UsageError
 from dgemma.eval import rows
 from dgemma.eval.base import Base, first_canvas
@@ -18,6 +21,11 @@ from dgemma.eval.fidelity import compare, fidelity, make_base, reliability
 from dgemma.eval.prompts import choose, puzzles
 
 SUDOKU = Path(__file__).parent / "models" / "sudoku"
+GOLDEN = Path(__file__).parent / "golden"
+sys.path.insert(0, str(GOLDEN))
+
+from make_fidelity import measured  # noqa: E402
+
 FEW = 8  # one Sudoku of each level
 
 
@@ -180,3 +188,26 @@ def test_a_model_gets_prompts_that_it_can_read(bundled):
     for prompt in prompts:
         assert bundled.tokenizer.unk_id not in bundled.prompt_ids(prompt)
     assert {p.blanks for p in puzzles() if p.prompt in prompts[:8]} == {20, 30, 36, 40, 44, 48, 51, 54}
+
+
+# ---- What types may cost ----
+
+RECORDED = json.loads((GOLDEN / "fidelity.json").read_text())
+
+
+def test_every_type_has_a_recorded_value():
+    assert set(RECORDED) == set(RECIPES)
+
+
+@pytest.mark.parametrize("kind", RECORDED)
+def test_no_type_costs_more_than_it_did(kind, tmp_path):
+    """Against the recorded pass over the float32 checkpoint, in float32: see golden/make_fidelity.py.
+
+    Two processors sum in different orders, so a tenth more of divergence is no news, nor is one position in a thousand.
+    """
+    found = measured(kind, Base.load(GOLDEN / "fidelity.npz"), tmp_path)
+    before = RECORDED[kind]
+    for name in ("kl_mean", "kl_p99"):
+        assert found[name] <= 1.1 * before[name] + 1e-6, f"{kind}: {name} was {before[name]:.3g}, is {found[name]:.3g}"
+    for name in ("top1", "committed"):
+        assert found[name] >= before[name] - 0.001, f"{kind}: {name} was {before[name]:.4f}, is {found[name]:.4f}"
