@@ -37,7 +37,7 @@ CHECKED  = $(SOURCES:%.c=$(BUILD)/asan/%.o) $(ISA_OBJECTS:%=$(BUILD)/asan/%)
 C_TESTS  = $(patsubst tests/c/%.c,$(BUILD)/asan/tests/%,$(wildcard tests/c/*.c))
 
 .DEFAULT_GOAL := all
-.PHONY: all run test test-c test-neon test-emulated test-python test-oracle bench bench-convert bench-ram lint lib native wheel clean help
+.PHONY: $(shell sed -n 's/^\([a-z-]*\):.*\#\#.*/\1/p' $(MAKEFILE_LIST))
 
 all: $(READY) ## build everything into .venv (editable install)
 	@$(MAKE) --no-print-directory native PYTHON=$(BIN)/python
@@ -90,6 +90,9 @@ bench-ram: all ## what RAM budgets of 4, 8 and 12 GB make of a step, beside a pl
 
 bench-convert: all ## how fast dg-convert is and how much memory it takes, on 2 GiB in the real shapes
 	$(BIN)/python tests/measure_convert.py
+
+bench-quality: all ## the README's quality tables: every type and setting of the bundled checkpoint, into tests/bench
+	$(BIN)/python tests/measure_quality.py
 
 lint: all ## ruff over the Python code, mypy over the package
 	$(BIN)/ruff check .

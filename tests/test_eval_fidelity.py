@@ -203,11 +203,11 @@ def test_every_type_has_a_recorded_value():
 def test_no_type_costs_more_than_it_did(kind, tmp_path):
     """Against the recorded pass over the float32 checkpoint, in float32: see golden/make_fidelity.py.
 
-    Two processors sum in different orders, so a tenth more of divergence is no news, nor is one position in a thousand.
+    Processors sum in different orders, which moves a divergence by a millionth, seldom one position of a thousand.
     """
     found = measured(kind, Base.load(GOLDEN / "fidelity.npz"), tmp_path)
     before = RECORDED[kind]
     for name in ("kl_mean", "kl_p99"):
-        assert found[name] <= 1.1 * before[name] + 1e-6, f"{kind}: {name} was {before[name]:.3g}, is {found[name]:.3g}"
+        assert found[name] <= 1.01 * before[name] + 1e-9, f"{kind}: {name} was {before[name]:.3g}, is {found[name]:.3g}"
     for name in ("top1", "committed"):
         assert found[name] >= before[name] - 0.001, f"{kind}: {name} was {before[name]:.4f}, is {found[name]:.4f}"

@@ -1,0 +1,53 @@
+"""The README's tables of quality, of the bundled checkpoint: `make bench-quality`. Ten minutes or so on two cores.
+
+Every type by size, nearness to float32, Sudokus solved and speed; settings by quality and time, drawn; approximations.
+The tables go to standard output, figures and pictures to a folder, all with date and commit.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from pathlib import Path
+
+import click
+
+from dgemma.cli.eval import main as dg_eval
+from dgemma.convert import convert
+from dgemma.convert.recipe import RECIPES
+
+HERE = Path(__file__).parent
+SUDOKU = HERE / "models" / "sudoku"
+SWEEP = ["--sweep", "steps=4,8,16,32,48", "--sweep", "entropy_bound=0.05,0.1,0.3,1"]
+
+
+@click.command()
+@click.option("--out", type=click.Path(path_type=Path), default=HERE / "bench", show_default=True, help="The folder.")
+@click.option("--count", default=20, show_default=True, help="Puzzles per level.")
+@click.option("--seeds", default=2, show_default=True)
+def main(out: Path, count: int, seeds: int) -> None:
+    tasks = ["--task", "sudoku", "--count", str(count), "--seeds", str(seeds)]
+    with tempfile.TemporaryDirectory() as folder:
+        files = {kind: Path(folder) / f"{kind}.gguf" for kind in RECIPES}
+        for kind, path in files.items():
+            convert(SUDOKU, path, type=kind)
+        f32, q8_0 = str(files["f32"]), str(files["q8_0"])
+        run([*map(str, files.values()), "--against", f32, *tasks, "--json", str(out / "quality-types.json")])
+        run([q8_0, "--against", f32, "--layers", "--json", str(out / "quality-q8_0.json")])
+        drawn = ["--json", str(out / "quality-settings.json"), "--plot", str(out / "quality-settings.svg")]
+        run([q8_0, *tasks, *SWEEP, *drawn])
+        run([q8_0, *tasks, "--approximations", "--json", str(out / "quality-approximations.json")])
+
+
+def run(arguments: list[str]) -> None:
+    """dg-eval, whose failure is ours."""
+    print("\n$ dg-eval", *(Path(each).name for each in arguments), "\n", flush=True)
+    try:
+        dg_eval.main(arguments, prog_name="dg-eval")
+    except SystemExit as ended:
+        if ended.code:
+            sys.exit(ended.code)
+
+
+if __name__ == "__main__":
+    main()
