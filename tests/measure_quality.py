@@ -24,7 +24,7 @@ SWEEP = ["--sweep", "steps=4,8,16,32,48", "--sweep", "entropy_bound=0.05,0.1,0.3
 @click.command()
 @click.option("--out", type=click.Path(path_type=Path), default=HERE / "bench", show_default=True, help="The folder.")
 @click.option("--count", default=20, show_default=True, help="Puzzles per level.")
-@click.option("--seeds", default=2, show_default=True)
+@click.option("--seeds", default=1, show_default=True)
 def main(out: Path, count: int, seeds: int) -> None:
     tasks = ["--task", "sudoku", "--count", str(count), "--seeds", str(seeds)]
     with tempfile.TemporaryDirectory() as folder:

@@ -72,8 +72,9 @@ def test_a_share_lies_in_its_interval(items):
 
 def test_what_differs_between_levels_is_no_error_of_the_mean():
     assert mean_of([[1.0, 1.0], [5.0, 5.0]]) == (3.0, 0.0)
-    mean, half = mean_of([[1.0, 2.0, 3.0, 4.0]])
-    assert (mean, half) == pytest.approx((2.5, 1.959964 * (5 / 3) ** 0.5 / 2))
+    one_group = pytest.approx((2.5, 1.959964 * (5 / 3) ** 0.5 / 2))
+    assert mean_of([[1.0, 2.0, 3.0, 4.0]]) == mean_of([[1.0], [2.0], [3.0], [4.0]]) == one_group
+    assert mean_of([[7.0]]) == (7.0, 0.0)
 
 
 # ---- Checks ----
@@ -231,12 +232,14 @@ def test_the_front_is_what_nothing_beats():
     assert front([(1, 0.5), (2, 0.9), (2, 0.8), (3, 0.9), (4, 1.0), (1, 0.5)]) == {0, 1, 4, 5}
 
 
-def test_approximations_are_tried_on_against_off(few):
+def test_approximations_are_tried_on_against_off(few, monkeypatch):
+    monkeypatch.setattr("dgemma.eval.approximations.PROMPTS", 1)
     found = trials(bundled_path(), few[:2], Log(), seeds=1, seed=0, model={"threads": 1})
     assert [t.name for t in found] == [a.name for a in APPROXIMATIONS]
     for trial in found:
         assert trial.off.right.tries == trial.on.right.tries == 2
         assert 0 <= trial.same <= 1 and trial.times_as_fast > 0
+    assert found[0].kl_mean is not None and found[0].kl_mean < 0.01 and found[1].kl_mean is None
 
 
 def test_a_tolerance_of_nothing_conditions_on_the_whole_vocabulary(few):

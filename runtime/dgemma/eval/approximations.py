@@ -10,11 +10,13 @@ from functools import partial
 from typing import Any
 
 from dgemma.eval.base import Say, identity
+from dgemma.eval.fidelity import compare, make_base
 from dgemma.eval.results import Log, Score, Tried, Variant, run, score
 from dgemma.eval.tasks import Task
 from dgemma.model import Model
 
 OFF, ON = "off", "on"
+PROMPTS = 8  # that a divergence is measured on
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +29,7 @@ class Approximation:
     off: dict[str, Any]
     on: dict[str, Any]
     options: dict[str, Any]  # generation options where on; they are not given where off
+    logits: bool = False  # whether it changes the logits of a canvas that is given, so that a divergence tells its cost
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +42,7 @@ class Trial:
     off: Score
     on: Score
     same: float  # share of the answers that are the same, to the letter
+    kl_mean: float | None  # KL(off || on) in nats, where it changes logits
     times_as_fast: float  # seconds off over seconds on, of all answers together
 
     def told(self) -> dict[str, Any]:
@@ -54,6 +58,7 @@ APPROXIMATIONS = [
         {"exact": True},
         {},
         {},
+        logits=True,
     ),
     Approximation(
         "conditioning on likely tokens",
@@ -93,7 +98,11 @@ def trials(
                 opened = stack.enter_context(Model(path, **{**model, **more}))
                 variants.append(Variant.of(name, opened, known, {**model, **more}, options))
             tried = run(variants, tasks, log, seeds=seeds, seed=seed, say=partial(_say, say, each.name))
-        out.append(judged(each, tried[OFF], tried[ON]))
+        apart = None
+        if each.logits:
+            base = make_base(path, count=PROMPTS, seed=seed, model={**model, **each.off}, say=say)
+            apart = compare(path, base, model={**model, **each.on}, say=say).kl_mean
+        out.append(judged(each, tried[OFF], tried[ON], apart))
     return out
 
 
@@ -101,7 +110,7 @@ def _say(say: Say, name: str, line: str) -> None:
     say(f"{name}: {line}")
 
 
-def judged(each: Approximation, off: Sequence[Tried], on: Sequence[Tried]) -> Trial:
+def judged(each: Approximation, off: Sequence[Tried], on: Sequence[Tried], apart: float | None) -> Trial:
     same = sum(a.text == b.text for a, b in zip(off, on, strict=True)) / len(off)
     ratio = sum(a.seconds for a in off) / max(sum(b.seconds for b in on), 1e-9)
-    return Trial(each.name, each.what, each.default, score(off, "all"), score(on, "all"), same, ratio)
+    return Trial(each.name, each.what, each.default, score(off, "all"), score(on, "all"), same, apart, ratio)

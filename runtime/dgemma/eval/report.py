@@ -34,7 +34,8 @@ def markdown(found: Evaluation) -> str:
 
 
 def heading(found: Evaluation) -> str:
-    return f"{', '.join(file.identity['name'] for file in found.files)}: {where(found)}."
+    names = [file.identity["name"] for file in found.files]
+    return f"{names[0] if len(names) == 1 else count(len(names), 'file')}: {where(found)}."
 
 
 def where(found: Evaluation) -> str:
@@ -164,8 +165,10 @@ def trials(found: Sequence[Trial]) -> list[str]:
         right = [interval(each.right) for each in (t.off, t.on)]
         steps = f"{t.off.steps:.1f} → {t.on.steps:.1f}"
         default = "on" if t.default else "off"
-        rows.append([t.name, default, *right, percent(t.same), steps, f"{t.times_as_fast:.2f}"])
-    head = ["approximation", "default", "right off, %", "right on, %", "same answer, %", "steps", "times as fast"]
+        apart = NOTHING if t.kl_mean is None else nats(t.kl_mean)
+        rows.append([t.name, default, *right, percent(t.same), apart, steps, f"{t.times_as_fast:.2f}"])
+    head = ["approximation", "default", "right off, %", "right on, %", "same answer, %", "KL mean", "steps"]
+    head.append("times as fast")
     notes = [f"- {t.name}: {t.what}" for t in found]
     return [*table(head, rows), "", *notes]
 

@@ -55,12 +55,13 @@ def mean_of(groups: Sequence[Sequence[float]]) -> tuple[float, float]:
     """The mean of all values, and the half width of its 95 % interval by the normal approximation.
 
     Groups are kinds that are drawn on purpose, such as levels: what differs between them is no error of the mean, so
-    the variance is taken within each (Cochran 1977, Sampling Techniques, chapter 5). A group of one value adds none.
+    the variance is taken within each (Cochran 1977, Sampling Techniques, chapter 5). Values that are alone in their
+    group are taken as one group; a single value alone has no interval: 0.
     """
-    count = sum(map(len, groups))
-    error = 0.0
-    for group in groups:
-        middle = sum(group) / len(group)
+    alone = [value for group in groups if len(group) == 1 for value in group]
+    error, count = 0.0, sum(map(len, groups))
+    for group in [*(group for group in groups if len(group) > 1), alone]:
         if len(group) > 1:
+            middle = sum(group) / len(group)
             error += len(group) * sum((value - middle) ** 2 for value in group) / (len(group) - 1)
     return sum(map(sum, groups)) / count, Z * math.sqrt(error) / count
