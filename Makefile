@@ -37,7 +37,7 @@ CHECKED  = $(SOURCES:%.c=$(BUILD)/asan/%.o) $(ISA_OBJECTS:%=$(BUILD)/asan/%)
 C_TESTS  = $(patsubst tests/c/%.c,$(BUILD)/asan/tests/%,$(wildcard tests/c/*.c))
 
 .DEFAULT_GOAL := all
-.PHONY: $(shell sed -n 's/^\([a-z-]*\):.*\#\#.*/\1/p' $(MAKEFILE_LIST))
+.PHONY: native $(shell sed -n 's/^\([a-z-]*\):.*\#\#.*/\1/p' $(MAKEFILE_LIST))
 
 all: $(READY) ## build everything into .venv (editable install)
 	@$(MAKE) --no-print-directory native PYTHON=$(BIN)/python

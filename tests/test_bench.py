@@ -13,7 +13,9 @@ from gguf import GGUFReader, dequantize
 
 import dgemma
 from dgemma.bench import synthetic
+from dgemma.bench.decoding import told as decoding_told
 from dgemma.bench.machine import Machine, Memory, Peak, best_of, measure_machine
+from dgemma.bench.measure import Times
 from dgemma.bench.profile import Profile, parts
 from dgemma.bench.synthetic import SHAPES, Synthetic, blueprint, config_of, make
 from dgemma.bench.work import BY_NAME, keys_seen, pass_operations, step_bytes, step_operations
@@ -336,12 +338,25 @@ def test_help_names_every_shape(capsys):
     assert all(name in out for name in SHAPES)
 
 
+def test_the_batch_from_which_decoding_writes_more():
+    """A canvas of 100 tokens in 12, 16, 20 steps of a second, the first half a second; batches of 1 s and 4 s."""
+    theirs = {1: Times([1.0]), 4: Times([1.0]), 16: Times([2.0]), 64: Times([4.0])}
+    ours = decoding_told(100, 0.5, Times([1.0]), theirs)["ours"]
+    assert [row["tokens_per_second"] for row in ours] == [100 / 11.5, 100 / 15.5, 100 / 19.5]
+    assert [row["crossover"] for row in ours] == [64, 16, 16]
+    assert decoding_told(100, 0.1, Times([0.1]), theirs)["ours"][0]["crossover"] is None
+
+
 def test_llama_cpp_runs_the_same_backbone(capsys, cache: Path, tmp_path: Path):
     pytest.importorskip("llama_cpp")
     file = tmp_path / "figures.json"
     arguments = ("--shape", "tiny", "--cache", cache, "--runs", 1, "--against", "llama-cpp", "--json", file)
-    status, out, _ = run(capsys, *arguments)
+    status, out, _ = run(capsys, *arguments, "--plot", tmp_path / "step.svg")
     assert status == 0 and "times as fast" in out
+    writing = json.loads(file.read_text())["against"]["writing"]
+    assert [row["batch"] for row in writing["theirs"]] == [1, 4, 16, 64]
+    assert all(row["tokens_per_second"] > 0 for row in writing["theirs"] + writing["ours"])
+    assert "<svg" in (tmp_path / "step-writing.svg").read_text()
     rows = json.loads(file.read_text())["against"]["rows"]
     assert [row["tokens"][0] for row in rows] == [256, 1024, 32]
     assert all(row["ratio"] > 0 for row in rows)

@@ -57,6 +57,11 @@ class Theirs:
     def __exit__(self, *_: object) -> None:
         self._llama.close()
 
+    @property
+    def model(self) -> Any:
+        """llama.cpp's own handle of it."""
+        return self._llama.model
+
     def encode(self, ids: np.ndarray) -> None:
         """From an empty cache to the next-token logits of the last id."""
         self._llama.reset()
@@ -64,7 +69,7 @@ class Theirs:
         self._wait()
 
 
-def compare(model: Model, path: Path, runs: int, seed: int, say: Callable[[str], None]) -> dict[str, Any]:
+def compare(model: Model, theirs: Theirs, runs: int, seed: int, say: Callable[[str], None]) -> dict[str, Any]:
     """Both in turns: SHORT and LONG prompts with the last token's logits, and our decoder's layers over a canvas."""
     random = np.random.default_rng(seed)
     ids = random.integers(5, model.config.n_vocab, LONG, dtype=np.int32)
@@ -72,7 +77,7 @@ def compare(model: Model, path: Path, runs: int, seed: int, say: Callable[[str],
     keys = ("ours short", "theirs short", "ours long", "theirs long", "decoder")
     times: dict[str, list[float]] = {key: [] for key in keys}
 
-    with Theirs(path, model.threads) as theirs, model.session(LONG + SHORT) as session, Profile(model) as profile:
+    with model.session(LONG + SHORT) as session, Profile(model) as profile:
 
         def ours(n: int) -> float:
             session.rewind(0)
@@ -97,8 +102,6 @@ def compare(model: Model, path: Path, runs: int, seed: int, say: Callable[[str],
             if run:
                 for key, seconds in zip(keys, took, strict=True):
                     times[key].append(seconds)
-        engine = theirs.engine
-
     rows = []
     for what, mine, n_mine, yours, n_yours in (
         (f"a prompt of {SHORT} tokens", "ours short", SHORT, "theirs short", SHORT),
@@ -112,4 +115,4 @@ def compare(model: Model, path: Path, runs: int, seed: int, say: Callable[[str],
         "Interleaved runs, the same shapes and formats, the same number of threads. A prompt ends with the logits of"
         f" its last token; the decoder's row has no head and stands beside their prompt of {SHORT}."
     )
-    return {"engine": engine, "runs": runs, "rows": rows, "note": note}
+    return {"engine": theirs.engine, "runs": runs, "rows": rows, "note": note}

@@ -65,6 +65,41 @@ def plot(report: Report, path: Path) -> None:
         pyplot.close(figure)
 
 
+def plot_writing(report: Report, path: Path) -> None:
+    """Tokens per second by batch: llama.cpp's, and ours at several numbers of steps."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    assert report.comparison is not None
+    told = report.comparison["writing"]
+    figure, axes = pyplot.subplots(figsize=(8, 5), layout="constrained")
+    batches = [row["batch"] for row in told["theirs"]]
+    speeds = [row["tokens_per_second"] for row in told["theirs"]]
+    fast = [row["batch"] / row["seconds"]["min"] for row in told["theirs"]]
+    slow = [row["batch"] / row["seconds"]["max"] for row in told["theirs"]]
+    spread = [[m - s for m, s in zip(speeds, slow, strict=True)], [f - m for f, m in zip(fast, speeds, strict=True)]]
+    axes.errorbar(batches, speeds, yerr=spread, color="black", marker="o", capsize=3, label="llama.cpp, decoding")
+    for row, style in zip(told["ours"], ("--", "-.", ":"), strict=True):
+        name = f"dgemma, {row['steps']} steps a canvas"
+        axes.axhline(row["tokens_per_second"], color=BAR, linestyle=style, label=name)
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log")
+    axes.set_xticks(batches, list(map(str, batches)))
+    axes.set_xlabel("sequences that llama.cpp decodes together (dgemma: canvases one after the other)")
+    axes.set_ylabel("tokens per second, all together")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    axes.set_title(f"{report.model['name']}: writing", loc="left", fontsize=12)
+    try:
+        figure.savefig(path, dpi=150)
+    except OSError as problem:
+        raise Error(f"{path}: {(problem.strerror or str(problem)).lower()}") from None
+    finally:
+        pyplot.close(figure)
+
+
 def label(report: Report, part: Part) -> str:
     """What stands behind a bar."""
     rate = rates(report.machine, part)

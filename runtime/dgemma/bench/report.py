@@ -196,7 +196,30 @@ def against(told: dict[str, Any]) -> list[str]:
         rows.append([row["what"], *(spread_told(times) for times in both), *speeds, f"{row['ratio']:.2f}"])
     head = [f"the same backbone in {told['engine']}", "dgemma, s", "theirs, s"]
     head += ["dgemma, tokens/s", "theirs, tokens/s", "times as fast"]
-    return [*table(head, rows), "", told["note"]]
+    return [*table(head, rows), "", told["note"], "", *writing(told["writing"])]
+
+
+def writing(told: dict[str, Any]) -> list[str]:
+    """Tokens for one user or many: canvases of ours, sequences of theirs."""
+    rows = [
+        [
+            f"dgemma, a canvas of {told['canvas']} in {each['steps']} steps",
+            f"{each['tokens_per_second']:.2f}",
+            f"{each['tokens_per_second']:.2f}",
+            "never" if each["crossover"] is None else f"{each['crossover']}",
+        ]
+        for each in told["ours"]
+    ]
+    for each in told["theirs"]:
+        speed = each["tokens_per_second"]
+        who = "1 sequence" if each["batch"] == 1 else f"{each['batch']} sequences together"
+        rows.append([f"llama.cpp, {who}", f"{speed:.2f}", f"{speed / each['batch']:.2f}", ""])
+    head = ["writing, one token after the other or a canvas at once", "tokens/s", "for each user", "overtaken at batch"]
+    note = (
+        f"Interleaved, behind a prompt of {told['prompt']} that all share; random tokens are decoded, without the time"
+        " that choosing one takes. Canvases of several users are computed one after the other."
+    )
+    return [*table(head, rows), "", note]
 
 
 def spread_told(times: dict[str, Any]) -> str:

@@ -13,10 +13,11 @@ from typing import Any
 
 import click
 
-from dgemma.bench.llama import compare, refuse_llama
+from dgemma.bench.decoding import decoding
+from dgemma.bench.llama import Theirs, compare, refuse_llama
 from dgemma.bench.machine import apart
 from dgemma.bench.measure import FLAT, bench
-from dgemma.bench.plot import plot, refuse_plot
+from dgemma.bench.plot import plot, plot_writing, refuse_plot
 from dgemma.bench.report import markdown
 from dgemma.bench.synthetic import SHAPES, Synthetic, cache_folder, make
 from dgemma.bench.together import together
@@ -104,7 +105,11 @@ pip install 'dgemma[bench]'. The exit status is 0, 1 for a failure, 2 for wrong 
 @ram_option
 @click.option("--json", "json_file", type=click.Path(path_type=Path), metavar="FILE", help="Write all figures as JSON.")
 @click.option(
-    "--plot", "plot_file", type=click.Path(path_type=Path), metavar="FILE", help="Draw the parts: .svg or .png."
+    "--plot",
+    "plot_file",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Draw the parts, .svg or .png, and with --against beside it, with -writing in its name, tokens by batch.",
 )
 @version_option("dg-bench")
 def main(
@@ -178,13 +183,19 @@ def main(
         if report.budget is not None:
             report.budget |= {"predicted": placed(opened, machine, prompt).seconds, "machine": machine.rates}
         if asked and against:
-            theirs = Synthetic(asked.shape, asked.layers, asked.type, asked.seed, "gemma4")
-            report.comparison = compare(opened, synthetic(theirs, cache), runs, seed, say)
+            path = synthetic(Synthetic(asked.shape, asked.layers, asked.type, asked.seed, "gemma4"), cache)
+            with Theirs(path, opened.threads) as theirs:
+                report.comparison = compare(opened, theirs, runs, seed, say)
+                report.comparison["writing"] = decoding(
+                    opened, theirs, runs=runs, temperature=temperature, seed=seed, say=say
+                )
     click.echo(markdown(report))
     if json_file is not None:
         json_file.write_text(json.dumps(report.told(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     if plot_file is not None:
         plot(report, plot_file)
+        if report.comparison is not None:
+            plot_writing(report, plot_file.with_stem(plot_file.stem + "-writing"))
 
 
 def synthetic(wanted: Synthetic, cache: Path | None) -> Path:
