@@ -88,7 +88,8 @@ def decoding(
     """Interleaved: a step of ours, and a token for each batch of theirs, `runs` times after WARM."""
     random = np.random.default_rng(seed)
     prompt = random.integers(5, model.config.n_vocab, PROMPT).tolist()
-    options = dict(t_min=temperature, t_max=temperature, confidence=0.0, stability=0, max_tokens=1, seed=seed)
+    options: dict[str, Any] = dict(t_min=temperature, t_max=temperature, confidence=0.0, stability=0, max_tokens=1)
+    options |= dict(seed=seed)
     n = int(model.config.canvas_length)
     ours: list[float] = []
     first = 0.0
@@ -116,7 +117,7 @@ def decoding(
 
 def told(n: int, first: float, step: Times, theirs: dict[int, Times]) -> dict[str, Any]:
     """Tokens per second of both, and from which batch on theirs are more."""
-    batches = [
+    batches: list[dict[str, Any]] = [
         {"batch": batch, "seconds": times.told(), "tokens_per_second": batch / times.median}
         for batch, times in theirs.items()
     ]
