@@ -14,10 +14,10 @@ from dgemma.cli.eval import main
 from dgemma.convert import convert
 from dgemma.errors import FormatError, UsageError
 from dgemma.eval import checks, tasks, written
-from dgemma.eval.approximations import APPROXIMATIONS, trials
+from dgemma.eval.approximations import APPROXIMATIONS, trials, work
 from dgemma.eval.base import identity
 from dgemma.eval.checks import holds
-from dgemma.eval.results import Log, Variant, run, scores
+from dgemma.eval.results import Log, Tried, Variant, run, scores
 from dgemma.eval.statistics import mean_of, share_of, wilson
 from dgemma.eval.sweep import front, read_axes, settings
 from dgemma.model import bundled as bundled_path
@@ -240,6 +240,12 @@ def test_approximations_are_tried_on_against_off(few, monkeypatch):
         assert trial.off.right.tries == trial.on.right.tries == 2
         assert 0 <= trial.same <= 1 and trial.times_as_fast > 0
     assert found[0].kl_mean is not None and found[0].kl_mean < 0.01 and found[1].kl_mean is None
+
+
+def test_one_slow_answer_is_not_taken_for_work():
+    """Nine answers of two steps in a second, one of twenty in a minute: 38 steps of half a second."""
+    log = [Tried("", "", "", "", 0, "", True, 2, True, 9, 1.0, "")] * 9
+    assert work([*log, Tried("", "", "", "", 0, "", True, 20, True, 9, 60.0, "")]) == 38 * 0.5
 
 
 def test_a_tolerance_of_nothing_conditions_on_the_whole_vocabulary(few):
