@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
@@ -14,12 +15,13 @@ from dgemma.cli.eval import main
 from dgemma.convert import convert
 from dgemma.errors import FormatError, UsageError
 from dgemma.eval import checks, tasks, written
-from dgemma.eval.approximations import APPROXIMATIONS, trials, work
+from dgemma.eval.approximations import APPROXIMATIONS, optional, trials, work
 from dgemma.eval.base import identity
 from dgemma.eval.checks import holds
-from dgemma.eval.results import Log, Tried, Variant, run, scores
+from dgemma.eval.results import Log, Tried, Variant, run, scores, shown
 from dgemma.eval.statistics import mean_of, share_of, wilson
-from dgemma.eval.sweep import front, read_axes, settings
+from dgemma.eval.sweep import front, named, read_axes, settings
+from dgemma.fill import Hole, pieces_of
 from dgemma.model import bundled as bundled_path
 
 SUDOKU = Path(__file__).parent / "models" / "sudoku"
@@ -128,6 +130,8 @@ def test_python_is_never_run(tmp_path):
         ('{"id": 1, "prompt": "x", "check": {"kind": "regex", "pattern": "("}}', "check regex"),
         ('{"id": 1, "prompt": "x", "check": {"kind": "exact", "txt": "x"}}', "check exact"),
         ('{"id": 1, "prompt": "x", "check": {"kind": "json"}, "max_tokens": "9"}', "max_tokens must be of type int"),
+        ('{"id": 1, "fill": "no hole", "check": {"kind": "json"}}', "a hole in it"),
+        ('{"id": 1, "fill": "[[1]]", "max_tokens": 9, "check": {"kind": "json"}}', "no max_tokens"),
         ('{"id": 1, "prompt": "x", "check": {"kind": "json"}, "hint": 9}', "unknown field 'hint'"),
     ],
 )
@@ -154,9 +158,32 @@ def test_shipped_tasks_are_the_same_every_time_and_have_an_answer():
 
 
 def test_a_model_is_given_tasks_that_it_can_read(bundled):
-    assert tasks.suitable(bundled) == ["sudoku"]
+    assert tasks.suitable(bundled) == ["sudoku", "sudoku-rows"]
     with pytest.raises(UsageError, match="cannot read"):
         tasks.shipped(bundled, "json")
+
+
+def test_holes_are_filled_and_what_is_written_there_is_checked(bundled, tmp_path):
+    """The middle of a held-out grid; the rest of it is given, so that it is done at once."""
+    mine = tmp_path / "rows.jsonl"
+    task = tasks.shipped(bundled, "sudoku-rows")[0]
+    wrong = {"kind": "exact", "text": "123456789"}
+    lines = [
+        {"id": i, "prompt": task.prompt, "fill": task.fill, "check": check}
+        for i, check in enumerate((task.check, wrong))
+    ]
+    mine.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    tried = run([Variant.of("", bundled, identity(bundled.path))], tasks.load(mine), Log())[""]
+    assert [each.right for each in tried] == [True, False]
+    assert tried[0].text == task.check["text"] and tried[0].tokens == 27
+
+
+def test_shipped_infill_has_one_hole_and_an_answer_each():
+    made = tasks.infill(True)
+    assert len(made) == 24
+    for task in made:
+        assert sum(isinstance(piece, Hole) for piece in pieces_of(task.fill)) == 1, task
+        assert holds(task.check["text"], task.check) and task.prompt is None
 
 
 # ---- Results ----
@@ -204,11 +231,13 @@ def test_what_was_done_before_a_kill_is_not_done_again(bundled, few, tmp_path, m
         Log(path)
 
 
-def test_a_thought_is_not_part_of_the_answer(tmp_path, monkeypatch, bundled):
-    from dgemma.eval.results import THOUGHT
-
-    assert THOUGHT.sub("", "<|channel>thought\nLet me see.<channel|>42") == "42"
-    assert THOUGHT.sub("", "<|channel>thought\ncut off") == ""
+def test_a_thought_is_not_part_of_the_answer():
+    """An answer whose tokens spell one: the tokenizer of the chat tests has the marks."""
+    tokenizer = dgemma.Tokenizer.from_gguf(Path(__file__).parent / "models" / "tiny-bpe" / "tiny-bpe.gguf")
+    model = SimpleNamespace(tokenizer=tokenizer)
+    for text, seen in (("<|channel>thought\nsee<channel|>42", "42"), ("<|channel>thought\ncut off", ""), ("1", "1")):
+        result = SimpleNamespace(ids=tokenizer.encode(text))
+        assert shown(model, tokenizer.encode("a"), result) == seen  # type: ignore[arg-type]
 
 
 # ---- Sweeps ----
@@ -217,11 +246,26 @@ def test_a_thought_is_not_part_of_the_answer(tmp_path, monkeypatch, bundled):
 def test_axes_are_read_and_combined():
     axes = read_axes(["steps=8,16,entropy-bound=0.1", "t_min=0.2, 0.4"])
     assert axes == {"steps": [8, 16], "entropy_bound": [0.1], "t_min": [0.2, 0.4]}
+    assert read_axes(["effort=low,high,settled=yes,no"]) == {"effort": ["low", "high"], "settled": [True, False]}
+    assert named({"effort": "low", "settled": True, "t_min": 0.5}) == "effort=low, settled=yes, t_min=0.5"
     assert settings(axes)[1] == {"steps": 8, "entropy_bound": 0.1, "t_min": 0.4} and len(settings(axes)) == 4
 
 
 @pytest.mark.parametrize(
-    "text", ["steps", "8,16", "steps=", "steps=x", "steps=0", "seed=1", "magic=1", "steps=8,8", "steps=1,steps=2"]
+    "text",
+    [
+        "steps",
+        "8,16",
+        "steps=",
+        "steps=x",
+        "steps=0",
+        "seed=1",
+        "magic=1",
+        "steps=8,8",
+        "steps=1,steps=2",
+        "effort=x",
+        "settled=1",
+    ],
 )
 def test_what_is_no_axis_is_refused(text):
     with pytest.raises(UsageError, match=r"steps|sweep"):
@@ -235,7 +279,8 @@ def test_the_front_is_what_nothing_beats():
 def test_approximations_are_tried_on_against_off(few, monkeypatch):
     monkeypatch.setattr("dgemma.eval.approximations.PROMPTS", 1)
     found = trials(bundled_path(), few[:2], Log(), seeds=1, seed=0, model={"threads": 1})
-    assert [t.name for t in found] == [a.name for a in APPROXIMATIONS]
+    assert [t.name for t in found] == [a.name for a in [*APPROXIMATIONS, *optional()]]
+    assert {"plateau", "settled", "short_canvas", "retries"} <= {name for a in optional() for name in a.options}
     for trial in found:
         assert trial.off.right.tries == trial.on.right.tries == 2
         assert 0 <= trial.same <= 1 and trial.times_as_fast > 0

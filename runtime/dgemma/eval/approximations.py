@@ -13,8 +13,10 @@ from typing import Any
 from dgemma.eval.base import Say, identity
 from dgemma.eval.fidelity import compare, make_base
 from dgemma.eval.results import Log, Score, Tried, Variant, run, score
+from dgemma.eval.sweep import said
 from dgemma.eval.tasks import Task
 from dgemma.model import Model
+from dgemma.options import efforts, options
 
 OFF, ON = "off", "on"
 PROMPTS = 8  # that a divergence is measured on
@@ -80,6 +82,19 @@ APPROXIMATIONS = [
 ]
 
 
+def optional() -> list[Approximation]:
+    """The options of options.def that the published sampler does not have, at the value that an effort gives them."""
+    names = list(options())
+    out = []
+    for name in names[names.index("seed") + 1 :]:
+        values = [effort.settings[name] for effort in efforts().values() if effort.settings.get(name)]
+        value = values[0] if values else True if options()[name].flag else None
+        if value is not None:
+            what = options()[name].help
+            out.append(Approximation(f"{name}={said(value)}", what, False, {}, {}, {name: value}))
+    return out
+
+
 def trials(
     path: str | os.PathLike[str],
     tasks: Sequence[Task],
@@ -90,9 +105,9 @@ def trials(
     model: dict[str, Any],
     say: Say = lambda line: None,
 ) -> list[Trial]:
-    """Each of APPROXIMATIONS on one file. model: Model's arguments that all have."""
+    """Each of APPROXIMATIONS and of optional() on one file. model: Model's arguments that all have."""
     known, out = identity(path), []
-    for each in APPROXIMATIONS:
+    for each in [*APPROXIMATIONS, *optional()]:
         with ExitStack() as stack:
             variants = []
             for name, more, options in ((OFF, each.off, {}), (ON, each.on, each.options)):

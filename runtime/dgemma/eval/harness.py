@@ -98,7 +98,8 @@ class Harness(TemplateLM):  # type: ignore[misc]
             stops = [given] if isinstance(given, str) else list(given)
             length = next((wanted[name] for name in LENGTHS if wanted.get(name) is not None), TOKENS)
             limits = {"max_tokens": int(length), **self.settings}
-            text = cut(shown(self.model, self.model.generate(prompt, **limits)), stops)
+            ids = self.tok_encode(prompt)
+            text = cut(shown(self.model, ids, self.model.generate(ids, **limits)), stops)
             self.cache_hook.add_partial("generate_until", request.args, text)
             out.append(text)
         return out

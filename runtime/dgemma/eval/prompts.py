@@ -10,7 +10,8 @@ from importlib.resources import files
 from typing import TypeAlias
 
 from dgemma.errors import UsageError
-from dgemma.model import Messages, Model
+from dgemma.model import Model
+from dgemma.session import Messages
 
 Given: TypeAlias = str | Messages
 PER_LEVEL = 2  # Sudokus of each number of blanks

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from types import TracebackType
@@ -17,8 +16,7 @@ from dgemma.eval.statistics import Share, mean_of, share_of
 from dgemma.eval.tasks import Task
 from dgemma.events import Result
 from dgemma.model import Model
-
-THOUGHT = re.compile(r"<\|channel>.*?(?:<channel\|>|$)", re.DOTALL)
+from dgemma.turns import Reader, opens_thought
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,10 +134,13 @@ def run(
 
 
 def attempt(variant: Variant, task: Task, seed: int) -> Tried:
+    if task.fill:
+        return attempt_fill(variant, task, seed)
     limit = {} if task.max_tokens is None else {"max_tokens": task.max_tokens}
     model = variant.model
-    result = model.generate(task.ids(model), **{**limit, **variant.options, "seed": seed})
-    text = shown(model, result)
+    prompt = task.ids(model)
+    result = model.generate(prompt, **{**limit, **variant.options, "seed": seed})
+    text = shown(model, prompt, result)
     return Tried(
         run=variant.run,
         task=task.name,
@@ -156,12 +157,31 @@ def attempt(variant: Variant, task: Task, seed: int) -> Tried:
     )
 
 
-def shown(model: Model, result: Result) -> str:
-    """An answer without its thought, which ends nowhere where the answer was cut in it."""
-    written = model.tokenizer.decode(result.ids, special=True)
-    if "<|channel>" not in written:
-        return result.text
-    return THOUGHT.sub("", written)
+def attempt_fill(variant: Variant, task: Task, seed: int) -> Tried:
+    prompt = None if task.prompt is None else task.ids(variant.model)
+    filled = variant.model.fill(task.fill, prompt, **{**variant.options, "seed": seed})
+    text = "\n".join(filled.holes)
+    return Tried(
+        run=variant.run,
+        task=task.name,
+        id=task.id,
+        asked=task.asked,
+        seed=seed,
+        level=task.level,
+        right=holds(text, task.check),
+        steps=filled.steps,
+        converged=filled.converged,
+        tokens=sum(len(variant.model.tokenizer.encode(hole)) for hole in filled.holes),
+        seconds=filled.seconds,
+        text=text,
+    )
+
+
+def shown(model: Model, prompt: Sequence[int], result: Result) -> str:
+    """What an answer shows: without its thought, calls of tools as they are written."""
+    reader = Reader(model.tokenizer, thinking=opens_thought(model.tokenizer, list(prompt)))
+    deltas = [*reader.feed(result.ids), *reader.finish()]
+    return "".join(delta.text for delta in deltas if delta.kind != "thinking")
 
 
 @dataclass(frozen=True, slots=True)

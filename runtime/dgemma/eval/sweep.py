@@ -12,7 +12,7 @@ from dgemma.errors import UsageError
 from dgemma.eval.base import Say
 from dgemma.eval.results import Log, Score, Variant, run, score
 from dgemma.eval.tasks import Task
-from dgemma.options import options
+from dgemma.options import efforts, options
 
 NEVER = ("seed", "max_tokens")  # what says how much is asked for, not how
 
@@ -52,11 +52,19 @@ def read_axes(given: Iterable[str]) -> dict[str, list[Any]]:
 
 
 def read_value(name: str, value: str) -> Any:
-    """A value of a generation option. Raises UsageError."""
+    """A value of a generation option, or an effort. Raises UsageError."""
+    if name == "effort":
+        if value not in efforts():
+            raise UsageError(f"--sweep: effort: {value!r} is none of {', '.join(efforts())}")
+        return value
     known = {each: option for each, option in options().items() if each not in NEVER}
     if name not in known:
-        raise UsageError(f"--sweep: there is no option {name!r} to vary; there are {', '.join(known)}")
+        raise UsageError(f"--sweep: there is no option {name!r} to vary; there are {', '.join(known)}, effort")
     option = known[name]
+    if option.flag:
+        if value not in ("yes", "no"):
+            raise UsageError(f"--sweep: {name}: {value!r} is not yes or no")
+        return value == "yes"
     try:
         number = float(value) if option.real else int(value)
     except ValueError:
@@ -70,9 +78,11 @@ def settings(axes: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
 
 
 def named(setting: Mapping[str, Any]) -> str:
-    return ", ".join(
-        f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}" for name, value in setting.items()
-    )
+    return ", ".join(f"{name}={said(value)}" for name, value in setting.items())
+
+
+def said(value: Any) -> str:
+    return ("no", "yes")[value] if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def sweep(

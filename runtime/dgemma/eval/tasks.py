@@ -3,7 +3,11 @@
     {"id": "7", "prompt": "2 + 2 =", "check": {"kind": "numeric", "value": 4}}
     {"id": "8", "messages": [{"role": "user", "content": "..."}], "check": [...], "level": "hard", "max_tokens": 64}
 
+    {"id": "9", "fill": "Half of ten is [[...]].", "check": {"kind": "exact", "text": "five", "strip": true}}
+
 `prompt` is text as it is, `messages` go through the file's chat template; `thinking` and `tools` are the template's.
+`fill` is a text whose holes, [[...]] or [[n]] for one of n tokens, are to be filled, behind a prompt if there is one;
+the check is held to what was written into them, a line for each.
 Tasks of one `level` are counted together. checks.py has the checks.
 """
 
@@ -20,10 +24,12 @@ from typing import Any
 from dgemma.errors import SystemFailure, UsageError
 from dgemma.eval import written
 from dgemma.eval.checks import Check, refuse
-from dgemma.eval.prompts import contents, puzzles, readable
-from dgemma.model import Messages, Model
+from dgemma.eval.prompts import contents, data, puzzles, readable
+from dgemma.fill import Hole, pieces_of
+from dgemma.model import Model
+from dgemma.session import Messages
 
-FIELDS = {"id", "prompt", "messages", "check", "level", "thinking", "tools", "max_tokens"}
+FIELDS = {"id", "prompt", "messages", "fill", "check", "level", "thinking", "tools", "max_tokens"}
 
 
 @dataclass(frozen=True)
@@ -32,9 +38,10 @@ class Task:
 
     name: str  # of the file or the shipped tasks
     id: str
-    prompt: str | Messages
+    prompt: str | Messages | None  # None: a fill without one
     check: Check
     level: str = ""
+    fill: str = ""
     thinking: bool = False
     tools: tuple[Mapping[str, Any], ...] = ()
     max_tokens: int | None = None  # None: one canvas
@@ -42,11 +49,12 @@ class Task:
     @property
     def asked(self) -> str:
         """A digest of what is asked and how it is checked: another task has another, whatever its id."""
-        all_of_it = [self.prompt, self.check, self.thinking, self.tools, self.max_tokens]
+        all_of_it = [self.prompt, self.fill, self.check, self.thinking, self.tools, self.max_tokens]
         return hashlib.sha256(json.dumps(all_of_it, sort_keys=True).encode()).hexdigest()[:16]
 
     def ids(self, model: Model) -> list[int]:
         """The prompt as a model reads it."""
+        assert self.prompt is not None
         if isinstance(self.prompt, str):
             return model.prompt_ids(self.prompt)
         return model.tokenizer.chat(self.prompt, tools=list(self.tools) or None, thinking=self.thinking)
@@ -88,13 +96,21 @@ def read(name: str, line: str) -> Task:
         raise UsageError(f"unknown field {strange[0]!r}; the fields are {', '.join(sorted(FIELDS))}")
     if "id" not in given or "check" not in given:
         raise UsageError(f"{'id' if 'id' not in given else 'check'} is missing")
-    if ("prompt" in given) == ("messages" in given):
-        raise UsageError("a task has either a prompt or messages")
+    asked = [field for field in ("prompt", "messages") if field in given]
+    if len(asked) > 1 or not (asked or "fill" in given):
+        raise UsageError("a task has either a prompt or messages, or holes to fill")
+    fill = given.get("fill", "")
+    if "fill" in given and not (isinstance(fill, str) and any(isinstance(piece, Hole) for piece in pieces_of(fill))):
+        raise UsageError("fill must be text with a hole in it: [[...]] or [[n]]")
+    if "fill" in given and "max_tokens" in given:
+        raise UsageError("fill says itself how long the answer is: no max_tokens")
     prompt = given.get("prompt", given.get("messages"))
     if "prompt" in given:
         if not isinstance(prompt, str) or not prompt:
             raise UsageError("prompt must be text")
-    elif not isinstance(prompt, list) or not prompt or not all(isinstance(m, dict) and "role" in m for m in prompt):
+    elif asked and (
+        not isinstance(prompt, list) or not prompt or not all(isinstance(m, dict) and "role" in m for m in prompt)
+    ):
         raise UsageError('messages must be a list of {"role": ..., "content": ...}')
     for field, kind in (("thinking", bool), ("tools", list), ("max_tokens", int)):
         if field in given and type(given[field]) is not kind:
@@ -106,6 +122,7 @@ def read(name: str, line: str) -> Task:
         prompt,
         given["check"],
         str(given.get("level", "")),
+        fill,
         given.get("thinking", False),
         tuple(given.get("tools", ())),
         given.get("max_tokens"),
@@ -123,6 +140,27 @@ def sudoku(chat: bool) -> list[Task]:
     return tasks
 
 
+def sudoku_rows(chat: bool) -> list[Task]:
+    """Finished Sudokus, of 48 blanks or more, with three whole rows missing: the middle of a held-out text."""
+    tasks = []
+    for number, puzzle in enumerate(puzzles()):
+        rows = puzzle.solution.splitlines()
+        missing = [(number + turn) % 9 for turn in (0, 3, 6)]
+        shown = "".join("[[9]]\n" if at in missing else row + "\n" for at, row in enumerate(rows))
+        check = {"kind": "exact", "text": "\n".join(rows[at] for at in sorted(missing))}
+        if puzzle.blanks >= 48 and not chat:
+            tasks.append(Task("sudoku-rows", str(number), puzzle.prompt, check, f"{puzzle.blanks} blanks", shown))
+    return tasks
+
+
+def infill(chat: bool) -> list[Task]:
+    """Sentences and code with one thing missing that can be said in one way."""
+    tasks = []
+    for number, (level, text, answer) in enumerate(json.loads(data("infill.json"))):
+        tasks.append(Task("infill", str(number), None, {"kind": "exact", "text": answer, "strip": True}, level, text))
+    return tasks
+
+
 def _written(name: str, make: Callable[[], list[written.Item]]) -> Callable[[bool], list[Task]]:
     def tasks(chat: bool) -> list[Task]:
         return [
@@ -136,6 +174,8 @@ def _written(name: str, make: Callable[[], list[written.Item]]) -> Callable[[boo
 # THE list of shipped tasks, by name. Each takes whether the model has a chat template.
 SHIPPED: dict[str, Callable[[bool], list[Task]]] = {
     "sudoku": sudoku,
+    "sudoku-rows": sudoku_rows,
+    "infill": infill,
     **{name: _written(name, make) for name, make in written.MADE.items()},
 }
 
@@ -155,4 +195,11 @@ def suitable(model: Model) -> list[str]:
 
 
 def fits(model: Model, tasks: list[Task]) -> bool:
-    return all(readable(model, text) for task in tasks[:20] for text in contents(task.prompt))
+    """Whether a model can read them, and there are any for it."""
+    texts = [text for task in tasks[:20] for text in [*contents(task.prompt or ""), *texts_of(task.fill)]]
+    return bool(tasks) and all(readable(model, text) for text in texts)
+
+
+def texts_of(fill: str) -> list[str]:
+    """What stands around the holes."""
+    return [piece for piece in pieces_of(fill) if isinstance(piece, str)]
