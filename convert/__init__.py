@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from dgemma.convert.encode import encoded
 from dgemma.convert.imatrix import Importance, read_imatrix
@@ -21,6 +22,7 @@ from dgemma.convert.source import Source, open_source
 from dgemma.convert.verify import Deviation, verify
 from dgemma.convert.writer import NewFiles, part_paths, refuse_target
 from dgemma.errors import FormatError, SystemFailure, UsageError
+from dgemma.hub import local_headers, local_source
 
 __all__ = ["Conversion", "Deviation", "Plan", "convert", "plan"]
 
@@ -45,9 +47,10 @@ def plan(
     split_max_size: int | None = None,
 ) -> Plan:
     """What convert() would do, without reading weights or writing anything."""
-    path = Path(source)
-    with _system_errors(path), open_source(path) as opened:
-        return _planned(opened, type, overrides, imatrix, split_max_size)[0]
+    with TemporaryDirectory(prefix="dgemma-") as room:
+        path = local_headers(source, Path(room))
+        with _system_errors(path), open_source(path) as opened:
+            return _planned(opened, type, overrides, imatrix, split_max_size)[0]
 
 
 def convert(
@@ -65,6 +68,7 @@ def convert(
 ) -> Conversion:
     """Writes the checkpoint in the folder `source`, or the GGUF file `source`, as the GGUF file `out`.
 
+    source may be hf:owner/name[@revision], whose files are fetched first (see dgemma.hub).
     type: a recipe, see dg-convert --help. overrides: (glob over GGUF names, format) pairs on top of it; the last that
     matches wins. imatrix: llama.cpp's file of how much each column is used, by which errors are weighed.
     split_max_size: bytes; what needs more becomes OUT-00001-of-00003.gguf and so on. verify: compare the file with its
@@ -76,10 +80,12 @@ def convert(
         raise UsageError(f"threads: expected at least 1, found {threads}")
     if split_max_size is not None and split_max_size < 1:
         raise UsageError(f"split_max_size: expected at least 1, found {split_max_size}")
-    started, path, threads = time.monotonic(), Path(source), threads or _processors()
+    threads = threads or _processors()
     target = Path(os.path.realpath(out))
     if split_max_size is None:
-        refuse_target(target, force, path)
+        refuse_target(target, force, Path(source))
+    path = local_source(source)
+    started = time.monotonic()
     with _system_errors(path), open_source(path) as opened:
         todo, importance = _planned(opened, type, overrides, imatrix, split_max_size)
         paths = part_paths(target, len(todo.parts))

@@ -5,10 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -17,6 +14,7 @@ from dgemma.cli.sizes import Size
 from dgemma.convert import convert, plan
 from dgemma.convert.recipe import RECIPES
 from dgemma.convert.report import as_json, describe, deviations, summary
+from dgemma.progress import progress_bar
 
 TYPES = "\n".join(f"  {name:<11}{recipe.size:<10}{recipe.help}" for name, recipe in RECIPES.items())
 
@@ -25,6 +23,8 @@ HELP = f"""Writes a DiffusionGemma checkpoint as a GGUF file, or a GGUF file in 
 SOURCE is a folder as Hugging Face has them: config.json, tokenizer.json (or tokenizer.model), and model.safetensors or
 its shards, in bf16, f16 or f32. The vision tower is left out. Or it is a GGUF file of any types, whose metadata is
 kept; of a split one, the first part. From one that is quantised already, errors add up: start from bf16 if you can.
+Or hf:owner/name[@revision], a repository of the Hugging Face Hub that has either (pip install 'dgemma[hub]'): it is
+fetched into the Hub's cache, from where it broke off if it did; of GGUF files hf:owner/name:TYPE says which.
 
 \b
   dg-convert diffusiongemma-26B-A4B-it -o dg.gguf               4.5 bits a weight, 15.7 GiB
@@ -60,7 +60,7 @@ def pairs(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -
 
 
 @click.command(cls=Command, name="dg-convert", help=HELP, context_settings={"help_option_names": ["-h", "--help"]})
-@click.argument("source", type=click.Path(path_type=Path))
+@click.argument("source")
 @click.option("-o", "--out", metavar="FILE", type=click.Path(path_type=Path), help="The GGUF file to write.")
 @click.option(
     "--type",
@@ -81,7 +81,7 @@ def pairs(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -
 @click.option("--force", is_flag=True, help="Replace FILE if it exists.")
 @version_option("dg-convert")
 def main(
-    source: Path,
+    source: str,
     out: Path | None,
     type_: str,
     overrides: list[tuple[str, str]],
@@ -120,22 +120,6 @@ def main(
     if json_:
         json_.write_text(json.dumps(as_json(done), indent=1) + "\n", encoding="utf-8")
     click.echo(f"{done.path}: {summary(done.plan)}, in {done.seconds:.1f} s", err=True)
-
-
-@contextmanager
-def progress_bar() -> Iterator[Callable[[int, int], None] | None]:
-    """Bytes, speed and time left on standard error, where that is a terminal."""
-    if sys.stderr is None or not sys.stderr.isatty():
-        yield None
-        return
-    from rich import progress as bars
-    from rich.console import Console
-
-    columns: list[Any] = [bars.BarColumn(), bars.DownloadColumn(binary_units=True), bars.TransferSpeedColumn()]
-    columns += [bars.TimeRemainingColumn(), bars.TextColumn("left")]
-    with bars.Progress(*columns, console=Console(stderr=True), transient=True) as shown:
-        task = shown.add_task("", total=None)
-        yield lambda done, total: shown.update(task, completed=done, total=total)
 
 
 if __name__ == "__main__":

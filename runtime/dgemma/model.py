@@ -18,6 +18,7 @@ from dgemma.config import Config
 from dgemma.errors import Error, UsageError, check, new_error
 from dgemma.events import Result
 from dgemma.handle import Handle
+from dgemma.hub import local_model
 from dgemma.options import sampling_for, settings_of
 from dgemma.routing import prefer_routed, save_routing
 from dgemma.session import (
@@ -65,8 +66,8 @@ class Traffic:
 class Model:
     """A model from a GGUF file, mapped and checked; a context manager. Threads may share it, each with its own session.
 
-    path: the file; None is the Sudoku model that comes with dgemma. backend: "auto", or a name of backends().
-    threads: None is one per processor that this process may use. exact: float32 throughout; otherwise activations are
+    path: the file, or hf:owner/name[:TYPE] (see dgemma.hub); None is the Sudoku model that comes with dgemma. backend:
+    "auto", or a name of backends(). threads: None is one per processor that this process may use. exact: float32 throughout; otherwise activations are
     rounded to 8 or 13 bits before they meet quantised weights, which is several times faster. repack: memory to spend,
     in bytes or as "4G", on copies of experts that are faster to read; the tokens stay the same.
     tolerance: how far what conditions the next step may be off, as a part of its length (0.001 unless given): where a
@@ -93,7 +94,7 @@ class Model:
     ) -> None:
         if threads is not None and not 1 <= threads < 2**31:
             raise UsageError(f"threads must be at least 1, not {threads}")
-        self._path: str = bundled() if path is None else os.fspath(path)
+        self._path: str = bundled() if path is None else local_model(path)
         name = os.fsencode(self._path)
         if b"\0" in name or "\0" in backend:
             raise UsageError(f"a path or backend cannot hold a null character: {self._path!r}, {backend!r}")

@@ -23,11 +23,11 @@ from dgemma.bench.synthetic import SHAPES, Synthetic, cache_folder, make
 from dgemma.bench.together import together
 from dgemma.cli import Command, version_option
 from dgemma.cli.sizes import ram_option
-from dgemma.convert.cli import progress_bar
 from dgemma.convert.recipe import RECIPES
 from dgemma.errors import Error
 from dgemma.model import Model, backends
 from dgemma.plan import placed, this_machine
+from dgemma.progress import progress_bar
 
 SHARP = 0.05  # at this temperature random logits leave as few words as a trained model's do
 
@@ -35,8 +35,9 @@ NAMES = ", ".join(f"{name} of {shape['layers']} layers" for name, shape in SHAPE
 
 HELP = f"""Times the parts of a denoising step and the encoding of a prompt, beside what the machine can do at best.
 
-MODEL is a GGUF file; without one, and without --shape, the Sudoku model that comes with dgemma is measured. --shape
-makes a model of random weights in true shapes and formats, once, and keeps it: a file like any other.
+MODEL is a GGUF file, or hf:owner/name[:TYPE]; without one, and without --shape, the Sudoku model that comes with
+dgemma is measured. --shape makes a model of random weights in true shapes and formats, once, and keeps it: a file like
+any other.
 
 \b
   dg-bench model.gguf

@@ -15,6 +15,7 @@ from dgemma.cli.facts import facts
 from dgemma.cli.plan import HELP as PLAN_HELP
 from dgemma.cli.plan import make_plan, notes, plan_options, refuse_alone, sections, summary, title
 from dgemma.cli.routing import routing_columns, routing_facts, routing_rows
+from dgemma.hub import local_model
 from dgemma.plan import Plan, told
 from dgemma.sizes import size_text
 
@@ -23,8 +24,8 @@ if TYPE_CHECKING:
 
 HELP = f"""Tells what a GGUF file holds: its model, types and sizes, parameters by part, tokenizer and chat template.
 
-MODEL is a GGUF file, of a split one the first part. A file that dgemma does not run, such as a vocabulary alone, is
-told as far as it goes.
+MODEL is a GGUF file, of a split one the first part, or hf:owner/name[:TYPE]. A file that dgemma does not
+run, such as a vocabulary alone, is told as far as it goes.
 
 \b
   dg-info model.gguf
@@ -45,18 +46,19 @@ LINES = 24  # of a chat template
 
 
 @click.command(cls=Command, name="dg-info", help=HELP, context_settings={"help_option_names": ["-h", "--help"]})
-@click.argument("model", type=click.Path(path_type=Path))
+@click.argument("model")
 @click.option("--tensors", is_flag=True, help="List every tensor.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a page.")
 @click.option("--routing", is_flag=True, help="Tell which experts were chosen how often.")
 @plan_options
 @version_option("dg-info")
-def main(model: Path, tensors: bool, as_json: bool, routing: bool, as_plan: bool, **flags: Any) -> None:
+def main(model: str, tensors: bool, as_json: bool, routing: bool, as_plan: bool, **flags: Any) -> None:
     refuse_alone(as_plan, **flags)
     if routing and as_plan:
         raise click.UsageError("--routing and --plan tell different things; give one")
-    plan = make_plan(model, **flags) if as_plan else None
-    found = told(plan) if plan else routing_facts(model) if routing else facts(model)
+    path = Path(local_model(model))
+    plan = make_plan(path, **flags) if as_plan else None
+    found = told(plan) if plan else routing_facts(path) if routing else facts(path)
     if as_json:
         click.echo(json.dumps(found, indent=1))
         return
@@ -64,7 +66,7 @@ def main(model: Path, tensors: bool, as_json: bool, routing: bool, as_plan: bool
 
     console = Console(highlight=False, width=None if sys.stdout.isatty() else WIDE)
     if plan:
-        plan_page(model, plan, console)
+        plan_page(path, plan, console)
         return
     if routing:
         line(console, found["counts"], "bold")

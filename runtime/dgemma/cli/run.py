@@ -32,13 +32,15 @@ PUZZLE = "53..7.... 6..195... .98....6. 8...6...3 4..8.3..1 7...2...6 .6....28. 
 
 HELP = f"""Answers a prompt with a DiffusionGemma model.
 
-MODEL is a GGUF file. Without one, the Sudoku model that comes with dgemma runs: its prompt is nine rows of nine
-characters, a dot for a blank, each row with a newline behind it.
+MODEL is a GGUF file, or hf:owner/name[:TYPE]: a repository of the Hugging Face Hub, whose file of that type is fetched
+once (pip install 'dgemma[hub]'). Without one, the Sudoku model that comes with dgemma runs: its prompt is nine rows of
+nine characters, a dot for a blank, each row with a newline behind it.
 
 \b
   printf '%s\\n' {PUZZLE[:39]} \\
                 {PUZZLE[40:]} | dg-run --visual
   dg-run model.gguf -p 'Why is the sky blue?'
+  dg-run hf:unsloth/diffusiongemma-26B-A4B-it-GGUF:Q4_K_M -p 'Why is the sky blue?'
   dg-run model.gguf -f question.txt --think --max-tokens 1024 > answer.txt
   git diff | dg-run model.gguf --system 'Write a commit message.' --quiet
   dg-run model.gguf -p 'Once upon a time' --raw --seed 7 --json
