@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from dgemma.convert.calibrate import WORKING_TYPE, Measured, locked, measure, read_prompts, refuse, working_file
 from dgemma.convert.encode import encoded
-from dgemma.convert.imatrix import Importance, read_imatrix
+from dgemma.convert.imatrix import Importance, importance_of, read_imatrix, unmeasured, write_imatrix
 from dgemma.convert.names import wanted
 from dgemma.convert.plan import Plan, make_plan
 from dgemma.convert.source import Source, open_source
@@ -23,19 +24,23 @@ from dgemma.convert.verify import Deviation, verify
 from dgemma.convert.writer import NewFiles, part_paths, refuse_target
 from dgemma.errors import FormatError, SystemFailure, UsageError
 from dgemma.hub import local_headers, local_source
+from dgemma.model import Prompt
 
 __all__ = ["Conversion", "Deviation", "Plan", "convert", "plan"]
 
 
 @dataclass(frozen=True)
 class Conversion:
-    """What was written. `path` is the first of `paths`; `deviations` is empty unless they were asked for."""
+    """What was written. `path` is the first of `paths`; `deviations` is empty unless they were asked for; `few` are the
+    (tensor, expert, tokens) whose importance was filled up with that of their layer, for they saw few tokens.
+    """
 
     path: Path
     paths: list[Path]
     plan: Plan
     seconds: float
     deviations: list[Deviation]
+    few: list[tuple[str, int, int]]
 
 
 def plan(
@@ -44,13 +49,19 @@ def plan(
     overrides: Sequence[tuple[str, str]] = (),
     *,
     imatrix: str | os.PathLike[str] | None = None,
+    calibrate: str | os.PathLike[str] | None = None,
     split_max_size: int | None = None,
 ) -> Plan:
-    """What convert() would do, without reading weights or writing anything."""
+    """What convert() would do, without reading weights or writing anything, and without running the model."""
+    refuse(imatrix, calibrate, None, None)
     with TemporaryDirectory(prefix="dgemma-") as room:
         path = local_headers(source, Path(room))
         with _system_errors(path), open_source(path) as opened:
-            return _planned(opened, type, overrides, imatrix, split_max_size)[0]
+            weights = None if imatrix is None else read_imatrix(Path(imatrix), opened.config.values["n_expert"])
+            if calibrate is not None:
+                read_prompts(Path(calibrate))
+                weights = unmeasured(Path(calibrate), wanted(opened.config))
+            return _planned(opened, type, overrides, weights, split_max_size)
 
 
 def convert(
@@ -60,34 +71,54 @@ def convert(
     *,
     overrides: Sequence[tuple[str, str]] = (),
     imatrix: str | os.PathLike[str] | None = None,
+    calibrate: str | os.PathLike[str] | None = None,
+    calibrate_tokens: int | None = None,
+    save_imatrix: str | os.PathLike[str] | None = None,
     split_max_size: int | None = None,
     verify: bool = False,
     threads: int | None = None,
     force: bool = False,
     progress: Callable[[int, int], None] | None = None,
+    calibrating: Callable[[int, int], None] | None = None,
 ) -> Conversion:
     """Writes the checkpoint in the folder `source`, or the GGUF file `source`, as the GGUF file `out`.
 
     source may be hf:owner/name[@revision], whose files are fetched first (see dgemma.hub).
     type: a recipe, see dg-convert --help. overrides: (glob over GGUF names, format) pairs on top of it; the last that
-    matches wins. imatrix: llama.cpp's file of how much each column is used, by which errors are weighed.
+    matches wins. imatrix: llama.cpp's file of how much each column is used, by which errors are weighed. calibrate: a
+    file of prompts, behind which the checkpoint itself is run to measure that, until calibrate_tokens have gone through
+    it (see dgemma.convert.calibrate); save_imatrix: where to write what was measured, as llama.cpp does.
     split_max_size: bytes; what needs more becomes OUT-00001-of-00003.gguf and so on. verify: compare the file with its
     source afterwards, and remove it where it holds anything else. threads: None takes one per processor. force: replace
-    existing files. progress: called with the bytes of the source that are done and their total. Files have their names
-    only once all are complete, and their bytes are the same for any number of threads.
+    existing files. progress: called with the bytes of the source that are done and their total; calibrating: with the
+    tokens that have gone through the model and their limit. Files have their names only once all are complete, and
+    their bytes are the same for any number of threads.
     """
     if threads is not None and threads < 1:
         raise UsageError(f"threads: expected at least 1, found {threads}")
     if split_max_size is not None and split_max_size < 1:
         raise UsageError(f"split_max_size: expected at least 1, found {split_max_size}")
+    refuse(imatrix, calibrate, calibrate_tokens, save_imatrix)
     threads = threads or _processors()
     target = Path(os.path.realpath(out))
     if split_max_size is None:
         refuse_target(target, force, Path(source))
+    if save_imatrix is not None:
+        refuse_target(Path(os.path.realpath(save_imatrix)), force, Path(source))
+    prompts = None if calibrate is None else read_prompts(Path(calibrate))
     path = local_source(source)
     started = time.monotonic()
     with _system_errors(path), open_source(path) as opened:
-        todo, importance = _planned(opened, type, overrides, imatrix, split_max_size)
+        weights = None if imatrix is None else read_imatrix(Path(imatrix), opened.config.values["n_expert"])
+        if calibrate is not None and prompts is not None:
+            make_plan(opened, type, overrides, split_max_size)  # refuses what cannot be before the long work
+            measured = _measured(opened, target, prompts, calibrate_tokens, threads, progress, calibrating)
+            of = Path(calibrate)
+            weights = importance_of(of, measured.sums, of.name, measured.passes)
+            if save_imatrix is not None:
+                place, size = Path(os.path.realpath(save_imatrix)), measured.canvas_length
+                write_imatrix(place, measured.sums, of.name, measured.passes, size, force)
+        todo = _planned(opened, type, overrides, weights, split_max_size)
         paths = part_paths(target, len(todo.parts))
         for part_path in paths:
             refuse_target(part_path, force, path)
@@ -102,7 +133,7 @@ def convert(
         with NewFiles(paths, [part.file_bytes for part in todo.parts]) as new:
             for part, file in zip(todo.parts, new.files, strict=True):
                 file.write(part.header)
-                with closing(encoded(opened, part.tensors, threads, importance)) as pieces:
+                with closing(encoded(opened, part.tensors, threads, weights)) as pieces:
                     for data, source_bytes in pieces:
                         file.write(data)
                         advance(source_bytes)
@@ -114,7 +145,7 @@ def convert(
                 part_path.unlink(missing_ok=True)
             raise
     shown = part_paths(Path(out), len(paths))
-    return Conversion(shown[0], shown, todo, time.monotonic() - started, deviations)
+    return Conversion(shown[0], shown, todo, time.monotonic() - started, deviations, weights.few if weights else [])
 
 
 _verify = verify  # convert() has an argument of that name
@@ -124,14 +155,30 @@ def _planned(
     source: Source,
     type: str,
     overrides: Sequence[tuple[str, str]],
-    imatrix: str | os.PathLike[str] | None,
+    weights: Importance | None,
     split_max_size: int | None,
-) -> tuple[Plan, Importance | None]:
-    if imatrix is None:
-        return make_plan(source, type, overrides, split_max_size), None
-    importance = read_imatrix(Path(imatrix), source.config.values["n_expert"])
-    more = importance.pairs(importance.bind(wanted(source.config)))
-    return make_plan(source, type, overrides, split_max_size, more), importance
+) -> Plan:
+    more = weights.pairs(weights.bind(wanted(source.config))) if weights else ()
+    return make_plan(source, type, overrides, split_max_size, more)
+
+
+def _measured(
+    source: Source,
+    target: Path,
+    prompts: Sequence[Prompt],
+    tokens: int | None,
+    threads: int,
+    progress: Callable[[int, int], None] | None,
+    calibrating: Callable[[int, int], None] | None,
+) -> Measured:
+    """Runs a GGUF file as it is; of a folder a working file is made beside the target, which needs its room."""
+    needed = wanted(source.config)
+    if not source.path.is_dir():
+        return measure(source.path, prompts, needed, tokens, threads, calibrating)
+    with working_file(target) as path:
+        convert(source.path, path, WORKING_TYPE, threads=threads, force=True, progress=progress)
+        with locked(path):
+            return measure(path, prompts, needed, tokens, threads, calibrating)
 
 
 def _processors() -> int:

@@ -12,8 +12,10 @@ import click
 from dgemma.cli import Command, version_option
 from dgemma.cli.sizes import Size
 from dgemma.convert import convert, plan
+from dgemma.convert.calibrate import TOKENS
+from dgemma.convert.imatrix import FEW
 from dgemma.convert.recipe import RECIPES
-from dgemma.convert.report import as_json, describe, deviations, summary
+from dgemma.convert.report import as_json, describe, deviations, few, summary
 from dgemma.progress import progress_bar
 
 TYPES = "\n".join(f"  {name:<11}{recipe.size:<10}{recipe.help}" for name, recipe in RECIPES.items())
@@ -45,6 +47,11 @@ a glob over names as --dry-run prints them, TYPE a format such as q4_k or f16; t
 --imatrix FILE takes how much each column of a matrix is used, as llama.cpp's llama-imatrix measures it on a text (GGUF,
 or the older .dat), and spends the same bits where they count: sizes stay, errors move to columns that matter less.
 
+--calibrate TEXTS measures that on the checkpoint itself: it is run behind each prompt of a text file, which blank lines
+part, or of a .jsonl ({{"prompt": ...}} or {{"messages": [...]}} a line), through whole denoising trajectories. The
+checkpoint of a folder runs from a working file of q8_0 beside FILE, which needs that much room for so long. An expert
+that saw fewer than {FEW} tokens is filled up with its layer's mean, and told.
+
 A file has its name only when it is complete, and parts only when all are. The exit status is 0 when it is there, 1 for
 a failure, 2 for wrong usage, 130 after Ctrl-C; the last three leave nothing behind.
 """
@@ -73,6 +80,21 @@ def pairs(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -
 )
 @click.option("--set", "overrides", multiple=True, callback=pairs, metavar="PATTERN=TYPE", help="May be repeated.")
 @click.option("--imatrix", type=click.Path(path_type=Path), metavar="FILE", help="Weigh errors by importance.")
+@click.option(
+    "--calibrate", type=click.Path(path_type=Path), metavar="TEXTS", help="Measure importance: run the model."
+)
+@click.option(
+    "--calibrate-tokens",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help=f"Let at most so many go through the model; default: {TOKENS}.",
+)
+@click.option(
+    "--save-imatrix",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Keep what --calibrate measured, for --imatrix.",
+)
 @click.option("--split-max-size", type=Size(), metavar="SIZE", help="Files of at most so much, as 500M or 4G.")
 @click.option("--verify", is_flag=True, help="Compare the file with its source; print the tensors that lost most.")
 @click.option("--json", "json_", type=click.Path(path_type=Path), metavar="FILE", help="All figures of --verify.")
@@ -86,6 +108,9 @@ def main(
     type_: str,
     overrides: list[tuple[str, str]],
     imatrix: Path | None,
+    calibrate: Path | None,
+    calibrate_tokens: int | None,
+    save_imatrix: Path | None,
     split_max_size: int | None,
     verify: bool,
     json_: Path | None,
@@ -95,30 +120,41 @@ def main(
 ) -> None:
     if json_ and not verify:
         raise click.UsageError("--json has the figures of --verify: give both")
+    if imatrix and calibrate:
+        raise click.UsageError("--imatrix and --calibrate both say how much columns are used: give one")
+    for flag, given in (("--calibrate-tokens", calibrate_tokens), ("--save-imatrix", save_imatrix)):
+        if given is not None and calibrate is None:
+            raise click.UsageError(f"{flag} needs --calibrate")
     if dry_run:
-        todo = plan(source, type_, overrides, imatrix=imatrix, split_max_size=split_max_size)
+        todo = plan(source, type_, overrides, imatrix=imatrix, calibrate=calibrate, split_max_size=split_max_size)
         click.echo(describe(todo))
         return
     if out is None:
         raise click.UsageError("nowhere to write to: give -o FILE, or --dry-run")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    with progress_bar() as progress:
+    with progress_bar() as progress, progress_bar("calibrating", "tokens") as calibrating:
         done = convert(
             source,
             out,
             type_,
             overrides=overrides,
             imatrix=imatrix,
+            calibrate=calibrate,
+            calibrate_tokens=calibrate_tokens,
+            save_imatrix=save_imatrix,
             split_max_size=split_max_size,
             verify=verify,
             threads=threads,
             force=force,
             progress=progress,
+            calibrating=calibrating,
         )
     if verify:
         click.echo(deviations(done))
     if json_:
         json_.write_text(json.dumps(as_json(done), indent=1) + "\n", encoding="utf-8")
+    if done.few:
+        click.echo(few(done), err=True)
     click.echo(f"{done.path}: {summary(done.plan)}, in {done.seconds:.1f} s", err=True)
 
 

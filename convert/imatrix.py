@@ -3,26 +3,41 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from dgemma import formats
 from dgemma.convert.metadata import Pair
 from dgemma.convert.names import Wanted
+from dgemma.convert.writer import NewFile, aligned, header
 from dgemma.errors import FormatError, SystemFailure
 from dgemma.file import File
 
 LEAST = 1e-4  # of the mean: no column is worth nothing
 MOST = 1e4
+FEW = 256  # rows: an expert that saw fewer is filled up with its layer's mean
+
+
+class Sums(NamedTuple):
+    """Of a matrix, or of each of a layer's experts: sums of squared inputs [experts, columns], of so many rows."""
+
+    squares: NDArray[np.float32]
+    counts: NDArray[np.float32]
 
 
 class Importance:
-    """Mean squared inputs per column, [1 or experts, columns] by the name of a GGUF tensor."""
+    """Mean squared inputs per column, [1 or experts, columns] by the name of a GGUF tensor.
+
+    few: (tensor, expert, rows) of experts that saw fewer than FEW rows, where that is known.
+    """
 
     def __init__(self, path: Path, vectors: dict[str, NDArray[np.float32]], dataset: str, chunks: int) -> None:
         self.path, self.dataset, self.chunks = path, dataset, chunks
+        self.few: list[tuple[str, int, int]] = []
         self._vectors = vectors
 
     def of(self, want: Wanted) -> NDArray[np.float32] | None:
@@ -75,15 +90,71 @@ def read_imatrix(path: Path, n_expert: int) -> Importance:
         sums = {t.name: (t.dims, t.format.decode(t.data)) for t in file.tensors}
         datasets = file.get("imatrix.datasets") or []
         chunks = file.get("imatrix.chunk_count") or 0
-    vectors = {}
+    found = {}
     for name in (n.removesuffix(".in_sum2") for n in sums if n.endswith(".in_sum2")):
         dims, squares = sums[f"{name}.in_sum2"]
         counts = sums.get(f"{name}.counts", ((0,), np.zeros(0, np.float32)))[1]
         if counts.size * dims[0] != squares.size:
             expected = squares.size // dims[0]
             raise FormatError(f"{path}: tensor {name}.counts: expected {expected} numbers, found {counts.size}")
-        vectors[name] = _weights(path, name, squares.reshape(-1, dims[0]))
-    return Importance(path, vectors, ", ".join(map(str, datasets)), int(chunks))
+        found[name] = Sums(squares.reshape(-1, dims[0]), counts.reshape(-1))
+    return importance_of(path, found, ", ".join(map(str, datasets)), int(chunks))
+
+
+def importance_of(path: Path, found: Mapping[str, Sums], dataset: str, chunks: int) -> Importance:
+    """What sums say of each column. path: where they are from, for people."""
+    importance = Importance(path, {}, dataset, chunks)
+    for name, sums in found.items():
+        importance._vectors[name] = _weights(path, name, _filled_up(path, name, sums))
+        if len(sums.counts) > 1:
+            few = np.flatnonzero(sums.counts < FEW)
+            importance.few += [(name, int(expert), int(sums.counts[expert])) for expert in few]
+    return importance
+
+
+def unmeasured(path: Path, needed: Sequence[Wanted]) -> Importance:
+    """What measuring will give, so far as its size goes."""
+    return Importance(
+        path, {w.gguf: np.ones((1, w.dims[0]), np.float32) for w in needed if not w.is_float}, path.name, 0
+    )
+
+
+def _filled_up(path: Path, name: str, sums: Sums) -> NDArray[np.float64]:
+    """Mean squares per column. Of an expert e that saw n_e < FEW rows they are (S_e + (FEW - n_e) m) / FEW, m being the
+    mean of all rows of its layer: what it saw counts for as much as it is, and an expert that saw nothing is the mean.
+    """
+    if not np.isfinite(sums.counts).all() or (sums.counts < 0).any():
+        raise FormatError(f"{path}: {name}: expected finite counts")
+    squares, counts = sums.squares.astype(np.float64), sums.counts.astype(np.float64)[:, None]
+    if len(squares) == 1 or not counts.any():
+        return squares
+    missing = np.maximum(FEW - counts, 0.0)
+    filled: NDArray[np.float64] = (squares + missing * (squares.sum(axis=0) / counts.sum())) / np.maximum(counts, FEW)
+    return filled
+
+
+def write_imatrix(
+    path: Path, found: Mapping[str, Sums], dataset: str, chunks: int, chunk_size: int, force: bool
+) -> None:
+    """llama.cpp's GGUF file of such sums. chunk_size: rows of a chunk."""
+    pairs = [
+        Pair("general.type", "STRING", "imatrix"),
+        Pair("imatrix.datasets", "STRINGS", [dataset]),
+        Pair("imatrix.chunk_count", "U32", chunks),
+        Pair("imatrix.chunk_size", "U32", chunk_size),
+    ]
+    places, data, offset = [], [], 0
+    for name, sums in found.items():
+        for suffix, array in ((".in_sum2", sums.squares), (".counts", sums.counts[:, None])):
+            values = np.ascontiguousarray(array, np.float32).tobytes()
+            places.append((name + suffix, array.shape[::-1], formats.by_name("F32").id, offset))
+            data.append(values.ljust(aligned(len(values)), b"\0"))
+            offset += len(data[-1])
+    head = header(pairs, places)
+    with NewFile(path, len(head) + offset) as file:
+        for piece in (head, *data):
+            file.write(piece)
+        file.commit(force)
 
 
 def _from_dat(path: Path, data: bytes, n_expert: int) -> Importance:
@@ -106,16 +177,15 @@ def _from_dat(path: Path, data: bytes, n_expert: int) -> Importance:
         whole()
         squares = np.frombuffer(take(4 * whole()), "<f4")
         experts = n_expert if "_exps." in name and squares.size % n_expert == 0 else 1
-        vectors[name] = _weights(path, name, squares.reshape(experts, -1))
+        vectors[name] = _weights(path, name, squares.reshape(experts, -1).astype(np.float64))
     chunks, dataset = (whole(), take(whole()).decode("utf-8", "replace")) if at < len(data) else (0, "")
     return Importance(path, vectors, dataset, chunks)
 
 
-def _weights(path: Path, name: str, squares: NDArray[np.float32]) -> NDArray[np.float32]:
+def _weights(path: Path, name: str, squares: NDArray[np.float64]) -> NDArray[np.float32]:
     """Each row around 1, which is what counts; a row of zeros, an expert that was never asked, weighs all alike."""
     if squares.size == 0 or not np.isfinite(squares).all() or (squares < 0).any():
         raise FormatError(f"{path}: {name}: expected finite sums of squares")
-    exact = squares.astype(np.float64)
-    means = exact.mean(axis=1, keepdims=True)
-    scaled = np.divide(exact, means, out=np.ones_like(exact), where=means > 0)
+    means = squares.mean(axis=1, keepdims=True)
+    scaled = np.divide(squares, means, out=np.ones_like(squares), where=means > 0)
     return np.ascontiguousarray(np.clip(scaled, LEAST, MOST), np.float32)

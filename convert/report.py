@@ -56,6 +56,15 @@ def deviations(done: Conversion) -> str:
     return "\n".join([*lines, "", exact])
 
 
+def few(done: Conversion) -> str:
+    """The experts that saw few tokens, by layer: one line."""
+    names: dict[str, list[str]] = {}
+    for name, expert, tokens in done.few:
+        names.setdefault(name.removesuffix(".weight"), []).append(f"{expert} ({tokens})")
+    listed = "; ".join(f"{name}: {', '.join(experts)}" for name, experts in names.items())
+    return f"filled up with their layer's mean, for they saw few tokens: {listed}"
+
+
 def as_json(done: Conversion) -> dict[str, Any]:
     sizes = {tensor.want.gguf: tensor.bytes for tensor in done.plan.tensors}
     return {

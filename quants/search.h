@@ -8,7 +8,7 @@
 
 typedef float lanes __attribute__((vector_size(16)));
 typedef int32_t lane_mask __attribute__((vector_size(16))); /* of a comparison: -1 or 0 per lane */
-enum { LANES = 4 };
+enum { LANES = 4, SCALE_TRIES = 8 };
 
 static inline lanes choose(lane_mask where, lanes yes, lanes no) {
     return (lanes)((where & (lane_mask)yes) | (~where & (lane_mask)no));
@@ -49,7 +49,7 @@ static inline const lanes *lanes_load_weights(const float *importance, int n, la
 }
 
 /* The scale per lane with which codes, as `nearest` finds them, reproduce n values best: the least-squares fit to the
- * codes of the best of several tries. A try of t puts the value of largest magnitude, with its sign, at -t.
+ * codes of the best of several tries. A try of t puts the value of largest magnitude at -t; t may be negative.
  * weights: NULL, or of the squared errors. */
 static inline lanes search_scale(const lanes *x, const lanes *weights, int n, lanes (*nearest)(lanes), const float *tries, int n_tries) {
     lanes low = all_lanes(0.0f), high = low, scale = low, best = low;
@@ -89,10 +89,15 @@ static inline lanes search_blocks(const float *values, const float *importance, 
 }
 
 /* The scales of up to four blocks of 32 values for codes from -steps to steps - 1: the value of largest magnitude at
- * -steps or, where errors have weights, the best of tries around that. */
+ * -steps or, where errors have weights, the best of tries around that and around steps - 1. */
 static inline void block_scales(const float *values, const float *importance, int64_t n_blocks, float steps, lanes (*nearest)(lanes), float *scales) {
-    const float tries[] = {0.9f * steps, 0.94f * steps, 0.98f * steps, 1.02f * steps, 1.06f * steps};
-    const lanes best = importance ? search_blocks(values, importance, n_blocks, nearest, tries, sizeof tries / sizeof *tries) : all_lanes(0.0f);
+    float tries[2 * SCALE_TRIES];
+    for (int t = 0; importance && t < SCALE_TRIES; t++) {
+        const float part = 0.84f + 0.04f * (float)t;
+        tries[2 * t] = part * steps;
+        tries[2 * t + 1] = -part * (steps - 1.0f);
+    }
+    const lanes best = importance ? search_blocks(values, importance, n_blocks, nearest, tries, 2 * SCALE_TRIES) : all_lanes(0.0f);
     for (int64_t k = 0; k < n_blocks; k++) scales[k] = importance ? half_to_float(scale_for(best[k], 1.0f)) : extreme32(values + 32 * k) / -steps;
 }
 

@@ -4,6 +4,7 @@
 
 #include "model.h"
 #include "soft.h"
+#include "moments.h"
 #include "profile.h"
 
 typedef struct ops ops;
@@ -48,6 +49,7 @@ struct ops {
     float *scratch;       /* [threads][scratch_floats], 64-byte aligned; each thread's own while an op runs */
     int64_t scratch_floats;
     profile *profile;     /* NULL unless dg_profile_start put its wrappers into this table */
+    moments *moments;     /* the same of dg_moments_start */
 #define DG_OP(name, arguments, names) void(*name) arguments;
 #include "ops.def"
 #undef DG_OP

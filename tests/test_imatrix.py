@@ -13,6 +13,8 @@ from checkpoints import write_checkpoint
 from converting import leftovers, refused, run
 
 from dgemma.convert import convert
+from dgemma.convert.imatrix import FEW, Sums, importance_of, read_imatrix, write_imatrix
+from dgemma.convert.names import Wanted
 from dgemma.file import File
 
 EXPERTS = 8
@@ -133,19 +135,30 @@ def test_the_file_says_by_what_it_was_weighted(folder: Path, vectors: Vectors, t
     assert not any(name.startswith("quantize.") for name in gguf.GGUFReader(tmp_path / "again.gguf").fields)
 
 
-def test_an_expert_that_was_never_asked_is_encoded_as_without(folder: Path, vectors: Vectors, tmp_path: Path) -> None:
+@pytest.mark.parametrize("rows", [0, 1, 100, FEW - 1, FEW])
+def test_an_expert_that_saw_few_rows_is_filled_up_with_its_layers_mean(rows: int) -> None:
+    random = np.random.default_rng(rows)
+    squares = random.random((4, 32)).astype(np.float32) * 1000
+    counts = np.array([500, rows, 300, 4000], np.float32)
+    squares[1] *= rows > 0
+    read = importance_of(Path("x"), {"blk.0.ffn_down_exps.weight": Sums(squares, counts)}, "", 0)
+    mean = squares.sum(axis=0, dtype=np.float64) / counts.sum()
+    wanted = [squares[0] / 500, (squares[1] + (FEW - rows) * mean) / FEW, squares[2] / 300, squares[3] / 4000]
+    found = read.of(Wanted("blk.0.ffn_down_exps.weight", "", "MATRIX", 0, (32, 8, 4)))
+    np.testing.assert_allclose(found, [row / row.mean() for row in wanted], rtol=1e-5)
+    assert read.few == ([] if rows == FEW else [("blk.0.ffn_down_exps.weight", 1, rows)])
+
+
+def test_an_expert_that_was_never_asked_is_weighed_as_its_layer(folder: Path, vectors: Vectors, tmp_path: Path) -> None:
     name = "blk.1.ffn_gate_up_exps.weight"
-    counts = np.full(EXPERTS, 100, np.float32)
+    counts = np.full(EXPERTS, 3584, np.float32)
+    mean = np.delete(vectors[name], 3, axis=0).mean(axis=0)
+    asked = vectors | {name: np.where(np.arange(EXPERTS)[:, None] == 3, mean, vectors[name])}
+    convert(folder, tmp_path / "mean.gguf", imatrix=write_gguf(tmp_path / "i.gguf", asked, {name: counts.copy()}))
     counts[3] = 0
-    convert(folder, tmp_path / "plain.gguf")
-    convert(folder, tmp_path / "out.gguf", imatrix=write_gguf(tmp_path / "i.gguf", vectors, {name: counts}))
-    same = []
-    with File(tmp_path / "plain.gguf") as plain, File(tmp_path / "out.gguf") as out:
-        for a, b in zip(plain.tensors, out.tensors, strict=True):
-            if a.name == name:
-                of = [np.frombuffer(t.data, np.uint8).reshape(EXPERTS, -1) for t in (a, b)]
-                same = [i for i in range(EXPERTS) if np.array_equal(of[0][i], of[1][i])]
-    assert same == [3]
+    done = convert(folder, tmp_path / "out.gguf", imatrix=write_gguf(tmp_path / "i.gguf", vectors, {name: counts}))
+    assert done.few == [(name, 3, 0)]
+    assert (tmp_path / "out.gguf").read_bytes() == (tmp_path / "mean.gguf").read_bytes()
 
 
 def test_what_was_measured_on_halves_serves_the_fused_tensor(folder: Path, vectors: Vectors, tmp_path: Path) -> None:
@@ -153,6 +166,32 @@ def test_what_was_measured_on_halves_serves_the_fused_tensor(folder: Path, vecto
     for name, of in (("new", vectors), ("old", older)):
         convert(folder, tmp_path / f"{name}.gguf", imatrix=write_gguf(tmp_path / "i.gguf", of))
     assert (tmp_path / "old.gguf").read_bytes() == (tmp_path / "new.gguf").read_bytes()
+
+
+def test_what_is_written_is_read_by_others_and_again(vectors: Vectors, tmp_path: Path) -> None:
+    counts = {name: np.arange(3000, 3000 + len(means), dtype=np.float32) for name, means in vectors.items()}
+    sums = {name: Sums(means * counts[name][:, None], counts[name]) for name, means in vectors.items()}
+    write_imatrix(tmp_path / "ours.gguf", sums, "some text", 7, 512, force=False)
+    reader = gguf.GGUFReader(tmp_path / "ours.gguf")
+    told = {name: f.contents() for name, f in reader.fields.items() if not name.startswith("GGUF.")}
+    assert told == {
+        "general.type": "imatrix",
+        "imatrix.datasets": ["some text"],
+        "imatrix.chunk_count": 7,
+        "imatrix.chunk_size": 512,
+    }
+    tensors = {t.name: t for t in reader.tensors}
+    assert len(tensors) == 2 * len(vectors) and {t.tensor_type.name for t in reader.tensors} == {"F32"}
+    for name, (squares, rows) in sums.items():
+        assert tensors[f"{name}.in_sum2"].shape.tolist() == list(squares.shape[::-1])
+        assert tensors[f"{name}.counts"].shape.tolist() == [1, len(rows)]
+        np.testing.assert_array_equal(tensors[f"{name}.in_sum2"].data, squares)
+        np.testing.assert_array_equal(tensors[f"{name}.counts"].data[:, 0], rows)
+    again, straight = read_imatrix(tmp_path / "ours.gguf", EXPERTS), importance_of(Path("x"), sums, "some text", 7)
+    assert (again.dataset, again.chunks) == ("some text", 7)
+    for name, means in vectors.items():
+        want = Wanted(name, "", "MATRIX", 0, (means.shape[1], 1, len(means)))
+        np.testing.assert_array_equal(again.of(want), straight.of(want))
 
 
 def cut(file: Path) -> None:

@@ -1,4 +1,4 @@
-"""A bar on standard error for work that is counted in bytes."""
+"""Bars on standard error for long work."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from typing import Any
 
 
 @contextmanager
-def progress_bar(text: str = "") -> Iterator[Callable[[int, int], None] | None]:
-    """What to call with the bytes done and their total, None where standard error is no terminal."""
+def progress_bar(text: str = "", unit: str = "bytes") -> Iterator[Callable[[int, int], None] | None]:
+    """What to call with how much is done and the total, None where standard error is no terminal. The bar is there from
+    the first call to the last.
+    """
     if sys.stderr is None or not sys.stderr.isatty():
         yield None
         return
@@ -18,8 +20,22 @@ def progress_bar(text: str = "") -> Iterator[Callable[[int, int], None] | None]:
     from rich.console import Console
 
     columns: list[Any] = [bars.TextColumn("{task.description}")] if text else []
-    columns += [bars.BarColumn(), bars.DownloadColumn(binary_units=True), bars.TransferSpeedColumn()]
+    columns.append(bars.BarColumn())
+    if unit == "bytes":
+        columns += [bars.DownloadColumn(binary_units=True), bars.TransferSpeedColumn()]
+    else:
+        columns += [bars.MofNCompleteColumn(), bars.TextColumn(unit)]
     columns += [bars.TimeRemainingColumn(), bars.TextColumn("left")]
-    with bars.Progress(*columns, console=Console(stderr=True), transient=True) as shown:
-        task = shown.add_task(text, total=None)
-        yield lambda done, total: shown.update(task, completed=done, total=total)
+    shown = bars.Progress(*columns, console=Console(stderr=True), transient=True)
+    task = shown.add_task(text, total=None)
+
+    def update(done: int, total: int) -> None:
+        shown.start()
+        shown.update(task, completed=done, total=total)
+        if done >= total:
+            shown.stop()
+
+    try:
+        yield update
+    finally:
+        shown.stop()

@@ -1,0 +1,181 @@
+"""Importance measured by running the model: real denoising trajectories behind the prompts of a text.
+
+The one place of the converter that runs a model, through dgemma's Python API.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dgemma._native import ffi, lib
+from dgemma.convert.imatrix import Sums
+from dgemma.convert.names import Wanted
+from dgemma.errors import Error, FormatError, SystemFailure, UsageError, check, new_error
+from dgemma.events import Step
+from dgemma.file import File
+from dgemma.model import Model, Prompt
+
+TOKENS = 50_000  # that go through the model where nothing else is said
+WORKING_TYPE = (
+    "q8_0"  # of the file that a folder's checkpoint runs from: half of bf16's bytes, and several times as fast
+)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What was seen: per matrix, how many passes of a canvas of so many tokens, and all tokens of all passes."""
+
+    sums: dict[str, Sums]
+    passes: int
+    canvas_length: int
+    tokens: int
+
+
+def read_prompts(path: Path) -> list[Prompt]:
+    """The prompts of a .jsonl, an object {"prompt": text} or {"messages": [...]} per line, or of any other text file,
+    where blank lines part them. Raises FormatError for anything else.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise FormatError(f"{path}: not UTF-8 text") from None
+    except OSError as problem:
+        raise SystemFailure(f"{path}: {(problem.strerror or str(problem)).lower()}") from None
+    if path.suffix == ".jsonl":
+        found = [_prompt(f"{path}: line {i}", line) for i, line in enumerate(text.splitlines(), 1) if line.strip()]
+    else:
+        found = [prompt for part in re.split(r"\n(?:[ \t]*\n)+", text) if (prompt := part.strip("\n"))]
+    if not found:
+        raise FormatError(f"{path}: no prompt in it")
+    return found
+
+
+def _prompt(where: str, line: str) -> Prompt:
+    try:
+        value = json.loads(line)
+    except ValueError as problem:
+        raise FormatError(f"{where}: not JSON ({problem})") from None
+    found = (value.get("prompt") or value.get("messages")) if isinstance(value, dict) else None
+    if isinstance(found, str) or (isinstance(found, list) and all(isinstance(m, dict) for m in found)):
+        return found
+    raise FormatError(f'{where}: expected {{"prompt": text}} or {{"messages": [...]}}')
+
+
+def measure(
+    path: Path,
+    prompts: Sequence[Prompt],
+    needed: Sequence[Wanted],
+    tokens: int | None,
+    threads: int,
+    progress: Callable[[int, int], None] | None = None,
+) -> Measured:
+    """Runs the GGUF file `path`: every prompt is encoded and answered with one canvas, prompt i with seed i and the
+    file's own sampler, so that all levels of noise and the self-conditioning are met as often as in use. It ends with
+    the prompts, or with the step at which `tokens` have gone through the layers.
+    """
+    limit, done, passes = tokens or TOKENS, 0, 0
+    with Model(path, threads=threads) as model, _observed(model) as observed:
+        canvas = int(model.config.canvas_length)
+        for i, prompt in enumerate(prompts):
+            ids = _ids(model, prompt)
+            done += len(ids)
+            with closing(model.stream(ids, seed=i, max_tokens=canvas)) as events:
+                for event in events:
+                    if isinstance(event, Step):
+                        passes, done = passes + 1, done + canvas
+                        if progress:
+                            progress(min(done, limit), limit)
+                        if done >= limit:
+                            break
+            if done >= limit:
+                break
+        with File(path) as file:
+            there = {tensor.name for tensor in file.tensors}
+        matrices = [(name, want) for want in needed for name in _names(want, there)]
+        sums = {name: _read(observed, name, want) for name, want in matrices}
+    return Measured(sums, passes, canvas, done)
+
+
+def _ids(model: Model, prompt: Prompt) -> list[int]:
+    """As dg-run has it: text is a user's message where the file has a chat template."""
+    if isinstance(prompt, str) and model.tokenizer.chat_template is not None:
+        prompt = [{"role": "user", "content": prompt}]
+    return model.prompt_ids(prompt)
+
+
+def _names(want: Wanted, there: set[str]) -> Sequence[str]:
+    """What the file calls a matrix."""
+    return () if want.is_float else (want.gguf,) if want.gguf in there else want.halves
+
+
+@contextmanager
+def _observed(model: Model) -> Iterator[Any]:
+    """The `dg_model *`, whose inputs are summed until the end."""
+    pointer, error = model._open_handle().pointer, new_error()
+    check(lib.dg_moments_start(pointer, error), error)
+    try:
+        yield pointer
+    finally:
+        lib.dg_moments_stop(pointer)
+
+
+def _read(pointer: Any, name: str, want: Wanted) -> Sums:
+    columns, experts = want.dims[0], want.dims[2] if len(want.dims) > 2 else 1
+    squares: NDArray[np.float64] = np.empty((experts, columns))
+    counts: NDArray[np.float32] = np.empty(experts, np.float32)
+    for expert in range(experts):
+        _read_expert(pointer, name, expert, squares, counts)
+    return Sums(squares.astype(np.float32), counts)
+
+
+def _read_expert(pointer: Any, name: str, expert: int, squares: Any, counts: Any) -> None:
+    count, error = ffi.new("int64_t *"), new_error()
+    row = ffi.from_buffer("double[]", squares[expert], require_writable=True)
+    check(lib.dg_moments_read(pointer, name.encode(), expert, row, count, error), error)
+    counts[expert] = count[0]
+
+
+@contextmanager
+def working_file(target: Path) -> Iterator[Path]:
+    """A name beside the target for the file that runs, gone afterwards; what a dead run left there is removed."""
+    path = target.with_name(f".{target.name}.calibrate.part")
+    if path.exists():
+        with path.open("rb") as left:
+            try:
+                fcntl.flock(left, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise Error(f"{path}: another conversion is calibrating for {target.name}") from None
+            path.unlink()
+    try:
+        yield path
+    finally:
+        path.unlink(missing_ok=True)
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """While it lasts, other conversions see that the file is in use."""
+    with path.open("rb") as file:
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+
+
+def refuse(imatrix: object, calibrate: object, tokens: int | None, save: object) -> None:
+    """Raises UsageError for arguments that do not go together."""
+    if imatrix is not None and calibrate is not None:
+        raise UsageError("imatrix and calibrate both say how much columns are used: give one")
+    if calibrate is None and (tokens is not None or save is not None):
+        raise UsageError(f"{'calibrate_tokens' if tokens is not None else 'save_imatrix'} needs calibrate")
+    if tokens is not None and tokens < 1:
+        raise UsageError(f"calibrate_tokens: expected at least 1, found {tokens}")
