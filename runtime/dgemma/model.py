@@ -65,9 +65,10 @@ class Traffic:
 
 class Model:
     """A model from a GGUF file, mapped and checked; a context manager. Threads may share it, each with its own session.
+    hf:owner/name[:TYPE] stands for a file of the Hugging Face Hub, fetched once: see dgemma.hub.
 
-    path: the file, or hf:owner/name[:TYPE] (see dgemma.hub); None is the Sudoku model that comes with dgemma. backend:
-    "auto", or a name of backends(). threads: None is one per processor that this process may use. exact: float32 throughout; otherwise activations are
+    path: the file; None is the Sudoku model that comes with dgemma. backend: "auto", or a name of backends().
+    threads: None is one per processor that this process may use. exact: float32 throughout; otherwise activations are
     rounded to 8 or 13 bits before they meet quantised weights, which is several times faster. repack: memory to spend,
     in bytes or as "4G", on copies of experts that are faster to read; the tokens stay the same.
     tolerance: how far what conditions the next step may be off, as a part of its length (0.001 unless given): where a
