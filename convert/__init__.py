@@ -13,7 +13,9 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
+from dgemma.convert import likeness
 from dgemma.convert.calibrate import WORKING_TYPE, Measured, locked, measure, read_prompts, refuse, working_file
 from dgemma.convert.encode import encoded
 from dgemma.convert.imatrix import Importance, importance_of, read_imatrix, unmeasured, write_imatrix
@@ -41,6 +43,7 @@ class Conversion:
     seconds: float
     deviations: list[Deviation]
     few: list[tuple[str, int, int]]
+    fidelity: Any = None  # a dgemma.eval.fidelity.Fidelity; text: the reason why there is none; None: not asked for
 
 
 def plan(
@@ -80,6 +83,7 @@ def convert(
     force: bool = False,
     progress: Callable[[int, int], None] | None = None,
     calibrating: Callable[[int, int], None] | None = None,
+    say: Callable[[str], None] = lambda line: None,
 ) -> Conversion:
     """Writes the checkpoint in the folder `source`, or the GGUF file `source`, as the GGUF file `out`.
 
@@ -89,10 +93,11 @@ def convert(
     file of prompts, behind which the checkpoint itself is run to measure that, until calibrate_tokens have gone through
     it (see dgemma.convert.calibrate); save_imatrix: where to write what was measured, as llama.cpp does.
     split_max_size: bytes; what needs more becomes OUT-00001-of-00003.gguf and so on. verify: compare the file with its
-    source afterwards, and remove it where it holds anything else. threads: None takes one per processor. force: replace
-    existing files. progress: called with the bytes of the source that are done and their total; calibrating: with the
-    tokens that have gone through the model and their limit. Files have their names only once all are complete, and
-    their bytes are the same for any number of threads.
+    source afterwards, and remove it where it holds anything else; and, where this dgemma has dg-eval, both models'
+    distributions on fixed prompts, for which a folder's checkpoint needs a working file of bf16. threads: None takes
+    one per processor. force: replace existing files. progress: called with the bytes of the source that are done and
+    their total; calibrating: with the tokens that have gone through the model and their limit; say: what is being
+    compared. Files have their names only once all are complete, and their bytes are the same for any number of threads.
     """
     if threads is not None and threads < 1:
         raise UsageError(f"threads: expected at least 1, found {threads}")
@@ -145,7 +150,15 @@ def convert(
                 part_path.unlink(missing_ok=True)
             raise
     shown = part_paths(Path(out), len(paths))
-    return Conversion(shown[0], shown, todo, time.monotonic() - started, deviations, weights.few if weights else [])
+    seconds, few = time.monotonic() - started, weights.few if weights else []
+    fidelity = None
+    if verify and likeness.present():
+
+        def make_base(base: Path) -> object:
+            return convert(path, base, likeness.BASE_TYPE, threads=threads, force=True)
+
+        fidelity = likeness.likeness(path, paths[0], target, threads, make_base, say)
+    return Conversion(shown[0], shown, todo, seconds, deviations, few, fidelity)
 
 
 _verify = verify  # convert() has an argument of that name

@@ -148,13 +148,13 @@ def _read_expert(pointer: Any, name: str, expert: int, squares: Any, counts: Any
 @contextmanager
 def working_file(target: Path) -> Iterator[Path]:
     """A name beside the target for the file that runs, gone afterwards; what a dead run left there is removed."""
-    path = target.with_name(f".{target.name}.calibrate.part")
+    path = target.with_name(f".{target.name}.working.part")
     if path.exists():
         with path.open("rb") as left:
             try:
                 fcntl.flock(left, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
-                raise Error(f"{path}: another conversion is calibrating for {target.name}") from None
+                raise Error(f"{path}: another conversion to {target.name} is at work") from None
             path.unlink()
     try:
         yield path

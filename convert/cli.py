@@ -16,7 +16,7 @@ from dgemma.convert.calibrate import TOKENS
 from dgemma.convert.imatrix import FEW
 from dgemma.convert.recipe import RECIPES
 from dgemma.convert.report import as_json, describe, deviations, few, summary
-from dgemma.progress import progress_bar
+from dgemma.progress import progress_bar, telling
 
 TYPES = "\n".join(f"  {name:<11}{recipe.size:<10}{recipe.help}" for name, recipe in RECIPES.items())
 
@@ -96,7 +96,9 @@ def pairs(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -
     help="Keep what --calibrate measured, for --imatrix.",
 )
 @click.option("--split-max-size", type=Size(), metavar="SIZE", help="Files of at most so much, as 500M or 4G.")
-@click.option("--verify", is_flag=True, help="Compare the file with its source; print the tensors that lost most.")
+@click.option(
+    "--verify", is_flag=True, help="Compare the file with its source: the tensors that lost most, and what it says."
+)
 @click.option("--json", "json_", type=click.Path(path_type=Path), metavar="FILE", help="All figures of --verify.")
 @click.option("--threads", type=click.IntRange(min=1), metavar="N", help="Default: one per processor.")
 @click.option("--dry-run", is_flag=True, help="Print the plan; read no weights, write nothing.")
@@ -132,7 +134,7 @@ def main(
     if out is None:
         raise click.UsageError("nowhere to write to: give -o FILE, or --dry-run")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    with progress_bar() as progress, progress_bar("calibrating", "tokens") as calibrating:
+    with progress_bar() as progress, progress_bar("calibrating", "tokens") as calibrating, telling() as say:
         done = convert(
             source,
             out,
@@ -148,6 +150,7 @@ def main(
             force=force,
             progress=progress,
             calibrating=calibrating,
+            say=say,
         )
     if verify:
         click.echo(deviations(done))

@@ -46,14 +46,23 @@ def deviations(done: Conversion) -> str:
     lossy = [d for d in done.deviations if d.max_error > 0]
     exact = f"{len(done.deviations) - len(lossy)} of {len(done.deviations)} tensors hold exactly the source's values"
     if not lossy:
-        return exact
+        return "\n".join([exact, *_fidelity(done)])
     lossy.sort(key=lambda d: d.relative_rmse, reverse=True)
     width = max(len(d.name) for d in lossy[:WORST])
     lines = [f"{'worst tensors':<{width}}  {'from':<6}  {'to':<6}  {'relative RMSE':>13}  {'max error':>9}"]
     for d in lossy[:WORST]:
         figures = f"{d.relative_rmse:>13.5f}  {d.max_error:>9.3g}"
         lines.append(f"{d.name:<{width}}  {d.source_format:<6}  {d.format:<6}  {figures}")
-    return "\n".join([*lines, "", exact])
+    return "\n".join([*lines, "", exact, *_fidelity(done)])
+
+
+def _fidelity(done: Conversion) -> list[str]:
+    """What dg-eval measured, of what the two models say."""
+    f = done.fidelity
+    if f is None or isinstance(f, str):
+        return [f"what it says was not compared: {f}"] if f else []
+    shares = f"{100 * f.top1:.2f} % with the same likeliest token, {100 * f.committed:.2f} % in the answers"
+    return [f"of {f.prompts} prompts, {f.rows} positions: KL {f.kl_mean:.2g} nats, p99 {f.kl_p99:.2g}; {shares}"]
 
 
 def few(done: Conversion) -> str:
@@ -72,6 +81,7 @@ def as_json(done: Conversion) -> dict[str, Any]:
         "files": [str(path) for path in done.paths],
         "bytes": done.plan.file_bytes,
         "seconds": done.seconds,
+        "fidelity": done.fidelity if done.fidelity is None or isinstance(done.fidelity, str) else done.fidelity.told(),
         "tensors": [
             {
                 "name": d.name,

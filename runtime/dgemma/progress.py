@@ -39,3 +39,23 @@ def progress_bar(text: str = "", unit: str = "bytes") -> Iterator[Callable[[int,
         yield update
     finally:
         shown.stop()
+
+
+@contextmanager
+def telling() -> Iterator[Callable[[str], None]]:
+    """A line on standard error, where that is a terminal, of what is being done. It is there from the first call on."""
+    if sys.stderr is None or not sys.stderr.isatty():
+        yield lambda line: None
+        return
+    from rich.console import Console
+
+    status = Console(stderr=True).status("")
+
+    def tell(line: str) -> None:
+        status.start()
+        status.update(line)
+
+    try:
+        yield tell
+    finally:
+        status.stop()

@@ -6,8 +6,6 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +25,7 @@ from dgemma.convert.recipe import RECIPES
 from dgemma.errors import Error
 from dgemma.model import Model, backends
 from dgemma.plan import placed, this_machine
-from dgemma.progress import progress_bar
+from dgemma.progress import progress_bar, telling
 
 SHARP = 0.05  # at this temperature random logits leave as few words as a trained model's do
 
@@ -203,18 +201,6 @@ def synthetic(wanted: Synthetic, cache: Path | None) -> Path:
     """The shape's file, made now if it is not there."""
     with progress_bar() as progress:
         return make(cache or cache_folder(), wanted, progress)
-
-
-@contextmanager
-def telling() -> Iterator[Callable[[str], None]]:
-    """A line on standard error, where that is a terminal, of what is being measured."""
-    if sys.stderr is None or not sys.stderr.isatty():
-        yield lambda line: None
-        return
-    from rich.console import Console
-
-    with Console(stderr=True).status("") as status:
-        yield status.update
 
 
 if __name__ == "__main__":
