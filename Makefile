@@ -94,6 +94,10 @@ bench-convert: all ## how fast dg-convert is and how much memory it takes, on 2 
 bench-quality: all ## the README's quality tables: every type and setting of the bundled checkpoint, into tests/bench
 	$(BIN)/python tests/measure_quality.py
 
+bench-types: all ## types, sizes, fidelity and solved Sudokus of every --type, with and without calibration
+	$(BIN)/python tests/measure_types.py
+	$(BIN)/python tests/measure_types.py --random
+
 lint: all ## ruff over the Python code, mypy over the package
 	$(BIN)/ruff check .
 	$(BIN)/mypy

@@ -37,7 +37,7 @@ class Format:
     def encode(self, values: NDArray[np.float32], importance: NDArray[np.float32] | None = None) -> NDArray[np.uint8]:
         """Values [..., n] -> blocks [..., n / block * bytes]. The GIL is released.
 
-        importance: [n], a positive weight, around 1, for the squared errors in each column.
+        importance: of the shape of values, or [n] for all rows alike: positive weights, around 1, of squared errors.
         """
         if not self.encodes:
             raise ValueError(f"{self.name} can be read but not written")
@@ -46,12 +46,10 @@ class Format:
         if importance is None:
             self._encode(values, blocks, ffi.NULL)
             return blocks
-        if importance.shape != values.shape[-1:]:
+        if importance.shape not in (values.shape, values.shape[-1:]):
             raise ValueError(f"{self.name}: importance of shape {importance.shape} for values of shape {values.shape}")
-        weights = ffi.from_buffer("float[]", np.ascontiguousarray(importance, dtype=np.float32))
-        rows = values.reshape(-1, values.shape[-1]), blocks.reshape(-1, blocks.shape[-1])
-        for row, to in zip(*rows, strict=True):
-            self._encode(row, to, weights)
+        weights = np.ascontiguousarray(np.broadcast_to(importance, values.shape), dtype=np.float32)
+        self._encode(values, blocks, ffi.from_buffer("float[]", weights))
         return blocks
 
     def _encode(self, values: NDArray[np.float32], blocks: NDArray[np.uint8], weights: Any) -> None:
