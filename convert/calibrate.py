@@ -99,6 +99,8 @@ def measure(
                             break
             if done >= limit:
                 break
+        if progress:
+            progress(limit, limit)  # though the prompts may have ended first
         with File(path) as file:
             there = {tensor.name for tensor in file.tensors}
         matrices = [(name, want) for want in needed for name in _names(want, there)]

@@ -52,7 +52,8 @@ def write_texts(folder: Path, prompts: Prompts) -> Path:
 
 def stored(done: Conversion) -> str:
     """The formats of the matrices, the most bytes first."""
-    return ", ".join(f"{count} {name}" for name, (count, _) in done.plan.histogram().items() if name != "F32")
+    found = [f"{count} {name}" for name, (count, _) in done.plan.histogram().items() if name != "F32"]
+    return ", ".join(found) or "all F32"
 
 
 def reordered(source: Path, out: Path, seed: int) -> Path:
