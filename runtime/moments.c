@@ -63,12 +63,11 @@ static void observed_matmul(const ops *o, float *y, const float *x, const tensor
     m->plain.matmul(o, y, x, w, n, work);
 }
 
-static void observed_head(const ops *o, dg_choice *out, soft *s, const float *x, const tensor *table, int64_t n, float cap, float temperature,
-                          const double *u, void *work) {
+static void observed_head(const ops *o, const head_part *parts, int32_t n_parts, const float *x, const tensor *table, int64_t n, float cap, void *work) {
     moments *m = o->moments;
     observe(o, slot_of(m, table), 0, x, n);
     m->within = true;
-    m->plain.head(o, out, s, x, table, n, cap, temperature, u, work);
+    m->plain.head(o, parts, n_parts, x, table, n, cap, work);
     m->within = false;
 }
 
