@@ -94,7 +94,7 @@ static tensor of_expert(const tensor *w, int64_t expert) {
 
 /* What goes into `down` is made inside the operation: it is computed again here, by the same products. */
 static void observed_experts(const ops *o, float *y, const float *x, const tensor *gate, const tensor *up, const tensor *down,
-                             const int32_t *experts, const float *weights, int64_t n, int64_t k, void *work) {
+                             const int32_t *experts, const float *weights, int64_t n, int64_t k, const expert_feed *feed, void *work) {
     moments *m = o->moments;
     const int64_t d = gate->cols;
     for (int64_t e = 0; e < gate->experts && make_room(m, gate, n); e++) {
@@ -111,7 +111,7 @@ static void observed_experts(const ops *o, float *y, const float *x, const tenso
         observe(o, slot_of(m, down), e, m->gate, rows);
     }
     m->within = true;
-    m->plain.experts(o, y, x, gate, up, down, experts, weights, n, k, work);
+    m->plain.experts(o, y, x, gate, up, down, experts, weights, n, k, feed, work);
     m->within = false;
 }
 
@@ -168,6 +168,7 @@ static int add_slots(dg_model *model, moments *m, dg_error *error) {
 int dg_moments_start(dg_model *model, dg_error *error) {
     ops *o = model->ops;
     if (o->profile) return fail(error, DG_ERROR_USAGE, "a model cannot be profiled and observed at the same time");
+    if (model->stream) return fail(error, DG_ERROR_USAGE, "a model under a RAM budget cannot be observed: its experts pass by once");
     dg_moments_stop(model);
     moments *m = calloc(1, sizeof *m);
     if (m) m->slots = calloc((size_t)(PLACES * (model->config.n_layer + 1)), sizeof *m->slots);

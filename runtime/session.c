@@ -223,8 +223,7 @@ int dg_denoise_hidden(dg_session *s, const int32_t *canvas, int32_t n, const flo
     if (check_canvas(s, canvas, n, error) != DG_OK) return DG_ERROR_USAGE;
     const pass_part own = {.session = s, .n = n, .condition = condition};
     const pass p = {s->model, &s->room, &own, 1, n, hidden};
-    forward_denoise(&p, canvas);
-    return DG_OK;
+    return forward_denoise(&p, canvas, error);
 }
 
 int dg_denoise_batch(const dg_canvas *canvases, int32_t count, dg_error *error) {

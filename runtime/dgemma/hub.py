@@ -236,8 +236,8 @@ def _look(name: Name) -> _Repository:
         folder = _cached(name)
         if status < 500 or not folder:
             raise
-        files = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
-        return _Repository(name, dict.fromkeys(files, _File(None, None)), None, folder)
+        names = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
+        return _Repository(name, dict.fromkeys(names, _File(None, None)), None, folder)
     files = {s.rfilename: _File(s.size, s.lfs.sha256 if s.lfs else None) for s in info.siblings or []}
     return _Repository(name, files, info.sha, None)
 
