@@ -215,7 +215,7 @@ class Script:
             for i, part in enumerate(self.answers.pop(0).split("¦")):  # one with a ~ before it is a loop
                 parts.append(model.tokenizer.encode(part.removeprefix("~")))
                 one = np.ones(len(parts[-1]), np.float32)
-                yield dgemma.Step(i, 0, 0, 0.5, np.array(parts[-1]), one, one > 0, 1.0, True)
+                yield dgemma.Step(i, 0, 0, 0.5, np.array(parts[-1]), one, one > 0, 1.0, True, np.array(parts[-1]))
                 blocks.append(dgemma.Block(i, 1, len(one), True, parts[-1], "loop" if part[0] == "~" else None))
                 yield blocks[-1]
             every = [token for part in parts for token in part]
@@ -279,8 +279,8 @@ def stream(self, prompt, **_):
         ids = self.tokenizer.encode(text)
         n = len(ids)
         for j in range(4):
-            sure = numpy.arange(n) < n * j / 3
-            yield dgemma.Step(i, j, 0, 0.5, numpy.array(ids), numpy.ones(n, "f4"), sure, 3.0 - j, j == 3)
+            sure, seen = numpy.arange(n) < n * j / 3, numpy.array(ids)
+            yield dgemma.Step(i, j, 0, 0.5, seen, numpy.ones(n, "f4"), sure, 3.0 - j, j == 3, seen)
         blocks.append(dgemma.Block(i, 4, n, True, ids))
         yield blocks[-1]
     every = [token for block in blocks for token in block.ids]

@@ -230,7 +230,7 @@ def test_bad_input_is_told_in_one_line_and_leaves_nothing(
         (["{in}"], 2, "-o FILE"),
         (["{in}", "-o", "{out}", "--type", "q3_k_xl"], 2, "--type"),
         (["{in}", "-o", "{out}", "--threads", "0"], 2, "--threads"),
-        (["{in}", "-o", "{out}", "--calibrate", "x"], 2, "--calibrate"),
+        (["{in}", "-o", "{out}", "--calibrate", "x"], 1, "x: no such file"),
         (["{in}", "-o", "{out}", "--imatrix", "x"], 1, "x: no such file"),
         (["{in}", "{in}", "-o", "{out}"], 2, "argument"),
         (["{in}/nowhere", "-o", "{out}"], 1, "nowhere: no such folder or file"),

@@ -46,7 +46,8 @@ def run(*arguments: str) -> subprocess.CompletedProcess[bytes]:
 
 def step(ids: list[int], entropy: list[float], accepted: list[bool], index: int = 0) -> dgemma.Step:
     e = np.array(entropy, np.float32)
-    return dgemma.Step(0, index, 0, 0.5, np.array(ids, np.int32), e, np.array(accepted), float(e.mean()), False)
+    canvas = np.array(ids, np.int32)
+    return dgemma.Step(0, index, 0, 0.5, canvas, e, np.array(accepted), float(e.mean()), False, canvas)
 
 
 class TinyConfig:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import dgemma
@@ -176,6 +176,7 @@ def as_written(value: Any, space: str = "") -> str:
     return json.dumps(value)
 
 
+@settings(suppress_health_check=[HealthCheck.too_slow])
 @given(names, st.dictionaries(names, values, max_size=4), st.sampled_from(["", " ", "\n"]))
 def test_any_arguments_come_back(name: str, arguments: dict[str, Any], space: str) -> None:
     call = parse_call(f"{CALL}call:{name}{as_written(arguments, space)}{CALLED}")

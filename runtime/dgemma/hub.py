@@ -1,6 +1,6 @@
 """Models from the Hugging Face Hub, by the name hf:owner/name.
 
->>> dgemma.Model("hf:unsloth/diffusiongemma-26B-A4B-it-GGUF:Q4_K_M")
+    dgemma.Model("hf:unsloth/diffusiongemma-26B-A4B-it-GGUF:Q4_K_M")
 
 Files are kept in the Hub's own cache (HF_HOME), which other programs share, and fetched once: with HF_HUB_OFFLINE=1, or
 where the Hub cannot be reached, what is there is used. The endpoint, tokens and proxies are those of `huggingface_hub`,
