@@ -69,6 +69,9 @@ struct gemm_set {
     float (*peak)(const float *z, int64_t n);
     void (*squash)(float *z, int64_t n, float cap, float slope);
     void (*sums)(const float *z, int64_t n, float peak, float *total, float *moment);
+    /* A row of a table, decoded; y[cols] += share * such a row. */
+    void (*decode)(const tensor *table, int64_t row, float *values);
+    void (*blend)(const tensor *table, int64_t row, float share, float *y);
 };
 
 /* What one token brings to a panel. */

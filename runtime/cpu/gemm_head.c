@@ -46,19 +46,32 @@ static head_row row_at(const heading *a, int64_t row) {
 
 static float squashed(const heading *a, float logit, float slope) { return a->cap * tanhf(logit / a->cap) * slope; }
 
-/* Keeps the SOFT_GROUP_IDS largest; of equals those that came first. */
-static void keep(soft_list *l, int32_t id, float z) {
-    int32_t at = l->count;
-    if (at < SOFT_GROUP_IDS) {
-        l->count++;
-    } else {
-        at = 0;
-        for (int32_t i = 1; i < SOFT_GROUP_IDS; i++)
-            if (l->z[i] < l->z[at] || (l->z[i] == l->z[at] && l->ids[i] > l->ids[at])) at = i;
-        if (z <= l->z[at]) return;
+/* Of two likely ids, whether the first is the one to let go: the smaller, of equals the later. */
+static bool lesser(const soft_list *l, int32_t i, int32_t j) { return l->z[i] < l->z[j] || (l->z[i] == l->z[j] && l->ids[i] > l->ids[j]); }
+
+/* Moves the item at the top of a heap, the least of it first, down to its place. */
+static void sift(soft_list *l, int32_t at) {
+    for (int32_t child; (child = 2 * at + 1) < SOFT_GROUP_IDS; at = child) {
+        if (child + 1 < SOFT_GROUP_IDS && lesser(l, child + 1, child)) child++;
+        if (!lesser(l, child, at)) return;
+        const int32_t id = l->ids[at];
+        const float z = l->z[at];
+        l->ids[at] = l->ids[child], l->z[at] = l->z[child];
+        l->ids[child] = id, l->z[child] = z;
     }
-    l->ids[at] = id;
-    l->z[at] = z;
+}
+
+/* Keeps the SOFT_GROUP_IDS largest; of equals those that came first. A full list is a heap. */
+static void keep(soft_list *l, int32_t id, float z) {
+    if (l->count < SOFT_GROUP_IDS) {
+        l->ids[l->count] = id;
+        l->z[l->count++] = z;
+        for (int32_t i = SOFT_GROUP_IDS / 2 - 1; l->count == SOFT_GROUP_IDS && i >= 0; i--) sift(l, i);
+    } else if (z > l->z[0]) {
+        l->ids[0] = id;
+        l->z[0] = z;
+        sift(l, 0);
+    }
 }
 
 /* One row of a chunk: z[count] are its logits. */
@@ -235,7 +248,7 @@ enum { STRETCH = 4096 };
 
 static float *row_of(const softening *a, int32_t thread, int64_t id) {
     float *row = a->o->scratch + thread * a->o->scratch_floats;
-    a->table->format->decode(tensor_row(a->table, 0, id), row, a->table->cols / a->table->format->block);
+    a->o->gemm->decode(a->table, id, row);
     return row;
 }
 
@@ -269,6 +282,12 @@ static double longest_row(softening *a, void *work) {
     return longest;
 }
 
+/* Likely words lie anywhere in the table: the next one's lines are on their way while this one is added. */
+static void ask_for(const tensor *table, int64_t row) {
+    const uint8_t *at = tensor_row(table, 0, row);
+    for (int64_t i = 0; i < table->row_bytes; i += 64) __builtin_prefetch(at + i, 0, 2);
+}
+
 static void blend_item(void *arg, int64_t i, int32_t thread) {
     const softening *a = arg;
     const int64_t d = a->table->cols;
@@ -280,9 +299,10 @@ static void blend_item(void *arg, int64_t i, int32_t thread) {
         for (int64_t c = 0; row && c < d; c++) y[c] = a->scale * row[c];
         return;
     }
-    for (int32_t j = 0; j < a->s->counts[i]; j++) {
-        const float *row = row_of(a, thread, a->s->ids[i * SOFT_IDS + j]), share = a->s->shares[i * SOFT_IDS + j] * a->scale;
-        for (int64_t c = 0; c < d; c++) y[c] += share * row[c];
+    const int32_t *ids = a->s->ids + i * SOFT_IDS, count = a->s->counts[i];
+    for (int32_t j = 0; j < count; j++) {
+        if (j + 1 < count) ask_for(a->table, ids[j + 1]);
+        a->o->gemm->blend(a->table, ids[j], a->s->shares[i * SOFT_IDS + j] * a->scale, y);
     }
     double square = 0.0;
     for (int64_t c = 0; c < d; c++) square += (double)y[c] * (double)y[c];

@@ -4,6 +4,7 @@
 
 #include <math.h>
 
+#include "decoders.h"
 #include "simd_math.h"
 
 static void gelu_mul(float *y, const float *gate, const float *up, int64_t n) {
@@ -25,6 +26,31 @@ static void sums_of(const float *z, int64_t n, float peak, float *total, float *
     }
     *total = vf_sum(sum);
     *moment = vf_sum(product);
+}
+
+static void decode_blocks(const dg_format *f, const void *blocks, float *values, int64_t n_blocks) {
+    switch (f->id) {
+#define DG_FORMAT(NAME, id, stem, block, encodes) \
+    case id: stem##_decode_blocks(blocks, values, n_blocks); break;
+#include "formats.def"
+#undef DG_FORMAT
+    }
+}
+
+static void decode_row(const tensor *table, int64_t row, float *values) {
+    decode_blocks(table->format, tensor_row(table, 0, row), values, table->cols / table->format->block);
+}
+
+static void blend_row(const tensor *table, int64_t row, float share, float *y) {
+    enum { STRETCH = 256 }; /* columns: a whole number of any format's blocks, and of vectors */
+    const dg_format *f = table->format;
+    const uint8_t *blocks = tensor_row(table, 0, row);
+    float values[STRETCH];
+    for (int64_t c = 0; c < table->cols; c += STRETCH) {
+        const int64_t n = table->cols - c < STRETCH ? table->cols - c : STRETCH;
+        decode_blocks(f, blocks + c / f->block * f->bytes, values, n / f->block);
+        for (int64_t i = 0; i < n; i += LANES) vf_store(y + c + i, vf_add(vf_load(y + c + i), vf_mul(vf_set(share), vf_load(values + i))));
+    }
 }
 
 #endif

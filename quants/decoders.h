@@ -1,0 +1,28 @@
+/* Every format's decoder over many blocks, to be compiled wherever an instruction set makes it faster; the bits are the same. */
+#ifndef DG_DECODERS_H
+#define DG_DECODERS_H
+
+#include "bf16.h"
+#include "f16.h"
+#include "f32.h"
+#include "iq4_nl.h"
+#include "iq4_xs.h"
+#include "q2_k.h"
+#include "q3_k.h"
+#include "q4_0.h"
+#include "q4_k.h"
+#include "q5_0.h"
+#include "q5_1.h"
+#include "q5_k.h"
+#include "q6_k.h"
+#include "q8_0.h"
+
+#define DG_FORMAT(NAME, id, stem, block, encodes)                                                 \
+    static void stem##_decode_blocks(const void *blocks, float *values, int64_t n_blocks) {       \
+        const block_##stem *b = blocks;                                                           \
+        for (int64_t i = 0; i < n_blocks; i++) stem##_decode(b + i, values + i * (block));        \
+    }
+#include "formats.def"
+#undef DG_FORMAT
+
+#endif
