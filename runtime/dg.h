@@ -404,7 +404,7 @@ typedef struct dg_peak {
 /* The i-th that this processor has; false past the end. threads: 0: one per processor. */
 bool dg_peak_measure(int32_t i, int32_t threads, dg_peak *out);
 /* Bytes per second that a file is read at past the page cache, one large read after another for about so many seconds, from
- * its middle on; 0 where it is too small to tell or cannot be read. */
+ * its middle on, in the best quarter second; 0 where it is too small to tell or cannot be read. */
 double dg_disk_measure(const char *path, double seconds);
 /* The clock of a busy core in Hz, from a chain of dependent additions, one cycle each. */
 double dg_clock(void);

@@ -59,8 +59,8 @@ def apart(measure: Callable[..., Measured], *arguments: object, **options: objec
         return pool.submit(measure, *arguments, **options).result()
 
 
-def measure_disk(path: str | os.PathLike[str], seconds: float = 1.0) -> float | None:
-    """Bytes per second that this file is read at past the page cache; None for a file too small to tell."""
+def measure_disk(path: str | os.PathLike[str], seconds: float = 3.0) -> float | None:
+    """Bytes per second that this file is read at past the page cache, at best; None for a file too small to tell."""
     return float(lib.dg_disk_measure(os.fsencode(path), seconds)) or None
 
 
