@@ -8,9 +8,12 @@ CFLAGS  ?= -O3 -g1
 BIN      = $(VENV)/bin
 READY    = $(VENV)/.ready
 PIP      = PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet
-WARN     = -Wall -Wextra -Wshadow -Wpointer-arith -Wstrict-prototypes -Wmissing-prototypes -Wundef $(if $(CI),-Werror)
+WARN     = -Wall -Wextra -Wconversion -Wshadow -Wpointer-arith -Wstrict-prototypes -Wmissing-prototypes -Wundef $(if $(CI),-Werror)
 ALL      = -std=c11 -fPIC -ffp-contract=off -fvisibility=hidden -pthread -Iquants -Iruntime $(WARN) $(CFLAGS)
-SANITIZE = -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer
+# The builds that watch what the tests do, each in a folder of its own.
+WATCHED  = asan tsan
+asan     = -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer
+tsan     = -O1 -g -fsanitize=thread
 
 # Sources that are compiled once per instruction set of isa.def, with its flags, and chosen at run time.
 # isa_list: what the argument makes of each line of it, for the compiler's target.
@@ -21,20 +24,17 @@ ISAS        := $(call isa_list,name)
 PRODUCTS    := $(filter-out runtime/cpu/gemm_head.c,$(wildcard runtime/cpu/gemm_*.c))
 ISA_OBJECTS := $(foreach isa,$(sort $(call isa_list,float_code)),$(PER_ISA:%.c=%.$(isa).o)) \
                $(patsubst %,runtime/cpu/gemm_%.o,$(call isa_list,products.name))
-define ISA_RULES
-$(BUILD)/%.$(1).o: %.c
+# How a C file becomes an object: $(call COMPILE,folder of the build,its flags,instruction set,its flags).
+define COMPILE
+$(BUILD)/$(1)%$(3:%=.%).o: %.c
 	@mkdir -p $$(@D)
-	$$(CC) $$(ALL) -DISA=$(1) $(2) -MMD -MP -c $$< -o $$@
-$(BUILD)/asan/%.$(1).o: %.c
-	@mkdir -p $$(@D)
-	$$(CC) $$(ALL) -DISA=$(1) $(2) $$(SANITIZE) -MMD -MP -c $$< -o $$@
+	$$(CC) $$(ALL) $(3:%=-DISA=%) $(4) $(2) -MMD -MP -c $$< -o $$@
 endef
-$(foreach isa,$(ISAS),$(eval $(call ISA_RULES,$(isa),$(call isa_flags,$(isa)))))
+compile = $(eval $(call COMPILE,$(1),$(2)))$(foreach isa,$(ISAS),$(eval $(call COMPILE,$(1),$(2),$(isa),$(call isa_flags,$(isa)))))
 
 SOURCES  = $(filter-out $(PER_ISA) $(PRODUCTS),$(wildcard quants/*.c runtime/*.c runtime/cpu/*.c))
 OBJECTS  = $(SOURCES:%.c=$(BUILD)/%.o) $(ISA_OBJECTS:%=$(BUILD)/%)
-CHECKED  = $(SOURCES:%.c=$(BUILD)/asan/%.o) $(ISA_OBJECTS:%=$(BUILD)/asan/%)
-C_TESTS  = $(patsubst tests/c/%.c,$(BUILD)/asan/tests/%,$(wildcard tests/c/*.c))
+C_TESTS  = $(patsubst tests/c/%.c,$(BUILD)/$(1)/tests/%,$(wildcard tests/c/*.c))
 
 .DEFAULT_GOAL := all
 .PHONY: native $(shell sed -n 's/^\([a-z-]*\):.*\#\#.*/\1/p' $(MAKEFILE_LIST))
@@ -55,10 +55,38 @@ run: all ## convert the bundled checkpoint and solve a Sudoku, showing the canva
 	$(BIN)/dg-run $(BUILD)/sudoku.gguf -f $(SUDOKU)/puzzle.txt --visual
 
 # ---- proving it ----
-test: test-c test-python ## the whole test suite: C under ASan and UBSan, then Python
+test: test-c fuzz-replay test-python ## the whole test suite: C and the fuzz corpora under ASan and UBSan, then Python
 
-test-c: $(C_TESTS) ## the C tests alone, under AddressSanitizer and UBSan
-	@set -e; for t in $(C_TESTS); do $$t; done
+test-c: $(call C_TESTS,asan) ## the C tests alone, under AddressSanitizer and UBSan
+	@set -e; for t in $(call C_TESTS,asan); do $$t; done
+
+test-tsan: $(call C_TESTS,tsan) ## the C tests under ThreadSanitizer
+	@set -e; for t in $(call C_TESTS,tsan); do $$t; done
+
+# Fuzzing: each target of tests/fuzz from its corpus. What is found stays in build/fuzz/found: it goes to the corpus
+# with what mends it. The replay needs no clang, and tries some mutations of each file as well.
+FUZZERS  = $(filter-out replay,$(patsubst tests/fuzz/%.c,%,$(wildcard tests/fuzz/*.c)))
+REPLAYS  = $(FUZZERS:%=$(BUILD)/asan/fuzz/%)
+MUTATIONS ?= 200
+fuzz-replay: $(REPLAYS) ## the fuzz targets on their corpora, and on MUTATIONS=200 of each file
+	@set -e; for t in $(FUZZERS); do $(BUILD)/asan/fuzz/$$t $(MUTATIONS) tests/fuzz/corpus/$$t/*; done
+
+CLANG   ?= clang
+MINUTES ?= 1
+FUZZ     = $(BUILD)/fuzz
+FUZZED   = -O1 -g -fsanitize=address,undefined,float-cast-overflow -fno-sanitize-recover=all -fprofile-instr-generate -fcoverage-mapping
+fuzz: ## fuzz every target MINUTES=1 each (packages clang, llvm), then tell which lines of the readers they reach
+	@set -e; $(MAKE) --no-print-directory BUILD=$(FUZZ) CC='$(CLANG)' CFLAGS='$(FUZZED) -fsanitize=fuzzer-no-link' $(FUZZ)/libdgemma.a; \
+	for t in $(FUZZERS); do \
+		mkdir -p $(FUZZ)/corpus/$$t $(FUZZ)/found; \
+		$(CLANG) $(ALL) $(FUZZED) -fsanitize=fuzzer -Itests/fuzz tests/fuzz/$$t.c $(FUZZ)/libdgemma.a -lm -o $(FUZZ)/$$t; \
+		echo "== $$t"; \
+		LLVM_PROFILE_FILE=$(FUZZ)/$$t.profraw $(FUZZ)/$$t -max_total_time=$$((60 * $(MINUTES))) -timeout=10 -max_len=65536 -rss_limit_mb=2048 \
+			-print_final_stats=1 -verbosity=0 -artifact_prefix=$(FUZZ)/found/$$t- $(FUZZ)/corpus/$$t tests/fuzz/corpus/$$t; \
+	done; \
+	llvm-profdata merge -o $(FUZZ)/all.profdata $(FUZZERS:%=$(FUZZ)/%.profraw); \
+	llvm-cov report $(FUZZERS:%=-object $(FUZZ)/%) -instr-profile=$(FUZZ)/all.profdata \
+		$(wildcard runtime/gguf.c runtime/tokenizer.c runtime/model.c quants/*.h quants/*.c)
 
 # Tests of the operations elsewhere: $(call elsewhere,folder,compiler,flags,what runs a program,tests). The tests themselves
 # at -O1: gcc 12 for Arm stops with an internal error above it.
@@ -109,9 +137,7 @@ $(BUILD)/libdgemma.a: $(OBJECTS)
 	@rm -f $@
 	ar rcs $@ $^
 
-$(BUILD)/%.o: %.c
-	@mkdir -p $(@D)
-	$(CC) $(ALL) -MMD -MP -c $< -o $@
+$(call compile)
 
 # The public header is the cdef. NATIVE is where the extension goes; setuptools names it.
 NATIVE ?= runtime/dgemma/_native.abi3.so
@@ -128,16 +154,21 @@ $(NATIVE): $(BUILD)/native.c $(BUILD)/libdgemma.a
 	@mkdir -p $(@D)
 	$(CC) $(ALL) -Wno-missing-field-initializers -Wno-missing-prototypes $(PYTHON_INCLUDE) -shared $< $(BUILD)/libdgemma.a -lm -o $@
 
-$(BUILD)/asan/%.o: %.c
-	@mkdir -p $(@D)
-	$(CC) $(ALL) $(SANITIZE) -MMD -MP -c $< -o $@
+# A watched build: its objects, and the C tests and fuzz targets linked with them.
+define WATCH
+$(call compile,$(1)/,$($(1)))
+$(1)_OBJECTS := $(OBJECTS:$(BUILD)/%=$(BUILD)/$(1)/%)
+.SECONDARY: $$($(1)_OBJECTS)
+$(BUILD)/$(1)/tests/%: tests/c/%.c tests/c/check.h $$($(1)_OBJECTS)
+	@mkdir -p $$(@D)
+	$$(CC) $$(ALL) $($(1)) -Itests/c $$< $$($(1)_OBJECTS) -lm -o $$@
+$(BUILD)/$(1)/fuzz/%: tests/fuzz/%.c tests/fuzz/replay.c $(wildcard tests/fuzz/*.h) $$($(1)_OBJECTS)
+	@mkdir -p $$(@D)
+	$$(CC) $$(ALL) $($(1)) $$< tests/fuzz/replay.c $$($(1)_OBJECTS) -lm -o $$@
+endef
+$(foreach watched,$(WATCHED),$(eval $(call WATCH,$(watched))))
 
-.SECONDARY: $(CHECKED)
-$(BUILD)/asan/tests/%: tests/c/%.c tests/c/check.h $(CHECKED)
-	@mkdir -p $(@D)
-	$(CC) $(ALL) $(SANITIZE) -Itests/c $< $(CHECKED) -lm -o $@
-
--include $(OBJECTS:.o=.d) $(CHECKED:.o=.d)
+-include $(OBJECTS:.o=.d) $(foreach watched,$(WATCHED),$($(watched)_OBJECTS:.o=.d))
 
 # ---- shipping it ----
 wheel: $(READY) ## a wheel and a source archive in dist/

@@ -3,12 +3,19 @@
 #include <stdarg.h>
 #include <stdio.h>
 
+/* Messages quote what files hold: they stay one line, whatever that is. */
+static void make_one_line(char *message) {
+    for (unsigned char *c = (unsigned char *)message; *c; c++)
+        if (*c < ' ' || *c == 127) *c = '?';
+}
+
 int fail(dg_error *error, dg_status status, const char *format, ...) {
     if (error) {
         va_list arguments;
         va_start(arguments, format);
         vsnprintf(error->message, sizeof error->message, format, arguments);
         va_end(arguments);
+        make_one_line(error->message);
         error->status = (int32_t)status;
     }
     return (int)status;

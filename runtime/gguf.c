@@ -125,6 +125,36 @@ static bool take_tensor(reader *r, gguf_tensor *t, uint64_t *offset) {
     return true;
 }
 
+static int by_name(const void *a, const void *b) {
+    const gguf_text x = ((const gguf_tensor *)a)->name, y = ((const gguf_tensor *)b)->name;
+    const int order = memcmp(x.at, y.at, (size_t)(x.n < y.n ? x.n : y.n));
+    return order ? order : (x.n > y.n) - (x.n < y.n);
+}
+
+static int by_place(const void *a, const void *b) {
+    const gguf_tensor *x = a, *y = b;
+    return (x->data > y->data) - (x->data < y->data);
+}
+
+static bool overlap(const gguf_tensor *a, const gguf_tensor *b) { return b->data < a->data + a->bytes; }
+static bool same_name(const gguf_tensor *a, const gguf_tensor *b) { return by_name(a, b) == 0; }
+
+/* Refuses tensors of which two, neighbours in this order, do not go together. */
+static int refuse_pairs(const gguf *file, int (*order)(const void *, const void *), bool (*refused)(const gguf_tensor *, const gguf_tensor *),
+                        const char *what, dg_error *error) {
+    gguf_tensor *sorted = malloc((file->n_tensors + 1) * sizeof *sorted);
+    if (!sorted) return fail(error, DG_ERROR_SYSTEM, "%s: no memory for the file's index", file->path);
+    memcpy(sorted, file->tensors, file->n_tensors * sizeof *sorted);
+    qsort(sorted, file->n_tensors, sizeof *sorted, order);
+    int status = DG_OK;
+    for (uint64_t i = 1; i < file->n_tensors && status == DG_OK; i++)
+        if (refused(&sorted[i - 1], &sorted[i]))
+            status = fail(error, DG_ERROR_FORMAT, "%s: tensor '%.*s' %s", file->path, (int)(sorted[i].name.n < 200 ? sorted[i].name.n : 200),
+                          sorted[i].name.at, what);
+    free(sorted);
+    return status;
+}
+
 static int parse(gguf *file, dg_error *error) {
     if (file->size < 4 || memcmp(file->map, "GGUF", 4) != 0)
         return fail(error, DG_ERROR_FORMAT, "%s: not a GGUF file (it does not begin with 'GGUF')", file->path);
@@ -169,7 +199,9 @@ static int parse(gguf *file, dg_error *error) {
         t->data = file->map + data + offsets[i];
     }
     free(offsets);
-    return r.failed ? DG_ERROR_FORMAT : DG_OK;
+    if (r.failed) return DG_ERROR_FORMAT;
+    const int status = refuse_pairs(file, by_name, same_name, "is there twice", error);
+    return status == DG_OK ? refuse_pairs(file, by_place, overlap, "begins within another's bytes", error) : status;
 }
 
 static int open_one(const char *path, gguf **out, dg_error *error) {
@@ -233,26 +265,6 @@ static int open_part(gguf *first, const part_numbers *of, char *path, int64_t no
     return DG_OK;
 }
 
-static int by_name(const void *a, const void *b) {
-    const gguf_text *x = a, *y = b;
-    const int order = memcmp(x->at, y->at, (size_t)(x->n < y->n ? x->n : y->n));
-    return order ? order : (x->n > y->n) - (x->n < y->n);
-}
-
-static int refuse_twins(const gguf *file, dg_error *error) {
-    gguf_text *names = malloc((file->n_tensors + 1) * sizeof *names);
-    if (!names) return fail(error, DG_ERROR_SYSTEM, "%s: no memory for the file's index", file->path);
-    for (uint64_t i = 0; i < file->n_tensors; i++) names[i] = file->tensors[i].name;
-    qsort(names, file->n_tensors, sizeof *names, by_name);
-    int status = DG_OK;
-    for (uint64_t i = 1; i < file->n_tensors && status == DG_OK; i++)
-        if (by_name(&names[i - 1], &names[i]) == 0)
-            status = fail(error, DG_ERROR_FORMAT, "%s: tensor '%.*s' is in more than one part", file->path,
-                          (int)(names[i].n < 200 ? names[i].n : 200), names[i].at);
-    free(names);
-    return status;
-}
-
 /* The tensors of all parts in one list. */
 static int join(gguf *first, const part_numbers *of, dg_error *error) {
     uint64_t n = first->n_tensors;
@@ -268,7 +280,7 @@ static int join(gguf *first, const part_numbers *of, dg_error *error) {
         memcpy(all + first->n_tensors, part->tensors, part->n_tensors * sizeof *all);
         first->n_tensors += part->n_tensors;
     }
-    return refuse_twins(first, error);
+    return refuse_pairs(first, by_name, same_name, "is in more than one part", error);
 }
 
 static int open_parts(gguf *first, dg_error *error) {

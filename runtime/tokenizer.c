@@ -78,6 +78,9 @@ static uint32_t hash_pair(uint32_t left, uint32_t right) {
     return (uint32_t)(mix(mix((uint64_t)left << 32 | right)) >> 16);
 }
 
+/* The longest search in a table that is half full: chance makes a tenth of this, so whoever needs more made it so. */
+enum { MOST_PROBES = 1024 };
+
 /* ---- The tokenizer ---------------------------------------------------------------------------------------------- */
 
 struct dg_tokenizer {
@@ -157,6 +160,10 @@ static int find_array(const gguf *file, enum key key, gguf_kind element, uint64_
         return fail(error, DG_ERROR_FORMAT, "%s: %s takes %llu bytes, more than the 4G there may be", file->path,
                     key_names[key], (unsigned long long)value->bytes);
     return DG_OK;
+}
+
+static int crafted(const gguf *file, enum key key, dg_error *error) {
+    return fail(error, DG_ERROR_FORMAT, "%s: %s is made so that texts would take for ever: its hashes are alike", file->path, key_names[key]);
 }
 
 static int read_id(const gguf *file, enum key key, int32_t n_vocab, int32_t *out, dg_error *error) {
@@ -261,8 +268,9 @@ static int read_tokens(const gguf *file, dg_tokenizer *t, dg_error *error) {
         if (kind == CONTROL && gguf_text_is(text, "<|\"|>")) kind = USER_DEFINED;
         t->kinds[id] = (uint8_t)kind;
 
-        uint32_t hash = hash_text(text.at, (size_t)text.n), i = hash & t->ids.mask;
+        uint32_t hash = hash_text(text.at, (size_t)text.n), i = hash & t->ids.mask, probes = 0;
         for (; t->ids.slots[i].value != NONE; i = (i + 1) & t->ids.mask) {
+            if (probes++ == MOST_PROBES) return crafted(file, KEY_tokens, error);
             if (t->ids.slots[i].hash != hash) continue;
             gguf_text other = string_at(t->tokens, t->token_at[t->ids.slots[i].value]);
             if (other.n == text.n && memcmp(other.at, text.at, (size_t)text.n) == 0) break;
@@ -304,8 +312,9 @@ static int read_merges(const gguf *file, dg_tokenizer *t, dg_error *error) {
                         key_names[KEY_merges], (unsigned long long)k);
         if (text.n > t->longest_merge) t->longest_merge = (size_t)text.n;
         uint32_t hash = hash_pair(hash_text(text.at, left), hash_text(text.at + left + 1, (size_t)text.n - left - 1));
-        uint32_t i = hash & t->ranks.mask;
+        uint32_t i = hash & t->ranks.mask, probes = 0;
         for (; t->ranks.slots[i].value != NONE; i = (i + 1) & t->ranks.mask) {
+            if (probes++ == MOST_PROBES) return crafted(file, KEY_merges, error);
             if (t->ranks.slots[i].hash != hash) continue;
             gguf_text other = string_at(t->merges, t->ranks.slots[i].value);
             if (other.n == text.n && memcmp(other.at, text.at, (size_t)text.n) == 0) break;

@@ -121,6 +121,27 @@ static void test_damaged(void) {
     CHECK(gguf_open("/tmp", &file, &error) == DG_ERROR_SYSTEM && strstr(error.message, "regular"), "%s", error.message);
 }
 
+/* Two tensors of one block in one file, the second where `offset` says. */
+static void expect_pair_refused(const char *first, const char *second, uint64_t offset, const char *expected) {
+    n_bytes = 0;
+    put("GGUF", 4), put32(3), put64(2), put64(0);
+    put_text(first), put32(1), put64(32), put32(8), put64(0);
+    put_text(second), put32(1), put64(32), put32(8), put64(offset);
+    while (n_bytes % 32) put("", 1);
+    for (int i = 0; i < 34 + 64; i++) put("\1", 1);
+    expect_refusal(expected);
+    gguf *file;
+    dg_error error = {0};
+    CHECK(open_bytes(&file, &error) == DG_ERROR_FORMAT && strstr(error.message, expected), "'%s' says nothing of '%s'", error.message, expected);
+}
+
+static void test_pairs(void) {
+    expect_pair_refused("w", "w", 64, "tensor 'w' is there twice");
+    expect_pair_refused("w", "v", 32, "tensor 'v' begins within another's bytes");
+    expect_pair_refused("w", "w", 0, "twice");
+    expect_pair_refused("a\nb", "a\nb", 64, "tensor 'a?b' is there twice"); /* a message is one line, whatever a name holds */
+}
+
 /* ---- Split files ---- */
 
 static char folder[] = "/tmp/dgemma-test-parts-XXXXXX";
@@ -222,6 +243,7 @@ int main(void) {
     close(fd);
     test_whole();
     test_damaged();
+    test_pairs();
     if (!mkdtemp(folder)) return 1;
     test_parts();
     rmdir(folder);

@@ -176,6 +176,32 @@ static void test_damaged(void) {
     refused(m, "chat_template is not a text");
 }
 
+/* What hash_text's last step made x of. */
+static uint64_t unmixed(uint64_t x) {
+    const uint64_t odd = UINT64_C(0x9E3779B97F4A7C15);
+    uint64_t inverse = odd;
+    for (int i = 0; i < 6; i++) inverse *= 2 - odd * inverse;
+    return (x ^ x >> 32) * inverse;
+}
+
+/* Tokens of 8 bytes that all have one hash: reading them would take the square of their number. */
+static void test_crafted(void) {
+    enum { CRAFTED = 1500 };
+    uint64_t *strings = malloc(CRAFTED * 2 * sizeof *strings);
+    int32_t *kinds = malloc(CRAFTED * sizeof *kinds);
+    for (uint64_t i = 0; i < CRAFTED; i++) {
+        strings[2 * i] = 8;
+        strings[2 * i + 1] = unmixed(unmixed(i << 48 | 12345)) ^ 9; /* bits 16 to 47 are the hash, 9 is what it begins with */
+        kinds[i] = 1;
+    }
+    made *m = make();
+    for (int i = TOKENS; i <= TYPES; i++) m->values[i].key.n--;
+    put(m, "tokenizer.ggml.tokens", GGUF_ARRAY, GGUF_STRING, CRAFTED, strings, CRAFTED * 2 * sizeof *strings);
+    put(m, "tokenizer.ggml.token_type", GGUF_ARRAY, GGUF_I32, CRAFTED, kinds, CRAFTED * sizeof *kinds);
+    refused(m, "its hashes are alike");
+    free(strings), free(kinds);
+}
+
 /* Odd, but harmless. */
 static void test_odd(void) {
     static const char *const own[] = {"", "<bos>", "a", "a", "b", "<0x0a>", "\xFFz", "\xE2\x96\x81", "c", "abab"};
@@ -237,6 +263,7 @@ static void test_tiny(void) {
 int main(void) {
     test_made();
     test_damaged();
+    test_crafted();
     test_odd();
     test_tiny();
     return check_done("tokenizer");

@@ -1,0 +1,46 @@
+#define _GNU_SOURCE /* mkstemp, ftruncate, pwrite */
+/* Models: a file is refused, or it runs, whatever its weights are. */
+#include "files.h"
+
+enum { MOST_TOKENS = 4096, MOST_CANVAS = 64 };
+
+/* A prompt, one canvas in few steps, and one more encoded: on every backend, since each has its own kernels. */
+static void use_model(dg_model *model) {
+    const dg_config *c = dg_model_config(model);
+    if (c->n_vocab > MOST_TOKENS || c->canvas_length > MOST_CANVAS) return;
+    dg_error error = {0};
+    dg_session *session;
+    MUST(dg_session_new(model, 32, &session, &error) == DG_OK, "%s", error.message);
+    dg_sampling sampling;
+    dg_sampling_default(model, &sampling);
+    sampling.steps = 2;
+    sampling.max_tokens = c->canvas_length;
+    const int32_t ids[3] = {0, c->n_vocab / 2, c->n_vocab - 1};
+    float *logits = malloc(sizeof *logits * (size_t)c->n_vocab);
+    MUST(logits, "no memory");
+    dg_result *result;
+    int status = dg_encode(session, ids, 3, DG_LOGITS_LAST, logits, &error);
+    if (status == DG_OK) status = dg_generate(session, &sampling, NULL, NULL, &result, &error);
+    if (status != DG_OK) check_refusal(status, &error);
+    else {
+        for (int32_t i = 0; i < result->n_ids; i++) MUST(result->ids[i] >= 0 && result->ids[i] < c->n_vocab, "token %d", result->ids[i]);
+        dg_result_free(result);
+    }
+    free(logits);
+    dg_session_free(session);
+}
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n) {
+    const char *file = file_of(data, n);
+    const char *backends[] = {"cpu", "reference"};
+    for (int i = 0; i < 2; i++) {
+        const dg_model_options options = {.backend = backends[i], .threads = 1};
+        dg_error error = {0};
+        dg_model *model;
+        const int status = dg_model_open(file, &options, &model, &error);
+        if (status != DG_OK) return check_refusal(status, &error), 0;
+        use_model(model);
+        dg_model_free(model);
+    }
+    return 0;
+}
