@@ -195,8 +195,7 @@ static int parse(gguf *file, dg_error *error) {
                  (int)(t->name.n < 200 ? t->name.n : 200), t->name.at, (unsigned long long)t->bytes,
                  (unsigned long long)(data + offsets[i]), (unsigned long long)file->size);
             r.failed = true;
-        }
-        t->data = file->map + data + offsets[i];
+        } else t->data = file->map + data + offsets[i];
     }
     free(offsets);
     if (r.failed) return DG_ERROR_FORMAT;

@@ -96,7 +96,8 @@ static void test_damaged(void) {
         {"an array of 2^62", &array_at, 1ull << 62, 8}, {"an array of 5", &array_at, 5, 8},
         {"a dim of 0", &dims_at, 0, 8}, {"dims whose product overflows", &dims_at, 1ull << 62, 8}, {"a row of half a block", &dims_at, 16, 8},
         {"more data than there is", &dims_at, 64, 8}, {"an unknown type", &type_at, 9999, 4}, {"an offset past the end", &offset_at, 1ull << 40, 8},
-        {"an offset that overflows", &offset_at, ~31ull, 8}, {"an unaligned offset", &offset_at, 4, 8},
+        {"an offset that overflows", &offset_at, ~31ull, 8}, {"an offset of 2^63", &offset_at, 1ull << 63, 8},
+        {"an unaligned offset", &offset_at, 4, 8},
     };
     for (size_t i = 0; i < sizeof lies / sizeof *lies; i++) {
         build();
