@@ -218,6 +218,8 @@ int dg_session_new(dg_model *model, int32_t context, dg_session **out, dg_error 
 void dg_session_free(dg_session *session);
 int32_t dg_session_length(const dg_session *session);
 int32_t dg_session_context(const dg_session *session);
+/* Bytes that a session takes by the time it has held so many tokens: its cache, and what its passes work in. */
+int64_t dg_session_bytes(const dg_model *model, int32_t tokens);
 /* Forgets all but the first `length` tokens. */
 int dg_session_rewind(dg_session *session, int32_t length, dg_error *error);
 

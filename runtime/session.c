@@ -102,6 +102,8 @@ int64_t session_bytes(const dg_model *model, int32_t context) {
     return session_cache_bytes(model, context) + session_room_bytes(model) + session_canvas_bytes(model);
 }
 
+int64_t dg_session_bytes(const dg_model *model, int32_t tokens) { return session_bytes(model, tokens); }
+
 int session_context(const dg_model *model, int32_t *context, dg_error *error) {
     const int32_t most = model->config.context_length;
     if (*context == 0) *context = budget_context(model, most < DEFAULT_CONTEXT ? most : DEFAULT_CONTEXT);

@@ -204,6 +204,10 @@ class Model:
         """A new timeline. context: most tokens that it can hold; None: the model's own, at most 8192."""
         return Session(self, context)
 
+    def session_bytes(self, tokens: int) -> int:
+        """Bytes that a session takes by the time it has held so many tokens."""
+        return int(lib.dg_session_bytes(self._open_handle().pointer, tokens))
+
     def denoise(self, canvases: Sequence[tuple[Session, Ids, npt.ArrayLike | None]]) -> list[Floats]:
         """One denoising step for canvases of several sessions at once: (session, canvas, condition) each, all sessions
         of this model and different. Returns what each session.denoise(canvas, condition) would have, to the bit, in

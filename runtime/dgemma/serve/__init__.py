@@ -1,0 +1,1 @@
+"""dg-serve: an OpenAI-compatible server."""

@@ -1,0 +1,295 @@
+"""The routes. Requests are read here, in asyncio's thread and its helpers; the worker's thread answers them."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import traceback
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from time import monotonic, time
+from typing import Any
+
+from pydantic_core import from_json
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+import dgemma
+from dgemma.errors import Error
+from dgemma.model import Model
+from dgemma.serve.answers import Canvas, Said, Told
+from dgemma.serve.errors import Refusal, refusal_of, wrong
+from dgemma.serve.guard import Guard
+from dgemma.serve.metrics import Metrics
+from dgemma.serve.parameters import Endpoint
+from dgemma.serve.replies import Reply
+from dgemma.serve.requests import Work, read_request
+from dgemma.serve.sessions import Pool
+from dgemma.serve.worker import Job, Worker
+
+log = logging.getLogger("dgemma.serve")
+ALIVE = 15.0  # seconds of silence in a stream before a comment says that it goes on
+AHEAD = 64  # events that a client may be behind before it misses canvases
+CLOSED = 499  # the status in figures of a request whose client left
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a server allows."""
+
+    context: int  # tokens of a prompt and its answer
+    cache: int  # bytes of sessions
+    queue: int = 64  # requests that wait
+    together: int = 4  # requests that take turns
+    body: int = 4 << 20  # bytes of a request
+    deadline: float | None = None  # seconds of a request
+
+
+class Server:
+    """A model's. `app` is the ASGI application; close() ends its worker."""
+
+    def __init__(self, model: Model, limits: Limits, guard: Guard, name: str | None = None) -> None:
+        self._model, self._limits, self._guard = model, limits, guard
+        self.name = name or Path(model.path).stem
+        self._fingerprint = f"dgemma {dgemma.__version__}, {model.backend}"
+        self._created = int(time())
+        self.metrics = Metrics()
+        self.worker = Worker(
+            model, Pool(model, limits.context, limits.cache), self.metrics, limits.queue, limits.together
+        )
+        self.app = Starlette(
+            routes=[
+                Route("/health", self._answering(self._health), methods=["GET"]),
+                Route("/metrics", self._answering(self._metrics_text), methods=["GET"]),
+                Route("/v1/models", self._answering(self._models), methods=["GET"]),
+                Route("/v1/models/{name:path}", self._answering(self._one_model), methods=["GET"]),
+                Route("/v1/chat/completions", self._answering(partial(self._complete, "chat")), methods=["POST"]),
+                Route("/v1/completions", self._answering(partial(self._complete, "completions")), methods=["POST"]),
+            ],
+            exception_handlers={HTTPException: self._no_route},
+        )
+
+    def close(self) -> None:
+        self.worker.close()
+
+    def _answering(self, handler: Any) -> Any:
+        """A handler behind the guard, whose failures are answers."""
+
+        async def answer(request: Request) -> Response:
+            began = monotonic()
+            path = request.scope["route"].path
+            try:
+                self._guard.check(request)
+                response: Response = await handler(request)
+                status = response.status_code
+            except ClientDisconnect:
+                status, response = CLOSED, Response(status_code=CLOSED)
+                self.metrics.left.inc()
+            except Exception as failure:
+                refusal = self._refused(failure)
+                status = refusal.status
+                response = JSONResponse(refusal.body(), status, refusal.all_headers())
+            if not isinstance(response, StreamingResponse):
+                self._count(path, status, began)
+            return response
+
+        return answer
+
+    def _count(self, path: str, status: int, began: float) -> None:
+        self.metrics.requests.labels(path, str(status)).inc()
+        self.metrics.seconds.labels(path).observe(monotonic() - began)
+
+    def _refused(self, failure: Exception) -> Refusal:
+        if not isinstance(failure, (Refusal, Error)):  # where, and of what kind: its text may be a user's
+            places = traceback.extract_tb(failure.__traceback__)
+            where = " < ".join(f"{Path(p.filename).name}:{p.lineno}" for p in reversed(places))
+            log.error("internal error, please report it: %s at %s", type(failure).__name__, where)
+        return refusal_of(failure)
+
+    async def _no_route(self, request: Request, problem: Exception) -> Response:
+        assert isinstance(problem, HTTPException)
+        refusal = Refusal(problem.status_code, f"{request.method} {request.url.path}: {problem.detail}")
+        return JSONResponse(refusal.body(), refusal.status, dict(problem.headers or {}))
+
+    async def _health(self, request: Request) -> Response:
+        draining = self.worker.draining
+        return JSONResponse({"status": "shutting down" if draining else "ok"}, 503 if draining else 200)
+
+    async def _metrics_text(self, request: Request) -> Response:
+        return Response(self.metrics.text(), media_type="text/plain; version=0.0.4")
+
+    def _card(self) -> dict[str, Any]:
+        config = self._model.config
+        own = {"context": self._limits.context, "canvas_length": config.canvas_length}
+        return {"id": self.name, "object": "model", "created": self._created, "owned_by": "dgemma", "diffusion": own}
+
+    async def _models(self, request: Request) -> Response:
+        return JSONResponse({"object": "list", "data": [self._card()]})
+
+    async def _one_model(self, request: Request) -> Response:
+        if request.path_params["name"] != self.name:
+            raise Refusal(404, f"there is no such model here; {self.name!r} is served", "model_not_found", "model")
+        return JSONResponse(self._card())
+
+    async def _complete(self, endpoint: Endpoint, request: Request) -> Response:
+        self.worker.refuse_if_full()
+        body = await self._guard.body(request)
+        work = await asyncio.to_thread(self._read, endpoint, body)
+        given = [each for each in (work.deadline, self._limits.deadline) if each is not None]
+        reply = Reply(work, self._model.tokenizer, self.name, self._fingerprint)
+        client = f"{request.client.host if request.client else ''} {work.user}"
+        answer = Answering(self, work, reply, client, min(given, default=None), request.scope["route"].path)
+        headers = {"X-Request-Id": reply.id, "Cache-Control": "no-store"}
+        if work.ignored:
+            headers["X-Ignored-Parameters"] = ", ".join(work.ignored)
+        if work.stream:
+            return Events(answer, headers)
+        return JSONResponse(await answer.whole(request), headers=headers)
+
+    def _read(self, endpoint: Endpoint, body: bytes) -> Work:
+        try:
+            given = from_json(body, allow_inf_nan=False)
+        except ValueError:
+            raise wrong("the body is no JSON", code="invalid_json") from None
+        return read_request(endpoint, given, self._model, self.name, self._limits.context)
+
+    def ended(self, answer: Answering, status: int) -> None:
+        """A request's one line in the log: figures, no text."""
+        reply, job = answer.reply, answer.job
+        if status == CLOSED:
+            self.metrics.left.inc()
+        self.metrics.waited.observe(job.waited)
+        log.info(
+            "%s %d %s: %d prompt tokens (%d cached), %d answer tokens, %d steps, waited %.2f s, worked %.2f s",
+            *(reply.id, status, answer.path, reply.prompt, reply.cached, reply.tokens, reply.steps),
+            *(job.waited, job.seconds),
+        )
+
+
+class Answering:
+    """One request at the worker, heard from asyncio's thread. Submitted at once: a Refusal if the queue is full."""
+
+    def __init__(
+        self, server: Server, work: Work, reply: Reply, client: str, deadline: float | None, path: str
+    ) -> None:
+        self._server, self.reply, self.path = server, reply, path
+        self._loop = asyncio.get_running_loop()
+        self._events: asyncio.Queue[Told | Exception | None] = asyncio.Queue()
+        self.began = monotonic()
+        self._until = None if deadline is None else self.began + deadline
+        self._spoke = False
+        self.job = Job(work, client, self._hear)
+        server.worker.submit(self.job)
+
+    def _hear(self, told: Told | Exception | None) -> None:
+        """From the worker's thread. A client that reads slowly misses canvases, never text."""
+        if isinstance(told, Canvas) and self._events.qsize() >= AHEAD:
+            return
+        with suppress(RuntimeError):  # the loop has ended: nobody listens
+            self._loop.call_soon_threadsafe(self._events.put_nowait, told)
+
+    def leave(self) -> None:
+        self._server.worker.leave(self.job)
+
+    async def next(self, patience: float | None = None) -> Told | None:
+        """What comes next; None at the end. Raises a Refusal, or TimeoutError after so many seconds."""
+        left = None if self._until is None else self._until - monotonic()
+        wait = min((each for each in (left, patience) if each is not None), default=None)
+        try:
+            told = await asyncio.wait_for(self._events.get(), None if wait is None else max(wait, 0))
+        except asyncio.TimeoutError:
+            if self._until is None or monotonic() < self._until:
+                raise TimeoutError from None
+            raise Refusal(504, "the deadline of the request has passed", "deadline_exceeded") from None
+        if isinstance(told, Exception):
+            raise told
+        if isinstance(told, Said) and not self._spoke:
+            self._spoke = True
+            self._server.metrics.first.observe(monotonic() - self.began)
+        return told
+
+    async def whole(self, request: Request) -> dict[str, Any]:
+        """The whole answer. Raises ClientDisconnect when nobody waits for it any more."""
+        gone = asyncio.ensure_future(_gone(request))
+        status = CLOSED
+        try:
+            while True:
+                told = asyncio.ensure_future(self.next())
+                await asyncio.wait([told, gone], return_when=asyncio.FIRST_COMPLETED)
+                if not told.done():
+                    told.cancel()
+                    raise ClientDisconnect
+                if (event := told.result()) is None:
+                    status = 200
+                    return self.reply.whole()
+                for _ in self.reply.hear(event):
+                    pass
+        except Exception as failure:
+            if not isinstance(failure, ClientDisconnect):
+                status = refusal_of(failure).status
+            raise
+        finally:
+            gone.cancel()
+            self.leave()
+            self._server.ended(self, status)
+
+    async def stream(self) -> AsyncIterator[bytes]:
+        """Server-sent events; an error is one too, as the status is sent already."""
+        status = CLOSED
+        try:
+            while True:
+                try:
+                    told = await self.next(ALIVE)
+                except TimeoutError:
+                    yield b": still at it\n\n"
+                    continue
+                if told is None:
+                    break
+                for chunk in self.reply.hear(told):
+                    yield _event(chunk, "canvas" if isinstance(told, Canvas) and "canvas" in chunk else None)
+            for chunk in self.reply.last():
+                yield _event(chunk)
+            yield b"data: [DONE]\n\n"
+            status = 200
+        except Exception as failure:
+            refusal = self._server._refused(failure)
+            status = refusal.status
+            yield _event(refusal.body())
+        finally:
+            self.leave()
+            self._server._count(self.path, status, self.began)
+            self._server.ended(self, status)
+
+
+class Events(StreamingResponse):
+    """The stream of a request, which ends with it, however it ends."""
+
+    def __init__(self, answer: Answering, headers: dict[str, str]) -> None:
+        self._stream = answer.stream()
+        super().__init__(self._stream, headers=headers, media_type="text/event-stream")
+        self._answer = answer
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._answer.leave()  # at once: the generator may never have begun
+            await self._stream.aclose()  # type: ignore[attr-defined]
+
+
+def _event(data: dict[str, Any], name: str | None = None) -> bytes:
+    head = f"event: {name}\n" if name else ""
+    return f"{head}data: {json.dumps(data, ensure_ascii=False, separators=(',', ':'))}\n\n".encode("utf-8", "replace")
+
+
+async def _gone(request: Request) -> None:
+    """Returns when the client has."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass

@@ -1,0 +1,306 @@
+"""Requests: their schemas, and what they ask the worker for. Option fields are made from options.def."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+
+from dgemma.model import Model
+from dgemma.options import efforts, options
+from dgemma.serve.errors import Refusal, wrong
+from dgemma.serve.parameters import Endpoint, sift
+from dgemma.turns import opens_thought
+
+TOP = ("max_tokens", "seed")  # options that OpenAI's requests have themselves
+MOST_ANSWERS, MOST_PROMPTS, MOST_STOPS = 128, 128, 16
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class Part(_Strict):
+    type: Literal["text"]
+    text: str
+
+
+class Function(_Strict):
+    name: str
+    arguments: str
+
+
+class Call(_Strict):
+    id: str
+    type: Literal["function"] = "function"
+    function: Function
+    index: int | None = None  # as stream chunks have it
+
+
+class Message(_Strict):
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str | list[Part] | None = None
+    name: str | None = None
+    tool_calls: list[Call] | None = None
+    tool_call_id: str | None = None
+    # Of answers given back as they came:
+    reasoning_content: str | None = None
+    refusal: None = None
+    audio: None = None
+    function_call: None = None
+    annotations: list[Any] | None = Field(None, max_length=0)
+    diffusion: dict[str, Any] | None = None
+
+
+class FunctionSchema(_Strict):
+    name: str = Field(min_length=1)
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: Literal[False] | None = None  # nothing enforces a schema
+
+
+class Tool(_Strict):
+    type: Literal["function"]
+    function: FunctionSchema
+
+
+class StreamOptions(_Strict):
+    include_usage: bool | None = None
+    include_obfuscation: bool | None = None  # there is none to leave out
+
+
+class _Diffusion(_Strict):
+    effort: str | None = Field(None, description="a name for several settings")
+    canvas: list[int] | None = Field(None, description="ids of a text that is given in part; see pinned")
+    pinned: list[bool] | None = Field(None, description="which ids of the canvas stay; the others are written anew")
+    events: bool = Field(False, description="in a stream, a canvas event per step: ids, text, entropy of each token")
+    deadline: float | None = Field(None, gt=0, le=86400, description="seconds that the whole request may take")
+
+
+def _option_fields() -> dict[str, Any]:
+    fields: dict[str, Any] = {}
+    for option in options().values():
+        kind: Any = bool if option.flag else float if option.real else int
+        bounds: dict[str, Any] = {} if option.flag else {"ge": option.least, "le": option.most}
+        fields[option.name] = (Annotated[kind, Field(description=option.help, **bounds)] | None, None)
+    return fields
+
+
+Diffusion = create_model("Diffusion", __base__=_Diffusion, **_option_fields())
+Stop = str | list[str] | None
+_Tokens = Annotated[int, Field(ge=1, le=int(options()["max_tokens"].most))] | None
+_Seed = Annotated[int, Field(ge=0, le=int(options()["seed"].most))] | None
+
+
+class _Common(_Strict):
+    model: str
+    max_tokens: _Tokens = None
+    n: Annotated[int, Field(ge=1, le=MOST_ANSWERS)] = 1
+    seed: _Seed = None
+    stop: Stop = None
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    user: str = ""
+    diffusion: Any = None
+
+
+class ChatRequest(_Common):
+    messages: list[Message] = Field(min_length=1)
+    max_completion_tokens: _Tokens = None
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] = "none"
+    tools: list[Tool] | None = None
+    tool_choice: Literal["auto", "none"] = "auto"
+
+
+class TextRequest(_Common):
+    prompt: str | list[str] | list[int] | list[list[int]]
+
+
+@dataclass
+class Work:
+    """What the worker does: `n` answers to each prompt, from seed, seed + 1, ..., all in one session."""
+
+    endpoint: Endpoint
+    prompts: list[list[int]]
+    n: int
+    seed: int
+    settings: dict[str, Any]  # options of generate(), without the seed
+    need: int  # tokens of context
+    marks: bool  # thoughts and calls are told apart
+    thinking: bool  # the prompt ends inside a thought
+    calls: bool  # calls are told as calls; else they are text
+    stops: tuple[str, ...]
+    events: bool
+    stream: bool
+    usage: bool
+    user: str
+    deadline: float | None
+    ignored: list[str] = field(default_factory=list)
+
+
+_Request = TypeVar("_Request", bound=BaseModel)
+
+
+def _valid(schema: type[_Request], body: Any, under: str = "") -> _Request:
+    try:
+        return schema.model_validate(body)
+    except ValidationError as failure:
+        first = failure.errors(include_url=False, include_input=False, include_context=False)[0]
+        where = ".".join([*([under] if under else []), *map(str, first["loc"])])
+        raise wrong(f"{where}: {first['msg']}", where or None, "invalid_value") from None
+
+
+def read_request(endpoint: Endpoint, body: Any, model: Model, served: str, context: int) -> Work:
+    """The work that a request's JSON asks for. Raises a Refusal, or UsageError for options that do not go together."""
+    if not isinstance(body, dict):
+        raise wrong("a request is a JSON object")
+    used, ignored = sift(endpoint, body)
+    request = _valid(ChatRequest, used) if endpoint == "chat" else _valid(TextRequest, used)
+    if request.model != served:
+        raise Refusal(
+            404, f"there is no model {request.model!r} here; {served!r} is served", "model_not_found", "model"
+        )
+    own = _valid(Diffusion, {} if request.diffusion is None else request.diffusion, "diffusion")
+    settings = {name: getattr(own, name) for name in ("effort", *options())}
+    for name in TOP:
+        above = _above(request, name)
+        if above is not None and settings[name] is not None:
+            raise wrong(f"{name} is given twice, here and in diffusion", name)
+        settings[name] = settings[name] if above is None else above
+    if own.effort is not None and own.effort not in efforts():
+        raise wrong(f"diffusion.effort must be {', '.join(efforts())}, not {own.effort!r}", "diffusion.effort")
+    if own.events and not request.stream:
+        raise wrong("diffusion.events needs stream", "diffusion.events")
+    seed = settings.pop("seed")
+    settings = {name: value for name, value in settings.items() if value is not None}
+    if isinstance(request, ChatRequest):
+        prompts = [_chat_prompt(model, request)]
+    else:
+        prompts = _text_prompts(model, request.prompt)
+    templated = isinstance(request, ChatRequest) and model.tokenizer.chat_template is not None
+    if own.canvas is not None or own.pinned is not None:
+        settings |= {"canvas": own.canvas, "pinned": own.pinned}
+        tokens = len(own.canvas or ())
+    elif "max_tokens" in settings or not templated:
+        tokens = int(model.settings(max_tokens=settings.get("max_tokens"))["max_tokens"])
+    else:
+        tokens = _what_is_left(model, len(prompts[0]), context)
+        settings["max_tokens"] = tokens
+    return Work(
+        endpoint,
+        prompts,
+        request.n,
+        secrets.randbits(32) if seed is None else seed,
+        settings,
+        need=_context_for(model, max(map(len, prompts)), tokens, context),
+        marks=templated,
+        thinking=templated and opens_thought(model.tokenizer, prompts[0]),
+        calls=isinstance(request, ChatRequest) and bool(_tools(request)),
+        stops=_stops(request.stop),
+        events=own.events,
+        stream=request.stream,
+        usage=request.stream_options is not None and bool(request.stream_options.include_usage),
+        user=request.user,
+        deadline=own.deadline,
+        ignored=ignored,
+    )
+
+
+def _above(request: ChatRequest | TextRequest, name: str) -> Any:
+    """max_tokens and seed as OpenAI's requests give them."""
+    value = getattr(request, name)
+    if name == "max_tokens" and isinstance(request, ChatRequest) and request.max_completion_tokens is not None:
+        if value not in (None, request.max_completion_tokens):
+            raise wrong("max_tokens and max_completion_tokens differ; give one", name)
+        return request.max_completion_tokens
+    return value
+
+
+def _what_is_left(model: Model, prompt: int, context: int) -> int:
+    """The most tokens of an answer behind a prompt: its last canvas is not encoded."""
+    length: int = model.config.canvas_length
+    return max(0, (context - prompt) // length + 1) * length or length
+
+
+def _context_for(model: Model, prompt: int, tokens: int, context: int) -> int:
+    length: int = model.config.canvas_length
+    need = prompt + (-(-tokens // length) - 1) * length
+    if need > context:
+        raise wrong(
+            f"a prompt of {prompt} tokens and an answer of {tokens} need a context of {need}, more than {context}",
+            "messages" if prompt > context else "max_tokens",
+            "context_length_exceeded",
+        )
+    return max(need, prompt)
+
+
+def _stops(stop: Stop) -> tuple[str, ...]:
+    texts = (stop,) if isinstance(stop, str) else tuple(stop or ())
+    if len(texts) > MOST_STOPS or not all(texts):
+        raise wrong(f"stop takes at most {MOST_STOPS} texts, none of them empty", "stop")
+    return texts
+
+
+def _text_prompts(model: Model, prompt: str | list[str] | list[int] | list[list[int]]) -> list[list[int]]:
+    several = isinstance(prompt, list) and bool(prompt) and not isinstance(prompt[0], int)
+    prompts: list[Any] = prompt if several else [prompt]  # type: ignore[assignment]
+    if len(prompts) > MOST_PROMPTS:
+        raise wrong(f"at most {MOST_PROMPTS} prompts, not {len(prompts)}", "prompt")
+    if any(len(each) == 0 for each in prompts):
+        raise wrong("empty prompt", "prompt")
+    return [model.prompt_ids(each) for each in prompts]
+
+
+def _tools(request: ChatRequest) -> list[Tool]:
+    return [] if request.tool_choice == "none" else request.tools or []
+
+
+def _chat_prompt(model: Model, request: ChatRequest) -> list[int]:
+    thinking, tools = request.reasoning_effort != "none", _tools(request)
+    if model.tokenizer.chat_template is None and (thinking or tools):
+        name = "tools" if tools else "reasoning_effort"
+        raise wrong(f"{name} needs a chat template, and this model has none", name)
+    messages = [_plain(message, request.messages[:at], at) for at, message in enumerate(request.messages)]
+    given = [tool.model_dump(exclude_none=True) for tool in tools] or None
+    ids = model.tokenizer.chat(messages, given, thinking)
+    if not ids:
+        raise wrong("empty prompt", "messages")
+    return ids
+
+
+def _plain(message: Message, before: list[Message], at: int) -> dict[str, Any]:
+    """A message as chat templates know it: text, calls with their arguments as objects, responses with a name."""
+    content = message.content
+    text = content if isinstance(content, str) else "".join(part.text for part in content or ())
+    plain: dict[str, Any] = {"role": "system" if message.role == "developer" else message.role, "content": text}
+    if message.name is not None:
+        plain["name"] = message.name
+    if message.tool_calls:
+        if message.role != "assistant":
+            raise wrong(f"messages.{at}: only an assistant calls tools", f"messages.{at}.tool_calls")
+        plain["tool_calls"] = [
+            {"id": c.id, "type": "function", "function": {"name": c.function.name, "arguments": _arguments(c, at)}}
+            for c in message.tool_calls
+        ]
+    if message.role == "tool":
+        if message.tool_call_id is None:
+            raise wrong(f"messages.{at}: a tool's response needs a tool_call_id", f"messages.{at}.tool_call_id")
+        plain["tool_call_id"] = message.tool_call_id
+        names = {call.id: call.function.name for earlier in before for call in earlier.tool_calls or ()}
+        if message.tool_call_id not in names:
+            raise wrong(f"messages.{at}: no call before has this tool_call_id", f"messages.{at}.tool_call_id")
+        plain.setdefault("name", names[message.tool_call_id])
+    return plain
+
+
+def _arguments(call: Call, at: int) -> dict[str, Any]:
+    try:
+        arguments = json.loads(call.function.arguments or "{}")
+    except (ValueError, RecursionError):
+        arguments = None
+    if not isinstance(arguments, dict):
+        raise wrong(f"messages.{at}: the arguments of a call are no JSON object", f"messages.{at}.tool_calls")
+    return arguments

@@ -1,0 +1,104 @@
+"""Sessions that requests take turns to use: what one has encoded, the next that begins alike does not encode again."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dgemma.errors import MemoryBudgetError
+from dgemma.model import Model
+from dgemma.session import Session
+
+
+@dataclass(eq=False)
+class Slot:
+    """A session, and what is known of it."""
+
+    session: Session
+    held: int = 0  # most tokens that it has held, as its user counts: its memory
+    prompt: int = 0  # tokens of the last prompt, which the same conversation begins with
+    used: int = 0  # when, in takes
+
+
+class Pool:
+    """Sessions of one model within `budget` bytes. One thread's: the worker's.
+
+    The one with the longest beginning of a prompt is taken for it. Those that nobody uses give way, the one that was
+    used longest ago first, where there is no room for another. A request that is alone always gets a session.
+    """
+
+    def __init__(self, model: Model, context: int, budget: int) -> None:
+        self._model, self._context, self._budget = model, context, budget
+        self._idle: list[Slot] = []
+        self._taken: dict[Slot, int] = {}  # with the tokens that each may need
+        self._takes = 0
+        self.tokens = 0  # that wait in sessions that nobody uses; any thread may read it
+
+    @property
+    def bytes(self) -> int:
+        """What all sessions take, or may take while they are used."""
+        tokens = [slot.held for slot in self._idle] + [max(slot.held, need) for slot, need in self._taken.items()]
+        return sum(map(self._model.session_bytes, tokens))
+
+    def take(self, prompt: list[int], need: int) -> Slot | None:
+        """A session for a prompt and its answer; None while those that are used leave no room."""
+        used = sum(self._model.session_bytes(max(slot.held, n)) for slot, n in self._taken.items())
+        if self._taken and used + self._model.session_bytes(need) > self._budget:
+            return None
+        slot = self._best(prompt)
+        if slot is not None and self._worth(slot, prompt):
+            self._idle.remove(slot)
+        else:
+            slot = self._new(need)
+            if slot is None:
+                return None
+        self._takes += 1
+        slot.prompt, slot.used = len(prompt), self._takes
+        self._taken[slot] = need
+        self._make_room(0)
+        return slot
+
+    def give(self, slot: Slot, broken: bool = False) -> None:
+        """The request is done with it; broken: with an error, so that nothing of it is trusted."""
+        del self._taken[slot]
+        if broken:
+            slot.session.close()
+        else:
+            self._idle.append(slot)
+        self._make_room(0)
+
+    def close(self) -> None:
+        for slot in [*self._idle, *self._taken]:
+            slot.session.close()
+        self._idle, self._taken = [], {}
+
+    def _best(self, prompt: list[int]) -> Slot | None:
+        return max(self._idle, key=lambda slot: (slot.session.shared(prompt), -slot.used), default=None)
+
+    def _worth(self, slot: Slot, prompt: list[int]) -> bool:
+        """Whether as much is reused as another conversation would lose."""
+        shared = slot.session.shared(prompt)
+        return shared >= max(1, min(slot.prompt, slot.session.length) - shared)
+
+    def _new(self, need: int) -> Slot | None:
+        """Another session where there is room, or room can be made of those that nobody uses."""
+        self._make_room(self._model.session_bytes(need))
+        while True:
+            try:
+                return Slot(self._model.session(self._context))
+            except MemoryBudgetError:  # the model's own budget
+                if self._idle:
+                    self._drop()
+                elif self._taken:
+                    return None
+                else:
+                    raise
+
+    def _make_room(self, more: int) -> None:
+        while self._idle and self.bytes + more > self._budget:
+            self._drop()
+        self.tokens = sum(slot.session.length for slot in self._idle)
+
+    def _drop(self) -> None:
+        slot = min(self._idle, key=lambda slot: slot.used)
+        self._idle.remove(slot)
+        slot.session.close()

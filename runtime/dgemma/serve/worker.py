@@ -1,0 +1,184 @@
+"""The one thread that works for a model: a bounded queue, served fairly, and requests that take turns step by step."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict, deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from time import monotonic, perf_counter
+from typing import TypeAlias
+
+from dgemma.model import Model
+from dgemma.serve.answers import Canvas, Told, Turns, answers
+from dgemma.serve.errors import Refusal, refusal_of
+from dgemma.serve.metrics import Metrics
+from dgemma.serve.requests import Work
+from dgemma.serve.sessions import Pool, Slot
+
+Hear: TypeAlias = Callable[[Told | Exception | None], None]  # None: it is over
+
+
+@dataclass(eq=False)
+class Job:
+    """A request at work. `hear` is called by the worker's thread, with None or an exception last."""
+
+    work: Work
+    client: str  # turns are shared between these
+    hear: Hear
+    left: threading.Event = field(default_factory=threading.Event)
+    came: float = field(default_factory=monotonic)
+    waited: float = 0.0  # seconds in the queue
+    seconds: float = 0.0  # of work
+    slot: Slot | None = None
+    turns: Turns | None = None
+
+
+class Worker:
+    """Takes requests from any thread; close() ends it. queue: how many may wait. together: how many have turns."""
+
+    def __init__(self, model: Model, pool: Pool, metrics: Metrics, queue: int, together: int) -> None:
+        self._model, self._pool, self._metrics = model, pool, metrics
+        self._most, self._together = queue, together
+        self._waiting: OrderedDict[str, deque[Job]] = OrderedDict()  # by client; the first has the next turn
+        self._running: deque[Job] = deque()
+        self._changed = threading.Condition()
+        self._draining = self._closed = False
+        self._mean = 1.0  # seconds of a request, lately
+        metrics.watch(self.waiting, lambda: len(self._running), lambda: pool.tokens)
+        self._thread = threading.Thread(target=self._work, name="dg-serve worker", daemon=True)
+        self._thread.start()
+
+    def waiting(self) -> int:
+        """How many requests wait."""
+        return sum(map(len, list(self._waiting.values())))
+
+    @property
+    def draining(self) -> bool:
+        return self._draining
+
+    def refuse_if_full(self) -> None:
+        """Raises a Refusal where no request would be taken."""
+        if self._draining:
+            raise Refusal(503, "the server is shutting down", "shutting_down", retry=5)
+        if self.waiting() >= self._most:
+            wait = max(1, min(600, round(self._mean * (self.waiting() + 1))))
+            raise Refusal(429, f"{self._most} requests wait already; try again later", "queue_full", retry=wait)
+
+    def submit(self, job: Job) -> None:
+        with self._changed:
+            self.refuse_if_full()
+            self._waiting.setdefault(job.client, deque()).append(job)
+            self._changed.notify()
+
+    def leave(self, job: Job) -> None:
+        """Nobody waits for it any more: it ends within one step."""
+        job.left.set()
+        with self._changed:
+            jobs = self._waiting.get(job.client)
+            if jobs is not None and job in jobs:
+                jobs.remove(job)
+                if not jobs:
+                    del self._waiting[job.client]
+            self._changed.notify()
+
+    def drain(self) -> None:
+        """Takes no more; who waits is refused, who is at work goes on."""
+        with self._changed:
+            self._draining = True
+            waiting, self._waiting = [job for jobs in self._waiting.values() for job in jobs], OrderedDict()
+        for job in waiting:
+            job.hear(Refusal(503, "the server is shutting down", "shutting_down", retry=5))
+
+    def close(self) -> None:
+        """Ends within one step; requests at work fail with 503."""
+        self.drain()
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
+        self._thread.join()
+
+    def _work(self) -> None:
+        try:
+            while not self._closed:
+                with self._changed:
+                    admitted = self._next()
+                    if admitted is None and not self._running:
+                        self._changed.wait()
+                        continue
+                if admitted is not None:
+                    self._admit(admitted)
+                if self._running:
+                    self._turn(self._running.popleft())
+        finally:
+            self._closed = True
+            self.drain()
+            while self._running:
+                self._end(
+                    self._running.popleft(), Refusal(503, "the server is shutting down", "shutting_down", retry=5)
+                )
+            self._pool.close()
+
+    def _next(self) -> Job | None:
+        """Takes the next from the queue, if there is a place for it."""
+        if len(self._running) >= self._together or not self._waiting:
+            return None
+        client, jobs = self._waiting.popitem(last=False)
+        job = jobs.popleft()
+        if jobs:
+            self._waiting[client] = jobs  # behind the others
+        return job
+
+    def _admit(self, job: Job) -> None:
+        try:
+            job.slot = self._pool.take(job.work.prompts[0], job.work.need)
+        except Exception as failure:
+            self._end(job, refusal_of(failure))
+            return
+        if job.slot is None:  # no room beside those at work: first again
+            with self._changed:
+                self._waiting.setdefault(job.client, deque()).appendleft(job)
+                self._waiting.move_to_end(job.client, last=False)
+            return
+        job.waited = monotonic() - job.came
+        job.turns = answers(job.work, job.slot.session)
+        self._running.append(job)
+
+    def _turn(self, job: Job) -> None:
+        """One step, or one stretch of a prompt."""
+        if job.left.is_set():
+            self._end(job, None)
+            return
+        assert job.turns is not None
+        began = perf_counter()
+        ended, failure = False, None
+        try:
+            ended = self._go_on(job, job.turns)
+        except Exception as problem:
+            failure = problem
+        job.seconds += perf_counter() - began
+        if failure is not None or ended:
+            self._end(job, failure)
+        else:
+            self._running.append(job)
+
+    def _go_on(self, job: Job, turns: Turns) -> bool:
+        """Works until a step is over, and tells what it made final. Returns whether that was the last."""
+        assert job.slot is not None
+        for told in turns:
+            job.slot.held = max(job.slot.held, job.slot.session.length)
+            if told is not None:
+                self._metrics.hear(told)
+                job.hear(told)
+            if told is None or isinstance(told, Canvas) or job.left.is_set():
+                return False
+        return True
+
+    def _end(self, job: Job, failure: Exception | None) -> None:
+        if job.turns is not None:
+            job.turns.close()
+        if job.slot is not None:
+            self._pool.give(job.slot, broken=failure is not None)
+            job.slot = None
+            self._mean += (job.seconds - self._mean) / 8
+        job.hear(failure)
