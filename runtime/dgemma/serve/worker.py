@@ -44,8 +44,9 @@ class Worker:
         self._running: deque[Job] = deque()
         self._changed = threading.Condition()
         self._draining = self._closed = False
+        self._at_work = 0  # those in _running, and the one whose turn it is
         self._mean = 1.0  # seconds of a request, lately
-        metrics.watch(self.waiting, lambda: len(self._running), lambda: pool.tokens)
+        metrics.watch(self.waiting, lambda: self._at_work, lambda: pool.tokens)
         self._thread = threading.Thread(target=self._work, name="dg-serve worker", daemon=True)
         self._thread.start()
 
@@ -142,6 +143,7 @@ class Worker:
             return
         job.waited = monotonic() - job.came
         job.turns = answers(job.work, job.slot.session)
+        self._at_work += 1
         self._running.append(job)
 
     def _turn(self, job: Job) -> None:
@@ -180,5 +182,6 @@ class Worker:
         if job.slot is not None:
             self._pool.give(job.slot, broken=failure is not None)
             job.slot = None
+            self._at_work -= 1
             self._mean += (job.seconds - self._mean) / 8
         job.hear(failure)
