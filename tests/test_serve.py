@@ -115,7 +115,8 @@ def test_a_completion_is_what_the_model_generates(sudoku: Live, bundled: dgemma.
 
 def test_several_prompts_and_answers_are_choices_in_order(sudoku: Live, bundled: dgemma.Model) -> None:
     other = PUZZLE.replace("5", ".", 1)
-    answer = sudoku.complete([bundled.prompt_ids(p) for p in (PUZZLE, other)], n=2, seed=3, extra_body={"diffusion": {"steps": 2}})
+    prompts = [bundled.prompt_ids(p) for p in (PUZZLE, other)]
+    answer = sudoku.complete(prompts, n=2, seed=3, extra_body={"diffusion": {"steps": 2}})
     expected = [bundled.generate(p, seed=s, steps=2).text for p in (PUZZLE, other) for s in (3, 4)]
     assert [c.text for c in answer.choices] == expected and [c.index for c in answer.choices] == [0, 1, 2, 3]
 

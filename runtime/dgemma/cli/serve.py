@@ -48,8 +48,8 @@ Fields of "diffusion" in requests:
 {indented(own_fields())[2:]}
 """
     )
-    return f"""Serves a DiffusionGemma model as OpenAI's API does: /v1/chat/completions and /v1/completions, streaming or
-not, /v1/models, /health and /metrics (for Prometheus).
+    return f"""Serves a DiffusionGemma model as OpenAI's API does: /v1/chat/completions and /v1/completions, streaming
+or not, /v1/models, /health and /metrics (for Prometheus).
 
 MODEL is a GGUF file, or hf:owner/name[:TYPE]. Without one, the Sudoku model that comes with dgemma is served.
 

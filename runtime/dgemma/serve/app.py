@@ -163,7 +163,7 @@ class Server:
     def ended(self, answer: Answering, status: int) -> None:
         """A request's one line in the log: figures, no text."""
         reply, job = answer.reply, answer.job
-        if status == CLOSED:
+        if status == CLOSED and job.work.stream:  # the others are counted where their answer fails
             self.metrics.left.inc()
         self.metrics.waited.observe(job.waited)
         log.info(
