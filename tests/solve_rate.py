@@ -79,11 +79,12 @@ def value_of(value: str) -> object:
 @click.option("--seeds", default=5, show_default=True)
 @click.option("--count", default=100, show_default=True, help="puzzles per level")
 @click.option("--pinned", is_flag=True, help="clues are pinned on the canvas")
+@click.option("--exact", is_flag=True, help="float32 throughout")
 @click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="an option of generate()")
-def main(model: str | None, seeds: int, count: int, pinned: bool, settings: tuple[str, ...]) -> None:
+def main(model: str | None, seeds: int, count: int, pinned: bool, exact: bool, settings: tuple[str, ...]) -> None:
     """Prints a Markdown table for MODEL, or for the bundled one."""
     options = {name: value_of(value) for name, _, value in (text.partition("=") for text in settings)}
-    with dgemma.Model(model) as m:
+    with dgemma.Model(model, exact=exact) as m:
         print("| blanks | solved | % | steps mean / max |\n|--:|--:|--:|--:|")
         for blanks in (20, 30, 36, 40, 44, 48, 51, 54):
             r = solve_rate(m, blanks, count, seeds, pinned, **options)
