@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from cases import GOLDEN, Case, Ours, drawn, relative_error, trajectory
+from models.tidy import tasks
 from solve_rate import puzzles
 
 import dgemma
@@ -14,7 +15,7 @@ from dgemma._native import ffi, lib
 from dgemma.convert import convert
 
 pytestmark = pytest.mark.oracle
-SUDOKU = Path(__file__).parent / "models" / "sudoku"
+SUDOKU, TIDY = (Path(__file__).parent / "models" / name for name in ("sudoku", "tidy"))
 
 
 @pytest.fixture(scope="module")
@@ -70,23 +71,49 @@ class Draws:
         return (below > aim).int().argmax(-1, keepdim=True)
 
 
-@pytest.mark.parametrize("blanks", [30, 44, 51])
-def test_generation_is_that_of_transformers_to_the_token(blanks, hugging_face, tmp_path, monkeypatch):
+PROMPTS = {
+    **{f"sudoku {blanks}": (SUDOKU, [p.prompt for p in puzzles(blanks, 4)]) for blanks in (30, 44, 51)},
+    "tidy": (TIDY, [case.messages for task in ("brackets", "json", "sort", "again") for case in tasks.cases(task, 1)]),
+}
+
+
+@pytest.mark.parametrize(("folder", "prompts"), PROMPTS.values(), ids=PROMPTS)
+def test_generation_is_that_of_transformers_to_the_token(folder, prompts, hugging_face, tmp_path, monkeypatch):
     """Its generate(), given our random numbers, takes the same steps to the same canvas."""
     import torch
     from transformers.models.diffusion_gemma.generation_diffusion_gemma import EntropyBoundSampler
 
-    convert(SUDOKU, tmp_path / "sudoku.gguf", type="f32")
-    reference = hugging_face.load(SUDOKU)
-    with dgemma.Model(tmp_path / "sudoku.gguf", exact=True) as model:
-        for seed, puzzle in enumerate(puzzles(blanks, 4)):
+    convert(folder, tmp_path / "model.gguf", type="f32")
+    reference = hugging_face.load(folder)
+    with dgemma.Model(tmp_path / "model.gguf", exact=True) as model:
+        for seed, prompt in enumerate(prompts):
             draws = Draws(seed, model.config.canvas_length, model.config.n_vocab)
             monkeypatch.setattr(EntropyBoundSampler, "initialize_canvas", lambda *_, draws=draws, **__: draws.canvas())
             monkeypatch.setattr(torch, "multinomial", draws.multinomial)
-            prompt = model.prompt_ids(puzzle.prompt)
-            out = reference.generate(torch.tensor([prompt]), max_new_tokens=model.config.canvas_length)
-            ids = out.sequences[0, len(prompt) :].tolist()
+            ids = model.prompt_ids(prompt)
+            out = reference.generate(torch.tensor([ids]), max_new_tokens=model.config.canvas_length)
+            theirs = out.sequences[0, len(ids) :].tolist()
+            end = next(i for i, token in enumerate(theirs) if token in model.config.end_ids)
 
-            result = model.generate(puzzle.prompt, seed=seed)
-            assert result.ids == ids[: ids.index(1)], f"puzzle {seed}"
-            assert result.steps == draws.samples, f"puzzle {seed}"
+            result = model.generate(prompt, seed=seed)
+            assert result.ids == theirs[:end], f"prompt {seed}"
+            assert result.steps == draws.samples, f"prompt {seed}"
+
+
+@pytest.mark.parametrize(("kind", "most"), [("bf16", 1e-4), ("q8_0", 0.1)])
+@pytest.mark.parametrize("name", ["sudoku 30", "tidy"])
+def test_logits_of_the_bundled_checkpoints_are_those_of_transformers(name, kind, most, hugging_face, tmp_path):
+    """Trained weights behind a real prompt: relative error <= 1e-4; q8_0, as they are bundled, stays near them."""
+    folder, prompts = PROMPTS[name]
+    convert(folder, tmp_path / "model.gguf", type=kind)
+    with dgemma.Model(tmp_path / "model.gguf", exact=True) as model, model.session() as session:
+        theirs, ours = hugging_face.Theirs(hugging_face.load(folder)), Ours(session)
+        ids = np.array(model.prompt_ids(prompts[0]), np.int32)
+        noise = np.random.default_rng(0).integers(0, model.config.n_vocab, model.config.canvas_length, np.int32)
+        expected = theirs.encode(ids)
+        assert relative_error(ours.encode(ids), expected) <= most, "next token"
+        expected = theirs.denoise(noise, None)
+        assert relative_error(ours.denoise(noise, None), expected) <= most, "canvas"
+        condition = expected / np.float32(0.8)
+        expected = theirs.denoise(noise, condition)
+        assert relative_error(ours.denoise(noise, condition), expected) <= most, "self-conditioned"

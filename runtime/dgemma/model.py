@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from dgemma.edit import Edited
     from dgemma.fill import Filled, Pieces
 
-BUNDLED = "sudoku-q8_0.gguf"
+BUNDLED = ("sudoku", "tidy")
 
 
 @dataclass(frozen=True, slots=True)
@@ -350,11 +350,16 @@ class Model:
         return await last_of(self.astream(prompt, **given))
 
 
-def bundled() -> str:
-    """The path of the Sudoku model that comes with dgemma."""
+def bundled(name: str = "sudoku") -> str:
+    """The path of a model that comes with dgemma: "sudoku", or "tidy", which chats and does small text tasks.
+
+    Raises UsageError for another name.
+    """
     from importlib.resources import files
 
-    return os.fspath(files("dgemma").joinpath("models", BUNDLED))  # type: ignore[call-overload, no-any-return]
+    if name not in BUNDLED:
+        raise UsageError(f"no model {name!r} comes with dgemma; it has {' and '.join(BUNDLED)}")
+    return os.fspath(files("dgemma").joinpath("models", f"{name}-q8_0.gguf"))  # type: ignore[call-overload, no-any-return]
 
 
 def backends() -> list[str]:
