@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import sys
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
@@ -78,7 +80,13 @@ class Typed:
         )
 
     def read(self, default: str = "") -> str:
-        return self._session.prompt(PROMPT, default=default)
+        with warnings.catch_warnings():  # Ctrl-C before the line is there leaves its coroutine unused: nothing to tell
+            warnings.filterwarnings("ignore", message="coroutine .* was never awaited", category=RuntimeWarning)
+            try:
+                return self._session.prompt(PROMPT, default=default)
+            except KeyboardInterrupt:
+                gc.collect()  # the warning comes when it is collected
+                raise
 
 
 def _completer(commands: Sequence[tuple[str, bool]]) -> Any:
