@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from commands import Inside
 from gguf import GGUFReader, dequantize
 
 import dgemma
@@ -27,20 +28,8 @@ from dgemma.errors import UsageError
 TINY = Synthetic("tiny")
 
 
-def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
-    """dg-bench in this process: exit status, standard output, standard error."""
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as ended:
-        main.main([str(a) for a in arguments], prog_name="dg-bench")
-    out, err = capsys.readouterr()
-    return int(ended.value.code or 0), out, err
-
-
-def refused(capsys: pytest.CaptureFixture[str], code: int, *arguments: object) -> str:
-    status, out, err = run(capsys, *arguments)
-    assert (status, out) == (code, ""), err
-    assert err.startswith("dg-bench: ") and err.count("\n") == 1, err
-    return err
+INSIDE = Inside(main, "dg-bench")
+run, refused = INSIDE.run, INSIDE.refused
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from commands import Inside
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -27,20 +28,8 @@ from dgemma.model import bundled as bundled_path
 SUDOKU = Path(__file__).parent / "models" / "sudoku"
 
 
-def run_eval(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
-    """dg-eval in this process: exit status, standard output, standard error."""
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as ended:
-        main.main([str(a) for a in arguments], prog_name="dg-eval")
-    out, err = capsys.readouterr()
-    return int(ended.value.code or 0), out, err
-
-
-def refused(capsys: pytest.CaptureFixture[str], code: int, *arguments: object) -> str:
-    status, out, err = run_eval(capsys, *arguments)
-    assert (status, out) == (code, ""), err
-    assert err.startswith("dg-eval: ") and err.count("\n") == 1, err
-    return err
+INSIDE = Inside(main, "dg-eval")
+run_eval, refused = INSIDE.run, INSIDE.refused
 
 
 # ---- Statistics ----

@@ -10,6 +10,7 @@ import gguf
 import numpy as np
 import pytest
 from checkpoints import TEMPLATE, write_checkpoint
+from commands import Inside
 
 from dgemma.cli import facts as facts_module
 from dgemma.cli.facts import PARTS, facts, part_of
@@ -27,12 +28,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder.parent / "out.gguf"
 
 
-def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as ended:
-        main.main([str(a) for a in arguments], prog_name="dg-info")
-    out, err = capsys.readouterr()
-    return int(ended.value.code or 0), out, err
+run = Inside(main, "dg-info").run
 
 
 def test_json_has_what_is_in_the_file(model: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from commands import Inside
 
 from dgemma.bench.synthetic import Synthetic, blueprint
 from dgemma.cli.info import main
@@ -29,19 +30,8 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as ended:
-        main.main([str(a) for a in arguments], prog_name="dg-info")
-    out, err = capsys.readouterr()
-    return int(ended.value.code or 0), out, err
-
-
-def refused(capsys: pytest.CaptureFixture[str], code: int, *arguments: object) -> str:
-    status, out, err = run(capsys, *arguments)
-    assert (status, out) == (code, ""), err
-    assert err.startswith("dg-info: ") and err.count("\n") == 1, err
-    return err
+INSIDE = Inside(main, "dg-info")
+run, refused = INSIDE.run, INSIDE.refused
 
 
 def told(capsys: pytest.CaptureFixture[str], *arguments: object) -> dict[str, Any]:

@@ -6,29 +6,13 @@ from pathlib import Path
 from textwrap import fill
 
 from dgemma.bench.measure import Part, Report, rates
-from dgemma.errors import Error, UsageError
+from dgemma.charts import blank, save
 
-KINDS = (".svg", ".png")
 BAR, FAINT = "#3b6ea5", "#666666"
-
-
-def refuse_plot(path: Path) -> None:
-    """Raises where plot() could not work, before anything is measured."""
-    if path.suffix.lower() not in KINDS:
-        raise UsageError(f"--plot {path}: expected a name that ends in {' or '.join(KINDS)}")
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError:
-        raise Error("--plot needs matplotlib: pip install 'dgemma[bench]'") from None
 
 
 def plot(report: Report, path: Path) -> None:
     """Seconds per part, least to most as a whisker, and how near each comes to the machine's limits."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     steps = report.steps
     shown = [part for part in steps.parts if part.name != "rest"]
     names = [fill(part.covers.partition(":")[0], 24) for part in shown]
@@ -36,7 +20,7 @@ def plot(report: Report, path: Path) -> None:
     low = [part.seconds.median - min(part.seconds.runs) for part in shown]
     high = [max(part.seconds.runs) - part.seconds.median for part in shown]
 
-    figure, axes = pyplot.subplots(figsize=(9, 0.55 * len(shown) + 1.8), layout="constrained")
+    figure, axes = blank(9, 0.55 * len(shown) + 1.8)
     places = range(len(shown))
     axes.barh(places, middle, xerr=[low, high], color=BAR, ecolor=FAINT, capsize=3, height=0.62)
     axes.set_yticks(places, names)
@@ -47,7 +31,6 @@ def plot(report: Report, path: Path) -> None:
     for place, part, end in zip(places, shown, ends, strict=True):
         axes.text(end + 0.012 * most, place, label(report, part), va="center", fontsize=9)
     axes.set_xlim(0, most * 1.62)
-    axes.spines[["top", "right"]].set_visible(False)
     about, machine = report.model, report.machine
     title = f"{about['name']}: one denoising step, {steps.seconds.median:.3g} s"
     limits = ", ".join(
@@ -57,24 +40,14 @@ def plot(report: Report, path: Path) -> None:
     subtitle = f"{where}; limits in Gop/s: {limits or 'not known'}"
     axes.annotate(title, (0, 1), (0, 26), "axes fraction", textcoords="offset points", fontsize=12)
     axes.annotate(subtitle, (0, 1), (0, 10), "axes fraction", textcoords="offset points", fontsize=9, color=FAINT)
-    try:
-        figure.savefig(path, dpi=150)
-    except OSError as problem:
-        raise Error(f"{path}: {(problem.strerror or str(problem)).lower()}") from None
-    finally:
-        pyplot.close(figure)
+    save(figure, path)
 
 
 def plot_writing(report: Report, path: Path) -> None:
     """Tokens per second by batch: llama.cpp's, and ours at several numbers of steps."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     assert report.comparison is not None
     told = report.comparison["writing"]
-    figure, axes = pyplot.subplots(figsize=(8, 5), layout="constrained")
+    figure, axes = blank(8, 5)
     batches = [row["batch"] for row in told["theirs"]]
     speeds = [row["tokens_per_second"] for row in told["theirs"]]
     fast = [row["batch"] / row["seconds"]["min"] for row in told["theirs"]]
@@ -89,15 +62,9 @@ def plot_writing(report: Report, path: Path) -> None:
     axes.set_xticks(batches, list(map(str, batches)))
     axes.set_xlabel("sequences that llama.cpp decodes together (dgemma: canvases one after the other)")
     axes.set_ylabel("tokens per second, all together")
-    axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
     axes.set_title(f"{report.model['name']}: writing", loc="left", fontsize=12)
-    try:
-        figure.savefig(path, dpi=150)
-    except OSError as problem:
-        raise Error(f"{path}: {(problem.strerror or str(problem)).lower()}") from None
-    finally:
-        pyplot.close(figure)
+    save(figure, path)
 
 
 def label(report: Report, part: Part) -> str:

@@ -15,15 +15,17 @@ from dgemma.bench.decoding import decoding
 from dgemma.bench.llama import Theirs, compare, refuse_llama
 from dgemma.bench.machine import apart
 from dgemma.bench.measure import FLAT, bench
-from dgemma.bench.plot import plot, plot_writing, refuse_plot
+from dgemma.bench.plot import plot, plot_writing
 from dgemma.bench.report import markdown
 from dgemma.bench.synthetic import SHAPES, Synthetic, cache_folder, make
 from dgemma.bench.together import together
+from dgemma.charts import refuse_chart
 from dgemma.cli import Command, version_option
+from dgemma.cli.running import running_options
 from dgemma.cli.sizes import ram_option
 from dgemma.convert.recipe import RECIPES
 from dgemma.errors import Error
-from dgemma.model import Model, backends
+from dgemma.model import Model
 from dgemma.plan import placed, this_machine
 from dgemma.progress import progress_bar, telling
 
@@ -92,15 +94,13 @@ pip install 'dgemma[bench]'. The exit status is 0, 1 for a failure, 2 for wrong 
 @click.option(
     "--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, metavar="N", help="Random seed."
 )
-@click.option("--backend", default="auto", metavar="NAME", help=f"auto, or one of: {', '.join(backends())}.")
-@click.option("--threads", type=click.IntRange(min=1), metavar="N", help="Default: one per processor.")
 @click.option(
     "--canvases",
     type=click.IntRange(2, 64),
     metavar="N",
     help="Also time N canvases in one step, against one after the other.",
 )
-@click.option("--exact", is_flag=True, help="Float32 throughout: activations are never rounded to fewer bits.")
+@running_options
 @ram_option
 @click.option("--json", "json_file", type=click.Path(path_type=Path), metavar="FILE", help="Write all figures as JSON.")
 @click.option(
@@ -140,7 +140,7 @@ def main(
     if ram is not None and against is not None:
         raise click.UsageError("--ram and --against do not go together: the other engine would take what it likes")
     if plot_file is not None:
-        refuse_plot(plot_file)
+        refuse_chart(plot_file, "bench")
     if against is not None:
         refuse_llama()
     for file in (json_file, plot_file):

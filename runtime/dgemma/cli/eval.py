@@ -6,25 +6,27 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 
+from dgemma.charts import refuse_chart
 from dgemma.cli import Command, version_option
+from dgemma.cli.running import running_options
 from dgemma.errors import Error, UsageError
 from dgemma.eval.approximations import trials
-from dgemma.eval.base import Base, Say, identity
+from dgemma.eval.base import Base, identity
 from dgemma.eval.evaluation import Evaluation, Files, about
 from dgemma.eval.fidelity import compare, make_base
-from dgemma.eval.plot import plot, refuse_plot
+from dgemma.eval.plot import plot
 from dgemma.eval.report import markdown, told
 from dgemma.eval.results import Log, Variant, run, scores
 from dgemma.eval.sweep import named, read_axes, settings, sweep
 from dgemma.eval.tasks import SHIPPED, Task, load, shipped, suitable
-from dgemma.model import Model, backends, bundled
+from dgemma.model import Model, bundled
+from dgemma.progress import telling
 
 HELP = f"""Measures what a file and a setting are worth: how near a file comes to another of the same model, and how
 often it does tasks right.
@@ -76,9 +78,7 @@ def path_option(flag: str, name: str, text: str) -> Callable[[Callable[..., Any]
 @path_option("--results", "results_file", "Keep every answer here at once; what is there is not done again.")
 @click.option("--sweep", "axes", multiple=True, metavar="OPTION=A,B,...", help="Try these values, all combinations.")
 @click.option("--approximations", is_flag=True, help="Try what is done for speed, each on against off.")
-@click.option("--backend", default="auto", metavar="NAME", help=f"auto, or one of: {', '.join(backends())}.")
-@click.option("--threads", type=click.IntRange(min=1), metavar="N", help="Default: one per processor.")
-@click.option("--exact", is_flag=True, help="Float32 throughout: activations are never rounded to fewer bits.")
+@running_options
 @path_option("--json", "json_file", "Write all figures as JSON.")
 @path_option("--plot", "plot_file", "Draw --sweep: .svg or .png; the other is written beside it.")
 @version_option("dg-eval")
@@ -118,7 +118,7 @@ def main(
     )
     chosen = settings(read_axes(axes)) if axes else []
     if plot_file is not None:
-        refuse_plot(plot_file)
+        refuse_chart(plot_file, "eval")
     for file in (json_file, plot_file, save_base, results_file):
         if file is not None and not file.absolute().parent.is_dir():
             raise Error(f"{file}: there is no folder {file.absolute().parent}")
@@ -183,18 +183,6 @@ def chosen_tasks(model: Model, given: tuple[str, ...], count: int) -> list[Task]
             if seen[task.level] <= count:
                 out.append(task)
     return out
-
-
-@contextmanager
-def telling() -> Iterator[Say]:
-    """A line on standard error, where that is a terminal, of what is being done."""
-    if sys.stderr is None or not sys.stderr.isatty():
-        yield lambda line: None
-        return
-    from rich.console import Console
-
-    with Console(stderr=True).status("") as status:
-        yield status.update
 
 
 if __name__ == "__main__":

@@ -12,18 +12,19 @@ from typing import Any
 
 import click
 
-from dgemma.cli import WRONG_USAGE, Command
+from dgemma.cli import WRONG_USAGE, Command, version_option
 from dgemma.cli.answer import Watch, as_object, reader_for, work
 from dgemma.cli.display import display, figures
 from dgemma.cli.edit import edit_options
 from dgemma.cli.fill import fill_options
 from dgemma.cli.record import Recorder
+from dgemma.cli.running import running_options
 from dgemma.cli.sizes import ram_option, traffic_facts, traffic_line
 from dgemma.cli.speaker import Speaker, say
 from dgemma.cli.texts import Task
 from dgemma.errors import UsageError
 from dgemma.keys import keys
-from dgemma.model import Model, backends
+from dgemma.model import Model
 from dgemma.options import REFERENCE, Option, efforts, options
 from dgemma.session import Prompt
 from dgemma.sizes import size
@@ -121,14 +122,6 @@ def sentence(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
-def version(ctx: click.Context, param: click.Parameter, wanted: bool) -> None:
-    if wanted:
-        import dgemma
-
-        click.echo(f"dg-run {dgemma.__version__}")
-        ctx.exit()
-
-
 @click.command(cls=Command, name="dg-run", help=HELP, context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("model", required=False)
 @click.option("-p", "--prompt", "text", metavar="TEXT", help="The prompt.")
@@ -140,9 +133,7 @@ def version(ctx: click.Context, param: click.Parameter, wanted: bool) -> None:
 @fill_options
 @edit_options
 @generation_options
-@click.option("--backend", default="auto", metavar="NAME", help=f"auto, or one of: {', '.join(backends())}.")
-@click.option("--threads", type=click.IntRange(min=1), metavar="N", help="Default: one per processor.")
-@click.option("--exact", is_flag=True, help="Float32 throughout: slower; activations are never rounded to fewer bits.")
+@running_options
 @click.option(
     "--repack",
     callback=memory,
@@ -171,7 +162,7 @@ def version(ctx: click.Context, param: click.Parameter, wanted: bool) -> None:
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object: answer, figures and settings.")
 @click.option("--quiet", is_flag=True, help="Neither progress nor figures.")
-@click.option("--version", is_flag=True, is_eager=True, expose_value=False, callback=version, help="Print the version.")
+@version_option("dg-run")
 def main(
     model: str | None,
     text: str | None,

@@ -7,9 +7,10 @@ from typing import Any
 import click
 
 from dgemma.cli import Command, version_option
+from dgemma.cli.running import running_options
 from dgemma.cli.sizes import Size, ram_option
 from dgemma.errors import UsageError
-from dgemma.model import Model, backends
+from dgemma.model import Model
 from dgemma.sizes import size_text
 
 try:
@@ -114,9 +115,7 @@ earlier one did encodes only what is new. Ctrl-C finishes what is at work, withi
     metavar="SECONDS",
     help="For what is at work at the end.",
 )
-@click.option("--backend", default="auto", metavar="NAME", help=f"auto, or one of: {', '.join(backends())}.")
-@click.option("--threads", type=click.IntRange(min=1), metavar="N", help="Default: one per processor.")
-@click.option("--exact", is_flag=True, help="Float32 throughout: activations are never rounded to fewer bits.")
+@running_options
 @ram_option
 @version_option("dg-serve")
 def main(

@@ -6,26 +6,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dgemma.errors import Error, UsageError
+from dgemma.charts import KINDS, blank, save
 from dgemma.eval.evaluation import Evaluation
 from dgemma.eval.report import where
 from dgemma.eval.sweep import Point
 
-KINDS = (".svg", ".png")
 MARKERS, LINES = "osD^vPX*<>", ("--", ":", "-.", (0, (5, 1)), (0, (1, 1)))
 COLOURS = ("#1b4f8a", "#c25a00", "#2d7d46", "#8a2b6b", "#555555", "#0f8b8d")  # as dark as each other on grey paper
 PLACES = ((1, -1), (1, 1), (-1, 1), (-1, -1))  # of a point's text, by line
 FAINT = "#666666"
-
-
-def refuse_plot(path: Path) -> None:
-    """Raises where plot() could not work, before anything is measured."""
-    if path.suffix.lower() not in KINDS:
-        raise UsageError(f"--plot {path}: expected a name that ends in {' or '.join(KINDS)}")
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError:
-        raise Error("--plot needs matplotlib: pip install 'dgemma[eval]'") from None
 
 
 def series(points: Sequence[Point]) -> dict[str, list[tuple[str, Point]]]:
@@ -39,12 +28,7 @@ def series(points: Sequence[Point]) -> dict[str, list[tuple[str, Point]]]:
 
 def plot(found: Evaluation, path: Path) -> list[Path]:
     """Draws the sweep as `path` and as the other kind beside it; returns both."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(8.6, 5.4), layout="constrained")
+    figure, axes = blank(8.6, 5.4)
     lines = series(found.points)
     axis = found.points[0].name.split("=")[0]
     for i, (name, its) in enumerate(lines.items()):
@@ -58,7 +42,6 @@ def plot(found: Evaluation, path: Path) -> list[Path]:
     axes.set_ylabel("right answers, % (95 % interval)")
     axes.grid(color="#dddddd", linewidth=0.6)
     axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
     spans = [p.score.seconds for p in found.points]
     if max(spans) > 8 * min(spans) > 0:
         axes.set_xscale("log")
@@ -67,13 +50,7 @@ def plot(found: Evaluation, path: Path) -> list[Path]:
     axes.set_title(f"{found.files[0].identity['name']}: {tasks}, by {axis}", loc="left", fontsize=12, pad=24)
     axes.annotate(where(found), (0, 1), (0, 8), "axes fraction", textcoords="offset points", fontsize=8, color=FAINT)
     both = [path, path.with_suffix(KINDS[path.suffix.lower() == KINDS[0]])]
-    try:
-        for each in both:
-            figure.savefig(each, dpi=150)
-    except OSError as problem:
-        raise Error(f"{each}: {(problem.strerror or str(problem)).lower()}") from None
-    finally:
-        pyplot.close(figure)
+    save(figure, *both)
     return both
 
 

@@ -15,6 +15,7 @@ from dgemma.eval.checks import holds
 from dgemma.eval.statistics import Share, mean_of, share_of
 from dgemma.eval.tasks import Task
 from dgemma.events import Result
+from dgemma.fill import Filled
 from dgemma.model import Model
 from dgemma.turns import Reader, opens_thought
 
@@ -134,13 +135,19 @@ def run(
 
 
 def attempt(variant: Variant, task: Task, seed: int) -> Tried:
+    model, options = variant.model, {**variant.options, "seed": seed}
     if task.fill:
-        return attempt_fill(variant, task, seed)
+        filled = model.fill(task.fill, None if task.prompt is None else task.ids(model), **options)
+        tokens = sum(len(model.tokenizer.encode(hole)) for hole in filled.holes)
+        return tried(variant, task, seed, filled, "\n".join(filled.holes), tokens)
     limit = {} if task.max_tokens is None else {"max_tokens": task.max_tokens}
-    model = variant.model
     prompt = task.ids(model)
-    result = model.generate(prompt, **{**limit, **variant.options, "seed": seed})
-    text = shown(model, prompt, result)
+    result = model.generate(prompt, **{**limit, **options})
+    return tried(variant, task, seed, result, shown(model, prompt, result), len(result.ids))
+
+
+def tried(variant: Variant, task: Task, seed: int, found: Result | Filled, text: str, tokens: int) -> Tried:
+    """What came of an attempt: `text` is the answer, of so many tokens."""
     return Tried(
         run=variant.run,
         task=task.name,
@@ -149,30 +156,10 @@ def attempt(variant: Variant, task: Task, seed: int) -> Tried:
         seed=seed,
         level=task.level,
         right=holds(text, task.check),
-        steps=result.steps,
-        converged=result.converged,
-        tokens=len(result.ids),
-        seconds=result.seconds,
-        text=text,
-    )
-
-
-def attempt_fill(variant: Variant, task: Task, seed: int) -> Tried:
-    prompt = None if task.prompt is None else task.ids(variant.model)
-    filled = variant.model.fill(task.fill, prompt, **{**variant.options, "seed": seed})
-    text = "\n".join(filled.holes)
-    return Tried(
-        run=variant.run,
-        task=task.name,
-        id=task.id,
-        asked=task.asked,
-        seed=seed,
-        level=task.level,
-        right=holds(text, task.check),
-        steps=filled.steps,
-        converged=filled.converged,
-        tokens=sum(len(variant.model.tokenizer.encode(hole)) for hole in filled.holes),
-        seconds=filled.seconds,
+        steps=found.steps,
+        converged=found.converged,
+        tokens=tokens,
+        seconds=found.seconds,
         text=text,
     )
 

@@ -1,0 +1,45 @@
+"""What all charts have in common. matplotlib draws them; it is in the extras `bench` and `eval`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from dgemma.errors import Error, UsageError
+
+KINDS = (".svg", ".png")
+
+
+def refuse_chart(path: Path, extra: str) -> None:
+    """Raises where --plot could not work, before anything is measured. extra: what brings matplotlib."""
+    if path.suffix.lower() not in KINDS:
+        raise UsageError(f"--plot {path}: expected a name that ends in {' or '.join(KINDS)}")
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError:
+        raise Error(f"--plot needs matplotlib: pip install 'dgemma[{extra}]'") from None
+
+
+def blank(width: float, height: float) -> tuple[Any, Any]:
+    """A figure of so many inches, drawn without a display, and its axes."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(width, height), layout="constrained")
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def save(figure: Any, *paths: Path) -> None:
+    """Writes a figure and closes it."""
+    from matplotlib import pyplot
+
+    try:
+        for path in paths:
+            figure.savefig(path, dpi=150)
+    except OSError as problem:
+        raise Error(f"{path}: {(problem.strerror or str(problem)).lower()}") from None
+    finally:
+        pyplot.close(figure)

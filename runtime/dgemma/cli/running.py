@@ -1,0 +1,25 @@
+"""How a model is run: the options of every command that runs one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from dgemma.model import backends
+
+_OPTIONS = (
+    click.option("--backend", default="auto", metavar="NAME", help=f"auto, or one of: {', '.join(backends())}."),
+    click.option("--threads", type=click.IntRange(min=1), metavar="N", help="Default: one per processor."),
+    click.option(
+        "--exact", is_flag=True, help="Float32 throughout: slower; activations are never rounded to fewer bits."
+    ),
+)
+
+
+def running_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """--backend, --threads and --exact."""
+    for option in reversed(_OPTIONS):
+        command = option(command)
+    return command
