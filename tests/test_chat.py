@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import re
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-from terminal import RUN, Typing, screen
+from terminal import RUN, Typing, on_terminal, screen
 
 import dgemma
 from dgemma.cli.chat import Chat
@@ -180,6 +181,37 @@ def test_a_chat_at_a_terminal(chatting: str) -> None:
         assert chat.written.count("\x1b[?25l") <= chat.written.count("\x1b[?25h")  # the cursor is back
 
 
+HASTY = """
+import os, signal, sys
+from asyncio.selector_events import BaseSelectorEventLoop
+from dgemma.cli.run import main
+begin, count = BaseSelectorEventLoop.__init__, 0
+def interrupted(self, *arguments):
+    global count
+    count += 1
+    if count in (2, 3):
+        os.kill(os.getpid(), signal.SIGINT)
+    begin(self, *arguments)
+BaseSelectorEventLoop.__init__ = interrupted
+main.main(sys.argv[1:], prog_name="dg-run")
+"""
+
+
+def test_ctrl_c_while_the_line_is_being_set_up_breaks_nothing(
+    chatting: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "hasty.py").write_text(HASTY)
+    monkeypatch.setattr("terminal.RUN", [sys.executable, str(tmp_path / "hasty.py")])
+    with Typing(chatting, "--chat", *SHORT) as chat:
+        chat.wait("/help lists the commands")
+        chat.type("/seed 7\r")
+        chat.wait(r"(?s)Ctrl-D or /quit leaves.*Ctrl-D or /quit leaves\s+>")
+        chat.type("/stats\r")
+        chat.wait("seed=7")
+        chat.type("\x04")
+        assert chat.end() == 0 and not re.search("Traceback|Exception|Warning", chat.written)
+
+
 def tokens(path: str, text: str) -> int:
     with dgemma.Model(path) as model:
         return len(model.tokenizer.chat([{"role": "user", "content": text}]))
@@ -293,19 +325,15 @@ main.main(sys.argv[1:], prog_name="dg-run")
 def test_on_a_terminal_a_thought_is_dimmed_then_folded_and_lines_are_printed_as_they_are_final(
     chatting: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import sys
-
-    import terminal
-
     (tmp_path / "thinker.py").write_text(THINKER)
-    monkeypatch.setattr(terminal, "RUN", [sys.executable, str(tmp_path / "thinker.py")])
+    monkeypatch.setattr("terminal.RUN", [sys.executable, str(tmp_path / "thinker.py")])
     flags = [chatting, "--think", "--visual", "-p", "why"]
-    code, written = terminal.on_terminal(*flags)
+    code, written = on_terminal(*flags)
     assert code == 0
     assert screen(written)[:3] == ["thought of 3 words", "the sky", "is that"]
     assert "\x1b[2mis it\x1b[0m" in written  # dim, while it was thought
     assert written.index("the sky") < written.index("canvas 3 · step 1")  # printed while the rest was to come
     json_flags = [f for f in flags if f != "--visual"] + ["--json", "--quiet"]
-    done = subprocess.run([*terminal.RUN, *json_flags], capture_output=True, timeout=60)
+    done = subprocess.run([sys.executable, str(tmp_path / "thinker.py"), *json_flags], capture_output=True, timeout=60)
     told = json.loads(done.stdout)
     assert (told["text"], told["thinking"], told["tool_calls"]) == ("the sky\nis that", "is it blue", [])
