@@ -86,14 +86,17 @@ static const stream_matrix *matrix_of(const stream *s, int32_t l, int32_t i) { r
 static int64_t number_of(const stream *s, int32_t l, int32_t expert) { return (int64_t)l * s->n_expert + expert; }
 static int64_t run_room(const stream *s, const run *r) { return up(s, r->offset + r->bytes) - down(s, r->offset); }
 
+int64_t stream_expert_bytes(const stream *s, int32_t l) {
+    int64_t sum = 0;
+    for (int32_t i = 0; i < STREAM_MATRICES; i++)
+        if (matrix_of(s, l, i)->bytes) sum += up(s, matrix_of(s, l, i)->bytes) + s->granule;
+    return sum;
+}
+
 int64_t stream_block_bytes(const stream *s) {
     int64_t most = 0;
-    for (int32_t l = 0; l < s->n_layer; l++) {
-        int64_t sum = 0;
-        for (int32_t i = 0; i < STREAM_MATRICES; i++)
-            if (matrix_of(s, l, i)->bytes) sum += up(s, matrix_of(s, l, i)->bytes) + s->granule;
-        if (sum > most) most = sum;
-    }
+    for (int32_t l = 0; l < s->n_layer; l++)
+        if (stream_expert_bytes(s, l) > most) most = stream_expert_bytes(s, l);
     return most;
 }
 
