@@ -10,7 +10,7 @@
 
 #include "ops.h"
 
-enum { STREAM_MATRICES = 3, STREAM_PIECE = 1 << 21 }; /* of an expert, at most; bytes of one read */
+enum { STREAM_MATRICES = 3, STREAM_PIECE = 1 << 23 }; /* of an expert, at most; bytes of one read */
 
 /* Where the bytes come from: os_file, or what a test puts there. */
 typedef struct stream_reader {
