@@ -56,7 +56,7 @@ class Server:
     """A model's. `app` is the ASGI application; close() ends its worker."""
 
     def __init__(self, model: Model, limits: Limits, guard: Guard, name: str | None = None) -> None:
-        self._model, self._limits, self._guard = model, limits, guard
+        self.model, self._limits, self._guard = model, limits, guard
         self.name = name or Path(model.path).stem
         self._fingerprint = f"dgemma {dgemma.__version__}, {model.backend}"
         self._created = int(time())
@@ -126,7 +126,7 @@ class Server:
         return Response(self.metrics.text(), media_type="text/plain; version=0.0.4")
 
     def _card(self) -> dict[str, Any]:
-        config = self._model.config
+        config = self.model.config
         own = {"context": self._limits.context, "canvas_length": config.canvas_length}
         return {"id": self.name, "object": "model", "created": self._created, "owned_by": "dgemma", "diffusion": own}
 
@@ -143,7 +143,7 @@ class Server:
         body = await self._guard.body(request)
         work = await asyncio.to_thread(self._read, endpoint, body)
         given = [each for each in (work.deadline, self._limits.deadline) if each is not None]
-        reply = Reply(work, self._model.tokenizer, self.name, self._fingerprint)
+        reply = Reply(work, self.model.tokenizer, self.name, self._fingerprint)
         client = f"{request.client.host if request.client else ''} {work.user}"
         answer = Answering(self, work, reply, client, min(given, default=None), request.scope["route"].path)
         headers = {"X-Request-Id": reply.id, "Cache-Control": "no-store"}
@@ -158,7 +158,7 @@ class Server:
             given = from_json(body, allow_inf_nan=False)
         except ValueError:
             raise wrong("the body is no JSON", code="invalid_json") from None
-        return read_request(endpoint, given, self._model, self.name, self._limits.context)
+        return read_request(endpoint, given, self.model, self.name, self._limits.context)
 
     def ended(self, answer: Answering, status: int) -> None:
         """A request's one line in the log: figures, no text."""
