@@ -303,6 +303,8 @@ typedef struct dg_event {
     const int32_t *next;       /* [n] what the next step would see: the draws of accepted positions, random ids elsewhere */
     float mean_entropy;
     bool converged;            /* the stop test held at this step */
+    const int32_t *final;      /* [n_final] ids of the answer that this canvas has made final: the first of its tokens, where */
+    int32_t n_final;           /* `commit` asks for that, and all at its BLOCK */
 } dg_event;
 
 /* What makes an answer degenerate: EMPTY, no token but end and pad ids; LOOP, the last half of a canvas repeats a few. */

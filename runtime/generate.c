@@ -27,6 +27,9 @@ struct dg_generator {
     dg_start start;         /* the caller's, copied; n is 0 without one */
     int32_t at;             /* where in it this canvas begins */
     bool *pins;             /* [n] of this canvas */
+    bool *fixed;            /* [n] pins, and what `commit` made final */
+    int32_t committed;      /* the beginning of the canvas that is final */
+    int32_t n_final;        /* ids of the answer in it */
     int32_t free;           /* how many are not pinned */
     int8_t *marks;          /* [n] MARK_* of the argmax canvas */
     int32_t *canvas;        /* [n] what the decoder sees next */
@@ -102,13 +105,14 @@ int dg_generator_fill(dg_session *session, const dg_sampling *sampling, const dg
     g->accepted = malloc(size * sizeof *g->accepted);
     g->changed = malloc(size * sizeof *g->changed);
     g->pins = calloc(size, sizeof *g->pins);
+    g->fixed = calloc(size, sizeof *g->fixed);
     g->marks = calloc(size, sizeof *g->marks);
     g->ids = malloc((size_t)blocks * size * sizeof *g->ids);
     g->blocks = malloc((size_t)blocks * sizeof *g->blocks);
     const bool copied = !start || copy_start(g, start, (size_t)blocks * size);
     g->result = (dg_result){.ids = g->ids, .places = g->places, .blocks = g->blocks, .end_id = -1, .converged = true, .seed = sampling->seed};
     if (!g->canvas || !g->argmax || !g->order || !g->random_ids || !g->u || !g->choices || !g->entropy || !g->accepted || !g->changed ||
-        !g->pins || !g->marks || !g->ids || !g->blocks || !copied || soft_new(n, c->n_vocab, c->d_model, &g->soft, error) != DG_OK) {
+        !g->pins || !g->fixed || !g->marks || !g->ids || !g->blocks || !copied || soft_new(n, c->n_vocab, c->d_model, &g->soft, error) != DG_OK) {
         dg_generator_free(g);
         return fail(error, DG_ERROR_SYSTEM, "no memory for a canvas of %d tokens", c->canvas_length);
     }
@@ -128,6 +132,7 @@ void dg_generator_free(dg_generator *g) {
     free(g->accepted);
     free(g->changed);
     free(g->pins);
+    free(g->fixed);
     free(g->marks);
     free((void *)(uintptr_t)g->start.ids);
     free((void *)(uintptr_t)g->start.pinned);
@@ -156,8 +161,10 @@ static void start_canvas(dg_generator *g) {
     else if (g->options.short_canvas) g->n = smaller(g->most, g->options.max_tokens - g->result.n_ids);
     dg_draw(g->options.seed, g->result.n_blocks, 0, g->n, c->n_vocab, g->u, g->canvas);
     g->free = g->n;
+    g->committed = g->n_final = 0;
+    memset(g->fixed, 0, (size_t)g->n * sizeof *g->fixed);
     for (int32_t i = 0; g->start.n && i < g->n; i++) {
-        g->pins[i] = g->start.pinned[g->at + i];
+        g->pins[i] = g->fixed[i] = g->start.pinned[g->at + i];
         if (!g->pins[i]) continue;
         g->canvas[i] = g->argmax[i] = g->start.ids[g->at + i];
         g->entropy[i] = 0.0f;
@@ -194,14 +201,40 @@ static int32_t mark_answer(dg_generator *g) {
     return end;
 }
 
+/* With `commit`: the beginning of the canvas is final as far as it has settled, and stays what it is at every later step.
+ * What stands behind the end of a hole says nothing. Returns whether all of the answer in this canvas is final. */
+static bool commit_beginning(dg_generator *g) {
+    if (g->options.commit <= 0.0f) return false;
+    const int32_t n = g->start.n ? g->n : smaller(g->n, g->options.max_tokens - g->result.n_ids);
+    bool ended = false;
+    int32_t i = 0;
+    for (g->n_final = 0; i < n; i++) {
+        ended = ended && !g->pins[i];
+        if (ended) continue;
+        if (!g->fixed[i]) {
+            if (g->changed[i] || !(g->entropy[i] <= g->options.commit)) break;
+            g->fixed[i] = true;
+            g->choices[i].sample = g->argmax[i];
+        }
+        if (g->marks[i] == MARK_PIN || g->marks[i] == MARK_TOKEN) g->ids[g->result.n_ids + g->n_final++] = g->argmax[i];
+        ended = g->marks[i] == MARK_END;
+    }
+    g->committed = i;
+    return i == n;
+}
+
 static void renoise(dg_generator *g) { sampler_renoise(g->canvas, g->n, g->choices, g->accepted, g->random_ids); }
+
+static void keep_fixed(dg_generator *g) {
+    for (int32_t i = 0; i < g->n; i++) g->accepted[i] = g->accepted[i] || g->fixed[i];
+}
 
 /* What follows from a step's choices: acceptance, the next canvas, the stop tests. */
 static void settle(dg_generator *g, float temperature, dg_event *event) {
     bool same = true;
     double sum = 0.0;
     for (int32_t i = 0; i < g->n; i++) {
-        if (g->pins[i]) g->choices[i] = (dg_choice){0.0f, g->canvas[i], g->canvas[i]};
+        if (g->fixed[i]) g->choices[i] = (dg_choice){0.0f, g->canvas[i], g->canvas[i]};
         g->changed[i] = g->index == 0 || g->argmax[i] != g->choices[i].argmax;
         same = same && !g->changed[i];
         g->argmax[i] = g->choices[i].argmax;
@@ -212,13 +245,15 @@ static void settle(dg_generator *g, float temperature, dg_event *event) {
     g->unchanged = same ? g->unchanged + 1 : 0;
     mark_answer(g);
     const bool answered = sampler_settled(&g->options, g->entropy, g->changed, g->marks, g->n, &g->settled);
-    g->converged = answered || sampler_stop(&g->options, g->unchanged, mean);
+    g->converged = commit_beginning(g) || answered || sampler_stop(&g->options, g->unchanged, mean);
     const bool hopeless = sampler_plateau(&g->options, g->index, mean, &g->low);
     sampler_accept(g->entropy, g->n, g->options.entropy_bound, g->accepted, g->order);
+    keep_fixed(g);
     renoise(g);
     *event = (dg_event){
         .kind = DG_EVENT_STEP, .block = g->result.n_blocks, .index = g->index, .temperature = temperature, .n = g->n, .place = g->at, .canvas = g->argmax,
         .entropy = g->entropy, .accepted = g->accepted, .next = g->canvas, .mean_entropy = mean, .converged = g->converged,
+        .final = g->ids + g->result.n_ids, .n_final = g->n_final,
     };
     g->index++;
     g->stepped = true;
@@ -227,7 +262,8 @@ static void settle(dg_generator *g, float temperature, dg_event *event) {
 
 int dg_generator_accept(dg_generator *g, const bool *accepted, dg_error *error) {
     if (!g->stepped) return fail(error, DG_ERROR_USAGE, "accept: the generator is not behind a step");
-    for (int32_t i = 0; i < g->n; i++) g->accepted[i] = g->pins[i] || accepted[i];
+    memcpy(g->accepted, accepted, (size_t)g->n * sizeof *accepted);
+    keep_fixed(g);
     renoise(g);
     return DG_OK;
 }
@@ -282,7 +318,7 @@ static void commit(dg_generator *g, const dg_block *block, int32_t end, dg_event
     dg_result *r = &g->result;
     *event = (dg_event){
         .kind = DG_EVENT_BLOCK, .block = r->n_blocks, .index = block->steps, .n = g->n, .place = g->at, .canvas = g->argmax, .entropy = g->entropy,
-        .accepted = g->accepted, .next = g->canvas, .converged = g->converged,
+        .accepted = g->accepted, .next = g->canvas, .converged = g->converged, .final = g->ids + r->n_ids, .n_final = block->tokens,
     };
     g->blocks[r->n_blocks++] = *block;
     r->n_ids += block->tokens;
@@ -306,7 +342,7 @@ static bool commit_or_retry(dg_generator *g, dg_event *event) {
     dg_block block;
     int32_t end;
     block.fault = read_answer(g, &block, &end);
-    if (block.fault == DG_FAULT_NONE || g->result.retries == g->options.retries) {
+    if (block.fault == DG_FAULT_NONE || g->committed > 0 || g->result.retries == g->options.retries) { /* what is final is not taken back */
         commit(g, &block, end, event);
         return true;
     }

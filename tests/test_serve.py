@@ -61,7 +61,9 @@ def test_a_completion_is_what_the_model_generates(sudoku: Live, bundled: dgemma.
     answer = sudoku.complete(PUZZLE, seed=5)
     choice = answer.choices[0]
     assert choice.text == expected.text and choice.finish_reason == expected.finish_reason == "stop"
+    seconds = choice.diffusion.pop("seconds")
     assert choice.diffusion == {"seed": 5, "steps": expected.steps, "converged": True, "fault": None}
+    assert set(seconds) == {"waiting", "prompt", "steps"} and seconds["steps"] > 0
     assert answer.usage.prompt_tokens == expected.prompt_tokens and answer.usage.completion_tokens == len(expected.ids)
     again = sudoku.complete(PUZZLE, seed=5)
     assert again.choices[0].text == expected.text

@@ -126,6 +126,31 @@ def test_an_answer_cut_by_max_tokens_says_so(live: Live) -> None:
     assert case.answer.startswith(answer.choices[0].message.content)
 
 
+def test_the_beginning_of_a_canvas_is_sent_before_its_end(live: Live) -> None:
+    """With `commit`, and never taken back: chunks come between canvas events, and add up to the answer."""
+    case = right(live, "indent")
+    own = {"commit": 0.001, "stability": 40, "events": True}
+    chunks = list(live.chat("", messages=list(case.messages), seed=1, stream=True, extra_body={"diffusion": own}))
+    steps = [at for at, chunk in enumerate(chunks) if getattr(chunk, "canvas", None)]
+    said = [at for at, chunk in enumerate(chunks) if chunk.choices and chunk.choices[0].delta.content]
+    assert said[0] < steps[-1], "nothing was said before the last step"
+    whole = live.chat("", messages=list(case.messages), seed=1, extra_body={"diffusion": {**own, "events": False}})
+    assert streamed(chunks)["content"] == whole.choices[0].message.content == case.answer
+    for at in steps:  # what is said and the draft are the answer as it stands
+        canvas, told = chunks[at].canvas, streamed(chunks[:at])["content"]
+        assert told == "".join(canvas["text"][: canvas["final"]]) and "draft" in canvas
+    last = chunks[steps[-1]].canvas
+    assert streamed(chunks[: steps[-1]])["content"] + last["draft"]["content"] == case.answer
+
+
+def test_a_stop_inside_a_canvas_counts_what_was_done(live: Live) -> None:
+    case = right(live, "indent")
+    stop = case.answer.split("\n")[0]
+    own = {"commit": 0.001, "stability": 40}
+    choice = live.chat("", messages=list(case.messages), seed=1, stop=stop, extra_body={"diffusion": own}).choices[0]
+    assert not choice.message.content and choice.finish_reason == "stop" and 0 < choice.diffusion["steps"] < 40
+
+
 def test_a_system_message_is_read(live: Live) -> None:
     case = right(live, "upper")
     told = live.chat("", messages=[{"role": "developer", "content": "Be brief."}, *case.messages], seed=1)

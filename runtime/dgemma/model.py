@@ -240,9 +240,9 @@ class Model:
     def generate(self, prompt: Prompt, *, on_step: OnStep | None = None, **given: Any) -> Result:
         """Answers a prompt (see prompt_ids). The options are options.def's:
 
-        max_tokens steps entropy_bound t_min t_max stability confidence seed plateau settled short_canvas retries, and
-        effort, a name for several ("low", "medium", "high", "reference": see dgemma.efforts()); None stands for the
-        file's value.
+        max_tokens steps entropy_bound t_min t_max stability confidence seed plateau settled short_canvas retries
+        commit, and effort, a name for several ("low", "medium", "high", "reference": see dgemma.efforts()); None stands
+        for the file's value.
 
         canvas, pinned: ids [n] and bool [n], n of any length, for a text that is given in part. Pinned ids stay what
         they are at every step; the others are not read, and denoised around the pins. Each run of them is a hole: it

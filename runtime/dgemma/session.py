@@ -465,6 +465,7 @@ def _step(event: Any) -> Step:
         mean_entropy=float(event.mean_entropy),
         converged=bool(event.converged),
         next=copy(event.next, np.int32),
+        final=list(event.final[0 : event.n_final]) if event.n_final else [],
     )
 
 

@@ -53,7 +53,11 @@ PARAMETERS = (
     _used("n", BOTH, "answers to a prompt, from seed, seed + 1, ..."),
     _used("seed", BOTH, "default: drawn at random; an answer tells which in diffusion.seed"),
     _used("stop", BOTH, "one text or several: the answer ends before the first that it holds"),
-    _used("stream", BOTH, "server-sent events; text is sent once its canvas is final, and never taken back"),
+    _used(
+        "stream",
+        BOTH,
+        "server-sent events; text is sent once it is final (with diffusion.commit, canvases from the front)",
+    ),
     _used("stream_options", BOTH, "include_usage"),
     _used("reasoning_effort", CHAT, "none (the default): no thought; any other: the model thinks as long as it does"),
     _used("tools", CHAT, "functions, for the file's chat template"),

@@ -12,7 +12,7 @@ from dgemma.pieces import Pieces
 from dgemma.serve.answers import Began, Canvas, Ended, Told
 from dgemma.serve.requests import Work
 from dgemma.tokenizer import Tokenizer
-from dgemma.turns import Delta, ToolCall
+from dgemma.turns import Answer, Delta, ToolCall
 
 
 class Reply:
@@ -116,6 +116,8 @@ class Reply:
             ],
             "entropy": [round(entropy, 4) for entropy in step.entropy.tolist()],
             "accepted": step.accepted.tolist(),
+            "final": len(step.final),
+            **({"draft": _draft(told.draft)} if told.draft is not None else {}),
         }
 
     def _is_mark(self, token: int) -> bool:
@@ -143,6 +145,11 @@ class _Choice:
         name = f"call_{secrets.token_hex(12)}"
         self.calls.append((delta.call, name))
         return {"tool_calls": [{"index": len(self.calls) - 1, **_call(delta.call, name)}]}
+
+
+def _draft(answer: Answer) -> dict[str, str]:
+    calls = "".join(call.text for call in answer.calls)
+    return {"content": answer.text + calls, "reasoning_content": answer.thinking}
 
 
 def _call(call: ToolCall, name: str) -> dict[str, Any]:

@@ -142,7 +142,7 @@ class Worker:
                 self._waiting.move_to_end(job.client, last=False)
             return
         job.waited = monotonic() - job.came
-        job.turns = answers(job.work, job.slot.session)
+        job.turns = answers(job.work, job.slot.session, job.waited)
         self._at_work += 1
         self._running.append(job)
 
