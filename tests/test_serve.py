@@ -24,6 +24,7 @@ from serving import PATIENCE, Live, serving, soon
 
 import dgemma
 from dgemma.options import options
+from dgemma.serve.edits import EditDiffusion, EditRequest
 from dgemma.serve.guard import is_loopback
 from dgemma.serve.parameters import PARAMETERS, parameters
 from dgemma.serve.requests import ChatRequest, Diffusion, TextRequest
@@ -207,10 +208,11 @@ def test_every_parameter_of_the_client_is_used_ignored_or_refused() -> None:
     for endpoint, module in (("chat", chat_params), ("completions", text_params)):
         known = set(get_type_hints(module.CompletionCreateParamsBase)) | {"stream"}
         assert not known - set(parameters(endpoint)), "parameters that nothing is said of"
-    for endpoint, schema in (("chat", ChatRequest), ("completions", TextRequest)):
+    for endpoint, schema in (("chat", ChatRequest), ("completions", TextRequest), ("edits", EditRequest)):
         used = {p.name for p in PARAMETERS if p.what == "used" and endpoint in p.of}
         assert used == set(schema.model_fields)
     assert set(options()) < set(Diffusion.model_fields)
+    assert set(options()) - set(EditDiffusion.model_fields) == {"max_tokens"}, "an edit is as long as its hole"
 
 
 @pytest.mark.parametrize("name", [p.name for p in parameters("chat").values() if p.what == "refused"])

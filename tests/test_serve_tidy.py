@@ -8,10 +8,11 @@ from collections.abc import Iterator
 from functools import reduce
 from typing import Any
 
+import httpx
 import openai
 import pytest
 from models.tidy import tasks
-from serving import Live, serving
+from serving import PATIENCE, Live, serving
 
 import dgemma
 from dgemma.model import bundled
@@ -149,6 +150,62 @@ def test_a_stop_inside_a_canvas_counts_what_was_done(live: Live) -> None:
     own = {"commit": 0.001, "stability": 40}
     choice = live.chat("", messages=list(case.messages), seed=1, stop=stop, extra_body={"diffusion": own}).choices[0]
     assert not choice.message.content and choice.finish_reason == "stop" and 0 < choice.diffusion["steps"] < 40
+
+
+TEXT = "# 🦊 map\nsea fig ant\nred: 12"
+SPAN = (TEXT.index("sea"), TEXT.index("\nred"))
+
+
+def edit(live: Live, **given: Any) -> httpx.Response:
+    body = {"model": live.model, "input": TEXT, "instruction": "Sort:", "seed": 0} | given
+    return httpx.post(f"{live.url}/v1/edits", json=body, headers={"Authorization": "Bearer secret"}, timeout=PATIENCE)
+
+
+def test_a_passage_is_rewritten_in_place(live: Live) -> None:
+    wanted = live.server.model.edit(TEXT, SPAN, "Sort:", seed=0)
+    assert wanted.passage == "ant fig sea"
+    answer = edit(live, diffusion={"span": SPAN}).json()
+    (choice,) = answer["choices"]
+    figures = choice["diffusion"]
+    assert (choice["text"], choice["finish_reason"]) == (wanted.text, "stop")
+    assert (figures["passage"], tuple(figures["span"])) == (wanted.passage, wanted.span)
+    assert figures["steps"] == wanted.filled.steps and len(figures["trials"]) == len(wanted.filled.trials)
+    assert answer["usage"]["completion_tokens"] == len(live.server.model.tokenizer.encode(wanted.passage))
+
+    own = {"span": SPAN, "events": True, "lengths": [4, 8]}
+    told = edit(live, diffusion=own, stream=True, stream_options={"include_usage": True}).text
+    chunks = [json.loads(line[6:]) for line in told.splitlines() if line.startswith("data: {")]
+    assert told.endswith("data: [DONE]\n\n") and chunks[-1]["usage"]["total_tokens"] > 0
+    canvases = [chunk["canvas"] for chunk in chunks if "canvas" in chunk]
+    assert {canvas["trial"] for canvas in canvases} == {0, 1}
+    for canvas in canvases:  # the hole stands between what stays
+        holes = [text for text, pinned in zip(canvas["text"], canvas["pinned"], strict=True) if not pinned]
+        assert len(holes) == [4, 8][canvas["trial"]]
+        assert "".join(canvas["text"]).startswith(TEXT[: SPAN[0]])
+    assert [c["choices"][0]["text"] for c in chunks if c["choices"]] == [
+        live.server.model.edit(TEXT, SPAN, "Sort:", seed=0, lengths=[4, 8]).text
+    ]
+
+
+@pytest.mark.parametrize(
+    ("given", "param"),
+    [
+        ({"instruction": " "}, "instruction"),
+        ({"diffusion": {"span": [3, 2]}}, "diffusion.span"),
+        ({"diffusion": {"span": [0, 999]}}, "diffusion.span"),
+        ({"diffusion": {"span": [0]}}, "diffusion.span"),
+        ({"diffusion": {"lengths": []}}, "diffusion.lengths"),
+        ({"diffusion": {"max_tokens": 3}}, "diffusion.max_tokens"),
+        ({"diffusion": {"events": True}}, "diffusion.events"),
+        ({"input": "fig " * 3000}, "input"),
+        ({"n": 2}, "n"),
+        ({"input": None}, "input"),
+    ],
+)
+def test_what_is_wrong_with_an_edit_is_named(live: Live, given: dict[str, Any], param: str) -> None:
+    answer = edit(live, **given)
+    assert answer.status_code == 400
+    assert answer.json()["error"]["param"].startswith(param)
 
 
 def test_a_system_message_is_read(live: Live) -> None:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeAlias
+from collections.abc import Generator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import numpy as np
 
 from dgemma.errors import UsageError
 from dgemma.events import Result, Step
-from dgemma.session import OnEncode, OnStep, Prompt, Session, last
+from dgemma.session import CHUNK, OnEncode, OnStep, Prompt, Session
 
 if TYPE_CHECKING:
     from dgemma.model import Model
@@ -130,18 +131,51 @@ class Layout:
         return ids, pinned
 
 
+@dataclass(frozen=True, slots=True)
+class Tried:
+    """A step of one way to fill the holes."""
+
+    trial: int  # counted from 0
+    pinned: list[bool]  # of the canvases that the steps of this trial see; Step.place tells where in it
+    step: Step
+
+
+Turns: TypeAlias = Generator[Tried | None, None, "T"]  # None: more of the prompt is encoded
+T = TypeVar("T")
+
+
 def fill(
-    model: Model,
+    model: Model, text: str | Pieces, prompt: Prompt | None = None, *, on_step: OnStep | None = None, **given: Any
+) -> Filled:
+    """Model.fill, which documents it."""
+    with model.session(model.config.context_length) as session:
+        return done(filling(session, text, prompt, **given), on_step)
+
+
+def done(turns: Turns[T], on_step: OnStep | None) -> T:
+    """What comes of the turns, all taken."""
+    while True:
+        try:
+            tried = next(turns)
+        except StopIteration as end:
+            result: T = end.value
+            return result
+        if tried is not None and on_step is not None:
+            on_step(tried.step)
+
+
+def filling(
+    session: Session,
     text: str | Pieces,
     prompt: Prompt | None = None,
     *,
     lengths: Sequence[int] = LENGTHS,
     special: bool = False,
-    on_step: OnStep | None = None,
     on_encode: OnEncode | None = None,
     **options: Any,
-) -> Filled:
-    """Model.fill, which documents it."""
+) -> Turns[Filled]:
+    """Model.fill in a session, in turns between which others may work."""
+    model = session.model
     pieces = pieces_of(text) if isinstance(text, str) else [p for p in text if p != ""]
     holes = [piece for piece in pieces if isinstance(piece, Hole)]
     if not holes:
@@ -154,18 +188,20 @@ def fill(
     best = [middle if hole.length is None else hole.length for hole in holes]
     trials: dict[tuple[int, ...], Trial] = {}
 
-    def score(chosen: list[int]) -> float:
+    def score(chosen: list[int]) -> Turns[float]:
         key = tuple(chosen)
         if key not in trials:
             layout = Layout.of(model, pieces, chosen, special)
-            trials[key] = _try(session, layout, before, key, on_step, on_encode, options)
+            trials[key] = yield from _try(session, layout, before, key, len(trials), on_encode, options)
         return trials[key].mean_entropy
 
-    with model.session(model.config.context_length) as session:
-        for index in [i for i, hole in enumerate(holes) if hole.length is None]:
-            choices = [[*best[:index], length, *best[index + 1 :]] for length in tried]
-            best = min(choices, key=score)
-        score(best)
+    for index in [i for i, hole in enumerate(holes) if hole.length is None]:
+        choices = [[*best[:index], length, *best[index + 1 :]] for length in tried]
+        scores = []
+        for chosen in choices:
+            scores.append((yield from score(chosen)))
+        best = choices[scores.index(min(scores))]
+    yield from score(best)
     trial = trials[tuple(best)]
     written = iter(trial.holes)
     whole = "".join(next(written) if isinstance(piece, Hole) else piece for piece in pieces)
@@ -177,10 +213,10 @@ def _try(
     layout: Layout,
     before: list[int],
     lengths: tuple[int, ...],
-    on_step: OnStep | None,
+    trial: int,
     on_encode: OnEncode | None,
     options: dict[str, Any],
-) -> Trial:
+) -> Turns[Trial]:
     """Fills the holes of a layout behind a prompt (ids, or none)."""
     model = session.model
     ends = model.config.end_ids
@@ -196,20 +232,32 @@ def _try(
         )
     text_before = layout.ids[max(0, layout.first - room) : layout.first]  # its own beginning is what does not fit
     entropy: dict[int, float] = {}
-
-    def seen(step: Step) -> None:
-        entropy[step.block] = float(step.entropy.sum(dtype=np.float64))
-        if on_step is not None:
-            on_step(step)
-
-    mine: dict[str, Any] = dict(canvas=ids, pinned=pinned, on_step=seen, on_encode=on_encode)
-    result = last(session.stream([*start, *text_before], **mine, **options))
+    encoded = yield from _encode(session, [*start, *text_before], on_encode)
+    with closing(session.stream(canvas=ids, pinned=pinned, **options)) as events:
+        for event in events:
+            if isinstance(event, Step):
+                entropy[event.block] = float(event.entropy.sum(dtype=np.float64))
+                yield Tried(trial, pinned, event)
+    assert isinstance(event, Result)
+    result = replace(event, encoded_tokens=encoded)
     holes: list[list[int]] = [[] for _ in lengths]
     for place, token in zip(result.places or [], result.ids, strict=True):
         if not pinned[place]:
             holes[layout.owners[layout.first + place]].append(token)
     texts = [model.tokenizer.decode(hole) for hole in holes]
     return Trial(lengths, texts, sum(entropy.values()) / (len(pinned) - sum(pinned)), result)
+
+
+def _encode(session: Session, prompt: list[int], on_encode: OnEncode | None) -> Turns[int]:
+    """Session.prompt in turns. Returns how many tokens were encoded."""
+    same = session.shared(prompt)
+    session.rewind(same)
+    for at in range(same, len(prompt), CHUNK):
+        session.encode(prompt[at : at + CHUNK])
+        if on_encode is not None:
+            on_encode(min(at + CHUNK, len(prompt)) - same, len(prompt) - same)
+        yield None
+    return len(prompt) - same
 
 
 def _beginning(model: Model, layout: Layout) -> list[int]:

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from time import perf_counter
 from typing import Any, TypeAlias, TypeVar
 
+from dgemma.edit import Edited
 from dgemma.events import Block, Result, Step
+from dgemma.fill import Tried
 from dgemma.serve.requests import Work
 from dgemma.serve.stops import Stops
 from dgemma.session import CHUNK, Session
@@ -32,6 +34,8 @@ class Canvas:
     choice: int
     step: Step
     draft: Answer | None  # what would be said beside what is, if the canvas stayed as it is; None where it has pins
+    end: int | None = None  # where its first end id stands, without pins
+    tried: Tried | None = None  # of an edit
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +56,14 @@ class Ended:
     figures: dict[str, Any]
 
 
-Told: TypeAlias = Began | Canvas | Said | Ended
+@dataclass(frozen=True, slots=True)
+class Rewritten:
+    """A passage is."""
+
+    edited: Edited
+
+
+Told: TypeAlias = Began | Canvas | Said | Rewritten | Ended
 Turns: TypeAlias = Generator[Told | None, None, None]  # None: a turn with nothing to tell
 
 
@@ -111,18 +122,18 @@ def _answer(
                 reason = "stop"
                 break
             if isinstance(event, Step):  # last: another request's turn may come behind it
-                yield Canvas(choice, event, _draft(work, session, reader, event)) if work.events else None
-    figures = {"seed": seed, "steps": steps, "converged": converged, "fault": fault}
+                yield _canvas(work, session, reader, choice, event) if work.events else None
+    figures: dict[str, Any] = {"seed": seed, "steps": steps, "converged": converged, "fault": fault}
     figures["seconds"] = {what: round(time, 6) for what, time in {**seconds, "steps": clock.seconds}.items()}
     yield Ended(choice, "tool_calls" if calls and reason == "stop" else reason, tokens, figures)
 
 
-def _draft(work: Work, session: Session, reader: Reader, step: Step) -> Answer | None:
+def _canvas(work: Work, session: Session, reader: Reader, choice: int, step: Step) -> Canvas:
     if "canvas" in work.settings:
-        return None
+        return Canvas(choice, step, None)
     ids = step.canvas.tolist()
-    ends = (at for at, token in enumerate(ids) if token in session.model.config.end_ids)
-    return reader.peek(ids[len(step.final) : next(ends, None)])
+    end = next((at for at, token in enumerate(ids) if token in session.model.config.end_ids), len(ids))
+    return Canvas(choice, step, reader.peek(ids[len(step.final) : end]), end)
 
 
 class Clock:
