@@ -19,6 +19,7 @@ from dgemma.eval import rows
 from dgemma.eval.base import Base, first_canvas
 from dgemma.eval.fidelity import compare, fidelity, make_base, reliability
 from dgemma.eval.prompts import choose, puzzles
+from dgemma.model import bundled as bundled_path
 
 SUDOKU = Path(__file__).parent / "models" / "sudoku"
 GOLDEN = Path(__file__).parent / "golden"
@@ -188,6 +189,11 @@ def test_a_model_gets_prompts_that_it_can_read(bundled):
     for prompt in prompts:
         assert bundled.tokenizer.unk_id not in bundled.prompt_ids(prompt)
     assert {p.blanks for p in puzzles() if p.prompt in prompts[:8]} == {20, 30, 36, 40, 44, 48, 51, 54}
+    with dgemma.Model(bundled_path("tidy")) as tidy:
+        name, prompts = choose(tidy)
+        assert name == "tidy" and len(set(map(str, prompts))) == 16
+        same = compare(tidy.path, make_base(tidy.path, count=2))
+        assert (same.kl_mean, same.top1, same.committed) == (0, 1, 1)
 
 
 # ---- What types may cost ----

@@ -7,7 +7,7 @@ from itertools import islice
 from pathlib import Path
 
 import pytest
-from models.tidy import tasks
+from models.tidy import shipped, tasks
 from success_rate import FORMS, names, success_rate
 
 import dgemma
@@ -89,3 +89,8 @@ def test_every_right_answer_is_told_from_a_wrong_one() -> None:
     for task in tasks.TASKS:
         for case in tasks.cases(task, 5):
             assert case.right(case.output) and not case.right(case.output + ".") and not case.right("")
+
+
+def test_dg_evals_tasks_for_it_are_its_held_out_cases() -> None:
+    for name, text in shipped.made().items():
+        assert (shipped.DATA / name).read_text() == text, f"{name}: cd tests && python -m models.tidy.shipped"

@@ -6,7 +6,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from dgemma.cli.running import running_options
 from dgemma.errors import Error, UsageError
 from dgemma.eval.approximations import trials
 from dgemma.eval.base import Base, identity
+from dgemma.eval.checks import CHECKS
 from dgemma.eval.evaluation import Evaluation, Files, about
 from dgemma.eval.fidelity import compare, make_base
 from dgemma.eval.plot import plot
@@ -27,6 +28,13 @@ from dgemma.eval.sweep import named, read_axes, settings, sweep
 from dgemma.eval.tasks import SHIPPED, Task, load, shipped, suitable
 from dgemma.model import Model, bundled
 from dgemma.progress import telling
+
+
+def listed(lines: Mapping[str, str]) -> str:
+    """Names and what they are, for --help."""
+    width = max(map(len, lines))
+    return "\n".join(f"  {name:{width}}  {what}" for name, what in lines.items())
+
 
 HELP = f"""Measures what a file and a setting are worth: how near a file comes to another of the same model, and how
 often it does tasks right.
@@ -41,14 +49,17 @@ are compared; tasks are done where there is --task, and without a base: then all
   dg-eval model.gguf --task mine.jsonl --seeds 3 --results mine.results.jsonl
   dg-eval model.gguf --sweep steps=8,16,32,48 --sweep entropy_bound=0.05,0.1 --plot trade.svg
 
-\b
-Shipped tasks: {", ".join(SHIPPED)}
+Tasks that come with dgemma, for --task:
 
-A task file has a JSON object per line: id, prompt or messages, and a check (kinds: exact, regex, json, numeric,
-markdown-balanced, python-compiles); see the docstrings of dgemma.eval.tasks and dgemma.eval.checks. The canvases of
---against are those that the base's sampler makes on shipped prompts; both models see the same ones, one file at a
-time. Intervals are of 95 %. Tables go to standard output, in Markdown. --plot needs an extra package: pip install
-'dgemma[eval]'. The exit status is 0, 1 for a failure, 2 for wrong usage, 130 after Ctrl-C.
+\b
+{listed({name: each.what for name, each in SHIPPED.items()})}
+
+A task file has a JSON object per line: id, prompt or messages, and a check
+(kinds: {", ".join(CHECKS)});
+see the docstrings of dgemma.eval.tasks and dgemma.eval.checks. The canvases of --against are those that the base's
+sampler makes on shipped prompts; both models see the same ones, one file at a time. Intervals are of 95 %. Tables go
+to standard output, in Markdown. --plot needs an extra package: pip install 'dgemma[eval]'. The exit status is 0, 1 for
+a failure, 2 for wrong usage, 130 after Ctrl-C.
 """
 
 
