@@ -362,6 +362,17 @@ def test_one_file_against_another(capsys, tmp_path):
     assert status == 0 and again == out
 
 
+def test_within_a_budget(capsys, tmp_path):
+    """The same figures and answers; the report says so."""
+    report = tmp_path / "report.json"
+    arguments = ["--against", bundled_path(), "--prompts", 1, "--task", "sudoku", "--count", 1, "--json", report]
+    status, out, err = run_eval(capsys, bundled_path(), *arguments, "--ram", "4G")
+    assert status == 0 and "within 4.0 GiB" in out, err
+    told = json.loads(report.read_text())
+    assert (told["kl_mean"], told["top1"], told["ram"]) == (0, 1, 4 << 30)
+    assert "comparing takes" in refused(capsys, 1, bundled_path(), *arguments, "--ram", "1M")
+
+
 def test_a_line_per_file(capsys, tmp_path):
     files = [tmp_path / f"{kind}.gguf" for kind in ("f32", "q4_0")]
     for path in files:
@@ -407,6 +418,7 @@ def test_wrong_usage_is_one_line(capsys, tmp_path):
         ("ends in .svg or .png", "--sweep", "steps=1", "--plot", tmp_path / "x.pdf"),
         ("one model", "a", "b", "--sweep", "steps=1"),
         ("tries --exact itself", "--approximations", "--exact"),
+        ("no --ram", "--approximations", "--ram", "1G"),
         ("no option 'magic'", "--sweep", "magic=1"),
         ("same name", "--task", "sudoku", "--task", "sudoku.jsonl"),
     ):

@@ -180,6 +180,33 @@ def test_the_process_never_holds_more(large: Path, more: int) -> None:
     assert (streamed == 0) == (more == GIB)
 
 
+COMPARING = """
+import sys, dgemma
+from dgemma.eval.fidelity import fidelity
+path, ram = sys.argv[1], int(sys.argv[2])
+steps = dict(steps=3, t_min=0.05, t_max=0.05, confidence=0.0)
+prompts = [[2, *range(600, 640)], [2, 7, 8]]
+found = fidelity(path, path, prompts=prompts, layers=True, options=steps, model={"ram": ram})
+status = dict(line.split(":", 1) for line in open("/proc/self/status"))
+print(int(status["VmHWM"].split()[0]) * 1024, found.kl_mean, found.top1, found.committed, found.worst_layer)
+"""
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="needs /proc")
+def test_files_are_compared_within_it(large: Path) -> None:
+    """dg-eval, with --layers: the two passes and all that is looked at."""
+    command = [sys.executable, "-c", COMPARING, str(large)]
+    refused = subprocess.run([*command, str(MIB)], capture_output=True, text=True, check=False)
+    named = re.search(r"at least ([0-9.]+) GiB.*\(comparing takes ([0-9.]+) MiB of it\)", refused.stderr)
+    assert named, refused.stderr
+    ram = int(float(named[1]) * GIB + float(named[2]) * MIB) + 32 * MIB
+    done = subprocess.run([*command, str(ram)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    most, *same = done.stdout.split()
+    assert int(most) <= ram < os.path.getsize(large) + 200 * MIB
+    assert same == ["0.0", "1.0", "1.0", "None"]
+
+
 def test_a_budget_that_is_too_small_is_refused_with_the_least(small: Path) -> None:
     least = least_for(small)
     dgemma.Model(small, ram=least).close()

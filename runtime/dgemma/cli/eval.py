@@ -15,6 +15,7 @@ import click
 from dgemma.charts import refuse_chart
 from dgemma.cli import Command, version_option
 from dgemma.cli.running import running_options
+from dgemma.cli.sizes import ram_option
 from dgemma.errors import Error, UsageError
 from dgemma.eval.approximations import trials
 from dgemma.eval.base import Base, identity
@@ -26,6 +27,7 @@ from dgemma.eval.report import markdown, told
 from dgemma.eval.results import Log, Variant, run, scores
 from dgemma.eval.sweep import named, read_axes, settings, sweep
 from dgemma.eval.tasks import SHIPPED, Task, load, shipped, suitable
+from dgemma.hub import local_model
 from dgemma.model import Model, bundled
 from dgemma.progress import telling
 
@@ -39,8 +41,9 @@ def listed(lines: Mapping[str, str]) -> str:
 HELP = f"""Measures what a file and a setting are worth: how near a file comes to another of the same model, and how
 often it does tasks right.
 
-MODELS are GGUF files; without one, the Sudoku model that comes with dgemma is measured. With --against or --base, files
-are compared; tasks are done where there is --task, and without a base: then all shipped ones that the model can read.
+MODELS are GGUF files, or hf:owner/name[:TYPE]; without one, the Sudoku model that comes with dgemma is measured. With
+--against or --base, files are compared; tasks are done where there is --task, and without a base: then all shipped ones
+that the model can read.
 
 \b
   dg-eval model-q4_k_m.gguf --against model-q8_0.gguf --layers
@@ -90,6 +93,7 @@ def path_option(flag: str, name: str, text: str) -> Callable[[Callable[..., Any]
 @click.option("--sweep", "axes", multiple=True, metavar="OPTION=A,B,...", help="Try these values, all combinations.")
 @click.option("--approximations", is_flag=True, help="Try what is done for speed, each on against off.")
 @running_options
+@ram_option
 @path_option("--json", "json_file", "Write all figures as JSON.")
 @path_option("--plot", "plot_file", "Draw --sweep: .svg or .png; the other is written beside it.")
 @version_option("dg-eval")
@@ -110,10 +114,10 @@ def main(
     backend: str,
     threads: int | None,
     exact: bool,
+    ram: int | None,
     json_file: Path | None,
     plot_file: Path | None,
 ) -> None:
-    files = list(models) or [bundled()]
     compares = against is not None or base_file is not None
     refuse(
         {
@@ -122,9 +126,10 @@ def main(
             "--layers needs --against or --base": layers and not compares,
             "--prompts needs --against": prompts is not None and against is None,
             "--plot needs --sweep": plot_file is not None and not axes,
-            "--sweep takes one model": bool(axes) and len(files) > 1,
-            "--approximations takes one model": approximations and len(files) > 1,
+            "--sweep takes one model": bool(axes) and len(models) > 1,
+            "--approximations takes one model": approximations and len(models) > 1,
             "--approximations tries --exact itself": approximations and exact,
+            "--approximations has two models open at once: no --ram": approximations and ram is not None,
         }
     )
     chosen = settings(read_axes(axes)) if axes else []
@@ -135,14 +140,16 @@ def main(
             raise Error(f"{file}: there is no folder {file.absolute().parent}")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
 
-    arguments: dict[str, Any] = {"backend": backend, "threads": threads, **({"exact": True} if exact else {})}
+    files = [local_model(model) for model in models] or [bundled()]
+    arguments: dict[str, Any] = {"backend": backend, "threads": threads}
+    arguments |= {name: value for name, value in (("exact", exact), ("ram", ram)) if value}
     does_tasks = bool(tasks) or not compares
     with telling() as say, Log(results_file) as log:
         base = None
         if base_file is not None:
             base = Base.load(base_file)
         elif against is not None:
-            base = make_base(against, count=prompts, seed=seed, layers=layers, model=arguments, say=say)
+            base = make_base(local_model(against), count=prompts, seed=seed, layers=layers, model=arguments, say=say)
             if save_base is not None:
                 base.save(save_base)
         found = Evaluation({})

@@ -43,7 +43,8 @@ def where(found: Evaluation) -> str:
     about = found.about
     commit = f", commit {about['commit']}" if about["commit"] else ""
     machine = f"{about['processor'] or 'unknown processor'}, {about['backend']}, {count(about['threads'], 'thread')}"
-    return f"{about['date']}, dgemma {about['version']}{commit}; {machine}{', exact' if about['exact'] else ''}"
+    within = f", within {size_text(about['ram'])}" if about["ram"] else ""
+    return f"{about['date']}, dgemma {about['version']}{commit}; {machine}{within}{', exact' if about['exact'] else ''}"
 
 
 def percent(share: float) -> str:

@@ -152,6 +152,12 @@ def joined_states(parts: list[State]) -> State:
     return State(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in State.__slots__})
 
 
+def without_ids(rows: Rows) -> Rows:
+    """What rows state of themselves alone."""
+    none = np.empty(0)
+    return Rows(rows.state, rows.temperature, rows.ends, none.astype(np.int32), none.astype(np.float32))
+
+
 def kept(rows: Rows) -> float:
     """The least share of a row that its kept ids have."""
     return min(1.0, min(float(np.exp(rows.log_p(i)).sum()) for i in range(len(rows))))
