@@ -6,7 +6,6 @@ import os
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
-from functools import partial
 from statistics import median
 from typing import Any
 
@@ -18,7 +17,6 @@ from dgemma.eval.tasks import Task
 from dgemma.model import Model
 from dgemma.options import efforts, options
 
-OFF, ON = "off", "on"
 PROMPTS = 8  # that a divergence is measured on
 
 
@@ -105,25 +103,34 @@ def trials(
     model: dict[str, Any],
     say: Say = lambda line: None,
 ) -> list[Trial]:
-    """Each of APPROXIMATIONS and of optional() on one file. model: Model's arguments that all have."""
-    known, out = identity(path), []
-    for each in [*APPROXIMATIONS, *optional()]:
-        with ExitStack() as stack:
-            variants = []
-            for name, more, options in ((OFF, each.off, {}), (ON, each.on, each.options)):
-                opened = stack.enter_context(Model(path, **{**model, **more}))
-                variants.append(Variant.of(name, opened, known, {**model, **more}, options))
-            tried = run(variants, tasks, log, seeds=seeds, seed=seed, say=partial(_say, say, each.name))
+    """Each of APPROXIMATIONS and of optional() on one file. model: Model's arguments that all have.
+
+    All ways to run it take turns at each task, so that no drift of the machine is taken for a gain.
+    """
+    known, each_of = identity(path), [*APPROXIMATIONS, *optional()]
+    variants: dict[str, Variant] = {}
+    models: dict[str, Model] = {}
+    with ExitStack() as stack:
+        for each in each_of:
+            for more, options in ((each.off, {}), (each.on, each.options)):
+                if (name := way(more, {})) not in models:
+                    models[name] = stack.enter_context(Model(path, **{**model, **more}))
+                one = Variant.of(way(more, options), models[name], known, {**model, **more}, options)
+                variants.setdefault(one.name, one)
+        tried = run(list(variants.values()), tasks, log, seeds=seeds, seed=seed, say=say)
+    out = []
+    for each in each_of:
         apart = None
         if each.logits:
             base = make_base(path, count=PROMPTS, seed=seed, model={**model, **each.off}, say=say)
             apart = compare(path, base, model={**model, **each.on}, say=say).kl_mean
-        out.append(judged(each, tried[OFF], tried[ON], apart))
+        out.append(judged(each, tried[way(each.off, {})], tried[way(each.on, each.options)], apart))
     return out
 
 
-def _say(say: Say, name: str, line: str) -> None:
-    say(f"{name}: {line}")
+def way(arguments: dict[str, Any], options: dict[str, Any]) -> str:
+    """What a way to run a model is called among others."""
+    return ", ".join(f"{name}={value}" for name, value in (arguments | options).items())
 
 
 def judged(each: Approximation, off: Sequence[Tried], on: Sequence[Tried], apart: float | None) -> Trial:

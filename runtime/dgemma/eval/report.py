@@ -29,7 +29,7 @@ def markdown(found: Evaluation) -> str:
     if found.points:
         parts.append(points(found.points))
     if found.trials:
-        parts.append(trials(found.trials))
+        parts.append(trials(found.trials, found.about["backend"]))
     return "\n\n".join("\n".join(lines) for lines in parts)
 
 
@@ -160,7 +160,7 @@ def points(found: Sequence[Point]) -> list[str]:
     return table(["setting", "right, % (95 %)", "steps", "seconds", "best trade"], rows)
 
 
-def trials(found: Sequence[Trial]) -> list[str]:
+def trials(found: Sequence[Trial], backend: str) -> list[str]:
     rows = []
     for t in found:
         right = [interval(each.right) for each in (t.off, t.on)]
@@ -171,6 +171,8 @@ def trials(found: Sequence[Trial]) -> list[str]:
     head = ["approximation", "default", "right off, %", "right on, %", "same answer, %", "KL mean", "steps"]
     head.append("times as fast")
     notes = [f"- {t.name}: {t.what}" for t in found]
+    if backend.startswith("cpu"):
+        notes.append("- precision of keys and values: the CPU keeps them in float32 alone; there is nothing to try")
     return [*table(head, rows), "", *notes]
 
 
