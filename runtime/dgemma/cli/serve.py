@@ -154,8 +154,8 @@ def main(
             address, number = at.getsockname()[:2]
             shown = f"[{address}]" if ":" in address else address
             click.echo(
-                f"dg-serve: {server.name} at http://{shown}:{number}, API at http://{shown}:{number}/v1, context {limits.context},"
-                f" cache {size_text(cache)}",
+                f"dg-serve: {server.name} at http://{shown}:{number}, API at http://{shown}:{number}/v1,"
+                f" context {limits.context}, cache {size_text(cache)}",
                 err=True,
             )
         Running(server, sockets, grace).serve_here()
