@@ -116,6 +116,9 @@ bench: all ## time the real shapes with random weights: 6 layers and all 30 (20 
 bench-ram: all ## what RAM budgets of 4, 8 and 12 GB make of a step, beside a plain map; writes a file of 16.8 GB to the cache
 	$(BIN)/python tests/measure_ram.py --cache $(BENCH_CACHE)
 
+bench-serve: all ## what dg-serve bears and costs: overhead, first bytes, 32 clients for a minute, some of them killed
+	$(BIN)/python tests/measure_serve.py --json tests/bench/serve.json
+
 bench-convert: all ## how fast dg-convert is and how much memory it takes, on 2 GiB in the real shapes
 	$(BIN)/python tests/measure_convert.py
 

@@ -16,7 +16,7 @@ from dgemma.serve.app import Limits, Server
 from dgemma.serve.guard import Guard
 from dgemma.serve.running import Running, listen
 
-PATIENCE = 120  # seconds: nothing here takes as long, however busy the machine
+PATIENCE = 600  # seconds: nothing here takes as long, however busy the machine
 
 
 class Live:

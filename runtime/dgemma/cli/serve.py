@@ -153,9 +153,10 @@ def main(
         for at in sockets:
             address, number = at.getsockname()[:2]
             shown = f"[{address}]" if ":" in address else address
+            url = f"http://{shown}:{number}"
             click.echo(
-                f"dg-serve: {server.name} at http://{shown}:{number}, API at http://{shown}:{number}/v1,"
-                f" context {limits.context}, cache {size_text(cache)}",
+                f"dg-serve: {server.name} at {url}, its API at {url}/v1, context {limits.context},"
+                f" cache {size_text(cache)}",
                 err=True,
             )
         Running(server, sockets, grace).serve_here()

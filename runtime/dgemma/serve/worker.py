@@ -107,7 +107,8 @@ class Worker:
                 with self._changed:
                     admitted = self._next()
                     if admitted is None and not self._running:
-                        self._changed.wait()
+                        if not self._closed:  # asked with the lock: close() could notify just before the wait
+                            self._changed.wait()
                         continue
                 if admitted is not None:
                     self._admit(admitted)

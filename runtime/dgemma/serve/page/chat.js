@@ -2,7 +2,7 @@
 
 import { Failure, stream } from "./api.js";
 import { CanvasView } from "./canvas.js";
-import { $, count, element, paced, say } from "./dom.js";
+import { $, count, element, paced, say, sentence } from "./dom.js";
 import { figures } from "./figures.js";
 import { render } from "./markdown.js";
 import { Preview, htmlOf } from "./preview.js";
@@ -207,7 +207,7 @@ export class Chat {
   finish(view, message) {
     const again = (label) => element("button.small", { type: "button", onclick: () => this.again(view, message) }, label);
     if (message.error) {
-      view.rest.append(element("div.notice.error", { role: "alert" }, element("p", {}, message.error.text), this.retry(again("Try again"), message.error)));
+      view.rest.append(element("div.notice.error", { role: "alert" }, element("p", {}, sentence(message.error.text)), this.retry(again("Try again"), message.error)));
       return;
     }
     if (message.stopped) view.rest.append(element("p.notice.quiet", {}, "Stopped."));

@@ -34,6 +34,8 @@ export function seconds(s) {
   return `${Math.floor(s / 60)} min ${Math.round(s % 60)} s`;
 }
 
+export const sentence = (text) => text.slice(0, 1).toUpperCase() + text.slice(1);
+
 // Calls at most once per frame, with the latest arguments.
 export function paced(draw) {
   let waiting = null;

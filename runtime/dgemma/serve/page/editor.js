@@ -2,7 +2,7 @@
 
 import { Failure, stream } from "./api.js";
 import { dress } from "./canvas.js";
-import { count, element, paced, say } from "./dom.js";
+import { count, element, paced, say, sentence } from "./dom.js";
 import { figures } from "./figures.js";
 import { tab } from "./store.js";
 
@@ -106,7 +106,7 @@ export class Editor {
       if (failure.name === "AbortError") { say("Stopped"); return; }
       const text = failure instanceof Failure ? failure.message : "Something went wrong in this page.";
       if (!(failure instanceof Failure)) console.error(failure);
-      this.told.replaceChildren(element("div.notice.error", { role: "alert" }, element("p", {}, text)));
+      this.told.replaceChildren(element("div.notice.error", { role: "alert" }, element("p", {}, sentence(text))));
     }
   }
 

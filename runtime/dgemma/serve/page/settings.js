@@ -1,6 +1,6 @@
 // Settings, each with what it costs by the pace of the last answer.
 
-import { $, count, element, seconds } from "./dom.js";
+import { $, count, element, seconds, sentence } from "./dom.js";
 import { browser } from "./store.js";
 
 const DEFAULTS = { system: "", thinking: false, effort: "", watch: true };
@@ -119,5 +119,3 @@ export class Settings {
     }
   }
 }
-
-const sentence = (text) => text[0].toUpperCase() + text.slice(1);
