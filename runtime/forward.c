@@ -2,10 +2,47 @@
 #include <math.h>
 #include <stdatomic.h>
 
+#include "error.h"
 #include "session.h"
 #include "stream.h"
 
 static const float *floats(const tensor *t) { return (const float *)(const void *)t->data; }
+
+/* ---- Where numbers end: what is watched for NaN and infinity ---- */
+
+typedef enum stage {
+#define DG_STAGE(name, always, what) STAGE_##name,
+#include "stages.def"
+#undef DG_STAGE
+    STAGES
+} stage;
+
+static const struct { bool always; const char *what; } stages[STAGES] = {
+#define DG_STAGE(name, always, what) {always, what},
+#include "stages.def"
+#undef DG_STAGE
+};
+
+/* x[rows of the pass][d] of a layer (0 outside of layers) */
+static void watch(const pass *p, stage at, int32_t l, const float *x, int64_t rows, int64_t d) {
+    if (stages[at].always || p->closely) p->model->ops->watch(p->model->ops, p->room->found, x, rows * d, 1 + l * STAGES + (int32_t)at);
+}
+
+static int not_finite(const pass *p, dg_error *error) {
+    const int32_t at = (*p->room->found - 1) % STAGES, l = (*p->room->found - 1) / STAGES;
+    const char *path = p->model->file->path;
+    const bool outside = at == STAGE_embedding || at == STAGE_conditioned || at == STAGE_last_norm || at == STAGE_head;
+    if (outside) return fail(error, DG_ERROR_NUMBERS, "%s: NaN or infinity in %s: the weights are damaged, or the numbers too large", path, stages[at].what);
+    return fail(error, DG_ERROR_NUMBERS, "%s: layer %d: NaN or infinity in %s: the weights are damaged, or the numbers too large", path, l, stages[at].what);
+}
+
+/* What a pass is worth: a file that went away meanwhile leaves zeros, which may show as anything. */
+static int verdict(const pass *p, dg_error *error) {
+    const int status = gguf_check(p->model->file, error);
+    return status == DG_OK && *p->room->found ? not_finite(p, error) : status;
+}
+
+/* ---- Layers ---- */
 
 /* out = down(gelu(gate x) * up x) */
 static void mlp(const pass *p, float *out, const float *x, const tensor *gate, const tensor *up, const tensor *down, int64_t n) {
@@ -26,6 +63,7 @@ static void keys_and_values(const pass *p, int32_t l) {
     const int64_t dim = config_head_dim(c, l), heads = c->n_head_kv[l], row = heads * dim;
     const float *from_k = r->k, *from_v = c->sliding[l] ? r->v : r->k; /* full layers: V is the raw K projection */
     profile_part = PART_projections;
+    watch(p, STAGE_input, l, r->h, p->n, c->d_model);
     o->matmul(o, r->k, r->h, &w->attn_k, p->n, r->products);
     if (c->sliding[l]) o->matmul(o, r->v, r->h, &w->attn_v, p->n, r->products);
     for (int32_t i = 0; i < p->n_parts; i++) {
@@ -35,6 +73,8 @@ static void keys_and_values(const pass *p, int32_t l) {
         o->rms_norm(o, v, from_v, NULL, n * heads, dim, c->rms_eps);
         o->rms_norm(o, k, from_k, floats(&w->attn_k_norm), n * heads, dim, c->rms_eps);
         o->rope(o, k, n, heads, dim, s->length, c->sliding[l] ? p->model->rope_swa : p->model->rope_full);
+        watch(p, STAGE_keys, l, k, n, row);
+        watch(p, STAGE_values, l, v, n, row);
         from_k += n * row;
         from_v += n * row;
     }
@@ -58,13 +98,16 @@ static void attend(const pass *p, int32_t l, bool causal) {
             .causal = causal, .window = c->sliding[l] ? c->sliding_window : 0,
         };
         o->rope(o, q, n, c->n_head, dim, s->length, c->sliding[l] ? p->model->rope_swa : p->model->rope_full);
+        watch(p, STAGE_queries, l, q, n, row);
         o->attention(o, y, q, &keys, n, c->n_head, dim);
         q += n * row;
         y += n * row;
     }
+    watch(p, STAGE_attention, l, r->o, p->n, row);
     o->matmul(o, r->a, r->o, &w->attn_output, p->n, r->products);
     o->rms_norm(o, r->a, r->a, floats(&w->post_attention_norm), p->n, d, c->rms_eps);
     o->add(o, r->a, r->a, r->x, p->n, d, 1.0f);
+    watch(p, STAGE_attended, l, r->a, p->n, d);
 }
 
 /* Counts the tokens of each expert; sums of whole numbers are the same in whatever order sessions come. */
@@ -85,12 +128,14 @@ static void feed_forward(const pass *p, int32_t l, float scalar) {
     o->rms_norm(o, r->h, r->a, floats(&w->ffn_norm), n, d, c->rms_eps);
     mlp(p, r->dense, r->h, &w->ffn_gate, &w->ffn_up, &w->ffn_down, n);
     o->rms_norm(o, r->dense, r->dense, floats(&w->post_ffw_norm_1), n, d, c->rms_eps);
+    watch(p, STAGE_dense, l, r->dense, n, d);
 
     profile_part = PART_router;
     /* the router reads the stream itself, normed without a weight */
     o->rms_norm(o, r->h, r->a, NULL, n, d, c->rms_eps);
     o->mul(o, r->h, r->h, floats(&w->ffn_gate_inp_scale), n, d, 1.0f / sqrtf((float)d));
     o->matmul(o, r->scores, r->h, &w->ffn_gate_inp, n, r->products);
+    watch(p, STAGE_router, l, r->scores, n, c->n_expert);
     o->route(o, r->experts, r->shares, r->scores, floats(&w->ffn_down_exps_scale), n, c->n_expert, c->n_expert_used);
     count_routing(p->model, l, r->experts, n * c->n_expert_used);
 
@@ -101,10 +146,12 @@ static void feed_forward(const pass *p, int32_t l, float scalar) {
     o->experts(o, r->sparse, r->h, &w->ffn_gate_exps, &w->ffn_up_exps, &w->ffn_down_exps, r->experts, r->shares, n, c->n_expert_used,
                p->model->stream ? &feed : NULL, r->mixture);
     o->rms_norm(o, r->sparse, r->sparse, floats(&w->post_ffw_norm_2), n, d, c->rms_eps);
+    watch(p, STAGE_experts, l, r->sparse, n, d);
 
     o->add(o, r->dense, r->dense, r->sparse, n, d, 1.0f);
     o->rms_norm(o, r->dense, r->dense, floats(&w->post_ffw_norm), n, d, c->rms_eps);
     o->add(o, r->x, r->a, r->dense, n, d, scalar);
+    watch(p, STAGE_output, l, r->x, n, d);
 }
 
 /* Waits for a layer's own weights, or those outside of layers (-1); false where they cannot be read. */
@@ -117,6 +164,7 @@ static void encode(const pass *p, const int32_t *ids, bool output) {
     room *r = p->room;
     if (!weights_of(m, -1)) return;
     o->embed(o, r->x, &m->top.token_embd, ids, p->n, sqrtf((float)c->d_model));
+    watch(p, STAGE_embedding, 0, r->x, p->n, c->d_model);
     for (int32_t l = 0; l < c->n_layer && weights_of(m, l); l++) {
         const layer *w = &m->layers[l];
         o->rms_norm(o, r->h, r->x, floats(&w->attn_norm), p->n, c->d_model, c->rms_eps);
@@ -127,11 +175,20 @@ static void encode(const pass *p, const int32_t *ids, bool output) {
     }
 }
 
-int forward_encode(const pass *p, const int32_t *ids, bool output, dg_error *error) {
+static int encode_once(const pass *p, const int32_t *ids, bool output, dg_error *error) {
     const dg_model *m = p->model;
+    *p->room->found = 0;
     if (m->stream) stream_begin(m->stream, m->config.n_layer - (output ? 0 : 1));
     encode(p, ids, output);
     return m->stream ? stream_end(m->stream, error) : DG_OK;
+}
+
+int forward_encode(const pass *p, const int32_t *ids, bool output, dg_error *error) {
+    pass again = *p;
+    again.closely = true;
+    int status = encode_once(p, ids, output, error);
+    if (status == DG_OK && *p->room->found) status = encode_once(&again, ids, output, error);
+    return status == DG_OK ? verdict(p, error) : status;
 }
 
 /* room.x += the self-conditioning of the parts that have one */
@@ -172,7 +229,9 @@ static void denoise(const pass *p, const int32_t *canvas) {
     room *r = p->room;
     if (!weights_of(m, -1)) return;
     o->embed(o, r->x, &m->top.token_embd, canvas, p->n, sqrtf((float)c->d_model));
+    watch(p, STAGE_embedding, 0, r->x, p->n, c->d_model);
     self_condition(p);
+    watch(p, STAGE_conditioned, 0, r->x, p->n, c->d_model);
     o->rms_norm(o, r->x, r->x, NULL, p->n, c->d_model, c->rms_eps); /* the canvas alone has this norm */
     for (int32_t l = 0; l < c->n_layer && weights_of(m, l); l++) {
         const layer *w = &m->layers[l];
@@ -185,11 +244,20 @@ static void denoise(const pass *p, const int32_t *canvas) {
     show(p, c->n_layer);
 }
 
-int forward_denoise(const pass *p, const int32_t *canvas, dg_error *error) {
+static int denoise_once(const pass *p, const int32_t *canvas, dg_error *error) {
     const dg_model *m = p->model;
+    *p->room->found = 0;
     if (m->stream) stream_begin(m->stream, m->config.n_layer);
     denoise(p, canvas);
     return m->stream ? stream_end(m->stream, error) : DG_OK;
+}
+
+int forward_denoise(const pass *p, const int32_t *canvas, dg_error *error) {
+    pass again = *p;
+    again.closely = true;
+    int status = denoise_once(p, canvas, error);
+    if (status == DG_OK && *p->room->found) status = denoise_once(&again, canvas, error);
+    return status == DG_OK ? verdict(p, error) : status;
 }
 
 /* room.h[n] = the output norm of rows from `first` on */
@@ -200,17 +268,32 @@ static void output_norm(const pass *p, int64_t first, int64_t n) {
     m->ops->rms_norm(m->ops, p->room->h, p->room->x + first * c->d_model, floats(&m->top.output_norm), n, c->d_model, c->rms_eps);
 }
 
-void forward_logits(const pass *p, int64_t first, int64_t n, float *logits) {
+/* Which of the two it was, the norm of rows or what the head made of them. */
+static int head_not_finite(pass p, int64_t rows, dg_error *error) {
+    p.closely = true;
+    *p.room->found = 0;
+    watch(&p, STAGE_last_norm, 0, p.room->h, rows, p.model->config.d_model);
+    if (!*p.room->found) *p.room->found = 1 + STAGE_head;
+    return verdict(&p, error);
+}
+
+int forward_logits(const pass *p, int64_t first, int64_t n, float *logits, dg_error *error) {
     const dg_model *m = p->model;
     const ops *o = m->ops;
     output_norm(p, first, n);
     o->matmul(o, logits, p->room->h, &m->top.token_embd, n, p->room->products);
+    watch(p, STAGE_head, 0, logits, n, m->config.n_vocab); /* the softcap would hide it */
     o->softcap(o, logits, n * m->config.n_vocab, m->config.softcap);
+    return *p->room->found ? head_not_finite(*p, n, error) : verdict(p, error);
 }
 
-void forward_choose(const pass *p, const head_part *parts) {
+int forward_choose(const pass *p, const head_part *parts, dg_error *error) {
     const dg_model *m = p->model;
     const ops *o = m->ops;
     output_norm(p, 0, p->n);
     o->head(o, parts, p->n_parts, p->room->h, &m->top.token_embd, p->n, m->config.softcap, p->room->products);
+    for (int32_t i = 0; i < p->n_parts; i++)
+        for (int64_t k = 0; k < parts[i].n; k++)
+            if (parts[i].out[k].argmax < 0) return head_not_finite(*p, p->n, error);
+    return verdict(p, error);
 }

@@ -284,7 +284,7 @@ static int steps(dg_generator *const *g, int32_t count, dg_event *events, dg_err
     int status = parts && heads && ids ? DG_OK : fail(error, DG_ERROR_SYSTEM, "no memory for a step");
     if (status == DG_OK) status = session_room(g[0]->session, n, &r, error);
     if (status == DG_OK) {
-        const pass p = {model, r, parts, count, n, NULL};
+        const pass p = {model, r, parts, count, n, NULL, false};
         int64_t first = 0;
         for (int32_t i = 0; i < count; first += g[i++]->n) memcpy(ids + first, g[i]->canvas, (size_t)g[i]->n * sizeof *ids);
         status = forward_denoise(&p, ids, error);
@@ -292,7 +292,7 @@ static int steps(dg_generator *const *g, int32_t count, dg_event *events, dg_err
             dg_draw(g[i]->options.seed, g[i]->result.n_blocks, g[i]->index + 1, g[i]->n, n_vocab, g[i]->u, g[i]->random_ids);
             heads[i] = (head_part){g[i]->n, sampler_temperature(&g[i]->options, g[i]->index), g[i]->u, g[i]->choices, &g[i]->soft};
         }
-        if (status == DG_OK) forward_choose(&p, heads);
+        if (status == DG_OK) status = forward_choose(&p, heads, error);
         for (int32_t i = 0; status == DG_OK && i < count; i++) settle(g[i], heads[i].temperature, &events[i]);
     }
     free(heads);

@@ -393,8 +393,17 @@ static void drop_stale(stream *s, int32_t before) {
     while (s->taken < s->filled && s->slots[s->taken % s->n_slots].sequence < s->cycle * s->n_jobs + before) s->released = ++s->taken;
 }
 
+/* In a forked process nobody reads, and nobody is within a pass. What was being read comes again. */
+static void begin_anew(stream *s) {
+    os_thread_join(s->thread);
+    s->thread = NULL;
+    s->reading = s->busy = false;
+    s->failed = true;
+}
+
 void stream_begin(stream *s, int32_t layers) {
     monitor_enter(s->m);
+    if (s->thread && !os_thread_runs(s->thread)) begin_anew(s);
     while (s->busy) monitor_wait(s->m);
     s->busy = true;
     if (!s->placed || s->failed) {

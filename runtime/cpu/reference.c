@@ -1,5 +1,6 @@
 /* Every op in plain C: what the fast ones are tested against. Sums are taken in double, in index order. */
 #include <math.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -111,7 +112,7 @@ void reference_gelu_mul(const ops *o, float *y, const float *gate, const float *
 static void softcap_stretch(void *arg, int64_t item, int32_t thread) {
     const elements *a = arg;
     (void)thread;
-    for (int64_t i = item * STRETCH; i < stretch_end(a, item); i++) a->y[i] = a->number * tanhf(a->y[i] / a->number);
+    for (int64_t i = item * STRETCH; i < stretch_end(a, item); i++) a->y[i] = a->number * tanhf(a->y[i] / a->number) + (a->y[i] - a->y[i]);
 }
 
 void reference_softcap(const ops *o, float *x, int64_t n, float cap) {
@@ -126,6 +127,28 @@ static void divide_stretch(void *arg, int64_t item, int32_t thread) {
 
 void reference_divide(const ops *o, float *z, const float *x, int64_t n, float temperature) {
     run_elements(o, divide_stretch, (elements){.y = z, .x = x, .n = n, .number = temperature});
+}
+
+typedef struct watching {
+    const float *x;
+    int64_t n;
+    atomic_bool bad;
+} watching;
+
+static void watch_stretch(void *arg, int64_t item, int32_t thread) {
+    watching *a = arg;
+    const int64_t end = (item + 1) * STRETCH < a->n ? (item + 1) * STRETCH : a->n;
+    bool finite = true;
+    (void)thread;
+    for (int64_t i = item * STRETCH; i < end; i++) finite = finite && isfinite(a->x[i]);
+    if (!finite) atomic_store(&a->bad, true);
+}
+
+void reference_watch(const ops *o, int32_t *found, const float *x, int64_t n, int32_t mark) {
+    if (*found) return;
+    watching a = {.x = x, .n = n};
+    pool_run(o->pool, watch_stretch, &a, (n + STRETCH - 1) / STRETCH);
+    if (atomic_load(&a.bad)) *found = mark;
 }
 
 /* ---- Matrices ---- */
@@ -351,8 +374,15 @@ void reference_experts(const ops *o, float *y, const float *x, const tensor *gat
 void dg_choose(const float *z, int64_t n, int64_t n_vocab, const double *u, dg_choice *out) {
     for (int64_t i = 0; i < n; i++, z += n_vocab) {
         int64_t best = 0;
-        for (int64_t v = 1; v < n_vocab; v++)
+        bool finite = isfinite(z[0]);
+        for (int64_t v = 1; v < n_vocab; v++) {
             if (z[v] > z[best]) best = v;
+            finite = finite && isfinite(z[v]);
+        }
+        if (!finite) {
+            out[i] = (dg_choice){NAN, -1, -1};
+            continue;
+        }
         double total = 0.0, weighted = 0.0; /* H = log Z - sum d e^d / Z, d = z - max */
         for (int64_t v = 0; v < n_vocab; v++) {
             const double d = (double)z[v] - (double)z[best], p = exp(d);

@@ -29,12 +29,17 @@ class BackendError(Error):
     """A backend that does not exist here, or failed."""
 
 
+class NumbersError(Error):
+    """NaN or infinity came up while a model ran: its weights are damaged. Names the layer and what was computed."""
+
+
 KINDS: dict[int, type[Error]] = {
     lib.DG_ERROR_USAGE: UsageError,
     lib.DG_ERROR_FORMAT: FormatError,
     lib.DG_ERROR_SYSTEM: SystemFailure,
     lib.DG_ERROR_MEMORY: MemoryBudgetError,
     lib.DG_ERROR_BACKEND: BackendError,
+    lib.DG_ERROR_NUMBERS: NumbersError,
 }
 
 
