@@ -71,6 +71,12 @@ MUTATIONS ?= 200
 fuzz-replay: $(REPLAYS) ## the fuzz targets on their corpora, and on MUTATIONS=200 of each file
 	@set -e; for t in $(FUZZERS); do $(BUILD)/asan/fuzz/$$t $(MUTATIONS) tests/fuzz/corpus/$$t/*; done
 
+N       ?= 100000
+MUTANTS  = $(wildcard tests/fuzz/corpus/gguf/* tests/fuzz/corpus/model/*)
+fuzz-files: $(BUILD)/libdgemma.a ## open N=100000 damaged files as models: refused or run, in 2 s and 200 MiB each
+	$(CC) $(ALL) tests/fuzz/model.c tests/fuzz/replay.c $< -lm -o $(BUILD)/fuzz-files
+	FUZZ_SECONDS=2 FUZZ_MIB=200 FUZZ_LAST=$(BUILD)/fuzz-files.last $(BUILD)/fuzz-files $$(($(N) / $(words $(MUTANTS)))) $(MUTANTS)
+
 CLANG   ?= clang
 MINUTES ?= 1
 FUZZ     = $(BUILD)/fuzz
@@ -157,6 +163,9 @@ $(NATIVE): $(BUILD)/native.c $(BUILD)/libdgemma.a
 	@mkdir -p $(@D)
 	$(CC) $(ALL) -Wno-missing-field-initializers -Wno-missing-prototypes $(PYTHON_INCLUDE) -shared $< $(BUILD)/libdgemma.a -lm -o $@
 
+# What the system gives, in the hands of tests/c/faults.c.
+faults_LINK = $(foreach call,malloc calloc realloc free mmap munmap pthread_create pthread_join open close fstat pread,-Wl,--wrap=$(call))
+
 # A watched build: its objects, and the C tests and fuzz targets linked with them.
 define WATCH
 $(call compile,$(1)/,$($(1)))
@@ -164,7 +173,7 @@ $(1)_OBJECTS := $(OBJECTS:$(BUILD)/%=$(BUILD)/$(1)/%)
 .SECONDARY: $$($(1)_OBJECTS)
 $(BUILD)/$(1)/tests/%: tests/c/%.c tests/c/check.h $$($(1)_OBJECTS)
 	@mkdir -p $$(@D)
-	$$(CC) $$(ALL) $($(1)) -Itests/c $$< $$($(1)_OBJECTS) -lm -o $$@
+	$$(CC) $$(ALL) $($(1)) -Itests/c $$< $$($(1)_OBJECTS) $$($$(@F)_LINK) -lm -o $$@
 $(BUILD)/$(1)/fuzz/%: tests/fuzz/%.c tests/fuzz/replay.c $(wildcard tests/fuzz/*.h) $$($(1)_OBJECTS)
 	@mkdir -p $$(@D)
 	$$(CC) $$(ALL) $($(1)) $$< tests/fuzz/replay.c $$($(1)_OBJECTS) -lm -o $$@

@@ -66,6 +66,8 @@ int ops_new(const dg_model_options *options, const dg_config *c, ops **out, dg_e
     o->tolerance = options->tolerance != 0.0f ? options->tolerance : 1e-3f;
     fill(o, chosen, options->exact);
     if (!o->scratch || !o->pool) {
+        os_release(o->scratch, (size_t)(o->scratch_floats * threads) * sizeof(float)); /* the pool would tell how much it is */
+        o->scratch = NULL;
         ops_free(o);
         return fail(error, DG_ERROR_SYSTEM, "cannot start %d threads", threads);
     }

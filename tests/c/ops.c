@@ -156,7 +156,7 @@ static void test_watch(void) {
     const int64_t sizes[] = {1, 7, 40, 4097, 70000};
     for (size_t s = 0; s < sizeof sizes / sizeof *sizes; s++) {
         const int64_t n = sizes[s];
-        float *x = numbers(n, 3e38f);
+        float *x = numbers(n, 1e38f);
         for (int64_t i = 0; i < 16; i++) {
             const int64_t at = i * (n - 1) / 15;
             int32_t found = 0;
