@@ -390,6 +390,15 @@ def test_a_line_per_file(capsys, tmp_path):
     assert told["commit"] is None or len(told["commit"]) >= 7
 
 
+def test_levels_alone(capsys):
+    levels = ("20 blanks", "36 blanks")
+    flags = [flag for level in levels for flag in ("--level", level)]
+    status, out, err = run_eval(capsys, "--task", "sudoku", "--count", 1, *flags)
+    assert status == 0, err
+    rows = [line.split("|")[1].strip() for line in out.splitlines() if line.startswith("| ")]
+    assert rows[2:] == [*(f"sudoku, {level}" for level in levels), "**sudoku**"]
+
+
 def test_a_task_file_and_a_sweep_drawn(capsys, tmp_path, bundled):
     mine, picture, report = tmp_path / "mine.jsonl", tmp_path / "trade.png", tmp_path / "trade.json"
     lines = [
@@ -419,6 +428,8 @@ def test_wrong_usage_is_one_line(capsys, tmp_path):
         ("one model", "a", "b", "--sweep", "steps=1"),
         ("tries --exact itself", "--approximations", "--exact"),
         ("no --ram", "--approximations", "--ram", "1G"),
+        ("--level needs tasks", "--against", "a", "--level", "48 blanks"),
+        ("--level '48 b': there is none", "--level", "48 b"),
         ("no option 'magic'", "--sweep", "magic=1"),
         ("same name", "--task", "sudoku", "--task", "sudoku.jsonl"),
     ):

@@ -83,6 +83,7 @@ def path_option(flag: str, name: str, text: str) -> Callable[[Callable[..., Any]
 @click.option(
     "--count", type=click.IntRange(min=1), default=20, show_default=True, metavar="N", help="Most tasks of a level."
 )
+@click.option("--level", "levels", multiple=True, metavar="NAME", help="Tasks of these levels alone. Repeatable.")
 @click.option(
     "--seeds", type=click.IntRange(min=1), default=1, show_default=True, metavar="N", help="Tries at each task."
 )
@@ -106,6 +107,7 @@ def main(
     prompts: int | None,
     tasks: tuple[str, ...],
     count: int,
+    levels: tuple[str, ...],
     seeds: int,
     seed: int,
     results_file: Path | None,
@@ -125,6 +127,7 @@ def main(
             "--save-base needs --against": save_base is not None and against is None,
             "--layers needs --against or --base": layers and not compares,
             "--prompts needs --against": prompts is not None and against is None,
+            "--level needs tasks: --task": bool(levels) and compares and not tasks,
             "--plot needs --sweep": plot_file is not None and not axes,
             "--sweep takes one model": bool(axes) and len(models) > 1,
             "--approximations takes one model": approximations and len(models) > 1,
@@ -160,9 +163,11 @@ def main(
             if base is not None:
                 measured.fidelity = compare(path, base, layers=layers, model=arguments, say=say)
             with Model(path, **arguments) as model:
-                given = chosen_tasks(model, tasks, count) if does_tasks else []
+                given = chosen_tasks(model, tasks, count, levels) if does_tasks else []
                 names = list(dict.fromkeys(task.name for task in given))
-                found.about = found.about or about(model, exact, tasks=names, count=count, seeds=seeds, seed=seed)
+                found.about = found.about or about(
+                    model, exact, tasks=names, levels=list(levels), count=count, seeds=seeds, seed=seed
+                )
                 if chosen:
                     variants = [Variant.of(named(one), model, about_file, arguments, one) for one in chosen]
                     found.points = sweep(variants, given, log, seeds=seeds, seed=seed, say=say)
@@ -184,8 +189,10 @@ def refuse(wrong: dict[str, bool]) -> None:
             raise click.UsageError(message)
 
 
-def chosen_tasks(model: Model, given: tuple[str, ...], count: int) -> list[Task]:
-    """The first `count` tasks of each level of what is asked for, or of all shipped tasks that suit the model."""
+def chosen_tasks(model: Model, given: tuple[str, ...], count: int, levels: tuple[str, ...]) -> list[Task]:
+    """The first `count` tasks of each level, or of `levels` alone, of what is given, or else of all shipped tasks that
+    suit the model.
+    """
     names = given or tuple(suitable(model))
     stems = [Path(name).stem for name in names]
     if len(set(stems)) < len(stems):
@@ -198,8 +205,10 @@ def chosen_tasks(model: Model, given: tuple[str, ...], count: int) -> list[Task]
         seen: dict[str, int] = {}
         for task in found:
             seen[task.level] = seen.get(task.level, 0) + 1
-            if seen[task.level] <= count:
+            if seen[task.level] <= count and (not levels or task.level in levels):
                 out.append(task)
+    if missing := set(levels) - {task.level for task in out}:
+        raise UsageError(f"--level {min(missing)!r}: there is none among the tasks")
     return out
 
 

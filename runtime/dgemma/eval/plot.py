@@ -46,7 +46,7 @@ def plot(found: Evaluation, path: Path) -> list[Path]:
     if max(spans) > 8 * min(spans) > 0:
         axes.set_xscale("log")
     axes.legend(fontsize=9, frameon=False, loc="lower right")
-    tasks = ", ".join(found.about["tasks"])
+    tasks = ", ".join(found.about["tasks"] + found.about["levels"])
     axes.set_title(f"{found.files[0].identity['name']}: {tasks}, by {axis}", loc="left", fontsize=12, pad=24)
     axes.annotate(where(found), (0, 1), (0, 8), "axes fraction", textcoords="offset points", fontsize=8, color=FAINT)
     both = [path, path.with_suffix(KINDS[path.suffix.lower() == KINDS[0]])]
