@@ -7,7 +7,7 @@ from textwrap import fill
 from typing import Any
 
 from dgemma.bench.measure import Part, Report, rates
-from dgemma.charts import blank, save
+from dgemma.charts import blank, logarithmic, save
 
 BAR, FAINT = "#3b6ea5", "#666666"
 
@@ -59,7 +59,7 @@ def plot_writing(report: Report, path: Path) -> None:
         name = f"dgemma, {row['steps']} steps a canvas: {overtaken(row)}"
         axes.axhline(row["tokens_per_second"], color=BAR, linestyle=style, label=name)
     axes.set_xscale("log", base=2)
-    axes.set_yscale("log")
+    logarithmic(axes, "y")
     axes.set_xticks(batches, list(map(str, batches)))
     axes.set_xlabel("sequences that llama.cpp decodes together (dgemma: canvases one after the other)")
     axes.set_ylabel("tokens per second, all together")
@@ -72,7 +72,7 @@ def overtaken(row: dict[str, Any]) -> str:
     """What a measured batch does to one number of steps."""
     if row["crossover"] is None:
         return "never overtaken"
-    return "slower than one" if row["crossover"] == 1 else f"overtaken by {row['crossover']}"
+    return "slower than one" if row["crossover"] == 1 else f"overtaken by a batch of {row['crossover']}"
 
 
 def label(report: Report, part: Part) -> str:
