@@ -1,7 +1,7 @@
 """The README's tables of quality, of the bundled checkpoint: `make bench-quality`.
 
 Every type by size, nearness to float32, Sudokus solved and speed; on the hard levels, settings by quality and time,
-drawn, and approximations.
+drawn, and approximations; what `tidy`, the other bundled model, gets right.
 The tables go to standard output, figures and pictures to a folder, all with date and commit.
 """
 
@@ -16,6 +16,7 @@ import click
 from dgemma.cli.eval import main as dg_eval
 from dgemma.convert import convert
 from dgemma.convert.recipe import RECIPES
+from dgemma.model import bundled
 
 HERE = Path(__file__).parent
 SUDOKU = HERE / "models" / "sudoku"
@@ -25,7 +26,7 @@ HARD = [flag for blanks in (44, 48, 51, 54) for flag in ("--level", f"{blanks} b
 
 @click.command()
 @click.option("--out", type=click.Path(path_type=Path), default=HERE / "bench", show_default=True, help="The folder.")
-@click.option("--count", default=20, show_default=True, help="Puzzles per level.")
+@click.option("--count", default=50, show_default=True, help="Most puzzles per level.")
 @click.option("--seeds", default=1, show_default=True)
 def main(out: Path, count: int, seeds: int) -> None:
     tasks = ["--task", "sudoku", "--count", str(count), "--seeds", str(seeds)]
@@ -39,6 +40,7 @@ def main(out: Path, count: int, seeds: int) -> None:
         drawn = ["--json", str(out / "quality-settings.json"), "--plot", str(out / "quality-settings.svg")]
         run([q8_0, *tasks, *HARD, *SWEEP, *drawn])
         run([q8_0, *tasks, *HARD, "--approximations", "--json", str(out / "quality-approximations.json")])
+        run([bundled("tidy"), *tasks[2:], "--json", str(out / "quality-tidy.json")])
 
 
 def run(arguments: list[str]) -> None:

@@ -313,11 +313,15 @@ def test_the_front_is_what_nothing_beats():
     assert front([(1, 0.5), (2, 0.9), (2, 0.8), (3, 0.9), (4, 1.0), (1, 0.5)]) == {0, 1, 4, 5}
 
 
-def test_approximations_are_tried_on_against_off(few, monkeypatch):
+def test_approximations_are_tried_on_against_off(few, bundled, monkeypatch):
+    def names(those):
+        return {name for each in optional(those) for name in each.options}
+
     monkeypatch.setattr("dgemma.eval.approximations.PROMPTS", 1)
     found = trials(bundled_path(), few[:2], Log(), seeds=1, seed=0, model={"threads": 1})
-    assert [t.name for t in found] == [a.name for a in [*APPROXIMATIONS, *optional()]]
-    assert {"plateau", "settled", "short_canvas", "retries"} <= {name for a in optional() for name in a.options}
+    assert [t.name for t in found] == [a.name for a in [*APPROXIMATIONS, *optional(few)]]
+    assert {"plateau", "settled", "short_canvas", "retries"} <= (told := names(few))
+    assert "pins_conditioned" not in told and "pins_conditioned" in names(tasks.shipped(bundled, "sudoku-rows"))
     for trial in found:
         assert trial.off.right.tries == trial.on.right.tries == 2
         assert 0 <= trial.same <= 1 and trial.times_as_fast > 0

@@ -18,6 +18,7 @@ from dgemma.model import Model
 from dgemma.options import efforts, options
 
 PROMPTS = 8  # that a divergence is measured on
+HOLES = ("pins_conditioned",)  # options that do nothing where there is none
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,11 +81,13 @@ APPROXIMATIONS = [
 ]
 
 
-def optional() -> list[Approximation]:
+def optional(tasks: Sequence[Task]) -> list[Approximation]:
     """The options of options.def that the published sampler does not have, at the value that an effort gives them."""
-    names = list(options())
+    names, holes = list(options()), any(task.fill for task in tasks)
     out = []
     for name in names[names.index("seed") + 1 :]:
+        if name in HOLES and not holes:
+            continue
         values = [effort.settings[name] for effort in efforts().values() if effort.settings.get(name)]
         value = values[0] if values else True if options()[name].flag else None
         if value is not None:
@@ -107,7 +110,7 @@ def trials(
 
     All ways to run it take turns at each task, so that no drift of the machine is taken for a gain.
     """
-    known, each_of = identity(path), [*APPROXIMATIONS, *optional()]
+    known, each_of = identity(path), [*APPROXIMATIONS, *optional(tasks)]
     variants: dict[str, Variant] = {}
     models: dict[str, Model] = {}
     with ExitStack() as stack:
