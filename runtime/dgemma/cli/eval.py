@@ -60,9 +60,9 @@ Tasks that come with dgemma, for --task:
 A task file has a JSON object per line: id, prompt or messages, and a check
 (kinds: {", ".join(CHECKS)});
 see the docstrings of dgemma.eval.tasks and dgemma.eval.checks. The canvases of --against are those that the base's
-sampler makes on shipped prompts; both models see the same ones, one file at a time. Intervals are of 95 %. Tables go
-to standard output, in Markdown. --plot needs an extra package: pip install 'dgemma[eval]'. The exit status is 0, 1 for
-a failure, 2 for wrong usage, 130 after Ctrl-C.
+sampler makes on shipped prompts; both models see the same ones, each conditioned on what the base said of the one
+before, one file at a time. Intervals are of 95 %. Tables go to standard output, in Markdown. --plot needs an extra
+package: pip install 'dgemma[eval]'. The exit status is 0, 1 for a failure, 2 for wrong usage, 130 after Ctrl-C.
 """
 
 

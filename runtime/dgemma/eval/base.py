@@ -212,7 +212,12 @@ def record(
             kept: list[Rows] = []
             hidden: list[Logits] = []
             looked = {0, len(canvases) // 2} if layers else set()
-            for step, logits in replay(session, canvases, temperatures, looked, hidden):
+            n_vocab = int(model.config.n_vocab)
+
+            def before(step: int, kept: list[Rows] = kept, n_vocab: int = n_vocab) -> Logits:
+                return rows.condition(kept[step], 0, len(kept[step]), n_vocab)
+
+            for step, logits in replay(session, canvases, before, looked, hidden):
                 say(f"base: prompt {i + 1} of {len(prompts)}, step {step + 1} of {len(canvases)}")
                 kept.append(rows.keep(logits, temperatures[step]))
         yield Trajectory(
@@ -257,15 +262,15 @@ def first_canvas(model: Model, seed: int) -> Ids:
 
 
 def replay(
-    session: Session, canvases: Sequence[Ids], temperatures: Sequence[float], looked: set[int], hidden: list[Logits]
+    session: Session, canvases: Sequence[Ids], before: Callable[[int], Logits], looked: set[int], hidden: list[Logits]
 ) -> Iterator[tuple[int, Logits]]:
-    """A model's logits of canvases that it is shown, each conditioned on those before it: (step, [n, n_vocab]).
+    """A model's logits of canvases that it is shown: (step, [n, n_vocab]).
 
-    Of the steps in `looked` the hidden states of POSITIONS positions are put into `hidden`. The logits are the
-    caller's only until the next step: then they are scaled, in place, to be its condition.
+    before(step): the condition that the base's words of a step are to the next one. Of the steps in `looked` the hidden
+    states of POSITIONS positions are put into `hidden`.
     """
-    condition = None
-    for step, (canvas, temperature) in enumerate(zip(canvases, temperatures, strict=True)):
+    for step, canvas in enumerate(canvases):
+        condition = before(step - 1) if step else None
         if step in looked:
             places = np.linspace(0, len(canvas) - 1, min(POSITIONS, len(canvas))).round().astype(int)
             hidden.append(np.ascontiguousarray(session.hidden(canvas, condition)[:, places]))
@@ -273,4 +278,3 @@ def replay(
         if not np.isfinite(logits).all():
             raise Error(f"{session.model.path}: step {step + 1}: logits that are not finite")
         yield step, logits
-        condition = np.divide(logits, np.float32(temperature), out=logits)

@@ -1,8 +1,10 @@
 """How near a file comes to another of the same model: the distributions it gives for the same canvases, and what it
 writes by itself.
 
-The base's sampler makes the canvases. Both models see the same ones, and each is conditioned on its own logits of the
-step before: what a file says is followed into its next step as in use, while the canvases hold both on one path.
+The base's sampler makes the canvases, and what the base says of one conditions the next. Both models are shown the same
+canvases under the same conditions, so that a divergence is of one step's making. Conditioned on a file's own words it
+would tell mostly of paths that part: one hard puzzle that takes another way then outweighs all rounding. What errors
+add up to when a model goes on from its own words is told by what it commits, and in how many steps.
 """
 
 from __future__ import annotations
@@ -192,7 +194,7 @@ class _Seen:
 
 def _follow(model: Model, base: Base, i: int, layers: bool, say: Say) -> _Seen:
     t, of = base.trajectories[i], f"prompt {i + 1} of {len(base.trajectories)}"
-    n = len(t.canvases[0])
+    n, n_vocab = len(t.canvases[0]), int(model.config.n_vocab)
     kl: list[npt.NDArray[np.float64]] = []
     states: list[rows.State] = []
     hidden: list[npt.NDArray[np.float32]] = []
@@ -201,7 +203,11 @@ def _follow(model: Model, base: Base, i: int, layers: bool, say: Say) -> _Seen:
         say(f"{of}, generating")
         *_, answer = follow(session, base.about["seed"] + i, base.about["options"])
         looked = set(t.looked) if layers else set()
-        for step, logits in replay(session, list(t.canvases), t.temperature.tolist(), looked, hidden):
+
+        def before(step: int) -> npt.NDArray[np.float32]:
+            return rows.condition(t.rows, step * n, n, n_vocab)
+
+        for step, logits in replay(session, list(t.canvases), before, looked, hidden):
             say(f"{of}, step {step + 1} of {len(t.canvases)}")
             kl.append(rows.divergence(t.rows, step * n, logits))
             states.append(rows.state(logits, float(t.temperature[step])))

@@ -16,6 +16,7 @@ import numpy.typing as npt
 WHOLE = 4096  # a vocabulary up to this is kept whole
 MOST = 1024  # ids of a row of a larger one
 TAIL = 1e-6
+LEAST = 1e-9  # for all others together, where rounding leaves nothing
 CHUNK = 1 << 22  # logits that are float64 at a time
 
 Floats = npt.NDArray[np.float64]
@@ -133,6 +134,21 @@ def divergence(base: Rows, first: int, logits: npt.NDArray[np.float32]) -> Float
             if len(ids) < n_vocab and rest_p > 0:
                 out[i] += rest_p * np.log(rest_p / max(rest_q, np.finfo(np.float64).eps))
     return np.maximum(out, 0)  # which it is, but for rounding
+
+
+def condition(base: Rows, first: int, n: int, n_vocab: int) -> npt.NDArray[np.float32]:
+    """What conditions the step after rows [first, first + n): logits / temperature [n][n_vocab]. Ids that were not kept
+    have equal shares of what is left.
+    """
+    out = np.empty((n, n_vocab), np.float32)
+    for i in range(n):
+        at, row = base.row(first + i), out[i]
+        ids = base.ids[at]
+        if len(ids) < n_vocab:
+            left = max(1 - float(np.exp(base.log_p(first + i)).sum()), LEAST)
+            row[:] = base.state.log_total[first + i] + np.log(left / (n_vocab - len(ids)))
+        row[ids] = base.logits[at] / np.float32(base.temperature[first + i])
+    return out
 
 
 def joined(parts: list[Rows]) -> Rows:
