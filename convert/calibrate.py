@@ -133,18 +133,15 @@ def _observed(model: Model) -> Iterator[Any]:
 
 def _read(pointer: Any, name: str, want: Wanted) -> Sums:
     columns, experts = want.dims[0], want.dims[2] if len(want.dims) > 2 else 1
-    squares: NDArray[np.float64] = np.empty((experts, columns))
+    found: NDArray[np.float64] = np.empty((2, experts, columns))
     counts: NDArray[np.float32] = np.empty(experts, np.float32)
     for expert in range(experts):
-        _read_expert(pointer, name, expert, squares, counts)
-    return Sums(squares.astype(np.float32), counts)
-
-
-def _read_expert(pointer: Any, name: str, expert: int, squares: Any, counts: Any) -> None:
-    count, error = ffi.new("int64_t *"), new_error()
-    row = ffi.from_buffer("double[]", squares[expert], require_writable=True)
-    check(lib.dg_moments_read(pointer, name.encode(), expert, row, count, error), error)
-    counts[expert] = count[0]
+        count, error = ffi.new("int64_t *"), new_error()
+        sums, squares = (ffi.from_buffer("double[]", of[expert], require_writable=True) for of in found)
+        check(lib.dg_moments_read(pointer, name.encode(), expert, sums, squares, count, error), error)
+        counts[expert] = count[0]
+    inputs, squared = found.astype(np.float32)
+    return Sums(squared, counts, inputs)
 
 
 @contextmanager

@@ -392,9 +392,10 @@ bool dg_profile_read(const dg_model *model, int32_t i, dg_profile_entry *entry);
  * Not while the model is profiled; start and stop only while no session works, which then take turns. */
 int dg_moments_start(dg_model *model, dg_error *error);
 void dg_moments_stop(dg_model *model);
-/* Of the matrix of this name in the file, of one expert (0 where there are none): squares[cols] are the sums of squares of
- * the inputs of each column, *count the rows that were summed. The same for any number of threads. */
-int dg_moments_read(const dg_model *model, const char *name, int32_t expert, double *squares, int64_t *count, dg_error *error);
+/* Of the matrix of this name in the file, of one expert (0 where there are none): sums[cols] and squares[cols] are those of
+ * the inputs of each column and of their squares, *count the rows that were summed. The same for any number of threads. */
+int dg_moments_read(const dg_model *model, const char *name, int32_t expert, double *sums, double *squares, int64_t *count,
+                    dg_error *error);
 
 /* The i-th tensor of the model's file; false past the end. */
 typedef struct dg_weight {

@@ -116,10 +116,12 @@ def test_sums_are_those_of_what_the_layers_see(
     never = {name for name, sums in found.items() if not sums.squares.any()}
     assert never == {f"self_cond_{n}.weight" for n in ("gate", "up", "down")}  # a first step has no condition
     for name, rows in expected.items():
-        squares, counts = found[name]
+        squares, counts, sums = found[name]
         assert np.abs(counts - [2 * len(r) for r in rows]).max() <= moved, name
         truth = np.stack([2 * (r**2).sum(axis=0) for r in rows])
         assert np.abs(squares - truth).max() <= tolerance * truth.max(), name
+        largest = np.sqrt(truth.max() * counts.max())  # that sums of so many rows with such squares can be
+        assert np.abs(sums - np.stack([2 * r.sum(axis=0) for r in rows])).max() <= tolerance * largest, name
 
 
 def test_a_model_that_was_observed_is_as_before(folder: Path, tmp_path: Path) -> None:
@@ -145,6 +147,7 @@ def test_self_conditioning_and_every_layer_are_measured_for_any_number_of_thread
     assert all(sums.squares.any() and sums.counts.any() for sums in one.sums.values())
     for name in one.sums:
         assert one.sums[name].squares.tobytes() == three.sums[name].squares.tobytes(), name
+        assert one.sums[name].inputs.tobytes() == three.sums[name].inputs.tobytes(), name
         assert one.sums[name].counts.tolist() == three.sums[name].counts.tolist()
     rows = one.sums["blk.1.ffn_gate.weight"].counts[0]
     assert one.sums["blk.1.ffn_gate_up_exps.weight"].counts.sum() == TOP * rows
@@ -168,7 +171,7 @@ def test_a_calibrated_file_is_what_its_saved_imatrix_gives(folder: Path, texts: 
     assert all(np.array_equal(a.data, b.data) for a, b in zip(one.tensors, read.tensors, strict=True))
     assert not all(np.array_equal(a.data, b.data) for a, b in zip(one.tensors, plain.tensors, strict=True))
     told = {name: f.contents() for name, f in one.fields.items() if name.startswith("quantize.")}
-    matrices = len(gguf.GGUFReader(saved).tensors) // 2
+    matrices = len(gguf.GGUFReader(saved).tensors) // 3
     assert told["quantize.imatrix.dataset"] == "texts.txt" and told["quantize.imatrix.entries_count"] == matrices
     assert leftovers(tmp_path) == ["one.gguf", "plain.gguf", "read.gguf", "saved.gguf", "three.gguf"]
 
