@@ -23,7 +23,7 @@ from dgemma.convert.names import wanted
 from dgemma.convert.plan import Plan, make_plan
 from dgemma.convert.source import Source, open_source
 from dgemma.convert.verify import Deviation, verify
-from dgemma.convert.writer import NewFiles, part_paths, refuse_target
+from dgemma.convert.writer import NewFiles, part_paths, refuse_folder, refuse_target
 from dgemma.errors import FormatError, SystemFailure, UsageError
 from dgemma.hub import local_headers, local_source
 from dgemma.model import Prompt
@@ -106,6 +106,7 @@ def convert(
     refuse(imatrix, calibrate, calibrate_tokens, save_imatrix)
     threads = threads or _processors()
     target = Path(os.path.realpath(out))
+    refuse_folder(target)
     if split_max_size is None:
         refuse_target(target, force, Path(source))
     if save_imatrix is not None:
