@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from commands import Inside
 from hypothesis import given
@@ -18,7 +19,7 @@ from dgemma.cli.eval import main
 from dgemma.convert import convert
 from dgemma.errors import FormatError, UsageError
 from dgemma.eval import checks, tasks, written
-from dgemma.eval.approximations import APPROXIMATIONS, optional, trials, work
+from dgemma.eval.approximations import APPROXIMATIONS, faster, optional, trials, work
 from dgemma.eval.base import identity
 from dgemma.eval.checks import holds
 from dgemma.eval.results import Log, Tried, Variant, run, scores, shown
@@ -324,14 +325,28 @@ def test_approximations_are_tried_on_against_off(few, bundled, monkeypatch):
     assert "pins_conditioned" not in told and "pins_conditioned" in names(tasks.shipped(bundled, "sudoku-rows"))
     for trial in found:
         assert trial.off.right.tries == trial.on.right.tries == 2
-        assert 0 <= trial.same <= 1 and trial.times_as_fast > 0
+        assert 0 <= trial.same <= 1 and 0 < trial.times_low <= trial.times_high and trial.times_as_fast > 0
     assert found[0].kl_mean is not None and found[0].kl_mean < 0.01 and found[1].kl_mean is None
+
+
+def timed(steps, seconds):
+    return Tried("", "", "", "", 0, "", True, steps, True, 9, seconds, "")
 
 
 def test_one_slow_answer_is_not_taken_for_work():
     """Nine answers of two steps in a second, one of twenty in a minute: 38 steps of half a second."""
-    log = [Tried("", "", "", "", 0, "", True, 2, True, 9, 1.0, "")] * 9
-    assert work([*log, Tried("", "", "", "", 0, "", True, 20, True, 9, 60.0, "")]) == 38 * 0.5
+    assert work([*[timed(2, 1.0)] * 9, timed(20, 60.0)], np.arange(10)[None]) == [38 * 0.5]
+
+
+def test_how_much_faster_has_an_interval():
+    """Alike: exactly one. Half the steps of every task: exactly two. Of some tasks alone: as sure as tasks are many."""
+    tries = [timed(2 + 2 * (i % 3), 1.0 + i % 3) for i in range(30)]
+    halved = [timed(each.steps // 2, each.seconds / 2) for each in tries]
+    assert faster(tries, tries) == (1, 1, 1)
+    assert faster(tries, halved) == pytest.approx((2, 2, 2))
+    ratio, low, high = faster(tries, [*halved[:15], *tries[15:]])
+    assert 1 < low < ratio < high < 2
+    assert ratio == pytest.approx(120 / 90)
 
 
 def test_a_tolerance_of_nothing_conditions_on_the_whole_vocabulary(few):

@@ -167,9 +167,19 @@ def trials(found: Sequence[Trial], backend: str) -> list[str]:
         steps = f"{t.off.steps:.1f} → {t.on.steps:.1f}"
         default = "on" if t.default else "off"
         apart = NOTHING if t.kl_mean is None else nats(t.kl_mean)
-        rows.append([t.name, default, *right, percent(t.same), apart, steps, f"{t.times_as_fast:.2f}"])
+        rows.append(
+            [
+                t.name,
+                default,
+                *right,
+                percent(t.same),
+                apart,
+                steps,
+                f"{t.times_as_fast:.2f} ({t.times_low:.2f}..{t.times_high:.2f})",
+            ]
+        )
     head = ["approximation", "default", "right off, %", "right on, %", "same answer, %", "KL mean", "steps"]
-    head.append("times as fast")
+    head.append("times as fast (95 %)")
     notes = [f"- {t.name}: {t.what}" for t in found]
     if backend.startswith("cpu"):
         notes.append("- precision of keys and values: the CPU keeps them in float32 alone; there is nothing to try")
