@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
@@ -15,12 +14,6 @@ from dgemma.convert import convert
 from dgemma.model import bundled
 
 TIDY = Path(__file__).parent / "models" / "tidy"
-
-
-@pytest.fixture(scope="module")
-def tidy() -> Iterator[dgemma.Model]:
-    with dgemma.Model(bundled("tidy")) as model:
-        yield model
 
 
 @pytest.mark.parametrize(("form", "task"), [(form, task) for form in FORMS for task in names(form)])
