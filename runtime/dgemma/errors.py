@@ -4,9 +4,14 @@ from typing import Any
 
 from dgemma._native import ffi, lib
 
+_ONE_LINE = dict.fromkeys([*range(32), 127, 0x85, 0x2028, 0x2029], "?")  # as the library does
+
 
 class Error(Exception):
-    """Anything that dgemma refuses or fails at; the message is one line that names the culprit."""
+    """Anything that dgemma refuses or fails at. The message is one line that names the culprit, whatever its name is."""
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(message.translate(_ONE_LINE))
 
 
 class UsageError(Error):

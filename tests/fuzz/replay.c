@@ -1,6 +1,7 @@
 #define _GNU_SOURCE /* getrusage */
-/* Runs a target over files, each as it is and in so many random mutations: target COUNT FILE... With FUZZ_SECONDS and FUZZ_MIB
- * set, a run that takes more processor time, or a process that took more memory, counts as a crash. */
+/* Runs a target over files, each as it is and in so many random mutations: target COUNT FILE... FUZZ_SEED makes
+ * others of them. With FUZZ_SECONDS and FUZZ_MIB set, a run that takes more processor time, or a process that took more memory,
+ * counts as a crash. */
 #include "fuzz.h"
 
 #include <string.h>
@@ -78,6 +79,7 @@ int main(int argc, char **argv) {
     MUST(argc > 2, "usage: %s COUNT FILE...", argv[0]);
     const char *last = getenv("FUZZ_LAST"); /* each mutation is written here before it runs: what it was that crashed */
     const long count = atol(argv[1]);
+    if (getenv("FUZZ_SEED")) state = strtoull(getenv("FUZZ_SEED"), NULL, 10);
     long runs = 0;
     for (int i = 2; i < argc; i++) {
         FILE *f = fopen(argv[i], "rb");
