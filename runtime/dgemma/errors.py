@@ -8,7 +8,7 @@ _ONE_LINE = dict.fromkeys([*range(32), 127, 0x85, 0x2028, 0x2029], "?")  # as th
 
 
 class Error(Exception):
-    """Anything that dgemma refuses or fails at. The message is one line that names the culprit, whatever its name is."""
+    """Anything that dgemma refuses or fails at. The message is one line that names the culprit, whatever that is."""
 
     def __init__(self, message: str = "") -> None:
         super().__init__(message.translate(_ONE_LINE))
