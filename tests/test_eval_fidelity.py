@@ -174,9 +174,9 @@ def test_a_file_that_computes_nonsense_is_told(f32, base, tmp_path):
     tensor = next(t for t in GGUFReader(path, "r+").tensors if t.name == "output_norm.weight")
     tensor.data[:] = np.nan
     tensor.data.flush()
-    with pytest.raises(Error, match="not finite"):
-        compare(path, base, model={"backend": "reference"})
-    assert compare(path, Base(base.about, base.trajectories[:1])).kl_mean > 3  # a fast softcap makes it a number
+    for backend in ("reference", "auto"):
+        with pytest.raises(Error, match=r"nan\.gguf: NaN or infinity in the last norm"):
+            compare(path, base, model={"backend": backend})
 
 
 def test_a_saved_base_is_the_base(f32, base, tmp_path):

@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dgemma._native import ffi, lib
-from dgemma.errors import Error, FormatError, MemoryBudgetError, SystemFailure
+from dgemma.errors import FormatError, MemoryBudgetError, SystemFailure
 from dgemma.eval import rows
 from dgemma.eval.rows import Rows, State
 from dgemma.events import Result, Step
@@ -184,14 +184,14 @@ def opened(path: str | os.PathLike[str], arguments: Mapping[str, Any] | None, la
 
 
 def looking(path: str | os.PathLike[str], layers: bool) -> int:
-    """About how many bytes it takes to look at a model's steps: two sets of logits (one conditions the next), what is
-    computed of a part of them, what is kept of one trajectory, and hidden states.
+    """About how many bytes it takes to look at a model's steps: three sets of logits (a step's, the last, and what
+    conditions it), what is computed of a part of them, what is kept of one trajectory, and hidden states.
     """
     with Model(path) as model:
         c = model.config
         logits = int(c.canvas_length * c.n_vocab)
         hidden = 2 * int((c.n_layer + 1) * c.canvas_length * c.d_model) * 4 if layers else 0
-    return 2 * logits * 4 + 6 * min(rows.CHUNK, logits) * 8 + ROOM + hidden
+    return 3 * logits * 4 + 6 * min(rows.CHUNK, logits) * 8 + ROOM + hidden
 
 
 def record(
@@ -275,6 +275,4 @@ def replay(
             places = np.linspace(0, len(canvas) - 1, min(POSITIONS, len(canvas))).round().astype(int)
             hidden.append(np.ascontiguousarray(session.hidden(canvas, condition)[:, places]))
         logits = session.denoise(canvas, condition)
-        if not np.isfinite(logits).all():
-            raise Error(f"{session.model.path}: step {step + 1}: logits that are not finite")
         yield step, logits
