@@ -3,7 +3,8 @@
 Three things, against a server that is a process of its own:
 
 - overhead: the same prompt and seed through the server and in-process, in turn; how much longer the server takes, over
-  answers that take long and short, as medians of pairs. Both have all processors, one after the other.
+  answers that take long and short, as medians of pairs. Both have all processors, one after the other. Beside wall time
+  the processors' time, which tells the same where others work on the machine.
 - first bytes: from a request to the first byte, and to the first text, of a streamed answer. One client.
 - load: many clients at once for a while, streaming or not, whose every answer must be what one client alone was given.
   Meanwhile other clients are killed in the midst of a stream, and the memory of the server is read every second. The
@@ -34,17 +35,21 @@ from models.tidy import tasks
 import dgemma
 from dgemma.model import bundled
 
-QUEUE, TOGETHER = 24, 4
+QUEUE, TOGETHER, CACHE = 24, 4, "32M"
 CASES = [case for task in ("sort", "upper", "quotes", "table", "json", "indent") for case in tasks.cases(task, 4)]
 LONG = {"stability": 1000, "steps": 96}  # every step is taken, whatever settles
 OPTIONS = {"max_tokens": 48}
 VICTIM = """
-import httpx, sys
+import httpx, sys, time
 body = {"model": "tidy", "messages": [{"role": "user", "content": "Sort:\\nfig"}], "stream": True, "max_tokens": 960,
+        "user": "victim",
         "diffusion": {"stability": 1000, "steps": 100000, "events": True}}
-with httpx.stream("POST", sys.argv[1], json=body, timeout=600) as answer:
-    for line in answer.iter_lines():
-        print(answer.status_code, flush=True)
+while True:
+    with httpx.stream("POST", sys.argv[1], json=body, timeout=600) as answer:
+        if answer.status_code == 200:
+            for line in answer.iter_lines():
+                print("streaming", flush=True)
+    time.sleep(float(answer.headers.get("Retry-After", 1)) / 4)
 """
 
 
@@ -100,32 +105,43 @@ def spread(values: list[float], scale: float = 1000, digits: int = 2) -> dict[st
     return {name: round(scale * value, digits) for name, value in at.items()}
 
 
-def overhead(url: str, client: httpx.Client, pairs: int) -> dict[str, Any]:
+def busy(pid: int) -> float:
+    """Seconds that the threads of a process have run."""
+    tasks_of = Path(f"/proc/{pid}/task").iterdir()
+    return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks_of) / 1e9
+
+
+def overhead(url: str, pid: int, client: httpx.Client, pairs: int) -> dict[str, Any]:
     """Of long answers and short ones: milliseconds that the server adds, and what part of the time alone they are."""
     told: dict[str, Any] = {}
     with dgemma.Model(bundled("tidy")) as model, model.session(2048) as session:
         for name, own in (("long", LONG), ("short", {"steps": 48})):
-            alone, over, parts = [], [], []
+            alone, over, parts, work, more = [], [], [], [], []
             for pair in range(pairs + 1):
                 case = CASES[pair % len(CASES)]
-                times = {}
+                times, cpu = {}, {}
                 for which in ("here", "there") if pair % 2 else ("there", "here"):
                     session.rewind(0)
-                    began = time.perf_counter()
+                    of = os.getpid() if which == "here" else pid
+                    began, ran = time.perf_counter(), busy(of)
                     if which == "here":
                         prompt = model.tokenizer.chat(case.messages)
                         text = session.generate(prompt, seed=pair, **OPTIONS, **own).text
                     else:
                         said = whole(client, url, body(case, pair, **own))
-                    times[which] = time.perf_counter() - began
+                    times[which], cpu[which] = time.perf_counter() - began, busy(of) - ran
                 assert text == said, f"{case.messages}: {text!r} here, {said!r} there"
                 if pair:  # the first is to get warm
                     alone.append(times["here"])
                     over.append(times["there"] - times["here"])
                     parts.append(times["there"] / times["here"] - 1)
+                    work.append(cpu["here"])
+                    more.append(cpu["there"] - cpu["here"])
             told[name] = {"alone_ms": spread(alone), "added_ms": spread(over)}
             told[name]["added_part"] = round(statistics.median(over) / statistics.median(alone), 4)
-            told[name]["median_of_pairs"] = round(statistics.median(parts), 4)
+            told[name]["added_part_of_pairs"] = round(statistics.median(parts), 4)
+            told[name]["processor_ms"] = {"alone": spread(work), "added": spread(more)}
+            told[name]["processor_added_part"] = round(statistics.median(more) / statistics.median(work), 4)
     return told
 
 
@@ -185,33 +201,46 @@ def figure(client: httpx.Client, url: str, name: str) -> float:
     return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(name))
 
 
-def victim(url: str) -> bool:
-    """A client that is killed in the midst of its stream; False where it was sent away first."""
-    command = [sys.executable, "-c", VICTIM, f"{url}/v1/chat/completions"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    streaming = process.stdout.readline() == "200\n"
-    process.kill()
-    process.wait()
-    return streaming
+class Killer(threading.Thread):
+    """Has clients begin long streams, one after the other, and kills them in their midst."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__()
+        self.url, self.killed, self.stop = url, 0, threading.Event()
+        self.victim: subprocess.Popen[str] | None = None
+
+    def run(self) -> None:
+        while not self.stop.is_set():
+            command = [sys.executable, "-c", VICTIM, f"{self.url}/v1/chat/completions"]
+            with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as self.victim:
+                assert self.victim.stdout is not None
+                streaming = self.victim.stdout.readline() != ""
+                self.victim.kill()
+            self.killed += streaming
+            self.stop.wait(1)
+
+    def end(self) -> None:
+        self.stop.set()
+        if self.victim is not None:
+            self.victim.kill()
+        self.join()
 
 
 def load(url: str, pid: int, client: httpx.Client, clients: int, seconds: float) -> dict[str, Any]:
     wanted = {index: whole(client, url, body(case, index)) for index, case in enumerate(CASES)}
     crowd = Crowd(url, wanted)
     threads = [threading.Thread(target=crowd.client) for _ in range(clients)]
-    memory, killed = [], 0
+    killer, memory = Killer(url), []
     left = figure(client, url, "dgemma_requests_left_total")
     began = time.perf_counter()
-    for thread in threads:
+    for thread in [*threads, killer]:
         thread.start()
     due = began
     while (now := time.perf_counter()) - began < seconds:
         memory.append(resident(pid))
-        if len(memory) % 5 == 0:
-            killed += victim(url)
         due = max(due + 1, now)
         time.sleep(max(0.0, due - time.perf_counter()))
+    killer.end()
     crowd.stop.set()
     for thread in threads:
         thread.join()
@@ -229,7 +258,7 @@ def load(url: str, pid: int, client: httpx.Client, clients: int, seconds: float)
         "sent_away_429": crowd.refused,
         "errors": crowd.errors,
         "answers_unlike_alone": crowd.wrong,
-        "clients_killed_while_streaming": killed,
+        "clients_killed_while_streaming": killer.killed,
         "left_counted": figure(client, url, "dgemma_requests_left_total") - left,
         "running_at_the_end": figure(client, url, "dgemma_requests_running"),
         "answer_ms": spread(crowd.seconds),
@@ -249,13 +278,13 @@ def main() -> int:
     parser.add_argument("--pairs", type=int, default=24, help="of answers for the overhead")
     parser.add_argument("--json", type=Path, help="also write the figures there")
     given = parser.parse_args()
-    told: dict[str, Any] = {"model": "tidy-q8_0", "queue": QUEUE, "together": TOGETHER}
+    told: dict[str, Any] = {"model": "tidy-q8_0", "queue": QUEUE, "together": TOGETHER, "cache": CACHE}
     told["processors"] = len(os.sched_getaffinity(0))
     with (
         served("--queue", str(QUEUE), "--together", str(TOGETHER)) as (url, process),
         httpx.Client(timeout=600) as client,
     ):
-        told["overhead"] = overhead(url, client, given.pairs)
+        told["overhead"] = overhead(url, process.pid, client, given.pairs)
         firsts = [streamed(client, url, body(case, 100, stream=True))[1:] for case in CASES]
         told["alone"] = {
             "first_byte_ms": spread([first for first, _ in firsts]),

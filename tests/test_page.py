@@ -63,12 +63,18 @@ def opened(browser: Any, live: Live, request: pytest.FixtureRequest) -> Iterator
     troubles: list[str] = []
     contexts: list[Any] = []
 
-    def open_page(url: str = live.url, ready: bool = True, **given: Any) -> Any:
+    def open_page(url: str = live.url, ready: bool = True, refused: str = "^$", **given: Any) -> Any:
+        """refused: what the browser may say that it did not do."""
+        usual = re.compile(f"^Failed to load resource|{refused}")  # an error's status is told by the page as well
         context = browser.new_context(**{"viewport": {"width": 1100, "height": 760}, **given})
         contexts.append(context)
         page = context.new_page()
         page.set_default_timeout(PATIENCE * 1000)
         page.on("pageerror", lambda error: troubles.append(f"error: {error}"))
+        page.on(
+            "console",
+            lambda told: told.type == "error" and not usual.search(told.text) and troubles.append(told.text),
+        )
         page.on("dialog", lambda dialog: troubles.append(f"dialog: {dialog.message}"))
         page.on("request", lambda asked: asked.url.startswith((url, "data:")) or troubles.append(f"asked {asked.url}"))
         page.goto(url)
@@ -171,7 +177,7 @@ def test_a_run_is_stopped_and_drawn_again(opened: Open, live: Live) -> None:
     set_to(page, Most_steps_per_canvas=100000, Entropy_bound=0)
     answer = ask(page, "Indent:\nfig {\nsea {\nant\n}\n}")
     expect(answer.get_by_text(re.compile(r"Canvas 1, step \d+"))).to_be_visible()
-    expect(answer.locator("output")).to_contain_text(re.compile("^[1-9][0-9] of"))
+    expect(answer.locator("output")).to_contain_text(re.compile("^[1-9][0-9]+ of"))
     shot(page, "settling")
     page.get_by_role("button", name="Stop").click()
     expect(answer.get_by_text("Stopped.")).to_be_visible()
@@ -333,7 +339,7 @@ def said(text: str) -> str:
 
 
 def test_an_answer_is_shown_and_never_obeyed(opened: Open) -> None:
-    page = opened()
+    page = opened(refused="inline (event handler|style)")
     page.route(
         "**/v1/chat/completions", lambda r: r.fulfill(headers={"Content-Type": "text/event-stream"}, body=said(HOSTILE))
     )

@@ -116,13 +116,14 @@ class Batch:
         for name, value in (("messages", messages), ("tools", tools)):
             if value is not None and not (isinstance(value, list) and all(isinstance(each, dict) for each in value)):
                 raise UsageError(f"{name} must be a list of objects")
+        if not (prompt or messages):
+            raise UsageError("empty prompt")
         templated = self._model.tokenizer.chat_template is not None and not raw
         if not templated:
             for name, value in (("system", system), ("thinking", thinking), ("tools", tools), ("messages", messages)):
                 if value and (name != "messages" or raw):
                     raise UsageError(f"{name} needs a chat template, and there is none to use")
-            assert prompt is not None or messages is not None
-            return self._model.prompt_ids(prompt if prompt is not None else messages or []), False
+            return self._model.prompt_ids(prompt or messages or []), False
         if messages is None:
             messages = [{"role": "user", "content": prompt}]
         if system is not None and messages and messages[0].get("role") != "system":
