@@ -4,6 +4,9 @@ It is log p - log q. p: how likely the text is behind what stands before it, by 
 alone would favour short texts: of long ones there are many, each unlikely. q makes up for it: the share that the text
 has among those that the sampler makes at these lengths, whose log is about minus the entropy that its tokens had when
 they were accepted. Together: the log likelihood of all texts of these lengths, estimated from a sample of one.
+
+Of 480 holes of the bundled tidy, 431 had the right text at one of the lengths tried: this finds it in all of those, the
+lowest mean entropy per token in 343 (tests/measure_lengths.py --count 20, with other rules).
 """
 
 from __future__ import annotations
