@@ -16,7 +16,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from dgemma.convert import likeness
-from dgemma.convert.calibrate import WORKING_TYPE, Measured, locked, measure, read_prompts, refuse, working_file
+from dgemma.convert.calibrate import WORKING_TYPE, Measured, measure, read_prompts, refuse, working_file
 from dgemma.convert.encode import encoded
 from dgemma.convert.imatrix import Importance, importance_of, read_imatrix, unmeasured, write_imatrix
 from dgemma.convert.names import wanted
@@ -191,8 +191,7 @@ def _measured(
         return measure(source.path, prompts, needed, tokens, threads, calibrating)
     with working_file(target) as path:
         convert(source.path, path, WORKING_TYPE, threads=threads, force=True, progress=progress)
-        with locked(path):
-            return measure(path, prompts, needed, tokens, threads, calibrating)
+        return measure(path, prompts, needed, tokens, threads, calibrating)
 
 
 def _processors() -> int:

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
 import re
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -146,28 +147,26 @@ def _read(pointer: Any, name: str, want: Wanted) -> Sums:
 
 @contextmanager
 def working_file(target: Path) -> Iterator[Path]:
-    """A name beside the target for the file that runs, gone afterwards; what a dead run left there is removed."""
-    path = target.with_name(f".{target.name}.working.part")
-    if path.exists():
-        with path.open("rb") as left:
-            try:
-                fcntl.flock(left, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise Error(f"{path}: another conversion to {target.name} is at work") from None
-            path.unlink()
+    """A name beside the target for the file that runs, gone afterwards; what a dead run left there is removed. A lock
+    beside it, held throughout, tells a dead run from one that is at work.
+    """
+    path, lock = (target.with_name(f".{target.name}.working.{end}") for end in ("part", "lock"))
+    descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     try:
-        yield path
-    finally:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Error(f"{target}: another conversion to it is at work") from None
+        except OSError:
+            pass  # a file system without locks
         path.unlink(missing_ok=True)
-
-
-@contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """While it lasts, other conversions see that the file is in use."""
-    with path.open("rb") as file:
-        with suppress(OSError):  # a file system without locks
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
+        try:
+            yield path
+        finally:
+            path.unlink(missing_ok=True)
+            lock.unlink(missing_ok=True)
+    finally:
+        os.close(descriptor)
 
 
 def refuse(imatrix: object, calibrate: object, tokens: int | None, save: object) -> None:
