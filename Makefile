@@ -140,12 +140,9 @@ bench-serve: all ## what dg-serve bears and costs: overhead, first bytes, 32 cli
 bench-convert: all ## how fast dg-convert is and how much memory it takes, on 2 GiB in the real shapes
 	$(BIN)/python tests/measure_convert.py
 
-bench-quality: all ## the README's quality tables: every type and setting of the bundled checkpoint, into tests/bench
-	$(BIN)/python tests/measure_quality.py
-
-bench-types: all ## types, sizes, fidelity and solved Sudokus of every --type, with and without calibration
+bench-quality: all ## the README's quality tables of the bundled checkpoints, into tests/bench: types, calibration, settings
 	$(BIN)/python tests/measure_types.py
-	$(BIN)/python tests/measure_types.py --random
+	$(BIN)/python tests/measure_quality.py
 
 lint: all ## ruff over the Python code, mypy over the package
 	$(BIN)/ruff check .

@@ -1,8 +1,8 @@
-"""The README's tables of quality, of the bundled checkpoint: `make bench-quality`.
+"""What settings and approximations cost the bundled Sudoku model: part of `make bench-quality`, as measure_types.py.
 
-Every type by size, nearness to float32, Sudokus solved and speed; on the hard levels, settings by quality and time,
-drawn, and approximations; what `tidy`, the other bundled model, gets right.
-The tables go to standard output, figures and pictures to a folder, all with date and commit.
+On the hard levels, settings by quality and time, drawn, and approximations; how near q8_0 comes to float32, layer by
+layer; what `tidy`, the other bundled model, gets right. The tables go to standard output, figures and pictures to a
+folder, all with date and commit.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import click
 
 from dgemma.cli.eval import main as dg_eval
 from dgemma.convert import convert
-from dgemma.convert.recipe import RECIPES
 from dgemma.model import bundled
 
 HERE = Path(__file__).parent
@@ -31,11 +30,7 @@ HARD = [flag for blanks in (44, 48, 51, 54) for flag in ("--level", f"{blanks} b
 def main(out: Path, count: int, seeds: int) -> None:
     tasks = ["--task", "sudoku", "--count", str(count), "--seeds", str(seeds)]
     with tempfile.TemporaryDirectory() as folder:
-        files = {kind: Path(folder) / f"{kind}.gguf" for kind in RECIPES}
-        for kind, path in files.items():
-            convert(SUDOKU, path, type=kind)
-        f32, q8_0 = str(files["f32"]), str(files["q8_0"])
-        run([*map(str, files.values()), "--against", f32, *tasks, "--json", str(out / "quality-types.json")])
+        f32, q8_0 = (str(convert(SUDOKU, Path(folder) / f"{kind}.gguf", kind).path) for kind in ("f32", "q8_0"))
         run([q8_0, "--against", f32, "--layers", "--json", str(out / "quality-q8_0.json")])
         drawn = ["--json", str(out / "quality-settings.json"), "--plot", str(out / "quality-settings.svg")]
         run([q8_0, *tasks, *HARD, *SWEEP, *drawn])

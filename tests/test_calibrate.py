@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from checkpoints import FULL, read_safetensors_header, write_checkpoint, write_raw_safetensors
 from converting import leftovers, refused, run
+from measure_types import BENCHES, calibrated
 
 import dgemma
 from dgemma._native import lib
@@ -211,6 +212,14 @@ def test_a_run_that_was_killed_leaves_what_the_next_one_removes(folder: Path, te
     assert leftovers(tmp_path) == [".out.gguf.working.lock", ".out.gguf.working.part"]
     convert(folder, out, "q4_0", calibrate=texts, calibrate_tokens=100)
     assert leftovers(tmp_path) == ["out.gguf"]
+
+
+def test_calibrated_files_are_nearer_on_puzzles_that_were_not_seen(tmp_path: Path) -> None:
+    """Mean KL of the bundled Sudoku model over two orders of its hidden dimensions. tests/measure_types.py measures
+    over twelve: calibrated is 0.51 of plain for q4_0, 0.56 for iq4_nl, and less in each of the twelve.
+    """
+    for found in calibrated(BENCHES[0], tmp_path, count=1, n_orders=2, threads=1, tokens=20_000):
+        assert sum(found.calibrated) < 0.9 * sum(found.plain), found
 
 
 # ---- What is read ----
