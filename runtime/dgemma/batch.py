@@ -107,8 +107,6 @@ class Batch:
         thinking, tools, raw = asked.get("thinking", False), asked.get("tools"), asked.get("raw", False)
         if (prompt is None) == (messages is None):
             raise UsageError("a line has a prompt or messages, one of them")
-        if prompt == "":
-            raise UsageError("empty prompt")
         _check("prompt", prompt, str)
         _check("system", system, str)
         _check("thinking", thinking, bool)
