@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import httpx
@@ -17,6 +18,7 @@ from dgemma.serve.guard import Guard
 from dgemma.serve.running import Running, listen
 
 PATIENCE = 600  # seconds: nothing here takes as long, however busy the machine
+get, post = (partial(ask, timeout=PATIENCE) for ask in (httpx.get, httpx.post))
 
 
 class Live:
@@ -36,7 +38,7 @@ class Live:
         return self.client.completions.create(model=self.model, prompt=prompt, **given)
 
     def figure(self, name: str) -> float:
-        lines = httpx.get(f"{self.url}/metrics", headers={"Authorization": "Bearer secret"}).text.splitlines()
+        lines = get(f"{self.url}/metrics", headers={"Authorization": "Bearer secret"}).text.splitlines()
         return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(name))
 
 

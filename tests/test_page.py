@@ -13,10 +13,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 from models.tidy import tasks
-from serving import PATIENCE, Live, serving
+from serving import PATIENCE, Live, get, serving
 
 import dgemma
 from dgemma.model import bundled
@@ -37,7 +36,7 @@ def browser() -> Iterator[Any]:
         path = str(own) if own.exists() else next(filter(None, map(shutil.which, names)), None)
         if path is None:
             pytest.skip("no Chromium here: apt-get install chromium, or playwright install chromium")
-        found = playwright.chromium.launch(executable_path=path, args=flags)
+        found = playwright.chromium.launch(executable_path=path, args=flags, timeout=PATIENCE * 1000)
         yield found
         found.close()
 
@@ -378,9 +377,9 @@ def test_every_file_says_what_it_may() -> None:
 
 def test_the_page_is_served_without_a_key_and_only_itself(tidy: dgemma.Model) -> None:
     with serving(tidy) as live:
-        first = httpx.get(live.url)
+        first = get(live.url)
         assert first.status_code == 200 and "text/html" in first.headers["content-type"]
-        again = httpx.get(live.url, headers={"If-None-Match": first.headers["etag"]})
+        again = get(live.url, headers={"If-None-Match": first.headers["etag"]})
         assert again.status_code == 304 and not again.content
         for path in ("/page.py", "/vendor/../../page.py", "/%2e%2e/page.py", "/vendor"):
-            assert httpx.get(live.url + path).status_code in (401, 404)
+            assert get(live.url + path).status_code in (401, 404)

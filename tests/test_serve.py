@@ -20,7 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from openai.types import completion_create_params as text_params
 from openai.types.chat import completion_create_params as chat_params
-from serving import PATIENCE, Live, serving, soon
+from serving import PATIENCE, Live, get, post, serving, soon
 
 import dgemma
 from dgemma.options import options
@@ -270,10 +270,10 @@ def test_another_model_and_another_path_are_not_there(live: Live) -> None:
 
 
 def test_a_key_is_needed_for_all_but_health(live: Live) -> None:
-    assert httpx.get(f"{live.url}/health").json() == {"status": "ok"}
+    assert get(f"{live.url}/health").json() == {"status": "ok"}
     for headers in ({}, {"Authorization": "Bearer secret2"}, {"Authorization": "Basic secret"}):
         for path in ("/v1/models", "/metrics"):
-            assert httpx.get(live.url + path, headers=headers).status_code == 401
+            assert get(live.url + path, headers=headers).status_code == 401
     with pytest.raises(openai.AuthenticationError):
         live.client.with_options(api_key="wrong").models.list()
 
@@ -281,11 +281,11 @@ def test_a_key_is_needed_for_all_but_health(live: Live) -> None:
 def test_bodies_are_json_and_short_and_no_other_page_may_ask(bundled: dgemma.Model) -> None:
     with serving(bundled, key=None, body=1000) as live:
         url, kind = f"{live.url}/v1/completions", {"Content-Type": "application/json"}
-        assert httpx.post(url, content=b"x" * 1001, headers=kind).status_code == 413
-        assert httpx.post(url, content=b"{}", headers={"Content-Type": "text/plain"}).status_code == 415
-        assert httpx.post(url, content=b"[" * 900, headers=kind).json()["error"]["code"] == "invalid_json"
-        assert httpx.get(f"{live.url}/v1/models", headers={"Host": "evil.example"}).status_code == 403
-        answer = httpx.get(f"{live.url}/v1/models", headers={"Origin": "http://evil.example"})
+        assert post(url, content=b"x" * 1001, headers=kind).status_code == 413
+        assert post(url, content=b"{}", headers={"Content-Type": "text/plain"}).status_code == 415
+        assert post(url, content=b"[" * 900, headers=kind).json()["error"]["code"] == "invalid_json"
+        assert get(f"{live.url}/v1/models", headers={"Host": "evil.example"}).status_code == 403
+        answer = get(f"{live.url}/v1/models", headers={"Origin": "http://evil.example"})
         assert answer.status_code == 200 and not [h for h in answer.headers if h.startswith("access-control")]
 
 
@@ -381,7 +381,7 @@ def test_an_end_finishes_nothing_where_there_is_no_grace(chat_model: dgemma.Mode
 def test_who_comes_to_a_server_that_ends_is_sent_away(chat_model: dgemma.Model) -> None:
     with serving(chat_model) as live:
         live.server.worker.drain()
-        assert httpx.get(f"{live.url}/health").status_code == 503
+        assert get(f"{live.url}/health").status_code == 503
         with pytest.raises(openai.InternalServerError, match="shutting down") as caught:
             live.chat("why")
         assert caught.value.status_code == 503 and int(caught.value.response.headers["retry-after"]) >= 1

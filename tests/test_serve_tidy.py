@@ -12,7 +12,7 @@ import httpx
 import openai
 import pytest
 from models.tidy import tasks
-from serving import PATIENCE, Live, serving
+from serving import Live, post, serving
 
 import dgemma
 from dgemma.model import bundled
@@ -158,7 +158,7 @@ SPAN = (TEXT.index("sea"), TEXT.index("\nred"))
 
 def edit(live: Live, **given: Any) -> httpx.Response:
     body = {"model": live.model, "input": TEXT, "instruction": "Sort:", "seed": 0} | given
-    return httpx.post(f"{live.url}/v1/edits", json=body, headers={"Authorization": "Bearer secret"}, timeout=PATIENCE)
+    return post(f"{live.url}/v1/edits", json=body, headers={"Authorization": "Bearer secret"})
 
 
 def test_a_passage_is_rewritten_in_place(live: Live) -> None:
