@@ -33,7 +33,8 @@ def main() -> None:
     given = parser.parse_args()
     ray.init()
     ray.data.DataContext.get_current().execution_options.preserve_order = True
-    lines = ray.data.read_text(given.prompts)
+    # Reading takes no processor of its own: the workers may have them all.
+    lines = ray.data.read_text(given.prompts, ray_remote_args={"num_cpus": 0})
     answers = lines.map(
         Answerer,
         fn_constructor_args=(given.model, given.cpus),
