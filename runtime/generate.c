@@ -341,7 +341,7 @@ static void commit(dg_generator *g, const dg_block *block, int32_t end, dg_event
 static bool commit_or_retry(dg_generator *g, dg_event *event) {
     dg_block block;
     int32_t end;
-    block.fault = read_answer(g, &block, &end);
+    block.fault = (int32_t)read_answer(g, &block, &end);
     if (block.fault == DG_FAULT_NONE || g->committed > 0 || g->result.retries == g->options.retries) { /* what is final is not taken back */
         commit(g, &block, end, event);
         return true;
