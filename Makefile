@@ -170,6 +170,71 @@ $(foreach watched,$(WATCHED),$(eval $(call WATCH,$(watched))))
 
 -include $(OBJECTS:.o=.d) $(foreach watched,$(WATCHED),$($(watched)_OBJECTS:.o=.d))
 
+# ---- CUDA ----
+# The toolkit, 12.8 or later: CUDA_HOME, or where it usually is, or its parts from PyPI in the build folder.
+TOOLKIT    = $(BUILD)/toolkit/nvidia/cu13
+CUDA_HOME ?= $(firstword $(patsubst %/bin/nvcc,%,$(wildcard /usr/local/cuda/bin/nvcc /opt/cuda/bin/nvcc)) $(TOOLKIT))
+CUDA_PARTS = nvidia-cuda-nvcc==13.0.88 nvidia-cuda-crt==13.0.88 nvidia-nvvm==13.0.88 nvidia-cuda-runtime==13.0.96 nvidia-cuda-cccl==13.0.85
+TARGETS    = 75 80 86 89 90 120
+NVCC_FLAGS = -std=c++17 -O3 -Icuda -Iquants -Iruntime
+KERNELS    = $(wildcard cuda/*.cu)
+CUBINS     = $(foreach t,$(TARGETS),$(patsubst cuda/%.cu,$(BUILD)/cubins/%.sm_$(t).cubin,$(KERNELS)))
+
+cubins: $(CUBINS) ## compile every CUDA source for every target; registers, spills and shared memory per kernel
+	@$(PYTHON) tests/cuda/report.py $(BUILD)/cubins $(KERNELS)
+
+$(TOOLKIT)/bin/nvcc:
+	$(PYTHON) -m pip install --quiet --target $(BUILD)/toolkit --no-deps $(CUDA_PARTS)
+
+define CUBIN_RULES
+$(BUILD)/cubins/%.sm_$(1).cubin: cuda/%.cu $(CUDA_HOME)/bin/nvcc
+	@mkdir -p $$(@D)
+	$(CUDA_HOME)/bin/nvcc $(NVCC_FLAGS) -arch=sm_$(1) -cubin -Xptxas -v -MMD -MP -MF $$@.d -o $$@ $$< 2> $$(@:.cubin=.log) || { cat $$(@:.cubin=.log); exit 1; }
+endef
+$(foreach t,$(TARGETS),$(eval $(call CUBIN_RULES,$(t))))
+
+# Kernels and backend as C++ over the emulation of tests/cuda, in three variants: as it is, with ASan and UBSan, and with the
+# hooks of the race checker. Each has the whole library, its ops.c with the backend.
+CXX       ?= c++
+EMULATED   = $(BUILD)/cuda
+EMU_FLAGS  = -std=c++17 -fPIC -ffp-contract=off -fno-threadsafe-statics -Wall -Wextra -Wshadow -Wundef $(if $(CI),-Werror) \
+             -isystem $(CUDA_HOME)/include -Itests/cuda -Icuda -Iquants -Iruntime
+EMU_plain  = -O1 -g1
+EMU_asan   = $(SANITIZE)
+EMU_races  = -O1 -g
+EMU_hooks_races = -fsanitize=thread
+EMU_link_plain  = -ldl
+EMU_link_races  = -rdynamic -Wl,--wrap=memcpy,--wrap=memset -ldl
+EMU_parts_races = races
+EMU_library = $(filter-out $(1)runtime/ops.o,$(2))
+EMU_library_plain = $(call EMU_library,$(BUILD)/,$(OBJECTS))
+EMU_library_races = $(call EMU_library,$(BUILD)/,$(OBJECTS))
+EMU_library_asan  = $(call EMU_library,$(BUILD)/asan/,$(CHECKED))
+EMU_TESTS  = $(patsubst tests/cuda/%.cu,%,$(wildcard tests/cuda/*_test.cu))
+.PHONY: test-cuda-emulated cubins
+
+define EMULATED_RULES
+$(EMULATED)/$(1)/%.cu.o: %.cu $(CUDA_HOME)/bin/nvcc
+	@mkdir -p $$(@D)
+	$$(CXX) $$(EMU_FLAGS) $$(EMU_$(1)) $$(EMU_hooks_$(1)) -MMD -MP -x c++ -c $$< -o $$@
+$(EMULATED)/$(1)/%.cpp.o: %.cpp $(CUDA_HOME)/bin/nvcc
+	@mkdir -p $$(@D)
+	$$(CXX) $$(EMU_FLAGS) $$(EMU_$(1)) -MMD -MP -c $$< -o $$@
+$(EMULATED)/$(1)/runtime/ops.o: runtime/ops.c
+	@mkdir -p $$(@D)
+	$$(CC) $$(ALL) $$(EMU_$(1)) -DDG_CUDA -MMD -MP -c $$< -o $$@
+EMU_shim_$(1) = $$(patsubst %,$(EMULATED)/$(1)/tests/cuda/%.cpp.o,shim runtime $(EMU_parts_$(1)))
+EMU_objects_$(1) = $$(KERNELS:%=$(EMULATED)/$(1)/%.o) $(EMULATED)/$(1)/runtime/ops.o $$(EMU_library_$(1)) $$(EMU_shim_$(1))
+$(EMULATED)/$(1)/%_test: $(EMULATED)/$(1)/tests/cuda/%_test.cu.o $$(EMU_objects_$(1))
+	$$(CXX) $$(EMU_$(1):-fsanitize=thread=) $$^ -lm -pthread $$(EMU_link_$(1)) -o $$@
+.PRECIOUS: $(EMULATED)/$(1)/%.cu.o $(EMULATED)/$(1)/%.cpp.o
+-include $$(shell find $(EMULATED)/$(1) -name '*.d' 2>/dev/null)
+endef
+$(foreach v,plain asan races,$(eval $(call EMULATED_RULES,$(v))))
+
+test-cuda-emulated: $(foreach v,plain asan races,$(EMU_TESTS:%=$(EMULATED)/$(v)/%)) ## CUDA kernels and backend on the CPU, against the reference, with reordered threads, ASan and a race checker
+	@set -e; for v in plain asan races; do for t in $(EMU_TESTS); do $(EMULATED)/$$v/$$t $$v; done; done
+
 # ---- shipping it ----
 wheel: $(READY) ## a wheel and a source archive in dist/
 	$(BIN)/python -m build --outdir dist
@@ -178,4 +243,4 @@ clean: ## remove what was built
 	rm -rf $(BUILD) dist $(NATIVE) *.egg-info
 
 help: ## this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F'\t' '{printf "make %-13s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F'\t' '{printf "make %-18s %s\n", $$1, $$2}'
