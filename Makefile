@@ -200,7 +200,7 @@ EMULATED   = $(BUILD)/cuda
 EMU_FLAGS  = -std=c++17 -fPIC -ffp-contract=off -fno-threadsafe-statics -Wall -Wextra -Wshadow -Wundef $(if $(CI),-Werror) \
              -isystem $(CUDA_HOME)/include -Itests/cuda -Icuda -Iquants -Iruntime
 EMU_plain  = -O1 -g1
-EMU_asan   = $(SANITIZE)
+EMU_asan   = $(asan)
 EMU_races  = -O1 -g
 EMU_hooks_races = -fsanitize=thread
 EMU_link_plain  = -ldl
@@ -209,7 +209,7 @@ EMU_parts_races = races
 EMU_library = $(filter-out $(1)runtime/ops.o,$(2))
 EMU_library_plain = $(call EMU_library,$(BUILD)/,$(OBJECTS))
 EMU_library_races = $(call EMU_library,$(BUILD)/,$(OBJECTS))
-EMU_library_asan  = $(call EMU_library,$(BUILD)/asan/,$(CHECKED))
+EMU_library_asan  = $(call EMU_library,$(BUILD)/asan/,$(asan_OBJECTS))
 EMU_TESTS  = $(patsubst tests/cuda/%.cu,%,$(wildcard tests/cuda/*_test.cu))
 .PHONY: test-cuda-emulated cubins
 

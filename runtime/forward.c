@@ -1,11 +1,12 @@
 /* The forward pass: one set of weights, read causally by the encoder and in both directions by the decoder. */
 #include <math.h>
-#include <stdatomic.h>
 
 #include "session.h"
 #include "stream.h"
 
-static const float *floats(const tensor *t) { return (const float *)(const void *)t->data; }
+/* Where ops read it, and where the host does. */
+static const float *floats(const tensor *t) { return (const float *)(const void *)(t->placed ? t->placed : t->data); }
+static float number(const tensor *t) { return *(const float *)(const void *)t->data; }
 
 /* out = down(gelu(gate x) * up x) */
 static void mlp(const pass *p, float *out, const float *x, const tensor *gate, const tensor *up, const tensor *down, int64_t n) {
@@ -17,26 +18,27 @@ static void mlp(const pass *p, float *out, const float *x, const tensor *gate, c
     o->matmul(o, out, r->gate, down, n, r->products);
 }
 
-/* Keys and values of room.h into each part's cache, behind what is encoded. */
+/* Keys and values of room.h into each part's cache, behind what is encoded. Uses room.k and room.v. */
 static void keys_and_values(const pass *p, int32_t l) {
     const dg_config *c = &p->model->config;
     const layer *w = &p->model->layers[l];
     const ops *o = p->model->ops;
     const room *r = p->room;
     const int64_t dim = config_head_dim(c, l), heads = c->n_head_kv[l], row = heads * dim;
-    const float *from_k = r->k, *from_v = c->sliding[l] ? r->v : r->k; /* full layers: V is the raw K projection */
+    float *k = r->k, *v = r->v;
     profile_part = PART_projections;
     o->matmul(o, r->k, r->h, &w->attn_k, p->n, r->products);
     if (c->sliding[l]) o->matmul(o, r->v, r->h, &w->attn_v, p->n, r->products);
     for (int32_t i = 0; i < p->n_parts; i++) {
         const dg_session *s = p->parts[i].session;
         const int64_t n = p->parts[i].n;
-        float *k = s->k[l] + s->length * row, *v = s->v[l] + s->length * row;
-        o->rms_norm(o, v, from_v, NULL, n * heads, dim, c->rms_eps);
-        o->rms_norm(o, k, from_k, floats(&w->attn_k_norm), n * heads, dim, c->rms_eps);
+        o->rms_norm(o, v, c->sliding[l] ? v : k, NULL, n * heads, dim, c->rms_eps); /* full layers: V is the raw K projection */
+        o->rms_norm(o, k, k, floats(&w->attn_k_norm), n * heads, dim, c->rms_eps);
         o->rope(o, k, n, heads, dim, s->length, c->sliding[l] ? p->model->rope_swa : p->model->rope_full);
-        from_k += n * row;
-        from_v += n * row;
+        o->store(o, s->k[l], s->length, k, n, row);
+        o->store(o, s->v[l], s->length, v, n, row);
+        k += n * row;
+        v += n * row;
     }
 }
 
@@ -67,12 +69,6 @@ static void attend(const pass *p, int32_t l, bool causal) {
     o->add(o, r->a, r->a, r->x, p->n, d, 1.0f);
 }
 
-/* Counts the tokens of each expert; sums of whole numbers are the same in whatever order sessions come. */
-static void count_routing(const dg_model *m, int32_t l, const int32_t *experts, int64_t n) {
-    _Atomic int64_t *of = m->routing + (int64_t)l * m->config.n_expert;
-    for (int64_t i = 0; i < n; i++) atomic_fetch_add_explicit(&of[experts[i]], 1, memory_order_relaxed);
-}
-
 /* room.x = (room.a + the dense and the expert FFN of room.a) * scalar */
 static void feed_forward(const pass *p, int32_t l, float scalar) {
     const dg_config *c = &p->model->config;
@@ -92,7 +88,7 @@ static void feed_forward(const pass *p, int32_t l, float scalar) {
     o->mul(o, r->h, r->h, floats(&w->ffn_gate_inp_scale), n, d, 1.0f / sqrtf((float)d));
     o->matmul(o, r->scores, r->h, &w->ffn_gate_inp, n, r->products);
     o->route(o, r->experts, r->shares, r->scores, floats(&w->ffn_down_exps_scale), n, c->n_expert, c->n_expert_used);
-    count_routing(p->model, l, r->experts, n * c->n_expert_used);
+    o->count(o, p->model->routing + (int64_t)l * c->n_expert, r->experts, n * c->n_expert_used);
 
     profile_part = PART_experts;
     o->rms_norm(o, r->h, r->a, floats(&w->pre_ffw_norm_2), n, d, c->rms_eps);
@@ -116,14 +112,15 @@ static void encode(const pass *p, const int32_t *ids, bool output) {
     const ops *o = m->ops;
     room *r = p->room;
     if (!weights_of(m, -1)) return;
-    o->embed(o, r->x, &m->top.token_embd, ids, p->n, sqrtf((float)c->d_model));
+    o->put(o, r->ids, ids, (size_t)p->n * sizeof *ids);
+    o->embed(o, r->x, &m->top.token_embd, r->ids, p->n, sqrtf((float)c->d_model));
     for (int32_t l = 0; l < c->n_layer && weights_of(m, l); l++) {
         const layer *w = &m->layers[l];
         o->rms_norm(o, r->h, r->x, floats(&w->attn_norm), p->n, c->d_model, c->rms_eps);
         keys_and_values(p, l);
         if (l == c->n_layer - 1 && !output) break; /* the decoder reads the cache alone */
         attend(p, l, true);
-        feed_forward(p, l, *floats(&w->enc_layer_output_scale));
+        feed_forward(p, l, number(&w->enc_layer_output_scale));
     }
 }
 
@@ -161,17 +158,17 @@ static void self_condition(const pass *p) {
 /* room.x, for who asked to look */
 static void show(const pass *p, int32_t l) {
     const dg_model *m = p->model;
-    const int64_t d = m->config.d_model;
-    if (p->hidden) m->ops->add(m->ops, p->hidden + l * p->n * d, p->room->x, NULL, p->n, d, 1.0f);
+    const int64_t n = p->n * m->config.d_model;
+    if (p->hidden) m->ops->get(m->ops, p->hidden + l * n, p->room->x, (size_t)n * sizeof *p->hidden);
 }
 
-static void denoise(const pass *p, const int32_t *canvas) {
+static void denoise(const pass *p) {
     const dg_model *m = p->model;
     const dg_config *c = &m->config;
     const ops *o = m->ops;
     room *r = p->room;
     if (!weights_of(m, -1)) return;
-    o->embed(o, r->x, &m->top.token_embd, canvas, p->n, sqrtf((float)c->d_model));
+    o->embed(o, r->x, &m->top.token_embd, r->ids, p->n, sqrtf((float)c->d_model));
     self_condition(p);
     o->rms_norm(o, r->x, r->x, NULL, p->n, c->d_model, c->rms_eps); /* the canvas alone has this norm */
     for (int32_t l = 0; l < c->n_layer && weights_of(m, l); l++) {
@@ -180,15 +177,15 @@ static void denoise(const pass *p, const int32_t *canvas) {
         o->rms_norm(o, r->h, r->x, floats(&w->attn_norm), p->n, c->d_model, c->rms_eps);
         keys_and_values(p, l);
         attend(p, l, false);
-        feed_forward(p, l, *floats(&w->layer_output_scale));
+        feed_forward(p, l, number(&w->layer_output_scale));
     }
     show(p, c->n_layer);
 }
 
-int forward_denoise(const pass *p, const int32_t *canvas, dg_error *error) {
+int forward_denoise(const pass *p, dg_error *error) {
     const dg_model *m = p->model;
     if (m->stream) stream_begin(m->stream, m->config.n_layer);
-    denoise(p, canvas);
+    denoise(p);
     return m->stream ? stream_end(m->stream, error) : DG_OK;
 }
 
@@ -204,8 +201,7 @@ void forward_logits(const pass *p, int64_t first, int64_t n, float *logits) {
     const dg_model *m = p->model;
     const ops *o = m->ops;
     output_norm(p, first, n);
-    o->matmul(o, logits, p->room->h, &m->top.token_embd, n, p->room->products);
-    o->softcap(o, logits, n * m->config.n_vocab, m->config.softcap);
+    o->logits(o, logits, p->room->h, &m->top.token_embd, n, m->config.softcap, p->room->products);
 }
 
 void forward_choose(const pass *p, const head_part *parts) {

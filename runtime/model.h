@@ -15,6 +15,7 @@ typedef struct tensor {
     int64_t n_repacked;
     const uint8_t *const *at;        /* [experts] where each lies, `shift` bytes before its first row; NULL: as data has them */
     int64_t shift;
+    const uint8_t *placed;           /* the backend's copy, laid out like data; NULL: it reads data */
 } tensor;
 
 static inline const uint8_t *tensor_row(const tensor *t, int64_t expert, int64_t row) {

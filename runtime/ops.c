@@ -28,6 +28,8 @@ static void fill(ops *o, int32_t i, bool exact) {
 #define DG_OP(op, arguments, names) o->op = reference_##op;
 #include "ops.def"
 #undef DG_OP
+    o->key_bytes = sizeof(float);
+    o->lazy = true;
     if (set) set->simd(o);
     if (set && set->gemm && !exact) set->gemm(o);
     if (set && i == 0) snprintf(o->name, sizeof o->name, "%s (%s)", FAST, set->backend + strlen("cpu-"));
@@ -70,6 +72,11 @@ int ops_new(const dg_model_options *options, const dg_config *c, ops **out, dg_e
         return fail(error, DG_ERROR_SYSTEM, "cannot start %d threads", threads);
     }
     *out = o;
+    return DG_OK;
+}
+
+int ops_status(const ops *o, dg_error *error) {
+    (void)o, (void)error;
     return DG_OK;
 }
 

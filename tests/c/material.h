@@ -6,6 +6,7 @@
 #include <stdlib.h>
 
 #include "model.h"
+#include "soft.h"
 
 static uint64_t random_state = 1;
 static inline double uniform(void) { /* splitmix64 */
@@ -35,8 +36,17 @@ static inline tensor weights(int32_t type, int64_t cols, int64_t rows, int64_t e
         for (int64_t i = 0; i < blocks; i++) data[i * f->bytes] = 0, data[i * f->bytes + 1] = 0x14; /* d = 2^-10 in front */
     }
     const int64_t row = cols / f->block * f->bytes;
-    return (tensor){f, data, cols, rows, experts, row, row * rows, NULL, 0, NULL, 0};
+    return (tensor){f, data, cols, rows, experts, row, row * rows, NULL, 0, NULL, 0, NULL};
 }
+
+/* Room of the head op, with whole logits. */
+static inline soft soft_new(int64_t n, int64_t n_vocab, int64_t d) {
+    soft s;
+    soft_lay_out(&s, n, n_vocab, d, true, NULL);
+    soft_lay_out(&s, n, n_vocab, d, true, os_reserve(s.bytes));
+    return s;
+}
+static inline void soft_free(soft *s) { os_release(s->memory, s->bytes); }
 
 static inline double error_of(const float *a, const float *b, int64_t n) { /* largest difference, in parts of the largest number */
     double worst = 0.0, scale = 1e-30;
