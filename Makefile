@@ -176,7 +176,7 @@ TOOLKIT    = $(BUILD)/toolkit/nvidia/cu13
 CUDA_HOME ?= $(firstword $(patsubst %/bin/nvcc,%,$(wildcard /usr/local/cuda/bin/nvcc /opt/cuda/bin/nvcc)) $(TOOLKIT))
 CUDA_PARTS = nvidia-cuda-nvcc==13.0.88 nvidia-cuda-crt==13.0.88 nvidia-nvvm==13.0.88 nvidia-cuda-runtime==13.0.96 nvidia-cuda-cccl==13.0.85
 TARGETS    = 75 80 86 89 90 120
-NVCC_FLAGS = -std=c++17 -O3 -Icuda -Iquants -Iruntime
+NVCC_FLAGS = -std=c++17 -O3 -fmad=false -Icuda -Iquants -Iruntime
 KERNELS    = $(wildcard cuda/*.cu)
 CUBINS     = $(foreach t,$(TARGETS),$(patsubst cuda/%.cu,$(BUILD)/cubins/%.sm_$(t).cubin,$(KERNELS)))
 

@@ -13,7 +13,7 @@
 #include <math.h>
 #include <stdint.h>
 
-enum { WARP = 32 };
+constexpr int WARP = 32;
 
 /* Before the name of a kernel that a step spends its time in: threads per block; `make cubins` fails if it spills. */
 #define DG_HOT(threads) __launch_bounds__(threads)
@@ -45,7 +45,7 @@ template <class T> __device__ inline T shuffle(T v, int lane) { return __shfl_sy
 template <class T> __device__ inline T shuffle_xor(T v, int mask) { return __shfl_xor_sync(0xffffffffu, v, mask); }
 template <class T> __device__ inline T shuffle_up(T v, int delta) { return __shfl_up_sync(0xffffffffu, v, delta); }
 template <class T> __device__ inline T shuffle_down(T v, int delta) { return __shfl_down_sync(0xffffffffu, v, delta); }
-__device__ inline uint32_t ballot(bool holds) { return __ballot_sync(0xffffffffu, holds); }
+__device__ inline uint32_t lanes_where(bool holds) { return __ballot_sync(0xffffffffu, holds); }
 
 /* ---- Atomics on integers: those on floats would make results depend on the order of threads ---- */
 

@@ -306,7 +306,7 @@ size_t soften_work(int64_t n, int64_t d_model) { return 2 * rounded(n * d_model,
 
 size_t experts_work(int64_t n, int64_t k, int64_t d_model, int64_t d_expert, int64_t n_expert) {
     const size_t rounding = rounded(n * k, sizeof(int32_t)) + matmul_work(n, d_model) + matmul_work(n * k, d_expert), packing = rounded(n * k * d_model, sizeof(float));
-    return 2 * rounded(n_expert + 1, sizeof(int32_t)) + rounded(n * k, sizeof(int32_t)) + rounded(n * k * d_expert, sizeof(float)) +
+    return 2 * rounded(n_expert + 1, sizeof(int32_t)) + rounded(n * k, sizeof(int32_t)) + rounded(n * k + n_expert, 8) + rounded(n * k * d_expert, sizeof(float)) +
            rounded(n * k * d_model, sizeof(float)) + (rounding > packing ? rounding : packing);
 }
 

@@ -10,7 +10,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-enum { WARP = 32 };
+constexpr int WARP = 32;
 #include "machine.h"
 #include "shim.h"
 #undef threadIdx

@@ -13,7 +13,7 @@
 #include <unistd.h>
 #include <vector>
 
-enum { WARP = 32 };
+constexpr int WARP = 32;
 #include "machine.h"
 #include "shim.h"
 #undef threadIdx

@@ -10,7 +10,7 @@
 #include <unistd.h>
 #include <vector>
 
-enum { WARP = 32 };
+constexpr int WARP = 32;
 #include "machine.h"
 #include "shim.h"
 #undef threadIdx
@@ -465,7 +465,7 @@ void copy_wait(int left) {
 
 using namespace shim;
 
-uint32_t ballot(bool holds, site at) {
+uint32_t lanes_where(bool holds, site at) {
     const unsigned char mine = holds;
     uint32_t all;
     warp_together("ballot", &mine, 1, &all, sizeof all, [](const unsigned char (*in)[64], unsigned char (*out)[64]) {

@@ -108,7 +108,7 @@ template <class T> inline T shuffle_down(T v, int delta, SHIM_SITE) {
     const int from = shim_lane() + delta;
     return shim_shuffle<T>::run("shuffle_down", v, from > 31 ? shim_lane() : from, at);
 }
-uint32_t ballot(bool holds, SHIM_SITE);
+uint32_t lanes_where(bool holds, SHIM_SITE);
 
 int32_t atomic_add(int32_t *at, int32_t v);
 int32_t atomic_or(int32_t *at, int32_t v);

@@ -1,0 +1,21 @@
+/* The CUDA backend, as ops.c knows it. */
+#ifndef DG_CUDA_BACKEND_H
+#define DG_CUDA_BACKEND_H
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+struct ops;
+
+bool cuda_usable(void); /* there is a device */
+/* Fills the table and takes a device; DG_ERROR_BACKEND, saying why, where there is none that this build runs on. */
+int cuda_open(struct ops *o, bool exact, dg_error *error);
+void cuda_close(struct ops *o);
+/* The first failure since then, if there was one. */
+int cuda_status(const struct ops *o, dg_error *error);
+
+#ifdef __cplusplus
+}
+#endif
+#endif
