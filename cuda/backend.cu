@@ -163,14 +163,15 @@ int cuda_open(ops *o, bool exact, dg_error *error) {
     g->processors = processors;
     g->exact = exact;
     o->device = g;
-    if ((status = cudaStreamCreateWithFlags(&g->stream, cudaStreamNonBlocking)) != cudaSuccess || (status = cudaHostAlloc(&g->staging, STAGING, 0)) != cudaSuccess) {
+    if ((status = cudaStreamCreateWithFlags(&g->stream, cudaStreamNonBlocking)) != cudaSuccess || (status = cudaHostAlloc(&g->staging, STAGING, 0)) != cudaSuccess ||
+        (status = cudaMalloc(reinterpret_cast<void **>(&g->longest), sizeof *g->longest)) != cudaSuccess) {
         cuda_close(o);
         return fail(error, DG_ERROR_BACKEND, "cuda: %s: %s", properties.name, cudaGetErrorString(status));
     }
 #define DG_OP(name, arguments, names) o->name = cuda_##name;
 #include "ops.def"
 #undef DG_OP
-    o->key_bytes = sizeof(__half);
+    o->key_bytes = exact ? sizeof(float) : sizeof(__half);
     o->lazy = false;
     snprintf(o->name, sizeof o->name, "cuda (%.40s)", properties.name);
     return DG_OK;
@@ -186,6 +187,7 @@ void cuda_close(ops *o) {
         cudaFree(w->memory);
         delete w;
     }
+    cudaFree(g->longest);
     if (g->staging) cudaFreeHost(g->staging);
     if (g->stream) cudaStreamDestroy(g->stream);
     delete g;

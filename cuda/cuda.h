@@ -28,6 +28,8 @@ struct gpu {
     cudaError_t failure;        /* the first, and the op that met it; nothing is started after it */
     const char *failed;
     bool recording;
+    int32_t *longest;           /* of the table longest_of: the square of its longest row's length, a float */
+    const void *longest_of;
     placed_weight *weights;     /* copies of the file's, WEIGHT_MARGIN bytes longer: loads may run over the end */
     void *staging;              /* page-locked, STAGING bytes: small copies to the caller */
     std::recursive_mutex turns; /* ops of several threads follow one another; a recording is one turn */

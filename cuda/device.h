@@ -47,6 +47,8 @@ template <class T> __device__ inline T shuffle_up(T v, int delta) { return __shf
 template <class T> __device__ inline T shuffle_down(T v, int delta) { return __shfl_down_sync(0xffffffffu, v, delta); }
 __device__ inline uint32_t lanes_where(bool holds) { return __ballot_sync(0xffffffffu, holds); }
 
+__device__ inline int count_bits(uint32_t v) { return __popc(v); }
+
 /* ---- Atomics on integers: those on floats would make results depend on the order of threads ---- */
 
 __device__ inline int32_t atomic_add(int32_t *at, int32_t v) { return atomicAdd(at, v); }

@@ -2,9 +2,12 @@
 #include "plain.cuh"
 
 template <class F>
-__global__ void __launch_bounds__(PLAIN_THREADS) plain_matmul_kernel(float *y, const float *x, const typename F::block *w, int64_t n, int64_t rows, int64_t cols) {
+__global__ void __launch_bounds__(PLAIN_THREADS) plain_matmul_kernel(float *y, const float *x, const typename F::block *w, int64_t n, int64_t rows, int64_t cols,
+                                                                     const int32_t *count) {
     DG_SHARED(float, room_w, PLAIN * PLAIN_PITCH);
     DG_SHARED(float, room_x, PLAIN * PLAIN_PITCH);
+    if (count) n = *count;
+    if (static_cast<int64_t>(blockIdx.y) * PLAIN >= n) return;
     const int64_t first_row = static_cast<int64_t>(blockIdx.x) * PLAIN, first = static_cast<int64_t>(blockIdx.y) * PLAIN;
     float sum[2] = {0.0f, 0.0f};
     plain_tile<F>(sum, w + first_row * (cols / F::VALUES), cols, rows - first_row, [&](int i) { return first + i < n ? x + (first + i) * cols : nullptr; }, room_w, room_x);
@@ -15,11 +18,30 @@ __global__ void __launch_bounds__(PLAIN_THREADS) plain_matmul_kernel(float *y, c
     }
 }
 
-void plain_matmul(const turn &t, float *y, const float *x, const tensor *w, int64_t n) {
+void plain_matmul(const turn &t, float *y, const float *x, const tensor *w, int64_t n, const int32_t *count) {
     for_format(w->format->id, [&](auto format) {
         using F = decltype(format);
         t.start(plain_matmul_kernel<F>, dim3(blocks_for(w->rows, PLAIN), blocks_for(n, PLAIN)), dim3(PLAIN_THREADS), 0, y, x,
-                reinterpret_cast<const typename F::block *>(w->placed), n, w->rows, w->cols);
+                reinterpret_cast<const typename F::block *>(w->placed), n, w->rows, w->cols, count);
+    });
+}
+
+template <class F>
+__global__ void __launch_bounds__(PLAIN_THREADS) plain_gathered_kernel(float *z, const float *x, const typename F::block *table, const int32_t *chunks, int64_t rows, int64_t cols) {
+    DG_SHARED(float, room_w, PLAIN * PLAIN_PITCH);
+    DG_SHARED(float, room_x, PLAIN * PLAIN_PITCH);
+    const int64_t first_row = static_cast<int64_t>(chunks[blockIdx.y]) * SOFT_CHUNK + blockIdx.x * PLAIN;
+    float sum[2] = {0.0f, 0.0f};
+    if (first_row >= rows) return;
+    plain_tile<F>(sum, table + first_row * (cols / F::VALUES), cols, rows - first_row, [&](int i) { return i == 0 ? x + blockIdx.y * cols : nullptr; }, room_w, room_x);
+    if (threadIdx.x < PLAIN && first_row + threadIdx.x < rows) z[static_cast<int64_t>(blockIdx.y) * SOFT_CHUNK + blockIdx.x * PLAIN + threadIdx.x] = sum[0];
+}
+
+void plain_gathered(const turn &t, float *z, const float *x, const tensor *table, const int32_t *chunks, int64_t n) {
+    for_format(table->format->id, [&](auto format) {
+        using F = decltype(format);
+        t.start(plain_gathered_kernel<F>, dim3(SOFT_CHUNK / PLAIN, static_cast<unsigned>(n)), dim3(PLAIN_THREADS), 0, z, x,
+                reinterpret_cast<const typename F::block *>(table->placed), chunks, table->rows, table->cols);
     });
 }
 

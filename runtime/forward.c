@@ -201,7 +201,7 @@ void forward_logits(const pass *p, int64_t first, int64_t n, float *logits) {
     const dg_model *m = p->model;
     const ops *o = m->ops;
     output_norm(p, first, n);
-    o->logits(o, logits, p->room->h, &m->top.token_embd, n, m->config.softcap, p->room->products);
+    o->logits(o, logits, p->room->h, &m->top.token_embd, n, m->config.softcap, p->room->products, p->room->vocabulary);
 }
 
 void forward_choose(const pass *p, const head_part *parts) {

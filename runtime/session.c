@@ -47,7 +47,7 @@ static void lay_out_room(const dg_model *m, int64_t rows, room *r) {
     r->ids = CARVE(n * sizeof(int32_t));
     r->products = CARVE(matmul_work(rows, larger(larger(c->d_model, c->d_ffn), d_q)) + soften_work(rows, c->d_model));
     r->mixture = CARVE(experts_work(rows, c->n_expert_used, c->d_model, c->d_expert, c->n_expert));
-    r->vocabulary = m->ops->lazy ? CARVE(n * (size_t)c->n_vocab * f) : NULL;
+    r->vocabulary = CARVE(n * (size_t)(m->ops->lazy || c->n_vocab < SOFT_STRETCH ? c->n_vocab : SOFT_STRETCH) * f + n * 4 * f);
 #undef CARVE
 }
 

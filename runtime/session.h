@@ -19,7 +19,7 @@ typedef struct room {
     int32_t *ids;              /* [n] what the pass reads */
     void *products;            /* matmul_work() and soften_work() bytes */
     void *mixture;             /* experts_work() bytes */
-    float *vocabulary;         /* [n][n_vocab] work of the condition and soften ops, where memory is lazy */
+    float *vocabulary;         /* room of the condition, soften and logits ops */
     void *memory;              /* what all of these are carved from: the backend's */
     size_t bytes;
 } room;

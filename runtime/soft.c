@@ -11,7 +11,8 @@ static void *carve(soft *s, int64_t items, size_t size) {
 void soft_lay_out(soft *s, int64_t n, int64_t n_vocab, int64_t d, bool whole_logits, void *memory) {
     *s = (soft){.n = n, .n_vocab = n_vocab, .d = d, .memory = memory};
     const int64_t chunks = (n_vocab + SOFT_CHUNK - 1) / SOFT_CHUNK, groups = (n_vocab + SOFT_GROUP - 1) / SOFT_GROUP;
-    if (whole_logits) s->z = carve(s, n * n_vocab, sizeof *s->z);
+    const int64_t wide = whole_logits ? n_vocab : n_vocab < SOFT_STRETCH ? n_vocab : SOFT_STRETCH;
+    s->z = carve(s, n * (wide > SOFT_CHUNK ? wide : SOFT_CHUNK), sizeof *s->z);
     s->x = carve(s, n * s->d, sizeof *s->x);
     s->argmax = carve(s, n, sizeof *s->argmax);
     s->floors = carve(s, n, sizeof *s->floors);

@@ -6,6 +6,7 @@
 
 enum {
     SOFT_CHUNK = 256,     /* vocabulary that shares one partial sum */
+    SOFT_STRETCH = 8192,  /* vocabulary whose logits lie beside each other where memory is not lazy */
     SOFT_GROUP = 2048,    /* vocabulary that one thread passes in order, keeping its likely ids */
     SOFT_GROUP_IDS = 96,  /* most ids kept of a group */
     SOFT_IDS = 4096,      /* most ids kept of a row */
@@ -31,7 +32,7 @@ typedef struct soft {
     const int32_t *given; /* [n] the ids that stand in such rows, to condition on; NULL: on nothing */
     float cap;
     const float *temperature; /* as head had it: the caller's, unchanged until soften */
-    float *z;           /* [n][n_vocab], or NULL where memory is not lazy */
+    float *z;           /* [n][n_vocab], or of a stretch */
     float *x;           /* [n][d] the rows that the head saw */
     int32_t *argmax;    /* [n] of the last step */
     float *floors;      /* [n] what a row's peak is at least */

@@ -302,7 +302,7 @@ static size_t rounded(int64_t items, size_t bytes) { return ((size_t)items * byt
 
 size_t matmul_work(int64_t n, int64_t cols) { return rounded(n * cols, sizeof(float)) + 8 * WORK_ALIGNMENT; }
 
-size_t soften_work(int64_t n, int64_t d_model) { return 2 * rounded(n * d_model, sizeof(float)) + rounded(n, 16) + matmul_work(n, d_model) + 4096; }
+size_t soften_work(int64_t n, int64_t d_model) { return 2 * rounded(n * d_model, sizeof(float)) + 2 * rounded(n, 16) + matmul_work(n, d_model) + 4096; }
 
 size_t experts_work(int64_t n, int64_t k, int64_t d_model, int64_t d_expert, int64_t n_expert) {
     const size_t rounding = rounded(n * k, sizeof(int32_t)) + matmul_work(n, d_model) + matmul_work(n * k, d_expert), packing = rounded(n * k * d_model, sizeof(float));
@@ -465,7 +465,8 @@ void reference_condition(const ops *o, float *y, const float *z, const tensor *t
     pool_run(o->pool, condition_row, &(conditioning){o, y, z, table, scale}, n);
 }
 
-void reference_logits(const ops *o, float *y, const float *x, const tensor *table, int64_t n, float cap, void *work) {
+void reference_logits(const ops *o, float *y, const float *x, const tensor *table, int64_t n, float cap, void *work, float *room) {
+    (void)room;
     o->matmul(o, y, x, table, n, work);
     o->softcap(o, y, n * table->rows, cap);
 }

@@ -55,8 +55,15 @@ static void test_embed(const both &b) {
 
 static void test_store(const both &b) {
     paired<float> x(b, random_floats(3 * 40, 4.0f));
-    paired<uint16_t> cache(b, 8 * 40);
-    b.gpu->store(b.gpu, cache.device, 5, x.device, 3, 40);
+    const both rounded(false); /* exact caches are float32 */
+    paired<float> same(rounded, x.host);
+    paired<uint16_t> cache(rounded, 8 * 40);
+    rounded.gpu->store(rounded.gpu, cache.device, 5, same.device, 3, 40);
+    float exactly[3 * 40];
+    paired<float> floats(b, 3 * 40);
+    b.gpu->store(b.gpu, floats.device, 0, x.device, 3, 40);
+    b.gpu->get(b.gpu, exactly, floats.device, sizeof exactly);
+    CHECK(memcmp(exactly, x.data(), sizeof exactly) == 0, "an exact cache");
     const std::vector<uint16_t> got = cache.fetch();
     for (size_t i = 0; i < got.size(); i++) {
         const uint16_t want = i < 5 * 40 ? 0 : half_from_float(x.host[i - 5 * 40]);

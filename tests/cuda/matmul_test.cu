@@ -12,7 +12,7 @@ static const int32_t FORMATS[] = {
 static double tolerance(bool exact) { return exact ? 2e-6 : 1.5e-2; }
 
 static void test_matmul(const both &b, bool exact) {
-    const int64_t shapes[][3] = {{1, 256, 1}, {3, 512, 17}, {16, 256, 64}, {33, 768, 70}}; /* n, cols, rows */
+    const int64_t shapes[][3] = {{1, 256, 9}, {3, 512, 17}, {16, 256, 64}, {33, 768, 70}}; /* n, cols, rows */
     for (int32_t format : FORMATS)
         for (const auto &s : shapes) {
             const int64_t n = s[0], cols = s[1], rows = s[2];

@@ -110,6 +110,8 @@ template <class T> inline T shuffle_down(T v, int delta, SHIM_SITE) {
 }
 uint32_t lanes_where(bool holds, SHIM_SITE);
 
+inline int count_bits(uint32_t v) { return __builtin_popcount(v); }
+
 int32_t atomic_add(int32_t *at, int32_t v);
 int32_t atomic_or(int32_t *at, int32_t v);
 int32_t atomic_max(int32_t *at, int32_t v);

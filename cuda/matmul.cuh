@@ -1,0 +1,11 @@
+/* Products that ops other than matmul need. */
+#ifndef DG_CUDA_MATMUL_H
+#define DG_CUDA_MATMUL_H
+
+#include "cuda.h"
+
+/* z[n][SOFT_CHUNK] = of row i of x with the rows of table in chunk chunks[i] of SOFT_CHUNK rows; what is past the table's end is
+ * left. Each number is that of the matmul op, to the bit. work: matmul_work() bytes. */
+void matmul_gathered(const turn &t, float *z, const float *x, const tensor *table, const int32_t *chunks, int64_t n, void *work);
+
+#endif
