@@ -100,7 +100,7 @@ test-emulated: ## products of the x86 sets that this processor may lack, emulate
 	@$(call elsewhere,$(BUILD)/emulated,$(CC) -DDG_EMULATE,-O1 -Wno-psabi,,gemm)
 
 test-python: all ## the Python tests alone
-	$(BIN)/python -m pytest -m "not oracle"
+	$(BIN)/python -m pytest -m "not oracle and not cuda"
 
 test-oracle: all ## compare logits and canvases with transformers, live (installs torch)
 	$(PIP) --editable '.[test,oracle]'
@@ -232,8 +232,16 @@ $(EMULATED)/$(1)/%_test: $(EMULATED)/$(1)/tests/cuda/%_test.cu.o $$(EMU_objects_
 endef
 $(foreach v,plain asan races,$(eval $(call EMULATED_RULES,$(v))))
 
-test-cuda-emulated: $(foreach v,plain asan races,$(EMU_TESTS:%=$(EMULATED)/$(v)/%)) ## CUDA kernels and backend on the CPU, against the reference, with reordered threads, ASan and a race checker
+# The package with the emulated backend beside the built one, for whole models.
+EMU_PACKAGE = $(EMULATED)/python/dgemma
+$(EMU_PACKAGE)/_native.abi3.so: $(BUILD)/native.c $(EMU_objects_plain)
+	@rm -rf $(EMU_PACKAGE) && mkdir -p $(EMU_PACKAGE) && ln -s $(CURDIR)/runtime/dgemma/[!_]* $(CURDIR)/runtime/dgemma/__init__.py $(CURDIR)/runtime/dgemma/_b* $(CURDIR)/convert $(EMU_PACKAGE)
+	$(CXX) -shared -fPIC $(EMU_plain) $(PYTHON_INCLUDE) -Iquants -Iruntime -x c $(BUILD)/native.c -x none $(EMU_objects_plain) -lm -pthread $(EMU_link_plain) -o $@
+
+test-cuda-emulated: all ## CUDA kernels and backend on the CPU, against the reference, with reordered threads, ASan and a race checker
+	@$(MAKE) --no-print-directory PYTHON=$(BIN)/python $(EMU_PACKAGE)/_native.abi3.so $(foreach v,plain asan races,$(EMU_TESTS:%=$(EMULATED)/$(v)/%))
 	@set -e; for v in plain asan races; do for t in $(EMU_TESTS); do $(EMULATED)/$$v/$$t $$v; done; done
+	DG_SHIM=1 PYTHONPATH=$(EMULATED)/python $(BIN)/python -m pytest -q -m cuda tests/test_cuda.py
 
 # ---- shipping it ----
 wheel: $(READY) ## a wheel and a source archive in dist/

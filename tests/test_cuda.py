@@ -1,0 +1,137 @@
+"""The CUDA backend runs whole models: over the emulation (`make test-cuda-emulated`) or on a GPU, against the CPU."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from cases import GOLDEN, Case, Ours, relative_error, trajectory
+
+import dgemma
+
+pytestmark = pytest.mark.cuda
+GOLDEN_FILES = Path(__file__).parent / "golden"
+SUDOKU = Path(__file__).parent.parent / "runtime" / "dgemma" / "models" / "sudoku-q8_0.gguf"
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("golden")
+    return {case.name: case.convert(folder / case.name, folder / f"{case.name}.gguf") for case in GOLDEN}
+
+
+def test_it_is_listed():
+    assert "cuda" in dgemma.backends()
+
+
+@pytest.mark.parametrize("case", GOLDEN, ids=lambda case: case.name)
+def test_exact_logits_are_those_of_transformers(case: Case, files):
+    with dgemma.Model(files[case.name], backend="cuda", exact=True) as model, model.session() as session:
+        ours = trajectory(case, Ours(session))
+    with np.load(GOLDEN_FILES / f"{case.name}.npz") as golden:
+        for name, logits in ours.items():
+            error = np.abs(logits[::5] - golden[f"{name}/rows"]).max() / golden[f"{name}/peak"]
+            assert error <= 1e-4, f"{name}: relative error {error:.1e}"
+            assert (logits.argmax(-1) == golden[f"{name}/argmax"]).all(), f"{name}: another argmax"
+
+
+HEADS_64 = Case("heads-64", prompt=70, seed=3, shape=dict(
+    layers=3, hidden=256, ffn=256, expert_ffn=256, experts=8, top_k=2, heads=4, kv_heads=2, global_kv_heads=1,
+    head_dim=64, global_head_dim=128, window=40, canvas=48, vocab=2500))  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["bf16", "q8_0", "q4_k_m"])
+def test_fast_logits_stay_near_the_cpus(kind: str, tmp_path):
+    """The same canvases step by step: logits within 2 %, the same argmax for 99 of 100."""
+    from dgemma.convert import convert
+
+    file = tmp_path / f"{kind}.gguf"
+    convert(HEADS_64.write(tmp_path / "hf"), file, type=kind)
+    both = []
+    for backend, exact in (("cpu", True), ("cuda", False)):
+        with dgemma.Model(file, backend=backend, exact=exact) as model, model.session() as session:
+            both.append(trajectory(HEADS_64, Ours(session)))
+    same, rows = 0, 0
+    for name, logits in both[0].items():
+        if name == "commit":
+            break  # what follows depends on each backend's own argmax
+        error = relative_error(both[1][name], logits)
+        assert error <= 2e-2, f"{name}: relative error {error:.1e}"
+        peak, top = logits.max(-1), np.take_along_axis(logits, both[1][name].argmax(-1)[:, None], -1)[:, 0]
+        same += int(((logits.argmax(-1) == both[1][name].argmax(-1)) | (peak - top < 1e-3 * np.abs(logits).max())).sum())
+        rows += len(logits)
+    assert same >= 0.99 * rows, f"{same} of {rows} rows have the same argmax"
+
+
+def sudoku(backend: str, **options):
+    """The bundled model on its first test puzzle."""
+    prompt = (Path(__file__).parent / "models" / "sudoku" / "puzzle.txt").read_text()
+    with dgemma.Model(SUDOKU, backend=backend, exact=options.pop("exact", False)) as model:
+        return model.generate(prompt, **options)
+
+
+def test_the_bundled_model_answers_as_on_the_cpu():
+    """Steps are recorded into a graph after the first; exact arithmetic gives the CPU's tokens, step for step."""
+    want, got = sudoku("cpu", exact=True, seed=3), sudoku("cuda", exact=True, seed=3)
+    assert (got.ids, got.steps, got.converged) == (want.ids, want.steps, want.converged)
+    cpu, gpu = sudoku("cpu", seed=3, steps=4), sudoku("cuda", seed=3, steps=4)
+    assert sum(a != b for a, b in zip(cpu.ids, gpu.ids, strict=True)) <= 1, (cpu.text, gpu.text)
+
+
+def test_canvases_together_are_canvases_alone(files):
+    """A step of two sessions is not recorded, one of a single session is: the same tokens."""
+    case = GOLDEN[0]
+    prompt, _ = case.inputs()
+    with dgemma.Model(files[case.name], backend="cuda", exact=True) as model:
+        alone = []
+        for seed in (1, 2):
+            with model.session() as session:
+                session.encode(prompt[: 20 * seed])
+                alone.append(list(session.generate(seed=seed, steps=4, max_tokens=64).ids))
+        with model.session() as one, model.session() as two:
+            condition, canvases = None, [np.arange(32, dtype=np.int32), np.arange(32, dtype=np.int32)[::-1].copy()]
+            for session, n in ((one, 20), (two, 40)):
+                session.encode(prompt[:n])
+            together = model.denoise([(one, canvases[0], condition), (two, canvases[1], condition)])
+            for session, canvas, logits in zip((one, two), canvases, together, strict=True):
+                assert (session.denoise(canvas) == logits).all()
+            again = [list(session.generate(seed=seed, steps=4, max_tokens=64).ids) for session, seed in ((one, 1), (two, 2))]
+    assert again == alone
+
+
+PROGRAM = """
+import sys, dgemma
+try:
+    with dgemma.Model(sys.argv[1], backend="cuda") as model:
+        print(model.generate("x", seed=1, steps=3).ids)
+except dgemma.Error as e:
+    print(type(e).__name__, e)
+"""
+
+
+def run(file: Path, **environment: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, str(file)], env=os.environ | environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.skipif("DG_SHIM" not in os.environ, reason="on a device there is nothing to rearrange")
+def test_the_order_of_what_has_none_changes_no_token():
+    """Seeds of the emulation reorder threads, blocks and copies."""
+    outputs = {run(SUDOKU, DG_SHIM_SEED=seed) for seed in ("0", "1", "2")}
+    assert len(outputs) == 1, outputs
+    assert outputs.pop().startswith("[")
+
+
+@pytest.mark.skipif("DG_SHIM" not in os.environ, reason="a device cannot be taken away")
+def test_why_it_cannot_run_is_said():
+    assert "no NVIDIA driver" in run(SUDOKU, DG_SHIM_DEVICES="0")
+    assert "compute capability 6.1" in run(SUDOKU, DG_SHIM_ARCH="61")
+    said = run(SUDOKU, DG_SHIM_MEMORY="1000000")
+    assert "MemoryBudgetError" in said and "memory" in said, said
