@@ -8,7 +8,7 @@ constexpr int THREADS = 256, WARPS = THREADS / WARP, PER_LANE = SOFT_CHUNK / WAR
 static_assert(WARPS * SOFT_CHUNK == SOFT_GROUP, "a warp takes a chunk");
 
 /* As on the CPU: likely means within REACH nats of the peak; the conditioned embedding may be off by TOLERANCE of its length. */
-constexpr float REACH = 12.0f, TOLERANCE = 1e-3f;
+constexpr float REACH = 15.0f, TOLERANCE = 1e-3f;
 
 static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 static unsigned rows_of(int64_t n) { return static_cast<unsigned>(n); }
@@ -276,9 +276,10 @@ static void find_longest(const turn &t, const tensor *table) {
 
 /* ---- The head ---- */
 
-void cuda_head(const ops *o, dg_choice *out, soft *s, const float *x, const tensor *table, int64_t n, float cap, const float *temperature, const double *u,
-               void *work) {
-    const turn t(o, "head");
+static void head_of(const turn &t, const ops *o, const head_part &canvas, const float *x, const tensor *table, float cap, void *work) {
+    soft *const s = canvas.next;
+    const int64_t n = canvas.n;
+    const float *const temperature = canvas.temperature;
     if (!s->started) find_longest(t, table); /* a first step is never recorded */
     s->cap = cap;
     s->temperature = temperature;
@@ -289,10 +290,15 @@ void cuda_head(const ops *o, dg_choice *out, soft *s, const float *x, const tens
         t.start(group_kernel, dim3(blocks_for(view.rows, SOFT_GROUP), rows_of(n)), dim3(THREADS), 0, *s, static_cast<const float *>(s->z), first,
                 static_cast<int32_t>(view.rows), static_cast<int32_t>(table->rows), cap, temperature);
     }
-    t.start(merge_kernel, dim3(rows_of(n)), dim3(THREADS), 0, *s, out, u);
+    t.start(merge_kernel, dim3(rows_of(n)), dim3(THREADS), 0, *s, canvas.out, canvas.u);
     matmul_gathered(t, s->z, x, table, s->chunks, n, work);
-    t.start(draw_kernel, dim3(rows_of(n)), dim3(THREADS), 0, *s, out, static_cast<const float *>(s->z), cap, temperature);
+    t.start(draw_kernel, dim3(rows_of(n)), dim3(THREADS), 0, *s, canvas.out, static_cast<const float *>(s->z), cap, temperature);
     s->started = true;
+}
+
+void cuda_head(const ops *o, const head_part *parts, int32_t count, const float *x, const tensor *table, int64_t, float cap, void *work) {
+    const turn t(o, "head");
+    for (const head_part *p = parts; p < parts + count; x += p++->n * table->cols) head_of(t, o, *p, x, table, cap, work);
 }
 
 void cuda_logits(const ops *o, float *y, const float *x, const tensor *table, int64_t n, float cap, void *work, float *room) {

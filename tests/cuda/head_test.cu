@@ -49,8 +49,9 @@ static void test_head(bool exact, int32_t format, int64_t n_vocab, int64_t d, fl
     std::vector<float> wide(static_cast<size_t>(n * n_vocab));
     for (int step = 0; step < 2; step++) {
         paired<float> x(b, random_floats(n * d, spread));
-        b.plain->head(b.plain, choices.data(), &room.plain, x.data(), &table.t, n, cap, at.data(), u.data(), work.data());
-        b.gpu->head(b.gpu, choices.device, &room.gpu, x.device, &table.t, n, cap, at.device, u.device, work.device);
+        const head_part plain = {n, at.data(), u.data(), choices.data(), &room.plain}, gpu = {n, at.device, u.device, choices.device, &room.gpu};
+        b.plain->head(b.plain, &plain, 1, x.data(), &table.t, n, cap, work.data());
+        b.gpu->head(b.gpu, &gpu, 1, x.device, &table.t, n, cap, work.device);
         const std::vector<dg_choice> got = choices.fetch();
         for (int64_t i = 0; i < n; i++) {
             const dg_choice &want = choices.host[static_cast<size_t>(i)], &is = got[static_cast<size_t>(i)];
