@@ -131,16 +131,28 @@ lint: all ## ruff over the Python code, mypy over the package
 	$(BIN)/mypy
 
 # ---- the library and the Python extension ----
+# NATIVE is where the extension goes; setuptools names it.
+NATIVE ?= runtime/dgemma/_native.abi3.so
+
+# CUDA=1 builds the CUDA backend into it, for all TARGETS in one fat binary; the driver is looked for at run time.
+VARIANT := $(shell mkdir -p $(BUILD); echo 'CUDA=$(CUDA)' | cmp -s - $(BUILD)/variant || echo 'CUDA=$(CUDA)' > $(BUILD)/variant)
+ifdef CUDA
+CUDA_OBJECTS = $(KERNELS:%.cu=$(BUILD)/%.o)
+CUDA_LINK    = -L$(CUDA_HOME)/lib -L$(CUDA_HOME)/lib64 -Wl,--exclude-libs,ALL -lcudart_static $(if $(wildcard $(CUDA_HOME)/lib*/libculibos.a),-lculibos) -lrt -ldl -lstdc++
+endif
+$(BUILD)/runtime/ops.o: ALL += $(if $(CUDA),-DDG_CUDA)
+$(BUILD)/runtime/ops.o $(NATIVE): $(BUILD)/variant
+
 lib: $(BUILD)/libdgemma.a ## the C library alone
 
-$(BUILD)/libdgemma.a: $(OBJECTS)
+.SECONDEXPANSION:
+$(BUILD)/libdgemma.a: $(OBJECTS) $$(CUDA_OBJECTS)
 	@rm -f $@
 	ar rcs $@ $^
 
 $(call compile)
 
-# The public header is the cdef. NATIVE is where the extension goes; setuptools names it.
-NATIVE ?= runtime/dgemma/_native.abi3.so
+# The public header is the cdef.
 native: $(NATIVE)
 
 $(BUILD)/native.c: $(wildcard runtime/*.def quants/*.def) runtime/dg.h quants/formats.h
@@ -152,7 +164,7 @@ $(BUILD)/native.c: $(wildcard runtime/*.def quants/*.def) runtime/dg.h quants/fo
 PYTHON_INCLUDE ?= -I$(shell $(PYTHON) -c 'import sysconfig; print(sysconfig.get_path("include"))')
 $(NATIVE): $(BUILD)/native.c $(BUILD)/libdgemma.a
 	@mkdir -p $(@D)
-	$(CC) $(ALL) -Wno-missing-field-initializers -Wno-missing-prototypes $(PYTHON_INCLUDE) -shared $< $(BUILD)/libdgemma.a -lm -o $@
+	$(CC) $(ALL) -Wno-missing-field-initializers -Wno-missing-prototypes $(PYTHON_INCLUDE) -shared $< $(BUILD)/libdgemma.a -lm $(CUDA_LINK) -o $@
 
 # A watched build: its objects, and the C tests and fuzz targets linked with them.
 define WATCH
@@ -185,6 +197,11 @@ cubins: $(CUBINS) ## compile every CUDA source for every target; registers, spil
 
 $(TOOLKIT)/bin/nvcc:
 	$(PYTHON) -m pip install --quiet --target $(BUILD)/toolkit --no-deps $(CUDA_PARTS)
+
+$(BUILD)/cuda/%.o: cuda/%.cu $(CUDA_HOME)/bin/nvcc
+	@mkdir -p $(@D)
+	$(CUDA_HOME)/bin/nvcc $(NVCC_FLAGS) -Xcompiler -fPIC,-fvisibility=hidden $(foreach t,$(TARGETS),-gencode arch=compute_$(t),code=sm_$(t)) \
+		-gencode arch=compute_$(lastword $(TARGETS)),code=compute_$(lastword $(TARGETS)) -MMD -MP -MF $(@:.o=.d) -c $< -o $@
 
 define CUBIN_RULES
 $(BUILD)/cubins/%.sm_$(1).cubin: cuda/%.cu $(CUDA_HOME)/bin/nvcc

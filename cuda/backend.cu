@@ -48,6 +48,13 @@ void cuda_release(const ops *o, void *memory, size_t) {
     gpu_check(t.g, cudaFree(memory), t.op);
 }
 
+void cuda_available(const ops *o, int64_t *bytes) {
+    const turn t(o, "available");
+    size_t left = 0, all = 0;
+    gpu_check(t.g, cudaMemGetInfo(&left, &all), t.op);
+    *bytes = static_cast<int64_t>(left);
+}
+
 void cuda_put(const ops *o, void *to, const void *from, size_t bytes) {
     const turn t(o, "put");
     if (t.g->failure == cudaSuccess) gpu_check(t.g, cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, t.g->stream), t.op);

@@ -230,6 +230,12 @@ static int bind_all(dg_model *m, dg_error *error) {
 /* Brings all weights to where ops read them. */
 static int place_all(dg_model *m, dg_error *error) {
     const dg_config *c = &m->config;
+    int64_t needed = 0, available;
+    for (uint64_t i = 0; i < m->file->n_tensors; i++) needed += (int64_t)m->file->tensors[i].bytes;
+    m->ops->available(m->ops, &available);
+    if (available >= 0 && needed > available)
+        return fail(error, DG_ERROR_MEMORY, "%s: its weights take %.2f GiB, all in the memory of %s, which has %.2f GiB free", m->file->path,
+                    (double)needed / 1073741824.0, m->ops->name, (double)available / 1073741824.0);
     for (int32_t i = 0; i < ENTRIES; i++)
         for (int32_t l = 0; l < (places[i].scope == SCOPE_TOP ? 1 : c->n_layer); l++) {
             char *holder = places[i].scope == SCOPE_TOP ? (char *)&m->top : (char *)&m->layers[l];

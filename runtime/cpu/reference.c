@@ -37,6 +37,11 @@ void reference_release(const ops *o, void *memory, size_t bytes) {
     os_release(memory, bytes);
 }
 
+void reference_available(const ops *o, int64_t *bytes) {
+    (void)o;
+    *bytes = -1;
+}
+
 void reference_put(const ops *o, void *to, const void *from, size_t bytes) {
     (void)o;
     memcpy(to, from, bytes);
