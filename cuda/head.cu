@@ -429,7 +429,9 @@ __global__ void __launch_bounds__(BLEND_THREADS) sparse_kernel(float *y, int32_t
     DG_SHARED(float, values, AT_ONCE * BLEND_PITCH);
     DG_SHARED(double, squares, BLEND_THREADS / WARP);
     const int64_t i = blockIdx.x, row_blocks = cols / F::VALUES;
-    const int32_t count = s.counts[i];
+    const bool pinned = s.pinned && s.pinned[i]; /* such a row is its given id, or nothing */
+    const int32_t count = pinned ? (s.given ? 1 : 0) : s.counts[i];
+    const int32_t *const ids = pinned ? s.given + i : s.ids + i * SOFT_IDS;
     double square = 0.0;
     for (int64_t from = 0; from < cols; from += BLEND_COLUMNS) {
         const int columns = static_cast<int>(cols - from < BLEND_COLUMNS ? cols - from : BLEND_COLUMNS), per_row = columns / F::VALUES;
@@ -437,11 +439,11 @@ __global__ void __launch_bounds__(BLEND_THREADS) sparse_kernel(float *y, int32_t
         for (int32_t j = 0; j < count; j += AT_ONCE) {
             for (int k = threadIdx.x; k < AT_ONCE * per_row; k += BLEND_THREADS) {
                 const int r = k % AT_ONCE, b = k / AT_ONCE;
-                if (j + r < count) F::decode(table + s.ids[i * SOFT_IDS + j + r] * row_blocks + from / F::VALUES + b, values + r * BLEND_PITCH + b * F::VALUES);
+                if (j + r < count) F::decode(table + ids[j + r] * row_blocks + from / F::VALUES + b, values + r * BLEND_PITCH + b * F::VALUES);
             }
             block_sync();
             for (int r = 0; r < AT_ONCE && j + r < count; r++) {
-                const float share = s.shares[i * SOFT_IDS + j + r] * scale;
+                const float share = (pinned ? 1.0f : s.shares[i * SOFT_IDS + j + r]) * scale;
                 for (int c = 0; c < 2; c++) {
                     const int column = static_cast<int>(threadIdx.x) + c * BLEND_THREADS;
                     if (column < columns) sum[c] = fmaf(share, values[r * BLEND_PITCH + column], sum[c]);
@@ -459,7 +461,7 @@ __global__ void __launch_bounds__(BLEND_THREADS) sparse_kernel(float *y, int32_t
     square = block_sum<BLEND_THREADS>(square, squares);
     if (threadIdx.x == 0) {
         const double missed = s.dropped[i] * sqrt(static_cast<double>(*longest)) * static_cast<double>(scale);
-        dense[i] = all || missed > static_cast<double>(TOLERANCE) * sqrt(square);
+        dense[i] = !pinned && (all || missed > static_cast<double>(TOLERANCE) * sqrt(square));
     }
 }
 

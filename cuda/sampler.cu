@@ -16,7 +16,9 @@ __global__ void __launch_bounds__(THREADS) begin_kernel(canvas_room c, uint64_t 
     canvas_state now = {};
     now.seed = seed;
     now.block = block;
-    draw_all(c, now, 0, c.ids);
+    draw_all(c, now, 0, c.random_ids);
+    for (int32_t i = static_cast<int32_t>(blockIdx.x * blockDim.x + threadIdx.x); i < c.n; i += static_cast<int32_t>(gridDim.x * blockDim.x)) /* its own */
+        if (c.free == c.n || !c.pins[i]) c.ids[i] = c.random_ids[i];
     if (blockIdx.x == 0 && threadIdx.x == 0) *c.state = now;
 }
 
@@ -39,6 +41,7 @@ __global__ void __launch_bounds__(THREADS) settle_kernel(canvas_room c, dg_sampl
     if (threadIdx.x == 0) changed[0] = c.state->index == 0;
     block_sync();
     for (int32_t i = threadIdx.x; i < c.n; i += THREADS) {
+        if (c.free < c.n && c.pins[i]) c.choices[i] = dg_choice{0.0f, c.ids[i], c.ids[i]};
         if (c.argmax[i] != c.choices[i].argmax) atomic_or(changed, 1);
         c.argmax[i] = c.choices[i].argmax;
         c.entropy[i] = c.choices[i].entropy;
@@ -59,7 +62,7 @@ __global__ void __launch_bounds__(THREADS) settle_kernel(canvas_room c, dg_sampl
             before += static_cast<double>(c.entropy[c.order[i]]);
         }
         canvas_state now = *c.state;
-        now.mean_entropy = static_cast<float>(sum / c.n);
+        now.mean_entropy = static_cast<float>(sum / c.free);
         now.unchanged = changed[0] ? 0 : now.unchanged + 1;
         now.converged = sampler_stop(&s, now.unchanged, now.mean_entropy);
         now.index++;
@@ -70,3 +73,10 @@ __global__ void __launch_bounds__(THREADS) settle_kernel(canvas_room c, dg_sampl
 }
 
 void cuda_settle(const ops *o, canvas_room *c, const dg_sampling *s) { turn(o, "settle").start(settle_kernel, dim3(1), dim3(THREADS), 0, *c, *s); }
+
+__global__ void __launch_bounds__(THREADS) renoise_kernel(canvas_room c) {
+    for (int32_t i = static_cast<int32_t>(blockIdx.x * blockDim.x + threadIdx.x); i < c.n; i += static_cast<int32_t>(gridDim.x * blockDim.x))
+        c.ids[i] = c.accepted[i] ? c.choices[i].sample : c.random_ids[i];
+}
+
+void cuda_renoise(const ops *o, canvas_room *c) { turn(o, "renoise").start(renoise_kernel, dim3(blocks_for(c->n, THREADS)), dim3(THREADS), 0, *c); }

@@ -46,6 +46,9 @@ static void test_head(bool exact, int32_t format, int64_t n_vocab, int64_t d, fl
     paired<dg_choice> choices(b, static_cast<size_t>(n));
     paired<float> y(b, static_cast<size_t>(n * d));
     paired<uint8_t> work(b, matmul_work(n, d) + soften_work(n, d));
+    const bool which[5] = {false, true, false, false, true};
+    paired<uint8_t> pinned(b, std::vector<uint8_t>{0, 1, 0, 0, 1});
+    paired<int32_t> given(b, std::vector<int32_t>{0, 7, 0, 0, 40});
     std::vector<float> wide(static_cast<size_t>(n * n_vocab));
     for (int step = 0; step < 2; step++) {
         paired<float> x(b, random_floats(n * d, spread));
@@ -61,6 +64,10 @@ static void test_head(bool exact, int32_t format, int64_t n_vocab, int64_t d, fl
                   static_cast<double>(is.entropy), static_cast<double>(want.entropy));
             CHECK(is_draw(z, n_vocab, u.host[static_cast<size_t>(i)], is.sample, exact ? 1e-5 : 0.1), "%s, %d ids: row %d draws %d, the reference %d", table.t.format->name,
                   static_cast<int>(n_vocab), static_cast<int>(i), is.sample, want.sample);
+        }
+        if (step == 1) { /* two rows are given: one condition on itself, or on nothing */
+            room.plain.pinned = which, room.gpu.pinned = reinterpret_cast<bool *>(pinned.device);
+            room.plain.given = exact ? given.data() : nullptr, room.gpu.given = exact ? given.device : nullptr;
         }
         b.plain->soften(b.plain, y.data(), &room.plain, &table.t, n, scale, work.data(), wide.data());
         b.gpu->soften(b.gpu, y.device, &room.gpu, &table.t, n, scale, work.device, nullptr);
@@ -95,7 +102,7 @@ static void test_whole_rows(const both &b) {
 }
 
 /* Random numbers, acceptance, the stop test and the next canvas: the CPU's, to the bit. */
-static void test_sampler(const both &b, int32_t n) {
+static void test_sampler(const both &b, int32_t n, bool pinned) {
     const int32_t n_vocab = 1000;
     dg_sampling s = {};
     s.steps = 5, s.entropy_bound = 0.7f, s.t_min = 0.4f, s.t_max = 0.8f, s.stability = 1, s.confidence = 0.2f;
@@ -111,6 +118,13 @@ static void test_sampler(const both &b, int32_t n) {
         CHECK(memcmp(seen.data(), mine, bytes) == 0, "%d positions, step %d: %s", n, step, what);
     };
     const size_t count = static_cast<size_t>(n);
+    for (int32_t i = 0; pinned && i < n; i += 3) {
+        plain.pins[i] = true;
+        plain.ids[i] = 900 + i % 50;
+        gpu.free = --plain.free;
+    }
+    b.gpu->put(b.gpu, gpu.pins, plain.pins, count);
+    b.gpu->put(b.gpu, gpu.ids, plain.ids, count * sizeof *plain.ids);
     b.plain->begin(b.plain, &plain, 0x123456789abcdefull, 3);
     b.gpu->begin(b.gpu, &gpu, 0x123456789abcdefull, 3);
     same(plain.ids, gpu.ids, count * sizeof *plain.ids, "the first canvas", -1);
@@ -131,6 +145,11 @@ static void test_sampler(const both &b, int32_t n) {
         same(plain.entropy, gpu.entropy, count * sizeof *plain.entropy, "entropy", step);
         same(plain.accepted, gpu.accepted, count, "what is accepted", step);
         same(plain.ids, gpu.ids, count * sizeof *plain.ids, "the next canvas", step);
+        for (int32_t i = 0; i < n; i += 2) plain.accepted[i] = true; /* a caller's word */
+        b.gpu->put(b.gpu, gpu.accepted, plain.accepted, count);
+        b.plain->renoise(b.plain, &plain);
+        b.gpu->renoise(b.gpu, &gpu);
+        same(plain.ids, gpu.ids, count * sizeof *plain.ids, "the next canvas, accepted otherwise", step);
         CHECK(plain.state->converged == (step == 4), "the stop test at step %d", step);
     }
     b.gpu->release(b.gpu, gpu.memory, gpu.bytes);
@@ -150,7 +169,8 @@ static void test(uint64_t seed) {
     }
     const both b;
     test_whole_rows(b);
-    for (int32_t n : {1, 20, 300}) test_sampler(b, n);
+    for (int32_t n : {1, 20, 300})
+        for (bool pinned : {false, true}) test_sampler(b, n, pinned && n > 1);
 }
 
 int main(int argc, char **argv) {
