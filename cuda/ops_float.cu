@@ -146,6 +146,7 @@ __global__ void __launch_bounds__(WARP) route_kernel(int32_t *experts, float *we
         if (s == 0) first = best;
         const float share = expf(best - first);
         sum += share;
+        warp_sync(); /* all have read what the next line writes */
         if (lane == 0 && at < n_expert) {
             experts[s] = at;
             weights[s] = share;
