@@ -228,7 +228,7 @@ EMU_library_plain = $(call EMU_library,$(BUILD)/,$(OBJECTS))
 EMU_library_races = $(call EMU_library,$(BUILD)/,$(OBJECTS))
 EMU_library_asan  = $(call EMU_library,$(BUILD)/asan/,$(asan_OBJECTS))
 EMU_TESTS  = $(patsubst tests/cuda/%.cu,%,$(wildcard tests/cuda/*_test.cu))
-.PHONY: test-cuda-emulated cubins
+.PHONY: test-cuda-emulated cubins gpu-check
 
 define EMULATED_RULES
 $(EMULATED)/$(1)/%.cu.o: %.cu $(CUDA_HOME)/bin/nvcc
@@ -259,6 +259,20 @@ test-cuda-emulated: all ## CUDA kernels and backend on the CPU, against the refe
 	@$(MAKE) --no-print-directory PYTHON=$(BIN)/python $(EMU_PACKAGE)/_native.abi3.so $(foreach v,plain asan races,$(EMU_TESTS:%=$(EMULATED)/$(v)/%))
 	@set -e; for v in plain asan races; do for t in $(EMU_TESTS); do $(EMULATED)/$$v/$$t $$v; done; done
 	DG_SHIM=1 PYTHONPATH=$(EMULATED)/python $(BIN)/python -m pytest -q -m cuda tests/test_cuda.py
+
+# The same tests on a GPU: the programs link with nvcc as they are. The emulation's own is not among them.
+GPU_TESTS = $(patsubst %,$(BUILD)/gpu/%,$(filter-out shim_test,$(EMU_TESTS)))
+$(BUILD)/gpu/%_test: tests/cuda/%_test.cu tests/cuda/harness.h $(BUILD)/libdgemma.a
+	@mkdir -p $(@D)
+	$(CUDA_HOME)/bin/nvcc $(NVCC_FLAGS) -Itests/cuda $(foreach t,$(TARGETS),-gencode arch=compute_$(t),code=sm_$(t)) $< $(BUILD)/libdgemma.a -L$(CUDA_HOME)/lib -Xcompiler -pthread -lm -o $@
+
+gpu-check: ## on a machine with a GPU: kernels against the reference, compute-sanitizer, whole models, dg-bench
+	@$(MAKE) --no-print-directory CUDA=1 all $(GPU_TESTS)
+	@set -e; for t in $(GPU_TESTS); do $$t; done
+	@if command -v compute-sanitizer >/dev/null; then set -e; for t in $(GPU_TESTS); do for tool in memcheck racecheck; do \
+		compute-sanitizer --tool $$tool --error-exitcode 1 $$t races; done; done; else echo 'not run: compute-sanitizer is not on the path' >&2; fi
+	$(BIN)/python -m pytest -q -m cuda tests/test_cuda.py
+	$(BIN)/dg-bench --shape 26b-a4b --layers 6 --backend cuda
 
 # ---- shipping it ----
 wheel: $(READY) ## a wheel and a source archive in dist/

@@ -2,7 +2,8 @@
 
     python report.py FOLDER SOURCE.cu ...
 
-FOLDER has a log per source and target, NAME.sm_80.log. Fails where a kernel that its source marks DG_HOT spills registers.
+FOLDER has a log per source and target, NAME.sm_80.log. Fails where a kernel that its source marks DG_HOT spills
+registers.
 """
 
 from __future__ import annotations
@@ -35,8 +36,8 @@ def kernels(log: str) -> dict[str, list[int]]:
 
 
 def readable(names: list[str]) -> list[str]:
-    said = subprocess.run(["c++filt", *names], capture_output=True, text=True, check=True).stdout.splitlines()
-    return [re.sub(r"\(.*|^void |\(anonymous namespace\)::", "", name.replace("(anonymous namespace)::", "")) for name in said]
+    said = subprocess.run(["c++filt", *names], capture_output=True, text=True, check=True).stdout
+    return [re.sub(r"^void |\((bool|int|anonymous namespace)\)(::)?", "", name).split("(")[0] for name in said.splitlines()]
 
 
 def main(folder: Path, sources: list[Path]) -> int:
