@@ -121,12 +121,13 @@ __global__ void DG_HOT(THREADS) group_kernel(soft s, const float *z, int64_t fir
 /* ---- A row from its parts ---- */
 
 /* Where a sum over items that threads own in stretches passes an aim: thread t's sum is sums[t] (shared). Returns the thread
- * and, in *before, what comes before it; every thread gets the same. */
+ * and, in *before, what comes before it; every thread gets the same. (blockDim.x is THREADS, but unknown to the compiler, which
+ * would unroll these loops until they spill.) */
 __device__ inline int passing(const double *sums, double aim, double *before) {
     double sum = 0.0;
     int last = 0;
     double last_before = 0.0;
-    for (int t = 0; t < THREADS; t++) {
+    for (int t = 0; t < static_cast<int>(blockDim.x); t++) {
         if (sums[t] > 0.0) {
             last = t;
             last_before = sum;
@@ -140,7 +141,7 @@ __device__ inline int passing(const double *sums, double aim, double *before) {
 
 __device__ inline double ordered_sum(const double *sums) {
     double sum = 0.0;
-    for (int t = 0; t < THREADS; t++) sum += sums[t];
+    for (int t = 0; t < static_cast<int>(blockDim.x); t++) sum += sums[t];
     return sum;
 }
 
@@ -206,7 +207,7 @@ __global__ void __launch_bounds__(THREADS) merge_kernel(soft s, dg_choice *out, 
         counts[threadIdx.x] = count;
         block_sync();
         int32_t at = base;
-        for (int t = 0; t < THREADS; t++) {
+        for (int t = 0; t < static_cast<int>(blockDim.x); t++) {
             if (t < static_cast<int>(threadIdx.x)) at += counts[t];
             base += counts[t];
         }
