@@ -30,6 +30,9 @@ constexpr int WARP = 32;
 
 #define DG_UNROLL _Pragma("unroll")
 
+/* Which form of a kernel this target runs, with tensor cores or without: the other stays empty. */
+__device__ constexpr bool runs_here(bool tensor) { return tensor == (DG_ARCH >= 80); }
+
 /* A shared array of the block's own, and the block's dynamic shared memory (16-byte aligned, one view per kernel). */
 #define DG_SHARED(type, name, count) __shared__ __align__(16) type name[count]
 #define DG_DYNAMIC_SHARED(type, name)                                     \
@@ -48,6 +51,8 @@ template <class T> __device__ inline T shuffle_down(T v, int delta) { return __s
 __device__ inline uint32_t lanes_where(bool holds) { return __ballot_sync(0xffffffffu, holds); }
 
 __device__ inline int count_bits(uint32_t v) { return __popc(v); }
+/* Four of the eight bytes of low and high (4 to 7), named by the low three bits of each of the selector's four nibbles. */
+__device__ inline uint32_t pick_bytes(uint32_t low, uint32_t high, uint32_t selector) { return __byte_perm(low, high, selector & 0x7777u); }
 
 /* ---- Atomics on integers: those on floats would make results depend on the order of threads ---- */
 
@@ -115,6 +120,16 @@ __device__ inline void mma_s8(int32_t (&d)[4], const uint32_t (&a)[4], const uin
     asm volatile("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};\n"
                  : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+#else
+    __trap();
+#endif
+}
+/* d[16][8] += a[16][16] b[8][16]^T in int8 and int32: half the registers of the above. sm_80 */
+__device__ inline void mma_s8_short(int32_t (&d)[4], uint32_t a0, uint32_t a1, uint32_t b) {
+#if DG_ARCH >= 80
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};\n"
+                 : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
+                 : "r"(a0), "r"(a1), "r"(b));
 #else
     __trap();
 #endif

@@ -305,7 +305,7 @@ void reference_route(const ops *o, int32_t *experts, float *weights, const float
 enum { WORK_ALIGNMENT = 64 };
 static size_t rounded(int64_t items, size_t bytes) { return ((size_t)items * bytes + WORK_ALIGNMENT - 1) / WORK_ALIGNMENT * WORK_ALIGNMENT; }
 
-size_t matmul_work(int64_t n, int64_t cols) { return rounded(n * cols, sizeof(float)) + 8 * WORK_ALIGNMENT; }
+size_t matmul_work(int64_t n, int64_t cols) { return rounded(n * ((cols + 127) / 128 * 128), sizeof(float)) + 8 * WORK_ALIGNMENT; } /* backends pad rows */
 
 size_t soften_work(int64_t n, int64_t d_model) { return 2 * rounded(n * d_model, sizeof(float)) + 2 * rounded(n, 16) + matmul_work(n, d_model) + 4096; }
 

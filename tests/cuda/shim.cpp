@@ -553,6 +553,11 @@ void mma_s8(int32_t (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], sit
         multiply<int8_t, int32_t, 4>(in, out, [](int8_t x, int8_t y) { return int32_t(x) * int32_t(y); });
     }, at);
 }
+/* Columns 16 to 31 of the fragments are registers 2 and 3 of a, 1 of b: nothing there leaves 16 columns. */
+void mma_s8_short(int32_t (&d)[4], uint32_t a0, uint32_t a1, uint32_t b, site at) {
+    const uint32_t a[4] = {a0, a1, 0, 0}, both[2] = {b, 0};
+    mma_s8(d, a, both, at);
+}
 void mma_f16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], site at) {
     mma<__half, float, 2>("mma_f16", d, a, b, [](const unsigned char (*in)[64], unsigned char (*out)[64]) {
         multiply<__half, float, 2>(in, out, [](__half x, __half y) { return __half2float(x) * __half2float(y); });

@@ -13,6 +13,7 @@
 
 #define __launch_bounds__(...)
 #define DG_UNROLL
+constexpr bool runs_here(bool) { return true; }
 
 namespace shim {
 
@@ -111,6 +112,12 @@ template <class T> inline T shuffle_down(T v, int delta, SHIM_SITE) {
 uint32_t lanes_where(bool holds, SHIM_SITE);
 
 inline int count_bits(uint32_t v) { return __builtin_popcount(v); }
+inline uint32_t pick_bytes(uint32_t low, uint32_t high, uint32_t selector) {
+    const uint64_t bytes = static_cast<uint64_t>(high) << 32 | low;
+    uint32_t out = 0;
+    for (int i = 0; i < 4; i++) out |= static_cast<uint32_t>(bytes >> (selector >> 4 * i & 7) * 8 & 255) << 8 * i;
+    return out;
+}
 
 int32_t atomic_add(int32_t *at, int32_t v);
 int32_t atomic_or(int32_t *at, int32_t v);
@@ -128,6 +135,7 @@ void load_matrices(uint32_t (&r)[4], const void *shared_row, SHIM_SITE);
 void load_matrices_transposed(uint32_t (&r)[4], const void *shared_row, SHIM_SITE);
 void load_matrices(uint32_t (&r)[2], const void *shared_row, SHIM_SITE);
 void mma_s8(int32_t (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], SHIM_SITE);
+void mma_s8_short(int32_t (&d)[4], uint32_t a0, uint32_t a1, uint32_t b, SHIM_SITE);
 void mma_f16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], SHIM_SITE);
 void mma_bf16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], SHIM_SITE);
 inline int32_t dp4a(int32_t a, int32_t b, int32_t c) {
