@@ -15,8 +15,9 @@
 
 constexpr int WARP = 32;
 
-/* Before the name of a kernel that a step spends its time in: threads per block; `make cubins` fails if it spills. */
-#define DG_HOT(threads) __launch_bounds__(threads)
+/* Before the name of a kernel that a step spends its time in: threads per block, and how many blocks of a processor registers are
+ * to last for; `make cubins` fails if it spills. */
+#define DG_HOT(...) __launch_bounds__(__VA_ARGS__)
 
 #ifndef __CUDACC__
 #include "shim.h"

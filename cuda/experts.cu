@@ -1,7 +1,140 @@
 /* The experts op: which kernels multiply which formats. */
 #include "plain.cuh"
+#include "tile.cuh"
+
+/* Tiles of an expert's pairs: of 64 rows of gate and up side by side, in one warp's hands, or of 64 rows of down. */
+template <class C, bool TENSOR, int NT> using pair_tile = tile<C, TENSOR, 4, 1, 2, NT, TENSOR ? 3 : 2>;
+template <class C, bool TENSOR, int NT> using down_tile = tile<C, TENSOR, 4, 1, 1, NT, TENSOR ? 4 : 2>;
+constexpr int PAIR_ROWS = 64, HIDDEN_PITCH = PAIR_ROWS + 4; /* two rows of four lanes that write together meet no bank twice */
+
+/* hidden = gelu(gate x) * up x of each place in the order's pairs, [places][rows]: in floats, or rounded for blocks of 32. */
+template <class C, bool TENSOR, int NT>
+__global__ void DG_HOT(128) gate_up_kernel(float *hidden, rounded rounded_hidden, rounded x, bytes gate, bytes up, expert_order o, int32_t k, int32_t rows, int64_t row_bytes,
+                                           int64_t expert_bytes, int32_t subs) {
+    if constexpr (runs_here(TENSOR)) {
+        using T = pair_tile<C, TENSOR, NT>;
+        static_assert(T::THREADS == 128 && T::ROWS == 2 * PAIR_ROWS && sizeof(typename T::room) >= T::TOKENS * HIDDEN_PITCH * sizeof(float), "as launched");
+        DG_DYNAMIC_SHARED(typename T::room, room);
+        const int2 run = o.tiles[blockIdx.y];
+        if (run.x < 0) return;
+        const int32_t first_row = static_cast<int32_t>(blockIdx.x) * PAIR_ROWS, expert_end = o.start[run.x + 1];
+        const int32_t end = run.y + T::TOKENS < expert_end ? run.y + T::TOKENS : expert_end;
+        typename T::sums sums;
+        T::run(
+            sums, room, x, subs,
+            [&](int i) { /* 16 rows of gate, the same of up, and so on */
+                const int32_t row = first_row + i / 32 * 16 + i % 16;
+                return (i / 16 % 2 ? up : gate) + run.x * expert_bytes + (row < rows ? row : rows - 1) * row_bytes;
+            },
+            [&](int i) { return o.pairs[run.y + i < end ? run.y + i : end - 1] / k; });
+        float *const values = reinterpret_cast<float *>(room); /* [TOKENS][HIDDEN_PITCH] */
+        T::each([&](int row, int token, int m, int n, int i) {
+            if (m == 0) values[token * HIDDEN_PITCH + row / 32 * 16 + row % 16] = gelu_tanh(sums.sum[0][n][i]) * sums.sum[1][n][i];
+        });
+        block_sync();
+        for (int item = threadIdx.x / 8; item < T::TOKENS * (PAIR_ROWS / SUB); item += T::THREADS / 8) { /* eight lanes a sub-block */
+            const int token = item / (PAIR_ROWS / SUB), from = item % (PAIR_ROWS / SUB) * SUB + static_cast<int>(threadIdx.x % 8) * 4;
+            const float *const at = values + token * HIDDEN_PITCH + from;
+            const float v[4] = {at[0], at[1], at[2], at[3]};
+            const int32_t place = run.y + token, column = first_row + from;
+            if (hidden) {
+                for (int i = 0; i < 4; i++)
+                    if (place < end && column + i < rows) hidden[static_cast<int64_t>(place) * rows + column + i] = v[i];
+            } else {
+                float scale;
+                const uint32_t codes = round_sub(v, &scale);
+                if (place < end && column < rows) {
+                    rounded_stage *const to = rounded_hidden.stages + static_cast<int64_t>(place) * rounded_hidden.n_stages + column / STAGE;
+                    reinterpret_cast<uint32_t *>(to->codes)[column % STAGE / 4] = codes;
+                    if (threadIdx.x % 8 == 0) to->scales[column % STAGE / SUB] = scale;
+                }
+            }
+        }
+    }
+}
+
+/* out[pair][rows] = down hidden */
+template <class C, bool TENSOR, int NT>
+__global__ void DG_HOT(128, 4) down_kernel(float *out, rounded hidden, bytes down, expert_order o, int32_t rows, int64_t row_bytes, int64_t expert_bytes, int32_t subs) {
+    if constexpr (runs_here(TENSOR)) {
+        using T = down_tile<C, TENSOR, NT>;
+        static_assert(T::THREADS == 128 && T::ROWS == PAIR_ROWS, "as launched");
+        DG_DYNAMIC_SHARED(typename T::room, room);
+        const int2 run = o.tiles[blockIdx.y];
+        if (run.x < 0) return;
+        const int32_t first_row = static_cast<int32_t>(blockIdx.x) * T::ROWS, expert_end = o.start[run.x + 1];
+        const int32_t end = run.y + T::TOKENS < expert_end ? run.y + T::TOKENS : expert_end;
+        typename T::sums sums;
+        T::run(
+            sums, room, hidden, subs,
+            [&](int i) { return down + run.x * expert_bytes + (first_row + i < rows ? first_row + i : rows - 1) * row_bytes; },
+            [&](int i) { return run.y + i < end ? run.y + i : end - 1; });
+        T::each([&](int row, int token, int m, int n, int i) {
+            if (first_row + row < rows && run.y + token < end) out[static_cast<int64_t>(o.pairs[run.y + token]) * rows + first_row + row] = sums.sum[m][n][i];
+        });
+    }
+}
+
+/* One call of the op, and its pieces of the work memory. */
+struct mixture {
+    const turn &t;
+    const tensor *gate, *up, *down;
+    int64_t n, k;
+    expert_order order;
+    float *out, *hidden;
+    rounded x, rounded_hidden;
+};
+
+template <class C, bool TENSOR, int NT> static void start_gate_up(const mixture &m, float *hidden) {
+    using T = pair_tile<C, TENSOR, NT>;
+    m.t.start(gate_up_kernel<C, TENSOR, NT>, dim3(blocks_for(m.gate->rows, PAIR_ROWS), static_cast<unsigned>(m.order.most_tiles)), dim3(T::THREADS), sizeof(typename T::room),
+              hidden, m.rounded_hidden, m.x, static_cast<bytes>(m.gate->placed), static_cast<bytes>(m.up->placed), m.order, static_cast<int32_t>(m.k),
+              static_cast<int32_t>(m.gate->rows), m.gate->row_bytes, m.gate->expert_bytes, static_cast<int32_t>(m.gate->cols / SUB));
+}
+
+template <class C, bool TENSOR, int NT> static void start_down(const mixture &m) {
+    using T = down_tile<C, TENSOR, NT>;
+    m.t.start(down_kernel<C, TENSOR, NT>, dim3(blocks_for(m.down->rows, T::ROWS), static_cast<unsigned>(m.order.most_tiles)), dim3(T::THREADS), sizeof(typename T::room), m.out,
+              m.rounded_hidden, static_cast<bytes>(m.down->placed), m.order, static_cast<int32_t>(m.down->rows), m.down->row_bytes, m.down->expert_bytes,
+              static_cast<int32_t>(m.down->cols / SUB));
+}
+
+/* Pairs in a tile: where experts have few, most of a higher tile would be empty; lower ones read the weights more often. */
+constexpr int32_t LOW = 16, HIGH = 32;
+static int32_t height_for(int64_t pairs, int64_t n_expert) { return 4 * pairs >= 3 * LOW * n_expert ? HIGH : LOW; }
+
+static bool codes_experts(const turn &t, float *y, const float *x, const tensor *gate, const tensor *up, const tensor *down, const int32_t *experts, const float *weights,
+                          int64_t n, int64_t k, void *work) {
+    bool in_place = false; /* hidden values are rounded where they are made */
+    if (gate->format != up->format || !for_codes(gate->format->id, [](auto) {}) || !for_codes(down->format->id, [&](auto format) { in_place = !decltype(format)::INTEGER; }))
+        return false;
+    const int32_t height = height_for(n * k, gate->experts);
+    const bool tensor_cores = t.g->architecture >= 80;
+    mixture m = {t, gate, up, down, n, k, order_experts(t, work, experts, n * k, gate->experts, height), nullptr, nullptr, {}, {}};
+    char *at = static_cast<char *>(work) + expert_order_bytes(n * k, gate->experts);
+    m.out = reinterpret_cast<float *>(at), at += whole_lines(static_cast<size_t>(n * k * down->rows) * sizeof(float));
+    m.hidden = reinterpret_cast<float *>(at), at += in_place ? 0 : whole_lines(static_cast<size_t>(n * k * down->cols) * sizeof(float));
+    m.x = rounded_in(at, n, gate->cols), at += rounded_bytes(n, gate->cols);
+    m.rounded_hidden = rounded_in(at, n * k, down->cols);
+    for_codes(gate->format->id, [&](auto format) {
+        using C = decltype(format);
+        float *const hidden = in_place ? nullptr : m.hidden;
+        round_rows(t, m.x, x, n, gate->cols, C::INTEGER);
+        if (tensor_cores) height == LOW ? start_gate_up<C, true, LOW / 8>(m, hidden) : start_gate_up<C, true, HIGH / 8>(m, hidden);
+        else height == LOW ? start_gate_up<C, false, LOW / 8>(m, hidden) : start_gate_up<C, false, HIGH / 8>(m, hidden);
+    });
+    for_codes(down->format->id, [&](auto format) {
+        using C = decltype(format);
+        if (!in_place) round_rows(t, m.rounded_hidden, m.hidden, n * k, down->cols, C::INTEGER);
+        if (tensor_cores) height == LOW ? start_down<C, true, LOW / 8>(m) : start_down<C, true, HIGH / 8>(m);
+        else height == LOW ? start_down<C, false, LOW / 8>(m) : start_down<C, false, HIGH / 8>(m);
+    });
+    combine_experts(t, y, m.out, weights, n, k, down->rows);
+    return true;
+}
 
 void cuda_experts(const ops *o, float *y, const float *x, const tensor *gate, const tensor *up, const tensor *down, const int32_t *experts,
                   const float *weights, int64_t n, int64_t k, void *work) {
-    plain_experts(turn(o, "experts"), y, x, gate, up, down, experts, weights, n, k, work);
+    const turn t(o, "experts");
+    if (t.g->exact || !codes_experts(t, y, x, gate, up, down, experts, weights, n, k, work)) plain_experts(t, y, x, gate, up, down, experts, weights, n, k, work);
 }
