@@ -33,6 +33,7 @@ __device__ inline uint32_t less_32(uint32_t q) { return (q & 0x1f1f1f1fu) | (~q 
 /* What all have:
  *   INTEGER       scales of sub-blocks are integers under one float d per 256 columns: codes_of_x::scales
  *   MINIMUMS      and so are minimums; else OFFSETS: a float minimum per sub-block
+ *   BLOCKS        false for what is no code at all (half_tile.cuh)
  *   SUM_COLUMNS   columns that share a scale, 32 or 16
  *   chunk()       where the c-th line of a stage comes from; false: not needed. subs: sub-blocks of the stage that the row has
  *   codes()       of sub-block j: columns 4 t .. + 3 and 16 + 4 t .. + 3
@@ -43,7 +44,7 @@ __device__ inline uint32_t less_32(uint32_t q) { return (q & 0x1f1f1f1fu) | (~q 
 
 template <class FORMAT> struct codes_of_32 {
     using block = typename FORMAT::block;
-    static constexpr bool INTEGER = false, MINIMUMS = false, OFFSETS = false;
+    static constexpr bool INTEGER = false, MINIMUMS = false, OFFSETS = false, BLOCKS = true;
     static constexpr int BYTES = sizeof(block), CHUNKS = (STAGE_SUBS * BYTES + LINE - 2 + LINE - 1) / LINE, PITCH = (CHUNKS | 1) * LINE, SUM_COLUMNS = 32;
 
     __device__ static bool chunk(bytes row, int stage, int subs, int c, bytes *from) {
@@ -95,7 +96,7 @@ struct codes_of_q5_0 : codes_of_32<of_q5_0> {
 };
 
 struct codes_of_q5_1 : codes_of_32<of_q5_1> {
-    static constexpr bool OFFSETS = true;
+    static constexpr bool OFFSETS = true; /* hides the above */
     __device__ static float offset(bytes p, bytes row, int stage, int j) { return half_at(at(p, row, stage, j) + offsetof(block, m)); }
     __device__ static void codes(bytes p, bytes row, int stage, int j, int t, uint32_t *low, uint32_t *high) {
         const bytes b = at(p, row, stage, j);
@@ -127,7 +128,7 @@ __device__ inline stage_scales scales_of_k(bytes p, int which) {
 
 struct codes_of_q4_k {
     using block = block_q4_k;
-    static constexpr bool INTEGER = true, MINIMUMS = true, OFFSETS = false;
+    static constexpr bool INTEGER = true, MINIMUMS = true, OFFSETS = false, BLOCKS = true;
     static constexpr int CHUNKS = 5, PITCH = CHUNKS * LINE, SUM_COLUMNS = 32, HEAD = offsetof(block, q);
     static_assert(HEAD == LINE && sizeof(block) % LINE == 0, "lines of whole parts");
 
@@ -145,7 +146,7 @@ struct codes_of_q4_k {
 
 struct codes_of_q5_k {
     using block = block_q5_k;
-    static constexpr bool INTEGER = true, MINIMUMS = true, OFFSETS = false;
+    static constexpr bool INTEGER = true, MINIMUMS = true, OFFSETS = false, BLOCKS = true;
     static constexpr int CHUNKS = 7, PITCH = CHUNKS * LINE, SUM_COLUMNS = 32, HEAD = offsetof(block, q), FIFTH = offsetof(block, high);
     static_assert(HEAD == 3 * LINE && FIFTH == LINE && sizeof(block) % LINE == 0, "lines of whole parts");
 
@@ -164,7 +165,7 @@ struct codes_of_q5_k {
 
 struct codes_of_q6_k { /* blocks of 210 bytes: three pieces, each from a line's start */
     using block = block_q6_k;
-    static constexpr bool INTEGER = true, MINIMUMS = false, OFFSETS = false;
+    static constexpr bool INTEGER = true, MINIMUMS = false, OFFSETS = false, BLOCKS = true;
     static constexpr int HIGH = 5, REST = 8, CHUNKS = 10, PITCH = 11 * LINE, SUM_COLUMNS = 16; /* lines before the second and third piece */
 
     __device__ static bytes low_of(bytes row, int stage) { return row + stage / 2 * static_cast<int>(sizeof(block)) + stage % 2 * 64; }

@@ -1,6 +1,6 @@
 /* The experts op: which kernels multiply which formats. */
 #include "plain.cuh"
-#include "tile.cuh"
+#include "half_tile.cuh"
 
 /* Tiles of an expert's pairs: of 64 rows of gate and up side by side, in one warp's hands, or of 64 rows of down. */
 template <class C, bool TENSOR, int NT> using pair_tile = tile<C, TENSOR, 4, 1, 2, NT, TENSOR ? 3 : 2>;
@@ -9,8 +9,8 @@ constexpr int PAIR_ROWS = 64, HIDDEN_PITCH = PAIR_ROWS + 4; /* two rows of four 
 
 /* hidden = gelu(gate x) * up x of each place in the order's pairs, [places][rows]: in floats, or rounded for blocks of 32. */
 template <class C, bool TENSOR, int NT>
-__global__ void DG_HOT(128) gate_up_kernel(float *hidden, rounded rounded_hidden, rounded x, bytes gate, bytes up, expert_order o, int32_t k, int32_t rows, int64_t row_bytes,
-                                           int64_t expert_bytes, int32_t subs) {
+__global__ void DG_HOT(128) gate_up_kernel(float *hidden, rounded rounded_hidden, typename pair_tile<C, TENSOR, NT>::input x, bytes gate, bytes up, expert_order o, int32_t k, int32_t rows, int64_t row_bytes,
+                                           int64_t expert_bytes, int32_t cols) {
     if constexpr (runs_here(TENSOR)) {
         using T = pair_tile<C, TENSOR, NT>;
         static_assert(T::THREADS == 128 && T::ROWS == 2 * PAIR_ROWS && sizeof(typename T::room) >= T::TOKENS * HIDDEN_PITCH * sizeof(float), "as launched");
@@ -21,7 +21,7 @@ __global__ void DG_HOT(128) gate_up_kernel(float *hidden, rounded rounded_hidden
         const int32_t end = run.y + T::TOKENS < expert_end ? run.y + T::TOKENS : expert_end;
         typename T::sums sums;
         T::run(
-            sums, room, x, subs,
+            sums, room, x, cols,
             [&](int i) { /* 16 rows of gate, the same of up, and so on */
                 const int32_t row = first_row + i / 32 * 16 + i % 16;
                 return (i / 16 % 2 ? up : gate) + run.x * expert_bytes + (row < rows ? row : rows - 1) * row_bytes;
@@ -55,7 +55,7 @@ __global__ void DG_HOT(128) gate_up_kernel(float *hidden, rounded rounded_hidden
 
 /* out[pair][rows] = down hidden */
 template <class C, bool TENSOR, int NT>
-__global__ void DG_HOT(128, 4) down_kernel(float *out, rounded hidden, bytes down, expert_order o, int32_t rows, int64_t row_bytes, int64_t expert_bytes, int32_t subs) {
+__global__ void DG_HOT(128, 4) down_kernel(float *out, typename down_tile<C, TENSOR, NT>::input hidden, bytes down, expert_order o, int32_t rows, int64_t row_bytes, int64_t expert_bytes, int32_t cols) {
     if constexpr (runs_here(TENSOR)) {
         using T = down_tile<C, TENSOR, NT>;
         static_assert(T::THREADS == 128 && T::ROWS == PAIR_ROWS, "as launched");
@@ -66,7 +66,7 @@ __global__ void DG_HOT(128, 4) down_kernel(float *out, rounded hidden, bytes dow
         const int32_t end = run.y + T::TOKENS < expert_end ? run.y + T::TOKENS : expert_end;
         typename T::sums sums;
         T::run(
-            sums, room, hidden, subs,
+            sums, room, hidden, cols,
             [&](int i) { return down + run.x * expert_bytes + (first_row + i < rows ? first_row + i : rows - 1) * row_bytes; },
             [&](int i) { return run.y + i < end ? run.y + i : end - 1; });
         T::each([&](int row, int token, int m, int n, int i) {
@@ -82,52 +82,60 @@ struct mixture {
     int64_t n, k;
     expert_order order;
     float *out, *hidden;
-    rounded x, rounded_hidden;
+    rounded rounded_hidden;
 };
 
-template <class C, bool TENSOR, int NT> static void start_gate_up(const mixture &m, float *hidden) {
+template <class C, bool TENSOR, int NT> static void start_gate_up(const mixture &m, const typename pair_tile<C, TENSOR, NT>::input &x, float *hidden) {
     using T = pair_tile<C, TENSOR, NT>;
     m.t.start(gate_up_kernel<C, TENSOR, NT>, dim3(blocks_for(m.gate->rows, PAIR_ROWS), static_cast<unsigned>(m.order.most_tiles)), dim3(T::THREADS), sizeof(typename T::room),
-              hidden, m.rounded_hidden, m.x, static_cast<bytes>(m.gate->placed), static_cast<bytes>(m.up->placed), m.order, static_cast<int32_t>(m.k),
-              static_cast<int32_t>(m.gate->rows), m.gate->row_bytes, m.gate->expert_bytes, static_cast<int32_t>(m.gate->cols / SUB));
+              hidden, m.rounded_hidden, x, static_cast<bytes>(m.gate->placed), static_cast<bytes>(m.up->placed), m.order, static_cast<int32_t>(m.k),
+              static_cast<int32_t>(m.gate->rows), m.gate->row_bytes, m.gate->expert_bytes, static_cast<int32_t>(m.gate->cols));
 }
 
-template <class C, bool TENSOR, int NT> static void start_down(const mixture &m) {
+template <class C, bool TENSOR, int NT> static void start_down(const mixture &m, const typename down_tile<C, TENSOR, NT>::input &hidden) {
     using T = down_tile<C, TENSOR, NT>;
     m.t.start(down_kernel<C, TENSOR, NT>, dim3(blocks_for(m.down->rows, T::ROWS), static_cast<unsigned>(m.order.most_tiles)), dim3(T::THREADS), sizeof(typename T::room), m.out,
-              m.rounded_hidden, static_cast<bytes>(m.down->placed), m.order, static_cast<int32_t>(m.down->rows), m.down->row_bytes, m.down->expert_bytes,
-              static_cast<int32_t>(m.down->cols / SUB));
+              hidden, static_cast<bytes>(m.down->placed), m.order, static_cast<int32_t>(m.down->rows), m.down->row_bytes, m.down->expert_bytes,
+              static_cast<int32_t>(m.down->cols));
+}
+
+/* The hidden values as down takes them: rounded already, or now. */
+template <class C> static auto taken(const turn &t, const mixture &m, C format, bool in_place, void *memory) {
+    if constexpr (C::BLOCKS)
+        if (in_place) return m.rounded_hidden;
+    return round_input(t, format, memory, m.hidden, m.n * m.k, m.down->cols);
 }
 
 /* Pairs in a tile: where experts have few, most of a higher tile would be empty; lower ones read the weights more often. */
 constexpr int32_t LOW = 16, HIGH = 32;
 static int32_t height_for(int64_t pairs, int64_t n_expert) { return 4 * pairs >= 3 * LOW * n_expert ? HIGH : LOW; }
 
-static bool codes_experts(const turn &t, float *y, const float *x, const tensor *gate, const tensor *up, const tensor *down, const int32_t *experts, const float *weights,
+static bool tiled_experts(const turn &t, float *y, const float *x, const tensor *gate, const tensor *up, const tensor *down, const int32_t *experts, const float *weights,
                           int64_t n, int64_t k, void *work) {
     bool in_place = false; /* hidden values are rounded where they are made */
-    if (gate->format != up->format || !for_codes(gate->format->id, [](auto) {}) || !for_codes(down->format->id, [&](auto format) { in_place = !decltype(format)::INTEGER; }))
+    if (gate->format != up->format || !for_tiles(t.g, gate, [](auto) {}) ||
+        !for_tiles(t.g, down, [&](auto format) { in_place = decltype(format)::BLOCKS && !decltype(format)::INTEGER; }))
         return false;
     const int32_t height = height_for(n * k, gate->experts);
     const bool tensor_cores = t.g->architecture >= 80;
-    mixture m = {t, gate, up, down, n, k, order_experts(t, work, experts, n * k, gate->experts, height), nullptr, nullptr, {}, {}};
+    mixture m = {t, gate, up, down, n, k, order_experts(t, work, experts, n * k, gate->experts, height), nullptr, nullptr, {}};
     char *at = static_cast<char *>(work) + expert_order_bytes(n * k, gate->experts);
     m.out = reinterpret_cast<float *>(at), at += whole_lines(static_cast<size_t>(n * k * down->rows) * sizeof(float));
     m.hidden = reinterpret_cast<float *>(at), at += in_place ? 0 : whole_lines(static_cast<size_t>(n * k * down->cols) * sizeof(float));
-    m.x = rounded_in(at, n, gate->cols), at += rounded_bytes(n, gate->cols);
-    m.rounded_hidden = rounded_in(at, n * k, down->cols);
-    for_codes(gate->format->id, [&](auto format) {
+    void *const room_x = at, *const room_hidden = at + input_bytes(n, gate->cols);
+    m.rounded_hidden = rounded_in(room_hidden, n * k, down->cols);
+    for_tiles(t.g, gate, [&](auto format) {
         using C = decltype(format);
         float *const hidden = in_place ? nullptr : m.hidden;
-        round_rows(t, m.x, x, n, gate->cols, C::INTEGER);
-        if (tensor_cores) height == LOW ? start_gate_up<C, true, LOW / 8>(m, hidden) : start_gate_up<C, true, HIGH / 8>(m, hidden);
-        else height == LOW ? start_gate_up<C, false, LOW / 8>(m, hidden) : start_gate_up<C, false, HIGH / 8>(m, hidden);
+        const auto r = round_input(t, format, room_x, x, n, gate->cols);
+        if (tensor_cores) height == LOW ? start_gate_up<C, true, LOW / 8>(m, r, hidden) : start_gate_up<C, true, HIGH / 8>(m, r, hidden);
+        else height == LOW ? start_gate_up<C, false, LOW / 8>(m, r, hidden) : start_gate_up<C, false, HIGH / 8>(m, r, hidden);
     });
-    for_codes(down->format->id, [&](auto format) {
+    for_tiles(t.g, down, [&](auto format) {
         using C = decltype(format);
-        if (!in_place) round_rows(t, m.rounded_hidden, m.hidden, n * k, down->cols, C::INTEGER);
-        if (tensor_cores) height == LOW ? start_down<C, true, LOW / 8>(m) : start_down<C, true, HIGH / 8>(m);
-        else height == LOW ? start_down<C, false, LOW / 8>(m) : start_down<C, false, HIGH / 8>(m);
+        const auto r = taken(t, m, format, in_place, room_hidden);
+        if (tensor_cores) height == LOW ? start_down<C, true, LOW / 8>(m, r) : start_down<C, true, HIGH / 8>(m, r);
+        else height == LOW ? start_down<C, false, LOW / 8>(m, r) : start_down<C, false, HIGH / 8>(m, r);
     });
     combine_experts(t, y, m.out, weights, n, k, down->rows);
     return true;
@@ -136,5 +144,5 @@ static bool codes_experts(const turn &t, float *y, const float *x, const tensor 
 void cuda_experts(const ops *o, float *y, const float *x, const tensor *gate, const tensor *up, const tensor *down, const int32_t *experts,
                   const float *weights, int64_t n, int64_t k, void *work) {
     const turn t(o, "experts");
-    if (t.g->exact || !codes_experts(t, y, x, gate, up, down, experts, weights, n, k, work)) plain_experts(t, y, x, gate, up, down, experts, weights, n, k, work);
+    if (t.g->exact || !tiled_experts(t, y, x, gate, up, down, experts, weights, n, k, work)) plain_experts(t, y, x, gate, up, down, experts, weights, n, k, work);
 }

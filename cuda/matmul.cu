@@ -1,7 +1,7 @@
 /* The matmul op: which kernel multiplies which format. */
 #include "matmul.cuh"
 #include "plain.cuh"
-#include "tile.cuh"
+#include "half_tile.cuh"
 
 /* Tiles of 64 rows: for many tokens 64 of them, for few 16. */
 template <class C, bool TENSOR> using wide_tile = tile<C, TENSOR, 2, 2, 2, 4, TENSOR ? 3 : 2>;
@@ -10,7 +10,7 @@ constexpr int64_t NARROW = 16;
 
 /* y[n][rows]; or, with chunks, y[n][SOFT_CHUNK], of token i the rows of chunk chunks[i]. */
 template <class T, bool TENSOR>
-__global__ void DG_HOT(T::THREADS) codes_matmul_kernel(float *y, rounded x, bytes w, int32_t n, int64_t rows, int64_t row_bytes, int32_t subs, const int32_t *chunks) {
+__global__ void DG_HOT(T::THREADS) tile_matmul_kernel(float *y, typename T::input x, bytes w, int32_t n, int64_t rows, int64_t row_bytes, int32_t cols, const int32_t *chunks) {
     if constexpr (runs_here(TENSOR)) {
         DG_DYNAMIC_SHARED(typename T::room, room);
         const int64_t first_row = static_cast<int64_t>(blockIdx.y) * T::ROWS + (chunks ? static_cast<int64_t>(chunks[blockIdx.x]) * SOFT_CHUNK : 0);
@@ -18,7 +18,7 @@ __global__ void DG_HOT(T::THREADS) codes_matmul_kernel(float *y, rounded x, byte
         if (first_row >= rows) return;
         typename T::sums sums;
         T::run(
-            sums, room, x, subs, [&](int i) { return w + (first_row + i < rows ? first_row + i : rows - 1) * row_bytes; },
+            sums, room, x, cols, [&](int i) { return w + (first_row + i < rows ? first_row + i : rows - 1) * row_bytes; },
             [&](int i) { return first + i < end ? first + i : end - 1; });
         const int64_t pitch = chunks ? static_cast<int64_t>(SOFT_CHUNK) : rows, column = chunks ? static_cast<int64_t>(blockIdx.y) * T::ROWS : first_row;
         T::each([&](int row, int token, int m, int n8, int i) {
@@ -28,19 +28,18 @@ __global__ void DG_HOT(T::THREADS) codes_matmul_kernel(float *y, rounded x, byte
 }
 
 template <class T, bool TENSOR>
-static void start(const turn &t, float *y, const rounded &x, const tensor *w, int64_t n, const int32_t *chunks) {
+static void start(const turn &t, float *y, const typename T::input &x, const tensor *w, int64_t n, const int32_t *chunks) {
     const dim3 grid(chunks ? static_cast<unsigned>(n) : blocks_for(n, T::TOKENS), blocks_for(chunks ? static_cast<int64_t>(SOFT_CHUNK) : w->rows, T::ROWS));
-    t.start(codes_matmul_kernel<T, TENSOR>, grid, dim3(T::THREADS), sizeof(typename T::room), y, x, static_cast<bytes>(w->placed), static_cast<int32_t>(n), w->rows,
-            w->row_bytes, static_cast<int32_t>(w->cols / SUB), chunks);
+    t.start(tile_matmul_kernel<T, TENSOR>, grid, dim3(T::THREADS), sizeof(typename T::room), y, x, static_cast<bytes>(w->placed), static_cast<int32_t>(n), w->rows,
+            w->row_bytes, static_cast<int32_t>(w->cols), chunks);
 }
 
-/* False where the format has no codes. */
-static bool codes_matmul(const turn &t, float *y, const float *x, const tensor *w, int64_t n, const int32_t *chunks, void *work) {
-    return for_codes(w->format->id, [&](auto format) {
+/* False where no tile multiplies the weight. */
+static bool tiled_matmul(const turn &t, float *y, const float *x, const tensor *w, int64_t n, const int32_t *chunks, void *work) {
+    return for_tiles(t.g, w, [&](auto format) {
         using C = decltype(format);
-        const rounded r = rounded_in(work, n, w->cols);
         const bool narrow = chunks || n <= NARROW;
-        round_rows(t, r, x, n, w->cols, C::INTEGER);
+        const auto r = round_input(t, format, work, x, n, w->cols);
         if (t.g->architecture >= 80) narrow ? start<narrow_tile<C, true>, true>(t, y, r, w, n, chunks) : start<wide_tile<C, true>, true>(t, y, r, w, n, chunks);
         else narrow ? start<narrow_tile<C, false>, false>(t, y, r, w, n, chunks) : start<wide_tile<C, false>, false>(t, y, r, w, n, chunks);
     });
@@ -48,9 +47,9 @@ static bool codes_matmul(const turn &t, float *y, const float *x, const tensor *
 
 void cuda_matmul(const ops *o, float *y, const float *x, const tensor *w, int64_t n, void *work) {
     const turn t(o, "matmul");
-    if (t.g->exact || !codes_matmul(t, y, x, w, n, nullptr, work)) plain_matmul(t, y, x, w, n, nullptr);
+    if (t.g->exact || !tiled_matmul(t, y, x, w, n, nullptr, work)) plain_matmul(t, y, x, w, n, nullptr);
 }
 
 void matmul_gathered(const turn &t, float *z, const float *x, const tensor *table, const int32_t *chunks, int64_t n, void *work) {
-    if (t.g->exact || !codes_matmul(t, z, x, table, n, chunks, work)) plain_gathered(t, z, x, table, chunks, n);
+    if (t.g->exact || !tiled_matmul(t, z, x, table, n, chunks, work)) plain_gathered(t, z, x, table, chunks, n);
 }

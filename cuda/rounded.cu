@@ -1,5 +1,5 @@
-/* See rounded.cuh. */
-#include "rounded.cuh"
+/* See rounded.cuh and half_tile.cuh. */
+#include "half_tile.cuh"
 
 constexpr int ROUND_THREADS = 128;
 
@@ -52,4 +52,26 @@ __global__ void __launch_bounds__(ROUND_THREADS) round_k_kernel(rounded r, const
 void round_rows(const turn &t, const rounded &r, const float *x, int64_t n, int64_t cols, bool integer) {
     const int64_t items = n * (integer ? r.n_stages / 2 : r.n_stages);
     t.start(integer ? round_k_kernel : round_32_kernel, dim3(blocks_for(items, ROUND_THREADS / WARP)), dim3(ROUND_THREADS), 0, r, x, n, cols);
+}
+
+/* A block per row. */
+__global__ void __launch_bounds__(ROUND_THREADS) round_halves_kernel(half_rows r, const float *x, int64_t cols, bool brain) {
+    DG_SHARED(float, room, ROUND_THREADS / WARP);
+    const int64_t pitch = static_cast<int64_t>(r.n_stages) * HALF_STAGE;
+    x += blockIdx.x * cols;
+    float peak = 0.0f;
+    for (int64_t j = threadIdx.x; j < cols; j += ROUND_THREADS) peak = fmaxf(peak, fabsf(x[j]));
+    peak = block_max<ROUND_THREADS>(peak, room);
+    /* the peak comes to lie in [2^7, 2^8): products of binary16 then have room on both sides */
+    const uint32_t exponent = float_to_bits(peak) >> 23, within = exponent < 8 ? 8 : exponent > 253 ? 253 : exponent;
+    const float by = bits_to_float((261 - within) << 23);
+    for (int64_t j = threadIdx.x; j < pitch; j += ROUND_THREADS) {
+        const float v = j < cols ? x[j] * by : 0.0f;
+        r.values[blockIdx.x * pitch + j] = brain ? bf16_from_float(v) : half_from_float(v);
+    }
+    if (threadIdx.x == 0) r.scales[blockIdx.x] = bits_to_float((within - 7) << 23);
+}
+
+void round_halves(const turn &t, const half_rows &r, const float *x, int64_t n, int64_t cols, bool brain) {
+    t.start(round_halves_kernel, dim3(static_cast<unsigned>(n)), dim3(ROUND_THREADS), 0, r, x, cols, brain);
 }

@@ -10,9 +10,21 @@
 
 #include "rounded.cuh"
 
-template <int MT, int NT> struct tile_sums {
-    float sum[MT][NT][4];
-    int32_t whole[MT][NT][4]; /* K-quants: of the 256 columns that are under way */
+/* Which numbers a lane has. */
+template <int WARPS_M, int WARPS_N, int MT, int NT> struct tile_places {
+    static constexpr int ROWS = WARPS_M * MT * 16, TOKENS = WARPS_N * NT * 8, THREADS = WARPS_M * WARPS_N * WARP;
+
+    /* f(row, token, m, n, i) for each of the lane's numbers sum[m][n][i]; row and token as run() counts them */
+    template <class F> __device__ static void each(F f) {
+        const int lane = lane_id();
+        const int row = warp_id() / WARPS_N * (MT * 16) + lane / 4, token = warp_id() % WARPS_N * (NT * 8) + 2 * (lane % 4);
+        DG_UNROLL
+        for (int m = 0; m < MT; m++)
+            DG_UNROLL
+            for (int n = 0; n < NT; n++)
+                DG_UNROLL
+                for (int i = 0; i < 4; i++) f(row + 16 * m + 8 * (i / 2), token + 8 * n + i % 2, m, n, i);
+    }
 };
 
 /* Adds a float and a product; starts at what, as a float's bits, is 1.5 * 2^23: a sum of up to 2^22 is its distance from there. */
@@ -25,8 +37,13 @@ __device__ inline uint32_t bf16_pair(float low, float high) {
 __device__ inline float bf16_part(float v) { return __bfloat162float(__float2bfloat16_rn(v)); }
 
 template <class C, bool TENSOR, int WARPS_M, int WARPS_N, int MT, int NT, int RING> struct tile {
-    static constexpr int ROWS = WARPS_M * MT * 16, TOKENS = WARPS_N * NT * 8, THREADS = WARPS_M * WARPS_N * WARP;
-    using sums = tile_sums<MT, NT>;
+    using places = tile_places<WARPS_M, WARPS_N, MT, NT>;
+    using input = rounded;
+    static constexpr int ROWS = places::ROWS, TOKENS = places::TOKENS, THREADS = places::THREADS;
+    struct sums {
+        float sum[MT][NT][4];
+        int32_t whole[MT][NT][4]; /* K-quants: of the 256 columns that are under way */
+    };
 
     /* Shared memory. */
     struct room {
@@ -38,8 +55,9 @@ template <class C, bool TENSOR, int WARPS_M, int WARPS_N, int MT, int NT, int RI
     };
 
     /* sum = rows row_of(0 .. ROWS) of weights (their addresses) by rows token_of(0 .. TOKENS) of x; neither may be off the
-     * end. subs: columns / SUB. All threads of the block come here, and may use the room afterwards. */
-    template <class W, class X> __device__ static void run(sums &s, room *r, const rounded &x, int subs, W row_of, X token_of) {
+     * end. All threads of the block come here, and may use the room afterwards. */
+    template <class W, class X> __device__ static void run(sums &s, room *r, const rounded &x, int cols, W row_of, X token_of) {
+        const int subs = cols / SUB;
         for (int i = threadIdx.x; i < ROWS; i += THREADS) r->rows[i] = row_of(i);
         for (int i = threadIdx.x; i < TOKENS; i += THREADS) r->tokens[i] = token_of(i);
         DG_UNROLL
@@ -320,18 +338,7 @@ template <class C, bool TENSOR, int WARPS_M, int WARPS_N, int MT, int NT, int RI
         }
     }
 
-    /* f(row, token, m, n, i) for each of the lane's numbers; row and token as in run(), the former of m 0 where MT rows of one
-     * place are different matrices' */
-    template <class F> __device__ static void each(F f) {
-        const int lane = lane_id();
-        const int row = warp_id() / WARPS_N * (MT * 16) + lane / 4, token = warp_id() % WARPS_N * (NT * 8) + 2 * (lane % 4);
-        DG_UNROLL
-        for (int m = 0; m < MT; m++)
-            DG_UNROLL
-            for (int n = 0; n < NT; n++)
-                DG_UNROLL
-                for (int i = 0; i < 4; i++) f(row + 16 * m + 8 * (i / 2), token + 8 * n + i % 2, m, n, i);
-    }
+    template <class F> __device__ static void each(F f) { places::each(f); }
 };
 
 #endif
