@@ -9,7 +9,7 @@ constexpr int PAIR_ROWS = 64, HIDDEN_PITCH = PAIR_ROWS + 4; /* two rows of four 
 
 /* hidden = gelu(gate x) * up x of each place in the order's pairs, [places][rows]: in floats, or rounded for blocks of 32. */
 template <class C, bool TENSOR, int NT>
-__global__ void DG_HOT(128) gate_up_kernel(float *hidden, rounded rounded_hidden, typename pair_tile<C, TENSOR, NT>::input x, bytes gate, bytes up, expert_order o, int32_t k, int32_t rows, int64_t row_bytes,
+__global__ void DG_HOT(128, pair_tile<C, TENSOR, NT>::BLOCKS) gate_up_kernel(float *hidden, rounded rounded_hidden, typename pair_tile<C, TENSOR, NT>::input x, bytes gate, bytes up, expert_order o, int32_t k, int32_t rows, int64_t row_bytes,
                                            int64_t expert_bytes, int32_t cols) {
     if constexpr (runs_here(TENSOR)) {
         using T = pair_tile<C, TENSOR, NT>;
@@ -55,7 +55,7 @@ __global__ void DG_HOT(128) gate_up_kernel(float *hidden, rounded rounded_hidden
 
 /* out[pair][rows] = down hidden */
 template <class C, bool TENSOR, int NT>
-__global__ void DG_HOT(128, 4) down_kernel(float *out, typename down_tile<C, TENSOR, NT>::input hidden, bytes down, expert_order o, int32_t rows, int64_t row_bytes, int64_t expert_bytes, int32_t cols) {
+__global__ void DG_HOT(128, down_tile<C, TENSOR, NT>::BLOCKS) down_kernel(float *out, typename down_tile<C, TENSOR, NT>::input hidden, bytes down, expert_order o, int32_t rows, int64_t row_bytes, int64_t expert_bytes, int32_t cols) {
     if constexpr (runs_here(TENSOR)) {
         using T = down_tile<C, TENSOR, NT>;
         static_assert(T::THREADS == 128 && T::ROWS == PAIR_ROWS, "as launched");

@@ -10,7 +10,7 @@ constexpr int64_t NARROW = 16;
 
 /* y[n][rows]; or, with chunks, y[n][SOFT_CHUNK], of token i the rows of chunk chunks[i]. */
 template <class T, bool TENSOR>
-__global__ void DG_HOT(T::THREADS) tile_matmul_kernel(float *y, typename T::input x, bytes w, int32_t n, int64_t rows, int64_t row_bytes, int32_t cols, const int32_t *chunks) {
+__global__ void DG_HOT(T::THREADS, T::BLOCKS) tile_matmul_kernel(float *y, typename T::input x, bytes w, int32_t n, int64_t rows, int64_t row_bytes, int32_t cols, const int32_t *chunks) {
     if constexpr (runs_here(TENSOR)) {
         DG_DYNAMIC_SHARED(typename T::room, room);
         const int64_t first_row = static_cast<int64_t>(blockIdx.y) * T::ROWS + (chunks ? static_cast<int64_t>(chunks[blockIdx.x]) * SOFT_CHUNK : 0);

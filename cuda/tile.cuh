@@ -40,6 +40,7 @@ template <class C, bool TENSOR, int WARPS_M, int WARPS_N, int MT, int NT, int RI
     using places = tile_places<WARPS_M, WARPS_N, MT, NT>;
     using input = rounded;
     static constexpr int ROWS = places::ROWS, TOKENS = places::TOKENS, THREADS = places::THREADS;
+    static constexpr int BLOCKS = !TENSOR ? 1 : MT * NT == 2 ? 5 : MT * NT == 4 && MT == 1 ? 4 : 2; /* that registers are to last for */
     struct sums {
         float sum[MT][NT][4];
         int32_t whole[MT][NT][4]; /* K-quants: of the 256 columns that are under way */
@@ -153,7 +154,7 @@ template <class C, bool TENSOR, int WARPS_M, int WARPS_N, int MT, int NT, int RI
         DG_UNROLL
         for (int i = 0; i < 4; i++) {
             const int byte = C::SUM_COLUMNS == 16 ? 2 * j + side : j;
-            s.whole[m][n][i] += product[i] * signed_byte(k[i / 2].scale[byte / 4], byte % 4);
+            s.whole[m][n][i] += product[i] * signed_byte(byte < 4 ? k[i / 2].scale[0] : k[i / 2].scale[1], byte % 4);
         }
     }
     __device__ static void take(sums &s, int m, int n, const int32_t (&product)[4], const float (&d)[2], const float (&scale)[2]) {
@@ -237,10 +238,8 @@ template <class C, bool TENSOR, int WARPS_M, int WARPS_N, int MT, int NT, int RI
     /* The same numbers without tensor cores: a lane's own four products of each, a whole sub-block at a time. */
     __device__ static void with_dp4a(sums &s, const bytes (&p)[MT][2], const bytes (&origin)[MT][2], const stage_scales (&k)[MT][2], const rounded_stage *x, int stage,
                                      int left) {
-        const int t = lane_id() % 4;
-        DG_UNROLL
-        for (int j = 0; j < STAGE_SUBS; j++) {
-            if (j >= left) break;
+        const int t = lane_id() % 4, count = left < STAGE_SUBS ? left : STAGE_SUBS;
+        for (int j = 0; j < count; j++) { /* not unrolled, for want of registers */
             uint32_t a[MT][2][8];
             float d[MT][2], offset[MT][2];
             DG_UNROLL

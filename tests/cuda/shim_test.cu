@@ -222,6 +222,18 @@ template <class ITEM, int K> __global__ void one_tile(float *d, const ITEM *a, c
     for (int i = 0; i < 4; i++) d[(l / 4 + i / 2 * 8) * 8 + l % 4 * 2 + i % 2] = out[i];
 }
 
+/* The short product of int8, and bytes picked from two words. */
+__global__ void short_tile(float *d, const int8_t *a, const int8_t *b) {
+    const int l = lane_id();
+    uint32_t ra[2], rb;
+    for (int r = 0; r < 2; r++) memcpy(&ra[r], a + (l / 4 + r * 8) * 16 + l % 4 * 4, 4);
+    memcpy(&rb, b + l / 4 * 16 + l % 4 * 4, 4);
+    int32_t out[4] = {0};
+    mma_s8_short(out, ra[0], ra[1], rb);
+    for (int i = 0; i < 4; i++) d[(l / 4 + i / 2 * 8) * 8 + l % 4 * 2 + i % 2] = static_cast<float>(out[i]);
+}
+__global__ void picked(float *d, const float *) { d[threadIdx.x] = static_cast<float>(pick_bytes(0x03020100u, 0x07060504u, 0xf0a4u + threadIdx.x)); }
+
 /* a's and b's fragments through ldmatrix; b is stored [k][8], so its loads are transposed. */
 __global__ void through_shared(float *d, const __half *a, const __half *b) {
     DG_SHARED(__half, sa, 16 * 16);
@@ -257,6 +269,13 @@ static void test_fragments() {
     cudaMemcpyAsync(at, bytes.data(), bytes.size(), cudaMemcpyHostToDevice, a.stream);
     dg_launch(one_tile<int8_t, 32>, dim3(1), dim3(WARP), 0, a.stream, a.y, static_cast<const int8_t *>(at), static_cast<const int8_t *>(at + 16 * 32));
     check_tile<int8_t, 32>(a, bytes, [](int8_t v) { return static_cast<float>(v); }, "mma_s8");
+
+    dg_launch(short_tile, dim3(1), dim3(WARP), 0, a.stream, a.y, static_cast<const int8_t *>(at), static_cast<const int8_t *>(at + 16 * 16));
+    check_tile<int8_t, 16>(a, bytes, [](int8_t v) { return static_cast<float>(v); }, "mma_s8_short");
+    dg_launch(picked, dim3(1), dim3(WARP), 0, a.stream, a.y, static_cast<const float *>(a.x));
+    fetch(a);
+    CHECK(a.host[0] == static_cast<float>(0x07000204u) && a.host[3] == static_cast<float>(0x07000207u), "picked %g and %g", static_cast<double>(a.host[0]),
+          static_cast<double>(a.host[3]));
 
     std::vector<__half> halves(24 * 16);
     for (size_t i = 0; i < halves.size(); i++) halves[i] = __float2half(static_cast<float>(i * 37 % 32) - 16.0f);
