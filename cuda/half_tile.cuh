@@ -37,7 +37,7 @@ template <bool BRAIN, bool TENSOR, int WARPS_M, int WARPS_N, int MT, int NT, int
     using places = tile_places<WARPS_M, WARPS_N, MT, NT>;
     using input = half_rows;
     static constexpr int ROWS = places::ROWS, TOKENS = places::TOKENS, THREADS = places::THREADS;
-    static constexpr int BLOCKS = MT * NT == 2 ? 5 : MT * NT == 4 && MT == 1 ? 4 : 2;
+    static constexpr int BLOCKS = MT == 1 ? 4 : 2;
     struct sums {
         float sum[MT][NT][4];
     };

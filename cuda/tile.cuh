@@ -40,7 +40,7 @@ template <class C, bool TENSOR, int WARPS_M, int WARPS_N, int MT, int NT, int RI
     using places = tile_places<WARPS_M, WARPS_N, MT, NT>;
     using input = rounded;
     static constexpr int ROWS = places::ROWS, TOKENS = places::TOKENS, THREADS = places::THREADS;
-    static constexpr int BLOCKS = !TENSOR ? 1 : MT * NT == 2 ? 5 : MT * NT == 4 && MT == 1 ? 4 : 2; /* that registers are to last for */
+    static constexpr int BLOCKS = !TENSOR ? 1 : MT == 1 ? 4 : 2; /* that registers are to last for */
     struct sums {
         float sum[MT][NT][4];
         int32_t whole[MT][NT][4]; /* K-quants: of the 256 columns that are under way */
