@@ -64,8 +64,8 @@ void cuda_get(const ops *o, void *to, const void *from, size_t bytes) {
     const turn t(o, "get");
     const bool staged = bytes <= STAGING;
     if (t.g->failure != cudaSuccess) return;
-    gpu_check(t.g, cudaMemcpyAsync(staged ? t.g->staging : to, from, bytes, cudaMemcpyDeviceToHost, t.g->stream), t.op);
-    if (gpu_check(t.g, cudaStreamSynchronize(t.g->stream), t.op) && staged) memcpy(to, t.g->staging, bytes);
+    if (bytes) gpu_check(t.g, cudaMemcpyAsync(staged ? t.g->staging : to, from, bytes, cudaMemcpyDeviceToHost, t.g->stream), t.op);
+    if (gpu_check(t.g, cudaStreamSynchronize(t.g->stream), t.op) && staged && bytes) memcpy(to, t.g->staging, bytes);
 }
 
 void cuda_copy(const ops *o, void *to, const void *from, size_t bytes) {

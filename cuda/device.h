@@ -58,6 +58,7 @@ __device__ inline uint32_t pick_bytes(uint32_t low, uint32_t high, uint32_t sele
 /* ---- Atomics on integers: those on floats would make results depend on the order of threads ---- */
 
 __device__ inline int32_t atomic_add(int32_t *at, int32_t v) { return atomicAdd(at, v); }
+__device__ inline void atomic_add(int64_t *at, int64_t v) { atomicAdd(reinterpret_cast<unsigned long long *>(at), static_cast<unsigned long long>(v)); }
 __device__ inline int32_t atomic_or(int32_t *at, int32_t v) { return atomicOr(at, v); }
 __device__ inline int32_t atomic_max(int32_t *at, int32_t v) { return atomicMax(at, v); }
 

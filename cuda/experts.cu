@@ -142,7 +142,7 @@ static bool tiled_experts(const turn &t, float *y, const float *x, const tensor 
 }
 
 void cuda_experts(const ops *o, float *y, const float *x, const tensor *gate, const tensor *up, const tensor *down, const int32_t *experts,
-                  const float *weights, int64_t n, int64_t k, void *work) {
+                  const float *weights, int64_t n, int64_t k, const expert_feed *, void *work) {
     const turn t(o, "experts");
     if (t.g->exact || !tiled_experts(t, y, x, gate, up, down, experts, weights, n, k, work)) plain_experts(t, y, x, gate, up, down, experts, weights, n, k, work);
 }

@@ -7,8 +7,8 @@
 constexpr int THREADS = 256, WARPS = THREADS / WARP, PER_LANE = SOFT_CHUNK / WARP;
 static_assert(WARPS * SOFT_CHUNK == SOFT_GROUP, "a warp takes a chunk");
 
-/* As on the CPU: likely means within REACH nats of the peak; the conditioned embedding may be off by TOLERANCE of its length. */
-constexpr float REACH = 15.0f, TOLERANCE = 1e-3f;
+/* As on the CPU: likely means within REACH nats of the peak. */
+constexpr float REACH = 15.0f;
 
 static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 static unsigned rows_of(int64_t n) { return static_cast<unsigned>(n); }
@@ -148,7 +148,7 @@ __device__ inline double ordered_sum(const double *sums) {
 __global__ void __launch_bounds__(THREADS) merge_kernel(soft s, dg_choice *out, const double *u) {
     DG_SHARED(float, room, WARPS);
     DG_SHARED(double, sums, THREADS);
-    DG_SHARED(double, moments, WARPS);
+    DG_SHARED(double, moment_sums, WARPS);
     DG_SHARED(double, kepts, WARPS);
     DG_SHARED(int32_t, counts, THREADS);
     DG_SHARED(int32_t, lowest, WARPS);
@@ -173,7 +173,7 @@ __global__ void __launch_bounds__(THREADS) merge_kernel(soft s, dg_choice *out, 
         moment += (static_cast<double>(sums_of.moment) + static_cast<double>(sums_of.total) * below) * scale;
     }
     sums[threadIdx.x] = mine;
-    moment = block_sum<THREADS>(moment, moments);
+    moment = block_sum<THREADS>(moment, moment_sums);
     const double total = ordered_sum(sums), aim = u[i] * total;
     double before;
     const int owner = passing(sums, aim, &before);
@@ -422,10 +422,11 @@ void cuda_condition(const ops *o, float *y, const float *z, const tensor *table,
 
 /* ---- Self-conditioning from few ids ---- */
 
-/* y[row] = the likely ids' rows times their shares; dense[row]: what was left out may matter. */
+/* y[row] = the likely ids' rows times their shares; dense[row]: what was left out may matter by more than that part of its
+ * length, or tolerance is negative. */
 template <class F>
 __global__ void __launch_bounds__(BLEND_THREADS) sparse_kernel(float *y, int32_t *dense, soft s, const typename F::block *table, int64_t cols, float scale, const float *longest,
-                                                               bool all) {
+                                                               float tolerance) {
     constexpr int AT_ONCE = 8;
     DG_SHARED(float, values, AT_ONCE * BLEND_PITCH);
     DG_SHARED(double, squares, BLEND_THREADS / WARP);
@@ -462,7 +463,7 @@ __global__ void __launch_bounds__(BLEND_THREADS) sparse_kernel(float *y, int32_t
     square = block_sum<BLEND_THREADS>(square, squares);
     if (threadIdx.x == 0) {
         const double missed = s.dropped[i] * sqrt(static_cast<double>(*longest)) * static_cast<double>(scale);
-        dense[i] = !pinned && (all || missed > static_cast<double>(TOLERANCE) * sqrt(square));
+        dense[i] = !pinned && (tolerance < 0.0f || missed > static_cast<double>(tolerance) * sqrt(square));
     }
 }
 
@@ -496,7 +497,7 @@ void cuda_soften(const ops *o, float *y, const soft *s, const tensor *table, int
     for_format(table->format->id, [&](auto format) {
         using F = decltype(format);
         t.start(sparse_kernel<F>, dim3(rows_of(n)), dim3(BLEND_THREADS), 0, y, dense, *s, reinterpret_cast<const typename F::block *>(table->placed), table->cols, scale,
-                reinterpret_cast<const float *>(t.g->longest), t.g->exact);
+                reinterpret_cast<const float *>(t.g->longest), t.g->exact ? -1.0f : o->tolerance);
     });
     t.start(list_kernel, dim3(1), dim3(WARP), 0, rows, count, static_cast<const int32_t *>(dense), static_cast<int32_t>(n));
     t.start(gather_kernel, dim3(rows_of(n)), dim3(THREADS), 0, x, static_cast<const float *>(s->x), static_cast<const int32_t *>(rows), static_cast<const int32_t *>(count), table->cols);
@@ -515,7 +516,7 @@ void cuda_soften(const ops *o, float *y, const soft *s, const tensor *table, int
 __global__ void __launch_bounds__(THREADS) choose_kernel(dg_choice *out, const float *z, int64_t n_vocab, const double *u) {
     DG_SHARED(float, room, WARPS);
     DG_SHARED(double, sums, THREADS);
-    DG_SHARED(double, moments, WARPS);
+    DG_SHARED(double, moment_sums, WARPS);
     DG_SHARED(int32_t, lowest, WARPS);
     const int64_t each = (n_vocab + THREADS - 1) / THREADS, begin = threadIdx.x * each, end = begin + each < n_vocab ? begin + each : n_vocab;
     z += blockIdx.x * n_vocab;
@@ -531,7 +532,7 @@ __global__ void __launch_bounds__(THREADS) choose_kernel(dg_choice *out, const f
         if (p > 0.0) moment += below * p;
     }
     sums[threadIdx.x] = mine;
-    moment = block_sum<THREADS>(moment, moments);
+    moment = block_sum<THREADS>(moment, moment_sums);
     best = -block_max<THREADS>(-best, lowest);
     const double total = ordered_sum(sums), aim = u[blockIdx.x] * total;
     double before;

@@ -162,3 +162,12 @@ void cuda_route(const ops *o, int32_t *experts, float *weights, const float *log
     turn(o, "route").start(route_kernel, dim3(static_cast<unsigned>(n)), dim3(WARP), static_cast<size_t>(n_expert) * sizeof(float), experts, weights, logits,
                            scale, static_cast<int32_t>(n_expert), static_cast<int32_t>(k));
 }
+
+__global__ void count_kernel(int64_t *counts, const int32_t *experts, int64_t n) {
+    for_elements(n, [&](int64_t i) { atomic_add(&counts[experts[i]], int64_t(1)); });
+}
+
+void cuda_count(const ops *o, int64_t *counts, const int32_t *experts, int64_t n) {
+    turn(o, "count").start(count_kernel, element_grid(n), dim3(THREADS), 0, counts, experts, n);
+}
+void cuda_counted(const ops *o, int64_t *out, const int64_t *counts, int64_t n) { cuda_get(o, out, counts, static_cast<size_t>(n) * sizeof *out); }

@@ -294,6 +294,7 @@ static int load(dg_model *m, const char *path, const dg_model_options *options, 
     if (options->layers < 0 || options->layers > c->n_layer) return fail(error, DG_ERROR_USAGE, "layers: expected 1 to %d, or 0 for all, got %d", c->n_layer, options->layers);
     if (options->layers) c->n_layer = options->layers;
     status = ops_new(options, c, &m->ops, error);
+    if (status == DG_OK && options->ram && m->ops->device) return fail(error, DG_ERROR_USAGE, "ram: %s keeps weights in its own memory", m->ops->name);
     if (status == DG_OK) status = place_all(m, error);
     if (status != DG_OK) return status;
     m->rope_full = inverse_frequencies(m->ops, c->rope_base, c->head_dim, (const float *)(const void *)m->top.rope_freqs.data);

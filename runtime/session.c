@@ -82,7 +82,7 @@ static void lay_out_cache(dg_session *s) {
 static int32_t session_rows(const dg_model *model) { return (int32_t)larger(model->config.canvas_length, SESSION_ROWS); }
 
 int64_t session_cache_bytes(const dg_model *model, int32_t context) {
-    float *rows[2][DG_MAX_LAYERS];
+    void *rows[2][DG_MAX_LAYERS];
     dg_session s = {.model = (dg_model *)(uintptr_t)model, .context = context, .k = rows[0], .v = rows[1]};
     lay_out_cache(&s);
     return (int64_t)s.bytes;

@@ -26,7 +26,8 @@ struct both {
             return c;
         }();
         dg_error error;
-        dg_model_options options = {"reference", 2, true, 0};
+        dg_model_options options = {};
+        options.backend = "reference", options.threads = 2, options.exact = true;
         if (ops_new(&options, &config, &plain, &error) != DG_OK) abort();
         options.backend = "cuda";
         options.exact = exact;

@@ -154,8 +154,8 @@ static void test_experts(const both &b, bool exact) {
         }
         paired<int32_t> experts(b, chosen);
         paired<uint8_t> work(b, experts_work(c.n, c.k, c.d, c.d_expert, c.n_expert));
-        b.plain->experts(b.plain, y.data(), x.data(), &gate.t, &up.t, &down.t, experts.data(), shares.data(), c.n, c.k, work.data());
-        b.gpu->experts(b.gpu, y.device, x.device, &gate.t, &up.t, &down.t, experts.device, shares.device, c.n, c.k, work.device);
+        b.plain->experts(b.plain, y.data(), x.data(), &gate.t, &up.t, &down.t, experts.data(), shares.data(), c.n, c.k, nullptr, work.data());
+        b.gpu->experts(b.gpu, y.device, x.device, &gate.t, &up.t, &down.t, experts.device, shares.device, c.n, c.k, nullptr, work.device);
         const double error = error_between(y.fetch(), y.host);
         CHECK(error <= (exact ? 5e-6 : 3e-2), "%s and %s, %d of %d experts for %d tokens: off by %g", gate.t.format->name, down.t.format->name, static_cast<int>(c.k),
               static_cast<int>(c.n_expert), static_cast<int>(c.n), error);

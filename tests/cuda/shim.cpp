@@ -581,6 +581,10 @@ int32_t atomic_add(int32_t *at, int32_t v) {
     *at = static_cast<int32_t>(static_cast<uint32_t>(old) + static_cast<uint32_t>(v));
     return old;
 }
+void atomic_add(int64_t *at, int64_t v) {
+    atomic_access(at, sizeof *at);
+    *at = static_cast<int64_t>(static_cast<uint64_t>(*at) + static_cast<uint64_t>(v));
+}
 int32_t atomic_or(int32_t *at, int32_t v) {
     atomic_access(at, sizeof *at);
     const int32_t old = *at;
