@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "backend.h"
+#include "homes.cuh"
 extern "C" {
 #include "error.h"
 }
@@ -78,14 +79,14 @@ void cuda_copy(const ops *o, void *to, const void *from, size_t bytes) {
 void cuda_record(const ops *o, recording *r, bool *replayed) {
     gpu *g = gpu_of(o);
     g->turns.lock();
-    *replayed = r->graph != nullptr && !o->profile;
+    *replayed = r->graph != nullptr && !o->profile && !watched(g);
     if (*replayed) {
         if (g->failure == cudaSuccess) gpu_check(g, cudaGraphLaunch(static_cast<cudaGraphExec_t>(r->graph), g->stream), "record");
         g->turns.unlock();
         return;
     }
     /* the turn lasts until `recorded`; while parts are timed, each op runs by itself */
-    g->recording = g->failure == cudaSuccess && !o->profile && gpu_check(g, cudaStreamBeginCapture(g->stream, cudaStreamCaptureModeThreadLocal), "record");
+    g->recording = g->failure == cudaSuccess && !r->graph && !o->profile && !watched(g) && gpu_check(g, cudaStreamBeginCapture(g->stream, cudaStreamCaptureModeThreadLocal), "record");
 }
 
 void cuda_recorded(const ops *o, recording *r) {
@@ -188,6 +189,7 @@ void cuda_close(ops *o) {
     gpu *g = gpu_of(o);
     if (!g) return;
     o->device = nullptr;
+    close_homes(g);
     while (g->weights) {
         placed_weight *w = g->weights;
         g->weights = w->next;

@@ -19,6 +19,7 @@ extern "C" {
 #undef _Thread_local
 
 struct placed_weight;
+struct expert_homes;
 
 struct gpu {
     cudaStream_t stream;        /* of all ops */
@@ -30,6 +31,7 @@ struct gpu {
     bool recording;
     int32_t *longest;           /* of the table longest_of: the square of its longest row's length, a float */
     const void *longest_of;
+    expert_homes *homes;        /* where experts are, once they were placed */
     placed_weight *weights;     /* copies of the file's, WEIGHT_MARGIN bytes longer: loads may run over the end */
     void *staging;              /* page-locked, STAGING bytes: small copies to the caller */
     std::recursive_mutex turns; /* ops of several threads follow one another; a recording is one turn */

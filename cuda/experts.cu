@@ -9,14 +9,14 @@ constexpr int PAIR_ROWS = 64, HIDDEN_PITCH = PAIR_ROWS + 4; /* two rows of four 
 
 /* hidden = gelu(gate x) * up x of each place in the order's pairs, [places][rows]: in floats, or rounded for blocks of 32. */
 template <class C, bool TENSOR, int NT>
-__global__ void DG_HOT(128, pair_tile<C, TENSOR, NT>::BLOCKS) gate_up_kernel(float *hidden, rounded rounded_hidden, typename pair_tile<C, TENSOR, NT>::input x, bytes gate, bytes up, expert_order o, int32_t k, int32_t rows, int64_t row_bytes,
-                                           int64_t expert_bytes, int32_t cols) {
+__global__ void DG_HOT(128, pair_tile<C, TENSOR, NT>::BLOCKS) gate_up_kernel(float *hidden, rounded rounded_hidden, typename pair_tile<C, TENSOR, NT>::input x, expert_matrix gate, expert_matrix up, expert_order o, portion some,
+                                           int32_t k, int32_t rows, int64_t row_bytes, int32_t cols) {
     if constexpr (runs_here(TENSOR)) {
         using T = pair_tile<C, TENSOR, NT>;
         static_assert(T::THREADS == 128 && T::ROWS == 2 * PAIR_ROWS && sizeof(typename T::room) >= T::TOKENS * HIDDEN_PITCH * sizeof(float), "as launched");
         DG_DYNAMIC_SHARED(typename T::room, room);
         const int2 run = o.tiles[blockIdx.y];
-        if (run.x < 0) return;
+        if (!some.has(run.x)) return;
         const int32_t first_row = static_cast<int32_t>(blockIdx.x) * PAIR_ROWS, expert_end = o.start[run.x + 1];
         const int32_t end = run.y + T::TOKENS < expert_end ? run.y + T::TOKENS : expert_end;
         typename T::sums sums;
@@ -24,7 +24,7 @@ __global__ void DG_HOT(128, pair_tile<C, TENSOR, NT>::BLOCKS) gate_up_kernel(flo
             sums, room, x, cols,
             [&](int i) { /* 16 rows of gate, the same of up, and so on */
                 const int32_t row = first_row + i / 32 * 16 + i % 16;
-                return (i / 16 % 2 ? up : gate) + run.x * expert_bytes + (row < rows ? row : rows - 1) * row_bytes;
+                return (i / 16 % 2 ? up : gate).of(run.x) + (row < rows ? row : rows - 1) * row_bytes;
             },
             [&](int i) { return o.pairs[run.y + i < end ? run.y + i : end - 1] / k; });
         float *const values = reinterpret_cast<float *>(room); /* [TOKENS][HIDDEN_PITCH] */
@@ -55,19 +55,19 @@ __global__ void DG_HOT(128, pair_tile<C, TENSOR, NT>::BLOCKS) gate_up_kernel(flo
 
 /* out[pair][rows] = down hidden */
 template <class C, bool TENSOR, int NT>
-__global__ void DG_HOT(128, down_tile<C, TENSOR, NT>::BLOCKS) down_kernel(float *out, typename down_tile<C, TENSOR, NT>::input hidden, bytes down, expert_order o, int32_t rows, int64_t row_bytes, int64_t expert_bytes, int32_t cols) {
+__global__ void DG_HOT(128, down_tile<C, TENSOR, NT>::BLOCKS) down_kernel(float *out, typename down_tile<C, TENSOR, NT>::input hidden, expert_matrix down, expert_order o, portion some, int32_t rows, int64_t row_bytes, int32_t cols) {
     if constexpr (runs_here(TENSOR)) {
         using T = down_tile<C, TENSOR, NT>;
         static_assert(T::THREADS == 128 && T::ROWS == PAIR_ROWS, "as launched");
         DG_DYNAMIC_SHARED(typename T::room, room);
         const int2 run = o.tiles[blockIdx.y];
-        if (run.x < 0) return;
+        if (!some.has(run.x)) return;
         const int32_t first_row = static_cast<int32_t>(blockIdx.x) * T::ROWS, expert_end = o.start[run.x + 1];
         const int32_t end = run.y + T::TOKENS < expert_end ? run.y + T::TOKENS : expert_end;
         typename T::sums sums;
         T::run(
             sums, room, hidden, cols,
-            [&](int i) { return down + run.x * expert_bytes + (first_row + i < rows ? first_row + i : rows - 1) * row_bytes; },
+            [&](int i) { return down.of(run.x) + (first_row + i < rows ? first_row + i : rows - 1) * row_bytes; },
             [&](int i) { return run.y + i < end ? run.y + i : end - 1; });
         T::each([&](int row, int token, int m, int n, int i) {
             if (first_row + row < rows && run.y + token < end) out[static_cast<int64_t>(o.pairs[run.y + token]) * rows + first_row + row] = sums.sum[m][n][i];
@@ -79,24 +79,24 @@ __global__ void DG_HOT(128, down_tile<C, TENSOR, NT>::BLOCKS) down_kernel(float 
 struct mixture {
     const turn &t;
     const tensor *gate, *up, *down;
+    const expert_home *home;
     int64_t n, k;
     expert_order order;
     float *out, *hidden;
     rounded rounded_hidden;
 };
 
-template <class C, bool TENSOR, int NT> static void start_gate_up(const mixture &m, const typename pair_tile<C, TENSOR, NT>::input &x, float *hidden) {
+template <class C, bool TENSOR, int NT> static void start_gate_up(const mixture &m, portion some, const typename pair_tile<C, TENSOR, NT>::input &x, float *hidden) {
     using T = pair_tile<C, TENSOR, NT>;
     m.t.start(gate_up_kernel<C, TENSOR, NT>, dim3(blocks_for(m.gate->rows, PAIR_ROWS), static_cast<unsigned>(m.order.most_tiles)), dim3(T::THREADS), sizeof(typename T::room),
-              hidden, m.rounded_hidden, x, static_cast<bytes>(m.gate->placed), static_cast<bytes>(m.up->placed), m.order, static_cast<int32_t>(m.k),
-              static_cast<int32_t>(m.gate->rows), m.gate->row_bytes, m.gate->expert_bytes, static_cast<int32_t>(m.gate->cols));
+              hidden, m.rounded_hidden, x, expert_matrix_of(m.home, m.gate, 0), expert_matrix_of(m.home, m.up, 1), m.order, some, static_cast<int32_t>(m.k),
+              static_cast<int32_t>(m.gate->rows), m.gate->row_bytes, static_cast<int32_t>(m.gate->cols));
 }
 
-template <class C, bool TENSOR, int NT> static void start_down(const mixture &m, const typename down_tile<C, TENSOR, NT>::input &hidden) {
+template <class C, bool TENSOR, int NT> static void start_down(const mixture &m, portion some, const typename down_tile<C, TENSOR, NT>::input &hidden) {
     using T = down_tile<C, TENSOR, NT>;
     m.t.start(down_kernel<C, TENSOR, NT>, dim3(blocks_for(m.down->rows, T::ROWS), static_cast<unsigned>(m.order.most_tiles)), dim3(T::THREADS), sizeof(typename T::room), m.out,
-              hidden, static_cast<bytes>(m.down->placed), m.order, static_cast<int32_t>(m.down->rows), m.down->row_bytes, m.down->expert_bytes,
-              static_cast<int32_t>(m.down->cols));
+              hidden, expert_matrix_of(m.home, m.down, 2), m.order, some, static_cast<int32_t>(m.down->rows), m.down->row_bytes, static_cast<int32_t>(m.down->cols));
 }
 
 /* The hidden values as down takes them: rounded already, or now. */
@@ -118,26 +118,31 @@ static bool tiled_experts(const turn &t, float *y, const float *x, const tensor 
         return false;
     const int32_t height = height_for(n * k, gate->experts);
     const bool tensor_cores = t.g->architecture >= 80;
-    mixture m = {t, gate, up, down, n, k, order_experts(t, work, experts, n * k, gate->experts, height), nullptr, nullptr, {}};
+    mixture m = {t, gate, up, down, home_of(t.g, gate), n, k, order_experts(t, work, experts, n * k, gate->experts, height), nullptr, nullptr, {}};
     char *at = static_cast<char *>(work) + expert_order_bytes(n * k, gate->experts);
     m.out = reinterpret_cast<float *>(at), at += whole_lines(static_cast<size_t>(n * k * down->rows) * sizeof(float));
     m.hidden = reinterpret_cast<float *>(at), at += in_place ? 0 : whole_lines(static_cast<size_t>(n * k * down->cols) * sizeof(float));
     void *const room_x = at, *const room_hidden = at + input_bytes(n, gate->cols);
     m.rounded_hidden = rounded_in(room_hidden, n * k, down->cols);
-    for_tiles(t.g, gate, [&](auto format) {
-        using C = decltype(format);
-        float *const hidden = in_place ? nullptr : m.hidden;
-        const auto r = round_input(t, format, room_x, x, n, gate->cols);
-        if (tensor_cores) height == LOW ? start_gate_up<C, true, LOW / 8>(m, r, hidden) : start_gate_up<C, true, HIGH / 8>(m, r, hidden);
-        else height == LOW ? start_gate_up<C, false, LOW / 8>(m, r, hidden) : start_gate_up<C, false, HIGH / 8>(m, r, hidden);
+    const bool beside = begin_beside(t, m.home, y, x, experts, weights, n, k);
+    for_tiles(t.g, gate, [&](auto format) { round_input(t, format, room_x, x, n, gate->cols); });
+    for_portions(t, m.home, static_cast<int32_t>(gate->experts), [&](portion some) {
+        for_tiles(t.g, gate, [&](auto format) {
+            using C = decltype(format);
+            float *const hidden = in_place ? nullptr : m.hidden;
+            const auto r = input_in(format, room_x, n, gate->cols);
+            if (tensor_cores) height == LOW ? start_gate_up<C, true, LOW / 8>(m, some, r, hidden) : start_gate_up<C, true, HIGH / 8>(m, some, r, hidden);
+            else height == LOW ? start_gate_up<C, false, LOW / 8>(m, some, r, hidden) : start_gate_up<C, false, HIGH / 8>(m, some, r, hidden);
+        });
+        for_tiles(t.g, down, [&](auto format) {
+            using C = decltype(format);
+            const auto r = taken(t, m, format, in_place, room_hidden);
+            if (tensor_cores) height == LOW ? start_down<C, true, LOW / 8>(m, some, r) : start_down<C, true, HIGH / 8>(m, some, r);
+            else height == LOW ? start_down<C, false, LOW / 8>(m, some, r) : start_down<C, false, HIGH / 8>(m, some, r);
+        });
     });
-    for_tiles(t.g, down, [&](auto format) {
-        using C = decltype(format);
-        const auto r = taken(t, m, format, in_place, room_hidden);
-        if (tensor_cores) height == LOW ? start_down<C, true, LOW / 8>(m, r) : start_down<C, true, HIGH / 8>(m, r);
-        else height == LOW ? start_down<C, false, LOW / 8>(m, r) : start_down<C, false, HIGH / 8>(m, r);
-    });
-    combine_experts(t, y, m.out, weights, n, k, down->rows);
+    if (beside) end_beside(t);
+    combine_experts(t, y, m.out, experts, weights, n, k, down->rows, beside ? m.home->pinned + m.home->streamed : static_cast<int32_t>(gate->experts), beside);
     return true;
 }
 

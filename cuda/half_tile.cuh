@@ -138,7 +138,11 @@ template <class F> static inline bool for_tiles(const gpu *g, const tensor *w, F
     return true;
 }
 
-/* x[n][cols] as the tiles of C take it, in memory of input_bytes(). */
+/* Where x[n][cols] lies as the tiles of C take it, in memory of input_bytes(). */
+template <class C> static inline rounded input_in(C, void *memory, int64_t n, int64_t cols) { return rounded_in(memory, n, cols); }
+template <bool BRAIN> static inline half_rows input_in(halves<BRAIN>, void *memory, int64_t n, int64_t cols) { return half_rows_in(memory, n, cols); }
+
+/* Rounds it. */
 template <class C> static inline auto round_input(const turn &t, C, void *memory, const float *x, int64_t n, int64_t cols) {
     const rounded r = rounded_in(memory, n, cols);
     round_rows(t, r, x, n, cols, C::INTEGER);

@@ -494,6 +494,7 @@ void cuda_soften(const ops *o, float *y, const soft *s, const tensor *table, int
     auto *const states = reinterpret_cast<row_state *>(at + 2 * ints + 256);
     at += 2 * ints + 256 + rounded(static_cast<size_t>(n) * sizeof(row_state));
     auto *const x = reinterpret_cast<float *>(at), *const sums = reinterpret_cast<float *>(at + floats);
+    void *const products = at + 2 * floats;
     for_format(table->format->id, [&](auto format) {
         using F = decltype(format);
         t.start(sparse_kernel<F>, dim3(rows_of(n)), dim3(BLEND_THREADS), 0, y, dense, *s, reinterpret_cast<const typename F::block *>(table->placed), table->cols, scale,
@@ -503,7 +504,7 @@ void cuda_soften(const ops *o, float *y, const soft *s, const tensor *table, int
     t.start(gather_kernel, dim3(rows_of(n)), dim3(THREADS), 0, x, static_cast<const float *>(s->x), static_cast<const int32_t *>(rows), static_cast<const int32_t *>(count), table->cols);
     for (int64_t first = 0; first < table->rows; first += SOFT_STRETCH) { /* nothing where no row is dense */
         const tensor view = stretch_of(table, first);
-        plain_matmul(t, s->z, x, &view, n, count);
+        matmul_counted(t, s->z, x, &view, n, count, products);
         t.start(soften_kernel, dim3(rows_of(n)), dim3(THREADS), 0, states, s->z, static_cast<int32_t>(view.rows), static_cast<const int32_t *>(count), first == 0, s->cap, s->temperature);
         blend(t, sums, states, s->z, &view, n, count, first == 0);
     }

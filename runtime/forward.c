@@ -124,11 +124,22 @@ static void encode(const pass *p, const int32_t *ids, bool output) {
     }
 }
 
+/* A pass through so many layers' experts takes its turn, and ends it. */
+static void begin(const dg_model *m, int32_t layers) {
+    m->ops->begin_pass(m->ops, layers);
+    if (m->stream) stream_begin(m->stream, layers);
+}
+static int end(const dg_model *m, dg_error *error) {
+    const int status = m->stream ? stream_end(m->stream, error) : DG_OK;
+    m->ops->end_pass(m->ops);
+    return status;
+}
+
 int forward_encode(const pass *p, const int32_t *ids, bool output, dg_error *error) {
     const dg_model *m = p->model;
-    if (m->stream) stream_begin(m->stream, m->config.n_layer - (output ? 0 : 1));
+    begin(m, m->config.n_layer - (output ? 0 : 1));
     encode(p, ids, output);
-    return m->stream ? stream_end(m->stream, error) : DG_OK;
+    return end(m, error);
 }
 
 /* room.x += the self-conditioning of the parts that have one */
@@ -184,9 +195,9 @@ static void denoise(const pass *p) {
 
 int forward_denoise(const pass *p, dg_error *error) {
     const dg_model *m = p->model;
-    if (m->stream) stream_begin(m->stream, m->config.n_layer);
+    begin(m, m->config.n_layer);
     denoise(p);
-    return m->stream ? stream_end(m->stream, error) : DG_OK;
+    return end(m, error);
 }
 
 /* room.h[n] = the output norm of rows from `first` on */

@@ -13,6 +13,7 @@
 #include "ops.h"
 #include "tables.h"
 #include "tokenizer.h"
+#include "vram.h"
 
 enum { LARGEST_SIZE = 1 << 24 }; /* of any one dimension: products of three stay far from overflow */
 
@@ -193,7 +194,6 @@ static void split_gate_up(layer *w, int32_t d_expert) {
     w->ffn_gate_exps = w->ffn_up_exps = w->ffn_gate_up_exps;
     w->ffn_gate_exps.rows = w->ffn_up_exps.rows = d_expert;
     w->ffn_up_exps.data += d_expert * w->ffn_up_exps.row_bytes;
-    if (w->ffn_up_exps.placed) w->ffn_up_exps.placed += d_expert * w->ffn_up_exps.row_bytes;
 }
 
 static int bind_all(dg_model *m, dg_error *error) {
@@ -223,26 +223,41 @@ static int bind_all(dg_model *m, dg_error *error) {
         if (!seen[i])
             status = fail(error, DG_ERROR_FORMAT, "%s: tensor '%.*s' is not part of a diffusion-gemma model", f->path,
                           (int)(f->tensors[i].name.n < 200 ? f->tensors[i].name.n : 200), f->tensors[i].name.at);
+    for (int32_t l = 0; l < c->n_layer; l++) split_gate_up(&m->layers[l], c->d_expert);
     free(seen);
     return status;
 }
 
-/* Brings all weights to where ops read them. */
-static int place_all(dg_model *m, dg_error *error) {
-    const dg_config *c = &m->config;
-    int64_t needed = 0, available;
-    for (uint64_t i = 0; i < m->file->n_tensors; i++) needed += (int64_t)m->file->tensors[i].bytes;
-    m->ops->available(m->ops, &available);
-    if (available >= 0 && needed > available)
-        return fail(error, DG_ERROR_MEMORY, "%s: its weights take %.2f GiB, all in the memory of %s, which has %.2f GiB free", m->file->path,
-                    (double)needed / 1073741824.0, m->ops->name, (double)available / 1073741824.0);
+/* Calls each(arg, tensor) for every weight that is not of experts. */
+static void for_weights(dg_model *m, void (*each)(void *arg, tensor *t), void *arg) {
     for (int32_t i = 0; i < ENTRIES; i++)
-        for (int32_t l = 0; l < (places[i].scope == SCOPE_TOP ? 1 : c->n_layer); l++) {
+        for (int32_t l = 0; l < (places[i].scope == SCOPE_TOP ? 1 : m->config.n_layer); l++) {
             char *holder = places[i].scope == SCOPE_TOP ? (char *)&m->top : (char *)&m->layers[l];
             tensor *t = (tensor *)(void *)(holder + places[i].offset);
-            if (t->data) m->ops->place(m->ops, t);
+            const layer *w = &m->layers[l];
+            const bool of_experts = t == &w->ffn_gate_up_exps || t == &w->ffn_gate_exps || t == &w->ffn_up_exps || t == &w->ffn_down_exps;
+            if (t->data && !of_experts) each(arg, t);
         }
-    for (int32_t l = 0; l < c->n_layer; l++) split_gate_up(&m->layers[l], c->d_expert);
+}
+
+static void place_one(void *arg, tensor *t) {
+    const ops *o = arg;
+    o->place(o, t);
+}
+
+static void add_bytes(void *arg, tensor *t) { *(int64_t *)arg += t->rows * t->row_bytes + 2 * EXPERT_LINE; }
+
+/* Brings weights to where ops read them; experts follow with the first session. */
+static int place_all(dg_model *m, const dg_model_options *options, dg_error *error) {
+    int64_t bytes = 0;
+    if (options->vram < 0) return fail(error, DG_ERROR_USAGE, "vram: expected a number of bytes, got %lld", (long long)options->vram);
+    if (!m->ops->device && options->vram) return fail(error, DG_ERROR_USAGE, "vram: %s computes in RAM; a budget of VRAM is for --backend cuda", m->ops->name);
+    if (!m->ops->device) return DG_OK;
+    if (options->ram) return fail(error, DG_ERROR_USAGE, "ram: a budget of RAM is for the CPU, and the backend is %s; its own is --vram", m->ops->name);
+    for_weights(m, add_bytes, &bytes);
+    const int status = vram_open(m, options->vram, bytes, error);
+    if (status != DG_OK) return status;
+    for_weights(m, place_one, m->ops);
     return ops_status(m->ops, error);
 }
 
@@ -294,8 +309,7 @@ static int load(dg_model *m, const char *path, const dg_model_options *options, 
     if (options->layers < 0 || options->layers > c->n_layer) return fail(error, DG_ERROR_USAGE, "layers: expected 1 to %d, or 0 for all, got %d", c->n_layer, options->layers);
     if (options->layers) c->n_layer = options->layers;
     status = ops_new(options, c, &m->ops, error);
-    if (status == DG_OK && options->ram && m->ops->device) return fail(error, DG_ERROR_USAGE, "ram: %s keeps weights in its own memory", m->ops->name);
-    if (status == DG_OK) status = place_all(m, error);
+    if (status == DG_OK) status = place_all(m, options, error);
     if (status != DG_OK) return status;
     m->rope_full = inverse_frequencies(m->ops, c->rope_base, c->head_dim, (const float *)(const void *)m->top.rope_freqs.data);
     m->rope_swa = inverse_frequencies(m->ops, c->rope_base_swa, c->head_dim_swa, NULL);
@@ -318,6 +332,7 @@ int dg_model_open(const char *path, const dg_model_options *options, dg_model **
 void dg_model_free(dg_model *m) {
     if (!m) return;
     budget_free(m);
+    vram_free(m);
     if (m->ops) m->ops->release(m->ops, m->routing, routing_bytes(&m->config));
     if (m->ops) m->ops->release(m->ops, m->rope_full, sizeof(float) * (size_t)(m->config.head_dim / 2));
     if (m->ops) m->ops->release(m->ops, m->rope_swa, sizeof(float) * (size_t)(m->config.head_dim_swa / 2));

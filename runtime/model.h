@@ -55,6 +55,7 @@ typedef struct layer {
 struct ops;
 struct stream;
 struct budget;
+struct vram;
 
 struct dg_model {
     gguf *file;
@@ -67,6 +68,7 @@ struct dg_model {
     _Atomic int64_t *routing; /* [n_layer][n_expert] tokens so far */
     struct stream *stream;   /* where weights come from under a budget, else NULL */
     struct budget *budget;
+    struct vram *vram;       /* of a device's memory: what is taken of it */
 };
 
 /* Sizes that follow from the configuration, per layer. */

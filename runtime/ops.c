@@ -18,6 +18,8 @@ static int cuda_open(ops *o, bool exact, dg_error *error) {
 }
 static void cuda_close(ops *o) { (void)o; }
 static int cuda_status(const ops *o, dg_error *error) { return (void)o, (void)error, DG_OK; }
+static bool cuda_watch(const ops *o, bool watch) { return (void)o, (void)watch, false; }
+static bool cuda_overlap(const ops *o, dg_overlap *out) { return (void)o, (void)out, false; }
 #endif
 static const char CUDA[] = "cuda";
 
@@ -47,6 +49,20 @@ static void fill(ops *o, int32_t i, bool exact) {
     if (set && set->gemm && !exact) set->gemm(o);
     if (set && i == 0) snprintf(o->name, sizeof o->name, "%s (%s)", FAST, set->backend + strlen("cpu-"));
     else snprintf(o->name, sizeof o->name, "%s", dg_backend_name(i));
+}
+
+/* The CPU's table beside a device's. */
+static bool open_beside(ops *o, bool exact) {
+    ops *b = calloc(1, sizeof *b);
+    o->beside = b;
+    if (!b) return false;
+    atomic_init(&b->longest, 0.0);
+    b->pool = o->pool;
+    b->scratch = o->scratch;
+    b->scratch_floats = o->scratch_floats;
+    b->tolerance = o->tolerance;
+    fill(b, 0, exact);
+    return true;
 }
 
 static int unknown(const char *backend, dg_error *error) {
@@ -89,6 +105,10 @@ int ops_new(const dg_model_options *options, const dg_config *c, ops **out, dg_e
         ops_free(o);
         return fail(error, DG_ERROR_SYSTEM, "cannot start %d threads", threads);
     }
+    if (cuda && !open_beside(o, options->exact)) {
+        ops_free(o);
+        return fail(error, DG_ERROR_SYSTEM, "no memory");
+    }
     *out = o;
     return DG_OK;
 }
@@ -96,6 +116,9 @@ int ops_new(const dg_model_options *options, const dg_config *c, ops **out, dg_e
 int ops_status(const ops *o, dg_error *error) {
     return o->device ? cuda_status(o, error) : DG_OK;
 }
+
+bool ops_watch(const ops *o, bool watch) { return o->device && cuda_watch(o, watch); }
+bool ops_overlap(const ops *o, dg_overlap *out) { return o->device && cuda_overlap(o, out); }
 
 int ops_repack(ops *o, layer *layers, int32_t n_layer, int64_t budget, dg_error *error) {
     if (o->device) return fail(error, DG_ERROR_USAGE, "repack: %s reads experts as the file has them", o->name);
@@ -107,6 +130,7 @@ int64_t ops_scratch_bytes(const ops *o) { return o->scratch_floats * pool_thread
 void ops_free(ops *o) {
     if (!o) return;
     if (o->device) cuda_close(o);
+    free((void *)(uintptr_t)o->beside);
     os_release(o->repacked, o->repacked_bytes);
     profile_free(o);
     moments_free(o);

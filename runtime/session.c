@@ -79,7 +79,7 @@ static void lay_out_cache(dg_session *s) {
     }
 }
 
-static int32_t session_rows(const dg_model *model) { return (int32_t)larger(model->config.canvas_length, SESSION_ROWS); }
+int32_t session_rows(const dg_model *model) { return (int32_t)larger(model->config.canvas_length, SESSION_ROWS); }
 
 int64_t session_cache_bytes(const dg_model *model, int32_t context) {
     void *rows[2][DG_MAX_LAYERS];

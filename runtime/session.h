@@ -30,6 +30,7 @@ void room_free(const dg_model *model, room *r);
 /* Checks a session's length in tokens, and sets it where it is 0: the longest that is usual and that there is room for. */
 int session_context(const dg_model *model, int32_t *context, dg_error *error);
 /* Bytes of a session: keys and values, what its passes work in, and what a canvas of it keeps from step to step. */
+int32_t session_rows(const dg_model *model); /* of its passes, at most */
 int64_t session_cache_bytes(const dg_model *model, int32_t context);
 int64_t session_room_bytes(const dg_model *model);
 int64_t session_canvas_bytes(const dg_model *model);

@@ -51,6 +51,9 @@ void reference_get(const ops *o, void *to, const void *from, size_t bytes) { ref
 void reference_copy(const ops *o, void *to, const void *from, size_t bytes) { reference_put(o, to, from, bytes); }
 
 void reference_place(const ops *o, tensor *w) { (void)o, (void)w; }
+void reference_place_experts(const ops *o, const expert_plan *p) { (void)o, (void)p; }
+void reference_begin_pass(const ops *o, int32_t layers) { (void)o, (void)layers; }
+void reference_end_pass(const ops *o) { (void)o; }
 
 void reference_store(const ops *o, void *cache, int64_t first, const float *x, int64_t n, int64_t d) {
     reference_put(o, (float *)cache + first * d, x, (size_t)(n * d) * sizeof *x);

@@ -105,7 +105,9 @@ static void add(CUstream_st *s, std::function<void()> work) {
     pending.push_back(o);
 }
 
+static bool in_host_function;
 static void check_stream(CUstream_st *s, const char *what) {
+    if (in_host_function) found("%s from a function of the host that a stream runs", what);
     if (!s) found("%s in the default stream", what);
     if (std::find(streams.begin(), streams.end(), s) == streams.end()) found("%s in a stream that does not exist", what);
 }
@@ -300,6 +302,16 @@ cudaError_t cudaMemsetAsync(void *p, int value, size_t bytes, cudaStream_t s) {
         shim::device_open(true);
         memset(p, value, bytes);
         shim::device_open(false);
+    });
+    return cudaSuccess;
+}
+
+cudaError_t cudaLaunchHostFunc(cudaStream_t s, cudaHostFn_t work, void *arg) {
+    check_stream(s, "a function of the host");
+    add(s, [=] {
+        in_host_function = true;
+        work(arg);
+        in_host_function = false;
     });
     return cudaSuccess;
 }

@@ -98,6 +98,7 @@ def main(
     approximations: bool,
     backend: str,
     threads: int | None,
+    vram: int | None,
     exact: bool,
     json_file: Path | None,
     plot_file: Path | None,
@@ -124,7 +125,8 @@ def main(
             raise Error(f"{file}: there is no folder {file.absolute().parent}")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
 
-    arguments: dict[str, Any] = {"backend": backend, "threads": threads, **({"exact": True} if exact else {})}
+    arguments: dict[str, Any] = {"backend": backend, "threads": threads}
+    arguments |= {name: given for name, given in (("exact", exact), ("vram", vram)) if given}
     does_tasks = bool(tasks) or not compares
     with telling() as say, Log(results_file) as log:
         base = None

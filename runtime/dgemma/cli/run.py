@@ -173,6 +173,7 @@ def main(
     chat: bool,
     backend: str,
     threads: int | None,
+    vram: int | None,
     exact: bool,
     repack: int | None,
     ram: int | None,
@@ -184,12 +185,20 @@ def main(
     **settings: Any,
 ) -> int | None:
     task = Task.take(settings)
+    opening: dict[str, Any] = {
+        "backend": backend,
+        "threads": threads,
+        "exact": exact,
+        "repack": repack,
+        "ram": ram,
+        "vram": vram,
+    }
     if chat:
         refuse_in_chat(task, raw=raw, record=bool(records), json=as_json)
         if file == "-":
             raise click.UsageError("-f - and --chat both read standard input")
         first = read_prompt(text, file) if text is not None or file is not None else None
-        with Model(model, backend=backend, threads=threads, exact=exact, repack=repack, ram=ram) as opened:
+        with Model(model, **opening) as opened:
             refuse_without_template(opened, system, think)
             from dgemma.cli.chat import Chat
 
@@ -209,7 +218,7 @@ def main(
     if task is not None:
         task.check(prompted, stdin=file == "-", templated=system is not None or think)
     message = read_prompt(text, file) if task is None or prompted else None
-    with Model(model, backend=backend, threads=threads, exact=exact, repack=repack, ram=ram) as opened:
+    with Model(model, **opening) as opened:
         prompt = to_prompt(opened, message, system, think, raw) if message is not None else None
         used = opened.settings(**settings)
         shown = display(visual, quiet)
