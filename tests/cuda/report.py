@@ -37,7 +37,8 @@ def kernels(log: str) -> dict[str, list[int]]:
 
 def readable(names: list[str]) -> list[str]:
     said = subprocess.run(["c++filt", *names], capture_output=True, text=True, check=True).stdout
-    return [re.sub(r"^void |\((bool|int|anonymous namespace)\)(::)?", "", name).split("(")[0] for name in said.splitlines()]
+    noise = re.compile(r"^void |\((bool|int|anonymous namespace)\)(::)?")
+    return [noise.sub("", name).split("(")[0] for name in said.splitlines()]
 
 
 def main(folder: Path, sources: list[Path]) -> int:

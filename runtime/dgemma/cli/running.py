@@ -17,8 +17,8 @@ _OPTIONS = (
         "--vram",
         type=Size(),
         metavar="SIZE",
-        help="With --backend cuda: hold at most this much of the GPU's memory (as 8G), experts that do not fit being copied"
-        " there at every step or computed by the CPU meanwhile. Default: what is free, less a margin.",
+        help="With --backend cuda: hold at most this much of the GPU's memory (as 8G), experts that do not fit being"
+        " copied there at every step or computed by the CPU meanwhile. Default: what is free, less a margin.",
     ),
     click.option(
         "--exact", is_flag=True, help="Float32 throughout: slower; activations are never rounded to fewer bits."
