@@ -195,6 +195,8 @@ CUBINS     = $(foreach t,$(TARGETS),$(patsubst cuda/%.cu,$(BUILD)/cubins/%.sm_$(
 cubins: $(CUBINS) ## compile every CUDA source for every target; registers, spills and shared memory per kernel
 	@$(PYTHON) tests/cuda/report.py $(BUILD)/cubins $(KERNELS)
 
+cuda-toolkit: $(CUDA_HOME)/bin/nvcc ## NVIDIA's compiler and headers, from PyPI where they are not installed
+
 $(TOOLKIT)/bin/nvcc:
 	$(PYTHON) -m pip install --quiet --target $(BUILD)/toolkit --no-deps $(CUDA_PARTS)
 
@@ -255,10 +257,17 @@ $(EMU_PACKAGE)/_native.abi3.so: $(BUILD)/native.c $(EMU_objects_plain)
 	@rm -rf $(EMU_PACKAGE) && mkdir -p $(EMU_PACKAGE) && ln -s $(CURDIR)/runtime/dgemma/[!_]* $(CURDIR)/runtime/dgemma/__init__.py $(CURDIR)/runtime/dgemma/_b* $(CURDIR)/convert $(EMU_PACKAGE)
 	$(CXX) -shared -fPIC $(EMU_plain) $(PYTHON_INCLUDE) -Iquants -Iruntime -x c $(BUILD)/native.c -x none $(EMU_objects_plain) -lm -pthread $(EMU_link_plain) -o $@
 
-test-cuda-emulated: all ## CUDA kernels and backend on the CPU, against the reference, with reordered threads, ASan and a race checker
-	@$(MAKE) --no-print-directory PYTHON=$(BIN)/python $(EMU_PACKAGE)/_native.abi3.so $(foreach v,plain asan races,$(EMU_TESTS:%=$(EMULATED)/$(v)/%))
-	@set -e; for v in plain asan races; do for t in $(EMU_TESTS); do $(EMULATED)/$$v/$$t $$v; done; done
+# $(call emulated,variants): their test programs, built and run.
+emulated = $(MAKE) --no-print-directory PYTHON=$(BIN)/python $(foreach v,$(1),$(EMU_TESTS:%=$(EMULATED)/$(v)/%)); \
+	set -e; for v in $(1); do for t in $(EMU_TESTS); do $(EMULATED)/$$v/$$t $$v; done; done
+
+test-cuda-emulated: all cuda-toolkit ## CUDA kernels and backend on the CPU, against the reference, with reordered threads and copies; whole models
+	@$(call emulated,plain)
+	@$(MAKE) --no-print-directory PYTHON=$(BIN)/python $(EMU_PACKAGE)/_native.abi3.so
 	DG_SHIM=1 PYTHONPATH=$(EMULATED)/python $(BIN)/python -m pytest -q -m cuda tests/test_cuda.py
+
+test-cuda-watched: all cuda-toolkit ## the same kernels under ASan and UBSan, and under the race checker (longer)
+	@$(call emulated,asan races)
 
 # The same tests on a GPU: the programs link with nvcc as they are. The emulation's own is not among them.
 GPU_TESTS = $(patsubst %,$(BUILD)/gpu/%,$(filter-out shim_test,$(EMU_TESTS)))

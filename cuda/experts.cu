@@ -19,12 +19,13 @@ __global__ void DG_HOT(128, pair_tile<C, TENSOR, NT>::BLOCKS) gate_up_kernel(flo
         if (!some.has(run.x)) return;
         const int32_t first_row = static_cast<int32_t>(blockIdx.x) * PAIR_ROWS, expert_end = o.start[run.x + 1];
         const int32_t end = run.y + T::TOKENS < expert_end ? run.y + T::TOKENS : expert_end;
+        const bytes gates = gate.of(run.x), ups = up.of(run.x);
         typename T::sums sums;
         T::run(
             sums, room, x, cols,
             [&](int i) { /* 16 rows of gate, the same of up, and so on */
                 const int32_t row = first_row + i / 32 * 16 + i % 16;
-                return (i / 16 % 2 ? up : gate).of(run.x) + (row < rows ? row : rows - 1) * row_bytes;
+                return (i / 16 % 2 ? ups : gates) + (row < rows ? row : rows - 1) * row_bytes;
             },
             [&](int i) { return o.pairs[run.y + i < end ? run.y + i : end - 1] / k; });
         float *const values = reinterpret_cast<float *>(room); /* [TOKENS][HIDDEN_PITCH] */

@@ -125,6 +125,40 @@ def test_pins_are_the_cpus(files):
     assert outputs[0] == outputs[1]
 
 
+def test_a_callers_acceptance_is_the_cpus(files):
+    """What a caller accepts decides the next canvas, which is told; retries and plateaus are counted on the host."""
+    case = GOLDEN[0]
+    prompt, _ = case.inputs()
+
+    def steps(backend: str) -> list[tuple[list[int], list[int], bool]]:
+        with dgemma.Model(files[case.name], backend=backend, exact=True) as model, model.session() as session:
+            session.encode(prompt)
+            options = dict(seed=4, steps=4, max_tokens=32, plateau=3, accept=lambda h, _: h <= np.median(h))
+            events = [e for e in session.stream(**options) if isinstance(e, dgemma.Step)]
+        return [(list(e.canvas), list(e.next), e.converged) for e in events]
+
+    assert steps("cuda") == steps("cpu")
+
+
+def test_queues_are_told(files):
+    """Watched passes give the tokens of recorded ones, and add up."""
+    from dgemma._native import ffi, lib
+
+    case, ids = GOLDEN[0], []
+    prompt, _ = case.inputs()
+    with dgemma.Model(files[case.name], backend="cuda") as model:
+        handle, out = model._open_handle().pointer, ffi.new("dg_overlap *")
+        assert not lib.dg_overlap_watch(handle, True)  # nothing is placed before the first session
+        for watch in (False, True):
+            with model.session() as session:
+                assert lib.dg_overlap_watch(handle, watch)
+                session.encode(prompt)
+                ids.append(list(session.generate(seed=1, steps=3, max_tokens=32).ids))
+        assert lib.dg_overlap_read(handle, out)
+        assert out.passes >= 2 and out.wall >= out.gpu >= 0 and out.copied == 0
+    assert ids[0] == ids[1]
+
+
 PROGRAM = """
 import sys, dgemma
 try:
