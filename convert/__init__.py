@@ -16,14 +16,14 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from dgemma.convert import likeness
-from dgemma.convert.calibrate import WORKING_TYPE, Measured, locked, measure, read_prompts, refuse, working_file
+from dgemma.convert.calibrate import WORKING_TYPE, Measured, measure, read_prompts, refuse, working_file
 from dgemma.convert.encode import encoded
 from dgemma.convert.imatrix import Importance, importance_of, read_imatrix, unmeasured, write_imatrix
 from dgemma.convert.names import wanted
 from dgemma.convert.plan import Plan, make_plan
 from dgemma.convert.source import Source, open_source
 from dgemma.convert.verify import Deviation, verify
-from dgemma.convert.writer import NewFiles, part_paths, refuse_target
+from dgemma.convert.writer import NewFiles, part_paths, refuse_folder, refuse_target
 from dgemma.errors import FormatError, SystemFailure, UsageError
 from dgemma.hub import local_headers, local_source
 from dgemma.model import Prompt
@@ -106,6 +106,7 @@ def convert(
     refuse(imatrix, calibrate, calibrate_tokens, save_imatrix)
     threads = threads or _processors()
     target = Path(os.path.realpath(out))
+    refuse_folder(target)
     if split_max_size is None:
         refuse_target(target, force, Path(source))
     if save_imatrix is not None:
@@ -190,8 +191,7 @@ def _measured(
         return measure(source.path, prompts, needed, tokens, threads, calibrating)
     with working_file(target) as path:
         convert(source.path, path, WORKING_TYPE, threads=threads, force=True, progress=progress)
-        with locked(path):
-            return measure(path, prompts, needed, tokens, threads, calibrating)
+        return measure(path, prompts, needed, tokens, threads, calibrating)
 
 
 def _processors() -> int:

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
 import re
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -133,44 +134,39 @@ def _observed(model: Model) -> Iterator[Any]:
 
 def _read(pointer: Any, name: str, want: Wanted) -> Sums:
     columns, experts = want.dims[0], want.dims[2] if len(want.dims) > 2 else 1
-    squares: NDArray[np.float64] = np.empty((experts, columns))
+    found: NDArray[np.float64] = np.empty((2, experts, columns))
     counts: NDArray[np.float32] = np.empty(experts, np.float32)
     for expert in range(experts):
-        _read_expert(pointer, name, expert, squares, counts)
-    return Sums(squares.astype(np.float32), counts)
-
-
-def _read_expert(pointer: Any, name: str, expert: int, squares: Any, counts: Any) -> None:
-    count, error = ffi.new("int64_t *"), new_error()
-    row = ffi.from_buffer("double[]", squares[expert], require_writable=True)
-    check(lib.dg_moments_read(pointer, name.encode(), expert, row, count, error), error)
-    counts[expert] = count[0]
+        count, error = ffi.new("int64_t *"), new_error()
+        sums, squares = (ffi.from_buffer("double[]", of[expert], require_writable=True) for of in found)
+        check(lib.dg_moments_read(pointer, name.encode(), expert, sums, squares, count, error), error)
+        counts[expert] = count[0]
+    inputs, squared = found.astype(np.float32)
+    return Sums(squared, counts, inputs)
 
 
 @contextmanager
 def working_file(target: Path) -> Iterator[Path]:
-    """A name beside the target for the file that runs, gone afterwards; what a dead run left there is removed."""
-    path = target.with_name(f".{target.name}.working.part")
-    if path.exists():
-        with path.open("rb") as left:
-            try:
-                fcntl.flock(left, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise Error(f"{path}: another conversion to {target.name} is at work") from None
-            path.unlink()
+    """A name beside the target for the file that runs, gone afterwards; what a dead run left there is removed. A lock
+    beside it, held throughout, tells a dead run from one that is at work.
+    """
+    path, lock = (target.with_name(f".{target.name}.working.{end}") for end in ("part", "lock"))
+    descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     try:
-        yield path
-    finally:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Error(f"{target}: another conversion to it is at work") from None
+        except OSError:
+            pass  # a file system without locks
         path.unlink(missing_ok=True)
-
-
-@contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """While it lasts, other conversions see that the file is in use."""
-    with path.open("rb") as file:
-        with suppress(OSError):  # a file system without locks
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
+        try:
+            yield path
+        finally:
+            path.unlink(missing_ok=True)
+            lock.unlink(missing_ok=True)
+    finally:
+        os.close(descriptor)
 
 
 def refuse(imatrix: object, calibrate: object, tokens: int | None, save: object) -> None:

@@ -48,9 +48,10 @@ a glob over names as --dry-run prints them, TYPE a format such as q4_k or f16; t
 or the older .dat), and spends the same bits where they count: sizes stay, errors move to columns that matter less.
 
 --calibrate TEXTS measures that on the checkpoint itself: it is run behind each prompt of a text file, which blank lines
-part, or of a .jsonl ({{"prompt": ...}} or {{"messages": [...]}} a line), through whole denoising trajectories. The
-checkpoint of a folder runs from a working file of q8_0 beside FILE, which needs that much room for so long. An expert
-that saw fewer than {FEW} tokens is filled up with its layer's mean, and told.
+part, or of a .jsonl ({{"prompt": ...}} or {{"messages": [...]}} a line), through whole denoising trajectories. What
+inputs are on average is measured too, and kept in --save-imatrix: the errors of a row then cancel out. The checkpoint
+of a folder runs from a working file of q8_0 beside FILE, which needs that much room for so long. An expert that saw
+fewer than {FEW} tokens is filled up with its layer's mean, and told.
 
 A file has its name only when it is complete, and parts only when all are. The exit status is 0 when it is there, 1 for
 a failure, 2 for wrong usage, 130 after Ctrl-C; the last three leave nothing behind.

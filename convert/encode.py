@@ -94,14 +94,15 @@ def _encode(source: Source, tensor: Planned, piece: Slice, importance: Importanc
     _check(values, piece.source, to.name)
     if to.name == piece.source.dtype:
         return data
-    weights = importance.of(tensor.want) if importance and not tensor.want.is_float else None
-    if weights is None:
+    columns = importance.of(tensor.want) if importance and not tensor.want.is_float else None
+    if columns is None:
         return to.encode(values)
     rows = values.reshape(-1, tensor.want.dims[0])
-    first, per_expert = piece.at // tensor.want.dims[0], tensor.want.count // tensor.want.dims[0] // len(weights)
+    first = piece.at // tensor.want.dims[0]
+    per_expert = tensor.want.count // tensor.want.dims[0] // len(columns.weights)
     cuts = range(per_expert - first % per_expert, len(rows), per_expert)
     experts = np.split(rows, list(cuts))
-    return b"".join(to.encode(some, weights[first // per_expert + i]).data for i, some in enumerate(experts))
+    return b"".join(columns.encode(to, some, first // per_expert + i).data for i, some in enumerate(experts))
 
 
 def _check(values: NDArray[np.float32], source: SourceTensor, to: str) -> None:

@@ -16,49 +16,68 @@ from dgemma.convert.names import Wanted
 from dgemma.convert.writer import NewFile, aligned, header
 from dgemma.errors import FormatError, SystemFailure
 from dgemma.file import File
+from dgemma.formats import Format
 
 LEAST = 1e-4  # of the mean: no column is worth nothing
 MOST = 1e4
+STEADY = 0.1  # of the mean variance, added to each: a column that hardly varied when it was measured may do so in use
 FEW = 256  # rows: an expert that saw fewer is filled up with its layer's mean
 
 
 class Sums(NamedTuple):
-    """Of a matrix, or of each of a layer's experts: sums of squared inputs [experts, columns], of so many rows."""
+    """Of a matrix, or of each of a layer's experts: sums of squared inputs [experts, columns], of so many rows, and of
+    the inputs themselves; None where a file does not have them.
+    """
 
     squares: NDArray[np.float32]
     counts: NDArray[np.float32]
+    inputs: NDArray[np.float32] | None = None
+
+
+class Columns(NamedTuple):
+    """What is known of the columns of a matrix or of each of a layer's experts: [1 or experts, columns] each."""
+
+    weights: NDArray[np.float32]  # of squared errors, around 1
+    mean: NDArray[np.float32] | None  # of the inputs; None where a file does not have it
+    pull: NDArray[np.float32] | None  # mean / variance, see quants/rows.c
+
+    def encode(self, to: Format, rows: NDArray[np.float32], expert: int) -> NDArray[np.uint8]:
+        """Rows [n, columns] of one expert, 0 where there are none."""
+        if self.mean is None or self.pull is None or to.block == 1:
+            return to.encode(rows, self.weights[expert])
+        return to.encode_rows(rows, self.weights[expert], self.mean[expert], self.pull[expert])
 
 
 class Importance:
-    """Mean squared inputs per column, [1 or experts, columns] by the name of a GGUF tensor.
+    """What is known of columns, by the name of a GGUF tensor.
 
     few: (tensor, expert, rows) of experts that saw fewer than FEW rows, where that is known.
     """
 
-    def __init__(self, path: Path, vectors: dict[str, NDArray[np.float32]], dataset: str, chunks: int) -> None:
+    def __init__(self, path: Path, columns: dict[str, Columns], dataset: str, chunks: int) -> None:
         self.path, self.dataset, self.chunks = path, dataset, chunks
         self.few: list[tuple[str, int, int]] = []
-        self._vectors = vectors
+        self._columns = columns
 
-    def of(self, want: Wanted) -> NDArray[np.float32] | None:
-        """The weights of a tensor's columns, around 1, one row for all or one per expert; None where none are known.
+    def of(self, want: Wanted) -> Columns | None:
+        """What is known of a tensor's columns, for all or per expert; None where nothing is.
 
         A fused tensor has the inputs of either of its halves.
         """
-        return next((self._vectors[name] for name in (want.gguf, *want.halves) if name in self._vectors), None)
+        return next((self._columns[name] for name in (want.gguf, *want.halves) if name in self._columns), None)
 
     def bind(self, needed: Sequence[Wanted]) -> int:
         """Checks the vectors of all tensors; returns how many there are."""
         found = 0
         for want in needed:
-            vectors = self.of(want)
-            if vectors is None or want.is_float:
+            known = self.of(want)
+            if known is None or want.is_float:
                 continue
             columns, experts = want.dims[0], want.dims[2] if len(want.dims) > 2 else 1
-            if vectors.shape not in ((1, columns), (experts, columns)):
+            rows, width = known.weights.shape
+            if (rows, width) not in ((1, columns), (experts, columns)):
                 raise FormatError(
-                    f"{self.path}: {want.gguf}: expected {experts} x {columns} numbers, found"
-                    f" {vectors.shape[0]} x {vectors.shape[1]}"
+                    f"{self.path}: {want.gguf}: expected {experts} x {columns} numbers, found {rows} x {width}"
                 )
             found += 1
         if not found:
@@ -97,7 +116,11 @@ def read_imatrix(path: Path, n_expert: int) -> Importance:
         if counts.size * dims[0] != squares.size:
             expected = squares.size // dims[0]
             raise FormatError(f"{path}: tensor {name}.counts: expected {expected} numbers, found {counts.size}")
-        found[name] = Sums(squares.reshape(-1, dims[0]), counts.reshape(-1))
+        inputs = sums.get(f"{name}.in_sum", ((0,), None))[1]
+        if inputs is not None and inputs.size != squares.size:
+            raise FormatError(f"{path}: tensor {name}.in_sum: expected {squares.size} numbers, found {inputs.size}")
+        shaped = None if inputs is None else inputs.reshape(-1, dims[0])
+        found[name] = Sums(squares.reshape(-1, dims[0]), counts.reshape(-1), shaped)
     return importance_of(path, found, ", ".join(map(str, datasets)), int(chunks))
 
 
@@ -105,7 +128,7 @@ def importance_of(path: Path, found: Mapping[str, Sums], dataset: str, chunks: i
     """What sums say of each column. path: where they are from, for people."""
     importance = Importance(path, {}, dataset, chunks)
     for name, sums in found.items():
-        importance._vectors[name] = _weights(path, name, _filled_up(path, name, sums))
+        importance._columns[name] = _columns(path, name, sums)
         if len(sums.counts) > 1:
             few = np.flatnonzero(sums.counts < FEW)
             importance.few += [(name, int(expert), int(sums.counts[expert])) for expert in few]
@@ -114,22 +137,38 @@ def importance_of(path: Path, found: Mapping[str, Sums], dataset: str, chunks: i
 
 def unmeasured(path: Path, needed: Sequence[Wanted]) -> Importance:
     """What measuring will give, so far as its size goes."""
+    sizes = {want.gguf: want.dims[0] for want in needed if not want.is_float}
     return Importance(
-        path, {w.gguf: np.ones((1, w.dims[0]), np.float32) for w in needed if not w.is_float}, path.name, 0
+        path, {n: Columns(np.ones((1, size), np.float32), None, None) for n, size in sizes.items()}, path.name, 0
     )
 
 
-def _filled_up(path: Path, name: str, sums: Sums) -> NDArray[np.float64]:
-    """Mean squares per column. Of an expert e that saw n_e < FEW rows they are (S_e + (FEW - n_e) m) / FEW, m being the
-    mean of all rows of its layer: what it saw counts for as much as it is, and an expert that saw nothing is the mean.
-    """
-    if not np.isfinite(sums.counts).all() or (sums.counts < 0).any():
+def _columns(path: Path, name: str, sums: Sums) -> Columns:
+    squares, counts = (of.astype(np.float64) for of in (sums.squares, sums.counts))
+    if not np.isfinite(counts).all() or (counts < 0).any():
         raise FormatError(f"{path}: {name}: expected finite counts")
-    squares, counts = sums.squares.astype(np.float64), sums.counts.astype(np.float64)[:, None]
-    if len(squares) == 1 or not counts.any():
-        return squares
-    missing = np.maximum(FEW - counts, 0.0)
-    filled: NDArray[np.float64] = (squares + missing * (squares.sum(axis=0) / counts.sum())) / np.maximum(counts, FEW)
+    weights = _weights(path, name, _filled_up(squares, counts))
+    if sums.inputs is None or not counts.any():
+        return Columns(weights, None, None)
+    if not np.isfinite(sums.inputs).all():
+        raise FormatError(f"{path}: {name}: expected finite sums")
+    mean, square = (_filled_up(of, counts) for of in (sums.inputs.astype(np.float64), squares))
+    variance = np.maximum(square - mean**2, 0.0)
+    steadied = variance + STEADY * variance.mean(axis=1, keepdims=True)
+    pull = np.divide(mean, steadied, out=np.zeros_like(mean), where=steadied > 0)
+    return Columns(weights, *(np.ascontiguousarray(of, np.float32) for of in (mean, pull)))
+
+
+def _filled_up(sums: NDArray[np.float64], counts: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Means per column. Of an expert e that saw n_e < FEW rows they are (S_e + (FEW - n_e) m) / FEW, m being the mean
+    of all rows of its layer: what it saw counts for as much as it is, and an expert that saw nothing is the mean.
+    """
+    n = counts[:, None]
+    if not n.any():
+        return sums
+    if len(sums) == 1:
+        return sums / n
+    filled: NDArray[np.float64] = (sums + np.maximum(FEW - n, 0.0) * (sums.sum(axis=0) / n.sum())) / np.maximum(n, FEW)
     return filled
 
 
@@ -145,7 +184,10 @@ def write_imatrix(
     ]
     places, data, offset = [], [], 0
     for name, sums in found.items():
-        for suffix, array in ((".in_sum2", sums.squares), (".counts", sums.counts[:, None])):
+        kept = {".in_sum2": sums.squares, ".counts": sums.counts[:, None], ".in_sum": sums.inputs}
+        for suffix, array in kept.items():
+            if array is None:
+                continue
             values = np.ascontiguousarray(array, np.float32).tobytes()
             places.append((name + suffix, array.shape[::-1], formats.by_name("F32").id, offset))
             data.append(values.ljust(aligned(len(values)), b"\0"))
@@ -159,7 +201,7 @@ def write_imatrix(
 
 def _from_dat(path: Path, data: bytes, n_expert: int) -> Importance:
     """i32 entries, each i32 length, name, i32 calls, i32 numbers, f32s; behind them i32 chunks, i32 length, dataset."""
-    vectors: dict[str, NDArray[np.float32]] = {}
+    columns: dict[str, Columns] = {}
     at = 0
 
     def take(count: int) -> bytes:
@@ -177,9 +219,10 @@ def _from_dat(path: Path, data: bytes, n_expert: int) -> Importance:
         whole()
         squares = np.frombuffer(take(4 * whole()), "<f4")
         experts = n_expert if "_exps." in name and squares.size % n_expert == 0 else 1
-        vectors[name] = _weights(path, name, squares.reshape(experts, -1).astype(np.float64))
+        weights = _weights(path, name, squares.reshape(experts, -1).astype(np.float64))
+        columns[name] = Columns(weights, None, None)
     chunks, dataset = (whole(), take(whole()).decode("utf-8", "replace")) if at < len(data) else (0, "")
-    return Importance(path, vectors, dataset, chunks)
+    return Importance(path, columns, dataset, chunks)
 
 
 def _weights(path: Path, name: str, squares: NDArray[np.float64]) -> NDArray[np.float32]:

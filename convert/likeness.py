@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from dgemma.convert.calibrate import locked, working_file
+from dgemma.convert.calibrate import working_file
 from dgemma.errors import SystemFailure, UsageError
 
 PROMPTS = 4  # of the shipped ones: each is a denoising trajectory of the source and two of the file
@@ -47,5 +47,4 @@ def _base(source: Path, target: Path, make_base: MakeBase, say: Say) -> Iterator
     with working_file(target) as path:
         say(f"{BASE_TYPE} file to compare with")
         make_base(path)
-        with locked(path):
-            yield path
+        yield path

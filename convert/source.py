@@ -103,7 +103,9 @@ class Gguf(Source):
         return carried(self._file, file_type)
 
     def read(self, tensor: SourceTensor, start: int, count: int) -> Any:
-        return memoryview(self._data[tensor.name])[start : start + count]
+        copy = bytearray(memoryview(self._data[tensor.name])[start : start + count])
+        self._file.check()
+        return copy
 
     def close(self) -> None:
         self._data = {}

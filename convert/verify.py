@@ -51,6 +51,7 @@ def verify(source: Source, plan: Plan, path: Path, threads: int, progress: Calla
                 for piece, source_bytes in pieces:
                     sums.append(piece)
                     progress(source_bytes)
+            file.check()
             found.append(_deviation(path, tensor, sums))
         data.clear()
     return found

@@ -71,11 +71,20 @@ def _string(key: str, text: str) -> bytes:
     return struct.pack("<Q", len(data)) + data
 
 
-def refuse_target(out: Path, force: bool, source: Path) -> None:
-    """Raises an Error where a file cannot or must not be written to `out`."""
+def refuse_folder(out: Path) -> None:
+    """Raises an Error where no file can be made beside `out`."""
     if not out.parent.is_dir():
         raise Error(f"{out}: there is no folder {out.parent}")
-    if out.is_dir() or (out.exists() and not out.is_file()):
+    if not os.access(out.parent, os.W_OK | os.X_OK):  # which tells of read-only file systems too
+        raise SystemFailure(f"{out}: no file can be made in {out.parent}")
+
+
+def refuse_target(out: Path, force: bool, source: Path) -> None:
+    """Raises an Error where a file cannot or must not be written to `out`."""
+    refuse_folder(out)
+    if out.is_dir():
+        raise Error(f"{out}: this is a folder; name a file")
+    if out.exists() and not out.is_file():
         raise Error(f"{out}: not a regular file")
     if _set_of(out) == _set_of(source.resolve()):
         raise UsageError(f"{out}: this is the source; call the new file something else")

@@ -16,8 +16,8 @@ void cuda_close(struct ops *o);
 int cuda_status(const struct ops *o, dg_error *error);
 
 /* As dg_overlap_watch and dg_overlap_read; false before experts were placed. */
-bool cuda_watch(const struct ops *o, bool watch);
-bool cuda_overlap(const struct ops *o, dg_overlap *out);
+bool cuda_overlap_watch(const struct ops *o, bool watch);
+bool cuda_overlap_read(const struct ops *o, dg_overlap *out);
 
 #ifdef __cplusplus
 }

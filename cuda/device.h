@@ -60,6 +60,8 @@ __device__ inline uint32_t pick_bytes(uint32_t low, uint32_t high, uint32_t sele
 __device__ inline int32_t atomic_add(int32_t *at, int32_t v) { return atomicAdd(at, v); }
 __device__ inline void atomic_add(int64_t *at, int64_t v) { atomicAdd(reinterpret_cast<unsigned long long *>(at), static_cast<unsigned long long>(v)); }
 __device__ inline int32_t atomic_or(int32_t *at, int32_t v) { return atomicOr(at, v); }
+/* *at = v where it is 0 */
+__device__ inline void atomic_claim(int32_t *at, int32_t v) { atomicCAS(at, 0, v); }
 __device__ inline int32_t atomic_max(int32_t *at, int32_t v) { return atomicMax(at, v); }
 
 /* ---- Copies from global to shared memory that go on while the thread does; without them (sm_75) they are done at once ---- */

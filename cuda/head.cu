@@ -21,7 +21,8 @@ static tensor stretch_of(const tensor *table, int64_t first) {
     return view;
 }
 
-__device__ inline float scaled(float logit, float cap, float temperature) { return cap * tanhf(logit / cap) / temperature; }
+/* Infinity is not hidden. */
+__device__ inline float scaled(float logit, float cap, float temperature) { return (cap * tanhf(logit / cap) + (logit - logit)) / temperature; }
 
 /* ---- One stretch ---- */
 
@@ -229,7 +230,9 @@ __global__ void __launch_bounds__(THREADS) merge_kernel(soft s, dg_choice *out, 
     s.dropped[i] = kept < 1.0 ? 1.0 - kept : 0.0;
     s.argmax[i] = best;
     const double entropy = log(total) - moment / total;
-    out[i] = dg_choice{entropy > 0.0 ? static_cast<float>(entropy) : 0.0f, best, best};
+    const bool finite = total < INFINITY; /* NaN is not */
+    if (!finite) s.argmax[i] = -1;
+    out[i] = finite ? dg_choice{entropy > 0.0 ? static_cast<float>(entropy) : 0.0f, best, best} : dg_choice{NAN, -1, -1};
 }
 
 /* The draw of a row within its chunk, whose logits are z[n][SOFT_CHUNK]: the first id at which the sum passes the aim. */
@@ -240,7 +243,7 @@ __global__ void __launch_bounds__(THREADS) draw_kernel(soft s, dg_choice *out, c
     const double peak = static_cast<double>(s.parts[chunk * s.n + i].peak);
     shares[threadIdx.x] = threadIdx.x < left ? exp(static_cast<double>(scaled(z[i * SOFT_CHUNK + threadIdx.x], cap, *temperature)) - peak) : 0.0;
     block_sync();
-    if (threadIdx.x) return;
+    if (threadIdx.x || out[i].argmax < 0) return;
     double before;
     out[i].sample = static_cast<int32_t>(chunk * SOFT_CHUNK) + passing(shares, s.aims[i], &before);
 }
@@ -302,11 +305,12 @@ void cuda_head(const ops *o, const head_part *parts, int32_t count, const float 
     for (const head_part *p = parts; p < parts + count; x += p++->n * table->cols) head_of(t, o, *p, x, table, cap, work);
 }
 
-void cuda_logits(const ops *o, float *y, const float *x, const tensor *table, int64_t n, float cap, void *work, float *room) {
+void cuda_logits(const ops *o, float *y, const float *x, const tensor *table, int64_t n, float cap, int32_t *found, int32_t mark, void *work, float *room) {
     const turn t(o, "logits");
     for (int64_t first = 0; first < table->rows; first += SOFT_STRETCH) {
         const tensor view = stretch_of(table, first);
         cuda_matmul(o, room, x, &view, n, work);
+        cuda_watch(o, found, room, n * view.rows, mark);
         cuda_softcap(o, room, n * view.rows, cap);
         const size_t bytes = static_cast<size_t>(view.rows) * sizeof(float);
         if (t.g->failure == cudaSuccess)

@@ -214,7 +214,7 @@ static void add_up(gpu *g) {
 
 bool watched(const gpu *g) { return g->homes && g->homes->watched; }
 
-bool cuda_watch(const ops *o, bool watch) {
+bool cuda_overlap_watch(const ops *o, bool watch) {
     const turn t(o, "watch");
     expert_homes *s = t.g->homes;
     if (!s) return false;
@@ -223,7 +223,7 @@ bool cuda_watch(const ops *o, bool watch) {
     return true;
 }
 
-bool cuda_overlap(const ops *o, dg_overlap *out) {
+bool cuda_overlap_read(const ops *o, dg_overlap *out) {
     const turn t(o, "watch");
     if (!t.g->homes) return false;
     *out = t.g->homes->sum;
@@ -249,10 +249,11 @@ static void copy_next(gpu *g, const char *op) {
     gpu_check(g, cudaEventRecord(s->arrived[slot_of(s, i)], s->copies), op);
 }
 
-void cuda_begin_pass(const ops *o, int32_t layers) {
+void cuda_begin_pass(const ops *o, int32_t layers, int32_t *found) {
     gpu *g = gpu_of(o);
     expert_homes *s = g->homes;
     g->turns.lock(); /* until end_pass: the ring is one pass's */
+    if (g->failure == cudaSuccess) gpu_check(g, cudaMemsetAsync(found, 0, sizeof *found, g->stream), "begin_pass");
     if (!s || g->failure != cudaSuccess) return;
     s->next = 0;
     s->n_events = 0;

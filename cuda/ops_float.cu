@@ -26,7 +26,12 @@ __global__ void gelu_mul_kernel(float *y, const float *gate, const float *up, in
     for_elements(n, [&](int64_t i) { y[i] = gelu_tanh(gate[i]) * up[i]; });
 }
 __global__ void softcap_kernel(float *x, int64_t n, float cap) {
-    for_elements(n, [&](int64_t i) { x[i] = cap * tanhf(x[i] / cap); });
+    for_elements(n, [&](int64_t i) { x[i] = cap * tanhf(x[i] / cap) + (x[i] - x[i]); }); /* infinity is not hidden */
+}
+__global__ void watch_kernel(int32_t *found, const float *x, int64_t n, int32_t mark) {
+    bool finite = true;
+    for_elements(n, [&](int64_t i) { finite = finite && fabsf(x[i]) < INFINITY; });
+    if (!finite) atomic_claim(found, mark);
 }
 __global__ void divide_kernel(float *z, const float *x, int64_t n, float by) {
     for_elements(n, [&](int64_t i) { z[i] = x[i] / by; });
@@ -42,6 +47,9 @@ void cuda_gelu_mul(const ops *o, float *y, const float *gate, const float *up, i
     turn(o, "gelu_mul").start(gelu_mul_kernel, element_grid(n), dim3(THREADS), 0, y, gate, up, n);
 }
 void cuda_softcap(const ops *o, float *x, int64_t n, float cap) { turn(o, "softcap").start(softcap_kernel, element_grid(n), dim3(THREADS), 0, x, n, cap); }
+void cuda_watch(const ops *o, int32_t *found, const float *x, int64_t n, int32_t mark) {
+    turn(o, "watch").start(watch_kernel, element_grid(n), dim3(THREADS), 0, found, x, n, mark);
+}
 void cuda_divide(const ops *o, float *z, const float *x, int64_t n, float temperature) {
     turn(o, "divide").start(divide_kernel, element_grid(n), dim3(THREADS), 0, z, x, n, temperature);
 }

@@ -41,16 +41,17 @@ __global__ void __launch_bounds__(THREADS) settle_kernel(canvas_room c, dg_sampl
     if (threadIdx.x == 0) changed[0] = c.state->index == 0;
     block_sync();
     for (int32_t i = threadIdx.x; i < c.n; i += THREADS) {
-        if (c.free < c.n && c.pins[i]) c.choices[i] = dg_choice{0.0f, c.ids[i], c.ids[i]};
+        if (c.fixed[i]) c.choices[i] = dg_choice{0.0f, c.ids[i], c.ids[i]};
         if (c.argmax[i] != c.choices[i].argmax) atomic_or(changed, 1);
         c.argmax[i] = c.choices[i].argmax;
         c.entropy[i] = c.choices[i].entropy;
     }
     block_sync();
     for (int32_t i = threadIdx.x; i < c.n; i += THREADS) { /* its place in the order of entropy, the lower position first among equals */
-        const float mine = c.entropy[i];
+        const auto key = [&](int32_t at) { return c.entropy[at] < INFINITY ? c.entropy[at] : INFINITY; }; /* NaN comes last */
+        const float mine = key(i);
         int32_t place = 0;
-        for (int32_t j = 0; j < c.n; j++) place += c.entropy[j] < mine || (c.entropy[j] == mine && j < i);
+        for (int32_t j = 0; j < c.n; j++) place += key(j) < mine || (key(j) == mine && j < i);
         c.order[place] = i;
     }
     block_sync();
@@ -58,7 +59,7 @@ __global__ void __launch_bounds__(THREADS) settle_kernel(canvas_room c, dg_sampl
         double sum = 0.0, before = 0.0;
         for (int32_t i = 0; i < c.n; i++) sum += static_cast<double>(c.entropy[i]);
         for (int32_t i = 0; i < c.n; i++) {
-            c.accepted[c.order[i]] = before <= static_cast<double>(s.entropy_bound);
+            c.accepted[c.order[i]] = before <= static_cast<double>(s.entropy_bound) || c.fixed[c.order[i]];
             before += static_cast<double>(c.entropy[c.order[i]]);
         }
         canvas_state now = *c.state;
@@ -69,14 +70,14 @@ __global__ void __launch_bounds__(THREADS) settle_kernel(canvas_room c, dg_sampl
         *c.state = now;
     }
     block_sync();
-    for (int32_t i = threadIdx.x; i < c.n; i += THREADS) c.ids[i] = c.accepted[i] ? c.choices[i].sample : c.random_ids[i];
+    for (int32_t i = threadIdx.x; i < c.n; i += THREADS) c.ids[i] = c.fixed[i] ? c.argmax[i] : c.accepted[i] ? c.choices[i].sample : c.random_ids[i];
 }
 
 void cuda_settle(const ops *o, canvas_room *c, const dg_sampling *s) { turn(o, "settle").start(settle_kernel, dim3(1), dim3(THREADS), 0, *c, *s); }
 
 __global__ void __launch_bounds__(THREADS) renoise_kernel(canvas_room c) {
     for (int32_t i = static_cast<int32_t>(blockIdx.x * blockDim.x + threadIdx.x); i < c.n; i += static_cast<int32_t>(gridDim.x * blockDim.x))
-        c.ids[i] = c.accepted[i] ? c.choices[i].sample : c.random_ids[i];
+        c.ids[i] = c.fixed[i] ? c.argmax[i] : c.accepted[i] ? c.choices[i].sample : c.random_ids[i];
 }
 
 void cuda_renoise(const ops *o, canvas_room *c) { turn(o, "renoise").start(renoise_kernel, dim3(blocks_for(c->n, THREADS)), dim3(THREADS), 0, *c); }

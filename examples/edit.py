@@ -1,12 +1,18 @@
-"""One passage of a text, rewritten: edit.py MODEL.gguf TEXT PASSAGE INSTRUCTION prints the change as a diff."""
+"""One passage of a text, rewritten: edit.py prints the change as a diff; the bundled model sorts a few words.
+
+With a model of yours: edit.py MODEL.gguf TEXT PASSAGE INSTRUCTION
+"""
 
 import sys
 
 import dgemma
+from dgemma.model import bundled
 
-if len(sys.argv) != 5:
+OURS = (bundled("tidy"), "# zoo\ndog cat bee\n- owl: 2\n", "dog cat bee", "Sort:")
+
+if len(sys.argv) not in (1, 5):
     sys.exit(__doc__)
-path, text, passage, instruction = sys.argv[1:]
+path, text, passage, instruction = sys.argv[1:] or OURS
 with dgemma.Model(path) as model:
     begin = text.index(passage)
     edited = model.edit(text, (begin, begin + len(passage)), instruction)

@@ -1,4 +1,4 @@
-"""Holes in a text, filled around what stands: infill.py; the bundled model fills in a Sudoku.
+"""Holes in a text, filled around what stands: infill.py; a bundled model finishes a table and a Sudoku.
 
 With a model of yours: infill.py MODEL.gguf 'Dear [[...]], thank you for [[8]].'
 """
@@ -7,14 +7,20 @@ import sys
 from pathlib import Path
 
 import dgemma
+from dgemma.model import bundled
 
 GRID = Path(__file__).with_name("puzzle.txt").read_text()
+TABLE = "| fig | 12 |\n[[...]]\n| sea | red |"
 
-with dgemma.Model(sys.argv[1] if len(sys.argv) > 1 else None) as model:
-    if len(sys.argv) > 2:
-        filled = model.fill(sys.argv[2])
-    else:  # a hole of one token for each blank; this model was trained without pins, so they count as certain tokens
-        filled = model.fill(GRID.replace(".", "[[1]]"), prompt=GRID, pins_conditioned=True)
-    print(filled.text)
+if len(sys.argv) not in (1, 3):
+    sys.exit(__doc__)
+path, text = sys.argv[1:] or (bundled("tidy"), TABLE)
+with dgemma.Model(path) as model:
+    filled = model.fill(text)
+    print(filled.text, end="\n\n")
     for trial in filled.trials:
         print(f"holes of {trial.lengths} tokens: entropy {trial.mean_entropy:.4f} per token", file=sys.stderr)
+
+if path == bundled("tidy"):  # that one was trained without pins, so they count as certain tokens
+    with dgemma.Model() as model:
+        print(model.fill(GRID.replace(".", "[[1]]"), prompt=GRID, pins_conditioned=True).text, end="")

@@ -31,4 +31,14 @@ const dg_format *dg_format_at(int32_t i);
 /* The format with this GGUF number, or NULL. */
 const dg_format *dg_format_find(int32_t id);
 
+/* What is known of a matrix's inputs, per column. */
+typedef struct dg_columns {
+    const float *importance; /* as an encoder takes it */
+    const float *mean;
+    const float *pull; /* mean / variance, of one sign with the mean or 0: how much of other columns' errors it takes up */
+} dg_columns;
+/* values[n_rows][n_cols] -> blocks, as f->encode, and so that what the errors of a row add to its product with the means
+ * cancels out from block to block. f encodes; n_cols is a whole number of blocks. A row does not depend on others. */
+void dg_encode_rows(const dg_format *f, const float *values, void *blocks, int64_t n_rows, int64_t n_cols, const dg_columns *of);
+
 #endif

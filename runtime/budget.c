@@ -231,8 +231,7 @@ int budget_open(dg_model *m, int64_t ram, dg_error *error) {
     placement_weights(m, &b->demand);
     const int32_t context = c->context_length < DG_PLAN_CONTEXT ? c->context_length : DG_PLAN_CONTEXT;
     b->demand.context = context;
-    const int64_t block = stream_block_bytes(m->stream);
-    for (int32_t l = 0; l < c->n_layer; l++) b->demand.block_bytes[l] = block;
+    for (int32_t l = 0; l < c->n_layer; l++) b->demand.block_bytes[l] = stream_expert_bytes(m->stream, l);
     b->demand.layer_bytes = 0;
     b->demand.top_bytes = stream_range_bytes(m->stream);
     b->demand.process_bytes = os_resident() + ops_scratch_bytes(m->ops) + GROWTH;

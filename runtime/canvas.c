@@ -16,6 +16,7 @@ void canvas_lay_out(canvas_room *c, int32_t n, int32_t n_vocab, void *memory) {
     c->accepted = carve(c, n, sizeof *c->accepted);
     c->ids = carve(c, n, sizeof *c->ids);
     c->told = c->bytes;
+    c->fixed = carve(c, n, sizeof *c->fixed);
     c->pins = carve(c, n, sizeof *c->pins);
     c->random_ids = carve(c, n, sizeof *c->random_ids);
     c->u = carve(c, n, sizeof *c->u);

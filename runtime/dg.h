@@ -9,7 +9,8 @@
  *
  * Every function that can fail returns a dg_status, 0 being success, and then writes a message to *error.
  * Token ids are int32, logits float32, sizes in bytes; arrays are row-major and the caller's unless it is said otherwise.
- * A model may be shared by threads; a session belongs to one thread at a time.
+ * A model may be shared by threads; a session belongs to one thread at a time. A forked process may go on with both, with
+ * threads of its own.
  */
 #ifndef DG_H
 #define DG_H
@@ -28,7 +29,8 @@ typedef enum dg_status {
     DG_ERROR_SYSTEM,   /* the operating system refused: no such file, no memory, a read error */
     DG_ERROR_MEMORY,   /* a memory budget that cannot be kept */
     DG_ERROR_BACKEND,  /* a backend that does not exist here or failed */
-    DG_ERROR_STOPPED   /* the caller's callback asked to stop */
+    DG_ERROR_STOPPED,  /* the caller's callback asked to stop */
+    DG_ERROR_NUMBERS   /* NaN or infinity came up; the message names the layer and what was computed */
 } dg_status;
 
 typedef struct dg_error {
@@ -176,6 +178,9 @@ typedef struct gguf dg_file;
 /* Maps a file and checks every length in it. The first part of a split file stands for all of them. */
 int dg_file_open(const char *path, dg_file **out, dg_error *error);
 void dg_file_free(dg_file *file);
+/* What the file loses while it is mapped reads as zeros, to whoever reads it: DG_ERROR_SYSTEM where that has happened. Models
+ * and tokenizers ask for themselves. (The library handles SIGBUS while files are mapped, and passes on what is not its.) */
+int dg_file_check(const dg_file *file, dg_error *error);
 uint64_t dg_file_bytes(const dg_file *file); /* all parts together */
 int32_t dg_file_parts(const dg_file *file);
 
@@ -247,7 +252,8 @@ enum { DG_LOGITS_NONE = 0, DG_LOGITS_LAST = 1, DG_LOGITS_ALL = 2 };
 int dg_encode(dg_session *session, const int32_t *ids, int32_t n, int32_t which, float *logits, dg_error *error);
 
 /* One pass of the bidirectional decoder over canvas[n] behind the encoded tokens; n is 1 .. canvas_length.
- * condition: NULL, or float32 [n, n_vocab], the previous logits divided by their temperature.
+ * condition: NULL, or float32 [n, n_vocab], the previous logits divided by their temperature; -INFINITY is a word without
+ * a share.
  * logits: float32 [n, n_vocab], softcapped; may be the same array as condition. */
 int dg_denoise(dg_session *session, const int32_t *canvas, int32_t n, const float *condition, float *logits,
                dg_error *error);
@@ -286,7 +292,7 @@ bool dg_effort_apply(int32_t i, dg_sampling *sampling);
 int dg_sampling_check(const dg_sampling *sampling, dg_error *error);
 
 /* What one row of temperature-scaled logits z gives: entropy of softmax(z) in nats, its argmax (the lowest id of
- * equals), and the id drawn by inverse CDF with u in (0, 1). */
+ * equals), and the id drawn by inverse CDF with u in (0, 1). Of a row with NaN or infinity: NaN, -1 and -1. */
 typedef struct dg_choice {
     float entropy;
     int32_t argmax;
@@ -320,6 +326,8 @@ typedef struct dg_event {
     const int32_t *next;       /* [n] what the next step would see: the draws of accepted positions, random ids elsewhere */
     float mean_entropy;
     bool converged;            /* the stop test held at this step */
+    const int32_t *final;      /* [n_final] ids of the answer that this canvas has made final: the first of its tokens, where */
+    int32_t n_final;           /* `commit` asks for that, and all at its BLOCK */
 } dg_event;
 
 /* What makes an answer degenerate: EMPTY, no token but end and pad ids; LOOP, the last half of a canvas repeats a few. */
@@ -401,9 +409,10 @@ bool dg_profile_read(const dg_model *model, int32_t i, dg_profile_entry *entry);
  * Not while the model is profiled; start and stop only while no session works, which then take turns. */
 int dg_moments_start(dg_model *model, dg_error *error);
 void dg_moments_stop(dg_model *model);
-/* Of the matrix of this name in the file, of one expert (0 where there are none): squares[cols] are the sums of squares of
- * the inputs of each column, *count the rows that were summed. The same for any number of threads. */
-int dg_moments_read(const dg_model *model, const char *name, int32_t expert, double *squares, int64_t *count, dg_error *error);
+/* Of the matrix of this name in the file, of one expert (0 where there are none): sums[cols] and squares[cols] are those of
+ * the inputs of each column and of their squares, *count the rows that were summed. The same for any number of threads. */
+int dg_moments_read(const dg_model *model, const char *name, int32_t expert, double *sums, double *squares, int64_t *count,
+                    dg_error *error);
 
 /* The i-th tensor of the model's file; false past the end. */
 typedef struct dg_weight {

@@ -1,12 +1,57 @@
 /* The forward pass: one set of weights, read causally by the encoder and in both directions by the decoder. */
 #include <math.h>
 
+#include "error.h"
 #include "session.h"
 #include "stream.h"
 
 /* Where ops read it, and where the host does. */
 static const float *floats(const tensor *t) { return (const float *)(const void *)(t->placed ? t->placed : t->data); }
 static float number(const tensor *t) { return *(const float *)(const void *)t->data; }
+
+/* ---- Where numbers end: what is watched for NaN and infinity ---- */
+
+typedef enum stage {
+#define DG_STAGE(name, always, what) STAGE_##name,
+#include "stages.def"
+#undef DG_STAGE
+    STAGES
+} stage;
+
+static const struct { bool always; const char *what; } stages[STAGES] = {
+#define DG_STAGE(name, always, what) {always, what},
+#include "stages.def"
+#undef DG_STAGE
+};
+
+/* x[rows of the pass][d] of a layer (0 outside of layers) */
+static void watch(const pass *p, stage at, int32_t l, const float *x, int64_t rows, int64_t d) {
+    if (stages[at].always || p->closely) p->model->ops->watch(p->model->ops, p->room->found, x, rows * d, 1 + l * STAGES + (int32_t)at);
+}
+
+static int32_t found(const pass *p) {
+    int32_t mark;
+    p->model->ops->get(p->model->ops, &mark, p->room->found, sizeof mark);
+    return mark;
+}
+
+static void set_found(const pass *p, int32_t mark) { p->model->ops->put(p->model->ops, p->room->found, &mark, sizeof mark); }
+
+static int not_finite(const pass *p, dg_error *error) {
+    const int32_t at = (found(p) - 1) % STAGES, l = (found(p) - 1) / STAGES;
+    const char *path = p->model->file->path;
+    const bool outside = at == STAGE_embedding || at == STAGE_conditioned || at == STAGE_last_norm || at == STAGE_head;
+    if (outside) return fail(error, DG_ERROR_NUMBERS, "%s: NaN or infinity in %s: the weights are damaged, or the numbers too large", path, stages[at].what);
+    return fail(error, DG_ERROR_NUMBERS, "%s: layer %d: NaN or infinity in %s: the weights are damaged, or the numbers too large", path, l, stages[at].what);
+}
+
+/* What a pass is worth: a file that went away meanwhile leaves zeros, which may show as anything. */
+static int verdict(const pass *p, dg_error *error) {
+    const int status = gguf_check(p->model->file, error);
+    return status == DG_OK && found(p) ? not_finite(p, error) : status;
+}
+
+/* ---- Layers ---- */
 
 /* out = down(gelu(gate x) * up x) */
 static void mlp(const pass *p, float *out, const float *x, const tensor *gate, const tensor *up, const tensor *down, int64_t n) {
@@ -27,6 +72,7 @@ static void keys_and_values(const pass *p, int32_t l) {
     const int64_t dim = config_head_dim(c, l), heads = c->n_head_kv[l], row = heads * dim;
     float *k = r->k, *v = r->v;
     profile_part = PART_projections;
+    watch(p, STAGE_input, l, r->h, p->n, c->d_model);
     o->matmul(o, r->k, r->h, &w->attn_k, p->n, r->products);
     if (c->sliding[l]) o->matmul(o, r->v, r->h, &w->attn_v, p->n, r->products);
     for (int32_t i = 0; i < p->n_parts; i++) {
@@ -35,6 +81,8 @@ static void keys_and_values(const pass *p, int32_t l) {
         o->rms_norm(o, v, c->sliding[l] ? v : k, NULL, n * heads, dim, c->rms_eps); /* full layers: V is the raw K projection */
         o->rms_norm(o, k, k, floats(&w->attn_k_norm), n * heads, dim, c->rms_eps);
         o->rope(o, k, n, heads, dim, s->length, c->sliding[l] ? p->model->rope_swa : p->model->rope_full);
+        watch(p, STAGE_keys, l, k, n, row);
+        watch(p, STAGE_values, l, v, n, row);
         o->store(o, s->k[l], s->length, k, n, row);
         o->store(o, s->v[l], s->length, v, n, row);
         k += n * row;
@@ -60,13 +108,16 @@ static void attend(const pass *p, int32_t l, bool causal) {
             .causal = causal, .window = c->sliding[l] ? c->sliding_window : 0,
         };
         o->rope(o, q, n, c->n_head, dim, s->length, c->sliding[l] ? p->model->rope_swa : p->model->rope_full);
+        watch(p, STAGE_queries, l, q, n, row);
         o->attention(o, y, q, &keys, n, c->n_head, dim);
         q += n * row;
         y += n * row;
     }
+    watch(p, STAGE_attention, l, r->o, p->n, row);
     o->matmul(o, r->a, r->o, &w->attn_output, p->n, r->products);
     o->rms_norm(o, r->a, r->a, floats(&w->post_attention_norm), p->n, d, c->rms_eps);
     o->add(o, r->a, r->a, r->x, p->n, d, 1.0f);
+    watch(p, STAGE_attended, l, r->a, p->n, d);
 }
 
 /* room.x = (room.a + the dense and the expert FFN of room.a) * scalar */
@@ -81,12 +132,14 @@ static void feed_forward(const pass *p, int32_t l, float scalar) {
     o->rms_norm(o, r->h, r->a, floats(&w->ffn_norm), n, d, c->rms_eps);
     mlp(p, r->dense, r->h, &w->ffn_gate, &w->ffn_up, &w->ffn_down, n);
     o->rms_norm(o, r->dense, r->dense, floats(&w->post_ffw_norm_1), n, d, c->rms_eps);
+    watch(p, STAGE_dense, l, r->dense, n, d);
 
     profile_part = PART_router;
     /* the router reads the stream itself, normed without a weight */
     o->rms_norm(o, r->h, r->a, NULL, n, d, c->rms_eps);
     o->mul(o, r->h, r->h, floats(&w->ffn_gate_inp_scale), n, d, 1.0f / sqrtf((float)d));
     o->matmul(o, r->scores, r->h, &w->ffn_gate_inp, n, r->products);
+    watch(p, STAGE_router, l, r->scores, n, c->n_expert);
     o->route(o, r->experts, r->shares, r->scores, floats(&w->ffn_down_exps_scale), n, c->n_expert, c->n_expert_used);
     o->count(o, p->model->routing + (int64_t)l * c->n_expert, r->experts, n * c->n_expert_used);
 
@@ -97,10 +150,12 @@ static void feed_forward(const pass *p, int32_t l, float scalar) {
     o->experts(o, r->sparse, r->h, &w->ffn_gate_exps, &w->ffn_up_exps, &w->ffn_down_exps, r->experts, r->shares, n, c->n_expert_used,
                p->model->stream ? &feed : NULL, r->mixture);
     o->rms_norm(o, r->sparse, r->sparse, floats(&w->post_ffw_norm_2), n, d, c->rms_eps);
+    watch(p, STAGE_experts, l, r->sparse, n, d);
 
     o->add(o, r->dense, r->dense, r->sparse, n, d, 1.0f);
     o->rms_norm(o, r->dense, r->dense, floats(&w->post_ffw_norm), n, d, c->rms_eps);
     o->add(o, r->x, r->a, r->dense, n, d, scalar);
+    watch(p, STAGE_output, l, r->x, n, d);
 }
 
 /* Waits for a layer's own weights, or those outside of layers (-1); false where they cannot be read. */
@@ -114,6 +169,7 @@ static void encode(const pass *p, const int32_t *ids, bool output) {
     if (!weights_of(m, -1)) return;
     o->put(o, r->ids, ids, (size_t)p->n * sizeof *ids);
     o->embed(o, r->x, &m->top.token_embd, r->ids, p->n, sqrtf((float)c->d_model));
+    watch(p, STAGE_embedding, 0, r->x, p->n, c->d_model);
     for (int32_t l = 0; l < c->n_layer && weights_of(m, l); l++) {
         const layer *w = &m->layers[l];
         o->rms_norm(o, r->h, r->x, floats(&w->attn_norm), p->n, c->d_model, c->rms_eps);
@@ -125,8 +181,9 @@ static void encode(const pass *p, const int32_t *ids, bool output) {
 }
 
 /* A pass through so many layers' experts takes its turn, and ends it. */
-static void begin(const dg_model *m, int32_t layers) {
-    m->ops->begin_pass(m->ops, layers);
+static void begin(const pass *p, int32_t layers) {
+    const dg_model *m = p->model;
+    m->ops->begin_pass(m->ops, layers, p->room->found);
     if (m->stream) stream_begin(m->stream, layers);
 }
 static int end(const dg_model *m, dg_error *error) {
@@ -135,11 +192,19 @@ static int end(const dg_model *m, dg_error *error) {
     return status;
 }
 
-int forward_encode(const pass *p, const int32_t *ids, bool output, dg_error *error) {
+static int encode_once(const pass *p, const int32_t *ids, bool output, dg_error *error) {
     const dg_model *m = p->model;
-    begin(m, m->config.n_layer - (output ? 0 : 1));
+    begin(p, m->config.n_layer - (output ? 0 : 1));
     encode(p, ids, output);
     return end(m, error);
+}
+
+int forward_encode(const pass *p, const int32_t *ids, bool output, dg_error *error) {
+    pass again = *p;
+    again.closely = true;
+    int status = encode_once(p, ids, output, error);
+    if (status == DG_OK && found(p)) status = encode_once(&again, ids, output, error);
+    return status == DG_OK ? verdict(p, error) : status;
 }
 
 /* room.x += the self-conditioning of the parts that have one */
@@ -180,7 +245,9 @@ static void denoise(const pass *p) {
     room *r = p->room;
     if (!weights_of(m, -1)) return;
     o->embed(o, r->x, &m->top.token_embd, r->ids, p->n, sqrtf((float)c->d_model));
+    watch(p, STAGE_embedding, 0, r->x, p->n, c->d_model);
     self_condition(p);
+    watch(p, STAGE_conditioned, 0, r->x, p->n, c->d_model);
     o->rms_norm(o, r->x, r->x, NULL, p->n, c->d_model, c->rms_eps); /* the canvas alone has this norm */
     for (int32_t l = 0; l < c->n_layer && weights_of(m, l); l++) {
         const layer *w = &m->layers[l];
@@ -193,11 +260,20 @@ static void denoise(const pass *p) {
     show(p, c->n_layer);
 }
 
-int forward_denoise(const pass *p, dg_error *error) {
+static int denoise_once(const pass *p, dg_error *error) {
     const dg_model *m = p->model;
-    begin(m, m->config.n_layer);
+    begin(p, m->config.n_layer);
     denoise(p);
     return end(m, error);
+}
+
+int forward_denoise(const pass *p, dg_error *error) {
+    pass again = *p;
+    again.closely = true;
+    int status = denoise_once(p, error);
+    if (p->later) return status;
+    if (status == DG_OK && found(p)) status = denoise_once(&again, error);
+    return status == DG_OK ? verdict(p, error) : status;
 }
 
 /* room.h[n] = the output norm of rows from `first` on */
@@ -208,16 +284,46 @@ static void output_norm(const pass *p, int64_t first, int64_t n) {
     m->ops->rms_norm(m->ops, p->room->h, p->room->x + first * c->d_model, floats(&m->top.output_norm), n, c->d_model, c->rms_eps);
 }
 
-void forward_logits(const pass *p, int64_t first, int64_t n, float *logits) {
+/* Which of the two it was, the norm of rows or what the head made of them. */
+static int head_not_finite(pass p, int64_t rows, dg_error *error) {
+    p.closely = true;
+    set_found(&p, 0);
+    watch(&p, STAGE_last_norm, 0, p.room->h, rows, p.model->config.d_model);
+    if (!found(&p)) set_found(&p, 1 + STAGE_head);
+    return verdict(&p, error);
+}
+
+int forward_logits(const pass *p, int64_t first, int64_t n, float *logits, dg_error *error) {
     const dg_model *m = p->model;
     const ops *o = m->ops;
     output_norm(p, first, n);
-    o->logits(o, logits, p->room->h, &m->top.token_embd, n, m->config.softcap, p->room->products, p->room->vocabulary);
+    o->logits(o, logits, p->room->h, &m->top.token_embd, n, m->config.softcap, p->room->found, 1 + STAGE_head, p->room->products, p->room->vocabulary);
+    return found(p) ? head_not_finite(*p, n, error) : verdict(p, error);
 }
 
-void forward_choose(const pass *p, const head_part *parts) {
+int forward_choose(const pass *p, const head_part *parts, dg_error *error) {
     const dg_model *m = p->model;
     const ops *o = m->ops;
     output_norm(p, 0, p->n);
     o->head(o, parts, p->n_parts, p->room->h, &m->top.token_embd, p->n, m->config.softcap, p->room->products);
+    for (int32_t i = 0; !p->later && i < p->n_parts; i++)
+        for (int64_t k = 0; k < parts[i].n; k++)
+            if (parts[i].out[k].argmax < 0) return head_not_finite(*p, p->n, error);
+    return p->later ? DG_OK : verdict(p, error);
+}
+
+int forward_verdict(const pass *p, const int32_t *argmax, dg_error *error) {
+    pass again = *p;
+    again.closely = true;
+    again.later = true;
+    if (found(p)) {
+        const int32_t coarse = found(p);
+        const int status = denoise_once(&again, error); /* from the same ids; what conditioned them may have moved on */
+        if (status != DG_OK) return status;
+        if (!found(p)) set_found(p, coarse);
+        return verdict(p, error);
+    }
+    for (int64_t i = 0; i < p->n; i++)
+        if (argmax[i] < 0) return head_not_finite(*p, p->n, error);
+    return verdict(p, error);
 }

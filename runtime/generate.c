@@ -26,6 +26,9 @@ struct dg_generator {
     dg_start start;         /* the caller's, copied; n is 0 without one */
     int32_t at;             /* where in it this canvas begins */
     bool *pins;             /* [n] of this canvas */
+    bool *fixed;            /* [n] pins, and what `commit` made final */
+    int32_t committed;      /* the beginning of the canvas that is final */
+    int32_t n_final;        /* ids of the answer in it */
     int8_t *marks;          /* [n] MARK_* of the argmax canvas */
     int32_t *before;        /* [n] the argmax canvas of the step before */
     bool *changed;          /* [n] positions whose argmax is not that */
@@ -100,12 +103,13 @@ int dg_generator_fill(dg_session *session, const dg_sampling *sampling, const dg
     g->before = malloc(size * sizeof *g->before);
     g->changed = malloc(size * sizeof *g->changed);
     g->pins = calloc(size, sizeof *g->pins);
+    g->fixed = calloc(size, sizeof *g->fixed);
     g->marks = calloc(size, sizeof *g->marks);
     g->ids = malloc((size_t)blocks * size * sizeof *g->ids);
     g->blocks = malloc((size_t)blocks * sizeof *g->blocks);
     const bool copied = !start || copy_start(g, start, (size_t)blocks * size);
     g->result = (dg_result){.ids = g->ids, .places = g->places, .blocks = g->blocks, .end_id = -1, .converged = true, .seed = sampling->seed};
-    if (!g->canvas.memory || !g->seen.memory || !g->soft.memory || !g->before || !g->changed || !g->pins || !g->marks || !g->ids || !g->blocks || !copied) {
+    if (!g->canvas.memory || !g->seen.memory || !g->soft.memory || !g->before || !g->changed || !g->pins || !g->fixed || !g->marks || !g->ids || !g->blocks || !copied) {
         dg_generator_free(g);
         return fail(error, DG_ERROR_SYSTEM, "no memory for a canvas of %d tokens", c->canvas_length);
     }
@@ -123,6 +127,7 @@ void dg_generator_free(dg_generator *g) {
     free(g->before);
     free(g->changed);
     free(g->pins);
+    free(g->fixed);
     free(g->marks);
     free((void *)(uintptr_t)g->start.ids);
     free((void *)(uintptr_t)g->start.pinned);
@@ -150,8 +155,10 @@ static void start_canvas(dg_generator *g) {
     else if (g->options.short_canvas) g->n = smaller(g->most, g->options.max_tokens - g->result.n_ids);
     canvas_room *c = &g->canvas;
     c->n = c->free = g->n;
+    g->committed = g->n_final = 0;
+    memset(g->fixed, 0, (size_t)g->n * sizeof *g->fixed);
     for (int32_t i = 0; g->start.n && i < g->n; i++) {
-        g->pins[i] = g->start.pinned[g->at + i];
+        g->pins[i] = g->fixed[i] = g->start.pinned[g->at + i];
         if (!g->pins[i]) continue;
         g->seen.argmax[i] = g->seen.ids[i] = g->start.ids[g->at + i];
         g->seen.entropy[i] = 0.0f;
@@ -162,6 +169,7 @@ static void start_canvas(dg_generator *g) {
         o->put(o, c->pins, g->pins, (size_t)g->n * sizeof *g->pins);
         o->put(o, c->ids, g->start.ids + g->at, (size_t)g->n * sizeof *c->ids);
     }
+    o->put(o, c->fixed, g->fixed, (size_t)g->n * sizeof *g->fixed);
     o->forget(o, &g->recording); /* the last canvas stood elsewhere */
     o->begin(o, c, g->options.seed, g->result.n_blocks);
     g->soft.given = g->options.pins_conditioned ? c->ids : NULL;
@@ -194,20 +202,57 @@ static int32_t mark_answer(dg_generator *g) {
     return end;
 }
 
-/* Brings a step to the host, and makes the stop tests that are about the answer. */
+/* With `commit`: the beginning of the canvas is final as far as it has settled, and stays what it is at every later step.
+ * What stands behind the end of a hole says nothing. Returns whether all of the answer in this canvas is final. */
+static bool commit_beginning(dg_generator *g, bool *more) {
+    *more = false;
+    if (g->options.commit <= 0.0f) return false;
+    const int32_t n = g->start.n ? g->n : smaller(g->n, g->options.max_tokens - g->result.n_ids);
+    const canvas_room *c = &g->seen;
+    bool ended = false;
+    int32_t i = 0;
+    for (g->n_final = 0; i < n; i++) {
+        ended = ended && !g->pins[i];
+        if (ended) continue;
+        if (!g->fixed[i]) {
+            if (g->changed[i] || !(c->entropy[i] <= g->options.commit)) break;
+            g->fixed[i] = *more = true;
+        }
+        if (g->marks[i] == MARK_PIN || g->marks[i] == MARK_TOKEN) g->ids[g->result.n_ids + g->n_final++] = c->argmax[i];
+        ended = g->marks[i] == MARK_END;
+    }
+    g->committed = i;
+    return i == n;
+}
+
+/* The next canvas again, after another acceptance: what is fixed stays, and is accepted. */
+static void renoise(dg_generator *g) {
+    const ops *o = g->session->model->ops;
+    for (int32_t i = 0; i < g->n; i++) g->seen.accepted[i] = g->seen.accepted[i] || g->fixed[i];
+    o->put(o, g->canvas.accepted, g->seen.accepted, (size_t)g->n * sizeof *g->seen.accepted);
+    o->renoise(o, &g->canvas);
+    o->get(o, g->seen.ids, g->canvas.ids, (size_t)g->n * sizeof *g->seen.ids);
+}
+
+/* Makes the stop tests that are about the answer, of a step that was brought to the host. */
 static void tell(dg_generator *g, dg_event *event) {
     const ops *o = g->session->model->ops;
     const canvas_room *c = &g->seen;
-    memcpy(g->before, c->argmax, (size_t)g->n * sizeof *g->before);
-    o->get(o, c->memory, g->canvas.memory, c->told);
+    bool more;
     for (int32_t i = 0; i < g->n; i++) g->changed[i] = g->index == 0 || g->before[i] != c->argmax[i];
     mark_answer(g);
     const bool answered = sampler_settled(&g->options, c->entropy, g->changed, g->marks, g->n, &g->settled);
+    const bool final = commit_beginning(g, &more);
     const bool hopeless = sampler_plateau(&g->options, g->index, c->state->mean_entropy, &g->low);
-    g->converged = answered || c->state->converged;
+    if (more) {
+        o->put(o, g->canvas.fixed, g->fixed, (size_t)g->n * sizeof *g->fixed);
+        renoise(g);
+    }
+    g->converged = final || answered || c->state->converged;
     *event = (dg_event){
         .kind = DG_EVENT_STEP, .block = g->result.n_blocks, .index = g->index, .temperature = c->state->temperature, .n = g->n, .place = g->at, .canvas = c->argmax,
         .entropy = c->entropy, .accepted = c->accepted, .next = c->ids, .mean_entropy = c->state->mean_entropy, .converged = g->converged,
+        .final = g->ids + g->result.n_ids, .n_final = g->n_final,
     };
     g->index++;
     g->stepped = true;
@@ -216,12 +261,9 @@ static void tell(dg_generator *g, dg_event *event) {
 
 int dg_generator_accept(dg_generator *g, const bool *accepted, dg_error *error) {
     if (!g->stepped) return fail(error, DG_ERROR_USAGE, "accept: the generator is not behind a step");
-    const ops *o = g->session->model->ops;
-    for (int32_t i = 0; i < g->n; i++) g->seen.accepted[i] = g->pins[i] || accepted[i];
-    o->put(o, g->canvas.accepted, g->seen.accepted, (size_t)g->n * sizeof *accepted);
-    o->renoise(o, &g->canvas);
-    o->get(o, g->seen.ids, g->canvas.ids, (size_t)g->n * sizeof *g->seen.ids);
-    return ops_status(o, error);
+    memcpy(g->seen.accepted, accepted, (size_t)g->n * sizeof *accepted);
+    renoise(g);
+    return ops_status(g->session->model->ops, error);
 }
 
 /* The same ops, whatever the step: they read what changes between steps from the canvases. */
@@ -229,16 +271,33 @@ static int step_ops(dg_generator *const *g, int32_t count, const pass *p, head_p
     const ops *o = p->model->ops;
     int64_t first = 0;
     for (int32_t i = 0; i < count; first += g[i++]->n) o->copy(o, p->room->ids + first, g[i]->canvas.ids, (size_t)g[i]->n * sizeof(int32_t));
-    const int status = forward_denoise(p, error);
+    int status = forward_denoise(p, error);
     if (status != DG_OK) return status;
     for (int32_t i = 0; i < count; i++) {
         canvas_room *c = &g[i]->canvas;
         o->draw(o, c, &g[i]->options);
         heads[i] = (head_part){c->n, &c->state->temperature, c->u, c->choices, &g[i]->soft};
     }
-    forward_choose(p, heads);
-    for (int32_t i = 0; i < count; i++) o->settle(o, &g[i]->canvas, &g[i]->options);
-    return DG_OK;
+    status = forward_choose(p, heads, error);
+    for (int32_t i = 0; status == DG_OK && i < count; i++) o->settle(o, &g[i]->canvas, &g[i]->options);
+    return status;
+}
+
+/* Brings a step to the host; a device's numbers are looked at only now. */
+static int fetch(dg_generator *const *g, int32_t count, const pass *p, dg_error *error) {
+    const ops *o = p->model->ops;
+    int32_t *argmax = p->later ? malloc((size_t)p->n * sizeof *argmax) : NULL;
+    int64_t first = 0;
+    if (p->later && !argmax) return fail(error, DG_ERROR_SYSTEM, "no memory for a step");
+    for (int32_t i = 0; i < count; first += g[i++]->n) {
+        memcpy(g[i]->before, g[i]->seen.argmax, (size_t)g[i]->n * sizeof *argmax);
+        o->get(o, g[i]->seen.memory, g[i]->canvas.memory, g[i]->canvas.told);
+        if (argmax) memcpy(argmax + first, g[i]->seen.argmax, (size_t)g[i]->n * sizeof *argmax);
+    }
+    int status = ops_status(o, error);
+    if (status == DG_OK && p->later) status = forward_verdict(p, argmax, error);
+    free(argmax);
+    return status;
 }
 
 /* One step of several generators, in one pass. */
@@ -255,7 +314,7 @@ static int steps(dg_generator *const *g, int32_t count, dg_event *events, dg_err
     room *r = NULL;
     int status = parts && heads ? session_room(g[0]->session, n, &r, error) : fail(error, DG_ERROR_SYSTEM, "no memory for a step");
     if (status == DG_OK) {
-        const pass p = {model, r, parts, count, n, NULL};
+        const pass p = {model, r, parts, count, n, NULL, false, o->device != NULL};
         const bool alike = count == 1 && g[0]->index > 0; /* a first step has no self-conditioning */
         bool replayed = false;
         if (alike && g[0]->recorded_at != g[0]->session->length) o->forget(o, &g[0]->recording);
@@ -263,6 +322,7 @@ static int steps(dg_generator *const *g, int32_t count, dg_event *events, dg_err
         if (alike) o->record(o, &g[0]->recording, &replayed);
         if (!replayed) status = step_ops(g, count, &p, heads, error);
         if (alike && !replayed) o->recorded(o, &g[0]->recording);
+        if (status == DG_OK) status = fetch(g, count, &p, error);
         for (int32_t i = 0; status == DG_OK && i < count; i++) tell(g[i], &events[i]);
         if (status == DG_OK) status = ops_status(o, error);
     }
@@ -288,7 +348,7 @@ static void commit(dg_generator *g, const dg_block *block, int32_t end, dg_event
     dg_result *r = &g->result;
     *event = (dg_event){
         .kind = DG_EVENT_BLOCK, .block = r->n_blocks, .index = block->steps, .n = g->n, .place = g->at, .canvas = g->seen.argmax, .entropy = g->seen.entropy,
-        .accepted = g->seen.accepted, .next = g->seen.ids, .converged = g->converged,
+        .accepted = g->seen.accepted, .next = g->seen.ids, .converged = g->converged, .final = g->ids + r->n_ids, .n_final = block->tokens,
     };
     g->blocks[r->n_blocks++] = *block;
     r->n_ids += block->tokens;
@@ -312,7 +372,7 @@ static bool commit_or_retry(dg_generator *g, dg_event *event) {
     dg_block block;
     int32_t end;
     block.fault = read_answer(g, &block, &end);
-    if (block.fault == DG_FAULT_NONE || g->result.retries == g->options.retries) {
+    if (block.fault == DG_FAULT_NONE || g->committed > 0 || g->result.retries == g->options.retries) { /* what is final is not taken back */
         commit(g, &block, end, event);
         return true;
     }

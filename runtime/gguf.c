@@ -7,7 +7,10 @@
 #include "error.h"
 #include "os.h"
 
-enum { GGUF_ALIGNMENT = 32 };
+enum {
+    GGUF_ALIGNMENT = 32,
+    MOST_VALUES = 1 << 16, /* a key is looked for among all of them */
+};
 
 /* Kinds by their number in files; 0 bytes: of variable size. */
 static const struct { gguf_kind kind; uint32_t bytes; } kinds[] = {
@@ -166,8 +169,8 @@ static int parse(gguf *file, dg_error *error) {
     if (version < 2 || version > 3)
         return fail(error, DG_ERROR_FORMAT, "%s: GGUF version %u; this build reads 2 and 3, little-endian", file->path, version);
     /* the least a value or a tensor takes bounds how many there can be, before memory is taken for them */
-    if (file->n_values > file->size / 13 || file->n_tensors > file->size / 32) {
-        damaged(&r, "more entries claimed than the file has room for");
+    if (file->n_values > file->size / 13 || file->n_tensors > file->size / 32 || file->n_values > MOST_VALUES) {
+        damaged(&r, "more entries claimed than the file has room for, or than there may be");
         return DG_ERROR_FORMAT;
     }
     file->values = calloc(file->n_values + 1, sizeof *file->values);
@@ -213,7 +216,7 @@ static int open_one(const char *path, gguf **out, dg_error *error) {
     }
     file->path = strcpy(copy, path);
     int status = os_map(path, &file->map, &file->size, &file->identity, error);
-    if (status == DG_OK) status = parse(file, error);
+    if (status == DG_OK) status = gguf_verdict(file, parse(file, error), error);
     if (status != DG_OK) gguf_close(file);
     else *out = file;
     return status;
@@ -326,6 +329,17 @@ void gguf_close(gguf *file) {
     free(file);
 }
 
+int gguf_check(const gguf *file, dg_error *error) {
+    int status = os_map_check(file->path, file->map, file->size, error);
+    for (int32_t i = 0; i < file->n_others && status == DG_OK; i++) status = os_map_check(file->others[i]->path, file->others[i]->map, file->others[i]->size, error);
+    return status;
+}
+
+int gguf_verdict(const gguf *file, int status, dg_error *error) {
+    const int lost = gguf_check(file, error);
+    return lost == DG_OK ? status : lost;
+}
+
 bool gguf_text_is(gguf_text text, const char *string) {
     return text.n == strlen(string) && (text.n == 0 || memcmp(text.at, string, text.n) == 0);
 }
@@ -394,6 +408,7 @@ bool gguf_string(const gguf_value *v, gguf_text *out) {
 
 int dg_file_open(const char *path, dg_file **out, dg_error *error) { return gguf_open(path, out, error); }
 void dg_file_free(dg_file *file) { gguf_close(file); }
+int dg_file_check(const dg_file *file, dg_error *error) { return gguf_check(file, error); }
 
 uint64_t dg_file_bytes(const dg_file *file) {
     uint64_t bytes = file->size;

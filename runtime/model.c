@@ -199,6 +199,8 @@ static void split_gate_up(layer *w, int32_t d_expert) {
 static int bind_all(dg_model *m, dg_error *error) {
     const gguf *f = m->file;
     const dg_config *c = &m->config;
+    if (f->n_tensors > (uint64_t)ENTRIES * (uint64_t)(c->n_layer + 1)) /* each name is looked for among them all */
+        return fail(error, DG_ERROR_FORMAT, "%s: %llu tensors, more than a model of %d layers has", f->path, (unsigned long long)f->n_tensors, c->n_layer);
     uint8_t *seen = calloc(f->n_tensors + 1, 1);
     int status = seen ? DG_OK : fail(error, DG_ERROR_SYSTEM, "%s: no memory", f->path);
     for (int32_t i = 0; i < ENTRIES && status == DG_OK; i++) {
@@ -323,7 +325,8 @@ int dg_model_open(const char *path, const dg_model_options *options, dg_model **
     *out = NULL;
     dg_model *m = calloc(1, sizeof *m);
     if (!m) return fail(error, DG_ERROR_SYSTEM, "%s: no memory", path);
-    const int status = load(m, path, options, error);
+    int status = load(m, path, options, error);
+    if (m->file) status = gguf_verdict(m->file, status, error);
     if (status != DG_OK) dg_model_free(m);
     else *out = m;
     return status;

@@ -13,7 +13,7 @@ enum { STRIP = 64 /* columns that a thread adds up at a time */ };
 typedef struct slot {
     const tensor *w; /* as the operations are given it */
     char name[64];   /* in the file */
-    double *sums;    /* [experts][cols] of squares */
+    double *sums;    /* [experts][2][cols] of inputs, and of their squares */
     int64_t *counts; /* [experts] rows that went in */
 } slot;
 
@@ -37,7 +37,7 @@ static slot *slot_of(const moments *m, const tensor *w) {
 
 typedef struct adding {
     const float *x;
-    double *sums;
+    double *sums, *squares;
     int64_t n, cols;
 } adding;
 
@@ -46,14 +46,19 @@ static void add_strip(void *arg, int64_t item, int32_t thread) {
     const int64_t from = item * STRIP, to = from + STRIP < a->cols ? from + STRIP : a->cols;
     (void)thread;
     for (int64_t i = 0; i < a->n; i++)
-        for (int64_t j = from; j < to; j++) a->sums[j] += (double)a->x[i * a->cols + j] * (double)a->x[i * a->cols + j];
+        for (int64_t j = from; j < to; j++) {
+            const double x = a->x[i * a->cols + j];
+            a->sums[j] += x;
+            a->squares[j] += x * x;
+        }
 }
 
 /* Rows in order for every column, so that sums are the same for any number of threads. */
 static void observe(const ops *o, slot *s, int64_t expert, const float *x, int64_t n) {
     if (!s || n == 0) return;
     const int64_t cols = s->w->cols;
-    pool_run(o->pool, add_strip, &(adding){x, s->sums + expert * cols, n, cols}, (cols + STRIP - 1) / STRIP);
+    double *sums = s->sums + expert * 2 * cols;
+    pool_run(o->pool, add_strip, &(adding){x, sums, sums + cols, n, cols}, (cols + STRIP - 1) / STRIP);
     s->counts[expert] += n;
 }
 
@@ -117,7 +122,7 @@ static void observed_experts(const ops *o, float *y, const float *x, const tenso
 
 static int add_slot(moments *m, const tensor *w, const char *name, int32_t l, dg_error *error) {
     slot *s = &m->slots[m->n_slots];
-    *s = (slot){.w = w, .sums = calloc((size_t)(w->experts * w->cols), sizeof *s->sums), .counts = calloc((size_t)w->experts, sizeof *s->counts)};
+    *s = (slot){.w = w, .sums = calloc((size_t)(w->experts * 2 * w->cols), sizeof *s->sums), .counts = calloc((size_t)w->experts, sizeof *s->counts)};
     m->n_slots++;
     snprintf(s->name, sizeof s->name, name, l);
     return s->sums && s->counts ? DG_OK : fail(error, DG_ERROR_SYSTEM, "no memory to observe %s", s->name);
@@ -205,7 +210,8 @@ void moments_free(ops *o) {
     o->moments = NULL;
 }
 
-int dg_moments_read(const dg_model *model, const char *name, int32_t expert, double *squares, int64_t *count, dg_error *error) {
+int dg_moments_read(const dg_model *model, const char *name, int32_t expert, double *sums, double *squares, int64_t *count,
+                    dg_error *error) {
     const moments *m = model->ops->moments;
     if (!m) return fail(error, DG_ERROR_USAGE, "this model is not observed");
     if (m->failed) return fail(error, DG_ERROR_SYSTEM, "no memory to observe a model");
@@ -213,7 +219,9 @@ int dg_moments_read(const dg_model *model, const char *name, int32_t expert, dou
         const slot *s = &m->slots[i];
         if (strcmp(s->name, name) != 0) continue;
         if (expert < 0 || expert >= s->w->experts) return fail(error, DG_ERROR_USAGE, "%s has %d experts, not number %d", name, (int)s->w->experts, expert);
-        memcpy(squares, s->sums + expert * s->w->cols, (size_t)s->w->cols * sizeof *squares);
+        const size_t cols = (size_t)s->w->cols;
+        memcpy(sums, s->sums + (size_t)expert * 2 * cols, cols * sizeof *sums);
+        memcpy(squares, s->sums + ((size_t)expert * 2 + 1) * cols, cols * sizeof *squares);
         *count = s->counts[expert];
         return DG_OK;
     }

@@ -18,8 +18,8 @@ static int cuda_open(ops *o, bool exact, dg_error *error) {
 }
 static void cuda_close(ops *o) { (void)o; }
 static int cuda_status(const ops *o, dg_error *error) { return (void)o, (void)error, DG_OK; }
-static bool cuda_watch(const ops *o, bool watch) { return (void)o, (void)watch, false; }
-static bool cuda_overlap(const ops *o, dg_overlap *out) { return (void)o, (void)out, false; }
+static bool cuda_overlap_watch(const ops *o, bool watch) { return (void)o, (void)watch, false; }
+static bool cuda_overlap_read(const ops *o, dg_overlap *out) { return (void)o, (void)out, false; }
 #endif
 static const char CUDA[] = "cuda";
 
@@ -102,6 +102,8 @@ int ops_new(const dg_model_options *options, const dg_config *c, ops **out, dg_e
         return opened;
     }
     if (!o->scratch || !o->pool) {
+        os_release(o->scratch, (size_t)(o->scratch_floats * threads) * sizeof(float)); /* the pool would tell how much it is */
+        o->scratch = NULL;
         ops_free(o);
         return fail(error, DG_ERROR_SYSTEM, "cannot start %d threads", threads);
     }
@@ -117,8 +119,8 @@ int ops_status(const ops *o, dg_error *error) {
     return o->device ? cuda_status(o, error) : DG_OK;
 }
 
-bool ops_watch(const ops *o, bool watch) { return o->device && cuda_watch(o, watch); }
-bool ops_overlap(const ops *o, dg_overlap *out) { return o->device && cuda_overlap(o, out); }
+bool ops_overlap_watch(const ops *o, bool watch) { return o->device && cuda_overlap_watch(o, watch); }
+bool ops_overlap_read(const ops *o, dg_overlap *out) { return o->device && cuda_overlap_read(o, out); }
 
 int ops_repack(ops *o, layer *layers, int32_t n_layer, int64_t budget, dg_error *error) {
     if (o->device) return fail(error, DG_ERROR_USAGE, "repack: %s reads experts as the file has them", o->name);

@@ -105,8 +105,8 @@ struct ops {
 int ops_new(const dg_model_options *options, const dg_config *config, ops **out, dg_error *error);
 void ops_free(ops *o);
 /* As dg_overlap_watch and dg_overlap_read; false where there is no device, or nothing placed on it yet. */
-bool ops_watch(const ops *o, bool watch);
-bool ops_overlap(const ops *o, dg_overlap *out);
+bool ops_overlap_watch(const ops *o, bool watch);
+bool ops_overlap_read(const ops *o, dg_overlap *out);
 int64_t ops_scratch_bytes(const ops *o); /* of all threads */
 
 /* The first failure since the table was made, if there was one. */

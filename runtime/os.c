@@ -1,4 +1,4 @@
-/* The only file that knows the operating system (POSIX). */
+/* The operating system (POSIX): files that are read, memory, threads. os_maps.c has those that are mapped. */
 #define _GNU_SOURCE
 #include "os.h"
 
@@ -19,50 +19,6 @@
 #include "error.h"
 
 /* ---- Files and memory ---- */
-
-static int64_t nanoseconds_of(const struct stat *info) {
-#ifdef __APPLE__
-    return (int64_t)info->st_mtimespec.tv_sec * 1000000000 + info->st_mtimespec.tv_nsec;
-#else
-    return (int64_t)info->st_mtim.tv_sec * 1000000000 + info->st_mtim.tv_nsec;
-#endif
-}
-
-static os_identity identity_of(const struct stat *info) {
-    return (os_identity){(uint64_t)info->st_dev, (uint64_t)info->st_ino, (uint64_t)info->st_size, nanoseconds_of(info)};
-}
-
-int os_map(const char *path, const uint8_t **map, uint64_t *size, os_identity *identity, dg_error *error) {
-    *map = NULL;
-    *size = 0;
-    const int fd = open(path, O_RDONLY | O_CLOEXEC);
-    if (fd < 0) return fail(error, DG_ERROR_SYSTEM, "%s: cannot open: %s", path, strerror(errno));
-    struct stat info;
-    int status = DG_OK;
-    if (fstat(fd, &info) != 0) status = fail(error, DG_ERROR_SYSTEM, "%s: cannot read: %s", path, strerror(errno));
-    else if (!S_ISREG(info.st_mode)) status = fail(error, DG_ERROR_SYSTEM, "%s: not a regular file", path);
-    else if (info.st_size == 0) status = fail(error, DG_ERROR_FORMAT, "%s: the file is empty", path);
-    if (status == DG_OK) {
-        void *at = mmap(NULL, (size_t)info.st_size, PROT_READ, MAP_SHARED, fd, 0);
-        if (at == MAP_FAILED) status = fail(error, DG_ERROR_SYSTEM, "%s: cannot map: %s", path, strerror(errno));
-        else *map = at, *size = (uint64_t)info.st_size;
-        if (identity) *identity = identity_of(&info);
-    }
-    close(fd);
-    return status;
-}
-
-void os_unmap(const uint8_t *map, uint64_t size) { munmap((void *)(uintptr_t)map, (size_t)size); }
-
-bool os_own(const uint8_t *map, uint64_t keep, uint64_t size) {
-    void *copy = malloc(keep ? (size_t)keep : 1), *at = (void *)(uintptr_t)map;
-    if (!copy) return false;
-    memcpy(copy, map, (size_t)keep);
-    const bool done = mmap(at, (size_t)size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0) != MAP_FAILED;
-    if (done) memcpy(at, copy, (size_t)keep);
-    free(copy);
-    return done;
-}
 
 struct os_file {
     int fd;
@@ -94,7 +50,7 @@ int os_file_open(const char *path, const os_identity *same, os_file **out, dg_er
     if (!f->direct) f->fd = open(path, O_RDONLY | O_CLOEXEC); /* the file system has no direct reads */
     struct stat info;
     if (same) f->identity = *same;
-    else if (f->fd >= 0 && fstat(f->fd, &info) == 0) f->identity = identity_of(&info);
+    else if (f->fd >= 0 && fstat(f->fd, &info) == 0) f->identity = os_identity_of(&info);
     const int status = f->fd < 0 ? fail(error, DG_ERROR_SYSTEM, "%s: cannot open: %s", path, strerror(errno)) : os_file_check(f, error);
     if (status != DG_OK) os_file_close(f);
     else *out = f;
@@ -128,7 +84,7 @@ int64_t os_file_read(os_file *f, void *to, int64_t bytes, int64_t offset) {
 int os_file_check(const os_file *f, dg_error *error) {
     struct stat info;
     if (fstat(f->fd, &info) != 0) return fail(error, DG_ERROR_SYSTEM, "%s: cannot read: %s", f->path, strerror(errno));
-    const os_identity now = identity_of(&info), *then = &f->identity;
+    const os_identity now = os_identity_of(&info), *then = &f->identity;
     if (now.device != then->device || now.inode != then->inode) return fail(error, DG_ERROR_SYSTEM, "%s: replaced by another file while it was opened", f->path);
     if (now.bytes != then->bytes)
         return fail(error, DG_ERROR_SYSTEM, "%s: changed while it was in use: it had %llu bytes and has %llu", f->path, (unsigned long long)then->bytes, (unsigned long long)now.bytes);
@@ -211,7 +167,10 @@ enum { SPINS = 4000 }; /* a forward pass runs hundreds of short jobs: waiting aw
  * owns that item, and until it is done the run's work and arg stand. A thread that comes late finds no items and is
  * not waited for, so a busy machine costs no more than its share. */
 struct pool {
-    int32_t threads;
+    int32_t threads;         /* that were asked for */
+    int32_t running;         /* of them there are; the caller's is one */
+    int32_t generation;      /* of processes, that the workers were started in */
+    pool *next;
     pthread_t *workers;
     pthread_mutex_t turn;    /* held for one run */
     pthread_mutex_t lock;    /* guards falling asleep */
@@ -224,6 +183,66 @@ struct pool {
     void *arg;
     int64_t n_items;
 };
+
+struct monitor {
+    pthread_mutex_t lock;
+    pthread_cond_t bell;
+    monitor *next;
+};
+
+/* ---- Forks: a child has none of its parent's threads, and every lock as it stood ---- */
+
+static atomic_int generation; /* of processes: how many forks lie behind this one */
+static pthread_once_t fork_once = PTHREAD_ONCE_INIT;
+static pthread_mutex_t lists = PTHREAD_MUTEX_INITIALIZER; /* of the two that follow */
+static pool *pools;
+static monitor *monitors;
+
+#define LINK(list, item)                 \
+    do {                                 \
+        pthread_mutex_lock(&lists);      \
+        (item)->next = list;             \
+        list = (item);                   \
+        pthread_mutex_unlock(&lists);    \
+    } while (0)
+
+#define UNLINK(list, item)                              \
+    do {                                                \
+        pthread_mutex_lock(&lists);                     \
+        for (__typeof__(item) *at = &list; *at; at = &(*at)->next) \
+            if (*at == (item)) {                        \
+                *at = (item)->next;                     \
+                break;                                  \
+            }                                           \
+        pthread_mutex_unlock(&lists);                   \
+    } while (0)
+
+static void make_pool_locks(pool *p) {
+    pthread_mutex_init(&p->turn, NULL);
+    pthread_mutex_init(&p->lock, NULL);
+    pthread_cond_init(&p->wake, NULL);
+    atomic_store(&p->state, 0);
+    atomic_store(&p->sleepers, 0);
+}
+
+static void make_monitor_locks(monitor *m) {
+    pthread_mutex_init(&m->lock, NULL);
+    pthread_cond_init(&m->bell, NULL);
+}
+
+static void before_fork(void) { pthread_mutex_lock(&lists); }
+static void behind_fork(void) { pthread_mutex_unlock(&lists); }
+
+static void in_child(void) {
+    atomic_fetch_add(&generation, 1);
+    for (pool *p = pools; p; p = p->next) make_pool_locks(p);
+    for (monitor *m = monitors; m; m = m->next) make_monitor_locks(m);
+    pthread_mutex_unlock(&lists);
+}
+
+static void on_forks(void) { pthread_atfork(before_fork, behind_fork, in_child); }
+
+/* ---- Pools ---- */
 
 typedef struct seat {
     pool *p;
@@ -273,35 +292,42 @@ static void wake_sleepers(pool *p) {
     pthread_mutex_unlock(&p->lock);
 }
 
+static bool start_workers(pool *p) {
+    p->running = 1;
+    p->generation = atomic_load(&generation);
+    while (p->running < p->threads) {
+        seat *to = malloc(sizeof *to);
+        if (to) *to = (seat){p, p->running};
+        if (!to || pthread_create(&p->workers[p->running], NULL, worker, to) != 0) {
+            free(to);
+            return false;
+        }
+        p->running++;
+    }
+    return true;
+}
+
 pool *pool_new(int32_t threads) {
     pool *p = calloc(1, sizeof *p);
     if (!p) return NULL;
-    pthread_mutex_init(&p->turn, NULL);
-    pthread_mutex_init(&p->lock, NULL);
-    pthread_cond_init(&p->wake, NULL);
-    p->threads = 1;
+    p->threads = threads;
+    make_pool_locks(p);
     p->workers = calloc((size_t)threads, sizeof *p->workers);
-    for (int32_t t = 1; p->workers && t < threads; t++) {
-        seat *s = malloc(sizeof *s);
-        if (s) *s = (seat){p, t};
-        if (!s || pthread_create(&p->workers[t], NULL, worker, s) != 0) {
-            free(s);
-            break;
-        }
-        p->threads++;
-    }
-    if (p->threads == threads) return p;
+    pthread_once(&fork_once, on_forks);
+    LINK(pools, p);
+    if (p->workers && start_workers(p)) return p;
     pool_free(p);
     return NULL;
 }
 
 void pool_free(pool *p) {
     if (!p) return;
+    UNLINK(pools, p);
     pthread_mutex_lock(&p->lock);
     atomic_store(&p->closing, true);
     pthread_cond_broadcast(&p->wake);
     pthread_mutex_unlock(&p->lock);
-    for (int32_t t = 1; t < p->threads; t++) pthread_join(p->workers[t], NULL);
+    for (int32_t t = 1; t < p->running && p->generation == atomic_load(&generation); t++) pthread_join(p->workers[t], NULL);
     pthread_cond_destroy(&p->wake);
     pthread_mutex_destroy(&p->lock);
     pthread_mutex_destroy(&p->turn);
@@ -313,7 +339,8 @@ int32_t pool_threads(const pool *p) { return p->threads; }
 
 void pool_run(pool *p, pool_work work, void *arg, int64_t n_items) {
     pthread_mutex_lock(&p->turn);
-    if (p->threads == 1 || n_items <= 1 || n_items > UINT32_MAX) {
+    if (p->generation != atomic_load(&generation)) start_workers(p); /* of a forked process; it goes on with as many as it gets */
+    if (p->running == 1 || n_items <= 1 || n_items > UINT32_MAX) {
         for (int64_t i = 0; i < n_items; i++) work(arg, i, 0);
     } else {
         const unsigned long long run = (atomic_load(&p->state) >> 32) + 1;
@@ -332,6 +359,7 @@ void pool_run(pool *p, pool_work work, void *arg, int64_t n_items) {
 
 struct os_thread {
     pthread_t id;
+    int32_t generation;
     void (*work)(void *arg);
     void *arg;
 };
@@ -345,7 +373,7 @@ static void *run_thread(void *arg) {
 os_thread *os_thread_start(void (*work)(void *arg), void *arg) {
     os_thread *t = malloc(sizeof *t);
     if (!t) return NULL;
-    *t = (os_thread){.work = work, .arg = arg};
+    *t = (os_thread){.work = work, .arg = arg, .generation = atomic_load(&generation)};
     if (pthread_create(&t->id, NULL, run_thread, t) == 0) return t;
     free(t);
     return NULL;
@@ -353,25 +381,24 @@ os_thread *os_thread_start(void (*work)(void *arg), void *arg) {
 
 void os_thread_join(os_thread *t) {
     if (!t) return;
-    pthread_join(t->id, NULL);
+    if (os_thread_runs(t)) pthread_join(t->id, NULL);
     free(t);
 }
 
-struct monitor {
-    pthread_mutex_t lock;
-    pthread_cond_t bell;
-};
+bool os_thread_runs(const os_thread *t) { return t->generation == atomic_load(&generation); }
 
 monitor *monitor_new(void) {
-    monitor *m = malloc(sizeof *m);
+    monitor *m = calloc(1, sizeof *m);
     if (!m) return NULL;
-    pthread_mutex_init(&m->lock, NULL);
-    pthread_cond_init(&m->bell, NULL);
+    make_monitor_locks(m);
+    pthread_once(&fork_once, on_forks);
+    LINK(monitors, m);
     return m;
 }
 
 void monitor_free(monitor *m) {
     if (!m) return;
+    UNLINK(monitors, m);
     pthread_cond_destroy(&m->bell);
     pthread_mutex_destroy(&m->lock);
     free(m);

@@ -1,8 +1,10 @@
-/* All that the project asks of an operating system. */
+/* All that the project asks of an operating system. Pools, threads and monitors outlive a fork: see each. */
 #ifndef DG_OS_H
 #define DG_OS_H
 
 #include "dg.h"
+
+struct stat;
 
 /* Which file it is and how it stood: another one of the same name, or one written to since, differs. */
 typedef struct os_identity {
@@ -10,9 +12,13 @@ typedef struct os_identity {
     int64_t changed; /* nanoseconds */
 } os_identity;
 
-/* Maps a file read-only. identity may be NULL. */
+os_identity os_identity_of(const struct stat *info);
+
+/* Maps a file read-only. identity may be NULL. From then on, what the file has lost reads as zeros. */
 int os_map(const char *path, const uint8_t **map, uint64_t *size, os_identity *identity, dg_error *error);
 void os_unmap(const uint8_t *map, uint64_t size);
+/* DG_ERROR_SYSTEM where the file of that map shrank, or could not be read, and so someone saw zeros. */
+int os_map_check(const char *path, const uint8_t *map, uint64_t size, dg_error *error);
 /* Puts memory of the process's own in the place of a map: its first `keep` bytes stay what they are, whatever becomes of
  * the file, and the rest is zero until written. Address and os_unmap stay the same. False without memory. */
 bool os_own(const uint8_t *map, uint64_t keep, uint64_t size);
@@ -46,7 +52,8 @@ int32_t os_processors(void); /* that this process may use */
 uint64_t os_nanoseconds(void); /* of a clock that only goes forward */
 
 /* A fixed pool of threads. run() calls work(arg, item, thread) for every item in [0, n_items), each once, on any thread
- * in [0, threads); it returns when all are done. Calls from several threads take turns. */
+ * in [0, threads); it returns when all are done. Calls from several threads take turns. A forked process gets threads of
+ * its own at its first run. */
 typedef struct pool pool;
 typedef void (*pool_work)(void *arg, int64_t item, int32_t thread);
 pool *pool_new(int32_t threads); /* NULL without memory or threads */
@@ -54,12 +61,13 @@ void pool_free(pool *p);
 int32_t pool_threads(const pool *p);
 void pool_run(pool *p, pool_work work, void *arg, int64_t n_items);
 
-/* A thread of its own. */
+/* A thread of its own. In a forked process it does not run, and is joined at once. */
 typedef struct os_thread os_thread;
 os_thread *os_thread_start(void (*work)(void *arg), void *arg); /* NULL without memory or threads */
 void os_thread_join(os_thread *t);
+bool os_thread_runs(const os_thread *t);
 
-/* A lock, and a bell for those who wait inside for something to change. */
+/* A lock, and a bell for those who wait inside for something to change. Free in a forked process, whoever held it. */
 typedef struct monitor monitor;
 monitor *monitor_new(void); /* NULL without memory */
 void monitor_free(monitor *m);

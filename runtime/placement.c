@@ -19,6 +19,8 @@ enum {
     RAM_PROCESS = 256 * MIB,  /* code, tokenizer, Python */
     VRAM_PROCESS = 384 * MIB, /* driver and kernels */
     RING_LEAST = 4,           /* blocks: one is filled, one used, and two take up jitter */
+    RING_GOOD = 128 * MIB,    /* below it reads are short, and the disk pauses while portions are computed */
+    RING_SHARE = 32,          /* or that part of all experts, if it is less */
     MOST_CLASSES = 16,        /* a real file has two or three sizes of blocks */
     RING_DEPTHS = 8,          /* RING_LEAST, twice that, ...; and no ring */
 };
@@ -290,6 +292,7 @@ enum { SHARE_VRAM, SHARE_RAM, SHARE_COPIED, SHARE_SAVED, UNKNOWNS };
 enum { ROW_DISK, ROW_HOST, ROW_PCIE, ROW_GPU, ROW_GPU_MEMORY, ROW_CPU, ROW_PLACES, ROW_COMPUTED, ROW_COPIED, ROW_SAVED, ROWS };
 static const double IDLE = 1e6; /* times as slow as it is: a CPU that is used where nothing else can be */
 static const double WORTH = 0.97; /* of the time of one processor alone: what two together must come below */
+static const double SHORT = 1.1; /* times as slow as the model of time says: with a ring below RING_GOOD */
 static const double TIE = 1e-7; /* what shares in memory are worth where they save no time */
 
 typedef struct search {
@@ -530,8 +533,10 @@ static bool search_plans(search *s, const dg_machine *m, int64_t ram, int64_t vr
     idle_cpu.cpu_ops /= IDLE;
     int64_t block, all;
     double least = INFINITY;
+    double best = INFINITY; /* seconds of *plan, more than it says where its ring is short */
     bool alone = false;
     block_sizes(d, &block, &all);
+    const int64_t enough = smaller_of(RING_GOOD, all / RING_SHARE);
     plan->seconds = INFINITY;
     for (int32_t way = 0; way < 3; way++) /* the CPU alone; the GPU alone, as far as it can; both, where that is worth it */
         for (int32_t deep_ram = 0; deep_ram <= RING_DEPTHS; deep_ram++)
@@ -550,8 +555,10 @@ static bool search_plans(search *s, const dg_machine *m, int64_t ram, int64_t vr
                 if (!find_shares(s, &bound) || !cut_shares(s, &p)) return false;
                 dg_plan_measure(d, m, &p);
                 if (way != 1) least = smaller(least, bound + p.serial - first_start(d, m, &p));
-                if (deep_ram == 0 && uses(&p, d, DG_WAY_DISK_GPU, DG_WAY_DISK_CPU)) continue;
-                if (p.seconds < plan->seconds * (way == 2 && alone ? WORTH : 1 - 1e-9)) *plan = p, alone = way < 2;
+                const bool reads = uses(&p, d, DG_WAY_DISK_GPU, DG_WAY_DISK_CPU);
+                if (deep_ram == 0 && reads) continue;
+                const double seconds = p.seconds * (reads && p.ram_ring < enough ? SHORT : 1.0);
+                if (seconds < best * (way == 2 && alone ? WORTH : 1 - 1e-9)) *plan = p, best = seconds, alone = way < 2;
             }
     plan->least = smaller(least, plan->seconds);
     return true;

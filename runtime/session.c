@@ -1,5 +1,6 @@
 #include "session.h"
 
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -48,6 +49,7 @@ static void lay_out_room(const dg_model *m, int64_t rows, room *r) {
     r->products = CARVE(matmul_work(rows, larger(larger(c->d_model, c->d_ffn), d_q)) + soften_work(rows, c->d_model));
     r->mixture = CARVE(experts_work(rows, c->n_expert_used, c->d_model, c->d_expert, c->n_expert));
     r->vocabulary = CARVE(n * (size_t)(m->ops->lazy || c->n_vocab < SOFT_STRETCH ? c->n_vocab : SOFT_STRETCH) * f + n * 4 * f);
+    r->found = CARVE(sizeof(int32_t));
 #undef CARVE
 }
 
@@ -207,20 +209,25 @@ int dg_encode(dg_session *s, const int32_t *ids, int32_t n, int32_t which, float
         const bool last = done + rows == n;
         const bool output = which == DG_LOGITS_ALL || (which == DG_LOGITS_LAST && last);
         const pass_part own = {.session = s, .n = rows};
-        const pass p = {s->model, &s->room, &own, 1, rows, NULL};
-        const int status = forward_encode(&p, ids + done, output, error);
+        const pass p = {s->model, &s->room, &own, 1, rows, NULL, false, false};
+        int status = forward_encode(&p, ids + done, output, error);
+        if (status == DG_OK && which == DG_LOGITS_ALL) status = forward_logits(&p, 0, rows, logits + (int64_t)done * c->n_vocab, error);
+        else if (status == DG_OK && output) status = forward_logits(&p, rows - 1, 1, logits, error);
         if (status != DG_OK) return status;
-        if (which == DG_LOGITS_ALL) forward_logits(&p, 0, rows, logits + (int64_t)done * c->n_vocab);
-        else if (output) forward_logits(&p, rows - 1, 1, logits);
         done += rows;
         s->length += rows;
     }
     return ops_status(s->model->ops, error);
 }
 
-static int check_canvas(const dg_session *s, const int32_t *canvas, int32_t n, dg_error *error) {
-    const int32_t most = s->model->config.canvas_length;
+static int check_canvas(const dg_session *s, const int32_t *canvas, int32_t n, const float *condition, dg_error *error) {
+    const int32_t most = s->model->config.canvas_length, n_vocab = s->model->config.n_vocab;
     if (n < 1 || n > most) return fail(error, DG_ERROR_USAGE, "canvas: expected 1 to %d tokens, got %d", most, n);
+    for (int32_t i = 0; condition && i < n; i++) {
+        bool numbers = true;
+        for (int64_t v = 0; v < n_vocab; v++) numbers &= condition[(int64_t)i * n_vocab + v] < INFINITY; /* NaN is not */
+        if (!numbers) return fail(error, DG_ERROR_USAGE, "condition: NaN or infinity in row %d", i);
+    }
     return check_ids(s, canvas, n, error);
 }
 
@@ -230,9 +237,9 @@ int dg_denoise(dg_session *s, const int32_t *canvas, int32_t n, const float *con
 }
 
 int dg_denoise_hidden(dg_session *s, const int32_t *canvas, int32_t n, const float *condition, float *hidden, dg_error *error) {
-    if (check_canvas(s, canvas, n, error) != DG_OK) return DG_ERROR_USAGE;
+    if (check_canvas(s, canvas, n, condition, error) != DG_OK) return DG_ERROR_USAGE;
     const pass_part own = {.session = s, .n = n, .condition = condition};
-    const pass p = {s->model, &s->room, &own, 1, n, hidden};
+    const pass p = {s->model, &s->room, &own, 1, n, hidden, false, false};
     s->model->ops->put(s->model->ops, s->room.ids, canvas, (size_t)n * sizeof *canvas);
     const int status = forward_denoise(&p, error);
     return status == DG_OK ? ops_status(s->model->ops, error) : status;
@@ -247,7 +254,7 @@ int dg_denoise_batch(const dg_canvas *canvases, int32_t count, dg_error *error) 
         if (c->session->model != model) return fail(error, DG_ERROR_USAGE, "denoise: canvas %d is of another model", i);
         for (int32_t j = 0; j < i; j++)
             if (canvases[j].session == c->session) return fail(error, DG_ERROR_USAGE, "denoise: canvases %d and %d are of one session", j, i);
-        if (check_canvas(c->session, c->canvas, c->n, error) != DG_OK) return DG_ERROR_USAGE;
+        if (check_canvas(c->session, c->canvas, c->n, c->condition, error) != DG_OK) return DG_ERROR_USAGE;
         n += c->n;
     }
     pass_part *parts = calloc((size_t)count, sizeof *parts);
@@ -262,12 +269,12 @@ int dg_denoise_batch(const dg_canvas *canvases, int32_t count, dg_error *error) 
             memcpy(ids + first, canvases[i].canvas, (size_t)canvases[i].n * sizeof *ids);
             first += canvases[i].n;
         }
-        const pass p = {model, r, parts, count, n, NULL};
+        const pass p = {model, r, parts, count, n, NULL, false, false};
         model->ops->put(model->ops, r->ids, ids, (size_t)n * sizeof *ids);
         status = forward_denoise(&p, error);
         first = 0;
         for (int32_t i = 0; status == DG_OK && i < count; i++) {
-            forward_logits(&p, first, canvases[i].n, canvases[i].logits);
+            status = forward_logits(&p, first, canvases[i].n, canvases[i].logits, error);
             first += canvases[i].n;
         }
     }

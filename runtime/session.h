@@ -20,6 +20,7 @@ typedef struct room {
     void *products;            /* matmul_work() and soften_work() bytes */
     void *mixture;             /* experts_work() bytes */
     float *vocabulary;         /* room of the condition, soften and logits ops */
+    int32_t *found;            /* [1] where the pass first met NaN or infinity: 1 + layer * stages + stage; 0: nowhere */
     void *memory;              /* what all of these are carved from: the backend's */
     size_t bytes;
 } room;
@@ -69,17 +70,22 @@ typedef struct pass {
     int32_t n_parts;
     int64_t n;
     float *hidden; /* NULL, or [n_layer + 1][n][d_model]: where the decoder leaves what each layer reads, and the last one's output */
+    bool closely;  /* every stage of stages.def is watched */
+    bool later;    /* what was found is asked for once the step is over: forward_verdict */
 } pass;
 
-/* Passes fail only where weights cannot be read; what they leave in rooms is then of no use.
+/* Passes fail where weights cannot be read (DG_ERROR_SYSTEM) or where NaN or infinity comes up (DG_ERROR_NUMBERS, naming the
+ * layer and what was computed); what they leave in rooms is then of no use.
  * Runs ids[n] through the encoder behind each part's length, leaves their keys and values in the caches and, if asked,
  * the last layer's output in room.x. Does not move lengths. */
 int forward_encode(const pass *p, const int32_t *ids, bool output, dg_error *error);
 /* Runs the canvases of room.ids through the decoder behind each part's length; the output is in room.x. */
 int forward_denoise(const pass *p, dg_error *error);
 /* The choices of room.x, each part's in parts[i], whose n is that of pass_part i. Uses room.h. */
-void forward_choose(const pass *p, const head_part *parts);
+int forward_choose(const pass *p, const head_part *parts, dg_error *error);
+/* What a pass and its choices were worth that looked at nothing itself; argmax[n] of its rows. Uses room.h. */
+int forward_verdict(const pass *p, const int32_t *argmax, dg_error *error);
 /* logits[n][n_vocab] of rows [first, first + n) of room.x. Uses room.h. */
-void forward_logits(const pass *p, int64_t first, int64_t n, float *logits);
+int forward_logits(const pass *p, int64_t first, int64_t n, float *logits, dg_error *error);
 
 #endif

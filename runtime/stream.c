@@ -86,14 +86,17 @@ static const stream_matrix *matrix_of(const stream *s, int32_t l, int32_t i) { r
 static int64_t number_of(const stream *s, int32_t l, int32_t expert) { return (int64_t)l * s->n_expert + expert; }
 static int64_t run_room(const stream *s, const run *r) { return up(s, r->offset + r->bytes) - down(s, r->offset); }
 
+int64_t stream_expert_bytes(const stream *s, int32_t l) {
+    int64_t sum = 0;
+    for (int32_t i = 0; i < STREAM_MATRICES; i++)
+        if (matrix_of(s, l, i)->bytes) sum += up(s, matrix_of(s, l, i)->bytes) + s->granule;
+    return sum;
+}
+
 int64_t stream_block_bytes(const stream *s) {
     int64_t most = 0;
-    for (int32_t l = 0; l < s->n_layer; l++) {
-        int64_t sum = 0;
-        for (int32_t i = 0; i < STREAM_MATRICES; i++)
-            if (matrix_of(s, l, i)->bytes) sum += up(s, matrix_of(s, l, i)->bytes) + s->granule;
-        if (sum > most) most = sum;
-    }
+    for (int32_t l = 0; l < s->n_layer; l++)
+        if (stream_expert_bytes(s, l) > most) most = stream_expert_bytes(s, l);
     return most;
 }
 
@@ -390,8 +393,17 @@ static void drop_stale(stream *s, int32_t before) {
     while (s->taken < s->filled && s->slots[s->taken % s->n_slots].sequence < s->cycle * s->n_jobs + before) s->released = ++s->taken;
 }
 
+/* In a forked process nobody reads, and nobody is within a pass. What was being read comes again. */
+static void begin_anew(stream *s) {
+    os_thread_join(s->thread);
+    s->thread = NULL;
+    s->reading = s->busy = false;
+    s->failed = true;
+}
+
 void stream_begin(stream *s, int32_t layers) {
     monitor_enter(s->m);
+    if (s->thread && !os_thread_runs(s->thread)) begin_anew(s);
     while (s->busy) monitor_wait(s->m);
     s->busy = true;
     if (!s->placed || s->failed) {

@@ -10,7 +10,7 @@
 
 #include "ops.h"
 
-enum { STREAM_MATRICES = 3, STREAM_PIECE = 1 << 21 }; /* of an expert, at most; bytes of one read */
+enum { STREAM_MATRICES = 3, STREAM_PIECE = 1 << 23 }; /* of an expert, at most; bytes of one read */
 
 /* Where the bytes come from: os_file, or what a test puts there. */
 typedef struct stream_reader {
@@ -52,7 +52,8 @@ void stream_free(stream *s);
 /* From the next pass on these experts stay, keep[n_layer][n_expert], and the others come through a ring of n_slots buffers
  * of slot_bytes, each at least stream_block_bytes(). Memory of those that stayed before is given back. n_slots 0: all stay. */
 void stream_place(stream *s, const bool *keep, int64_t slot_bytes, int32_t n_slots);
-/* Most bytes of a buffer that one expert can take, and most that all ranges can. */
+/* Most bytes of a buffer that one expert of a layer can take, that any can, and that all ranges can. */
+int64_t stream_expert_bytes(const stream *s, int32_t layer);
 int64_t stream_block_bytes(const stream *s);
 int64_t stream_range_bytes(const stream *s);
 

@@ -81,11 +81,22 @@ static uint32_t hash_pair(uint32_t left, uint32_t right) {
 /* The longest search in a table that is half full: chance makes a tenth of this, so whoever needs more made it so. */
 enum { MOST_PROBES = 1024 };
 
+/* Bytes of a token: what a text costs per byte, where a file is made so that tokens of all lengths nearly fit. */
+enum { MOST_BYTES = 1024 };
+
+/* Where a special token's text leads, byte after byte. */
+typedef struct node {
+    uint32_t parent;
+    uint8_t byte;
+    int32_t id; /* of the token that ends here, or -1 */
+} node;
+
 /* ---- The tokenizer ---------------------------------------------------------------------------------------------- */
 
 struct dg_tokenizer {
     dg_vocab vocab;
-    gguf *owned;          /* the file, where dg_tokenizer_open opened it */
+    const gguf *file;
+    gguf *owned;          /* the same, where dg_tokenizer_open opened it */
     char *chat_template;
     const uint8_t *tokens, *merges; /* the arrays' first elements, in the map */
     uint32_t *token_at;   /* [n_vocab] offset of each token in its array */
@@ -95,8 +106,9 @@ struct dg_tokenizer {
     size_t longest_token, longest_merge;
     int32_t byte_ids[256]; /* or -1 */
     bool begins_special[256];
-    uint32_t *special_lengths; /* of the special tokens, longest first, each once */
-    uint32_t n_special_lengths;
+    node *nodes;          /* of the tree of special tokens; the first is its root */
+    uint32_t n_nodes;
+    table children;       /* (node, byte) -> node */
 };
 
 static gguf_text string_at(const uint8_t *strings, uint32_t offset) {
@@ -132,7 +144,8 @@ void dg_tokenizer_free(dg_tokenizer *tokenizer) {
     free(tokenizer->kinds);
     free(tokenizer->ids.slots);
     free(tokenizer->ranks.slots);
-    free(tokenizer->special_lengths);
+    free(tokenizer->nodes);
+    free(tokenizer->children.slots);
     free(tokenizer);
 }
 
@@ -209,30 +222,42 @@ static int byte_of(gguf_text text) {
 
 static bool special_kind(uint8_t kind) { return kind == CONTROL || kind == USER_DEFINED || kind == UNKNOWN; }
 
-static int longest_first(const void *a, const void *b) {
-    uint32_t x = *(const uint32_t *)a, y = *(const uint32_t *)b;
-    return (x < y) - (x > y);
+/* The slot of a node's child, or the empty one where it would be; NULL where the search takes too long. */
+static slot *child_slot(const dg_tokenizer *t, uint32_t parent, uint8_t byte) {
+    const uint32_t hash = hash_pair(parent, byte);
+    uint32_t probes = 0;
+    for (uint32_t i = hash & t->children.mask; probes++ < MOST_PROBES; i = (i + 1) & t->children.mask) {
+        slot *s = &t->children.slots[i];
+        if (s->value == NONE || (s->hash == hash && t->nodes[s->value].parent == parent && t->nodes[s->value].byte == byte)) return s;
+    }
+    return NULL;
 }
 
-/* Which lengths special tokens have, so that a text is looked up once per length. */
-static bool list_specials(dg_tokenizer *t) {
-    uint32_t n = 0;
-    for (int32_t id = 0; id < t->vocab.n_vocab; id++) n += special_kind(t->kinds[id]);
-    if (n == 0) return true;
-    uint32_t *lengths = t->special_lengths = malloc(n * sizeof *lengths);
-    if (lengths == NULL) return false;
-    n = 0;
+/* The tree of special tokens, so that a text is passed once for all of them. */
+static int plant_specials(const gguf *file, dg_tokenizer *t, dg_error *error) {
+    uint64_t bytes = 0;
+    for (int32_t id = 0; id < t->vocab.n_vocab; id++) bytes += special_kind(t->kinds[id]) ? string_at(t->tokens, t->token_at[id]).n : 0;
+    t->nodes = bytes < NONE ? malloc(((size_t)bytes + 1) * sizeof *t->nodes) : NULL;
+    if (t->nodes == NULL || !table_new(&t->children, bytes)) return no_memory(file, error);
+    t->nodes[t->n_nodes++] = (node){NONE, 0, -1};
     for (int32_t id = 0; id < t->vocab.n_vocab; id++) {
         if (!special_kind(t->kinds[id])) continue;
-        gguf_text text = string_at(t->tokens, t->token_at[id]);
-        if (text.n == 0) continue;
-        lengths[n++] = (uint32_t)text.n;
+        const gguf_text text = string_at(t->tokens, t->token_at[id]);
+        if (text.n == 0 || find_text(t, text.at, (size_t)text.n) != id) continue; /* of equals, the first encodes */
+        uint32_t at = 0;
+        for (uint64_t i = 0; i < text.n; i++) {
+            slot *s = child_slot(t, at, (uint8_t)text.at[i]);
+            if (s == NULL) return crafted(file, KEY_tokens, error);
+            if (s->value == NONE) {
+                *s = (slot){hash_pair(at, (uint8_t)text.at[i]), t->n_nodes};
+                t->nodes[t->n_nodes++] = (node){at, (uint8_t)text.at[i], -1};
+            }
+            at = s->value;
+        }
+        t->nodes[at].id = id;
         t->begins_special[(uint8_t)text.at[0]] = true;
     }
-    qsort(lengths, n, sizeof *lengths, longest_first);
-    for (uint32_t i = 0; i < n; i++)
-        if (i == 0 || lengths[i] != lengths[i - 1]) lengths[t->n_special_lengths++] = lengths[i];
-    return true;
+    return DG_OK;
 }
 
 static int read_tokens(const gguf *file, dg_tokenizer *t, dg_error *error) {
@@ -257,6 +282,8 @@ static int read_tokens(const gguf *file, dg_tokenizer *t, dg_error *error) {
     for (int32_t id = 0; id < n; id++) {
         t->token_at[id] = (uint32_t)(cursor - t->tokens);
         gguf_text text = gguf_next_string(&cursor);
+        if (text.n > MOST_BYTES)
+            return fail(error, DG_ERROR_FORMAT, "%s: token %d has %llu bytes, more than the %d there may be", file->path, (int)id, (unsigned long long)text.n, MOST_BYTES);
         if (text.n > t->longest_token) t->longest_token = (size_t)text.n;
 
         int64_t kind;
@@ -284,7 +311,7 @@ static int read_tokens(const gguf *file, dg_tokenizer *t, dg_error *error) {
         char text[6] = {'<', '0', 'x', digits[byte >> 4], digits[byte & 15], '>'};
         t->byte_ids[byte] = find_text(t, text, sizeof text);
     }
-    return list_specials(t) ? DG_OK : no_memory(file, error);
+    return plant_specials(file, t, error);
 }
 
 /* A merge is "left right", cut at the first space from index 1. */
@@ -361,7 +388,8 @@ int tokenizer_new(const gguf *file, dg_tokenizer **out, dg_error *error) {
     *out = NULL;
     dg_tokenizer *t = calloc(1, sizeof *t);
     if (t == NULL) return no_memory(file, error);
-    int status = read_all(file, t, error);
+    t->file = file;
+    int status = gguf_verdict(file, read_all(file, t, error), error);
     if (status == DG_OK) *out = t;
     else dg_tokenizer_free(t);
     return status;
@@ -600,13 +628,17 @@ static bool encode_plain(encoder *e, const char *at, size_t n) {
 
 /* The longest special token in front of at[n], or -1. */
 static int32_t find_special(const dg_tokenizer *t, const char *at, size_t n, bool control, size_t *length) {
-    if (!t->begins_special[(uint8_t)at[0]]) return -1;
-    for (uint32_t i = 0; i < t->n_special_lengths; i++) {
-        *length = t->special_lengths[i];
-        int32_t id = *length > n ? -1 : find_text(t, at, *length);
-        if (id >= 0 && (t->kinds[id] == USER_DEFINED || (control && special_kind(t->kinds[id])))) return id;
+    int32_t found = -1;
+    if (!t->begins_special[(uint8_t)at[0]]) return found;
+    uint32_t here = 0;
+    for (size_t i = 0; i < n; i++) {
+        const slot *s = child_slot(t, here, (uint8_t)at[i]);
+        if (s == NULL || s->value == NONE) break;
+        here = s->value;
+        const int32_t id = t->nodes[here].id;
+        if (id >= 0 && (control || t->kinds[id] == USER_DEFINED)) found = id, *length = i + 1;
     }
-    return -1;
+    return found;
 }
 
 static bool encode_text(encoder *e, const char *at, size_t n, bool control) {
@@ -641,7 +673,7 @@ int dg_tokenize(const dg_tokenizer *tokenizer, const char *text, size_t n_bytes,
     free(e.symbols);
     free(e.heap);
     *n_ids = done ? e.n_ids : 0;
-    return done ? DG_OK : fail(error, DG_ERROR_SYSTEM, "no memory to tokenize %zu bytes", n_bytes);
+    return done ? gguf_check(tokenizer->file, error) : fail(error, DG_ERROR_SYSTEM, "no memory to tokenize %zu bytes", n_bytes);
 }
 
 /* ---- Decoding --------------------------------------------------------------------------------------------------- */
@@ -702,5 +734,5 @@ int dg_detokenize(const dg_tokenizer *tokenizer, const int32_t *ids, size_t n_id
     put_bytes(&d, bytes, pending);
     free(bytes);
     *n_bytes = d.n;
-    return DG_OK;
+    return gguf_check(tokenizer->file, error);
 }

@@ -182,5 +182,5 @@ bool vram_placed(const dg_model *m, dg_plan *out) {
     return placed;
 }
 
-bool dg_overlap_watch(dg_model *m, bool watch) { return ops_watch(m->ops, watch); }
-bool dg_overlap_read(const dg_model *m, dg_overlap *out) { return ops_overlap(m->ops, out); }
+bool dg_overlap_watch(dg_model *m, bool watch) { return ops_overlap_watch(m->ops, watch); }
+bool dg_overlap_read(const dg_model *m, dg_overlap *out) { return ops_overlap_read(m->ops, out); }

@@ -23,6 +23,16 @@ def bundled():
         yield model
 
 
+@pytest.fixture(scope="session")
+def tidy():
+    """The bundled model of small text tasks, which chats, thinks, calls tools and fills holes."""
+    import dgemma
+    from dgemma.model import bundled
+
+    with dgemma.Model(bundled("tidy"), threads=1) as model:
+        yield model
+
+
 # As Gemma's: no thought in what was said before, an empty one where none is wanted.
 CHAT_TEMPLATE = """{{ bos_token }}{% if enable_thinking or messages[0].role == 'system' %}<|turn>system
 {% if enable_thinking %}<|think|>{% endif %}{% if messages[0].role == 'system' %}{{ messages[0].content }}{% endif -%}

@@ -1,7 +1,8 @@
-"""The README's tables of quality, of the bundled checkpoint: `make bench-quality`.
+"""What settings and approximations cost the bundled Sudoku model: part of `make bench-quality`, as measure_types.py.
 
-Every type by size, nearness to float32, Sudokus solved and speed; settings by quality and time, drawn; approximations.
-The tables go to standard output, figures and pictures to a folder, all with date and commit.
+On the hard levels, settings by quality and time, drawn, and approximations; how near q8_0 comes to float32, layer by
+layer; what `tidy`, the other bundled model, gets right. The tables go to standard output, figures and pictures to a
+folder, all with date and commit.
 """
 
 from __future__ import annotations
@@ -14,29 +15,27 @@ import click
 
 from dgemma.cli.eval import main as dg_eval
 from dgemma.convert import convert
-from dgemma.convert.recipe import RECIPES
+from dgemma.model import bundled
 
 HERE = Path(__file__).parent
 SUDOKU = HERE / "models" / "sudoku"
 SWEEP = ["--sweep", "steps=4,8,16,32,48", "--sweep", "entropy_bound=0.05,0.1,0.3"]
+HARD = [flag for blanks in (44, 48, 51, 54) for flag in ("--level", f"{blanks} blanks")]  # the others are all solved
 
 
 @click.command()
 @click.option("--out", type=click.Path(path_type=Path), default=HERE / "bench", show_default=True, help="The folder.")
-@click.option("--count", default=20, show_default=True, help="Puzzles per level.")
+@click.option("--count", default=50, show_default=True, help="Most puzzles per level.")
 @click.option("--seeds", default=1, show_default=True)
 def main(out: Path, count: int, seeds: int) -> None:
     tasks = ["--task", "sudoku", "--count", str(count), "--seeds", str(seeds)]
     with tempfile.TemporaryDirectory() as folder:
-        files = {kind: Path(folder) / f"{kind}.gguf" for kind in RECIPES}
-        for kind, path in files.items():
-            convert(SUDOKU, path, type=kind)
-        f32, q8_0 = str(files["f32"]), str(files["q8_0"])
-        run([*map(str, files.values()), "--against", f32, *tasks, "--json", str(out / "quality-types.json")])
+        f32, q8_0 = (str(convert(SUDOKU, Path(folder) / f"{kind}.gguf", kind).path) for kind in ("f32", "q8_0"))
         run([q8_0, "--against", f32, "--layers", "--json", str(out / "quality-q8_0.json")])
         drawn = ["--json", str(out / "quality-settings.json"), "--plot", str(out / "quality-settings.svg")]
-        run([q8_0, *tasks, *SWEEP, *drawn])
-        run([q8_0, *tasks, "--approximations", "--json", str(out / "quality-approximations.json")])
+        run([q8_0, *tasks, *HARD, *SWEEP, *drawn])
+        run([q8_0, *tasks, *HARD, "--approximations", "--json", str(out / "quality-approximations.json")])
+        run([bundled("tidy"), *tasks[2:], "--json", str(out / "quality-tidy.json")])
 
 
 def run(arguments: list[str]) -> None:

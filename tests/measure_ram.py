@@ -3,9 +3,10 @@
 python tests/measure_ram.py [MODEL] [--ram 4G --ram 8G ...] [--steps N] [--cache DIR] [--json FILE]
 
 Without MODEL it is the whole published shape with random weights, 16.8 GB, made once in DIR. Every row is a process of
-its own. Per step: bytes read over those that do not stay; seconds over the larger of what computing and what reading
-take, both in the same run (a step less its waits; bytes over the disk's rate meanwhile); the planner's prediction, from
-measurements of its own before the run; the most that the process ever had in memory.
+its own; first a step in memory, the file mapped and in the page cache, where it fits. Per step: bytes read over those
+that do not stay; seconds over the larger of what computing takes (that step in memory; without one, a step less its
+waits) and what reading takes (bytes over the disk's rate meanwhile); the planner's prediction, from measurements of its
+own before the run; the most that the process ever had in memory; whether every canvas is the one made in memory.
 
 The plain map runs in a memory cgroup with that limit, where this process may make one below its own: what it reads is
 what the kernel says. Where it may not, that row is missing.
@@ -14,6 +15,7 @@ what the kernel says. Where it may not, that row is missing.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import subprocess
@@ -26,7 +28,7 @@ from dgemma import Model, Step
 from dgemma.bench.machine import apart, measure_disk
 from dgemma.bench.report import table
 from dgemma.bench.synthetic import Synthetic, cache_folder, make
-from dgemma.plan import SHARP, placed, this_machine
+from dgemma.plan import SHARP, free_memory, placed, this_machine
 from dgemma.sizes import size, size_text
 
 PROMPT = 64
@@ -40,7 +42,7 @@ def child(path: str, ram: int, steps: int, machine: Any = None) -> dict[str, Any
         opened = perf_counter() - began
         config = model.config
         ids = [config.end_ids[0]] * PROMPT
-        seconds, moved, stats = [], [], []
+        seconds, moved, stats, made = [], [], [], hashlib.sha256()
         options = dict(t_min=SHARP, t_max=SHARP, confidence=0.0, stability=0, steps=WARM + steps)
         began = perf_counter()
         for event in model.stream(ids, **options):
@@ -48,8 +50,9 @@ def child(path: str, ram: int, steps: int, machine: Any = None) -> dict[str, Any
                 seconds.append(perf_counter() - began)
                 moved.append(model.traffic)
                 stats.append(counter("/proc/self/io", "read_bytes"))
+                made.update(event.canvas.tobytes() + event.entropy.tobytes() + event.next.tobytes())
                 began = perf_counter()
-        told: dict[str, Any] = {"opened": opened, "seconds": seconds, "ram": ram}
+        told: dict[str, Any] = {"opened": opened, "seconds": seconds, "ram": ram, "made": made.hexdigest()}
         first, last = moved[WARM - 1], moved[-1]
         if last is not None and first is not None:
             told |= {"read": (last.read - first.read) / steps, "waited": (last.waited - first.waited) / steps}
@@ -139,12 +142,19 @@ def plainly(path: Path, ram: int, steps: int) -> dict[str, Any] | None:
 # ---- The table ----
 
 
-def rows_of(found: list[dict[str, Any]]) -> list[list[str]]:
+def middle(told: dict[str, Any]) -> float:
+    """Seconds of the median step."""
+    seconds: list[float] = sorted(told["seconds"])
+    return seconds[len(seconds) // 2]
+
+
+def rows_of(memory: dict[str, Any] | None, found: list[dict[str, Any]]) -> list[list[str]]:
     rows = []
     for one in found:
         ram, plain = one["within"], one["plain"]
-        step = sorted(ram["seconds"])[len(ram["seconds"]) // 2]
-        compute, reading = step - ram["waited"], ram["read"] / ram["disk"] if ram["disk"] else 0.0
+        step = middle(ram)
+        compute = middle(memory) if memory else step - ram["waited"]
+        reading = ram["read"] / ram["disk"] if ram["disk"] else 0.0
         rest = one["weights"] - ram["resident"]
         rows.append(
             [
@@ -155,21 +165,23 @@ def rows_of(found: list[dict[str, Any]]) -> list[list[str]]:
                 f"{ram['read'] / rest:.3f}" if rest > 0 else "-",
                 f"{step:.2f}",
                 f"{compute:.2f}",
+                f"{ram['waited']:.2f}",
                 f"{reading:.2f}",
                 f"{step / max(compute, reading):.2f}",
                 f"{ram['predicted']:.2f}",
                 f"{ram['predicted'] / step:.2f}",
                 size_text(ram["peak"]),
                 f"{ram['opened']:.2f}",
-                "-" if plain is None else f"{sorted(plain['seconds'])[len(plain['seconds']) // 2]:.1f}",
+                "-" if memory is None else "yes" if ram["made"] == memory["made"] else "NO",
+                "-" if plain is None else f"{middle(plain):.1f}",
                 "-" if plain is None else size_text(plain["read"]),
             ]
         )
     return rows
 
 
-HEAD = ["budget", "stays", "buffers", "read a step", "over the rest", "step, s", "computing", "reading", "over larger"]
-HEAD += ["predicted", "over step", "peak", "open, s", "plain map, s", "it reads"]
+HEAD = ["budget", "stays", "buffers", "read a step", "over the rest", "step, s", "computing", "waits", "reading"]
+HEAD += ["over larger", "predicted", "over step", "peak", "open, s", "same canvases", "plain map, s", "it reads"]
 
 
 def main() -> None:
@@ -187,7 +199,8 @@ def main() -> None:
         return
     path = asked.model or make(asked.cache, Synthetic("26b-a4b"))
     weights = os.path.getsize(path)
-    found = []
+    found: list[dict[str, Any]] = []
+    memory = apart(child, str(path), 0, asked.steps) if (free_memory() or 0) > weights + (2 << 30) else None
     for ram in asked.ram or [4 << 30, 8 << 30, 12 << 30]:
         machine = apart(this_machine, str(path))
         forget(path)
@@ -198,9 +211,9 @@ def main() -> None:
     disk = measure_disk(path)
     print(f"{path.name}, {size_text(weights)}; {os.cpu_count()} processors, load {os.getloadavg()[0]:.1f};", end=" ")
     print(f"the disk reads {disk / 1e9:.2f} GB/s now" if disk else "")
-    print("\n".join(table(HEAD, rows_of(found))))
+    print("\n".join(table(HEAD, rows_of(memory, found))))
     if asked.json:
-        asked.json.write_text(json.dumps(found, indent=1) + "\n")
+        asked.json.write_text(json.dumps({"memory": memory, "budgets": found}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,12 +1,11 @@
-"""What every --type makes of a checkpoint: types, size, fidelity to bf16, Sudokus solved; and what calibration adds.
+"""What every --type makes of the bundled checkpoints, and what calibration adds: part of `make bench-quality`.
 
-python tests/measure_types.py [CHECKPOINT]      default: the bundled Sudoku model; prints tables in Markdown
+The first table has a line per type: the formats that are stored (where rows are too short for a K-quant, another one),
+size, nearness to the checkpoint's own bf16, held-out tasks solved, speed. Sudoku has rows of 128, tidy of 256.
 
-Fidelity of the Sudoku model is measured on puzzles that are neither in its training nor in its calibration: of each
-level the first ones, while the last ones calibrate. One file's KL is a draw of its rounding errors: the second table
-therefore averages over checkpoints whose hidden dimensions are in another order, which compute the same and round
-otherwise. There every step is conditioned on what bf16 said: with a file's own words, as in the first table, one puzzle
-that takes another way outweighs all else.
+The second table sets a type beside itself calibrated. One file's KL is a draw of its rounding errors, so it has means
+over checkpoints whose hidden dimensions are in other orders, which compute the same and round otherwise. It calibrates
+on Sudokus and on messages that are neither among those that are measured nor, of tidy, held out from training.
 """
 
 from __future__ import annotations
@@ -16,40 +15,105 @@ import shutil
 import statistics
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 import numpy as np
-from checkpoints import read_safetensors_header, write_checkpoint, write_raw_safetensors
+from checkpoints import read_safetensors_header, write_raw_safetensors
+from models.tidy import tasks
 from solve_rate import puzzles, solve_rate
+from success_rate import success_rate
 
 import dgemma
 from dgemma.convert import Conversion, convert
+from dgemma.convert.calibrate import measure
+from dgemma.convert.imatrix import Sums, write_imatrix
+from dgemma.convert.names import wanted
 from dgemma.convert.recipe import RECIPES
-from dgemma.eval.base import Base
+from dgemma.convert.source import open_source
+from dgemma.eval import rows
+from dgemma.eval.base import Base, replay
+from dgemma.eval.evaluation import about
 from dgemma.eval.fidelity import compare, make_base
+from dgemma.model import bundled
 from dgemma.sizes import size_text
 
-SUDOKU = Path(__file__).parent / "models" / "sudoku"
+HERE = Path(__file__).parent
 LEVELS = (20, 30, 36, 40, 44, 48, 51, 54)  # blanks
-CALIBRATING = 12  # puzzles of each level, the last ones
-HARD = (48, 51, 54)  # whose solve rate is told
-CALIBRATED = ("iq4_nl", "q4_0")  # and K-quants, where rows are whole blocks of them
-ROWS = ("q_norm", "k_norm", "layer_scalar", "per_expert_scale")  # vectors of something else than the hidden size
+TASKS = [name for name in tasks.TASKS if name not in ("tool", "reply", "think", "again")]  # of one message each
+CALIBRATING = 12  # puzzles of each level, the last ones; as many messages
+OTHER_INPUTS = ("attn_output", "down")  # of matrices whose inputs are not the hidden dimensions
+OTHER_ROWS = ("q_norm", "k_norm", "layer_scalar", "per_expert_scale")  # vectors of something else
 OUTPUTS = {"o_proj": 0, "mlp.down_proj": 0, "self_conditioning.down_proj": 0, "experts.down_proj": 1}
 
 Prompts = Sequence[Any]
 
 
-def held_out(count: int) -> Prompts:
-    return [puzzle.prompt for blanks in LEVELS for puzzle in puzzles(blanks)[:count]]
+@dataclass(frozen=True)
+class Bench:
+    """A checkpoint with its tasks."""
+
+    name: str
+    prompts: Callable[[int], Prompts]  # held out: so many of each level or task
+    calibrating: Callable[[], Prompts]
+    solved: Callable[[dgemma.Model, int], float]  # share of held-out tasks, so many of each level or task
+    compared: Sequence[str]  # types that the second table has
+
+    @property
+    def folder(self) -> Path:
+        return HERE / "models" / self.name
 
 
-def write_texts(folder: Path, prompts: Prompts) -> Path:
-    file = folder / "calibrate.jsonl"
-    file.write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts))
-    return file
+def sudokus(count: int) -> Prompts:
+    return [puzzle.prompt for i in range(count) for blanks in LEVELS for puzzle in puzzles(blanks)[i : i + 1]]
+
+
+def other_sudokus() -> Prompts:
+    return [puzzles(blanks)[-1 - i].prompt for i in range(CALIBRATING) for blanks in LEVELS]
+
+
+def sudokus_solved(model: dgemma.Model, count: int) -> float:
+    rates = [solve_rate(model, blanks, count) for blanks in LEVELS]
+    return sum(rate.solved for rate in rates) / sum(rate.tries for rate in rates)
+
+
+def messages(count: int) -> Prompts:
+    return [case.messages for i in range(count) for task in TASKS for case in tasks.cases(task, count)[i : i + 1]]
+
+
+def other_messages() -> Prompts:
+    found = (case.messages for case in tasks.training(5) if isinstance(case, tasks.Case) and not case.tools)
+    return [next(found) for _ in range(CALIBRATING * 40)]
+
+
+def messages_solved(model: dgemma.Model, count: int) -> float:
+    rates = [success_rate(model, task, count=count) for task in tasks.TASKS]
+    return sum(rate.right for rate in rates) / sum(rate.tries for rate in rates)
+
+
+BENCHES = [
+    Bench("sudoku", sudokus, other_sudokus, sudokus_solved, ("q4_0", "iq4_nl")),
+    Bench("tidy", messages, other_messages, messages_solved, ("q4_0", "iq4_nl", "q4_k_m", "q5_k_m", "q6_k")),
+]
+
+
+# ---- a line per type ----
+
+
+@dataclass(frozen=True)
+class Type:
+    name: str
+    stored: str
+    bytes: int
+    kl_mean: float
+    kl_p99: float
+    top1: float
+    committed: float
+    solved: float
+    tokens_per_second: float
 
 
 def stored(done: Conversion) -> str:
@@ -58,19 +122,56 @@ def stored(done: Conversion) -> str:
     return ", ".join(found) or "all F32"
 
 
-def reordered(source: Path, out: Path, seed: int) -> Path:
+def types(of: Bench, room: Path, count: int, solving: int, threads: int | None) -> Iterator[Type]:
+    convert(of.folder, room / "bf16.gguf", "bf16", threads=threads)
+    base = make_base(room / "bf16.gguf", prompts=of.prompts(count), model={"threads": threads})
+    for name in RECIPES:
+        done = convert(of.folder, room / "out.gguf", name, threads=threads, force=True)
+        f = compare(done.path, base, model={"threads": threads})
+        with dgemma.Model(done.path, threads=threads) as model:
+            solved = of.solved(model, solving)
+        kl, told = (f.kl_mean, f.kl_p99), (f.top1, f.committed, solved, f.tokens_per_second)
+        yield Type(name, stored(done), done.plan.file_bytes, *kl, *told)
+
+
+# ---- with and without calibration ----
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    name: str
+    stored: str
+    plain: list[float]  # mean KL per order
+    calibrated: list[float]
+
+    @property
+    def nearer(self) -> int:
+        return sum(b < a for a, b in zip(self.plain, self.calibrated, strict=True))
+
+    @property
+    def gained(self) -> list[float]:
+        return [a - b for a, b in zip(self.plain, self.calibrated, strict=True)]
+
+
+def orders(hidden: int, count: int) -> list[Any]:
+    """Of the hidden dimensions."""
+    return [np.random.default_rng(seed).permutation(hidden) for seed in range(count)]
+
+
+def reordered(source: Path, out: Path, order: Any) -> Path:
     """The checkpoint with its hidden dimensions in another order: the same function."""
-    shutil.copytree(source, out, ignore=shutil.ignore_patterns("*.py", "*.log", "*.md", "puzzles*"))
-    hidden = json.loads((out / "config.json").read_text())["text_config"]["hidden_size"]
-    order = np.random.default_rng(seed).permutation(hidden)
-    header, data = read_safetensors_header(out / "model.safetensors")
+    out.mkdir()
+    for file in source.iterdir():
+        if file.suffix in (".json", ".jinja"):
+            shutil.copy(file, out)
+    header, data = read_safetensors_header(source / "model.safetensors")
     changed = bytearray(data)
     for name, entry in header.items():
-        if name == "__metadata__" or "vision" in name or any(part in name for part in ROWS):
+        if name == "__metadata__" or "vision" in name or any(part in name for part in OTHER_ROWS):
             continue
         axis = next((axis for part, axis in OUTPUTS.items() if part in name), len(entry["shape"]) - 1)
-        if entry["shape"][axis] != hidden:
-            raise SystemExit(f"{name}: {entry['shape']} has no hidden dimension {hidden} at {axis}")
+        if entry["shape"][axis] != len(order):
+            raise SystemExit(f"{name}: {entry['shape']} has no hidden dimension {len(order)} at {axis}")
         start, end = entry["data_offsets"]
         width = {"BF16": np.uint16, "F16": np.uint16, "F32": np.uint32}[entry["dtype"]]
         values = np.frombuffer(data[start:end], width).reshape(entry["shape"])
@@ -79,121 +180,125 @@ def reordered(source: Path, out: Path, seed: int) -> Path:
     return out
 
 
-def table(head: Sequence[str], rows: Iterator[Sequence[str]]) -> None:
-    click.echo("| " + " | ".join(head) + " |")
-    click.echo("|---|---|" + "--:|" * (len(head) - 2))
-    for row in rows:
-        click.echo("| " + " | ".join(row) + " |")
+def reordered_sums(sums: dict[str, Sums], order: Any) -> dict[str, Sums]:
+    """What would be measured on the checkpoint in that order."""
+    return {
+        name: of
+        if any(part in name for part in OTHER_INPUTS)
+        else Sums(of.squares[:, order], of.counts, None if of.inputs is None else of.inputs[:, order])
+        for name, of in sums.items()
+    }
 
 
-def types(source: Path, room: Path, prompts: Prompts, solve: Callable[[Path], list[str]]) -> Iterator[list[str]]:
-    """A row per type."""
-    convert(source, room / "bf16.gguf", "bf16")
-    base = make_base(room / "bf16.gguf", prompts=prompts)
-    for name in RECIPES:
-        done = convert(source, room / "out.gguf", name, force=True)
-        f = compare(room / "out.gguf", base)
-        size = size_text(done.plan.file_bytes)
-        yield [
-            name,
-            stored(done),
-            size,
-            f"{f.kl_mean:.2g}",
-            f"{f.kl_p99:.2g}",
-            f"{100 * f.top1:.2f}",
-            *solve(done.path),
-        ]
-
-
-def divergence(file: Path, base_file: Path, base: Base) -> float:
-    """Mean KL of softmax(logits / temperature) over the base's trajectories, each step conditioned on the base."""
+def divergence(file: Path, base: Base, threads: int | None) -> float:
+    """The mean KL of compare(), without the rest."""
     found = []
-    with dgemma.Model(file) as ours, dgemma.Model(base_file) as theirs:
+    with dgemma.Model(file, threads=threads) as model:
         for t in base.trajectories:
-            with ours.session(len(t.prompt)) as a, theirs.session(len(t.prompt)) as b:
-                a.encode(t.prompt)
-                b.encode(t.prompt)
-                condition = None
-                for canvas, temperature in zip(t.canvases, t.temperature, strict=True):
-                    got, wanted = (s.denoise(canvas, condition) / np.float32(temperature) for s in (a, b))
-                    p, q = log_softmax(wanted), log_softmax(got)
-                    found.append((np.exp(p) * (p - q)).sum(axis=1))
-                    condition = wanted
+            n = len(t.canvases[0])
+            with model.session(len(t.prompt)) as session:
+                session.encode(t.prompt)
+                before = partial(_before, t.rows, n, int(model.config.n_vocab))
+                for step, logits in replay(session, list(t.canvases), before, set(), []):
+                    found.append(rows.divergence(t.rows, step * n, logits))
     return float(np.concatenate(found).mean())
 
 
-def log_softmax(z: np.ndarray) -> np.ndarray:
-    z = z.astype(np.float64) - z.max(axis=1, keepdims=True)
-    return z - np.log(np.exp(z).sum(axis=1, keepdims=True))
+def _before(of: rows.Rows, n: int, n_vocab: int, step: int) -> Any:
+    return rows.condition(of, step * n, n, n_vocab)
 
 
 def calibrated(
-    source: Path, room: Path, prompts: Prompts, texts: Path, names: Sequence[str], orders: int
-) -> Iterator[list[str]]:
-    """A row per type: KL without and with calibration, each the mean over checkpoints in other orders."""
-    found: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
-    for seed in range(orders):
-        folder = reordered(source, room / f"order-{seed}", seed)
-        convert(folder, room / "base.gguf", "bf16", force=True)
-        base = make_base(room / "base.gguf", prompts=prompts)
-        imatrix = room / f"imatrix-{seed}.gguf"
-        convert(folder, room / "out.gguf", "q8_0", calibrate=texts, save_imatrix=imatrix, force=True)
-        for name in names:
-            kl = []
-            for weights in (None, imatrix):
-                convert(folder, room / "out.gguf", name, imatrix=weights, force=True)
-                kl.append(divergence(room / "out.gguf", room / "base.gguf", base))
-            found[name].append((kl[0], kl[1]))
-    for name, pairs in found.items():
-        plain, weighed = ([pair[i] for pair in pairs] for i in (0, 1))
-        better = sum(b < a for a, b in pairs)
-        ratio = statistics.fmean(weighed) / statistics.fmean(plain)
-        yield [name, f"{better} of {len(pairs)}", spread(plain), spread(weighed), f"{ratio:.2f}"]
+    of: Bench, room: Path, count: int, n_orders: int, threads: int | None, tokens: int | None = None
+) -> list[Calibrated]:
+    """tokens: that calibration sees; None: as many as by default."""
+    convert(of.folder, room / "bf16.gguf", "bf16", threads=threads, force=True)
+    base = make_base(room / "bf16.gguf", prompts=of.prompts(count), model={"threads": threads})
+    with open_source(room / "bf16.gguf") as source:
+        needed, hidden = wanted(source.config), source.config.values["d_model"]
+    convert(of.folder, room / "working.gguf", "q8_0", threads=threads, force=True)
+    measured = measure(room / "working.gguf", of.calibrating(), needed, tokens, threads or 1)
+    found = {name: Calibrated(name, "", [], []) for name in of.compared}
+    for i, order in enumerate(orders(hidden, n_orders)):
+        folder, imatrix = reordered(of.folder, room / f"order-{i}", order), room / f"imatrix-{i}.gguf"
+        write_imatrix(imatrix, reordered_sums(measured.sums, order), "", measured.passes, measured.canvas_length, False)
+        for name, so_far in found.items():
+            for weights, kl in ((None, so_far.plain), (imatrix, so_far.calibrated)):
+                done = convert(folder, room / "out.gguf", name, imatrix=weights, threads=threads, force=True)
+                kl.append(divergence(done.path, base, threads))
+            found[name] = Calibrated(name, stored(done), so_far.plain, so_far.calibrated)
+        shutil.rmtree(folder)
+    return list(found.values())
+
+
+# ---- what is told ----
+
+
+def thousandths(value: float) -> str:
+    """Of nats."""
+    return f"{1e3 * value:.2g}" if value < 0.01 else f"{1e3 * value:.1f}"
 
 
 def spread(values: Sequence[float]) -> str:
-    """The mean and its standard error."""
+    """The mean and its standard error, in thousandths of a nat."""
     error = statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else 0.0
-    return f"{statistics.fmean(values):.4f} ± {error:.4f}"
+    return f"{1e3 * statistics.fmean(values):.2f} ± {1e3 * error:.2f}"
+
+
+def table(head: Sequence[str], lines: Iterator[Sequence[str]]) -> None:
+    click.echo("| " + " | ".join(head) + " |")
+    click.echo("|---|---|" + "--:|" * (len(head) - 2))
+    for line in lines:
+        click.echo("| " + " | ".join(line) + " |")
+    click.echo()
+
+
+def type_line(of: Type) -> list[str]:
+    shares = [f"{100 * share:.1f}" for share in (of.top1, of.committed, of.solved)]
+    kl = [thousandths(of.kl_mean), thousandths(of.kl_p99)]
+    return [of.name, of.stored, size_text(of.bytes), *kl, *shares, f"{of.tokens_per_second:.0f}"]
+
+
+def calibrated_line(of: Calibrated) -> list[str]:
+    ratio = statistics.fmean(of.calibrated) / statistics.fmean(of.plain)
+    kl = [spread(of.plain), spread(of.calibrated), spread(of.gained)]
+    return [of.name, of.stored, *kl, f"{ratio:.2f}", f"{of.nearer} of {len(of.plain)}"]
+
+
+TYPE_HEAD = ["type", "stored", "size", "KL", "KL p99", "same token, %", "committed, %", "solved, %", "tokens/s"]
+CALIBRATED_HEAD = ["type", "stored", "KL", "calibrated", "gained", "ratio", "nearer"]
 
 
 @click.command()
-@click.argument("checkpoint", default=SUDOKU, type=click.Path(path_type=Path))
-@click.option(
-    "--random", "random_", is_flag=True, help="A random checkpoint of hidden size 256 instead, on ids as text."
-)
-@click.option("--puzzles", "count", default=4, help="Held-out puzzles of each level for KL.")
-@click.option("--solve", "solving", default=100, help="Puzzles of each hard level for the solve rate; 0: none.")
-@click.option("--orders", default=6, help="Orders of the hidden dimensions that calibration is measured on; 0: none.")
-def main(checkpoint: Path, random_: bool, count: int, solving: int, orders: int) -> None:
-    with tempfile.TemporaryDirectory(prefix="dgemma-measure-") as name:
-        room = Path(name)
-        sudoku = checkpoint == SUDOKU and not random_
-        prompts: Prompts = held_out(count)
-        texts = write_texts(room, [p.prompt for blanks in LEVELS for p in puzzles(blanks)[-CALIBRATING:]])
-        if not sudoku:
-            sentences = [f"the sky is {a} and {b}" for a in ("blue", "high", "wide") for b in ("red", "near", "far")]
-            prompts, texts = sentences[: 2 * count], write_texts(room, sentences[2 * count :] or sentences)
-            solving = 0
-        if random_:
-            checkpoint = room / "random"
-            write_checkpoint(checkpoint, layers=4, hidden=256, ffn=256, expert_ffn=256, experts=8, canvas=64)
-
-        def solve(path: Path) -> list[str]:
-            if not solving:
-                return []
-            with dgemma.Model(path) as model:
-                rates = [solve_rate(model, blanks, solving) for blanks in HARD]
-            return [f"{100 * rate.solved / rate.tries:.0f}" for rate in rates]
-
-        head = ["type", "stored", "size", "KL", "KL p99", "same token, %"]
-        head += [f"solved of {blanks} blanks, %" for blanks in HARD] if solving else []
-        table(head, types(checkpoint, room, prompts, solve))
-        if orders:
-            names = [*(() if sudoku else ("q6_k", "q5_k_m", "q4_k_m")), *CALIBRATED]
-            click.echo()
-            head = ["type", "calibrated is nearer", "KL plain", "KL calibrated", "ratio"]
-            table(head, calibrated(checkpoint, room, prompts, texts, names, orders))
+@click.option("--out", type=click.Path(path_type=Path), default=HERE / "bench", show_default=True, help="The folder.")
+@click.option("--model", "names", multiple=True, type=click.Choice([b.name for b in BENCHES]), help="Default: both.")
+@click.option("--prompts", default=4, show_default=True, help="Held-out prompts of each level or task, for KL.")
+@click.option("--count", default=20, show_default=True, help="Held-out tasks of each level or kind, to be solved.")
+@click.option("--orders", "n_orders", default=12, show_default=True, help="For calibration; 0: without.")
+@click.option("--types/--no-types", "with_types", default=True, help="The table of types.")
+@click.option("--threads", type=int)
+def main(
+    out: Path, names: tuple[str, ...], prompts: int, count: int, n_orders: int, with_types: bool, threads: int | None
+) -> None:
+    """Prints Markdown, KL in thousandths of a nat, and writes quality-types-MODEL.json."""
+    for of in (bench for bench in BENCHES if bench.name in (names or [b.name for b in BENCHES])):
+        with tempfile.TemporaryDirectory(prefix="dgemma-measure-") as name:
+            room = Path(name)
+            lines = []
+            if with_types:
+                click.echo(f"{of.name}: every type\n")
+                for line in types(of, room, prompts, count, threads):
+                    lines.append(line)
+                    click.echo(f"{line.name} done", err=True)
+                table(TYPE_HEAD, map(type_line, lines))
+            gains = calibrated(of, room, prompts, n_orders, threads) if n_orders else []
+            if gains:
+                click.echo(f"{of.name}: with and without calibration\n")
+                table(CALIBRATED_HEAD, map(calibrated_line, gains))
+            with dgemma.Model(bundled(of.name)) as model:
+                told = about(model, False, prompts=prompts, count=count, orders=n_orders)
+            told |= {"types": [asdict(line) for line in lines], "calibration": [asdict(gain) for gain in gains]}
+            (out / f"quality-types-{of.name}.json").write_text(json.dumps(told, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,19 +1,22 @@
 """How many Sudokus a file solves, by number of blanks: `python tests/solve_rate.py [MODEL.gguf] --seeds 5`.
 
-With --pinned the clues are also pinned on the canvas; with --set NAME=VALUE, other options, such as --set effort=low.
+With --pinned the clues are also pinned on the canvas; with --set NAME=VALUE, other options, such as --set effort=low;
+with --blanks 54, that level alone.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import click
 
 import dgemma
 
+LEVELS = (20, 30, 36, 40, 44, 48, 51, 54)
 PUZZLES = Path(__file__).parent / "models" / "sudoku" / "puzzles_test.txt"
 
 
@@ -66,27 +69,42 @@ def solve_rate(
     return Rate(solved, len(steps), sum(steps) / len(steps), max(steps))
 
 
-def value_of(value: str) -> object:
-    """A number or true where it is one, else the text."""
-    try:
-        return json.loads(value)
-    except ValueError:
-        return value
+def settings_of(texts: Sequence[str]) -> dict[str, Any]:
+    """NAME=VALUE, each; a value is a number or true where it is one, else text."""
+    found = {}
+    for text in texts:
+        name, _, value = text.partition("=")
+        try:
+            found[name] = json.loads(value)
+        except ValueError:
+            found[name] = value
+    return found
 
 
 @click.command()
 @click.argument("model", required=False)
 @click.option("--seeds", default=5, show_default=True)
 @click.option("--count", default=100, show_default=True, help="puzzles per level")
+@click.option(
+    "--blanks", "levels", multiple=True, type=click.Choice(list(map(str, LEVELS))), help="these alone; may be repeated"
+)
 @click.option("--pinned", is_flag=True, help="clues are pinned on the canvas")
 @click.option("--exact", is_flag=True, help="float32 throughout")
 @click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="an option of generate()")
-def main(model: str | None, seeds: int, count: int, pinned: bool, exact: bool, settings: tuple[str, ...]) -> None:
+def main(
+    model: str | None,
+    seeds: int,
+    count: int,
+    levels: tuple[str, ...],
+    pinned: bool,
+    exact: bool,
+    settings: tuple[str, ...],
+) -> None:
     """Prints a Markdown table for MODEL, or for the bundled one."""
-    options = {name: value_of(value) for name, _, value in (text.partition("=") for text in settings)}
+    options = settings_of(settings)
     with dgemma.Model(model, exact=exact) as m:
         print("| blanks | solved | % | steps mean / max |\n|--:|--:|--:|--:|")
-        for blanks in (20, 30, 36, 40, 44, 48, 51, 54):
+        for blanks in map(int, levels or LEVELS):
             r = solve_rate(m, blanks, count, seeds, pinned, **options)
             share = f"{r.solved}/{r.tries} | {100 * r.solved / r.tries:.1f}"
             print(f"| {blanks} | {share} | {r.mean_steps:.2f} / {r.most_steps} |", flush=True)

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 from models.tidy import tasks
+from solve_rate import settings_of
 
 import dgemma
 from dgemma.model import bundled
@@ -49,6 +50,12 @@ def success_rate(
     return Rate(right, len(steps), sum(steps) / len(steps), first_wrong)
 
 
+def cell(rates: list[Rate]) -> str:
+    """Percent right, and mean steps in brackets, of all tries together."""
+    tries = sum(r.tries for r in rates)
+    return f"{100 * sum(r.right for r in rates) / tries:.1f} ({sum(r.mean_steps * r.tries for r in rates) / tries:.1f})"
+
+
 def prompt_of(model: dgemma.Model, case: tasks.Case) -> list[int]:
     return model.tokenizer.chat(case.messages, case.tools or None, case.thinking)
 
@@ -74,23 +81,29 @@ def canvas_of(model: dgemma.Model, holes: tasks.Holes) -> dict[str, Any]:
 @click.option("--seeds", default=3, show_default=True)
 @click.option("--count", default=100, show_default=True, help="held-out cases per task")
 @click.option("--form", "forms", multiple=True, type=click.Choice(FORMS), help="these alone; may be repeated")
+@click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="an option of generate(): effort=low")
 @click.option("--wrong", is_flag=True, help="show the first failure of each task on standard error")
-def main(model: str | None, seeds: int, count: int, forms: tuple[str, ...], wrong: bool) -> None:
+def main(
+    model: str | None, seeds: int, count: int, forms: tuple[str, ...], settings: tuple[str, ...], wrong: bool
+) -> None:
     """Prints a Markdown table for MODEL, or for the bundled tidy: percent right, and mean steps in brackets."""
-    forms = forms or FORMS
-    with dgemma.Model(model or bundled("tidy")) as m:
+    forms, options = forms or FORMS, settings_of(settings)
+    every: dict[str, list[Rate]] = {form: [] for form in forms}
+    with dgemma.Model(model or bundled("tidy"), threads=1) as m:
         print(f"| task | {' | '.join(forms)} |\n|---{'|--:' * len(forms)}|")
         for task in tasks.TASKS:
             cells = []
             for form in forms:
                 if task in names(form):
-                    r = success_rate(m, task, form, count, seeds)
-                    cells.append(f"{100 * r.right / r.tries:.1f} ({r.mean_steps:.1f})")
+                    r = success_rate(m, task, form, count, seeds, **options)
+                    every[form].append(r)
+                    cells.append(cell([r]))
                     if wrong and r.first_wrong:
                         click.echo(f"{form} {task}: {r.first_wrong}", err=True)
                 else:
                     cells.append("")
             print(f"| {task} | {' | '.join(cells)} |", flush=True)
+        print(f"| all | {' | '.join(cell(every[form]) for form in forms)} |")
 
 
 if __name__ == "__main__":

@@ -26,9 +26,9 @@ def environment(more: dict[str, str]) -> dict[str, str]:
 
 
 def on_terminal(
-    *arguments: str, rows: int = 24, columns: int = 80, stop_after: float | None = None, **environ: str
+    *arguments: str, rows: int = 24, columns: int = 80, stop_at: str | None = None, **environ: str
 ) -> tuple[int, str]:
-    """Runs dg-run with all three streams on a terminal; its status and all that it wrote."""
+    """Runs dg-run with all three streams on a terminal: its status and all it wrote. Ctrl-C once stop_at is there."""
     pty, termios, fcntl = pytest.importorskip("pty"), pytest.importorskip("termios"), pytest.importorskip("fcntl")
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
@@ -36,9 +36,9 @@ def on_terminal(
     os.close(theirs)
     data, began = b"", time.monotonic()
     while time.monotonic() - began < 60:
-        if stop_after is not None and time.monotonic() - began > stop_after:
+        if stop_at is not None and stop_at in data.decode("utf-8", "ignore"):
             process.send_signal(signal.SIGINT)
-            stop_after = None
+            stop_at = None
         if select.select([ours], [], [], 0.1)[0]:
             try:
                 part = os.read(ours, 65536)
@@ -48,7 +48,7 @@ def on_terminal(
                 break
             data += part
     os.close(ours)
-    return process.wait(timeout=20), data.decode()
+    return process.wait(timeout=60), data.decode()
 
 
 def screen(written: str) -> list[str]:
@@ -98,7 +98,7 @@ class Typing:
 
     def __exit__(self, *_: object) -> None:
         self.process.kill()
-        self.process.wait(timeout=20)
+        self.process.wait(timeout=60)
         os.close(self._ours)
 
     def type(self, keys: str) -> None:

@@ -328,12 +328,12 @@ def test_help_names_every_shape(capsys):
 
 
 def test_the_batch_from_which_decoding_writes_more():
-    """A canvas of 100 tokens in 12, 16, 20 steps of a second, the first half a second; batches of 1 s and 4 s."""
+    """A canvas of 100 tokens in 12, 16, 20 steps of a second, the first and its encoding a quarter of one each."""
     theirs = {1: Times([1.0]), 4: Times([1.0]), 16: Times([2.0]), 64: Times([4.0])}
-    ours = decoding_told(100, 0.5, Times([1.0]), theirs)["ours"]
+    ours = decoding_told(100, 0.25, Times([1.0]), Times([0.25]), theirs)["ours"]
     assert [row["tokens_per_second"] for row in ours] == [100 / 11.5, 100 / 15.5, 100 / 19.5]
     assert [row["crossover"] for row in ours] == [64, 16, 16]
-    assert decoding_told(100, 0.1, Times([0.1]), theirs)["ours"][0]["crossover"] is None
+    assert decoding_told(100, 0.1, Times([0.1]), Times([0.1]), theirs)["ours"][0]["crossover"] is None
 
 
 def test_llama_cpp_runs_the_same_backbone(capsys, cache: Path, tmp_path: Path):
@@ -345,6 +345,10 @@ def test_llama_cpp_runs_the_same_backbone(capsys, cache: Path, tmp_path: Path):
     writing = json.loads(file.read_text())["against"]["writing"]
     assert [row["batch"] for row in writing["theirs"]] == [1, 4, 16, 64]
     assert all(row["tokens_per_second"] > 0 for row in writing["theirs"] + writing["ours"])
+    took = (
+        writing["first_step_seconds"] + 11 * writing["step_seconds"]["median"] + writing["encoding_seconds"]["median"]
+    )
+    assert writing["ours"][0]["tokens_per_second"] == pytest.approx(32 / took)
     assert "<svg" in (tmp_path / "step-writing.svg").read_text()
     rows = json.loads(file.read_text())["against"]["rows"]
     assert [row["tokens"][0] for row in rows] == [256, 1024, 32]

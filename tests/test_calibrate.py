@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from checkpoints import FULL, read_safetensors_header, write_checkpoint, write_raw_safetensors
 from converting import leftovers, refused, run
+from measure_types import BENCHES, calibrated
 
 import dgemma
 from dgemma._native import lib
@@ -116,10 +117,12 @@ def test_sums_are_those_of_what_the_layers_see(
     never = {name for name, sums in found.items() if not sums.squares.any()}
     assert never == {f"self_cond_{n}.weight" for n in ("gate", "up", "down")}  # a first step has no condition
     for name, rows in expected.items():
-        squares, counts = found[name]
+        squares, counts, sums = found[name]
         assert np.abs(counts - [2 * len(r) for r in rows]).max() <= moved, name
         truth = np.stack([2 * (r**2).sum(axis=0) for r in rows])
         assert np.abs(squares - truth).max() <= tolerance * truth.max(), name
+        largest = np.sqrt(truth.max() * counts.max())  # that sums of so many rows with such squares can be
+        assert np.abs(sums - np.stack([2 * r.sum(axis=0) for r in rows])).max() <= tolerance * largest, name
 
 
 def test_a_model_that_was_observed_is_as_before(folder: Path, tmp_path: Path) -> None:
@@ -145,6 +148,7 @@ def test_self_conditioning_and_every_layer_are_measured_for_any_number_of_thread
     assert all(sums.squares.any() and sums.counts.any() for sums in one.sums.values())
     for name in one.sums:
         assert one.sums[name].squares.tobytes() == three.sums[name].squares.tobytes(), name
+        assert one.sums[name].inputs.tobytes() == three.sums[name].inputs.tobytes(), name
         assert one.sums[name].counts.tolist() == three.sums[name].counts.tolist()
     rows = one.sums["blk.1.ffn_gate.weight"].counts[0]
     assert one.sums["blk.1.ffn_gate_up_exps.weight"].counts.sum() == TOP * rows
@@ -168,7 +172,7 @@ def test_a_calibrated_file_is_what_its_saved_imatrix_gives(folder: Path, texts: 
     assert all(np.array_equal(a.data, b.data) for a, b in zip(one.tensors, read.tensors, strict=True))
     assert not all(np.array_equal(a.data, b.data) for a, b in zip(one.tensors, plain.tensors, strict=True))
     told = {name: f.contents() for name, f in one.fields.items() if name.startswith("quantize.")}
-    matrices = len(gguf.GGUFReader(saved).tensors) // 2
+    matrices = len(gguf.GGUFReader(saved).tensors) // 3
     assert told["quantize.imatrix.dataset"] == "texts.txt" and told["quantize.imatrix.entries_count"] == matrices
     assert leftovers(tmp_path) == ["one.gguf", "plain.gguf", "read.gguf", "saved.gguf", "three.gguf"]
 
@@ -199,16 +203,23 @@ def test_a_run_that_was_killed_leaves_what_the_next_one_removes(folder: Path, te
     out = tmp_path / "out.gguf"
     command = [sys.executable, "-m", "dgemma.convert.cli", folder, "-o", out, "--type", "q4_0", "--calibrate", texts]
     with subprocess.Popen([*map(str, command), "--calibrate-tokens", "100000000"]) as process:
-        while leftovers(tmp_path) != [".out.gguf.working.part"]:
+        while ".out.gguf.working.part" not in leftovers(tmp_path):
             assert process.poll() is None
             time.sleep(0.01)
-        with pytest.raises(dgemma.Error, match=r"another conversion to out\.gguf is at work"):
-            time.sleep(0.3)  # it takes the lock once the file has its name
+        with pytest.raises(dgemma.Error, match=r"out\.gguf: another conversion to it is at work"):
             convert(folder, out, "q4_0", calibrate=texts, calibrate_tokens=100)
         process.send_signal(signal.SIGKILL)
-    assert leftovers(tmp_path) == [".out.gguf.working.part"]
+    assert leftovers(tmp_path) == [".out.gguf.working.lock", ".out.gguf.working.part"]
     convert(folder, out, "q4_0", calibrate=texts, calibrate_tokens=100)
     assert leftovers(tmp_path) == ["out.gguf"]
+
+
+def test_calibrated_files_are_nearer_on_puzzles_that_were_not_seen(tmp_path: Path) -> None:
+    """Mean KL of the bundled Sudoku model over two orders of its hidden dimensions. tests/measure_types.py measures
+    over twelve: calibrated is 0.51 of plain for q4_0, 0.56 for iq4_nl, and less in each of the twelve.
+    """
+    for found in calibrated(BENCHES[0], tmp_path, count=1, n_orders=2, threads=1, tokens=20_000):
+        assert sum(found.calibrated) < 0.9 * sum(found.plain), found
 
 
 # ---- What is read ----

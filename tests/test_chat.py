@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import re
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-from terminal import RUN, Typing, screen
+from terminal import RUN, Typing, on_terminal, screen
 
 import dgemma
 from dgemma.cli.chat import Chat
@@ -19,8 +20,10 @@ from dgemma.cli.lines import Piped
 from dgemma.model import bundled
 from dgemma.options import options
 from dgemma.session import Session
+from dgemma.turns import read
 
 SHORT = ["--steps", "3", "--max-tokens", "70"]
+TIDY = bundled("tidy")
 PUZZLE = (Path(__file__).parent / "models" / "sudoku" / "puzzle.txt").read_text().rstrip("\n")
 
 
@@ -39,29 +42,22 @@ def figures(lines: list[str]) -> list[tuple[int, int]]:
 # ---- pipes ----
 
 
-def test_lines_are_messages_and_answers_are_as_of_the_whole_history(chatting: str) -> None:
-    code, out, err = piped(chatting, *SHORT, "--system", "the sky", given="why\n\nand\\\nyou\n")
-    assert code == 0 and len(figures(err)) == 2
-    with dgemma.Model(chatting) as model:
-        messages = [{"role": "system", "content": "the sky"}, {"role": "user", "content": "why"}]
-        first = model.generate(messages, steps=3, max_tokens=70)
-        text = read_visible(model, first)
-        messages += [{"role": "assistant", "content": text}, {"role": "user", "content": "and\nyou"}]
-        second = model.generate(messages, steps=3, max_tokens=70)
-        assert out == line(text) + line(read_visible(model, second))
-        assert figures(err)[0] == (first.prompt_tokens, 0)
-        encoded, reused = figures(err)[1]
-        assert encoded + reused == second.prompt_tokens and reused >= first.prompt_tokens - 4
-
-
-def read_visible(model: dgemma.Model, result: dgemma.Result) -> str:
-    from dgemma.turns import read
-
-    return read(model.tokenizer, result.ids).text
-
-
-def line(text: str) -> str:
-    return text if text.endswith("\n") else text + "\n"
+def test_lines_are_messages_and_every_turn_encodes_only_what_is_new() -> None:
+    """A backslash goes on with the next line. Of the first turn's prompt all is reused but the empty thought."""
+    given = "Sort:\\\nsea fig ant\n\nUpper case:\\\nowl tea\nAgain.\n"
+    code, out, err = piped(TIDY, "--system", "Be brief.", given=given)
+    assert (code, out) == (0, "ant fig sea\nOWL TEA\nOWL TEA\n")
+    messages: list[dict[str, str]] = [{"role": "system", "content": "Be brief."}]
+    with dgemma.Model(TIDY) as model:
+        held = 0
+        for said, answer, seen in zip(
+            ("Sort:\nsea fig ant", "Upper case:\nowl tea", "Again."), out.splitlines(), figures(err), strict=True
+        ):
+            messages.append({"role": "user", "content": said})
+            prompt = len(model.tokenizer.chat(messages))
+            assert seen == (prompt - held, held)
+            held = prompt - len(model.tokenizer.encode("<|channel>thought\n<channel|>"))
+            messages.append({"role": "assistant", "content": answer})
 
 
 def test_a_prompt_given_is_the_first_message(chatting: str) -> None:
@@ -70,17 +66,34 @@ def test_a_prompt_given_is_the_first_message(chatting: str) -> None:
     assert piped(chatting, *SHORT, given="why\n")[1] == out
 
 
-def test_a_chat_is_saved_and_goes_on_elsewhere(chatting: str, tmp_path: Path) -> None:
+def test_a_chat_is_saved_and_goes_on_elsewhere(tmp_path: Path) -> None:
+    """With its messages, which the next answer needs, its settings, and whether the model thinks."""
     file = tmp_path / "chat.json"
-    said = f"/steps 3\n/max-tokens 40\n/seed 5\n/settled on\nwhy\n/save {file}\n/think\nand\n"
-    code, out, err = piped(chatting, given=said)
-    assert code == 0 and f"2 messages in {file}" in err
+    said = f"/steps 30\n/seed 5\n/settled on\nUpper case:\\\nfig ant\n/save {file}\nAgain.\n"
+    code, out, err = piped(TIDY, given=said)
+    assert (code, out) == (0, "FIG ANT\nFIG ANT\n") and f"2 messages in {file}" in err
     kept = json.loads(file.read_text())
-    assert kept["settings"] == {"steps": 3, "max_tokens": 40, "seed": 5, "settled": True} and not kept["thinking"]
-    assert [m["role"] for m in kept["messages"]] == ["user", "assistant"]
-    code, again, err = piped(chatting, given=f"/load {file}\n/think\nand\n")
-    assert code == 0 and out.endswith(again) and again and f"2 messages from {file}" in err
+    assert kept["settings"] == {"steps": 30, "seed": 5, "settled": True} and not kept["thinking"]
+    assert [(m["role"], m["content"]) for m in kept["messages"]] == [
+        ("user", "Upper case:\nfig ant"),
+        ("assistant", "FIG ANT"),
+    ]
+    code, again, err = piped(TIDY, given=f"/load {file}\nAgain.\n/stats\n")
+    assert (code, again) == (0, "FIG ANT\n") and f"2 messages from {file}" in err
+    assert re.search("steps=30 .*seed=5 .*settled=True", err[-1])
     assert [f.name for f in tmp_path.iterdir()] == ["chat.json"]
+
+
+def test_a_thinker_thinks_when_it_is_asked_to() -> None:
+    """The thought is in no answer and in no later prompt."""
+    given = "Sort, upper case:\\\nsea fig ant\n/thought\n/think\nSort:\\\nowl bee fox\n/thought\n"
+    code, out, err = piped(TIDY, "--think", given=given)
+    assert (code, out) == (0, "ANT FIG SEA\nbee fox owl\n")
+    assert err[1:3] == ["ant fig sea", "thinking is off"] and err[-1] == "there is no thought"
+    messages = [{"role": "user", "content": "Sort, upper case:\nsea fig ant"}]
+    messages += [{"role": "assistant", "content": "ANT FIG SEA"}, {"role": "user", "content": "Sort:\nowl bee fox"}]
+    with dgemma.Model(TIDY) as model:
+        assert sum(figures(err)[1]) == len(model.tokenizer.chat(messages))
 
 
 def test_regenerate_draws_from_the_next_seed_and_edit_says_it_differently(chatting: str) -> None:
@@ -90,7 +103,8 @@ def test_regenerate_draws_from_the_next_seed_and_edit_says_it_differently(chatti
     with dgemma.Model(chatting) as model:
         for text, seed, steps in [("why", 0, 3), ("why", 1, 3), ("and", 0, 3), ("and", 1, 3), ("and", 1, 4)]:
             result = model.generate([{"role": "user", "content": text}], seed=seed, steps=steps, max_tokens=70)
-            expected += line(read_visible(model, result))
+            said = read(model.tokenizer, result.ids).text
+            expected += said if said.endswith("\n") else said + "\n"
     assert out == expected
 
 
@@ -153,26 +167,29 @@ def test_what_does_not_go_with_a_chat_is_refused(arguments: list[str], told: str
 # ---- a terminal ----
 
 
-def test_a_chat_at_a_terminal(chatting: str) -> None:
-    with Typing(chatting, "--chat", "--max-tokens", "70") as chat:
+def test_a_chat_at_a_terminal() -> None:
+    with Typing(TIDY, "--chat", "--think", "--visual") as chat:
         chat.wait("/help lists the commands")
-        chat.type("/steps 3\r")
-        chat.type("why\x1b\ris")  # Alt-Enter: another line
-        chat.wait("is")
-        chat.type("\\\r it\r")  # and so does a backslash
-        assert figures([chat.wait(r"encoded, 0 reused")])[0][0] == tokens(chatting, "why\nis\n it")
+        chat.type("Sort, upper case:\x1b\rsea fig ant\r")  # Alt-Enter: another line
+        answer = chat.wait(r"(?s)thought of 3 words\s+ANT FIG SEA\s.*encoded, 0 reused")  # the thought is folded
+        asked = "Sort, upper case:\nsea fig ant"
+        assert figures(answer.splitlines())[-1] == (tokens(TIDY, asked, thinking=True), 0)
+        chat.type("/think\r")
+        chat.wait("thinking is off")
+        chat.type("Upper case:\\\rowl tea\r")  # and so does a backslash
+        chat.wait(r"(?s)OWL TEA.*encoded, \d+ reused")
         chat.type("/edit\r")
-        chat.wait(r"why\s+\. is\s+\.  it")  # what was said is there to be edited
-        chat.type("\b\bwhy\r")
-        (_, reused), *_ = figures([chat.wait(r"\d+ encoded, [1-9]\d* reused")])
-        assert reused >= tokens(chatting, "why\nis\n") - 9  # the rest follows the message
-        chat.type("/confidence 0\r/steps 100000\rand\r")
-        chat.wait("and")
+        chat.wait(r"Upper case:\s+\. owl tea")  # what was said is there to be edited
+        chat.type("\b\b\bbee\r")
+        edited = chat.wait(r"(?s)OWL BEE.* encoded, \d+ reused")
+        encoded, reused = figures(edited.splitlines())[-1]
+        assert 0 < encoded < 12 < reused  # what follows "owl" alone
+        chat.type("/confidence 0\r/steps 100000\rAgain.\r")
         chat.wait("canvas 1 · step")
         chat.type("\x03")  # Ctrl-C
         chat.wait("stopped: nothing was finished")
-        chat.type("/steps 2\r/regenerate\r")
-        chat.wait(r"tokens/s.*reused")
+        chat.type("/confidence 0.005\r/steps 48\r/regenerate\r")
+        chat.wait(r"(?s)OWL BEE.*tokens/s.*reused")
         chat.type("\x03")
         chat.wait(r"Ctrl-D or /quit leaves\s+>")  # it listens again
         chat.type("\x04")  # Ctrl-D
@@ -180,9 +197,40 @@ def test_a_chat_at_a_terminal(chatting: str) -> None:
         assert chat.written.count("\x1b[?25l") <= chat.written.count("\x1b[?25h")  # the cursor is back
 
 
-def tokens(path: str, text: str) -> int:
+HASTY = """
+import os, signal, sys
+from asyncio.selector_events import BaseSelectorEventLoop
+from dgemma.cli.run import main
+begin, count = BaseSelectorEventLoop.__init__, 0
+def interrupted(self, *arguments):
+    global count
+    count += 1
+    if count in (2, 3):
+        os.kill(os.getpid(), signal.SIGINT)
+    begin(self, *arguments)
+BaseSelectorEventLoop.__init__ = interrupted
+main.main(sys.argv[1:], prog_name="dg-run")
+"""
+
+
+def test_ctrl_c_while_the_line_is_being_set_up_breaks_nothing(
+    chatting: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "hasty.py").write_text(HASTY)
+    monkeypatch.setattr("terminal.RUN", [sys.executable, str(tmp_path / "hasty.py")])
+    with Typing(chatting, "--chat", *SHORT) as chat:
+        chat.wait("/help lists the commands")
+        chat.type("/seed 7\r")
+        chat.wait(r"(?s)Ctrl-D or /quit leaves.*Ctrl-D or /quit leaves\s+>")
+        chat.type("/stats\r")
+        chat.wait(r"seed=7[^>]*>")  # it listens again
+        chat.type("\x04")
+        assert chat.end() == 0 and not re.search("Traceback|Exception|Warning", chat.written)
+
+
+def tokens(path: str, text: str, thinking: bool = False) -> int:
     with dgemma.Model(path) as model:
-        return len(model.tokenizer.chat([{"role": "user", "content": text}]))
+        return len(model.tokenizer.chat([{"role": "user", "content": text}], thinking=thinking))
 
 
 def test_ctrl_c_keeps_the_canvases_that_are_finished() -> None:
@@ -233,20 +281,6 @@ def script(chatting: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Cha
         yield Chat(model, {}, thinking=True), Script(model, monkeypatch)
 
 
-def test_a_thought_is_no_part_of_the_answer(
-    script: tuple[Chat, Script], capfdbinary: pytest.CaptureFixture[bytes]
-) -> None:
-    chat, said = script
-    said.answers.append("<|channel>thought\nis it¦ blue<channel|>the sky\n¦is that")
-    chat.say("why")
-    out, err = capfdbinary.readouterr()
-    assert out == b"the sky\nis that\n" and b"blue" not in err
-    chat.conversation.say("and")
-    assert "blue" not in chat.model.tokenizer.decode(chat.conversation.prompt())
-    TABLE["/thought"].do(chat, "")
-    assert b"is it blue" in capfdbinary.readouterr().err
-
-
 def test_an_answer_that_is_a_loop_is_stopped_unless_its_length_was_asked_for(
     script: tuple[Chat, Script], capfdbinary: pytest.CaptureFixture[bytes]
 ) -> None:
@@ -293,19 +327,15 @@ main.main(sys.argv[1:], prog_name="dg-run")
 def test_on_a_terminal_a_thought_is_dimmed_then_folded_and_lines_are_printed_as_they_are_final(
     chatting: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import sys
-
-    import terminal
-
     (tmp_path / "thinker.py").write_text(THINKER)
-    monkeypatch.setattr(terminal, "RUN", [sys.executable, str(tmp_path / "thinker.py")])
+    monkeypatch.setattr("terminal.RUN", [sys.executable, str(tmp_path / "thinker.py")])
     flags = [chatting, "--think", "--visual", "-p", "why"]
-    code, written = terminal.on_terminal(*flags)
+    code, written = on_terminal(*flags)
     assert code == 0
     assert screen(written)[:3] == ["thought of 3 words", "the sky", "is that"]
     assert "\x1b[2mis it\x1b[0m" in written  # dim, while it was thought
     assert written.index("the sky") < written.index("canvas 3 · step 1")  # printed while the rest was to come
     json_flags = [f for f in flags if f != "--visual"] + ["--json", "--quiet"]
-    done = subprocess.run([*terminal.RUN, *json_flags], capture_output=True, timeout=60)
+    done = subprocess.run([sys.executable, str(tmp_path / "thinker.py"), *json_flags], capture_output=True, timeout=60)
     told = json.loads(done.stdout)
     assert (told["text"], told["thinking"], told["tool_calls"]) == ("the sky\nis that", "is it blue", [])

@@ -38,41 +38,56 @@ def result(chat: Conversation) -> dgemma.Result:
 # ---- reuse ----
 
 
-def test_a_later_turn_encodes_what_is_new_and_answers_as_a_new_session_does(
-    model: dgemma.Model, chat: Conversation
-) -> None:
+def test_a_later_turn_encodes_what_is_new_and_answers_as_a_new_session_does(tidy: dgemma.Model) -> None:
+    """Real answers, right in every turn; of each prompt all before the last answer is there already."""
+    said = {"Sort:\nsea fig ant": "ant fig sea", "Upper case:\nowl tea": "OWL TEA", "Again.": "OWL TEA"}
+    with Conversation(tidy, system="Be brief.") as chat:
+        for turn, (text, answer) in enumerate(said.items()):
+            held = chat.session.ids
+            reply = chat.ask(text)
+            prompt = tidy.tokenizer.chat(chat.messages[:-1])
+            fresh = tidy.generate(prompt)
+            assert (reply.answer.text, fresh.text) == (answer, answer)
+            assert (result(chat).ids, result(chat).steps) == (fresh.ids, fresh.steps)
+            assert result(chat).prompt_tokens == fresh.prompt_tokens == len(prompt) == reply.encoded + reply.reused
+            if turn:
+                before = tidy.tokenizer.chat(chat.messages[:-3])
+                assert reply.reused == len(before) - len(NO_THOUGHT) and prompt[: reply.reused] == held[: reply.reused]
+                assert prompt[reply.reused] != held[reply.reused]
+
+
+def test_canvases_of_an_answer_that_is_kept_are_not_encoded_again(model: dgemma.Model, chat: Conversation) -> None:
+    """Long answers, of random weights: every turn is as a new session has it."""
     for seed, said in enumerate(["why is the sky blue", "and the model", "you\nthat was it"]):
-        before, held = chat.prompt(), chat.session.ids
+        held = chat.session.ids
         reply = chat.ask(said, seed=seed, **SHORT)
         prompt = model.tokenizer.chat(chat.messages[:-1])
         fresh = model.generate(prompt, seed=seed, **SHORT)
-        assert result(chat).ids == fresh.ids and result(chat).text == fresh.text
-        assert result(chat).prompt_tokens == fresh.prompt_tokens == len(prompt) == reply.encoded + reply.reused
-        if seed:  # all before the last answer is there
-            said_before = model.tokenizer.chat(chat.messages[:-3])
-            assert reply.reused >= len(said_before) - len(NO_THOUGHT) and prompt[: reply.reused] == held[: reply.reused]
-            assert prompt[reply.reused] != held[reply.reused]
-        assert before != chat.prompt()
+        assert result(chat).ids == fresh.ids and len(fresh.blocks) > 1
+        assert prompt[: reply.reused] == held[: reply.reused] and reply.encoded + reply.reused == len(prompt)
 
 
-def test_another_answer_encodes_nothing(model: dgemma.Model, chat: Conversation) -> None:
-    first = chat.ask("why is the sky blue", **SHORT)
-    assert chat.unanswer() and chat.unanswered
-    with closing(chat.stream(seed=1, **SHORT)) as events:
-        list(events)
-    again = chat.last
-    assert again is not None and (again.encoded, again.reused) == (0, first.encoded)
-    assert result(chat).ids == model.generate(model.tokenizer.chat(chat.messages[:-1]), seed=1, **SHORT).ids
-    assert [m["role"] for m in chat.messages] == ["system", "user", "assistant"]
+def test_another_answer_encodes_nothing(tidy: dgemma.Model) -> None:
+    with Conversation(tidy) as chat:
+        first = chat.ask("Close the brackets:\n({[")
+        assert chat.unanswer() and chat.unanswered
+        with closing(chat.stream(seed=1)) as events:
+            list(events)
+        again = chat.last
+        assert again is not None and (again.encoded, again.reused) == (0, first.encoded)
+        assert result(chat).seed == 1 and first.answer.text == again.answer.text == "({[]})"
+        assert [m["role"] for m in chat.messages] == ["user", "assistant"]
 
 
-def test_an_edited_message_reuses_what_is_before_it(model: dgemma.Model, chat: Conversation) -> None:
-    chat.ask("why is the sky blue", **SHORT)
-    chat.unanswer()
-    reply = chat.ask("why is it", **SHORT)
-    assert [m["content"] for m in chat.messages[:2]] == ["the sky", "why is it"]
-    assert reply.reused >= len(model.tokenizer.encode("<bos><|turn>system\nthe sky<turn|>\n<|turn>user\nwhy is"))
-    assert result(chat).ids == model.generate(model.tokenizer.chat(chat.messages[:-1]), **SHORT).ids
+def test_an_edited_message_reuses_what_is_before_it(tidy: dgemma.Model) -> None:
+    with Conversation(tidy, system="Be brief.") as chat:
+        chat.ask("Sort:\nsea fig ant")
+        chat.unanswer()
+        reply = chat.ask("Sort:\nsea owl bee")
+        assert [m["content"] for m in chat.messages] == ["Be brief.", "Sort:\nsea owl bee", "bee owl sea"]
+        begins = "<bos><|turn>system\nBe brief.<turn|>\n<|turn>user\nSort:\nsea "
+        assert reply.reused == len(tidy.tokenizer.encode(begins))
+        assert result(chat).ids == tidy.generate(tidy.tokenizer.chat(chat.messages[:-1])).ids
 
 
 def test_only_what_is_committed_reaches_the_cache(model: dgemma.Model, chat: Conversation) -> None:
@@ -216,6 +231,31 @@ def test_a_thought_is_told_apart_and_left_out_of_later_prompts(
     assert chat.ask("and").answer.thinking == ""
     prompt = model.tokenizer.decode(chat.prompt(), special=True)
     assert "the sky is<turn|>" in prompt and "is it blue" not in prompt and prompt.endswith("<|turn>model\n")
+
+
+def test_a_model_that_thinks_is_asked_to_and_asked_not_to(tidy: dgemma.Model) -> None:
+    """Real thoughts: told apart, kept beside the answer, and in no later prompt."""
+    with Conversation(tidy, thinking=True) as chat:
+        first = chat.ask("Sort, upper case:\nsea fig ant").answer
+        assert (first.thinking.strip(), first.text) == ("ant fig sea", "ANT FIG SEA")
+        kept = {"role": "assistant", "content": "ANT FIG SEA", "thinking": first.thinking}
+        assert chat.messages[-1] == kept
+        chat.say("Sort:\nowl bee fox")
+        assert "ant fig sea" not in tidy.tokenizer.decode(chat.prompt(), special=True)
+        chat.thinking = False
+        second = chat.ask("Sort:\nowl bee fox").answer
+        assert (second.thinking, second.text) == ("", "bee fox owl")
+
+
+def test_a_tool_is_called_and_its_answer_is_told(tidy: dgemma.Model) -> None:
+    parameters = {"type": "object", "properties": {"city": {"type": "string"}, "day": {"type": "integer"}}}
+    tool = {"type": "function", "function": {"name": "get_sun", "description": "", "parameters": parameters}}
+    with Conversation(tidy, tools=[tool]) as chat:
+        (call,) = chat.ask("Call get_sun:\ncity=oslo\nday=2").answer.calls
+        assert (call.name, call.arguments) == ("get_sun", {"city": "oslo", "day": 2})
+        chat.messages.append({"role": "tool", "name": "get_sun", "content": "12"})
+        list(chat.stream())
+        assert chat.messages[-1] == {"role": "assistant", "content": "It is 12."}
 
 
 def test_a_system_message_comes_and_goes(chat: Conversation) -> None:

@@ -5,10 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import resource
-import signal
 import subprocess
 import sys
-import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -639,50 +637,6 @@ def test_a_limit_of_the_system_is_told(checkpoint: Path, tmp_path: Path) -> None
     )
     assert (done.returncode, done.stdout, done.stderr) == (1, "", f"dg-convert: {out}: file too large\n")
     assert leftovers(tmp_path) == []
-
-
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_whoever_ends_it_nothing_half_written_stays(how: signal.Signals, checkpoint: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out.gguf"
-    slow = (
-        "import os, time; from dgemma.convert.cli import main; write = os.write\n"
-        "def slowly(*a): time.sleep(0.2); return write(*a)\n"
-        "os.write = slowly; main()"
-    )
-    work = subprocess.Popen(
-        [sys.executable, "-c", slow, str(checkpoint), "-o", str(out)], stderr=subprocess.PIPE, text=True
-    )
-    other = tmp_path / ".out.gguf.0123456789ab.part"
-    for _ in range(200):
-        if leftovers(tmp_path):
-            break
-        time.sleep(0.05)
-    assert len(leftovers(tmp_path)) == 1  # beside its target, under another name
-    convert(checkpoint, tmp_path / "second.gguf", "q8_0")
-    other.write_text("a dead run's")
-    work.send_signal(how)
-    _, err = work.communicate(timeout=20)
-    assert "Traceback" not in err
-    assert work.returncode == {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGKILL: -9}[how]
-    if how == signal.SIGKILL:
-        assert len(leftovers(tmp_path)) == 3
-    convert(checkpoint, out, "q8_0")
-    assert leftovers(tmp_path) == ["out.gguf", "second.gguf"]
-
-
-def test_a_running_conversions_temporary_is_left_alone(checkpoint: Path, tmp_path: Path) -> None:
-    out, seen = tmp_path / "out.gguf", []
-
-    def second(done: int, total: int) -> None:
-        if not seen:
-            seen.append(leftovers(tmp_path))
-            convert(checkpoint, out, "q8_0")
-            seen.append(leftovers(tmp_path))
-
-    convert(checkpoint, out, "q8_0", force=True, progress=second)
-    [temporary] = seen[0]
-    assert seen[1] == sorted([temporary, "out.gguf"])
-    assert leftovers(tmp_path) == ["out.gguf"]
 
 
 # ---- the command ----

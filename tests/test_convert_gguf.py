@@ -5,10 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -297,44 +293,6 @@ def test_a_commit_that_fails_leaves_no_parts(
     monkeypatch.setattr(writer_module.os, "replace", third_fails)
     err = refused(capsys, 1, folder, "-o", tmp_path / "out.gguf", "--split-max-size", "300K", "--type", "q8_0")
     assert "input/output error" in err and leftovers(tmp_path) == []
-
-
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-@pytest.mark.parametrize("where", ["write", "replace"])
-def test_whoever_ends_it_no_half_file_can_be_opened(
-    how: signal.Signals, where: str, folder: Path, tmp_path: Path
-) -> None:
-    """Old parts stand until all new ones are complete; then no first part exists until the others are in place."""
-    out = tmp_path / "out.gguf"
-    convert(folder, out, "bf16", split_max_size=500_000)
-    old = {path: path.read_bytes() for path in parts_of(tmp_path)}
-    slow = (
-        "import os, sys, time; from dgemma.convert.cli import main\n"
-        f"real = os.{where}\n"
-        "def slowly(*a): time.sleep(0.15); return real(*a)\n"
-        f"os.{where} = slowly; main()"
-    )
-    arguments = [folder, "-o", out, "--type", "bf16", "--split-max-size", "500000", "--force"]
-    work = subprocess.Popen([sys.executable, "-c", slow, *map(str, arguments)], stderr=subprocess.PIPE, text=True)
-    first = parts_of(tmp_path)[0]
-    for _ in range(400):
-        if (where == "write" and any(n.endswith(".part") for n in leftovers(tmp_path))) or not first.exists():
-            break
-        time.sleep(0.02)
-    if where == "write":
-        time.sleep(0.3)
-    work.send_signal(how)
-    _, err = work.communicate(timeout=20)
-    assert "Traceback" not in err and work.returncode != 0
-    if where == "write":
-        assert {path: path.read_bytes() for path in parts_of(tmp_path)} == old
-    else:
-        assert not first.exists()
-    if how != signal.SIGKILL:
-        assert not any(name.endswith(".part") for name in leftovers(tmp_path))
-    convert(folder, out, "bf16", split_max_size=500_000, force=True)
-    assert {path: path.read_bytes() for path in parts_of(tmp_path)} == old
-    assert not any(name.endswith(".part") for name in leftovers(tmp_path))
 
 
 # ---- --verify ----

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -236,7 +240,9 @@ def test_bad_input_is_told_in_one_line_and_leaves_nothing(
         (["{in}/nowhere", "-o", "{out}"], 1, "nowhere: no such folder or file"),
         (["{in}/config.json", "-o", "{out}"], 1, "config.json: expected the folder"),
         (["{in}", "-o", "{in}/no/such/out.gguf"], 1, "there is no folder"),
-        (["{in}", "-o", "{in}", "--force"], 1, "not a regular file"),
+        (["{in}", "-o", "{in}", "--force"], 1, "this is a folder; name a file"),
+        (["{in}", "-o", "{in}/config.json/out.gguf"], 1, "there is no folder"),
+        (["{in}", "-o", "{in}/no/out.gguf", "--split-max-size", "1M"], 1, "there is no folder"),
         (["{in}", "-o", "/dev/full", "--force"], 1, "/dev/full: not a regular file"),
         (["{in}", "-o", "{in}/config.json", "--force"], 2, "config.json: a file inside the source"),
     ],
@@ -248,6 +254,43 @@ def test_wrong_usage_ends_with_2_and_a_failure_with_1(
     filled = [a.replace("{in}", str(checkpoint)).replace("{out}", str(out)) for a in arguments]
     assert complaint in refused(capsys, code, *filled)
     assert leftovers(tmp_path) == leftovers(checkpoint) == []
+
+
+# Root may write anywhere, unless it gives that up; and may mount what nobody can write to.
+NO_PRIVILEGE = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"] if os.geteuid() == 0 else []
+UNWRITABLE = {
+    "no permission": [*NO_PRIVILEGE, "sh", "-c", 'chmod 555 "$0" && exec "$@"'],
+    "read-only file system": [
+        *("unshare", "-rm", "sh", "-c"),
+        'mount -t tmpfs none "$0" && mount -o remount,ro "$0" || exit 99; exec "$@"',
+    ],
+}
+FLAGS = [
+    ["-o", "{no}/out.gguf"],
+    ["-o", "{no}/out.gguf", "--split-max-size", "100K"],
+    ["-o", "{yes}/out.gguf", "--calibrate", "{yes}/texts", "--save-imatrix", "{no}/i.gguf"],
+]
+
+
+@pytest.mark.parametrize("case", UNWRITABLE)
+@pytest.mark.parametrize("flags", FLAGS)
+def test_a_folder_that_cannot_be_written_to_is_told_before_the_work(
+    case: str, flags: list[str], checkpoint: Path, tmp_path: Path
+) -> None:
+    no = tmp_path / "no"
+    no.mkdir()
+    (tmp_path / "texts").write_text("the sky")
+    command = [sys.executable, "-m", "dgemma.convert.cli", checkpoint, *(f.format(no=no, yes=tmp_path) for f in flags)]
+    wrapped = [*UNWRITABLE[case], no, *command]
+    if shutil.which(str(wrapped[0])) is None:
+        pytest.skip(f"no {wrapped[0]} here")
+    done = subprocess.run(list(map(str, wrapped)), capture_output=True, text=True)
+    if "unshare" in done.stderr or done.returncode == 99:
+        pytest.skip(f"no file systems of one's own here: {done.stderr}")
+    assert done.returncode == 1 and done.stdout == "" and done.stderr.count("\n") == 1, done.stderr
+    assert f"no file can be made in {no}" in done.stderr, done.stderr
+    no.chmod(0o755)
+    assert leftovers(tmp_path) == leftovers(no) == []
 
 
 @given(st.binary(max_size=300), st.integers(0, 400), st.integers(0, 40))

@@ -126,16 +126,16 @@ def test_pins_are_the_cpus(files):
 
 
 def test_a_callers_acceptance_is_the_cpus(files):
-    """What a caller accepts decides the next canvas, which is told; retries and plateaus are counted on the host."""
+    """What a caller accepts, and what is final, decide the next canvas, which is told."""
     case = GOLDEN[0]
     prompt, _ = case.inputs()
 
-    def steps(backend: str) -> list[tuple[list[int], list[int], bool]]:
+    def steps(backend: str) -> list[tuple[list[int], list[int], list[int], bool]]:
         with dgemma.Model(files[case.name], backend=backend, exact=True) as model, model.session() as session:
             session.encode(prompt)
-            options = dict(seed=4, steps=4, max_tokens=32, plateau=3, accept=lambda h, _: h <= np.median(h))
+            options = dict(seed=4, steps=4, max_tokens=32, plateau=3, commit=9.0, accept=lambda h, _: h <= np.median(h))
             events = [e for e in session.stream(**options) if isinstance(e, dgemma.Step)]
-        return [(list(e.canvas), list(e.next), e.converged) for e in events]
+        return [(list(e.canvas), list(e.next), list(e.final), e.converged) for e in events]
 
     assert steps("cuda") == steps("cpu")
 
@@ -210,7 +210,7 @@ def test_a_budget_of_vram_is_kept_or_refused(files):
 
 WIDE = Case("wide", prompt=8, seed=5, shape=dict(
     layers=2, hidden=64, ffn=64, expert_ffn=512, experts=64, top_k=2, heads=2, kv_heads=1, global_kv_heads=1,
-    head_dim=32, global_head_dim=32, window=24, canvas=8, vocab=300))  # fmt: skip
+    head_dim=32, global_head_dim=32, window=24, canvas=8, vocab=500))  # fmt: skip
 
 
 def test_experts_that_do_not_fit_change_no_token(tmp_path):

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 from cases import Case
-from solve_rate import puzzles
 from test_fill import refusal
 from test_run import run
 
@@ -18,8 +17,10 @@ import dgemma
 from dgemma.cli import edit as command
 from dgemma.cli.files import write_whole
 from dgemma.edit import FOLLOWS, Edited, lengths_for
+from dgemma.model import bundled
 
 TEXT = "the sky is blue and the sky is why\nit was on the sky\n"
+NOTES = "# sea\nzoo fig bat\n- owl: 12\n"
 LONG = "the sky is blue and " * 12 + "it was on the sky" + " you are with the sky" * 12
 
 
@@ -32,13 +33,26 @@ def small(tmp_path_factory):
         yield model
 
 
-def test_all_but_the_passage_stays(small):
-    begin = TEXT.index("blue")
-    edited = small.edit(TEXT, (begin, begin + 4), "Another colour.", steps=2)
-    assert edited.text[:begin] == TEXT[:begin] and edited.text[edited.span[1] :] == TEXT[begin + 4 :]
-    assert edited.before == TEXT and str(edited) == edited.text
-    assert edited.text == TEXT[:begin] + edited.passage + TEXT[begin + 4 :]
-    assert [t.lengths[0] for t in edited.filled.trials] == list(lengths_for(len(small.tokenizer.encode("blue"))))
+@pytest.mark.parametrize(
+    ("text", "passage", "instruction", "written"),
+    [
+        (NOTES, "zoo fig bat", "Sort:", "bat fig zoo"),
+        (NOTES, "zoo fig bat", "Upper case:", "ZOO FIG BAT"),
+        ("# sea\nowl=12\nfig=red\n- hat\n", "owl=12\nfig=red", "Write JSON:", '{"owl": 12, "fig": "red"}'),
+        ("ant {\nsea\n}\n- hat", "ant {\nsea\n}", "Indent:", "ant {\n  sea\n}"),
+        ("sea fig: ({[ owl hat\n", "({[", "Close the brackets:", "({[]})"),
+    ],
+    ids=lambda value: None if "\n" in value else value,
+)
+def test_a_passage_is_rewritten_and_all_else_stays(
+    tidy: dgemma.Model, text: str, passage: str, instruction: str, written: str
+) -> None:
+    begin = text.index(passage)
+    edited = tidy.edit(text, (begin, begin + len(passage)), instruction)
+    assert edited.passage == written
+    assert edited.text == str(edited) == text.replace(passage, written) and edited.before == text
+    tokens = len(tidy.tokenizer.encode(passage))
+    assert [trial.lengths for trial in edited.filled.trials] == [(n,) for n in lengths_for(tokens)]
 
 
 def test_the_prompt_is_instruction_and_passage(small):
@@ -103,33 +117,32 @@ def test_a_diff_is_what_patch_reads(before, after, tmp_path):
 
 # ---- on the command line ----
 
-SOLUTION = puzzles(30, 1)[0].solution
+TIDY = bundled("tidy")
 
 
 @pytest.fixture
-def grid(tmp_path: Path) -> Path:
-    file = tmp_path / "grid.txt"
-    file.write_text(SOLUTION)
+def notes(tmp_path: Path) -> Path:
+    file = tmp_path / "notes.md"
+    file.write_text(NOTES)
     file.chmod(0o640)
     return file
 
 
-def test_the_change_is_shown_and_written_only_if_asked_to(grid: Path) -> None:
-    asked = ("--edit", str(grid), "--span", "10:12", "--instruct", "1", "--steps", "2")
+def test_the_change_is_shown_and_written_only_if_asked_to(notes: Path) -> None:
+    asked = (TIDY, "--edit", str(notes), "--span", "6:17", "--instruct", "Sort:")
     shown = run(*asked).stdout.decode()
-    assert shown.startswith(f"--- a/{grid}\n+++ b/{grid}\n@@") and "\x1b" not in shown
-    assert grid.read_text() == SOLUTION
+    change = "@@ -1,3 +1,3 @@\n # sea\n-zoo fig bat\n+bat fig zoo\n - owl: 12\n"
+    assert shown == f"--- a/{notes}\n+++ b/{notes}\n{change}" and notes.read_text() == NOTES
     told = json.loads(run(*asked, "--in-place", "--json", "--quiet").stdout)
-    assert told["diff"] == shown and grid.read_text() == told["text"] != SOLUTION
-    assert told["text"][:10] == SOLUTION[:10] and told["text"].endswith(SOLUTION[12:]) and told["span"][0] == 10
-    assert stat.S_IMODE(grid.stat().st_mode) == 0o640 and os.listdir(grid.parent) == ["grid.txt"]
+    assert notes.read_text() == told["text"] == NOTES.replace("zoo fig bat", "bat fig zoo")
+    assert (told["diff"], told["span"]) == (shown, [6, 17])
+    assert stat.S_IMODE(notes.stat().st_mode) == 0o640 and os.listdir(notes.parent) == ["notes.md"]
 
 
-def test_a_match_is_a_span(grid: Path) -> None:
-    first = SOLUTION[:9]
-    at = ("--edit", str(grid), "--instruct", "1", "--steps", "1")
-    assert run(*at, "--match", first).stdout == run(*at, "--span", "0:9").stdout
-    assert "not once" in refusal(2, *at, "--match", "1") and "0 times" in refusal(2, *at, "--match", "x")
+def test_a_match_is_a_span(notes: Path) -> None:
+    at = (TIDY, "--edit", str(notes), "--instruct", "Upper case:")
+    assert b"+ZOO FIG BAT\n" in run(*at, "--match", "zoo fig bat").stdout
+    assert "2 times, not once" in refusal(2, *at, "--match", "a") and "0 times" in refusal(2, *at, "--match", "x")
 
 
 def test_colours_are_for_a_terminal() -> None:
@@ -139,30 +152,30 @@ def test_colours_are_for_a_terminal() -> None:
     assert command.diff(edited, "f", colour=False) == edited.diff("f")
 
 
-def test_a_write_that_fails_leaves_the_old_file(grid: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_write_that_fails_leaves_the_old_file(notes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(handle: int) -> None:
-        raise OSError(28, "No space left on device", str(grid))
+        raise OSError(28, "No space left on device", str(notes))
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space"):
-        write_whole(str(grid), b"new")
-    assert grid.read_text() == SOLUTION and os.listdir(grid.parent) == ["grid.txt"]
+        write_whole(str(notes), b"new")
+    assert notes.read_text() == NOTES and os.listdir(notes.parent) == ["notes.md"]
 
 
-def test_a_link_is_followed(grid: Path) -> None:
-    link = grid.parent / "link"
-    link.symlink_to(grid)
+def test_a_link_is_followed(notes: Path) -> None:
+    link = notes.parent / "link"
+    link.symlink_to(notes)
     write_whole(str(link), b"new")
-    assert link.is_symlink() and grid.read_bytes() == b"new"
+    assert link.is_symlink() and notes.read_bytes() == b"new"
 
 
-def test_half_an_edit_is_refused(grid: Path) -> None:
-    at = ("--edit", str(grid))
+def test_half_an_edit_is_refused(notes: Path) -> None:
+    at = ("--edit", str(notes))
     assert "--edit needs --instruct" in refusal(2, *at, "--span", "0:1")
     assert "--span A:B or --match" in refusal(2, *at, "--instruct", "1")
     assert "--span A:B or --match" in refusal(2, *at, "--instruct", "1", "--span", "0:1", "--match", "1")
-    for span in ("1", "5:2", "0:91", "a:b"):
-        assert "is no A:B within the 90" in refusal(2, *at, "--instruct", "1", "--span", span)
+    for span in ("1", "5:2", "0:99", "a:b"):
+        assert "is no A:B within the 28" in refusal(2, *at, "--instruct", "1", "--span", span)
     assert "--instruct, not by -p" in refusal(2, *at, "--instruct", "1", "--span", "0:1", "-p", "1")
     assert "--in-place needs --edit" in refusal(2, "--in-place", "-p", "1")
     assert "cannot be edited" in refusal(2, "--edit", "-", "--instruct", "1", "--span", "0:1")

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from commands import Inside
 from hypothesis import given
@@ -16,7 +19,7 @@ from dgemma.cli.eval import main
 from dgemma.convert import convert
 from dgemma.errors import FormatError, UsageError
 from dgemma.eval import checks, tasks, written
-from dgemma.eval.approximations import APPROXIMATIONS, optional, trials, work
+from dgemma.eval.approximations import APPROXIMATIONS, faster, optional, trials, work
 from dgemma.eval.base import identity
 from dgemma.eval.checks import holds
 from dgemma.eval.results import Log, Tried, Variant, run, scores, shown
@@ -26,10 +29,17 @@ from dgemma.fill import Hole, pieces_of
 from dgemma.model import bundled as bundled_path
 
 SUDOKU = Path(__file__).parent / "models" / "sudoku"
+WORDS = re.compile(r"\w+|\W")
 
 
 INSIDE = Inside(main, "dg-eval")
 run_eval, refused = INSIDE.run, INSIDE.refused
+
+
+@pytest.fixture(scope="module")
+def tidy() -> Iterator[dgemma.Model]:
+    with dgemma.Model(bundled_path("tidy")) as model:
+        yield model
 
 
 # ---- Statistics ----
@@ -79,7 +89,21 @@ def test_what_differs_between_levels_is_no_error_of_the_mean():
         ({"kind": "regex", "pattern": r"^\d+$"}, ["42"], ["4 2", ""]),
         ({"kind": "json"}, ["{}", "```json\n[1]\n```", " 3 "], ["{", "", "{} {}", "[" * 100000]),
         ({"kind": "json", "equals": {"a": 1, "b": [True]}}, ['{"b": [true], "a": 1}'], ['{"a": 1}', "[]"]),
-        ({"kind": "json", "equals": 1}, ["1"], ["true", "1.5"]),
+        ({"kind": "json", "equals": 1}, ["1", "1.0"], ["true", "1.5"]),
+        ({"kind": "json", "equals": {"a": [1]}}, ['{"a": [1]}'], ['{"a": [true]}', '{"a": [1, 1]}', '{"a": 1}']),
+        (
+            {"kind": "call", "name": "look", "arguments": {"at": "sky", "n": 2}},
+            ['<|tool_call>call:look{at:<|"|>sky<|"|>,n:2}<tool_call|>'],
+            [
+                '<|tool_call>call:look{at:<|"|>sky<|"|>,n:3}<tool_call|>',
+                '<|tool_call>call:look{at:<|"|>sky<|"|>}<tool_call|>',
+                '<|tool_call>call:find{at:<|"|>sky<|"|>,n:2}<tool_call|>',
+                '<|tool_call>call:look{at:<|"|>sky<|"|>,n:2}<tool_call|>' * 2,
+                '<|tool_call>call:look{at:<|"|>sky<|"|>,n:2}',
+                "look at the sky",
+            ],
+        ),
+        ({"kind": "call", "name": "look"}, ["I will.<|tool_call>call:look{n:2}<tool_call|>"], ["look"]),
         ({"kind": "numeric", "value": 1200}, ["It is 1,200.", "3 and then 1200"], ["1200 or 3", "none", ""]),
         ({"kind": "numeric", "value": 3.14159, "tolerance": 0.01}, ["3.14", "-1 then 3.15"], ["3.2", "-3.14"]),
         ({"kind": "python-compiles"}, ["x = 1", "```python\ndef f():\n    pass\n```"], ["def f(", "", "x = \0"]),
@@ -146,10 +170,35 @@ def test_shipped_tasks_are_the_same_every_time_and_have_an_answer():
     assert holds(bracket.ask.rpartition("\n\n")[2] + bracket.check["text"][-1], bracket.check)  # type: ignore[call-overload]
 
 
-def test_a_model_is_given_tasks_that_it_can_read(bundled):
+def test_a_model_is_given_tasks_that_it_can_read(bundled, tidy):
     assert tasks.suitable(bundled) == ["sudoku", "sudoku-rows"]
+    assert tasks.suitable(tidy) == [name for name in tasks.SHIPPED if name not in ("sudoku", "sudoku-rows")]
     with pytest.raises(UsageError, match="cannot read"):
         tasks.shipped(bundled, "json")
+    with pytest.raises(UsageError, match="cannot read"):
+        tasks.shipped(tidy, "sudoku")
+
+
+def test_words_are_for_vocabularies_that_have_words(tidy):
+    """tidy's spells out what it does not know; the tasks' other wording is for one that has a token per word."""
+    words = SimpleNamespace(unk_id=-1, chat_template="", encode=lambda text, special=True: WORDS.findall(text))
+    words.decode = "".join
+    model = SimpleNamespace(tokenizer=words)
+    for name, wordings in tasks.SHIPPED.items():
+        if first := wordings.wordings[0](True):
+            assert tasks.fits(model, first) and wordings.of(model) == first, name  # type: ignore[arg-type]
+            assert not tasks.fits(tidy, first), name
+
+
+@pytest.mark.parametrize("name", ["brackets", "infill", "json", "table", "tools"])
+def test_tidy_does_its_tasks_with_several_seeds(name, tidy):
+    """One of each level, twice: what it fails, it fails seldom."""
+    variant = Variant.of("", tidy, identity(tidy.path))
+    levels = {task.level: task for task in tasks.shipped(tidy, name)}
+    tried = run([variant], list(levels.values()), Log(), seeds=2)[""]
+    whole = scores(tried)[-1]
+    assert whole.right.tries == 2 * len(levels) and whole.right.low < whole.right.share
+    assert whole.right.share >= 0.7, [each for each in tried if not each.right]
 
 
 def test_holes_are_filled_and_what_is_written_there_is_checked(bundled, tmp_path):
@@ -265,21 +314,39 @@ def test_the_front_is_what_nothing_beats():
     assert front([(1, 0.5), (2, 0.9), (2, 0.8), (3, 0.9), (4, 1.0), (1, 0.5)]) == {0, 1, 4, 5}
 
 
-def test_approximations_are_tried_on_against_off(few, monkeypatch):
+def test_approximations_are_tried_on_against_off(few, bundled, monkeypatch):
+    def names(those):
+        return {name for each in optional(those) for name in each.options}
+
     monkeypatch.setattr("dgemma.eval.approximations.PROMPTS", 1)
     found = trials(bundled_path(), few[:2], Log(), seeds=1, seed=0, model={"threads": 1})
-    assert [t.name for t in found] == [a.name for a in [*APPROXIMATIONS, *optional()]]
-    assert {"plateau", "settled", "short_canvas", "retries"} <= {name for a in optional() for name in a.options}
+    assert [t.name for t in found] == [a.name for a in [*APPROXIMATIONS, *optional(few)]]
+    assert {"plateau", "settled", "short_canvas", "retries"} <= (told := names(few))
+    assert "pins_conditioned" not in told and "pins_conditioned" in names(tasks.shipped(bundled, "sudoku-rows"))
     for trial in found:
         assert trial.off.right.tries == trial.on.right.tries == 2
-        assert 0 <= trial.same <= 1 and trial.times_as_fast > 0
+        assert 0 <= trial.same <= 1 and 0 < trial.times_low <= trial.times_high and trial.times_as_fast > 0
     assert found[0].kl_mean is not None and found[0].kl_mean < 0.01 and found[1].kl_mean is None
+
+
+def timed(steps, seconds):
+    return Tried("", "", "", "", 0, "", True, steps, True, 9, seconds, "")
 
 
 def test_one_slow_answer_is_not_taken_for_work():
     """Nine answers of two steps in a second, one of twenty in a minute: 38 steps of half a second."""
-    log = [Tried("", "", "", "", 0, "", True, 2, True, 9, 1.0, "")] * 9
-    assert work([*log, Tried("", "", "", "", 0, "", True, 20, True, 9, 60.0, "")]) == 38 * 0.5
+    assert work([*[timed(2, 1.0)] * 9, timed(20, 60.0)], np.arange(10)[None]) == [38 * 0.5]
+
+
+def test_how_much_faster_has_an_interval():
+    """Alike: exactly one. Half the steps of every task: exactly two. Of some tasks alone: as sure as tasks are many."""
+    tries = [timed(2 + 2 * (i % 3), 1.0 + i % 3) for i in range(30)]
+    halved = [timed(each.steps // 2, each.seconds / 2) for each in tries]
+    assert faster(tries, tries) == (1, 1, 1)
+    assert faster(tries, halved) == pytest.approx((2, 2, 2))
+    ratio, low, high = faster(tries, [*halved[:15], *tries[15:]])
+    assert 1 < low < ratio < high < 2
+    assert ratio == pytest.approx(120 / 90)
 
 
 def test_a_tolerance_of_nothing_conditions_on_the_whole_vocabulary(few):
@@ -314,6 +381,17 @@ def test_one_file_against_another(capsys, tmp_path):
     assert status == 0 and again == out
 
 
+def test_within_a_budget(capsys, tmp_path):
+    """The same figures and answers; the report says so."""
+    report = tmp_path / "report.json"
+    arguments = ["--against", bundled_path(), "--prompts", 1, "--task", "sudoku", "--count", 1, "--json", report]
+    status, out, err = run_eval(capsys, bundled_path(), *arguments, "--ram", "4G")
+    assert status == 0 and "within 4.0 GiB" in out, err
+    told = json.loads(report.read_text())
+    assert (told["kl_mean"], told["top1"], told["ram"]) == (0, 1, 4 << 30)
+    assert "comparing takes" in refused(capsys, 1, bundled_path(), *arguments, "--ram", "1M")
+
+
 def test_a_line_per_file(capsys, tmp_path):
     files = [tmp_path / f"{kind}.gguf" for kind in ("f32", "q4_0")]
     for path in files:
@@ -329,6 +407,15 @@ def test_a_line_per_file(capsys, tmp_path):
     told = json.loads(report.read_text())
     assert told["kl_mean"] == 0 < told["files"][1]["fidelity"]["kl_mean"]
     assert told["commit"] is None or len(told["commit"]) >= 7
+
+
+def test_levels_alone(capsys):
+    levels = ("20 blanks", "36 blanks")
+    flags = [flag for level in levels for flag in ("--level", level)]
+    status, out, err = run_eval(capsys, "--task", "sudoku", "--count", 1, *flags)
+    assert status == 0, err
+    rows = [line.split("|")[1].strip() for line in out.splitlines() if line.startswith("| ")]
+    assert rows[2:] == [*(f"sudoku, {level}" for level in levels), "**sudoku**"]
 
 
 def test_a_task_file_and_a_sweep_drawn(capsys, tmp_path, bundled):
@@ -359,6 +446,9 @@ def test_wrong_usage_is_one_line(capsys, tmp_path):
         ("ends in .svg or .png", "--sweep", "steps=1", "--plot", tmp_path / "x.pdf"),
         ("one model", "a", "b", "--sweep", "steps=1"),
         ("tries --exact itself", "--approximations", "--exact"),
+        ("no --ram", "--approximations", "--ram", "1G"),
+        ("--level needs tasks", "--against", "a", "--level", "48 blanks"),
+        ("--level '48 b': there is none", "--level", "48 b"),
         ("no option 'magic'", "--sweep", "magic=1"),
         ("same name", "--task", "sudoku", "--task", "sudoku.jsonl"),
     ):

@@ -4,29 +4,30 @@ from __future__ import annotations
 
 import doctest
 import importlib
+import json
 import pkgutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from cases import Case
 
 import dgemma
+from dgemma.model import bundled
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 SOLUTION = "534678912\n672195348\n198342567\n859761423\n426853791\n713924856\n961537284\n287419635\n345286179\n"
 
 
-def run(name: str, *arguments: str) -> str:
+def run(name: str, *arguments: str, timeout: float = 120) -> str:
     """What an example prints, run as a user does."""
     script = [sys.executable, str(EXAMPLES / name), *arguments]
-    done = subprocess.run(script, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(script, capture_output=True, text=True, timeout=timeout)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
-@pytest.mark.parametrize("name", ["generate.py", "infill.py", "logits.py", "accept.py"])
+@pytest.mark.parametrize("name", ["generate.py", "logits.py", "accept.py"])
 def test_an_example_solves_its_sudoku(name):
     assert run(name).rstrip("\n") == SOLUTION.rstrip("\n")
 
@@ -36,12 +37,37 @@ def test_the_stream_is_left_when_its_first_row_is_certain():
     assert SOLUTION[:9] in last and all(line.startswith("step ") for line in before)
 
 
-def test_the_editor_prints_a_diff(tmp_path):
-    """Of a random model, so that any text may come; it has a chat template."""
-    case = Case("edit", seed=6, shape=dict(layers=2, hidden=64, canvas=32))
-    path = case.convert(tmp_path / "hf", tmp_path / "edit.gguf")
-    diff = run("edit.py", str(path), "the sky is red\n", "red", "The colour is wrong.")
-    assert diff.startswith("--- a/text\n+++ b/text\n@@") and "-the sky is red\n" in diff and "+the sky is " in diff
+def test_holes_are_filled():
+    table, sudoku = run("infill.py").split("\n\n")
+    assert table == "| fig | 12 |\n|---|---|\n| sea | red |"
+    assert sudoku == SOLUTION
+
+
+def test_the_editor_prints_a_diff():
+    head = "--- a/text\n+++ b/text\n@@ -1,3 +1,3 @@\n # zoo\n"
+    assert run("edit.py") == head + "-dog cat bee\n+bee cat dog\n - owl: 2\n"
+    shout = (bundled("tidy"), "cat dog", "cat dog", "Upper case:")
+    assert "+CAT DOG\n" in run("edit.py", *shout)
+
+
+def test_a_batch_goes_through_ray(tmp_path):
+    """On one machine, with two workers: the answers of dg-run --batch, in order."""
+    pytest.importorskip("ray", reason="the Ray example is not run: pip install 'dgemma[ray]'")
+    from dgemma.batch import Batch
+    from dgemma.model import bundled
+
+    lines = [json.dumps({"prompt": f"Sort:\n{text}", "id": i}) for i, text in enumerate(["sea fig", "ink ant", "owl"])]
+    lines.append('{"prompt": 1}')
+    (tmp_path / "prompts.jsonl").write_text("\n".join(lines) + "\n")
+    out = tmp_path / "answers.jsonl"
+    run("batch_ray.py", bundled("tidy"), str(tmp_path / "prompts.jsonl"), str(out), "--workers", "2", timeout=600)
+    with dgemma.Model(bundled("tidy")) as model, Batch(model) as batch:
+        wanted = [batch.answer(line) for line in lines]
+    found = [json.loads(line) for line in out.read_text().splitlines()]
+    for answer in [*wanted, *found]:
+        for name in ("seconds", "encoded_tokens"):
+            answer.pop(name, None)
+    assert found == wanted and "error" in found[-1]
 
 
 def test_every_example_is_run():

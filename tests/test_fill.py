@@ -10,6 +10,7 @@ from contextlib import redirect_stderr
 from io import StringIO
 from pathlib import Path
 
+import numpy as np
 import pytest
 from cases import Case
 from hypothesis import given, settings
@@ -20,6 +21,7 @@ from test_run import run
 import dgemma
 from dgemma.cli.run import main
 from dgemma.fill import LENGTHS, Hole, Layout, fill, pieces_of
+from dgemma.model import bundled
 
 CANVAS = 16
 CASES = {  # holes wherever they can be
@@ -86,15 +88,74 @@ def test_a_text_longer_than_the_context_keeps_what_is_near(small):
         small.fill("the [[400]]")
 
 
-def test_an_unknown_length_is_the_one_of_the_lowest_entropy(small):
+def test_an_unknown_length_is_the_one_of_the_most_evidence(small):
+    """Hole by hole; of lengths that give the same text, the most certain."""
     filled = small.fill("the [[...]] sky [[2]] is [[...]]", steps=2, lengths=(1, 3, 6))
     tried = [trial.lengths for trial in filled.trials]
     assert tried[:3] == [(1, 2, 3), (3, 2, 3), (6, 2, 3)] and len(tried) == 5
-    first = min(filled.trials[:3], key=lambda trial: trial.mean_entropy).lengths[0]
+    first = max(filled.trials[:3], key=lambda trial: trial.evidence).lengths[0]
     assert {lengths for lengths in tried if lengths[0] == first} == {(first, 2, n) for n in (1, 3, 6)}
-    assert filled.best.mean_entropy == min(trial.mean_entropy for trial in filled.trials)
+    last = [trial for trial in filled.trials if trial.lengths[0] == first]
+    assert filled.holes == max(last, key=lambda trial: trial.evidence).holes
+    same = [trial for trial in last if trial.holes == filled.holes]
+    assert filled.best == min(same, key=lambda trial: trial.mean_entropy)
     assert filled.steps == sum(t.result.steps for t in filled.trials)
-    assert [t.lengths for t in small.fill("the [[...]]", steps=1).trials] == [(n,) for n in LENGTHS]
+    known, unknown = small.fill("the [[4]]", steps=1), small.fill("the [[...]]", steps=1)
+    assert [t.lengths for t in unknown.trials] == [(n,) for n in LENGTHS]
+    assert known.best.evidence is None and known.best.holes == unknown.trials[1].holes
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "seen", "options"),
+    [
+        ("| fig | 12 |\n", "\n| sea | red |", None, {}),
+        ("sea ", " fig" * 40, 24, {"steps": 3}),  # half a canvas is looked at
+        ("fig\n", "", None, {"steps": 2, "t_min": 1.0, "t_max": 1.5}),
+        ("", " sea", None, {"steps": 4, "entropy_bound": 0.01}),
+    ],
+)
+def test_evidence_is_likelihood_and_the_entropy_of_what_was_accepted(tidy, before, after, seen, options):
+    """Log softmax of the encoder's logits, token by token, from the first hole to the end; and of each token of the
+    hole the entropy at the step since which it is accepted."""
+    encode, pieces = tidy.tokenizer.encode, [before, Hole(), after]
+    for trial in tidy.fill(pieces, lengths=(5, 60), **options).trials:
+        steps: list[dgemma.Step] = []
+        alone = tidy.fill([before, Hole(*trial.lengths), after], on_step=steps.append, **options)
+        assert (alone.best.evidence, alone.holes) == (None, trial.holes)
+        expected = 0.0
+        layout = Layout.of(tidy, [p for p in pieces if p], trial.lengths, special=False)
+        ids = []
+        for place, token in zip(alone.best.result.places, alone.best.result.ids, strict=True):
+            if (*layout.owners[layout.first :], *[-1] * len(steps[0].canvas))[place] == 0:
+                ids.append(token)
+                mine = [s for s in steps if s.place <= place < s.place + len(s.canvas)]
+                refused = [s.index for s in mine if not s.accepted[place - s.place]]
+                since = min(max(refused, default=-1) + 1, len(mine) - 1)
+                expected += float(mine[since].entropy[place - mine[since].place])
+        start = encode("<bos>" + before)
+        text = [*ids, *encode(after)[:seen], *([] if seen else encode("<eos>"))]
+        with tidy.session() as session:
+            logits = session.encode([*start, *text[:-1]], logits="all")[len(start) - 1 :].astype(np.float64)
+        log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+        expected += log_p[np.arange(len(text)), text].sum()
+        assert trial.evidence == pytest.approx(expected, rel=1e-3, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("text", "asked", "holes"),
+    [
+        ("| fig | 12 |\n[[...]]\n| sea | red |", None, ["|---|---|"]),
+        ("ant {\n[[...]]sea\n}", None, ["  "]),
+        ('{"fig": 12, [[...]]}', "Write JSON:\nfig=12\nsea=red", ['"sea": "red"']),
+        ('{"fig": [[...]], "sea": [[...]]}', "Write JSON:\nfig=12\nsea=red", ["12", '"red"']),
+        ("[[...]]", "Sort:\nsea fig ant", ["ant fig sea"]),
+    ],
+)
+def test_what_is_missing_is_written(tidy, text, asked, holes):
+    """By a model that learnt to, in holes of unknown length; with nothing but the text, or with a prompt."""
+    filled = tidy.fill(text, None if asked is None else [{"role": "user", "content": asked}])
+    assert filled.holes == holes
+    assert re.fullmatch(as_pattern(text), filled.text)
 
 
 def test_entropy_is_over_the_tokens_of_the_holes(small):
@@ -164,12 +225,13 @@ def test_a_file_is_filled(tmp_path: Path) -> None:
     done = run("--canvas", str(tmp_path / "grid.txt"), "--pin", r"[^.]+", *prompt, "--json", "--quiet")
     told = json.loads(done.stdout)
     assert told["text"] == puzzle.solution and sum(told["lengths"]) == 30 and told["converged"] is True
-    assert done.stderr == b"" and told["trials"] == [
-        {"lengths": told["lengths"], "mean_entropy": told["mean_entropy"]},
-    ]
-    few = run("--fill", "-", "--steps", "1", "--json", "--lengths", "3,1,5", given=b"12[[...]]")
-    told = json.loads(few.stdout)
-    assert told["text"].startswith("12") and [t["lengths"] for t in told["trials"]] == [[3], [1], [5]]
+    trial = {"lengths": told["lengths"], "mean_entropy": told["mean_entropy"], "evidence": None}
+    assert done.stderr == b"" and told["trials"] == [trial]
+    asked = ("--fill", "-", "--json", "--lengths", "3,1,5")
+    told = json.loads(run(bundled("tidy"), *asked, given=b"| fig | 12 |\n[[...]]\n| sea | red |").stdout)
+    assert told["text"] == "| fig | 12 |\n|---|---|\n| sea | red |" and told["lengths"] == [5]
+    assert [t["lengths"] for t in told["trials"]] == [[3], [1], [5]]
+    assert max(told["trials"], key=lambda trial: trial["evidence"])["lengths"] == [5]
 
 
 def refusal(code: int, *arguments: str) -> str:

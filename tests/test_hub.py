@@ -135,6 +135,8 @@ def test_every_command_and_python_take_it_and_fetch_it_once(run: Run, hub: Hub, 
     assert hub.bytes_of(FILE) == [(0, len(hub.repositories[GGUF][FILE]))]
     assert run("dg-info", name).stdout.splitlines()[0].endswith("tensors")
     assert run("dg-bench", name, "--runs", "1").returncode == 0
+    told = run("dg-eval", name, "--against", name, "--prompts", "1")
+    assert told.returncode == 0 and "sudoku-Q8_0.gguf" in told.stdout, told.stderr
     told = run("python", f"import dgemma; print(dgemma.Model({name!r}).config.n_layer)")
     assert told.returncode == 0 and int(told.stdout) > 0, told.stderr
     assert len(hub.bytes_of(FILE)) == 1

@@ -47,7 +47,9 @@ def vectors(exact: Path) -> Vectors:
     return found
 
 
-def write_gguf(file: Path, vectors: Vectors, counts: dict[str, np.ndarray] | None = None) -> Path:
+def write_gguf(
+    file: Path, vectors: Vectors, counts: dict[str, np.ndarray] | None = None, more: Vectors | None = None
+) -> Path:
     writer = gguf.GGUFWriter(file, "")
     writer.add_type("imatrix")
     writer.add_array("imatrix.datasets", ["some text", "more"])
@@ -57,6 +59,8 @@ def write_gguf(file: Path, vectors: Vectors, counts: dict[str, np.ndarray] | Non
         count = (counts or {}).get(name, np.full(len(means), 3584, np.float32))
         writer.add_tensor(f"{name}.in_sum2", means * count[:, None])
         writer.add_tensor(f"{name}.counts", count[:, None])
+    for name, values in (more or {}).items():
+        writer.add_tensor(name, values)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -146,7 +150,8 @@ def test_an_expert_that_saw_few_rows_is_filled_up_with_its_layers_mean(rows: int
     wanted = [squares[0] / 500, (squares[1] + (FEW - rows) * mean) / FEW, squares[2] / 300, squares[3] / 4000]
     found = read.of(Wanted("blk.0.ffn_down_exps.weight", "", "MATRIX", 0, (32, 8, 4)))
     sizes = np.sqrt(wanted)
-    np.testing.assert_allclose(found, sizes / sizes.mean(axis=1, keepdims=True), rtol=1e-5)
+    np.testing.assert_allclose(found.weights, sizes / sizes.mean(axis=1, keepdims=True), rtol=1e-5)
+    assert found.mean is None
     assert read.few == ([] if rows == FEW else [("blk.0.ffn_down_exps.weight", 1, rows)])
 
 
@@ -169,9 +174,12 @@ def test_what_was_measured_on_halves_serves_the_fused_tensor(folder: Path, vecto
     assert (tmp_path / "old.gguf").read_bytes() == (tmp_path / "new.gguf").read_bytes()
 
 
-def test_what_is_written_is_read_by_others_and_again(vectors: Vectors, tmp_path: Path) -> None:
+@pytest.mark.parametrize("with_means", [False, True])
+def test_what_is_written_is_read_by_others_and_again(with_means: bool, vectors: Vectors, tmp_path: Path) -> None:
     counts = {name: np.arange(3000, 3000 + len(means), dtype=np.float32) for name, means in vectors.items()}
     sums = {name: Sums(means * counts[name][:, None], counts[name]) for name, means in vectors.items()}
+    if with_means:
+        sums = {name: Sums(s.squares, s.counts, s.counts[:, None] * np.sqrt(vectors[name])) for name, s in sums.items()}
     write_imatrix(tmp_path / "ours.gguf", sums, "some text", 7, 512, force=False)
     reader = gguf.GGUFReader(tmp_path / "ours.gguf")
     told = {name: f.contents() for name, f in reader.fields.items() if not name.startswith("GGUF.")}
@@ -182,17 +190,21 @@ def test_what_is_written_is_read_by_others_and_again(vectors: Vectors, tmp_path:
         "imatrix.chunk_size": 512,
     }
     tensors = {t.name: t for t in reader.tensors}
-    assert len(tensors) == 2 * len(vectors) and {t.tensor_type.name for t in reader.tensors} == {"F32"}
-    for name, (squares, rows) in sums.items():
+    assert len(tensors) == (2 + with_means) * len(vectors) and {t.tensor_type.name for t in reader.tensors} == {"F32"}
+    for name, (squares, rows, inputs) in sums.items():
         assert tensors[f"{name}.in_sum2"].shape.tolist() == list(squares.shape[::-1])
         assert tensors[f"{name}.counts"].shape.tolist() == [1, len(rows)]
         np.testing.assert_array_equal(tensors[f"{name}.in_sum2"].data, squares)
         np.testing.assert_array_equal(tensors[f"{name}.counts"].data[:, 0], rows)
+        if with_means:
+            np.testing.assert_array_equal(tensors[f"{name}.in_sum"].data, inputs)
     again, straight = read_imatrix(tmp_path / "ours.gguf", EXPERTS), importance_of(Path("x"), sums, "some text", 7)
     assert (again.dataset, again.chunks) == ("some text", 7)
     for name, means in vectors.items():
         want = Wanted(name, "", "MATRIX", 0, (means.shape[1], 1, len(means)))
-        np.testing.assert_array_equal(again.of(want), straight.of(want))
+        for one, other in zip(again.of(want), straight.of(want), strict=True):
+            assert (one is None) == (other is None) and (one is None or np.array_equal(one, other))
+        assert (again.of(want).mean is not None) == with_means
 
 
 def cut(file: Path) -> None:
@@ -213,6 +225,14 @@ BAD: dict[str, tuple[Any, str]] = {
     "other experts": (
         lambda file, v: write_gguf(file, v | {"blk.0.ffn_down_exps.weight": np.ones((4, 32), np.float32)}),
         "blk.0.ffn_down_exps.weight: expected 8 x 32 numbers, found 4 x 32",
+    ),
+    "other means": (
+        lambda file, v: write_gguf(file, v, more={"blk.0.attn_q.weight.in_sum": np.ones((1, 64), np.float32)}),
+        "blk.0.attn_q.weight.in_sum: expected 256 numbers, found 64",
+    ),
+    "means not finite": (
+        lambda file, v: write_gguf(file, v, more={"blk.0.attn_q.weight.in_sum": np.full((1, 256), np.nan, np.float32)}),
+        "blk.0.attn_q.weight: expected finite sums",
     ),
     "not finite": (
         lambda file, v: write_gguf(file, v | {"blk.0.attn_q.weight": np.full((1, 256), np.inf, np.float32)}),

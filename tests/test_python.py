@@ -165,6 +165,7 @@ def test_options_are_those_of_the_library(model: dgemma.Model) -> None:
     assert list(used) == list(options())
     published = {"steps": 48, "entropy_bound": 0.1, "t_min": 0.4, "t_max": 0.8, "stability": 1, "confidence": 0.005}
     own = {"plateau": 0, "settled": False, "short_canvas": False, "pins_conditioned": False, "retries": 0}
+    own["commit"] = 0
     assert used == {"max_tokens": 96, **published, "seed": 0, **own} == model.settings(effort="reference")
     assert model.settings(**dict.fromkeys(used)) == used  # None is the default
     assert model.settings(**used) == used

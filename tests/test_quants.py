@@ -217,6 +217,52 @@ def test_importance_takes_any_values_and_each_row_alone(name, values, scale):
     assert np.array_equal(blocks, f.encode(rows[:, None], importance).reshape(2, -1))
 
 
+def columns(n, spread=1.0):
+    """Importance, means and pulls of n columns."""
+    random = np.random.default_rng(11)
+    mean, variance = random.standard_normal(n), np.exp(spread * random.standard_normal(n))
+    return [each.astype(np.float32) for each in (np.sqrt(variance + mean**2), mean, mean / variance)]
+
+
+def rows_by_hand(f, rows, importance, mean, pull):
+    """What encode_rows() does, block by block: values move by what minimises sum(v e^2) + (off + sum(mean e))^2."""
+    off, blocks = np.zeros(len(rows)), []
+    for at in range(0, rows.shape[1], f.block):
+        here = slice(at, at + f.block)
+        move = (off / (1 + np.sum(mean[at:].astype(np.float64) * pull[at:]))).astype(np.float32)
+        blocks.append(f.encode(rows[:, here] - move[:, None] * pull[here], importance[here]))
+        errors = f.decode(blocks[-1]).astype(np.float64) - rows[:, here]
+        off += errors @ mean[here].astype(np.float64)
+    return np.concatenate(blocks, axis=1)
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+@pytest.mark.parametrize("n", [256, 768])
+def test_errors_of_a_row_cancel_where_the_inputs_have_means(name, n):
+    f, rows = formats.by_name(name), samples()["normal"].ravel()[: 101 * n].reshape(101, n)
+    importance, mean, pull = columns(n)
+    got = f.encode_rows(rows, importance, mean, pull)
+    by_hand = rows_by_hand(f, rows, importance, mean, pull)
+    assert (got != by_hand).mean() < 1e-3, "sums in another order may round a value the other way"
+    error, plain = (f.decode(blocks).astype(np.float64) - rows for blocks in (got, f.encode(rows, importance)))
+    if n > f.block:
+        assert np.square(error @ mean).mean() < 0.5 * np.square(plain @ mean).mean()
+    assert np.square(error).sum() < 1.03 * np.square(plain).sum()
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_rows_are_encoded_each_alone_and_without_means_as_by_importance(name):
+    f, rows = formats.by_name(name), samples()["laplace"].ravel()[: 9 * 512].reshape(9, 512)
+    importance, mean, pull = columns(512, spread=3.0)
+    together = f.encode_rows(rows, importance, mean, pull)
+    for first, last in ((0, 1), (1, 9), (3, 8)):
+        assert np.array_equal(f.encode_rows(rows[first:last], importance, mean, pull), together[first:last])
+    nothing = np.zeros(512, np.float32)
+    assert np.array_equal(f.encode_rows(rows, importance, nothing, nothing), f.encode(rows, importance))
+    with pytest.raises(ValueError, match="columns of shape"):
+        f.encode_rows(rows, importance[:256], mean, pull)
+
+
 def test_importance_is_one_number_per_column():
     with pytest.raises(ValueError, match="Q4_K: importance of shape"):
         formats.by_name("q4_k").encode(np.zeros((2, 256), np.float32), np.ones(512, np.float32))

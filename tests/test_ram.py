@@ -11,6 +11,7 @@ import re
 import subprocess
 import sys
 import threading
+import tracemalloc
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -28,6 +29,8 @@ from dgemma.bench.synthetic import SHAPES, Synthetic
 from dgemma.cli.info import main as info
 from dgemma.cli.run import main as run
 from dgemma.convert import convert
+from dgemma.eval.base import looking, opened
+from dgemma.eval.fidelity import fidelity
 from dgemma.routing import load_routing, routing_path
 
 GIB = 1 << 30
@@ -46,6 +49,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     SHAPES["ram"] = SHAPE
     yield tmp_path_factory.mktemp("ram")
     del SHAPES["ram"]
+    SHAPES.pop("wide", None)
 
 
 @pytest.fixture(scope="module")
@@ -178,6 +182,47 @@ def test_the_process_never_holds_more(large: Path, more: int) -> None:
     most, _, streamed, _ = map(int, done.stdout.split())
     assert most <= ram
     assert (streamed == 0) == (more == GIB)
+
+
+COMPARING = """
+import sys, dgemma
+from dgemma.eval.fidelity import fidelity
+path, ram = sys.argv[1], int(sys.argv[2])
+steps = dict(steps=3, t_min=0.05, t_max=0.05, confidence=0.0)
+prompts = [[2, *range(600, 640)], [2, 7, 8]]
+found = fidelity(path, path, prompts=prompts, layers=True, options=steps, model={"ram": ram})
+status = dict(line.split(":", 1) for line in open("/proc/self/status"))
+print(int(status["VmHWM"].split()[0]) * 1024, found.kl_mean, found.top1, found.committed, found.worst_layer)
+"""
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="needs /proc")
+def test_files_are_compared_within_it(large: Path) -> None:
+    """dg-eval, with --layers: the two passes and all that is looked at."""
+    command = [sys.executable, "-c", COMPARING, str(large)]
+    refused = subprocess.run([*command, str(MIB)], capture_output=True, text=True, check=False)
+    named = re.search(r"at least ([0-9.]+) GiB.*\(comparing takes ([0-9.]+) MiB of it\)", refused.stderr)
+    assert named, refused.stderr
+    ram = int(float(named[1]) * GIB + float(named[2]) * MIB) + 32 * MIB
+    done = subprocess.run([*command, str(ram)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    most, *same = done.stdout.split()
+    assert int(most) <= ram < os.path.getsize(large) + 200 * MIB
+    assert same == ["0.0", "1.0", "1.0", "None"]
+
+
+def test_what_comparing_takes_is_left_out_of_the_models_budget(folder: Path) -> None:
+    """And it takes no more than that: NumPy's arrays, which are counted here, are nearly all of it."""
+    SHAPES["wide"] = {**SHAPE, "layers": 2, "d_model": 256, "n_expert": 4, "n_vocab": 65536}
+    wide = synthetic.make(folder, Synthetic("wide"))
+    taken = looking(wide, layers=True)
+    with opened(wide, {"ram": "2G"}, layers=True) as model:
+        assert model.ram == 2 * GIB - taken
+    tracemalloc.start()
+    fidelity(wide, wide, prompts=[PROMPT, PROMPT[:3]], layers=True, options=dict(SHARP, steps=3), model={"ram": "2G"})
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert taken / 4 < most < taken
 
 
 def test_a_budget_that_is_too_small_is_refused_with_the_least(small: Path) -> None:

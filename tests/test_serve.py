@@ -9,9 +9,7 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -22,55 +20,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 from openai.types import completion_create_params as text_params
 from openai.types.chat import completion_create_params as chat_params
+from serving import PATIENCE, Live, serving, soon
 
 import dgemma
 from dgemma.options import options
-from dgemma.serve.app import Limits, Server
-from dgemma.serve.guard import Guard, is_loopback
+from dgemma.serve.edits import EditDiffusion, EditRequest
+from dgemma.serve.guard import is_loopback
 from dgemma.serve.parameters import PARAMETERS, parameters
 from dgemma.serve.requests import ChatRequest, Diffusion, TextRequest
-from dgemma.serve.running import Running, listen
 from dgemma.serve.sessions import Pool
 from dgemma.serve.stops import Stops
 from dgemma.turns import Delta, read
 
 PUZZLE = (Path(__file__).parent / "models" / "sudoku" / "puzzle.txt").read_text()
 SHORT = {"steps": 3, "max_tokens": 70}
-
-
-class Live:
-    """A server in this process, and a client of it."""
-
-    def __init__(self, server: Server, url: str) -> None:
-        self.server, self.url, self.model = server, url, server.name
-        self.client = openai.OpenAI(base_url=f"{url}/v1", api_key="secret", max_retries=0, timeout=60)
-
-    def chat(self, text: str, **given: Any) -> Any:
-        messages = given.pop("messages", [{"role": "user", "content": text}])
-        return self.client.chat.completions.create(model=self.model, messages=messages, **given)
-
-    def complete(self, prompt: Any, **given: Any) -> Any:
-        return self.client.completions.create(model=self.model, prompt=prompt, **given)
-
-    def figure(self, name: str) -> float:
-        lines = httpx.get(f"{self.url}/metrics", headers={"Authorization": "Bearer secret"}).text.splitlines()
-        return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(name))
-
-
-@contextmanager
-def serving(model: dgemma.Model, key: str | None = "secret", grace: float = 5, **limits: Any) -> Iterator[Live]:
-    sockets = listen("127.0.0.1", 0)
-    allowed = Limits(**{"context": min(2048, model.config.context_length), "cache": 1 << 30, **limits})
-    server = Server(model, allowed, Guard(key, "127.0.0.1", allowed.body))
-    running = Running(server, sockets, grace)
-    thread = threading.Thread(target=running.serve_here)
-    thread.start()
-    try:
-        yield Live(server, f"http://127.0.0.1:{sockets[0].getsockname()[1]}")
-    finally:
-        running.stop()
-        thread.join(30)
-        assert not thread.is_alive(), "the server did not end"
 
 
 @pytest.fixture(scope="module")
@@ -91,13 +54,6 @@ def sudoku(bundled: dgemma.Model) -> Iterator[Live]:
         yield found
 
 
-def soon(true: Any, what: str) -> None:
-    end = time.monotonic() + 20
-    while not true():
-        assert time.monotonic() < end, what
-        time.sleep(0.01)
-
-
 # ---- answers ----
 
 
@@ -106,7 +62,9 @@ def test_a_completion_is_what_the_model_generates(sudoku: Live, bundled: dgemma.
     answer = sudoku.complete(PUZZLE, seed=5)
     choice = answer.choices[0]
     assert choice.text == expected.text and choice.finish_reason == expected.finish_reason == "stop"
+    seconds = choice.diffusion.pop("seconds")
     assert choice.diffusion == {"seed": 5, "steps": expected.steps, "converged": True, "fault": None}
+    assert set(seconds) == {"waiting", "prompt", "steps"} and seconds["steps"] > 0
     assert answer.usage.prompt_tokens == expected.prompt_tokens and answer.usage.completion_tokens == len(expected.ids)
     again = sudoku.complete(PUZZLE, seed=5)
     assert again.choices[0].text == expected.text
@@ -250,10 +208,11 @@ def test_every_parameter_of_the_client_is_used_ignored_or_refused() -> None:
     for endpoint, module in (("chat", chat_params), ("completions", text_params)):
         known = set(get_type_hints(module.CompletionCreateParamsBase)) | {"stream"}
         assert not known - set(parameters(endpoint)), "parameters that nothing is said of"
-    for endpoint, schema in (("chat", ChatRequest), ("completions", TextRequest)):
+    for endpoint, schema in (("chat", ChatRequest), ("completions", TextRequest), ("edits", EditRequest)):
         used = {p.name for p in PARAMETERS if p.what == "used" and endpoint in p.of}
         assert used == set(schema.model_fields)
     assert set(options()) < set(Diffusion.model_fields)
+    assert set(options()) - set(EditDiffusion.model_fields) == {"max_tokens"}, "an edit is as long as its hole"
 
 
 @pytest.mark.parametrize("name", [p.name for p in parameters("chat").values() if p.what == "refused"])
@@ -332,7 +291,7 @@ def test_bodies_are_json_and_short_and_no_other_page_may_ask(bundled: dgemma.Mod
 
 def test_the_command_wants_a_key_beyond_this_machine() -> None:
     run = [sys.executable, "-m", "dgemma.cli.serve", "--host", "0.0.0.0"]
-    done = subprocess.run(run, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(run, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 2 and "--api-key" in done.stderr and done.stderr.count("\n") == 1
     assert is_loopback("::1") and is_loopback("127.9.9.9") and not is_loopback("0.0.0.0") and not is_loopback("::")
 
@@ -347,12 +306,27 @@ def test_who_leaves_is_not_worked_for(live: Live) -> None:
     with live.chat("why", stream=True, **LONG) as stream:
         next(iter(stream))
         assert live.figure("dgemma_requests_running") == 1
-    with pytest.raises(openai.APITimeoutError):
-        live.client.with_options(timeout=0.5).chat.completions.create(
-            model=live.model, messages=[{"role": "user", "content": "why"}], **LONG
-        )
-    soon(lambda: live.figure("dgemma_requests_left_total") == left + 2, "clients that left were not noticed")
+    soon(lambda: live.figure("dgemma_requests_left_total") == left + 1, "a stream that was left was not noticed")
     soon(lambda: live.figure("dgemma_requests_running") == 0, "work went on for nobody")
+
+    body = {"model": live.model, "messages": [{"role": "user", "content": "why"}], "max_tokens": 400}
+    with asking(live, body | LONG["extra_body"]):
+        soon(lambda: live.figure("dgemma_requests_running") == 1, "nothing runs")
+    soon(lambda: live.figure("dgemma_requests_left_total") == left + 2, "a client that left was not noticed")
+    soon(lambda: live.figure("dgemma_requests_running") == 0, "work went on for nobody")
+
+
+def asking(live: Live, body: dict[str, Any]) -> socket.socket:
+    """A connection on which a chat was asked for, and which nobody reads from yet."""
+    url = httpx.URL(live.url)
+    text = json.dumps(body).encode()
+    head = (
+        f"POST /v1/chat/completions HTTP/1.1\r\nHost: {url.host}:{url.port}\r\nAuthorization: Bearer secret\r\n"
+        f"Content-Type: application/json\r\nContent-Length: {len(text)}\r\n\r\n"
+    )
+    connection = socket.create_connection((str(url.host), int(url.port or 0)))
+    connection.sendall(head.encode() + text)
+    return connection
 
 
 def test_a_deadline_ends_a_request(live: Live) -> None:
@@ -376,6 +350,41 @@ def test_a_full_queue_says_when_to_come_again(chat_model: dgemma.Model) -> None:
         assert int(caught.value.response.headers["retry-after"]) >= 1
         for stream in streams:
             stream.close()
+
+
+def test_an_end_finishes_nothing_where_there_is_no_grace(chat_model: dgemma.Model) -> None:
+    """Who is at work and who waits hear 503, and when to come again; then the server ends."""
+    with serving(chat_model, grace=0, together=2) as live:
+        stream = iter(live.chat("why", stream=True, **LONG))
+        next(stream)
+        heard: list[openai.APIStatusError] = []
+
+        def ask() -> None:
+            with pytest.raises(openai.InternalServerError) as caught:
+                live.chat("why", **LONG)
+            heard.append(caught.value)
+
+        askers = [threading.Thread(target=ask) for _ in range(2)]
+        for asker in askers:
+            asker.start()
+        soon(lambda: live.figure("dgemma_requests_running") == 2, "the second does not run")
+        soon(lambda: live.figure("dgemma_requests_waiting") == 1, "the third does not wait")
+        live.stop()
+        with pytest.raises(openai.APIError, match="shutting down"):
+            list(stream)
+        for asker in askers:
+            asker.join(PATIENCE)
+        assert [e.status_code for e in heard] == [503, 503] and {e.code for e in heard} == {"shutting_down"}
+        assert all(int(e.response.headers["retry-after"]) >= 1 for e in heard)
+
+
+def test_who_comes_to_a_server_that_ends_is_sent_away(chat_model: dgemma.Model) -> None:
+    with serving(chat_model) as live:
+        live.server.worker.drain()
+        assert httpx.get(f"{live.url}/health").status_code == 503
+        with pytest.raises(openai.InternalServerError, match="shutting down") as caught:
+            live.chat("why")
+        assert caught.value.status_code == 503 and int(caught.value.response.headers["retry-after"]) >= 1
 
 
 def test_answers_together_are_those_of_one_alone(live: Live, chat_model: dgemma.Model) -> None:
@@ -420,11 +429,11 @@ def test_a_signal_finishes_what_is_at_work(tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    run = [sys.executable, "-m", "dgemma.cli.serve", "--port", str(port), "--name", "it", "--grace", "20"]
+    run = [sys.executable, "-m", "dgemma.cli.serve", "--port", str(port), "--name", "it", "--grace", "600"]
     server = subprocess.Popen(run, stderr=subprocess.PIPE, text=True, env={**os.environ, "DGEMMA_API_KEY": "k"})
     try:
         assert server.stderr is not None and f":{port}/v1" in server.stderr.readline()
-        client = openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="k", max_retries=0, timeout=60)
+        client = openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="k", max_retries=0, timeout=600)
         slow = {"diffusion": {"steps": 40, "stability": 39, "events": True}}
         stream = iter(client.completions.create(model="it", prompt=PUZZLE, stream=True, seed=1, extra_body=slow))
         next(stream)
@@ -432,7 +441,7 @@ def test_a_signal_finishes_what_is_at_work(tmp_path: Path) -> None:
         text = "".join(chunk.choices[0].text for chunk in stream if chunk.choices)
         assert len(text.strip().splitlines()) == 9
         log = server.stderr.read()
-        assert server.wait(30) == 0 and text[:10] not in log and "200" in log
+        assert server.wait(PATIENCE) == 0 and text[:10] not in log and "200" in log
     finally:
         server.kill()
         server.wait()

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
 import pytest
-from models.tidy import tasks
+from models.tidy import shipped, tasks
 from success_rate import FORMS, names, success_rate
 
 import dgemma
@@ -15,12 +14,6 @@ from dgemma.convert import convert
 from dgemma.model import bundled
 
 TIDY = Path(__file__).parent / "models" / "tidy"
-
-
-@pytest.fixture(scope="module")
-def tidy() -> Iterator[dgemma.Model]:
-    with dgemma.Model(bundled("tidy")) as model:
-        yield model
 
 
 @pytest.mark.parametrize(("form", "task"), [(form, task) for form in FORMS for task in names(form)])
@@ -89,3 +82,8 @@ def test_every_right_answer_is_told_from_a_wrong_one() -> None:
     for task in tasks.TASKS:
         for case in tasks.cases(task, 5):
             assert case.right(case.output) and not case.right(case.output + ".") and not case.right("")
+
+
+def test_dg_evals_tasks_for_it_are_its_held_out_cases() -> None:
+    for name, text in shipped.made().items():
+        assert (shipped.DATA / name).read_text() == text, f"{name}: cd tests && python -m models.tidy.shipped"

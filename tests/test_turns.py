@@ -210,9 +210,13 @@ def test_any_ids_in_any_pieces_are_read_as_the_whole(tokenizer: dgemma.Tokenizer
     cuts = data.draw(st.lists(st.integers(0, len(ids)), max_size=6).map(sorted))
     reader, deltas = Reader(tokenizer), []
     for start, end in zip([0, *cuts], [*cuts, len(ids)], strict=True):
+        peeked, before = reader.peek(ids[start:]), len(deltas)
+        assert added(deltas) == reader.answer, "a peek tells nothing"
         deltas += reader.feed(ids[start:end])
-    deltas += reader.finish()
+    told = deltas[before:] + reader.finish()
+    deltas = deltas[:before] + told
     assert added(deltas) == reader.answer == read(tokenizer, ids)
+    assert added(told) == peeked
 
 
 @given(written)

@@ -1,12 +1,14 @@
 /* The order of an integer product, the same for every instruction set: panel of rows, column block, unpack, tokens. */
 #include "gemm.h"
 
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
 enum {
     STRIPS = 4, /* of GEMM_ROWS rows: what a thread takes at a time */
     AHEAD = 2,  /* column blocks between asking for the weights and using them */
+    EXPONENT = 0x7f800000, /* of a float32 that is NaN or infinity */
 };
 
 static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -55,7 +57,17 @@ typedef struct rounding {
 static void quantise_row(void *arg, int64_t i, int32_t thread) {
     const rounding *a = arg;
     (void)thread;
-    for (int64_t b = 0; b < a->x->cols / a->x->depth; b++) a->set->quantise(a->x, b, i, a->values + i * a->x->cols + b * a->x->depth);
+    for (int64_t b = 0; b < a->x->cols / a->x->depth; b++) {
+        const float *values = a->values + i * a->x->cols + b * a->x->depth;
+        a->set->quantise(a->x, b, i, values);
+        /* Codes hold neither NaN nor infinity: the scales do in their place. */
+        uint32_t worst = 0, bits[16];
+        for (int64_t c = 0; c < a->x->depth; c += 16) {
+            memcpy(bits, values + c, sizeof bits);
+            for (int k = 0; k < 16; k++) worst |= (bits[k] & EXPONENT) == EXPONENT;
+        }
+        for (int64_t s = 0; worst && s < a->x->depth / a->x->step; s++) a->x->scales[(b * a->x->n + i) * (a->x->depth / a->x->step) + s] = NAN;
+    }
 }
 
 gemm_input gemm_quantise(const ops *o, const gemm_kernel *k, const float *values, int64_t n, int64_t cols, char **work) {

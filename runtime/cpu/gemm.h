@@ -64,7 +64,7 @@ struct gemm_set {
     /* Fills block b of row i from values[depth]. */
     void (*quantise)(const gemm_input *x, int64_t b, int64_t i, const float *values);
     void (*gelu_mul)(float *y, const float *gate, const float *up, int64_t n);
-    /* Of a row of the vocabulary: the largest; cap * tanh(z / cap) * slope in place; sums of exp(z - peak) and of that
+    /* Of a row of the vocabulary: the largest, NaN where one is NaN or infinity; cap * tanh(z / cap) * slope in place; sums of exp(z - peak) and of that
      * times (z - peak). */
     float (*peak)(const float *z, int64_t n);
     void (*squash)(float *z, int64_t n, float cap, float slope);

@@ -172,6 +172,6 @@ static inline void put_starts(__m256i pairs, int32_t *start16, int32_t *start32)
 
 #include "gemm_quantise_avx2.h"
 void gemm_install_avx2(ops *o) {
-    static const gemm_set set = {kernels, sizeof kernels / sizeof *kernels, quantise, gelu_mul, largest_of, squash, sums_of, decode_row, blend_row};
+    static const gemm_set set = {kernels, sizeof kernels / sizeof *kernels, quantise, gelu_mul, peak_of, squash, sums_of, decode_row, blend_row};
     gemm_install(o, &set);
 }

@@ -78,10 +78,10 @@ static void keep(soft_list *l, int32_t id, float z) {
 static void pass_row(const heading *a, head_row r, int64_t chunk, float *z, int64_t count, float *group_peak) {
     soft *s = r.s;
     soft_part *sums = &s->parts[chunk * s->n + r.i];
-    sums->peak = squashed(a, a->o->gemm->peak(z, count), r.slope); /* softcap is monotone */
+    sums->peak = squashed(a, a->o->gemm->peak(z, count), r.slope); /* softcap is monotone, and NaN stays NaN */
     sums->total = sums->moment = 0.0f;
     const float floor = s->floors[r.i] > *group_peak ? s->floors[r.i] : *group_peak;
-    if (sums->peak < floor - NEGLIGIBLE) return;
+    if (!(sums->peak >= floor - NEGLIGIBLE)) return; /* NaN too */
     a->o->gemm->squash(z, count, a->cap, r.slope);
     sums->peak = a->o->gemm->peak(z, count);
     a->o->gemm->sums(z, count, sums->peak, &sums->total, &sums->moment);
@@ -131,7 +131,7 @@ static void floor_item(void *arg, int64_t row, int32_t thread) {
     const heading *a = arg;
     const head_row at = row_at(a, row);
     at.s->floors[at.i] = -INFINITY;
-    if (!at.s->started) return;
+    if (!at.s->started || at.s->argmax[at.i] < 0) return;
     const gemm_room r = gemm_room_for(a->o, thread);
     const int32_t id = at.s->argmax[at.i], token = (int32_t)row;
     const gemm_strip strip = {a->table, 0, id / GEMM_ROWS * GEMM_ROWS};
@@ -147,7 +147,18 @@ static void merge_item(void *arg, int64_t row, int32_t thread) {
     const int64_t chunks = (s->n_vocab + SOFT_CHUNK - 1) / SOFT_CHUNK, groups = (s->n_vocab + SOFT_GROUP - 1) / SOFT_GROUP;
     (void)thread;
     float peak = -INFINITY;
-    for (int64_t c = 0; c < chunks; c++) peak = fmaxf(peak, s->parts[c * s->n + i].peak);
+    bool finite = true;
+    for (int64_t c = 0; c < chunks; c++) {
+        peak = fmaxf(peak, s->parts[c * s->n + i].peak);
+        finite = finite && isfinite(s->parts[c * s->n + i].peak);
+    }
+    if (!finite) {
+        s->chunks[i] = s->argmax[i] = -1;
+        s->counts[i] = 0;
+        s->dropped[i] = 0.0;
+        at.part->out[i] = (dg_choice){NAN, -1, -1};
+        return;
+    }
     double total = 0.0, moment = 0.0;
     for (int64_t c = 0; c < chunks; c++) {
         const soft_part *p = &s->parts[c * s->n + i];

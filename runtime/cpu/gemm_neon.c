@@ -169,6 +169,6 @@ static void quantise(const gemm_input *x, int64_t b, int64_t i, const float *val
 }
 
 void gemm_install_neon(ops *o) {
-    static const gemm_set set = {kernels, sizeof kernels / sizeof *kernels, quantise, gelu_mul, largest_of, squash, sums_of, decode_row, blend_row};
+    static const gemm_set set = {kernels, sizeof kernels / sizeof *kernels, quantise, gelu_mul, peak_of, squash, sums_of, decode_row, blend_row};
     gemm_install(o, &set);
 }

@@ -156,6 +156,6 @@ static inline void put_starts(__m256i pairs, int32_t *start16, int32_t *start32)
 #define JOIN_(a, b) a##b
 #define JOIN(a, b) JOIN_(a, b)
 void JOIN(gemm_install_, ISA)(ops *o) {
-    static const gemm_set set = {kernels, sizeof kernels / sizeof *kernels, quantise, gelu_mul, largest_of, squash, sums_of, decode_row, blend_row};
+    static const gemm_set set = {kernels, sizeof kernels / sizeof *kernels, quantise, gelu_mul, peak_of, squash, sums_of, decode_row, blend_row};
     gemm_install(o, &set);
 }

@@ -11,6 +11,9 @@ static void gelu_mul(float *y, const float *gate, const float *up, int64_t n) {
     for (int64_t i = 0; i < n; i += LANES) vf_store(y + i, vf_mul(vf_gelu(vf_load(gate + i)), vf_load(up + i)));
 }
 
+/* NaN where there is NaN or infinity. */
+static float peak_of(const float *z, int64_t n) { return largest_of(z, n) + nothing_of(z, n); }
+
 static void squash(float *z, int64_t n, float cap, float slope) {
     const vf inverse = vf_set(1.0f / cap), scale = vf_set(cap * slope);
     for (int64_t i = 0; i < n; i += LANES) vf_store_first(z + i, vf_mul(scale, vf_tanh(vf_mul(vf_load_first(z + i, n - i), inverse))), n - i);

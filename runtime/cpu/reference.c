@@ -52,7 +52,10 @@ void reference_copy(const ops *o, void *to, const void *from, size_t bytes) { re
 
 void reference_place(const ops *o, tensor *w) { (void)o, (void)w; }
 void reference_place_experts(const ops *o, const expert_plan *p) { (void)o, (void)p; }
-void reference_begin_pass(const ops *o, int32_t layers) { (void)o, (void)layers; }
+void reference_begin_pass(const ops *o, int32_t layers, int32_t *found) {
+    (void)o, (void)layers;
+    *found = 0;
+}
 void reference_end_pass(const ops *o) { (void)o; }
 
 void reference_store(const ops *o, void *cache, int64_t first, const float *x, int64_t n, int64_t d) {
@@ -166,7 +169,7 @@ void reference_gelu_mul(const ops *o, float *y, const float *gate, const float *
 static void softcap_stretch(void *arg, int64_t item, int32_t thread) {
     const elements *a = arg;
     (void)thread;
-    for (int64_t i = item * STRETCH; i < stretch_end(a, item); i++) a->y[i] = a->number * tanhf(a->y[i] / a->number);
+    for (int64_t i = item * STRETCH; i < stretch_end(a, item); i++) a->y[i] = a->number * tanhf(a->y[i] / a->number) + (a->y[i] - a->y[i]);
 }
 
 void reference_softcap(const ops *o, float *x, int64_t n, float cap) {
@@ -181,6 +184,28 @@ static void divide_stretch(void *arg, int64_t item, int32_t thread) {
 
 void reference_divide(const ops *o, float *z, const float *x, int64_t n, float temperature) {
     run_elements(o, divide_stretch, (elements){.y = z, .x = x, .n = n, .number = temperature});
+}
+
+typedef struct watching {
+    const float *x;
+    int64_t n;
+    atomic_bool bad;
+} watching;
+
+static void watch_stretch(void *arg, int64_t item, int32_t thread) {
+    watching *a = arg;
+    const int64_t end = (item + 1) * STRETCH < a->n ? (item + 1) * STRETCH : a->n;
+    bool finite = true;
+    (void)thread;
+    for (int64_t i = item * STRETCH; i < end; i++) finite = finite && isfinite(a->x[i]);
+    if (!finite) atomic_store(&a->bad, true);
+}
+
+void reference_watch(const ops *o, int32_t *found, const float *x, int64_t n, int32_t mark) {
+    if (*found) return;
+    watching a = {.x = x, .n = n};
+    pool_run(o->pool, watch_stretch, &a, (n + STRETCH - 1) / STRETCH);
+    if (atomic_load(&a.bad)) *found = mark;
 }
 
 /* ---- Matrices ---- */
@@ -406,8 +431,15 @@ void reference_experts(const ops *o, float *y, const float *x, const tensor *gat
 void dg_choose(const float *z, int64_t n, int64_t n_vocab, const double *u, dg_choice *out) {
     for (int64_t i = 0; i < n; i++, z += n_vocab) {
         int64_t best = 0;
-        for (int64_t v = 1; v < n_vocab; v++)
+        bool finite = isfinite(z[0]);
+        for (int64_t v = 1; v < n_vocab; v++) {
             if (z[v] > z[best]) best = v;
+            finite = finite && isfinite(z[v]);
+        }
+        if (!finite) {
+            out[i] = (dg_choice){NAN, -1, -1};
+            continue;
+        }
         double total = 0.0, weighted = 0.0; /* H = log Z - sum d e^d / Z, d = z - max */
         for (int64_t v = 0; v < n_vocab; v++) {
             const double d = (double)z[v] - (double)z[best], p = exp(d);
@@ -473,9 +505,10 @@ void reference_condition(const ops *o, float *y, const float *z, const tensor *t
     pool_run(o->pool, condition_row, &(conditioning){o, y, z, table, scale}, n);
 }
 
-void reference_logits(const ops *o, float *y, const float *x, const tensor *table, int64_t n, float cap, void *work, float *room) {
+void reference_logits(const ops *o, float *y, const float *x, const tensor *table, int64_t n, float cap, int32_t *found, int32_t mark, void *work, float *room) {
     (void)room;
     o->matmul(o, y, x, table, n, work);
+    o->watch(o, found, y, n * table->rows, mark);
     o->softcap(o, y, n * table->rows, cap);
 }
 
@@ -523,7 +556,7 @@ void reference_settle(const ops *o, canvas_room *c, const dg_sampling *s) {
     bool same = now->index > 0;
     double sum = 0.0;
     for (int32_t i = 0; i < c->n; i++) {
-        if (c->free < c->n && c->pins[i]) c->choices[i] = (dg_choice){0.0f, c->ids[i], c->ids[i]};
+        if (c->fixed[i]) c->choices[i] = (dg_choice){0.0f, c->ids[i], c->ids[i]};
         same = same && c->argmax[i] == c->choices[i].argmax;
         c->argmax[i] = c->choices[i].argmax;
         c->entropy[i] = c->choices[i].entropy;
@@ -533,6 +566,7 @@ void reference_settle(const ops *o, canvas_room *c, const dg_sampling *s) {
     now->unchanged = same ? now->unchanged + 1 : 0;
     now->converged = sampler_stop(s, now->unchanged, now->mean_entropy);
     sampler_accept(c->entropy, c->n, s->entropy_bound, c->accepted, c->order);
+    for (int32_t i = 0; i < c->n; i++) c->accepted[i] = c->accepted[i] || c->fixed[i];
     o->renoise(o, c);
     now->index++;
 }
@@ -540,4 +574,6 @@ void reference_settle(const ops *o, canvas_room *c, const dg_sampling *s) {
 void reference_renoise(const ops *o, canvas_room *c) {
     (void)o;
     sampler_renoise(c->ids, c->n, c->choices, c->accepted, c->random_ids);
+    for (int32_t i = 0; i < c->n; i++)
+        if (c->fixed[i]) c->ids[i] = c->argmax[i];
 }

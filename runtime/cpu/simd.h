@@ -179,4 +179,16 @@ static inline float largest_of(const float *z, int64_t n) {
     return peak;
 }
 
+/* 0, or NaN where x holds NaN or infinity: 0 times either is NaN. */
+static inline float nothing_of(const float *x, int64_t n) {
+    enum { SUMS = 4 };
+    const vf zero = vf_set(0.0f);
+    vf sum[SUMS] = {zero, zero, zero, zero};
+    int64_t i = 0;
+    for (; i + SUMS * LANES <= n; i += SUMS * LANES)
+        for (int s = 0; s < SUMS; s++) sum[s] = vf_fma(vf_load(x + i + s * LANES), zero, sum[s]);
+    for (; i < n; i += LANES) sum[0] = vf_fma(vf_load_first(x + i, n - i), zero, sum[0]);
+    return vf_sum(vf_add(vf_add(sum[0], sum[1]), vf_add(sum[2], sum[3]))) * 0.0f;
+}
+
 #endif

@@ -1,10 +1,11 @@
 /* Operations on rows and on elements, and the table of an instruction set. */
 #include <math.h>
+#include <stdatomic.h>
 
 #include "simd_math.h"
 #include "simd_ops.h"
 
-enum { STRETCH = 4096 }; /* elements per item, about */
+enum { STRETCH = 4096, WATCHED = 1 << 16 }; /* elements per item, about; of what is only looked at */
 
 /* ---- Rows ---- */
 
@@ -114,7 +115,7 @@ typedef struct elements {
 
 ELEMENTS(add_item, vf_mul(vf_add(x, other), number))
 ELEMENTS(gelu_mul_item, vf_mul(vf_gelu(x), other))
-ELEMENTS(softcap_item, vf_mul(number, vf_tanh(vf_div(x, number))))
+ELEMENTS(softcap_item, vf_add(vf_mul(number, vf_tanh(vf_div(x, number))), vf_sub(x, x))) /* x - x: NaN stays, and infinity becomes it */
 ELEMENTS(divide_item, vf_div(x, number))
 
 static void run_elements(const ops *o, pool_work work, elements a) {
@@ -135,6 +136,27 @@ void SIMD(softcap)(const ops *o, float *x, int64_t n, float cap) {
 
 void SIMD(divide)(const ops *o, float *z, const float *x, int64_t n, float temperature) {
     run_elements(o, divide_item, (elements){z, x, NULL, n, temperature});
+}
+
+/* ---- Watching ---- */
+
+typedef struct watching {
+    const float *x;
+    int64_t n;
+    atomic_bool bad;
+} watching;
+
+static void watch_item(void *arg, int64_t item, int32_t thread) {
+    watching *a = arg;
+    (void)thread;
+    if (isnan(nothing_of(a->x + item * WATCHED, least(WATCHED, a->n - item * WATCHED)))) atomic_store(&a->bad, true);
+}
+
+void SIMD(watch)(const ops *o, int32_t *found, const float *x, int64_t n, int32_t mark) {
+    if (*found) return;
+    watching a = {.x = x, .n = n};
+    pool_run(o->pool, watch_item, &a, (n + WATCHED - 1) / WATCHED);
+    if (atomic_load(&a.bad)) *found = mark;
 }
 
 /* ---- Rotation ---- */
@@ -180,6 +202,7 @@ void SIMD(simd_install)(ops *o) { /* route stays the reference's: its time is no
     o->rope = SIMD(rope);
     o->attention = SIMD(attention);
     o->experts = SIMD(experts);
+    o->watch = SIMD(watch);
     o->softcap = SIMD(softcap);
     o->divide = SIMD(divide);
     o->choose = SIMD(choose);

@@ -76,8 +76,12 @@ typedef struct choosing {
 
 static void choose_item(void *arg, int64_t i, int32_t thread) {
     const choosing *a = arg;
-    const float *z = a->z + i * a->n_vocab, peak = largest_of(z, a->n_vocab);
+    const float *z = a->z + i * a->n_vocab, peak = largest_of(z, a->n_vocab) + nothing_of(z, a->n_vocab);
     (void)thread;
+    if (isnan(peak)) {
+        a->out[i] = (dg_choice){NAN, -1, -1};
+        return;
+    }
     int64_t best = 0;
     while (best < a->n_vocab - 1 && z[best] != peak) best++;
     const sums s = row_sums(z, a->n_vocab, peak);

@@ -9,7 +9,7 @@
 
 from dgemma.config import Config
 from dgemma.conversation import Conversation, Reply
-from dgemma.errors import BackendError, Error, FormatError, MemoryBudgetError, SystemFailure, UsageError
+from dgemma.errors import BackendError, Error, FormatError, MemoryBudgetError, NumbersError, SystemFailure, UsageError
 from dgemma.events import Block, Result, Step
 from dgemma.model import Model, backends
 from dgemma.options import Effort, efforts
@@ -26,6 +26,7 @@ __all__ = [
     "FormatError",
     "MemoryBudgetError",
     "Model",
+    "NumbersError",
     "Reply",
     "Result",
     "Session",

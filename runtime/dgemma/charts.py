@@ -32,6 +32,17 @@ def blank(width: float, height: float) -> tuple[Any, Any]:
     return figure, axes
 
 
+def logarithmic(axes: Any, which: str) -> None:
+    """A logarithmic scale for the "x" or "y" of a chart, with plain numbers at 1, 2, 3 and 5 of each power of ten."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    getattr(axes, f"set_{which}scale")("log")
+    axis = getattr(axes, f"{which}axis")
+    axis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
+
+
 def save(figure: Any, *paths: Path) -> None:
     """Writes a figure and closes it."""
     from matplotlib import pyplot

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from dgemma.errors import UsageError
-from dgemma.fill import Filled, Hole, Layout, fill
-from dgemma.session import OnEncode, OnStep
+from dgemma.fill import Filled, Hole, Layout, Turns, done, filling
+from dgemma.session import OnEncode, OnStep, Session
 
 if TYPE_CHECKING:
     from dgemma.model import Model
@@ -51,17 +51,25 @@ def lengths_for(tokens: int) -> tuple[int, ...]:
 
 
 def edit(
-    model: Model,
+    model: Model, text: str, span: tuple[int, int], instruction: str, *, on_step: OnStep | None = None, **given: Any
+) -> Edited:
+    """Model.edit, which documents it."""
+    with model.session(model.config.context_length) as session:
+        return done(editing(session, text, span, instruction, **given), on_step)
+
+
+def editing(
+    session: Session,
     text: str,
     span: tuple[int, int],
     instruction: str,
     *,
     lengths: Sequence[int] | None = None,
-    on_step: OnStep | None = None,
     on_encode: OnEncode | None = None,
     **options: Any,
-) -> Edited:
-    """Model.edit, which documents it."""
+) -> Turns[Edited]:
+    """Model.edit in a session, in turns between which others may work."""
+    model = session.model
     begin, end = span
     if not 0 <= begin <= end <= len(text):
         raise UsageError(f"span must be within the text's {len(text)} characters, not {begin}:{end}")
@@ -74,8 +82,8 @@ def edit(
     layout = Layout.of(model, pieces, [max(tried)], special=False)
     if layout.last < len(layout.ids):
         n = model.config.canvas_length
-        spare = model.config.context_length // 2 - len(model.tokenizer.encode(message)) - 2 * n
+        spare = session.context // 2 - len(model.tokenizer.encode(message)) - 2 * n
         message += FOLLOWS + model.tokenizer.decode(layout.ids[layout.last : layout.last + max(0, spare)])
     prompt = [{"role": "user", "content": message}]
-    filled = fill(model, pieces, prompt, lengths=tried, on_step=on_step, on_encode=on_encode, **options)
+    filled = yield from filling(session, pieces, prompt, lengths=tried, on_encode=on_encode, **options)
     return Edited(filled.text, text, (begin, begin + len(filled.holes[0])), filled)

@@ -4,9 +4,14 @@ from typing import Any
 
 from dgemma._native import ffi, lib
 
+_ONE_LINE = dict.fromkeys([*range(32), 127, 0x85, 0x2028, 0x2029], "?")  # as the library does
+
 
 class Error(Exception):
-    """Anything that dgemma refuses or fails at; the message is one line that names the culprit."""
+    """Anything that dgemma refuses or fails at. The message is one line that names the culprit, whatever that is."""
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(message.translate(_ONE_LINE))
 
 
 class UsageError(Error):
@@ -29,12 +34,17 @@ class BackendError(Error):
     """A backend that does not exist here, or failed."""
 
 
+class NumbersError(Error):
+    """NaN or infinity came up while a model ran: its weights are damaged. Names the layer and what was computed."""
+
+
 KINDS: dict[int, type[Error]] = {
     lib.DG_ERROR_USAGE: UsageError,
     lib.DG_ERROR_FORMAT: FormatError,
     lib.DG_ERROR_SYSTEM: SystemFailure,
     lib.DG_ERROR_MEMORY: MemoryBudgetError,
     lib.DG_ERROR_BACKEND: BackendError,
+    lib.DG_ERROR_NUMBERS: NumbersError,
 }
 
 

@@ -22,6 +22,7 @@ class Step:
     mean_entropy: float  # over what is not pinned
     converged: bool  # the canvas is finished: settled, and certain enough
     next: npt.NDArray[np.int32]  # what the next step would see: draws where accepted, random ids elsewhere
+    final: list[int] = field(default_factory=list)  # the answer's first ids of this canvas, final already: see `commit`
 
 
 @dataclass(frozen=True, slots=True)

@@ -124,6 +124,13 @@ class File:
             yield Tensor(name, formats.by_id(found.type), dims, ffi.buffer(found.data, found.bytes))
             i += 1
 
+    def check(self) -> None:
+        """Raises SystemFailure where the file shrank, or could not be read, since it was opened: what was read may be
+        zeros. To be called once that is done.
+        """
+        error = new_error()
+        check(lib.dg_file_check(self._pointer, error), error)
+
     def close(self) -> None:
         """Unmaps the file: nothing of it may be read any more. Again does nothing."""
         self.values, self.tensors = {}, []

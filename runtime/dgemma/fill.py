@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeAlias
+from collections.abc import Generator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import numpy as np
 
 from dgemma.errors import UsageError
 from dgemma.events import Result, Step
-from dgemma.session import OnEncode, OnStep, Prompt, Session, last
+from dgemma.evidence import Freedom, log_likelihood
+from dgemma.session import CHUNK, OnEncode, OnStep, Prompt, Session
 
 if TYPE_CHECKING:
     from dgemma.model import Model
@@ -32,11 +34,12 @@ Pieces: TypeAlias = Sequence[str | Hole]
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """One way to fill all holes."""
+    """One way to fill all holes. evidence: see dgemma.evidence; None where there was one way alone."""
 
     lengths: tuple[int, ...]  # of the holes, in tokens
     holes: list[str]  # what was written, without filler
     mean_entropy: float  # nats per token of the holes, at the last step
+    evidence: float | None  # nats: of the text from the first hole to half a canvas behind the last
     result: Result = field(repr=False)
 
 
@@ -129,19 +132,66 @@ class Layout:
             pinned += [True] * room
         return ids, pinned
 
+    def written(self, holes: Sequence[Sequence[int]], most: int, end_id: int) -> tuple[int, list[int]]:
+        """Where the first hole is, and the text from there to `most` ids behind the last, with ids in the holes and,
+        where the text ends before that, an end id."""
+        begin = next(at for at, owner in enumerate(self.owners) if owner >= 0)
+        behind = next(at for at, owner in enumerate(reversed(self.owners)) if owner >= 0)
+        text: list[int] = []
+        for at in range(begin, len(self.ids) - behind + min(behind, most)):
+            owner = self.owners[at]
+            if owner < 0:
+                text.append(self.ids[at])
+            elif at == begin or owner != self.owners[at - 1]:
+                text += holes[owner]
+        return begin, text + [end_id] * (behind < most)
+
+
+@dataclass(frozen=True, slots=True)
+class Tried:
+    """A step of one way to fill the holes."""
+
+    trial: int  # counted from 0
+    pinned: list[bool]  # of the canvases that the steps of this trial see; Step.place tells where in it
+    step: Step
+
+
+Turns: TypeAlias = Generator[Tried | None, None, "T"]  # None: more of the prompt is encoded
+T = TypeVar("T")
+
 
 def fill(
-    model: Model,
+    model: Model, text: str | Pieces, prompt: Prompt | None = None, *, on_step: OnStep | None = None, **given: Any
+) -> Filled:
+    """Model.fill, which documents it."""
+    with model.session(model.config.context_length) as session:
+        return done(filling(session, text, prompt, **given), on_step)
+
+
+def done(turns: Turns[T], on_step: OnStep | None) -> T:
+    """What comes of the turns, all taken."""
+    while True:
+        try:
+            tried = next(turns)
+        except StopIteration as end:
+            result: T = end.value
+            return result
+        if tried is not None and on_step is not None:
+            on_step(tried.step)
+
+
+def filling(
+    session: Session,
     text: str | Pieces,
     prompt: Prompt | None = None,
     *,
     lengths: Sequence[int] = LENGTHS,
     special: bool = False,
-    on_step: OnStep | None = None,
     on_encode: OnEncode | None = None,
     **options: Any,
-) -> Filled:
-    """Model.fill, which documents it."""
+) -> Turns[Filled]:
+    """Model.fill in a session, in turns between which others may work."""
+    model = session.model
     pieces = pieces_of(text) if isinstance(text, str) else [p for p in text if p != ""]
     holes = [piece for piece in pieces if isinstance(piece, Hole)]
     if not holes:
@@ -151,22 +201,26 @@ def fill(
         raise UsageError("lengths of holes must be at least 1 token")
     before = [] if prompt is None else model.prompt_ids(prompt)
     middle = tried[len(tried) // 2]
-    best = [middle if hole.length is None else hole.length for hole in holes]
+    best = tuple(middle if hole.length is None else hole.length for hole in holes)
+    unknown = [i for i, hole in enumerate(holes) if hole.length is None]
+    several = len(tried) > 1 and bool(unknown)
     trials: dict[tuple[int, ...], Trial] = {}
 
-    def score(chosen: list[int]) -> float:
-        key = tuple(chosen)
-        if key not in trials:
-            layout = Layout.of(model, pieces, chosen, special)
-            trials[key] = _try(session, layout, before, key, on_step, on_encode, options)
-        return trials[key].mean_entropy
+    def made(lengths: tuple[int, ...]) -> Turns[Trial]:
+        if lengths not in trials:
+            layout = Layout.of(model, pieces, lengths, special)
+            trials[lengths] = yield from _try(
+                session, layout, before, lengths, several, len(trials), on_encode, options
+            )
+        return trials[lengths]
 
-    with model.session(model.config.context_length) as session:
-        for index in [i for i, hole in enumerate(holes) if hole.length is None]:
-            choices = [[*best[:index], length, *best[index + 1 :]] for length in tried]
-            best = min(choices, key=score)
-        score(best)
-    trial = trials[tuple(best)]
+    for index in unknown:
+        choices = []
+        for length in tried:
+            choices.append((yield from made((*best[:index], length, *best[index + 1 :]))))
+        texts = max(choices, key=lambda trial: trial.evidence or 0.0).holes
+        best = min((t for t in choices if t.holes == texts), key=lambda trial: trial.mean_entropy).lengths
+    trial = yield from made(best)
     written = iter(trial.holes)
     whole = "".join(next(written) if isinstance(piece, Hole) else piece for piece in pieces)
     return Filled(whole, trial, list(trials.values()))
@@ -177,11 +231,12 @@ def _try(
     layout: Layout,
     before: list[int],
     lengths: tuple[int, ...],
-    on_step: OnStep | None,
+    several: bool,
+    trial: int,
     on_encode: OnEncode | None,
     options: dict[str, Any],
-) -> Trial:
-    """Fills the holes of a layout behind a prompt (ids, or none)."""
+) -> Turns[Trial]:
+    """Fills the holes of a layout behind a prompt (ids, or none). several: as one of several ways."""
     model = session.model
     ends = model.config.end_ids
     end_id = next((token for token in before[1:] if token in ends), ends[0] if ends else 0)
@@ -196,20 +251,42 @@ def _try(
         )
     text_before = layout.ids[max(0, layout.first - room) : layout.first]  # its own beginning is what does not fit
     entropy: dict[int, float] = {}
-
-    def seen(step: Step) -> None:
-        entropy[step.block] = float(step.entropy.sum(dtype=np.float64))
-        if on_step is not None:
-            on_step(step)
-
-    mine: dict[str, Any] = dict(canvas=ids, pinned=pinned, on_step=seen, on_encode=on_encode)
-    result = last(session.stream([*start, *text_before], **mine, **options))
+    freedom = Freedom()
+    encoded = yield from _encode(session, [*start, *text_before], on_encode)
+    with closing(session.stream(canvas=ids, pinned=pinned, **options)) as events:
+        for event in events:
+            if isinstance(event, Step):
+                entropy[event.block] = float(event.entropy.sum(dtype=np.float64))
+                freedom.see(event)
+                yield Tried(trial, pinned, event)
+    assert isinstance(event, Result)
+    result = replace(event, encoded_tokens=encoded)
     holes: list[list[int]] = [[] for _ in lengths]
+    free = 0.0
     for place, token in zip(result.places or [], result.ids, strict=True):
         if not pinned[place]:
             holes[layout.owners[layout.first + place]].append(token)
+            free += freedom.at(place)
     texts = [model.tokenizer.decode(hole) for hole in holes]
-    return Trial(lengths, texts, sum(entropy.values()) / (len(pinned) - sum(pinned)), result)
+    evidence = None
+    if several:
+        begin, text = layout.written(holes, n // 2, end_id)
+        room = max(0, session.context - len(start) - len(text))
+        behind = [*start, *layout.ids[max(0, begin - room) : begin]]
+        evidence = free + (yield from log_likelihood(session, behind, text))
+    return Trial(lengths, texts, sum(entropy.values()) / (len(pinned) - sum(pinned)), evidence, result)
+
+
+def _encode(session: Session, prompt: list[int], on_encode: OnEncode | None) -> Turns[int]:
+    """Session.prompt in turns. Returns how many tokens were encoded."""
+    same = session.shared(prompt)
+    session.rewind(same)
+    for at in range(same, len(prompt), CHUNK):
+        session.encode(prompt[at : at + CHUNK])
+        if on_encode is not None:
+            on_encode(min(at + CHUNK, len(prompt)) - same, len(prompt) - same)
+        yield None
+    return len(prompt) - same
 
 
 def _beginning(model: Model, layout: Layout) -> list[int]:

@@ -52,6 +52,30 @@ class Format:
         self._encode(values, blocks, ffi.from_buffer("float[]", weights))
         return blocks
 
+    def encode_rows(
+        self,
+        values: NDArray[np.float32],
+        importance: NDArray[np.float32],
+        mean: NDArray[np.float32],
+        pull: NDArray[np.float32],
+    ) -> NDArray[np.uint8]:
+        """Values [rows, n] -> blocks, as encode() with importance [n], and so that the sums of a row's errors, each
+        times the mean [n] of its column's inputs, cancel out. pull [n]: mean / variance. The GIL is released.
+        """
+        if not self.encodes:
+            raise ValueError(f"{self.name} can be read but not written")
+        values = np.ascontiguousarray(values, dtype=np.float32)
+        blocks = np.empty(self._shape(values, self.block, self.bytes, "values"), dtype=np.uint8)
+        columns = [np.ascontiguousarray(of, dtype=np.float32) for of in (importance, mean, pull)]
+        if any(of.shape != values.shape[-1:] for of in columns):
+            found = " and ".join(str(of.shape) for of in columns)
+            raise ValueError(f"{self.name}: columns of shape {found} for values of shape {values.shape}")
+        pointers = [ffi.from_buffer("float[]", of) for of in columns]
+        of = ffi.new("dg_columns *", pointers)
+        rows, n = values.size // values.shape[-1], values.shape[-1]
+        lib.dg_encode_rows(self._native, ffi.from_buffer("float[]", values), ffi.from_buffer(blocks), rows, n, of)
+        return blocks
+
     def _encode(self, values: NDArray[np.float32], blocks: NDArray[np.uint8], weights: Any) -> None:
         count = values.size // self.block
         self._native.encode(ffi.from_buffer("float[]", values), ffi.from_buffer(blocks), count, weights)

@@ -253,9 +253,9 @@ class Model:
     def generate(self, prompt: Prompt, *, on_step: OnStep | None = None, **given: Any) -> Result:
         """Answers a prompt (see prompt_ids). The options are options.def's:
 
-        max_tokens steps entropy_bound t_min t_max stability confidence seed plateau settled short_canvas retries, and
-        effort, a name for several ("low", "medium", "high", "reference": see dgemma.efforts()); None stands for the
-        file's value.
+        max_tokens steps entropy_bound t_min t_max stability confidence seed plateau settled short_canvas retries
+        commit, and effort, a name for several ("low", "medium", "high", "reference": see dgemma.efforts()); None stands
+        for the file's value.
 
         canvas, pinned: ids [n] and bool [n], n of any length, for a text that is given in part. Pinned ids stay what
         they are at every step; the others are not read, and denoised around the pins. Each run of them is a hole: it
@@ -319,9 +319,10 @@ class Model:
 
         text: may also be given as pieces, str and Hole. prompt: what it is about (see prompt_ids); None: nothing but
         the text. lengths: those tried for a hole of unknown length, one after the other (of several holes the first
-        first, the others meanwhile as long as the middle one); the lowest mean entropy per token of the holes, at the
-        last step, wins. Filler (pad ids) and what stands behind an end id is left out of a hole. special: texts of
-        control tokens in the text are those tokens. on_step, on_encode and the options are those of generate().
+        first, the others meanwhile as long as the middle one); the one with the most evidence wins (dgemma.evidence:
+        how likely the text is, by next-token logits, and how free its choice was). Filler (pad ids) and what stands
+        behind an end id is left out of a hole. special: texts of control tokens in the text are those tokens.
+        on_step, on_encode and the options are those of generate().
 
         A text that fits on a canvas stands on it, with an end id and pad ids behind it. Of a longer one, what stands
         before the canvases goes before them, encoded (its beginning is left out where the context is too short); what

@@ -12,6 +12,7 @@ import json
 import os
 from dataclasses import dataclass
 from functools import cache
+from statistics import median
 from typing import Any
 
 from dgemma._native import ffi, lib
@@ -28,7 +29,7 @@ LARGEST = 1e12  # number in a machine's file
 PLENTY = 1 << 49  # bytes: a budget that holds everything
 SHARP = 0.05  # a temperature at which any logits leave few words, as a trained model's do
 PROMPT = 64  # tokens before the canvas that speed is measured with
-RUNS = 3  # of it
+RUNS = 5  # of it
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,7 +187,7 @@ def this_machine(path: str | os.PathLike[str], **options: Any) -> Machine:
 
 def measure_speed(path: str | os.PathLike[str], **options: Any) -> dict[str, float]:
     """Operations per second, as work.py counts them, of experts, of what else layers do, and of head and
-    self-conditioning: the best of some steps through the model's first layer alone, in memory.
+    self-conditioning: the median of some steps through the model's first layer alone, in memory.
     """
     with Model(path, layers=1, **{**options, "ram": PLENTY}) as model, Profile(model) as profile:
         work = {**step_operations(model.config, PROMPT), "condition": condition_mlp(model.config)}
@@ -194,11 +195,11 @@ def measure_speed(path: str | os.PathLike[str], **options: Any) -> dict[str, flo
         with model.session(min(context, model.config.context_length)) as session:
             session.encode([5] * min(PROMPT, session.context))
             laps = [lap for _, lap in steps_of(session, profile, SHARP, RUNS + 2)][2:]
-    best = {part: min(lap[part] for lap in laps) for part in laps[0]}
+    taken = {part: median(lap[part] for lap in laps) for part in laps[0]}
     top = ("head", "condition")
-    groups = {"experts": ("experts",), "top": top, "layers": tuple(p for p in best if p not in ("experts", *top))}
+    groups = {"experts": ("experts",), "top": top, "layers": tuple(p for p in taken if p not in ("experts", *top))}
     return {
-        name: sum(work.get(part, 0) for part in parts) / max(sum(best[part] for part in parts), 1e-9)
+        name: sum(work.get(part, 0) for part in parts) / max(sum(taken[part] for part in parts), 1e-9)
         for name, parts in groups.items()
     }
 

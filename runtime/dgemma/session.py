@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
@@ -9,6 +10,7 @@ from dataclasses import dataclass, replace
 from time import perf_counter
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeAlias
+from weakref import WeakSet
 
 import numpy as np
 import numpy.typing as npt
@@ -66,6 +68,18 @@ class Start:
         return cls(id_array(ids, n_vocab, "canvas"), np.ascontiguousarray(mask))
 
 
+_alive: WeakSet[Session] = WeakSet()
+
+
+def _in_child() -> None:
+    """A forked process has none of the threads that may have been using a session: its locks are free."""
+    for session in list(_alive):
+        session._lock = threading.RLock()
+
+
+os.register_at_fork(after_in_child=_in_child)
+
+
 class Session:
     """Made by `model.session()`; a context manager. It may be used by one thread at a time.
 
@@ -84,6 +98,7 @@ class Session:
         self._model = model
         self._lock = threading.RLock()  # re-entrant: a forgotten stream may be collected at any time
         model._sessions.add(self)
+        _alive.add(self)
 
     def close(self) -> None:
         """Frees the session, and ends a stream that runs in it. Again does nothing."""
@@ -112,7 +127,8 @@ class Session:
     @contextmanager
     def _use(self, generating: bool = False) -> Iterator[Any]:
         """The `dg_session *`, for one call into the library."""
-        if not self._lock.acquire(blocking=False):
+        lock = self._lock
+        if not lock.acquire(blocking=False):
             raise Error("this session is in use by another thread; give each thread a session of its own")
         try:
             if self._handle is None:
@@ -121,7 +137,7 @@ class Session:
                 raise Error("this session is generating; finish its stream or close it first")
             yield self._handle.pointer
         finally:
-            self._lock.release()
+            lock.release()
 
     def _ask(self, question: Callable[[Any], int]) -> int:
         with self._lock:
@@ -465,6 +481,7 @@ def _step(event: Any) -> Step:
         mean_entropy=float(event.mean_entropy),
         converged=bool(event.converged),
         next=copy(event.next, np.int32),
+        final=list(event.final[0 : event.n_final]) if event.n_final else [],
     )
 
 

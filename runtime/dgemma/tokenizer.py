@@ -7,17 +7,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from dgemma._native import ffi, lib
-from dgemma.errors import FormatError, UsageError, check, new_error
+from dgemma.errors import UsageError, check, new_error
 from dgemma.handle import Handle
+from dgemma.template import render
 
 
 class Tokenizer:
     """The tokenizer of a GGUF file. It may be shared by threads, and outlives the model that it came from."""
 
-    __slots__ = ("_handle", "_pointer", "_template", "_vocab")
+    __slots__ = ("_handle", "_pointer", "_vocab")
     _handle: Handle  # what is kept alive
     _pointer: Any
-    _template: Any  # compiled, once it is used
     _vocab: Any
 
     def __init__(self) -> None:
@@ -39,7 +39,6 @@ class Tokenizer:
         self = object.__new__(cls)
         self._pointer, self._handle = pointer, owner
         self._vocab = lib.dg_tokenizer_vocab(pointer)
-        self._template = None
         return self
 
     def __repr__(self) -> str:
@@ -139,24 +138,22 @@ class Tokenizer:
     ) -> str:
         """The text of a chat by the file's template; without a template the last user message's text, as it is.
 
-        Raises UsageError for messages that the template refuses, FormatError for a template that is none.
+        Raises UsageError for messages that the template refuses or takes too long for, FormatError for a template that
+        is none.
         """
         if self.chat_template is None:
             return _last_user_text(messages)
-        if self._template is None:
-            self._template = _compile(self.chat_template)
         names = {"bos_token": self.bos_id, "eos_token": self.eos_id, "unk_token": self.unk_id, "pad_token": self.pad_id}
-        try:
-            text = self._template.render(
-                messages=messages,
-                tools=tools,
-                add_generation_prompt=True,
-                enable_thinking=thinking,
+        return render(
+            self.chat_template,
+            {
+                "messages": messages,
+                "tools": tools,
+                "add_generation_prompt": True,
+                "enable_thinking": thinking,
                 **{name: "" if i is None else self.decode([i], special=True) for name, i in names.items()},
-            )
-        except Exception as failure:  # whatever the template's code stumbles over
-            raise UsageError(f"the chat template refuses these messages: {failure}") from failure
-        return str(text)
+            },
+        )
 
 
 def _last_user_text(messages: Sequence[Mapping[str, Any]]) -> str:
@@ -169,31 +166,3 @@ def _last_user_text(messages: Sequence[Mapping[str, Any]]) -> str:
                 return "".join(part["text"] for part in content)
             raise UsageError("the last user message has no text")
     raise UsageError("no user message among the messages, and this file has no chat template")
-
-
-def _compile(template: str) -> Any:
-    """A template with what transformers gives to chat templates."""
-    import json
-    from datetime import datetime
-
-    from jinja2 import TemplateError
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-    def refuse(message: str) -> None:
-        raise TemplateError(message)
-
-    def tojson(
-        value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False
-    ) -> str:
-        return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
-
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-    )
-    environment.filters["tojson"] = tojson
-    environment.globals["raise_exception"] = refuse
-    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
-    try:
-        return environment.from_string(template)
-    except TemplateError as failure:
-        raise FormatError(f"the file's chat template is no Jinja template: {failure}") from failure

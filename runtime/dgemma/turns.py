@@ -11,6 +11,7 @@ import json
 import math
 import re
 from collections.abc import Iterable
+from copy import copy
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -135,6 +136,15 @@ class Reader:
                 break
         self._text(text[at:])
         return self._take()
+
+    def peek(self, ids: Iterable[int]) -> Answer:
+        """What feed(ids) and finish() would tell, without telling it."""
+        other = copy(self)
+        other._bytes, other._call, other._calls, other._new = [*self._bytes], [*self._call], [], []
+        other._told = {"thinking": [], "text": []}
+        other.feed(ids)
+        other.finish()
+        return other.answer
 
     def finish(self) -> list[Delta]:
         """Nothing more comes: what was held back is told. A call without an end is text."""

@@ -34,9 +34,13 @@ static void test_start(dg_session *s, const dg_sampling *o, int32_t n, int32_t s
     dg_encode(s, prompt, 3, DG_LOGITS_NONE, NULL, &error);
     CHECK(dg_generator_fill(s, o, &start, &g, &error) == DG_OK, "%s", error.message);
     CHECK(dg_generator_accept(g, none, &error) == DG_ERROR_USAGE, "there is no step to accept anything of");
-    int32_t steps = 0;
+    int32_t steps = 0, told = 0, block = 0;
     for (dg_event e = {0}; e.kind != DG_EVENT_DONE;) {
         CHECK(dg_generator_next(g, &e, &error) == DG_OK, "%s", error.message);
+        if (e.kind == DG_EVENT_DONE) break;
+        const bool grows = e.block != block || e.n_final >= told;
+        CHECK(grows && (e.n_final == 0 || e.final), "%d ids of canvas %d are final, after %d", e.n_final, e.block, told);
+        told = e.n_final, block = e.block;
         if (e.kind != DG_EVENT_STEP) continue;
         if (++steps % 3 == 0) CHECK(dg_generator_accept(g, none, &error) == DG_OK, "%s", error.message);
         CHECK(pins_hold(&e, &start), "%d tokens, %d %% of them pinned: canvas %d step %d", n, share, e.block, e.index);
@@ -106,6 +110,7 @@ int main(void) {
     for (int i = 0; i < 6; i++) {
         o.pins_conditioned = i % 2;
         o.settled = o.plateau = i % 3 == 0;
+        o.commit = i % 3 ? 10.0f : 0.0f;
         test_start(s, &o, lengths[i], shares[i]);
     }
     test_refusals(s, &o);

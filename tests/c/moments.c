@@ -11,7 +11,7 @@ static const char *const NAMES[] = {"token_embd.weight", "blk.0.attn_q.weight", 
 enum { MATRICES = sizeof NAMES / sizeof *NAMES, MOST = 4096, CANVAS = 30 };
 
 typedef struct found {
-    double squares[MATRICES][MOST];
+    double sums[MATRICES][MOST], squares[MATRICES][MOST];
     int64_t counts[MATRICES];
     float *logits;
 } found;
@@ -32,16 +32,16 @@ static void run(int32_t threads, bool observe, found *f) {
     CHECK(dg_denoise(s, ids, CANVAS, NULL, condition, &e) == DG_OK, "%s", e.message);
     CHECK(dg_denoise(s, ids, CANVAS, condition, f->logits, &e) == DG_OK, "%s", e.message);
     for (int32_t i = 0; observe && i < MATRICES; i++) {
-        CHECK(dg_moments_read(m, NAMES[i], 0, f->squares[i], &f->counts[i], &e) == DG_OK, "%s", e.message);
+        CHECK(dg_moments_read(m, NAMES[i], 0, f->sums[i], f->squares[i], &f->counts[i], &e) == DG_OK, "%s", e.message);
         CHECK(f->counts[i] > 0, "%s was not observed", NAMES[i]);
     }
     int64_t count;
-    const int status = dg_moments_read(m, "blk.0.attn_norm.weight", 0, f->squares[0], &count, &e);
+    const int status = dg_moments_read(m, "blk.0.attn_norm.weight", 0, f->sums[0], f->squares[0], &count, &e);
     CHECK(status == DG_ERROR_USAGE, "a norm is no matrix: %d", status);
     if (observe) {
-        CHECK(dg_moments_read(m, NAMES[0], 1, f->squares[0], &count, &e) == DG_ERROR_USAGE, "an expert of the embedding");
+        CHECK(dg_moments_read(m, NAMES[0], 1, f->sums[0], f->squares[0], &count, &e) == DG_ERROR_USAGE, "an expert of the embedding");
         CHECK(dg_moments_start(m, &e) == DG_OK, "again, from zero: %s", e.message);
-        CHECK(dg_moments_read(m, NAMES[0], 0, f->squares[0], &count, &e) == DG_OK && count == 0, "not from zero: %lld", (long long)count);
+        CHECK(dg_moments_read(m, NAMES[0], 0, f->sums[0], f->squares[0], &count, &e) == DG_OK && count == 0, "not from zero: %lld", (long long)count);
         if (threads == 1) dg_moments_stop(m); /* else the model's end is its end */
     }
     free(condition);
@@ -55,6 +55,7 @@ int main(void) {
     run(1, true, &one);
     run(3, true, &three);
     CHECK(memcmp(one.squares, three.squares, sizeof one.squares) == 0, "other sums with 3 threads than with 1");
+    CHECK(memcmp(one.sums, three.sums, sizeof one.sums) == 0, "other first moments with 3 threads than with 1");
     CHECK(memcmp(one.counts, three.counts, sizeof one.counts) == 0, "other counts with 3 threads than with 1");
     CHECK(memcmp(plain.logits, one.logits, CANVAS * sizeof(float)) == 0, "observing changed the logits");
     CHECK(one.counts[0] == 1 + 2 * CANVAS, "the head saw %lld rows", (long long)one.counts[0]);

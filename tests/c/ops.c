@@ -150,6 +150,39 @@ static void test_vocabulary(void) {
     }
 }
 
+/* One bad number at any place is found, none is not; and it goes through every op that later ones would trust. */
+static void test_watch(void) {
+    const float odd[] = {NAN, -NAN, INFINITY, -INFINITY};
+    const int64_t sizes[] = {1, 7, 40, 4097, 70000};
+    for (size_t s = 0; s < sizeof sizes / sizeof *sizes; s++) {
+        const int64_t n = sizes[s];
+        float *x = numbers(n, 1e38f);
+        for (int64_t i = 0; i < 16; i++) {
+            const int64_t at = i * (n - 1) / 15;
+            int32_t found = 0;
+            fast[i % 3]->watch(fast[i % 3], &found, x, n, 7);
+            CHECK(found == 0, "%lld finite numbers", (long long)n);
+            const float was = x[at];
+            x[at] = odd[i % 4];
+            fast[i % 3]->watch(fast[i % 3], &found, x, n, 7);
+            CHECK(found == 7, "%g at %lld of %lld", (double)x[at], (long long)at, (long long)n);
+            fast[i % 3]->watch(fast[i % 3], &found, x, n, 8);
+            CHECK(found == 7, "the first mark stays");
+            float *y = malloc((size_t)n * sizeof *y);
+            memcpy(y, x, (size_t)n * sizeof *y);
+            fast[i % 3]->softcap(fast[i % 3], y, n, 30.0f);
+            CHECK(isnan(y[at]), "softcap makes %g of %g", (double)y[at], (double)x[at]);
+            const double u = 0.5;
+            dg_choice choice;
+            fast[i % 3]->choose(fast[i % 3], &choice, x, 1, n, &u);
+            CHECK(isnan(choice.entropy) && choice.argmax == -1 && choice.sample == -1, "%g at %lld of %lld is chosen from", (double)x[at], (long long)at, (long long)n);
+            x[at] = was;
+            free(y);
+        }
+        free(x);
+    }
+}
+
 static void test_backend(const char *backend, const dg_config *config) {
     dg_error error;
     random_state = 1; /* the same numbers for all */
@@ -160,6 +193,7 @@ static void test_backend(const char *backend, const dg_config *config) {
     test_attention();
     test_experts();
     test_vocabulary();
+    test_watch();
     printf("ops: reference against %s\n", fast[0]->name);
     for (int t = 0; t < 3; t++) ops_free(fast[t]);
 }

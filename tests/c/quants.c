@@ -32,6 +32,12 @@ static void round_trip(const dg_format *f, const float *values, float *back, int
     float *importance = malloc(value_bytes);
     for (int64_t i = 0; i < n * f->block; i++) importance[i] = 0.5f + (float)(i % 5);
     f->encode(in, again, n, importance);
+    float *mean = malloc(value_bytes);
+    for (int64_t i = 0; i < n * f->block; i++) mean[i] = 0.25f * (float)(i % 7 - 3);
+    const dg_columns columns = {importance, mean, mean};
+    dg_encode_rows(f, in, again, 1, n * f->block, &columns);
+    dg_encode_rows(f, in, again, n, f->block, &columns);
+    free(mean);
     free(importance);
     f->decode(blocks, out, n);
     memcpy(back, out, value_bytes);

@@ -88,10 +88,27 @@ static void test_route(const both &b) {
     }
 }
 
+/* The first mark under which NaN or infinity was seen stays. */
+static void test_watch(const both &b) {
+    paired<float> good(b, random_floats(3000, 1.0f)), bad(b, random_floats(3000, 1.0f));
+    paired<int32_t> found(b, static_cast<size_t>(1));
+    for (float odd : {NAN, INFINITY, -INFINITY}) {
+        bad.host[2571] = odd;
+        b.gpu->put(b.gpu, bad.device, bad.data(), 3000 * sizeof(float));
+        b.gpu->put(b.gpu, found.device, found.data(), sizeof(int32_t));
+        b.gpu->watch(b.gpu, found.device, good.device, 3000, 3);
+        CHECK(found.fetch()[0] == 0, "finite numbers were marked");
+        b.gpu->watch(b.gpu, found.device, bad.device, 3000, 5);
+        b.gpu->watch(b.gpu, found.device, bad.device, 3000, 9);
+        CHECK(found.fetch()[0] == 5, "%g was marked %d", static_cast<double>(odd), found.fetch()[0]);
+    }
+}
+
 static void test(uint64_t) {
     const both b;
     random_state = 1;
     test_elements(b);
+    test_watch(b);
     test_rope(b);
     test_embed(b);
     test_store(b);

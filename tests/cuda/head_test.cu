@@ -82,8 +82,10 @@ static void test_whole_rows(const both &b) {
     paired<float> x(b, random_floats(n * d, 1.0f)), y(b, static_cast<size_t>(n * d)), room(b, static_cast<size_t>(n * (SOFT_STRETCH + 4)));
     paired<uint8_t> work(b, matmul_work(n, d));
     std::vector<float> want(static_cast<size_t>(n * n_vocab)), got(want.size());
-    b.plain->logits(b.plain, want.data(), x.data(), &table.t, n, 30.0f, nullptr, nullptr);
-    b.gpu->logits(b.gpu, got.data(), x.device, &table.t, n, 30.0f, work.device, room.device);
+    paired<int32_t> found(b, static_cast<size_t>(1));
+    b.plain->logits(b.plain, want.data(), x.data(), &table.t, n, 30.0f, found.data(), 7, nullptr, nullptr);
+    b.gpu->logits(b.gpu, got.data(), x.device, &table.t, n, 30.0f, found.device, 7, work.device, room.device);
+    CHECK(found.host[0] == 0 && found.fetch()[0] == 0, "NaN or infinity was found where there is none");
     CHECK(error_between(got, want) <= 2e-6, "whole logits are off by %g", error_between(got, want));
     b.plain->condition(b.plain, y.data(), want.data(), &table.t, n, 8.0f, nullptr);
     b.gpu->condition(b.gpu, y.device, want.data(), &table.t, n, 8.0f, room.device);
@@ -119,11 +121,12 @@ static void test_sampler(const both &b, int32_t n, bool pinned) {
     };
     const size_t count = static_cast<size_t>(n);
     for (int32_t i = 0; pinned && i < n; i += 3) {
-        plain.pins[i] = true;
+        plain.pins[i] = plain.fixed[i] = true;
         plain.ids[i] = 900 + i % 50;
         gpu.free = --plain.free;
     }
     b.gpu->put(b.gpu, gpu.pins, plain.pins, count);
+    b.gpu->put(b.gpu, gpu.fixed, plain.fixed, count);
     b.gpu->put(b.gpu, gpu.ids, plain.ids, count * sizeof *plain.ids);
     b.plain->begin(b.plain, &plain, 0x123456789abcdefull, 3);
     b.gpu->begin(b.gpu, &gpu, 0x123456789abcdefull, 3);
@@ -146,6 +149,10 @@ static void test_sampler(const both &b, int32_t n, bool pinned) {
         same(plain.accepted, gpu.accepted, count, "what is accepted", step);
         same(plain.ids, gpu.ids, count * sizeof *plain.ids, "the next canvas", step);
         for (int32_t i = 0; i < n; i += 2) plain.accepted[i] = true; /* a caller's word */
+        if (step == 3) {
+            plain.fixed[n / 2] = true; /* final from here on */
+            b.gpu->put(b.gpu, gpu.fixed, plain.fixed, count);
+        }
         b.gpu->put(b.gpu, gpu.accepted, plain.accepted, count);
         b.plain->renoise(b.plain, &plain);
         b.gpu->renoise(b.gpu, &gpu);

@@ -67,6 +67,7 @@ static void test_split(bool exact, const shape &s, const split &p) {
         b.plain->experts(b.plain, y.back()->data(), x.back()->data(), &gate, &up, &down, experts.data(), shares.back()->data(), N, K, nullptr, work.data());
         near.push_back(y.back()->host);
     }
+    paired<int32_t> found(b, static_cast<size_t>(1));
     recording r = {};
     for (int round = 0; round < 4; round++) { /* alone, fewer layers, recorded, again */
         const int layers = round == 1 ? LAYERS - 1 : LAYERS;
@@ -76,7 +77,7 @@ static void test_split(bool exact, const shape &s, const split &p) {
         if (round >= 2) b.gpu->record(b.gpu, &r, &replayed);
         CHECK(replayed == (round == 3), "round %d", round);
         if (!replayed) {
-            b.gpu->begin_pass(b.gpu, layers);
+            b.gpu->begin_pass(b.gpu, layers, found.device);
             for (int l = 0; l < layers; l++) {
                 const layer &w = m.layers[l];
                 b.gpu->experts(b.gpu, y[static_cast<size_t>(l)]->device, x[static_cast<size_t>(l)]->device, &w.ffn_gate_exps, &w.ffn_up_exps, &w.ffn_down_exps, experts.device,

@@ -585,6 +585,10 @@ void atomic_add(int64_t *at, int64_t v) {
     atomic_access(at, sizeof *at);
     *at = static_cast<int64_t>(static_cast<uint64_t>(*at) + static_cast<uint64_t>(v));
 }
+void atomic_claim(int32_t *at, int32_t v) {
+    atomic_access(at, sizeof *at);
+    if (*at == 0) *at = v;
+}
 int32_t atomic_or(int32_t *at, int32_t v) {
     atomic_access(at, sizeof *at);
     const int32_t old = *at;

@@ -121,6 +121,7 @@ inline uint32_t pick_bytes(uint32_t low, uint32_t high, uint32_t selector) {
 
 int32_t atomic_add(int32_t *at, int32_t v);
 void atomic_add(int64_t *at, int64_t v);
+void atomic_claim(int32_t *at, int32_t v);
 int32_t atomic_or(int32_t *at, int32_t v);
 int32_t atomic_max(int32_t *at, int32_t v);
 

@@ -4,13 +4,23 @@
 
 enum { MOST_TOKENS = 4096, MOST_CANVAS = 64 };
 
+/* Nothing is chosen from numbers that are none. */
+static bool check_step(const dg_event *e, void *user) {
+    const int32_t n_vocab = *(const int32_t *)user;
+    for (int32_t i = 0; e->kind == DG_EVENT_STEP && i < e->n; i++) {
+        MUST(e->entropy[i] >= 0.0f && e->entropy[i] < 1e9f, "entropy %g", (double)e->entropy[i]);
+        MUST(e->canvas[i] >= 0 && e->canvas[i] < n_vocab && e->next[i] >= 0 && e->next[i] < n_vocab, "tokens %d, %d", e->canvas[i], e->next[i]);
+    }
+    return true;
+}
+
 /* A prompt, one canvas in few steps, and one more encoded: on every backend, since each has its own kernels. */
 static void use_model(dg_model *model) {
     const dg_config *c = dg_model_config(model);
     if (c->n_vocab > MOST_TOKENS || c->canvas_length > MOST_CANVAS) return;
     dg_error error = {0};
     dg_session *session;
-    MUST(dg_session_new(model, 32, &session, &error) == DG_OK, "%s", error.message);
+    MUST(dg_session_new(model, c->context_length < 32 ? c->context_length : 32, &session, &error) == DG_OK, "%s", error.message);
     dg_sampling sampling;
     dg_sampling_default(model, &sampling);
     sampling.steps = 2;
@@ -20,7 +30,9 @@ static void use_model(dg_model *model) {
     MUST(logits, "no memory");
     dg_result *result;
     int status = dg_encode(session, ids, 3, DG_LOGITS_LAST, logits, &error);
-    if (status == DG_OK) status = dg_generate(session, &sampling, NULL, NULL, &result, &error);
+    int32_t n_vocab = c->n_vocab;
+    for (int32_t v = 0; status == DG_OK && v < c->n_vocab; v++) MUST(logits[v] >= -1e30f && logits[v] <= 1e30f, "logit %g", (double)logits[v]);
+    if (status == DG_OK) status = dg_generate(session, &sampling, check_step, &n_vocab, &result, &error);
     if (status != DG_OK) check_refusal(status, &error);
     else {
         for (int32_t i = 0; i < result->n_ids; i++) MUST(result->ids[i] >= 0 && result->ids[i] < c->n_vocab, "token %d", result->ids[i]);

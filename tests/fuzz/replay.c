@@ -1,7 +1,11 @@
-/* Runs a target over files, each as it is and in so many random mutations: target COUNT FILE... */
+#define _GNU_SOURCE /* getrusage */
+/* Runs a target over files, each as it is and in so many random mutations: target COUNT FILE... FUZZ_SEED makes
+ * others of them. With FUZZ_SECONDS and FUZZ_MIB set, a run that takes more processor time, or a process that took more memory,
+ * counts as a crash. */
 #include "fuzz.h"
 
 #include <string.h>
+#include <sys/resource.h>
 #include <time.h>
 
 enum { ROOM = 1 << 20 };
@@ -31,10 +35,21 @@ size_t LLVMFuzzerMutate(uint8_t *data, size_t n, size_t room) {
     }
 }
 
-static double seconds(void) {
-    struct timespec now;
-    timespec_get(&now, TIME_UTC);
-    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
+static double seconds(void) { return (double)clock() / CLOCKS_PER_SEC; } /* of the processor */
+
+static double mebibytes(void) {
+    struct rusage most;
+    getrusage(RUSAGE_SELF, &most);
+#ifdef __APPLE__
+    return (double)most.ru_maxrss / 1048576.0;
+#else
+    return (double)most.ru_maxrss / 1024.0;
+#endif
+}
+
+static double limit(const char *name) {
+    const char *text = getenv(name);
+    return text ? atof(text) : 1e30;
 }
 
 static double slowest;
@@ -48,6 +63,8 @@ static void run(const uint8_t *data, size_t n) {
     LLVMFuzzerTestOneInput(copy, n);
     const double taken = seconds() - begin;
     if (taken > slowest) slowest = taken;
+    MUST(taken <= limit("FUZZ_SECONDS"), "%.3f s", taken);
+    MUST(mebibytes() <= limit("FUZZ_MIB"), "%.0f MiB", mebibytes());
     free(copy);
 }
 
@@ -62,6 +79,7 @@ int main(int argc, char **argv) {
     MUST(argc > 2, "usage: %s COUNT FILE...", argv[0]);
     const char *last = getenv("FUZZ_LAST"); /* each mutation is written here before it runs: what it was that crashed */
     const long count = atol(argv[1]);
+    if (getenv("FUZZ_SEED")) state = strtoull(getenv("FUZZ_SEED"), NULL, 10);
     long runs = 0;
     for (int i = 2; i < argc; i++) {
         FILE *f = fopen(argv[i], "rb");
@@ -80,6 +98,6 @@ int main(int argc, char **argv) {
         runs += count + 1;
     }
     const char *name = strrchr(argv[0], '/');
-    printf("fuzz %s: %d files, %ld runs, the slowest %.3f s\n", name ? name + 1 : argv[0], argc - 2, runs, slowest);
+    printf("fuzz %s: %d files, %ld runs, the slowest %.3f s, %.0f MiB\n", name ? name + 1 : argv[0], argc - 2, runs, slowest, mebibytes());
     return 0;
 }

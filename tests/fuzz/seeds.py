@@ -15,19 +15,31 @@ TOKENS += ["<0x0A>", '<|"|>', "<turn|>", "\u00e9", "c"]
 TYPES = [3, 3, 3, 2, 1, 1, 1, 1, 1, 1, 1, 6, 3, 3, 1, 1]
 
 
-def vocabulary(writer: gguf.GGUFWriter) -> None:
+def vocabulary(writer: gguf.GGUFWriter, tokens: list[str] = TOKENS, types: list[int] = TYPES) -> None:
     writer.add_string("tokenizer.ggml.model", "gemma4")
-    writer.add_array("tokenizer.ggml.tokens", TOKENS)
-    writer.add_array("tokenizer.ggml.scores", [-1000.0] * len(TOKENS))
-    writer.add_array("tokenizer.ggml.token_type", TYPES)
-    writer.add_array("tokenizer.ggml.merges", ["a b", "ab a", "\n \n"])
+    writer.add_array("tokenizer.ggml.tokens", tokens)
+    writer.add_array("tokenizer.ggml.scores", [-1000.0] * len(tokens))
+    writer.add_array("tokenizer.ggml.token_type", types)
+    if tokens is TOKENS:
+        writer.add_array("tokenizer.ggml.merges", ["a b", "ab a", "\n \n"])
     for key, token in ("bos", "<bos>"), ("eos", "<eos>"), ("unknown", "<unk>"), ("padding", "<pad>"):
-        writer.add_uint32(f"tokenizer.ggml.{key}_token_id", TOKENS.index(token))
+        if token in tokens:
+            writer.add_uint32(f"tokenizer.ggml.{key}_token_id", tokens.index(token))
     writer.add_string("tokenizer.chat_template", "{{ messages[0].content }}")
     writer.add_bool("tokenizer.ggml.add_bos_token", True)
 
 
-def model(path: Path, kind: gguf.GGMLQuantizationType, layers: int, split_experts: bool = False) -> None:
+def model(
+    path: Path,
+    kind: gguf.GGMLQuantizationType,
+    layers: int,
+    split_experts: bool = False,
+    tokens: list[str] = TOKENS,
+    types: list[int] = TYPES,
+    canvas: int = 8,
+    alike: bool = False,
+) -> None:
+    """alike: every word has the same embedding, and so the same logits."""
     random = np.random.default_rng(0)
     writer = gguf.GGUFWriter(path, "diffusion-gemma")
     prefix = "diffusion-gemma."
@@ -46,19 +58,22 @@ def model(path: Path, kind: gguf.GGMLQuantizationType, layers: int, split_expert
     writer.add_array(prefix + "attention.head_count_kv", [1] * layers)
     sliding = [layer + 1 < layers for layer in range(layers)]
     writer.add_array(prefix + "attention.sliding_window_pattern", sliding)
-    writer.add_array(prefix + "end_token_ids", [1, 13])
-    writer.add_uint32("diffusion.canvas_length", 8)
+    if tokens is TOKENS:
+        writer.add_array(prefix + "end_token_ids", [1, 13])
+    writer.add_uint32("diffusion.canvas_length", canvas)
     writer.add_uint32("general.alignment", 32)
-    vocabulary(writer)
+    vocabulary(writer, tokens, types)
 
     def floats_of(name: str, n: int) -> None:
         writer.add_tensor(name, random.uniform(0.5, 1.5, n).astype(np.float32))
 
     def matrix(name: str, *dims: int, raw: gguf.GGMLQuantizationType = kind) -> None:  # as numpy orders them
         values = random.standard_normal(dims).astype(np.float32) / np.float32(np.sqrt(dims[-1]))
+        if alike and name == "token_embd.weight":
+            values[:] = values[0]
         writer.add_tensor(name, gguf.quants.quantize(values, raw), raw_dtype=raw)
 
-    matrix("token_embd.weight", len(TOKENS), D)
+    matrix("token_embd.weight", len(tokens), D)
     floats_of("output_norm.weight", D)
     floats_of("rope_freqs.weight", HEAD // 2)
     floats_of("self_cond_pre_norm.weight", D)

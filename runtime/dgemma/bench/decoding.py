@@ -1,7 +1,8 @@
 """Writing tokens: our denoising against autoregressive decoding of the same backbone in llama.cpp, by batch.
 
-One user waits for a canvas of n tokens, some steps of the whole canvas; or for n tokens, one after the other. A server
-that decodes for many users reads the weights once for all of them, and at some batch it makes more tokens in all.
+One user waits for a canvas of n tokens, some steps of the whole canvas and its encoding for what follows; or for n
+tokens, one after the other. A server that decodes for many users reads the weights once for all of them, and at some
+batch it makes more tokens in all.
 """
 
 from __future__ import annotations
@@ -85,18 +86,24 @@ class Decoder:
 def decoding(
     model: Model, theirs: Theirs, *, runs: int, temperature: float, seed: int, say: Callable[[str], None]
 ) -> dict[str, Any]:
-    """Interleaved: a step of ours, and a token for each batch of theirs, `runs` times after WARM."""
+    """Interleaved: a step of ours, a canvas encoded, and a token for each batch of theirs, `runs` times after WARM."""
     random = np.random.default_rng(seed)
     prompt = random.integers(5, model.config.n_vocab, PROMPT).tolist()
     options: dict[str, Any] = dict(t_min=temperature, t_max=temperature, confidence=0.0, stability=0, max_tokens=1)
     options |= dict(seed=seed)
     n = int(model.config.canvas_length)
     ours: list[float] = []
+    encoded: list[float] = []
     first = 0.0
     laps: dict[int, list[float]] = {batch: [] for batch in BATCHES}
     tokens = (runs + WARM) * len(BATCHES)
-    with Decoder(theirs, BATCHES[-1], tokens, model.threads) as decoder, model.session(PROMPT + n) as session:
+    with (
+        Decoder(theirs, BATCHES[-1], tokens, model.threads) as decoder,
+        model.session(PROMPT + n) as session,
+        model.session(PROMPT + n) as other,
+    ):
         session.encode(prompt)
+        other.encode(prompt)
         decoder.begin(prompt)
         with closing(session.stream(steps=runs + WARM, **options)) as events:
             for index in range(runs + WARM):
@@ -106,24 +113,28 @@ def decoding(
                 seconds = perf_counter() - began
                 assert isinstance(happened, Step)
                 first = seconds if index == 0 else first
+                other.rewind(PROMPT)
+                began = perf_counter()
+                other.encode(happened.canvas)
                 if index >= WARM:
                     ours.append(seconds)
+                    encoded.append(perf_counter() - began)
                 for batch in BATCHES:
                     took = decoder.step(random.integers(5, model.config.n_vocab, batch).tolist())
                     if index >= WARM:
                         laps[batch].append(took)
-    return told(n, first, Times(ours), {batch: Times(lap) for batch, lap in laps.items()})
+    return told(n, first, Times(ours), Times(encoded), {batch: Times(lap) for batch, lap in laps.items()})
 
 
-def told(n: int, first: float, step: Times, theirs: dict[int, Times]) -> dict[str, Any]:
-    """Tokens per second of both, and from which batch on theirs are more."""
+def told(n: int, first: float, step: Times, encoding: Times, theirs: dict[int, Times]) -> dict[str, Any]:
+    """Tokens per second of both in a long answer, and from which batch on theirs are more."""
     batches: list[dict[str, Any]] = [
         {"batch": batch, "seconds": times.told(), "tokens_per_second": batch / times.median}
         for batch, times in theirs.items()
     ]
     canvases = []
     for steps in STEPS:
-        speed = n / (first + (steps - 1) * step.median)
+        speed = n / (first + (steps - 1) * step.median + encoding.median)
         more = [row["batch"] for row in batches if row["tokens_per_second"] > speed]
         canvases.append({"steps": steps, "tokens_per_second": speed, "crossover": more[0] if more else None})
     return {
@@ -131,6 +142,7 @@ def told(n: int, first: float, step: Times, theirs: dict[int, Times]) -> dict[st
         "canvas": n,
         "first_step_seconds": first,
         "step_seconds": step.told(),
+        "encoding_seconds": encoding.told(),
         "ours": canvases,
         "theirs": batches,
     }

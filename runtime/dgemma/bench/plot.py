@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 from textwrap import fill
+from typing import Any
 
 from dgemma.bench.measure import Part, Report, rates
-from dgemma.charts import blank, save
+from dgemma.charts import blank, logarithmic, save
 
 BAR, FAINT = "#3b6ea5", "#666666"
 
@@ -55,16 +56,23 @@ def plot_writing(report: Report, path: Path) -> None:
     spread = [[m - s for m, s in zip(speeds, slow, strict=True)], [f - m for f, m in zip(fast, speeds, strict=True)]]
     axes.errorbar(batches, speeds, yerr=spread, color="black", marker="o", capsize=3, label="llama.cpp, decoding")
     for row, style in zip(told["ours"], ("--", "-.", ":"), strict=True):
-        name = f"dgemma, {row['steps']} steps a canvas"
+        name = f"dgemma, {row['steps']} steps a canvas: {overtaken(row)}"
         axes.axhline(row["tokens_per_second"], color=BAR, linestyle=style, label=name)
     axes.set_xscale("log", base=2)
-    axes.set_yscale("log")
+    logarithmic(axes, "y")
     axes.set_xticks(batches, list(map(str, batches)))
     axes.set_xlabel("sequences that llama.cpp decodes together (dgemma: canvases one after the other)")
     axes.set_ylabel("tokens per second, all together")
     axes.legend(frameon=False)
     axes.set_title(f"{report.model['name']}: writing", loc="left", fontsize=12)
     save(figure, path)
+
+
+def overtaken(row: dict[str, Any]) -> str:
+    """What a measured batch does to one number of steps."""
+    if row["crossover"] is None:
+        return "never overtaken"
+    return "slower than one" if row["crossover"] == 1 else f"overtaken by a batch of {row['crossover']}"
 
 
 def label(report: Report, part: Part) -> str:

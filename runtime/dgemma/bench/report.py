@@ -236,8 +236,9 @@ def writing(told: dict[str, Any]) -> list[str]:
         rows.append([f"llama.cpp, {who}", f"{speed:.2f}", f"{speed / each['batch']:.2f}", ""])
     head = ["writing, one token after the other or a canvas at once", "tokens/s", "for each user", "overtaken at batch"]
     note = (
-        f"Interleaved, behind a prompt of {told['prompt']} that all share; random tokens are decoded, without the time"
-        " that choosing one takes. Canvases of several users are computed one after the other."
+        f"Interleaved, behind a prompt of {told['prompt']} that all share. A canvas takes its steps, the first one"
+        " shorter, and its encoding for what follows. Random tokens are decoded, without the time that choosing one"
+        " takes. Canvases of several users are computed one after the other."
     )
     return [*table(head, rows), "", note]
 

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import signal
-import threading
 from collections.abc import Iterator
 from contextlib import closing
-from types import FrameType, TracebackType
 from typing import Any
 
 import click
@@ -15,7 +12,7 @@ from dgemma.cli import FAILURE
 from dgemma.cli.answer import Watch
 from dgemma.cli.commands import FILES, TABLE, run
 from dgemma.cli.display import Silent, count, display, figures
-from dgemma.cli.lines import Lines, lines, unechoed
+from dgemma.cli.lines import CtrlC, Lines, lines, unechoed
 from dgemma.cli.speaker import Speaker
 from dgemma.conversation import Conversation, Reply, Told
 from dgemma.errors import Error, UsageError
@@ -24,28 +21,6 @@ from dgemma.model import Model
 from dgemma.turns import Delta
 
 LONGEST = 2048  # tokens of an answer, if --max-tokens says nothing
-
-
-class CtrlC:
-    """While it is open, the first Ctrl-C is only noted; the second interrupts at once."""
-
-    def __init__(self) -> None:
-        self.heard = False
-        self._before: Any = None
-
-    def __enter__(self) -> CtrlC:
-        if threading.current_thread() is threading.main_thread():
-            self._before = signal.signal(signal.SIGINT, self._hear)
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, at: TracebackType | None) -> None:
-        if self._before is not None:
-            signal.signal(signal.SIGINT, self._before)
-
-    def _hear(self, number: int, frame: FrameType | None) -> None:
-        if self.heard:
-            raise KeyboardInterrupt
-        self.heard = True
 
 
 class Chat:

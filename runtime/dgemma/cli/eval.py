@@ -6,7 +6,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,11 @@ import click
 from dgemma.charts import refuse_chart
 from dgemma.cli import Command, version_option
 from dgemma.cli.running import running_options
+from dgemma.cli.sizes import ram_option
 from dgemma.errors import Error, UsageError
 from dgemma.eval.approximations import trials
 from dgemma.eval.base import Base, identity
+from dgemma.eval.checks import CHECKS
 from dgemma.eval.evaluation import Evaluation, Files, about
 from dgemma.eval.fidelity import compare, make_base
 from dgemma.eval.plot import plot
@@ -25,14 +27,23 @@ from dgemma.eval.report import markdown, told
 from dgemma.eval.results import Log, Variant, run, scores
 from dgemma.eval.sweep import named, read_axes, settings, sweep
 from dgemma.eval.tasks import SHIPPED, Task, load, shipped, suitable
+from dgemma.hub import local_model
 from dgemma.model import Model, bundled
 from dgemma.progress import telling
+
+
+def listed(lines: Mapping[str, str]) -> str:
+    """Names and what they are, for --help."""
+    width = max(map(len, lines))
+    return "\n".join(f"  {name:{width}}  {what}" for name, what in lines.items())
+
 
 HELP = f"""Measures what a file and a setting are worth: how near a file comes to another of the same model, and how
 often it does tasks right.
 
-MODELS are GGUF files; without one, the Sudoku model that comes with dgemma is measured. With --against or --base, files
-are compared; tasks are done where there is --task, and without a base: then all shipped ones that the model can read.
+MODELS are GGUF files, or hf:owner/name[:TYPE]; without one, the Sudoku model that comes with dgemma is measured. With
+--against or --base, files are compared; tasks are done where there is --task, and without a base: then all shipped ones
+that the model can read.
 
 \b
   dg-eval model-q4_k_m.gguf --against model-q8_0.gguf --layers
@@ -41,14 +52,17 @@ are compared; tasks are done where there is --task, and without a base: then all
   dg-eval model.gguf --task mine.jsonl --seeds 3 --results mine.results.jsonl
   dg-eval model.gguf --sweep steps=8,16,32,48 --sweep entropy_bound=0.05,0.1 --plot trade.svg
 
-\b
-Shipped tasks: {", ".join(SHIPPED)}
+Tasks that come with dgemma, for --task:
 
-A task file has a JSON object per line: id, prompt or messages, and a check (kinds: exact, regex, json, numeric,
-markdown-balanced, python-compiles); see the docstrings of dgemma.eval.tasks and dgemma.eval.checks. The canvases of
---against are those that the base's sampler makes on shipped prompts; both models see the same ones, one file at a
-time. Intervals are of 95 %. Tables go to standard output, in Markdown. --plot needs an extra package: pip install
-'dgemma[eval]'. The exit status is 0, 1 for a failure, 2 for wrong usage, 130 after Ctrl-C.
+\b
+{listed({name: each.what for name, each in SHIPPED.items()})}
+
+A task file has a JSON object per line: id, prompt or messages, and a check
+(kinds: {", ".join(CHECKS)});
+see the docstrings of dgemma.eval.tasks and dgemma.eval.checks. The canvases of --against are those that the base's
+sampler makes on shipped prompts; both models see the same ones, each conditioned on what the base said of the one
+before, one file at a time. Intervals are of 95 %. Tables go to standard output, in Markdown. --plot needs an extra
+package: pip install 'dgemma[eval]'. The exit status is 0, 1 for a failure, 2 for wrong usage, 130 after Ctrl-C.
 """
 
 
@@ -69,6 +83,7 @@ def path_option(flag: str, name: str, text: str) -> Callable[[Callable[..., Any]
 @click.option(
     "--count", type=click.IntRange(min=1), default=20, show_default=True, metavar="N", help="Most tasks of a level."
 )
+@click.option("--level", "levels", multiple=True, metavar="NAME", help="Tasks of these levels alone. Repeatable.")
 @click.option(
     "--seeds", type=click.IntRange(min=1), default=1, show_default=True, metavar="N", help="Tries at each task."
 )
@@ -79,6 +94,7 @@ def path_option(flag: str, name: str, text: str) -> Callable[[Callable[..., Any]
 @click.option("--sweep", "axes", multiple=True, metavar="OPTION=A,B,...", help="Try these values, all combinations.")
 @click.option("--approximations", is_flag=True, help="Try what is done for speed, each on against off.")
 @running_options
+@ram_option
 @path_option("--json", "json_file", "Write all figures as JSON.")
 @path_option("--plot", "plot_file", "Draw --sweep: .svg or .png; the other is written beside it.")
 @version_option("dg-eval")
@@ -91,6 +107,7 @@ def main(
     prompts: int | None,
     tasks: tuple[str, ...],
     count: int,
+    levels: tuple[str, ...],
     seeds: int,
     seed: int,
     results_file: Path | None,
@@ -100,10 +117,10 @@ def main(
     threads: int | None,
     vram: int | None,
     exact: bool,
+    ram: int | None,
     json_file: Path | None,
     plot_file: Path | None,
 ) -> None:
-    files = list(models) or [bundled()]
     compares = against is not None or base_file is not None
     refuse(
         {
@@ -111,10 +128,12 @@ def main(
             "--save-base needs --against": save_base is not None and against is None,
             "--layers needs --against or --base": layers and not compares,
             "--prompts needs --against": prompts is not None and against is None,
+            "--level needs tasks: --task": bool(levels) and compares and not tasks,
             "--plot needs --sweep": plot_file is not None and not axes,
-            "--sweep takes one model": bool(axes) and len(files) > 1,
-            "--approximations takes one model": approximations and len(files) > 1,
+            "--sweep takes one model": bool(axes) and len(models) > 1,
+            "--approximations takes one model": approximations and len(models) > 1,
             "--approximations tries --exact itself": approximations and exact,
+            "--approximations has two models open at once: no --ram": approximations and ram is not None,
         }
     )
     chosen = settings(read_axes(axes)) if axes else []
@@ -125,15 +144,16 @@ def main(
             raise Error(f"{file}: there is no folder {file.absolute().parent}")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
 
+    files = [local_model(model) for model in models] or [bundled()]
     arguments: dict[str, Any] = {"backend": backend, "threads": threads}
-    arguments |= {name: given for name, given in (("exact", exact), ("vram", vram)) if given}
+    arguments |= {name: value for name, value in (("exact", exact), ("ram", ram), ("vram", vram)) if value}
     does_tasks = bool(tasks) or not compares
     with telling() as say, Log(results_file) as log:
         base = None
         if base_file is not None:
             base = Base.load(base_file)
         elif against is not None:
-            base = make_base(against, count=prompts, seed=seed, layers=layers, model=arguments, say=say)
+            base = make_base(local_model(against), count=prompts, seed=seed, layers=layers, model=arguments, say=say)
             if save_base is not None:
                 base.save(save_base)
         found = Evaluation({})
@@ -144,9 +164,11 @@ def main(
             if base is not None:
                 measured.fidelity = compare(path, base, layers=layers, model=arguments, say=say)
             with Model(path, **arguments) as model:
-                given = chosen_tasks(model, tasks, count) if does_tasks else []
+                given = chosen_tasks(model, tasks, count, levels) if does_tasks else []
                 names = list(dict.fromkeys(task.name for task in given))
-                found.about = found.about or about(model, exact, tasks=names, count=count, seeds=seeds, seed=seed)
+                found.about = found.about or about(
+                    model, exact, tasks=names, levels=list(levels), count=count, seeds=seeds, seed=seed
+                )
                 if chosen:
                     variants = [Variant.of(named(one), model, about_file, arguments, one) for one in chosen]
                     found.points = sweep(variants, given, log, seeds=seeds, seed=seed, say=say)
@@ -168,8 +190,10 @@ def refuse(wrong: dict[str, bool]) -> None:
             raise click.UsageError(message)
 
 
-def chosen_tasks(model: Model, given: tuple[str, ...], count: int) -> list[Task]:
-    """The first `count` tasks of each level of what is asked for, or of all shipped tasks that suit the model."""
+def chosen_tasks(model: Model, given: tuple[str, ...], count: int, levels: tuple[str, ...]) -> list[Task]:
+    """The first `count` tasks of each level, or of `levels` alone, of what is given, or else of all shipped tasks that
+    suit the model.
+    """
     names = given or tuple(suitable(model))
     stems = [Path(name).stem for name in names]
     if len(set(stems)) < len(stems):
@@ -182,8 +206,10 @@ def chosen_tasks(model: Model, given: tuple[str, ...], count: int) -> list[Task]
         seen: dict[str, int] = {}
         for task in found:
             seen[task.level] = seen.get(task.level, 0) + 1
-            if seen[task.level] <= count:
+            if seen[task.level] <= count and (not levels or task.level in levels):
                 out.append(task)
+    if missing := set(levels) - {task.level for task in out}:
+        raise UsageError(f"--level {min(missing)!r}: there is none among the tasks")
     return out
 
 

@@ -36,7 +36,7 @@ def facts(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Raises an Error for what is no GGUF file; a GGUF file of another kind is told as far as it goes."""
     with File(path) as file:
         model, refusal = _model(path)
-        return {
+        found = {
             "path": str(Path(path)),
             "bytes": file.bytes,
             "parts": file.parts,
@@ -52,6 +52,8 @@ def facts(path: str | os.PathLike[str]) -> dict[str, Any]:
                 {"name": t.name, "format": t.format.name, "dims": list(t.dims), "bytes": t.bytes} for t in file.tensors
             ],
         }
+        file.check()
+        return found
 
 
 def _model(path: str | os.PathLike[str]) -> tuple[dict[str, Any] | None, str | None]:

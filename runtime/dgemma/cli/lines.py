@@ -2,17 +2,43 @@
 
 from __future__ import annotations
 
-import gc
+import signal
 import sys
-import warnings
-from collections.abc import Iterable, Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from prompt_toolkit.completion import Completion
 
 PROMPT, MORE = "> ", ". "
+
+
+class CtrlC:
+    """While it is open, Ctrl-C is only noted, and `then` is called; without it the second interrupts at once."""
+
+    def __init__(self, then: Callable[[], None] | None = None) -> None:
+        self.heard = False
+        self._then = then
+        self._before: Any = None
+
+    def __enter__(self) -> CtrlC:
+        if threading.current_thread() is threading.main_thread():
+            self._before = signal.signal(signal.SIGINT, self._hear)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, at: TracebackType | None) -> None:
+        if self._before is not None:
+            signal.signal(signal.SIGINT, self._before)
+
+    def _hear(self, number: int, frame: FrameType | None) -> None:
+        before, self.heard = self.heard, True
+        if self._then is not None:
+            self._then()
+        elif before:
+            raise KeyboardInterrupt
 
 
 class Lines(Protocol):
@@ -80,13 +106,21 @@ class Typed:
         )
 
     def read(self, default: str = "") -> str:
-        with warnings.catch_warnings():  # Ctrl-C before the line is there leaves its coroutine unused: nothing to tell
-            warnings.filterwarnings("ignore", message="coroutine .* was never awaited", category=RuntimeWarning)
-            try:
-                return self._session.prompt(PROMPT, default=default)
-            except KeyboardInterrupt:
-                gc.collect()  # the warning comes when it is collected
-                raise
+        application = self._session.app
+
+        def interrupt() -> None:
+            if application.loop is not None:
+                application.loop.call_soon_threadsafe(application.key_processor.send_sigint)
+
+        def begun() -> None:  # it was heard before there was a loop to tell it to
+            if ctrl_c.heard:
+                application.exit(exception=KeyboardInterrupt())
+
+        with CtrlC(interrupt) as ctrl_c:  # an exception amid asyncio's own beginnings would leave them half made
+            line = self._session.prompt(PROMPT, default=default, pre_run=begun, handle_sigint=False)
+        if ctrl_c.heard:
+            raise KeyboardInterrupt
+        return line
 
 
 def _completer(commands: Sequence[tuple[str, bool]]) -> Any:

@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from dgemma.cli import WRONG_USAGE, Command, version_option
+from dgemma.cli import WRONG_USAGE, Command, batch, version_option
 from dgemma.cli.answer import Watch, as_object, reader_for, work
 from dgemma.cli.display import display, figures
 from dgemma.cli.edit import edit_options
@@ -58,7 +58,8 @@ for an answer, 1 for a failure, 2 for wrong usage, 130 after Ctrl-C.
 
 With --chat the prompt, if there is one, is the first message; others are typed, or are the lines of standard input.
 /help lists what else can be said. A turn encodes only what the cache does not hold yet; figures tell how much that was.
-"""
+
+{batch.HELP}"""
 
 GUIDE = f"""dg-run needs a prompt. The model that comes with dgemma solves Sudoku: nine rows, a dot for a blank.
 
@@ -130,6 +131,7 @@ def sentence(text: str) -> str:
 @click.option("--think", is_flag=True, help="Let the model think before it answers. Needs a chat template.")
 @click.option("--raw", is_flag=True, help="No chat template: the model goes on from the text.")
 @click.option("--chat", is_flag=True, help="Messages and answers in turns; /help there tells more.")
+@batch.batch_options
 @fill_options
 @edit_options
 @generation_options
@@ -185,16 +187,24 @@ def main(
     **settings: Any,
 ) -> int | None:
     task = Task.take(settings)
-    opening: dict[str, Any] = {
-        "backend": backend,
-        "threads": threads,
-        "exact": exact,
-        "repack": repack,
-        "ram": ram,
-        "vram": vram,
-    }
+    lines, output = settings.pop("batch"), settings.pop("output")
+    opening: dict[str, Any] = dict(backend=backend, threads=threads, exact=exact, repack=repack, ram=ram, vram=vram)
+    if output is not None and lines is None:
+        raise click.UsageError("-o belongs to --batch FILE")
+    if lines is not None:
+        if output is None:
+            raise click.UsageError("--batch needs -o OUT, a file for the answers")
+        others = dict(prompt=text is not None, file=file is not None, chat=chat, json=as_json, record=bool(records))
+        refuse_beside("batch", task, **others, visual=visual)
+        asked = {"system": system, "thinking": think or None, "raw": raw or None}
+        with Model(model, **opening) as opened:
+            refuse_without_template(opened, system, think)
+            code = batch.run(opened, lines, output, quiet, **asked, **settings)
+            if save_routing:
+                opened.save_routing()
+            return code
     if chat:
-        refuse_in_chat(task, raw=raw, record=bool(records), json=as_json)
+        refuse_beside("chat", task, raw=raw, record=bool(records), json=as_json)
         if file == "-":
             raise click.UsageError("-f - and --chat both read standard input")
         first = read_prompt(text, file) if text is not None or file is not None else None
@@ -283,11 +293,11 @@ def refuse_without_template(model: Model, system: str | None, think: bool) -> No
                 raise click.UsageError(f"{flag} needs a chat template, and {model.path} has none")
 
 
-def refuse_in_chat(task: Task | None, **flags: bool) -> None:
+def refuse_beside(what: str, task: Task | None, **flags: bool) -> None:
     given = {name: getattr(task, name, None) is not None for name in ("fill", "canvas", "edit")}
     for flag, wrong in {**flags, **given}.items():
         if wrong:
-            raise click.UsageError(f"--{flag} and --chat do not go together")
+            raise click.UsageError(f"--{flag} and --{what} do not go together")
 
 
 if __name__ == "__main__":

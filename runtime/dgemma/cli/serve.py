@@ -15,6 +15,7 @@ from dgemma.sizes import size_text
 
 try:
     from dgemma.serve.app import Limits, Server
+    from dgemma.serve.edits import EditDiffusion
     from dgemma.serve.guard import Guard, is_loopback
     from dgemma.serve.parameters import told
     from dgemma.serve.requests import Diffusion
@@ -33,7 +34,8 @@ def indented(text: str) -> str:
 
 def own_fields() -> str:
     """Our own fields of requests, a line each."""
-    return "\n".join(f"{name:<18}{field.description}" for name, field in Diffusion.model_fields.items())
+    fields = {**Diffusion.model_fields, **EditDiffusion.model_fields}
+    return "\n".join(f"{name:<18}{field.description}" for name, field in fields.items())
 
 
 def help_text() -> str:
@@ -49,13 +51,14 @@ Fields of "diffusion" in requests:
 {indented(own_fields())[2:]}
 """
     )
-    return f"""Serves a DiffusionGemma model as OpenAI's API does: /v1/chat/completions and /v1/completions, streaming
-or not, /v1/models, /health and /metrics (for Prometheus).
+    return f"""Serves a DiffusionGemma model: a page at /, to chat, watch the canvas settle and have texts edited;
+and OpenAI's API: /v1/chat/completions, /v1/completions and /v1/edits (a passage of a text, rewritten in place),
+streaming or not, /v1/models, /health and /metrics (for Prometheus).
 
 MODEL is a GGUF file, or hf:owner/name[:TYPE]. Without one, the Sudoku model that comes with dgemma is served.
 
 \b
-  dg-serve model.gguf
+  dg-serve model.gguf                                  # then open http://127.0.0.1:8080
   curl http://127.0.0.1:8080/v1/chat/completions -H 'Content-Type: application/json' \\
        -d '{{"model": "model", "messages": [{{"role": "user", "content": "Why is the sky blue?"}}]}}'
 
@@ -150,8 +153,9 @@ def main(
         for at in sockets:
             address, number = at.getsockname()[:2]
             shown = f"[{address}]" if ":" in address else address
+            url = f"http://{shown}:{number}"
             click.echo(
-                f"dg-serve: {server.name} at http://{shown}:{number}/v1, context {limits.context},"
+                f"dg-serve: {server.name} at {url}, its API at {url}/v1, context {limits.context},"
                 f" cache {size_text(cache)}",
                 err=True,
             )

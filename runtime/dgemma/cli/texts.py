@@ -117,7 +117,8 @@ class Done:
         told |= {"mean_entropy": best.mean_entropy, "converged": self.filled.converged}
         told |= {"steps": self.filled.steps, "seconds": self.filled.seconds, "prompt_tokens": best.result.prompt_tokens}
         trials = self.filled.trials
-        told["trials"] = [{"lengths": trial.lengths, "mean_entropy": trial.mean_entropy} for trial in trials]
+        shown = ("lengths", "mean_entropy", "evidence")
+        told["trials"] = [{name: getattr(trial, name) for name in shown} for trial in trials]
         return told
 
     def figures(self) -> list[str]:

@@ -6,9 +6,10 @@ import os
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
-from functools import partial
-from statistics import median
 from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from dgemma.eval.base import Say, identity
 from dgemma.eval.fidelity import compare, make_base
@@ -18,8 +19,9 @@ from dgemma.eval.tasks import Task
 from dgemma.model import Model
 from dgemma.options import efforts, options
 
-OFF, ON = "off", "on"
 PROMPTS = 8  # that a divergence is measured on
+DRAWS = 1000  # of the tasks, for an interval
+HOLES = ("pins_conditioned",)  # options that do nothing where there is none
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +48,9 @@ class Trial:
     on: Score
     same: float  # share of the answers that are the same, to the letter
     kl_mean: float | None  # KL(off || on) in nats, where it changes logits
-    times_as_fast: float  # steps off over steps on, times the seconds of a step (medians of the answers) off over on
+    times_as_fast: float  # work() off over on
+    times_low: float  # ends of its 95 % interval
+    times_high: float
 
     def told(self) -> dict[str, Any]:
         return asdict(self)
@@ -82,11 +86,13 @@ APPROXIMATIONS = [
 ]
 
 
-def optional() -> list[Approximation]:
+def optional(tasks: Sequence[Task]) -> list[Approximation]:
     """The options of options.def that the published sampler does not have, at the value that an effort gives them."""
-    names = list(options())
+    names, holes = list(options()), any(task.fill for task in tasks)
     out = []
     for name in names[names.index("seed") + 1 :]:
+        if name in HOLES and not holes:
+            continue
         values = [effort.settings[name] for effort in efforts().values() if effort.settings.get(name)]
         value = values[0] if values else True if options()[name].flag else None
         if value is not None:
@@ -105,35 +111,57 @@ def trials(
     model: dict[str, Any],
     say: Say = lambda line: None,
 ) -> list[Trial]:
-    """Each of APPROXIMATIONS and of optional() on one file. model: Model's arguments that all have."""
-    known, out = identity(path), []
-    for each in [*APPROXIMATIONS, *optional()]:
-        with ExitStack() as stack:
-            variants = []
-            for name, more, options in ((OFF, each.off, {}), (ON, each.on, each.options)):
-                opened = stack.enter_context(Model(path, **{**model, **more}))
-                variants.append(Variant.of(name, opened, known, {**model, **more}, options))
-            tried = run(variants, tasks, log, seeds=seeds, seed=seed, say=partial(_say, say, each.name))
+    """Each of APPROXIMATIONS and of optional() on one file. model: Model's arguments that all have.
+
+    All ways to run it take turns at each task, so that no drift of the machine is taken for a gain.
+    """
+    known, each_of = identity(path), [*APPROXIMATIONS, *optional(tasks)]
+    variants: dict[str, Variant] = {}
+    models: dict[str, Model] = {}
+    with ExitStack() as stack:
+        for each in each_of:
+            for more, options in ((each.off, {}), (each.on, each.options)):
+                if (name := way(more, {})) not in models:
+                    models[name] = stack.enter_context(Model(path, **{**model, **more}))
+                one = Variant.of(way(more, options), models[name], known, {**model, **more}, options)
+                variants.setdefault(one.name, one)
+        tried = run(list(variants.values()), tasks, log, seeds=seeds, seed=seed, say=say)
+    out = []
+    for each in each_of:
         apart = None
         if each.logits:
             base = make_base(path, count=PROMPTS, seed=seed, model={**model, **each.off}, say=say)
             apart = compare(path, base, model={**model, **each.on}, say=say).kl_mean
-        out.append(judged(each, tried[OFF], tried[ON], apart))
+        out.append(judged(each, tried[way(each.off, {})], tried[way(each.on, each.options)], apart))
     return out
 
 
-def _say(say: Say, name: str, line: str) -> None:
-    say(f"{name}: {line}")
+def way(arguments: dict[str, Any], options: dict[str, Any]) -> str:
+    """What a way to run a model is called among others."""
+    return ", ".join(f"{name}={value}" for name, value in (arguments | options).items())
 
 
 def judged(each: Approximation, off: Sequence[Tried], on: Sequence[Tried], apart: float | None) -> Trial:
     same = sum(a.text == b.text for a, b in zip(off, on, strict=True)) / len(off)
-    ratio = work(off) / max(work(on), 1e-9)
-    return Trial(each.name, each.what, each.default, score(off, "all"), score(on, "all"), same, apart, ratio)
+    return Trial(each.name, each.what, each.default, score(off, "all"), score(on, "all"), same, apart, *faster(off, on))
 
 
-def work(tried: Sequence[Tried]) -> float:
-    """Seconds that the steps of all answers take where nothing else slows them down: a busy machine's outliers do not
-    count, as they would in a sum.
+def faster(off: Sequence[Tried], on: Sequence[Tried]) -> tuple[float, float, float]:
+    """How many times as fast one way is, and the ends of a 95 % interval: percentiles over tasks drawn again, in pairs
+    (Efron and Tibshirani 1993, An Introduction to the Bootstrap, chapter 13).
     """
-    return sum(each.steps for each in tried) * median(each.seconds / each.steps for each in tried)
+    n = len(off)
+    draws = np.vstack([np.arange(n), np.random.default_rng(0).integers(0, n, (DRAWS, n))])
+    first, *others = work(off, draws) / np.maximum(work(on, draws), 1e-9)
+    low, high = np.percentile(others, (2.5, 97.5))
+    return float(first), float(low), float(high)
+
+
+def work(tried: Sequence[Tried], draws: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+    """Seconds that the steps of answers take where nothing else slows them down, for each row of answers by their
+    places: all steps, times the median of the seconds of one. A busy machine's outliers do not count, as in a sum.
+    """
+    steps = np.array([each.steps for each in tried], np.float64)
+    each_step = np.array([each.seconds for each in tried]) / steps
+    seconds: npt.NDArray[np.float64] = steps[draws].sum(axis=1) * np.median(each_step[draws], axis=1)
+    return seconds

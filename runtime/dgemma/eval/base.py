@@ -1,7 +1,7 @@
 """What a base model said: canvases along its own denoising trajectories, its distributions there, its answers.
 
 A pass over the base leaves a Base; a file is compared with that, so that the two are never in memory together. A Base
-can be saved and used again.
+can be saved and used again. Its trajectories lie in a temporary file: one at a time is in memory.
 """
 
 from __future__ import annotations
@@ -9,28 +9,32 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import pickle
+import tempfile
 import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import numpy.typing as npt
 
 from dgemma._native import ffi, lib
-from dgemma.errors import Error, FormatError, SystemFailure
+from dgemma.errors import FormatError, MemoryBudgetError, SystemFailure
 from dgemma.eval import rows
 from dgemma.eval.rows import Rows, State
 from dgemma.events import Result, Step
 from dgemma.file import File
 from dgemma.model import Model
 from dgemma.session import Session
+from dgemma.sizes import size, size_text
 
 SCHEMA = 1  # of a saved base
 POSITIONS = 32  # of a canvas whose hidden states are kept
 SAMPLE = 4096  # bytes of each tensor that its file is known by
+ROOM = 64 << 20  # bytes: a trajectory's likely ids, and what Python takes
 
 Say = Callable[[str], None]
 Ids = npt.NDArray[np.int32]
@@ -68,10 +72,35 @@ class Trajectory:
         return sorted({0, len(self.canvases) // 2})
 
 
+class Kept(Sequence[Trajectory]):
+    """Trajectories in a temporary file, read where they are asked for: of a real model all of them may take a GiB."""
+
+    def __init__(self, those: Iterable[Trajectory] = ()) -> None:
+        self._file = tempfile.TemporaryFile()  # noqa: SIM115
+        self._places: list[int] = []
+        for each in those:
+            self._places.append(self._file.seek(0, os.SEEK_END))
+            pickle.dump(each, self._file, pickle.HIGHEST_PROTOCOL)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    @overload
+    def __getitem__(self, i: int) -> Trajectory: ...
+    @overload
+    def __getitem__(self, i: slice) -> list[Trajectory]: ...
+    def __getitem__(self, i: int | slice) -> Trajectory | list[Trajectory]:
+        if isinstance(i, slice):
+            return [self[each] for each in range(*i.indices(len(self)))]
+        self._file.seek(self._places[i])
+        found: Trajectory = pickle.load(self._file)
+        return found
+
+
 @dataclass(slots=True)
 class Base:
     about: dict[str, Any]  # identity, prompt set, settings: what the JSON tells of it
-    trajectories: list[Trajectory] = field(default_factory=list, repr=False)
+    trajectories: Sequence[Trajectory] = field(default_factory=list, repr=False)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes an .npz, whole or not at all."""
@@ -102,7 +131,7 @@ class Base:
                 if about.pop("schema") != SCHEMA:
                     raise FormatError(f"{os.fspath(path)}: a saved base of another version; make it again")
                 count = sum(name.endswith("/prompt") for name in file.files)
-                return cls(about, [_trajectory(file, i) for i in range(count)])
+                return cls(about, Kept(_trajectory(file, i) for i in range(count)))
         except OSError as problem:
             raise SystemFailure(f"{os.fspath(path)}: {(problem.strerror or str(problem)).lower()}") from None
         except (KeyError, ValueError, EOFError, zipfile.BadZipFile) as problem:
@@ -141,6 +170,30 @@ def identity(path: str | os.PathLike[str]) -> dict[str, Any]:
     }
 
 
+def opened(path: str | os.PathLike[str], arguments: Mapping[str, Any] | None, layers: bool) -> Model:
+    """A model to look into: what a budget allows it is less by what the looking takes."""
+    given = dict(arguments or {})
+    if given.get("ram") is None:
+        return Model(path, **given)
+    taken = looking(path, layers)
+    left = size(given["ram"], "ram") - taken
+    try:
+        return Model(path, **{**given, "ram": max(left, 1)})
+    except MemoryBudgetError as problem:
+        raise MemoryBudgetError(f"{problem} (comparing takes {size_text(taken)} of it)") from None
+
+
+def looking(path: str | os.PathLike[str], layers: bool) -> int:
+    """About how many bytes it takes to look at a model's steps: three sets of logits (a step's, the last, and what
+    conditions it), what is computed of a part of them, what is kept of one trajectory, and hidden states.
+    """
+    with Model(path) as model:
+        c = model.config
+        logits = int(c.canvas_length * c.n_vocab)
+        hidden = 2 * int((c.n_layer + 1) * c.canvas_length * c.d_model) * 4 if layers else 0
+    return 3 * logits * 4 + 6 * min(rows.CHUNK, logits) * 8 + ROOM + hidden
+
+
 def record(
     model: Model,
     prompts: Sequence[Sequence[int]],
@@ -149,9 +202,8 @@ def record(
     layers: bool = False,
     options: Mapping[str, Any] | None = None,
     say: Say = lambda line: None,
-) -> list[Trajectory]:
+) -> Iterator[Trajectory]:
     """The base's pass over prompts of ids: prompt i with seed + i and the base's sampler, one canvas each."""
-    out = []
     for i, prompt in enumerate(prompts):
         say(f"base: prompt {i + 1} of {len(prompts)}, generating")
         with model.session(len(prompt)) as session:
@@ -160,21 +212,23 @@ def record(
             kept: list[Rows] = []
             hidden: list[Logits] = []
             looked = {0, len(canvases) // 2} if layers else set()
-            for step, logits in replay(session, canvases, temperatures, looked, hidden):
+            n_vocab = int(model.config.n_vocab)
+
+            def before(step: int, kept: list[Rows] = kept, n_vocab: int = n_vocab) -> Logits:
+                return rows.condition(kept[step], 0, len(kept[step]), n_vocab)
+
+            for step, logits in replay(session, canvases, before, looked, hidden):
                 say(f"base: prompt {i + 1} of {len(prompts)}, step {step + 1} of {len(canvases)}")
                 kept.append(rows.keep(logits, temperatures[step]))
-        out.append(
-            Trajectory(
-                prompt=np.asarray(prompt, np.int32),
-                canvases=np.stack(canvases),
-                temperature=np.array(temperatures),
-                noise=np.array(noise),
-                answer=answer,
-                rows=rows.joined(kept),
-                hidden=np.stack(hidden) if hidden else np.empty(0, np.float32),
-            )
+        yield Trajectory(
+            prompt=np.asarray(prompt, np.int32),
+            canvases=np.stack(canvases),
+            temperature=np.array(temperatures),
+            noise=np.array(noise),
+            answer=answer,
+            rows=rows.joined(kept),
+            hidden=np.stack(hidden) if hidden else np.empty(0, np.float32),
         )
-    return out
 
 
 def follow(
@@ -208,20 +262,17 @@ def first_canvas(model: Model, seed: int) -> Ids:
 
 
 def replay(
-    session: Session, canvases: Sequence[Ids], temperatures: Sequence[float], looked: set[int], hidden: list[Logits]
+    session: Session, canvases: Sequence[Ids], before: Callable[[int], Logits], looked: set[int], hidden: list[Logits]
 ) -> Iterator[tuple[int, Logits]]:
-    """A model's logits of canvases that it is shown, each conditioned on those before it: (step, [n, n_vocab]).
+    """A model's logits of canvases that it is shown: (step, [n, n_vocab]).
 
-    Of the steps in `looked` the hidden states of POSITIONS positions are put into `hidden`. The logits are the
-    caller's only until the next step: then they are scaled, in place, to be its condition.
+    before(step): the condition that the base's words of a step are to the next one. Of the steps in `looked` the hidden
+    states of POSITIONS positions are put into `hidden`.
     """
-    condition = None
-    for step, (canvas, temperature) in enumerate(zip(canvases, temperatures, strict=True)):
+    for step, canvas in enumerate(canvases):
+        condition = before(step - 1) if step else None
         if step in looked:
             places = np.linspace(0, len(canvas) - 1, min(POSITIONS, len(canvas))).round().astype(int)
             hidden.append(np.ascontiguousarray(session.hidden(canvas, condition)[:, places]))
         logits = session.denoise(canvas, condition)
-        if not np.isfinite(logits).all():
-            raise Error(f"{session.model.path}: step {step + 1}: logits that are not finite")
         yield step, logits
-        condition = np.divide(logits, np.float32(temperature), out=logits)

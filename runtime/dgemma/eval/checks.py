@@ -8,6 +8,7 @@ A check is an object with a `kind` and the fields that its function takes:
     {"kind": "numeric", "value": 3.14, "tolerance": 0.01}   its last number
     {"kind": "markdown-balanced"}                      brackets, code, emphasis closed; rows as long as the head
     {"kind": "python-compiles"}                        it is parsed, never run
+    {"kind": "call", "name": "look", "arguments": {"at": "sky"}}   one call of a tool, this one; arguments: with these
 
 A list of them holds where each does. JSON and Python may stand in a code fence.
 """
@@ -23,6 +24,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 from dgemma.errors import UsageError
+from dgemma.turns import read_text
 
 Check: TypeAlias = Mapping[str, Any] | Sequence[Mapping[str, Any]]
 
@@ -45,7 +47,7 @@ def json_valid(answer: str, equals: Any = _nothing) -> bool:
         value = json.loads(unfenced(answer))
     except (ValueError, RecursionError):
         return False
-    return equals is _nothing or (type(value) is type(equals) and value == equals)
+    return equals is _nothing or same(value, equals)
 
 
 def numeric(answer: str, value: float, tolerance: float = 0.0) -> bool:
@@ -113,6 +115,20 @@ def marks_closed(text: str) -> bool:
     return not still_open
 
 
+def call(answer: str, name: str, arguments: Any = _nothing) -> bool:
+    calls = read_text(answer).calls
+    return len(calls) == 1 and calls[0].name == name and (arguments is _nothing or same(calls[0].arguments, arguments))
+
+
+def same(one: Any, other: Any) -> bool:
+    """Whether two values are the same in JSON: numbers by their value; yes and no are no numbers."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
+    if isinstance(one, list) and isinstance(other, list):
+        return len(one) == len(other) and all(map(same, one, other))
+    return isinstance(one, bool) == isinstance(other, bool) and bool(one == other)
+
+
 def unfenced(text: str) -> str:
     """What is in a code fence, if it is all there is."""
     found = FENCED.fullmatch(text)
@@ -126,6 +142,7 @@ CHECKS: dict[str, Callable[..., bool]] = {
     "numeric": numeric,
     "markdown-balanced": markdown_balanced,
     "python-compiles": python_compiles,
+    "call": call,
 }
 
 

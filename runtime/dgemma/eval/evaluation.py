@@ -47,6 +47,7 @@ def about(model: Model, exact: bool, **settings: Any) -> dict[str, Any]:
         "processor": processor(),
         "backend": model.backend,
         "threads": model.threads,
+        "ram": model.ram,
         "exact": exact,
         **settings,
     }

@@ -1,15 +1,17 @@
 """How near a file comes to another of the same model: the distributions it gives for the same canvases, and what it
 writes by itself.
 
-The base's sampler makes the canvases. Both models see the same ones, and each is conditioned on its own logits of the
-step before: what a file says is followed into its next step as in use, while the canvases hold both on one path.
+The base's sampler makes the canvases, and what the base says of one conditions the next. Both models are shown the same
+canvases under the same conditions, so that a divergence is of one step's making. Conditioned on a file's own words it
+would tell mostly of paths that part: one hard puzzle that takes another way then outweighs all rounding. What errors
+add up to when a model goes on from its own words is told by what it commits, and in how many steps.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
 from typing import Any
 
@@ -18,7 +20,7 @@ import numpy.typing as npt
 
 from dgemma.errors import UsageError
 from dgemma.eval import rows
-from dgemma.eval.base import Answer, Base, Say, Trajectory, follow, identity, record, replay
+from dgemma.eval.base import Answer, Base, Kept, Say, Trajectory, follow, identity, opened, record, replay
 from dgemma.eval.prompts import Given, choose
 from dgemma.model import Model
 
@@ -129,8 +131,8 @@ def make_base(
 ) -> Base:
     """The pass over a base; the arguments are fidelity()'s."""
     known = identity(path)
-    with Model(path, **(model or {})) as opened:
-        name, chosen = ("given", prompts) if prompts is not None else choose(opened)
+    with opened(path, model, layers) as its:
+        name, chosen = ("given", prompts) if prompts is not None else choose(its)
         chosen = chosen[:count]
         if not chosen:
             raise UsageError("no prompts to compare on")
@@ -140,11 +142,11 @@ def make_base(
             "seed": seed,
             "options": dict(options or {}),
             "exact": bool((model or {}).get("exact", False)),
-            "backend": opened.backend,
-            **_shape(opened),
+            "backend": its.backend,
+            **_shape(its),
         }
-        ids = [opened.prompt_ids(prompt) for prompt in chosen]
-        return Base(about, record(opened, ids, seed=seed, layers=layers, options=options, say=say))
+        ids = [its.prompt_ids(prompt) for prompt in chosen]
+        return Base(about, Kept(record(its, ids, seed=seed, layers=layers, options=options, say=say)))
 
 
 def compare(
@@ -160,14 +162,14 @@ def compare(
     known = identity(path)
     if layers and not all(t.hidden.size for t in base.trajectories):
         raise UsageError(f"{base.about['name']}: this saved base has no hidden states; make it again with --layers")
-    with Model(path, **(model or {})) as opened:
-        shape = _shape(opened)
+    with opened(path, model, layers) as its:
+        shape = _shape(its)
         for what, found in {**shape, "vocabulary": known["vocabulary"]}.items():
             if found != base.about[what]:
                 raise UsageError(f"{name}: {what} is another than in {base.about['name']}: they cannot be compared")
         exact = bool((model or {}).get("exact", False))
-        about = {**known, "exact": exact, "backend": opened.backend}
-        seen = [_follow(opened, base, i, layers, say) for i in range(len(base.trajectories))]
+        about = {**known, "exact": exact, "backend": its.backend}
+        seen = [_follow(its, base, i, layers, say) for i in range(len(base.trajectories))]
     return _summary(about, base, seen)
 
 
@@ -180,15 +182,19 @@ def _shape(model: Model) -> dict[str, Any]:
 class _Seen:
     """What a file made of one trajectory."""
 
+    of: Trajectory  # the base's, without ids, logits and hidden states
+    kept: float  # least share of a row of the base that its ids have
     kl: npt.NDArray[np.float64]  # [S * n]
     state: rows.State  # of as many
     answer: Answer
-    hidden: list[npt.NDArray[np.float32]]
+    layers: list[
+        tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]
+    ]  # see _apart; of the first step and the middle
 
 
 def _follow(model: Model, base: Base, i: int, layers: bool, say: Say) -> _Seen:
     t, of = base.trajectories[i], f"prompt {i + 1} of {len(base.trajectories)}"
-    n = len(t.canvases[0])
+    n, n_vocab = len(t.canvases[0]), int(model.config.n_vocab)
     kl: list[npt.NDArray[np.float64]] = []
     states: list[rows.State] = []
     hidden: list[npt.NDArray[np.float32]] = []
@@ -197,15 +203,27 @@ def _follow(model: Model, base: Base, i: int, layers: bool, say: Say) -> _Seen:
         say(f"{of}, generating")
         *_, answer = follow(session, base.about["seed"] + i, base.about["options"])
         looked = set(t.looked) if layers else set()
-        for step, logits in replay(session, list(t.canvases), t.temperature.tolist(), looked, hidden):
+
+        def before(step: int) -> npt.NDArray[np.float32]:
+            return rows.condition(t.rows, step * n, n, n_vocab)
+
+        for step, logits in replay(session, list(t.canvases), before, looked, hidden):
             say(f"{of}, step {step + 1} of {len(t.canvases)}")
             kl.append(rows.divergence(t.rows, step * n, logits))
             states.append(rows.state(logits, float(t.temperature[step])))
-    return _Seen(np.concatenate(kl), rows.joined_states(states), answer, hidden)
+    light = replace(t, rows=rows.without_ids(t.rows), hidden=np.empty(0, np.float32))
+    return _Seen(
+        light,
+        rows.kept(t.rows),
+        np.concatenate(kl),
+        rows.joined_states(states),
+        answer,
+        _apart(hidden, t) if layers else [],
+    )
 
 
 def _summary(about: dict[str, Any], base: Base, seen: list[_Seen]) -> Fidelity:
-    trajectories = base.trajectories
+    trajectories = [s.of for s in seen]
     kl = np.concatenate([s.kl for s in seen])
     same = np.concatenate([s.state.argmax == t.rows.state.argmax for s, t in zip(seen, trajectories, strict=True)])
     n = len(trajectories[0].canvases[0])
@@ -236,7 +254,7 @@ def _summary(about: dict[str, Any], base: Base, seen: list[_Seen]) -> Fidelity:
 
     agreed, tokens = np.sum([_agreement(s.answer, t.answer) for s, t in zip(seen, trajectories, strict=True)], axis=0)
     calibration, base_calibration = (reliability(of, theirs) for of in (mine, bases))
-    layers = _layers(trajectories, seen)
+    layers = _layers(seen)
     seconds = sum(s.answer.seconds for s in seen)
     return Fidelity(
         file=about,
@@ -252,7 +270,7 @@ def _summary(about: dict[str, Any], base: Base, seen: list[_Seen]) -> Fidelity:
         converged=float(np.mean([s.answer.converged for s in seen])),
         base_converged=float(np.mean([t.answer.converged for t in trajectories])),
         tokens_per_second=sum(s.answer.tokens for s in seen) / max(seconds, 1e-9),
-        kept=min(float(rows.kept(t.rows)) for t in trajectories),
+        kept=min(s.kept for s in seen),
         by_noise=bins(np.searchsorted(NOISE, noise, side="left"), _noise_labels()),
         by_step=bins(np.searchsorted(STEPS, step, side="right"), _step_labels()),
         calibration=calibration,
@@ -304,16 +322,23 @@ def _calibration_error(bins: list[Reliability]) -> float:
     return sum(b.rows * abs(b.stated - b.error) for b in bins) / sum(b.rows for b in bins)
 
 
-def _layers(trajectories: list[Trajectory], seen: list[_Seen]) -> list[Layer]:
-    if not seen[0].hidden:
+def _apart(
+    hidden: Sequence[npt.NDArray[np.float32]], of: Trajectory
+) -> list[tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]]:
+    """|file - base|^2 and |base|^2 of each layer, [n_layer + 1] both, at the first step and the middle one."""
+    out = []
+    for which in (0, -1):
+        own, other = hidden[which].astype(np.float64), of.hidden[which].astype(np.float64)
+        out.append((((own - other) ** 2).sum(axis=(1, 2)), (other**2).sum(axis=(1, 2))))
+    return out
+
+
+def _layers(seen: list[_Seen]) -> list[Layer]:
+    if not seen[0].layers:
         return []
     errors = []
     for which in (0, -1):
-        apart, size = 0.0, 0.0
-        for t, s in zip(trajectories, seen, strict=True):
-            own, other = s.hidden[which].astype(np.float64), t.hidden[which].astype(np.float64)
-            apart = apart + ((own - other) ** 2).sum(axis=(1, 2))
-            size = size + (other**2).sum(axis=(1, 2))
+        apart, size = np.sum([s.layers[which] for s in seen], axis=0)
         errors.append(np.sqrt(apart / size))
     return [Layer(i - 1, float(a), float(b)) for i, (a, b) in enumerate(zip(*errors, strict=True))]
 

@@ -2,8 +2,8 @@
 
     python -m dgemma.eval.harness run --model dgemma --model_args path=model.gguf --tasks gsm8k --apply_chat_template
 
-Everything behind the module's name is lm-eval's own command line. model_args: path, backend, threads, exact, context
-(of likelihoods, in tokens), thinking, and any generation option.
+Everything behind the module's name is lm-eval's own command line. model_args: path, backend, threads, exact, ram,
+context (of likelihoods, in tokens), thinking, and any generation option.
 
 generate_until is block diffusion: the temperatures are the model's schedule, so a task's temperature, do_sample and the
 like are not taken over; its length and its stop texts are. Likelihoods are the encoder's, which is trained to tell the
@@ -44,6 +44,7 @@ class Harness(TemplateLM):  # type: ignore[misc]
         backend: str = "auto",
         threads: int | None = None,
         exact: bool = False,
+        ram: int | str | None = None,
         context: int | None = None,
         thinking: bool = False,
         batch_size: int | str = 1,
@@ -55,7 +56,7 @@ class Harness(TemplateLM):  # type: ignore[misc]
         super().__init__()
         if unknown := sorted(settings.keys() - options().keys()):
             raise UsageError(f"model_args: there is no {unknown[0]!r}; generation options are {', '.join(options())}")
-        self.model = Model(path, backend=backend, threads=threads, exact=exact)
+        self.model = Model(path, backend=backend, threads=threads, exact=exact, ram=ram)
         self.settings, self.thinking = settings, thinking
         self._context = context
         self._session: Session | None = None

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dgemma.charts import KINDS, blank, save
+from dgemma.charts import KINDS, blank, logarithmic, save
 from dgemma.eval.evaluation import Evaluation
 from dgemma.eval.report import where
 from dgemma.eval.sweep import Point
@@ -43,10 +43,10 @@ def plot(found: Evaluation, path: Path) -> list[Path]:
     axes.grid(color="#dddddd", linewidth=0.6)
     axes.set_axisbelow(True)
     spans = [p.score.seconds for p in found.points]
-    if max(spans) > 8 * min(spans) > 0:
-        axes.set_xscale("log")
+    if max(spans) > 3 * min(spans) > 0:
+        logarithmic(axes, "x")
     axes.legend(fontsize=9, frameon=False, loc="lower right")
-    tasks = ", ".join(found.about["tasks"])
+    tasks = ", ".join(found.about["tasks"] + found.about["levels"])
     axes.set_title(f"{found.files[0].identity['name']}: {tasks}, by {axis}", loc="left", fontsize=12, pad=24)
     axes.annotate(where(found), (0, 1), (0, 8), "axes fraction", textcoords="offset points", fontsize=8, color=FAINT)
     both = [path, path.with_suffix(KINDS[path.suffix.lower() == KINDS[0]])]
@@ -56,6 +56,8 @@ def plot(found: Evaluation, path: Path) -> list[Path]:
 
 def draw(axes: Any, its: Sequence[tuple[str, Point]], name: str, i: int) -> None:
     """One line of settings; those on the front have filled markers, and each says its value of the first axis."""
+    from matplotlib.patheffects import withStroke
+
     colour, marker, style = COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)], LINES[i % len(LINES)]
     x = [point.score.seconds for _, point in its]
     y = [100 * point.score.right.share for _, point in its]
@@ -75,4 +77,5 @@ def draw(axes: Any, its: Sequence[tuple[str, Point]], name: str, i: int) -> None
         axes.annotate(
             text, (x[at], y[at]), (6 * right, 6 * up), textcoords="offset points", fontsize=8, color=colour,
             ha="left" if right > 0 else "right", va="bottom" if up > 0 else "top",
+            path_effects=[withStroke(linewidth=2, foreground="white")],
         )  # fmt: skip

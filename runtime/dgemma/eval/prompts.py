@@ -1,9 +1,10 @@
-"""The prompts that fidelity is measured on. A model gets the first shipped set that it can read."""
+"""The prompts that fidelity is measured on. A model gets the first shipped set that its vocabulary is made for."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -15,6 +16,8 @@ from dgemma.session import Messages
 
 Given: TypeAlias = str | Messages
 PER_LEVEL = 2  # Sudokus of each number of blanks
+WORD = re.compile(r"[^\W\d_]{3,}")
+SPELLED = 2  # letters a token, in words: a vocabulary of fewer spells them out
 
 
 @dataclass(frozen=True)
@@ -56,13 +59,19 @@ def texts() -> tuple[Given, ...]:
     return tuple(json.loads(data("prompts.json")))
 
 
-SETS = {"text": texts, "sudoku": sudokus}
+@cache
+def tidy() -> tuple[Given, ...]:
+    """What the bundled model `tidy` was not trained on."""
+    return tuple(json.loads(data("tidy-prompts.json")))
+
+
+SETS = {"text": texts, "tidy": tidy, "sudoku": sudokus}
 
 
 def choose(model: Model) -> tuple[str, Sequence[Given]]:
-    """The name and the prompts of the first set that the model can read. Raises UsageError where there is none."""
+    """The name and the prompts of the first set that is for the model. Raises UsageError where there is none."""
     for name, prompts in SETS.items():
-        if all(readable(model, text) for prompt in prompts() for text in contents(prompt)):
+        if reads(model, [text for prompt in prompts() for text in contents(prompt)]):
             return name, prompts()
     raise UsageError(
         f"{model.path}: its vocabulary reads none of the shipped prompts ({', '.join(SETS)}); give prompts"
@@ -70,11 +79,21 @@ def choose(model: Model) -> tuple[str, Sequence[Given]]:
 
 
 def contents(prompt: Given) -> list[str]:
-    return [prompt] if isinstance(prompt, str) else [message["content"] for message in prompt]
+    """The texts of a prompt. A message that calls a tool has none."""
+    return [prompt] if isinstance(prompt, str) else [text for m in prompt if (text := m.get("content"))]
 
 
-def readable(model: Model, text: str) -> bool:
-    """Whether the text comes back from its ids, with no unknown among them."""
-    tokenizer = model.tokenizer
-    ids = tokenizer.encode(text, special=False)
-    return tokenizer.unk_id not in ids and tokenizer.decode(ids) == text
+def reads(model: Model, texts: Iterable[str]) -> bool:
+    """Whether the vocabulary is made for texts: they come back from their ids, none of which is unknown, and their
+    words are not spelled out letter by letter.
+    """
+    encode, decode = model.tokenizer.encode, model.tokenizer.decode
+    letters = tokens = 0
+    for text in texts:
+        ids = encode(text, special=False)
+        if model.tokenizer.unk_id in ids or decode(ids) != text:
+            return False
+        words = WORD.findall(text)
+        letters += sum(map(len, words))
+        tokens += sum(len(encode(word, special=False)) for word in words)
+    return letters >= SPELLED * tokens

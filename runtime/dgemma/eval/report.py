@@ -29,7 +29,7 @@ def markdown(found: Evaluation) -> str:
     if found.points:
         parts.append(points(found.points))
     if found.trials:
-        parts.append(trials(found.trials))
+        parts.append(trials(found.trials, found.about["backend"]))
     return "\n\n".join("\n".join(lines) for lines in parts)
 
 
@@ -43,7 +43,8 @@ def where(found: Evaluation) -> str:
     about = found.about
     commit = f", commit {about['commit']}" if about["commit"] else ""
     machine = f"{about['processor'] or 'unknown processor'}, {about['backend']}, {count(about['threads'], 'thread')}"
-    return f"{about['date']}, dgemma {about['version']}{commit}; {machine}{', exact' if about['exact'] else ''}"
+    within = f", within {size_text(about['ram'])}" if about["ram"] else ""
+    return f"{about['date']}, dgemma {about['version']}{commit}; {machine}{within}{', exact' if about['exact'] else ''}"
 
 
 def percent(share: float) -> str:
@@ -159,17 +160,29 @@ def points(found: Sequence[Point]) -> list[str]:
     return table(["setting", "right, % (95 %)", "steps", "seconds", "best trade"], rows)
 
 
-def trials(found: Sequence[Trial]) -> list[str]:
+def trials(found: Sequence[Trial], backend: str) -> list[str]:
     rows = []
     for t in found:
         right = [interval(each.right) for each in (t.off, t.on)]
         steps = f"{t.off.steps:.1f} → {t.on.steps:.1f}"
         default = "on" if t.default else "off"
         apart = NOTHING if t.kl_mean is None else nats(t.kl_mean)
-        rows.append([t.name, default, *right, percent(t.same), apart, steps, f"{t.times_as_fast:.2f}"])
+        rows.append(
+            [
+                t.name,
+                default,
+                *right,
+                percent(t.same),
+                apart,
+                steps,
+                f"{t.times_as_fast:.2f} ({t.times_low:.2f}..{t.times_high:.2f})",
+            ]
+        )
     head = ["approximation", "default", "right off, %", "right on, %", "same answer, %", "KL mean", "steps"]
-    head.append("times as fast")
+    head.append("times as fast (95 %)")
     notes = [f"- {t.name}: {t.what}" for t in found]
+    if backend.startswith("cpu"):
+        notes.append("- precision of keys and values: the CPU keeps them in float32 alone; there is nothing to try")
     return [*table(head, rows), "", *notes]
 
 

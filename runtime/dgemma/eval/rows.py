@@ -16,6 +16,7 @@ import numpy.typing as npt
 WHOLE = 4096  # a vocabulary up to this is kept whole
 MOST = 1024  # ids of a row of a larger one
 TAIL = 1e-6
+LEAST = 1e-9  # for all others together, where rounding leaves nothing
 CHUNK = 1 << 22  # logits that are float64 at a time
 
 Floats = npt.NDArray[np.float64]
@@ -135,6 +136,21 @@ def divergence(base: Rows, first: int, logits: npt.NDArray[np.float32]) -> Float
     return np.maximum(out, 0)  # which it is, but for rounding
 
 
+def condition(base: Rows, first: int, n: int, n_vocab: int) -> npt.NDArray[np.float32]:
+    """What conditions the step after rows [first, first + n): logits / temperature [n][n_vocab]. Ids that were not kept
+    have equal shares of what is left.
+    """
+    out = np.empty((n, n_vocab), np.float32)
+    for i in range(n):
+        at, row = base.row(first + i), out[i]
+        ids = base.ids[at]
+        if len(ids) < n_vocab:
+            left = max(1 - float(np.exp(base.log_p(first + i)).sum()), LEAST)
+            row[:] = base.state.log_total[first + i] + np.log(left / (n_vocab - len(ids)))
+        row[ids] = base.logits[at] / np.float32(base.temperature[first + i])
+    return out
+
+
 def joined(parts: list[Rows]) -> Rows:
     """Rows one after the other."""
     shifts = np.cumsum([0, *(len(part.ids) for part in parts[:-1])])
@@ -150,6 +166,12 @@ def joined(parts: list[Rows]) -> Rows:
 def joined_states(parts: list[State]) -> State:
     """States one after the other."""
     return State(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in State.__slots__})
+
+
+def without_ids(rows: Rows) -> Rows:
+    """What rows state of themselves alone."""
+    none = np.empty(0)
+    return Rows(rows.state, rows.temperature, rows.ends, none.astype(np.int32), none.astype(np.float32))
 
 
 def kept(rows: Rows) -> float:

@@ -24,7 +24,7 @@ from typing import Any
 from dgemma.errors import SystemFailure, UsageError
 from dgemma.eval import written
 from dgemma.eval.checks import Check, refuse
-from dgemma.eval.prompts import contents, data, puzzles, readable
+from dgemma.eval.prompts import contents, data, puzzles, reads
 from dgemma.fill import Hole, pieces_of
 from dgemma.model import Model
 from dgemma.session import Messages
@@ -69,18 +69,23 @@ def load(path: str | os.PathLike[str]) -> list[Task]:
         raise SystemFailure(f"{name}: {(problem.strerror or str(problem)).lower()}") from None
     except UnicodeDecodeError:
         raise UsageError(f"{name}: not UTF-8 text") from None
+    return parse(name, Path(name).stem, text)
+
+
+def parse(where: str, name: str, text: str) -> list[Task]:
+    """The tasks of a text, which is found at `where`; all are of `name`."""
     found: dict[str, Task] = {}
     for number, line in enumerate(text.splitlines(), 1):
         if line.strip():
             try:
-                task = read(Path(name).stem, line)
+                task = read(name, line)
                 if task.id in found:
                     raise UsageError(f"id {task.id!r} was used before")
             except UsageError as problem:
-                raise UsageError(f"{name}, line {number}: {problem}") from None
+                raise UsageError(f"{where}, line {number}: {problem}") from None
             found[task.id] = task
     if not found:
-        raise UsageError(f"{name}: no tasks in it")
+        raise UsageError(f"{where}: no tasks in it")
     return list(found.values())
 
 
@@ -164,40 +169,74 @@ def infill(chat: bool) -> list[Task]:
 def _written(name: str, make: Callable[[], list[written.Item]]) -> Callable[[bool], list[Task]]:
     def tasks(chat: bool) -> list[Task]:
         return [
-            Task(name, str(i), [{"role": "user", "content": item.ask}], item.check, item.level)
+            Task(name, str(i), [{"role": "user", "content": item.ask}], item.check, item.level, tools=item.tools)
             for i, item in enumerate(make())
+            if chat or not item.tools
         ]
 
     return tasks
 
 
-# THE list of shipped tasks, by name. Each takes whether the model has a chat template.
-SHIPPED: dict[str, Callable[[bool], list[Task]]] = {
-    "sudoku": sudoku,
-    "sudoku-rows": sudoku_rows,
-    "infill": infill,
-    **{name: _written(name, make) for name, make in written.MADE.items()},
+def _tidy(name: str) -> Callable[[bool], list[Task]]:
+    """What the bundled model `tidy` was not trained on: see tests/models/tidy/shipped.py."""
+
+    def tasks(chat: bool) -> list[Task]:
+        file = f"tidy-{name}.jsonl"
+        return parse(file, name, data(file)) if chat else []
+
+    return tasks
+
+
+@dataclass(frozen=True)
+class Shipped:
+    """Tasks of one name: those of the first wording that a model's vocabulary is made for. Each wording takes whether
+    the model has a chat template.
+    """
+
+    what: str
+    wordings: tuple[Callable[[bool], list[Task]], ...]
+
+    def of(self, model: Model) -> list[Task]:
+        """None where no wording is for the model."""
+        chat = model.tokenizer.chat_template is not None
+        return next((tasks for wording in self.wordings if fits(model, tasks := wording(chat))), [])
+
+
+# THE list of shipped tasks, by name.
+SHIPPED: dict[str, Shipped] = {
+    "sudoku": Shipped("Sudokus, by number of blanks", (sudoku,)),
+    "sudoku-rows": Shipped("finished Sudokus with three rows missing", (sudoku_rows,)),
+    "infill": Shipped("what is missing in sentences, documents and code", (infill, _tidy("infill"))),
+    **{
+        name: Shipped(what, (_written(name, written.MADE[name]), _tidy(name)))
+        for name, what in (
+            ("brackets", "a line whose brackets are to be closed"),
+            ("table", "a Markdown table whose rule and bars are to be closed"),
+            ("json", "properties to write as a JSON object"),
+            ("tools", "calls of tools that are declared"),
+        )
+    },
 }
 
 
 def shipped(model: Model, name: str) -> list[Task]:
-    """Shipped tasks for a model. Raises UsageError where its vocabulary cannot read them."""
-    tasks = SHIPPED[name](model.tokenizer.chat_template is not None)
-    if not fits(model, tasks):
-        raise UsageError(f"--task {name}: the vocabulary of {model.path} cannot read it")
+    """Shipped tasks for a model. Raises UsageError where its vocabulary is made for none of their wordings."""
+    tasks = SHIPPED[name].of(model)
+    if not tasks:
+        raise UsageError(f"--task {name}: the vocabulary of {model.path} cannot read it, or it knows no chats")
     return tasks
 
 
 def suitable(model: Model) -> list[str]:
-    """The names of the shipped tasks that a model can read."""
-    chat = model.tokenizer.chat_template is not None
-    return [name for name, tasks in SHIPPED.items() if fits(model, tasks(chat))]
+    """The names of the shipped tasks for a model."""
+    return [name for name, tasks in SHIPPED.items() if tasks.of(model)]
 
 
 def fits(model: Model, tasks: list[Task]) -> bool:
-    """Whether a model can read them, and there are any for it."""
-    texts = [text for task in tasks[:20] for text in [*contents(task.prompt or ""), *texts_of(task.fill)]]
-    return bool(tasks) and all(readable(model, text) for text in texts)
+    """Whether there are tasks, and a model's vocabulary is made for them."""
+    return bool(tasks) and reads(
+        model, [text for task in tasks[:20] for text in [*contents(task.prompt or ""), *texts_of(task.fill)]]
+    )
 
 
 def texts_of(fill: str) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,7 @@ class Item:
     ask: str
     check: Check
     level: str
+    tools: tuple[Mapping[str, Any], ...] = ()
 
 
 def brackets(random: random.Random, level: int) -> Item:
@@ -74,6 +75,43 @@ def said(value: Any) -> str:
     return " and ".join(value) if isinstance(value, list) else value if isinstance(value, str) else json.dumps(value)
 
 
+# Tools by name: what each does, its arguments, and a sentence that asks for it.
+TOOLS: dict[str, tuple[str, tuple[str, ...], str]] = {
+    "get_weather": ("Tells the weather of a day", ("city", "days"), "What is the weather in {city} in {days} days?"),
+    "add_contact": ("Adds a person to a list", ("name", "city"), "Put {name} from {city} on my list."),
+    "order_thing": ("Orders something", ("thing", "number"), "Please order {number} of these: {thing}."),
+    "book_train": ("Books a train ride", ("origin", "city", "hour"), "A train from {origin} to {city} at {hour}."),
+    "set_timer": ("Sets a timer", ("minutes",), "Wake me in {minutes} minutes."),
+    "find_recipe": ("Finds recipes", ("guests",), "What could I cook for {guests} guests?"),
+}
+ARGUMENTS: dict[str, Callable[[random.Random], Any]] = {
+    **dict.fromkeys(("city", "origin"), lambda random: random.choice(PLACES)),
+    **dict.fromkeys(("days", "number", "hour", "minutes", "guests"), lambda random: random.randint(2, 20)),
+    "name": lambda random: random.choice(NAMES),
+    "thing": lambda random: random.choice(THINGS),
+}
+
+
+def tools(random: random.Random, level: int) -> Item:
+    """A sentence that asks for one of `level` tools."""
+    names = random.sample(list(TOOLS), level)
+    chosen = random.choice(names)
+    arguments = {each: ARGUMENTS[each](random) for each in TOOLS[chosen][1]}
+    check = {"kind": "call", "name": chosen, "arguments": arguments}
+    ask = f"{TOOLS[chosen][2].format(**arguments)} Call the tool for it, and say nothing else."
+    return Item(ask, check, f"{level} {'tool' if level == 1 else 'tools'}", tuple(map(declared, names)))
+
+
+def declared(name: str) -> dict[str, Any]:
+    """A tool as OpenAI's API has it."""
+    what, arguments, _ = TOOLS[name]
+    source = random.Random(0)
+    kinds = {each: "string" if isinstance(ARGUMENTS[each](source), str) else "integer" for each in arguments}
+    properties = {each: {"type": kind, "description": each} for each, kind in kinds.items()}
+    parameters = {"type": "object", "properties": properties, "required": list(arguments)}
+    return {"type": "function", "function": {"name": name, "description": what + ".", "parameters": parameters}}
+
+
 def drawn(name: str, draw: Callable[[random.Random, int], Item], levels: tuple[int, ...]) -> Callable[[], list[Item]]:
     """COUNT items, the levels in turns."""
 
@@ -88,4 +126,5 @@ MADE: dict[str, Callable[[], list[Item]]] = {
     "brackets": drawn("brackets", brackets, (1, 2, 4)),
     "table": drawn("table", table, (1, 3, 6)),
     "json": drawn("json", json_object, (2, 4, 6)),
+    "tools": drawn("tools", tools, (1, 3, 6)),
 }

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from time import perf_counter
+from typing import Any, TypeAlias, TypeVar
 
-from dgemma.events import Block, Step
+from dgemma.edit import Edited
+from dgemma.events import Block, Result, Step
+from dgemma.fill import Tried
 from dgemma.serve.requests import Work
 from dgemma.serve.stops import Stops
 from dgemma.session import CHUNK, Session
-from dgemma.turns import Delta, Reader
+from dgemma.turns import Answer, Delta, Reader
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +33,9 @@ class Canvas:
 
     choice: int
     step: Step
+    draft: Answer | None  # what would be said beside what is, if the canvas stayed as it is; None where it has pins
+    end: int | None = None  # where its first end id stands, without pins
+    tried: Tried | None = None  # of an edit
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,45 +56,64 @@ class Ended:
     figures: dict[str, Any]
 
 
-Told: TypeAlias = Began | Canvas | Said | Ended
+@dataclass(frozen=True, slots=True)
+class Rewritten:
+    """A passage is."""
+
+    edited: Edited
+
+
+Told: TypeAlias = Began | Canvas | Said | Rewritten | Ended
 Turns: TypeAlias = Generator[Told | None, None, None]  # None: a turn with nothing to tell
 
 
-def answers(work: Work, session: Session) -> Turns:
-    """All answers to all prompts. Closed, it stops within one step, and the session can be used again."""
+def answers(work: Work, session: Session, waited: float) -> Turns:
+    """All answers to all prompts. Closed, it stops within one step, and the session can be used again.
+    waited: seconds before the first turn, for the figures.
+    """
     for at, prompt in enumerate(work.prompts):
         cached = session.shared(prompt)
         session.rewind(cached)
+        clock = Clock()
         for start in range(cached, len(prompt), CHUNK):
-            session.encode(prompt[start : start + CHUNK])
+            with clock:
+                session.encode(prompt[start : start + CHUNK])
             yield None
         yield Began(len(prompt), cached)
         for i in range(work.n):
-            yield from _answer(work, session, prompt, work.seed + i, at * work.n + i)
+            seconds = {"waiting": waited, "prompt": clock.seconds}
+            yield from _answer(work, session, prompt, work.seed + i, at * work.n + i, seconds)
+            waited = clock.seconds = 0.0
 
 
-def _answer(work: Work, session: Session, prompt: list[int], seed: int, choice: int) -> Turns:
+def _answer(
+    work: Work, session: Session, prompt: list[int], seed: int, choice: int, seconds: dict[str, float]
+) -> Turns:
     reader = Reader(session.model.tokenizer, work.thinking, work.marks)
     stops = Stops(work.stops)
+    clock = Clock()
     tokens = steps = 0
+    sent = 0  # tokens of this canvas that are told already
     calls, converged, reason, fault = False, True, "stop", None
     with closing(session.stream(prompt, seed=seed, **work.settings)) as events:
-        for event in events:
+        for event in clock.times(events):
+            new: list[int] = []
             deltas: list[Delta] = []
             if isinstance(event, Step):
-                yield Canvas(choice, event) if work.events else None
+                new, sent, steps = event.final[sent:], len(event.final), steps + 1
             elif isinstance(event, Block):
-                steps, converged, fault = steps + event.steps, converged and event.converged, fault or event.fault
-                # One by one where the answer may end at any of them: those behind do not count.
-                for ids in ([token] for token in event.ids) if work.stops else [event.ids]:
-                    deltas += stops.hear(reader.feed(ids))
-                    tokens += len(ids)
-                    if stops.hit:
-                        break
+                new, sent = event.ids[sent:], 0
+                converged, fault = converged and event.converged, fault or event.fault
             else:
                 deltas += stops.hear(reader.finish())
                 seed, reason = event.seed, event.finish_reason
-            if not isinstance(event, (Step, Block)) and not stops.hit:
+            # One by one where the answer may end at any of them: those behind do not count.
+            for ids in ([token] for token in new) if work.stops else [new]:
+                deltas += stops.hear(reader.feed(ids))
+                tokens += len(ids)
+                if stops.hit:
+                    break
+            if isinstance(event, Result) and not stops.hit:
                 deltas += stops.finish()
             for delta in _joined(deltas):
                 calls = calls or (work.calls and delta.kind == "call")
@@ -94,8 +121,40 @@ def _answer(work: Work, session: Session, prompt: list[int], seed: int, choice: 
             if stops.hit:
                 reason = "stop"
                 break
-    figures = {"seed": seed, "steps": steps, "converged": converged, "fault": fault}
+            if isinstance(event, Step):  # last: another request's turn may come behind it
+                yield _canvas(work, session, reader, choice, event) if work.events else None
+    figures: dict[str, Any] = {"seed": seed, "steps": steps, "converged": converged, "fault": fault}
+    figures["seconds"] = {what: round(time, 6) for what, time in {**seconds, "steps": clock.seconds}.items()}
     yield Ended(choice, "tool_calls" if calls and reason == "stop" else reason, tokens, figures)
+
+
+def _canvas(work: Work, session: Session, reader: Reader, choice: int, step: Step) -> Canvas:
+    if "canvas" in work.settings:
+        return Canvas(choice, step, None)
+    ids = step.canvas.tolist()
+    end = next((at for at, token in enumerate(ids) if token in session.model.config.end_ids), len(ids))
+    return Canvas(choice, step, reader.peek(ids[len(step.final) : end]), end)
+
+
+class Clock:
+    """Seconds of work, without what others do between its parts."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def __enter__(self) -> None:
+        self._began = perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        self.seconds += perf_counter() - self._began
+
+    def times(self, events: Iterator[T]) -> Iterator[T]:
+        while True:
+            with self:
+                event = next(events, None)
+            if event is None:
+                return
+            yield event
 
 
 def _joined(deltas: list[Delta]) -> list[Delta]:

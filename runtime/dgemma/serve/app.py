@@ -8,7 +8,7 @@ import logging
 import traceback
 from collections.abc import AsyncIterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from time import monotonic, time
@@ -24,10 +24,13 @@ from starlette.routing import Route
 import dgemma
 from dgemma.errors import Error
 from dgemma.model import Model
-from dgemma.serve.answers import Canvas, Said, Told
+from dgemma.options import efforts, options
+from dgemma.serve.answers import Canvas, Said, Told, answers
+from dgemma.serve.edits import EditReply, EditWork, read_edit, rewrites
 from dgemma.serve.errors import Refusal, refusal_of, wrong
 from dgemma.serve.guard import Guard
 from dgemma.serve.metrics import Metrics
+from dgemma.serve.page import page_files
 from dgemma.serve.parameters import Endpoint
 from dgemma.serve.replies import Reply
 from dgemma.serve.requests import Work, read_request
@@ -56,7 +59,7 @@ class Server:
     """A model's. `app` is the ASGI application; close() ends its worker."""
 
     def __init__(self, model: Model, limits: Limits, guard: Guard, name: str | None = None) -> None:
-        self._model, self._limits, self._guard = model, limits, guard
+        self.model, self._limits, self._guard = model, limits, guard
         self.name = name or Path(model.path).stem
         self._fingerprint = f"dgemma {dgemma.__version__}, {model.backend}"
         self._created = int(time())
@@ -72,6 +75,8 @@ class Server:
                 Route("/v1/models/{name:path}", self._answering(self._one_model), methods=["GET"]),
                 Route("/v1/chat/completions", self._answering(partial(self._complete, "chat")), methods=["POST"]),
                 Route("/v1/completions", self._answering(partial(self._complete, "completions")), methods=["POST"]),
+                Route("/v1/edits", self._answering(partial(self._complete, "edits")), methods=["POST"]),
+                *(Route(f"/{path}", self._answering(self._page), methods=["GET"]) for path in page_files()),
             ],
             exception_handlers={HTTPException: self._no_route},
         )
@@ -125,9 +130,22 @@ class Server:
     async def _metrics_text(self, request: Request) -> Response:
         return Response(self.metrics.text(), media_type="text/plain; version=0.0.4")
 
+    async def _page(self, request: Request) -> Response:
+        found = page_files()[request.url.path.removeprefix("/")]
+        if request.headers.get("if-none-match") == found.headers["ETag"]:
+            return Response(status_code=304, headers=found.headers)
+        return Response(found.body, headers=found.headers)
+
     def _card(self) -> dict[str, Any]:
-        config = self._model.config
-        own = {"context": self._limits.context, "canvas_length": config.canvas_length}
+        config = self.model.config
+        defaults = self.model.settings()
+        own = {
+            "context": self._limits.context,
+            "canvas_length": config.canvas_length,
+            "chat": self.model.tokenizer.chat_template is not None,
+            "settings": [{**asdict(option), "default": defaults[option.name]} for option in options().values()],
+            "efforts": [asdict(effort) for effort in efforts().values()],
+        }
         return {"id": self.name, "object": "model", "created": self._created, "owned_by": "dgemma", "diffusion": own}
 
     async def _models(self, request: Request) -> Response:
@@ -143,7 +161,8 @@ class Server:
         body = await self._guard.body(request)
         work = await asyncio.to_thread(self._read, endpoint, body)
         given = [each for each in (work.deadline, self._limits.deadline) if each is not None]
-        reply = Reply(work, self._model.tokenizer, self.name, self._fingerprint)
+        about = (self.model.tokenizer, self.name, self._fingerprint)
+        reply = EditReply(work, *about) if isinstance(work, EditWork) else Reply(work, *about)
         client = f"{request.client.host if request.client else ''} {work.user}"
         answer = Answering(self, work, reply, client, min(given, default=None), request.scope["route"].path)
         headers = {"X-Request-Id": reply.id, "Cache-Control": "no-store"}
@@ -153,17 +172,19 @@ class Server:
             return Events(answer, headers)
         return JSONResponse(await answer.whole(request), headers=headers)
 
-    def _read(self, endpoint: Endpoint, body: bytes) -> Work:
+    def _read(self, endpoint: Endpoint, body: bytes) -> Work | EditWork:
         try:
             given = from_json(body, allow_inf_nan=False)
         except ValueError:
             raise wrong("the body is no JSON", code="invalid_json") from None
-        return read_request(endpoint, given, self._model, self.name, self._limits.context)
+        if endpoint == "edits":
+            return read_edit(given, self.model, self.name, self._limits.context)
+        return read_request(endpoint, given, self.model, self.name, self._limits.context)
 
     def ended(self, answer: Answering, status: int) -> None:
         """A request's one line in the log: figures, no text."""
         reply, job = answer.reply, answer.job
-        if status == CLOSED and job.work.stream:  # the others are counted where their answer fails
+        if status == CLOSED and answer.work.stream:  # the others are counted where their answer fails
             self.metrics.left.inc()
         self.metrics.waited.observe(job.waited)
         log.info(
@@ -177,15 +198,24 @@ class Answering:
     """One request at the worker, heard from asyncio's thread. Submitted at once: a Refusal if the queue is full."""
 
     def __init__(
-        self, server: Server, work: Work, reply: Reply, client: str, deadline: float | None, path: str
+        self,
+        server: Server,
+        work: Work | EditWork,
+        reply: Reply | EditReply,
+        client: str,
+        deadline: float | None,
+        path: str,
     ) -> None:
-        self._server, self.reply, self.path = server, reply, path
+        self._server, self.work, self.reply, self.path = server, work, reply, path
         self._loop = asyncio.get_running_loop()
         self._events: asyncio.Queue[Told | Exception | None] = asyncio.Queue()
         self.began = monotonic()
         self._until = None if deadline is None else self.began + deadline
         self._spoke = False
-        self.job = Job(work, client, self._hear)
+        if isinstance(work, EditWork):
+            self.job = Job(work.prompt, work.need, partial(rewrites, work), client, self._hear)
+        else:
+            self.job = Job(work.prompts[0], work.need, partial(answers, work), client, self._hear)
         server.worker.submit(self.job)
 
     def _hear(self, told: Told | Exception | None) -> None:

@@ -10,8 +10,9 @@ from typing import Any
 from starlette.requests import Request
 
 from dgemma.serve.errors import Refusal
+from dgemma.serve.page import is_page
 
-OPEN = ("/health",)  # tells nothing that needs a key
+OPEN = ("/health",)  # tells nothing that needs a key; nor does the page, which asks for one
 
 
 def is_loopback(host: str) -> bool:
@@ -35,7 +36,7 @@ class Guard:
 
     def check(self, request: Request) -> None:
         """Raises a Refusal for who may not ask."""
-        if self._key is not None and request.url.path not in OPEN:
+        if self._key is not None and request.url.path not in OPEN and not is_page(request.url.path):
             scheme, _, token = request.headers.get("authorization", "").partition(" ")
             # Of digests, so that not even the length of a key can be measured.
             if not hmac.compare_digest(self._key, _digest(token.strip())) or scheme.lower() != "bearer":

@@ -8,10 +8,12 @@ from typing import Any, Literal
 
 from dgemma.serve.errors import wrong
 
-Endpoint = Literal["chat", "completions"]
+Endpoint = Literal["chat", "completions", "edits"]
+ALL: tuple[Endpoint, ...] = ("chat", "completions", "edits")
 BOTH: tuple[Endpoint, ...] = ("chat", "completions")
 CHAT: tuple[Endpoint, ...] = ("chat",)
 TEXT: tuple[Endpoint, ...] = ("completions",)
+EDITS: tuple[Endpoint, ...] = ("edits",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,23 +47,29 @@ _TEXT = "the model reads and writes text alone"
 _BOOKS = "nothing is kept of a request"
 
 PARAMETERS = (
-    _used("model", BOTH, "must be the id that /v1/models tells"),
+    _used("model", ALL, "must be the id that /v1/models tells"),
     _used("messages", CHAT, "text parts alone; the thoughts of earlier answers are left out"),
     _used("prompt", TEXT, "text or ids, or a list of these; no chat template is applied"),
+    _used("input", EDITS, "the text; what stands around diffusion.span stays as it is"),
+    _used("instruction", EDITS, "what is to be done with the passage"),
     _used("max_tokens", BOTH, "default: for a chat what the context leaves, else one canvas"),
     _used("max_completion_tokens", CHAT, "the same as max_tokens, thoughts included"),
     _used("n", BOTH, "answers to a prompt, from seed, seed + 1, ..."),
-    _used("seed", BOTH, "default: drawn at random; an answer tells which in diffusion.seed"),
+    _used("seed", ALL, "default: drawn at random; an answer tells which in diffusion.seed"),
     _used("stop", BOTH, "one text or several: the answer ends before the first that it holds"),
-    _used("stream", BOTH, "server-sent events; text is sent once its canvas is final, and never taken back"),
-    _used("stream_options", BOTH, "include_usage"),
+    _used(
+        "stream",
+        ALL,
+        "server-sent events; text is sent once it is final (with diffusion.commit, canvases from the front)",
+    ),
+    _used("stream_options", ALL, "include_usage"),
     _used("reasoning_effort", CHAT, "none (the default): no thought; any other: the model thinks as long as it does"),
     _used("tools", CHAT, "functions, for the file's chat template"),
     _used("tool_choice", CHAT, "auto or none; a call cannot be forced"),
-    _used("user", BOTH, "turns are shared fairly between users"),
-    _used("diffusion", BOTH, "our own fields, below"),
-    _ignored("temperature", BOTH, _SCHEDULE),
-    _ignored("top_p", BOTH, _SCHEDULE),
+    _used("user", ALL, "turns are shared fairly between users"),
+    _used("diffusion", ALL, "our own fields, below"),
+    _ignored("temperature", ALL, _SCHEDULE),
+    _ignored("top_p", ALL, _SCHEDULE),
     _ignored("top_k", BOTH, _SCHEDULE),
     _ignored("min_p", BOTH, _SCHEDULE),
     _ignored("metadata", CHAT, _BOOKS),
@@ -90,6 +98,7 @@ PARAMETERS = (
     _refused("moderation", CHAT, "nothing is moderated"),
     _refused("best_of", TEXT, "ask for n and choose", 1),
     _refused("echo", TEXT, "the prompt is known", False),
+    _refused("n", EDITS, "ask again with another seed", 1),
     _refused("suffix", TEXT, "pin what stands behind with diffusion.canvas", ""),
 )
 
@@ -99,8 +108,10 @@ def parameters(endpoint: Endpoint) -> dict[str, Parameter]:
     return {parameter.name: parameter for parameter in PARAMETERS if endpoint in parameter.of}
 
 
-def sift(endpoint: Endpoint, body: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+def sift(endpoint: Endpoint, body: Any) -> tuple[dict[str, Any], list[str]]:
     """What of a request is used, and the names of what is ignored. Raises a Refusal for what is refused or unknown."""
+    if not isinstance(body, Mapping):
+        raise wrong("a request is a JSON object")
     known, used, ignored = parameters(endpoint), dict[str, Any](), list[str]()
     for name, value in body.items():
         parameter = known.get(name)

@@ -8,8 +8,8 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from dgemma.pieces import Pieces
-from dgemma.serve.answers import Began, Canvas, Ended, Told
+from dgemma.serve.answers import Began, Canvas, Ended, Said, Told
+from dgemma.serve.canvases import Canvases
 from dgemma.serve.requests import Work
 from dgemma.tokenizer import Tokenizer
 from dgemma.turns import Delta, ToolCall
@@ -19,13 +19,12 @@ class Reply:
     """One request's. hear() what the worker tells, and send the chunks it gives; or whole() at the end."""
 
     def __init__(self, work: Work, tokenizer: Tokenizer, model: str, fingerprint: str) -> None:
-        self._work, self._tokenizer = work, tokenizer
+        self._work, self._canvases = work, Canvases(tokenizer)
         chat = work.endpoint == "chat"
         self.id = f"{'chatcmpl' if chat else 'cmpl'}-{secrets.token_hex(12)}"
         self._head = {"id": self.id, "created": int(time.time()), "model": model, "system_fingerprint": fingerprint}
         self._object = "chat.completion" if chat else "text_completion"
         self._choices: list[_Choice] = []
-        self._pieces: Pieces | None = None
         self.prompt = self.cached = self.tokens = self.steps = 0
 
     def hear(self, told: Told) -> Iterator[dict[str, Any]]:
@@ -38,9 +37,11 @@ class Reply:
                 if self._work.endpoint == "chat":
                     yield self._chunk(self._choices[-1].index, {"role": "assistant", "content": ""})
             return
+        if not isinstance(told, (Canvas, Said, Ended)):
+            return
         choice = self._choices[told.choice]
         if isinstance(told, Canvas):
-            yield {**self._head, "object": self._chunk_object, "choices": [], "canvas": self._canvas(told)}
+            yield {**self._head, "object": self._chunk_object, "choices": [], "canvas": self._canvases.told(told)}
         elif isinstance(told, Ended):
             choice.reason, choice.figures = told.reason, told.figures
             self.tokens += told.tokens
@@ -96,32 +97,6 @@ class Reply:
         if calls:
             message["tool_calls"] = calls
         return {**whole, "message": message, "diffusion": choice.figures}
-
-    def _canvas(self, told: Canvas) -> dict[str, Any]:
-        """A step for those who watch: of each token its id, text and entropy in nats, and whether it was accepted."""
-        step = told.step
-        self._pieces = self._pieces or Pieces(self._tokenizer)
-        ids = step.canvas.tolist()
-        return {
-            "choice": told.choice,
-            "block": step.block,
-            "step": step.index,
-            "place": step.place,
-            "temperature": step.temperature,
-            "mean_entropy": step.mean_entropy,
-            "converged": step.converged,
-            "ids": ids,
-            "text": [
-                text or self._pieces.name(token) * self._is_mark(token) for token, text in self._pieces.texts(ids)
-            ],
-            "entropy": [round(entropy, 4) for entropy in step.entropy.tolist()],
-            "accepted": step.accepted.tolist(),
-        }
-
-    def _is_mark(self, token: int) -> bool:
-        """Whether it is a control token, told by its name; else it is a byte whose text stands with its neighbour."""
-        assert self._pieces is not None
-        return not self._pieces.plain(token)
 
 
 class _Choice:

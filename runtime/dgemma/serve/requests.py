@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import secrets
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -72,42 +73,49 @@ class StreamOptions(_Strict):
     include_obfuscation: bool | None = None  # there is none to leave out
 
 
-class _Diffusion(_Strict):
+class Own(_Strict):
     effort: str | None = Field(None, description="a name for several settings")
-    canvas: list[int] | None = Field(None, description="ids of a text that is given in part; see pinned")
-    pinned: list[bool] | None = Field(None, description="which ids of the canvas stay; the others are written anew")
     events: bool = Field(False, description="in a stream, a canvas event per step: ids, text, entropy of each token")
     deadline: float | None = Field(None, gt=0, le=86400, description="seconds that the whole request may take")
 
 
-def _option_fields() -> dict[str, Any]:
+class _Diffusion(Own):
+    canvas: list[int] | None = Field(None, description="ids of a text that is given in part; see pinned")
+    pinned: list[bool] | None = Field(None, description="which ids of the canvas stay; the others are written anew")
+
+
+def option_fields(but: Sequence[str] = ()) -> dict[str, Any]:
+    """A field per generation option."""
     fields: dict[str, Any] = {}
-    for option in options().values():
+    for option in (each for name, each in options().items() if name not in but):
         kind: Any = bool if option.flag else float if option.real else int
         bounds: dict[str, Any] = {} if option.flag else {"ge": option.least, "le": option.most}
         fields[option.name] = (Annotated[kind, Field(description=option.help, **bounds)] | None, None)
     return fields
 
 
-Diffusion = create_model("Diffusion", __base__=_Diffusion, **_option_fields())
+Diffusion = create_model("Diffusion", __base__=_Diffusion, **option_fields())
 Stop = str | list[str] | None
 _Tokens = Annotated[int, Field(ge=1, le=int(options()["max_tokens"].most))] | None
 _Seed = Annotated[int, Field(ge=0, le=int(options()["seed"].most))] | None
 
 
-class _Common(_Strict):
+class Common(_Strict):
     model: str
-    max_tokens: _Tokens = None
-    n: Annotated[int, Field(ge=1, le=MOST_ANSWERS)] = 1
     seed: _Seed = None
-    stop: Stop = None
     stream: bool = False
     stream_options: StreamOptions | None = None
     user: str = ""
     diffusion: Any = None
 
 
-class ChatRequest(_Common):
+class _Answers(Common):
+    max_tokens: _Tokens = None
+    n: Annotated[int, Field(ge=1, le=MOST_ANSWERS)] = 1
+    stop: Stop = None
+
+
+class ChatRequest(_Answers):
     messages: list[Message] = Field(min_length=1)
     max_completion_tokens: _Tokens = None
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] = "none"
@@ -115,7 +123,7 @@ class ChatRequest(_Common):
     tool_choice: Literal["auto", "none"] = "auto"
 
 
-class TextRequest(_Common):
+class TextRequest(_Answers):
     prompt: str | list[str] | list[int] | list[list[int]]
 
 
@@ -144,7 +152,7 @@ class Work:
 _Request = TypeVar("_Request", bound=BaseModel)
 
 
-def _valid(schema: type[_Request], body: Any, under: str = "") -> _Request:
+def valid(schema: type[_Request], body: Any, under: str = "") -> _Request:
     try:
         return schema.model_validate(body)
     except ValidationError as failure:
@@ -155,23 +163,11 @@ def _valid(schema: type[_Request], body: Any, under: str = "") -> _Request:
 
 def read_request(endpoint: Endpoint, body: Any, model: Model, served: str, context: int) -> Work:
     """The work that a request's JSON asks for. Raises a Refusal, or UsageError for options that do not go together."""
-    if not isinstance(body, dict):
-        raise wrong("a request is a JSON object")
     used, ignored = sift(endpoint, body)
-    request = _valid(ChatRequest, used) if endpoint == "chat" else _valid(TextRequest, used)
-    if request.model != served:
-        raise Refusal(
-            404, f"there is no model {request.model!r} here; {served!r} is served", "model_not_found", "model"
-        )
-    own = _valid(Diffusion, {} if request.diffusion is None else request.diffusion, "diffusion")
-    settings = {name: getattr(own, name) for name in ("effort", *options())}
-    for name in TOP:
-        above = _above(request, name)
-        if above is not None and settings[name] is not None:
-            raise wrong(f"{name} is given twice, here and in diffusion", name)
-        settings[name] = settings[name] if above is None else above
-    if own.effort is not None and own.effort not in efforts():
-        raise wrong(f"diffusion.effort must be {', '.join(efforts())}, not {own.effort!r}", "diffusion.effort")
+    request = valid(ChatRequest, used) if endpoint == "chat" else valid(TextRequest, used)
+    check_model(request.model, served)
+    own = valid(Diffusion, {} if request.diffusion is None else request.diffusion, "diffusion")
+    settings = settings_of(request, own) | {"effort": effort_of(own)}
     if own.events and not request.stream:
         raise wrong("diffusion.events needs stream", "diffusion.events")
     seed = settings.pop("seed")
@@ -209,7 +205,29 @@ def read_request(endpoint: Endpoint, body: Any, model: Model, served: str, conte
     )
 
 
-def _above(request: ChatRequest | TextRequest, name: str) -> Any:
+def check_model(asked: str, served: str) -> None:
+    if asked != served:
+        raise Refusal(404, f"there is no model {asked!r} here; {served!r} is served", "model_not_found", "model")
+
+
+def settings_of(request: Common, own: Own) -> dict[str, Any]:
+    """The generation options of our own fields, and those that OpenAI's requests have themselves."""
+    settings = {name: getattr(own, name) for name in options() if hasattr(own, name)}
+    for name in (name for name in TOP if hasattr(request, name)):
+        above = _above(request, name)
+        if above is not None and settings[name] is not None:
+            raise wrong(f"{name} is given twice, here and in diffusion", name)
+        settings[name] = settings[name] if above is None else above
+    return settings
+
+
+def effort_of(own: Own) -> str | None:
+    if own.effort is not None and own.effort not in efforts():
+        raise wrong(f"diffusion.effort must be {', '.join(efforts())}, not {own.effort!r}", "diffusion.effort")
+    return own.effort
+
+
+def _above(request: Common, name: str) -> Any:
     """max_tokens and seed as OpenAI's requests give them."""
     value = getattr(request, name)
     if name == "max_tokens" and isinstance(request, ChatRequest) and request.max_completion_tokens is not None:

@@ -10,11 +10,11 @@ from time import monotonic, perf_counter
 from typing import TypeAlias
 
 from dgemma.model import Model
-from dgemma.serve.answers import Canvas, Told, Turns, answers
+from dgemma.serve.answers import Canvas, Told, Turns
 from dgemma.serve.errors import Refusal, refusal_of
 from dgemma.serve.metrics import Metrics
-from dgemma.serve.requests import Work
 from dgemma.serve.sessions import Pool, Slot
+from dgemma.session import Session
 
 Hear: TypeAlias = Callable[[Told | Exception | None], None]  # None: it is over
 
@@ -23,7 +23,9 @@ Hear: TypeAlias = Callable[[Told | Exception | None], None]  # None: it is over
 class Job:
     """A request at work. `hear` is called by the worker's thread, with None or an exception last."""
 
-    work: Work
+    prompt: list[int]  # the session that knows most of it is taken
+    need: int  # tokens of context
+    begin: Callable[[Session, float], Turns]  # with the seconds that it waited
     client: str  # turns are shared between these
     hear: Hear
     left: threading.Event = field(default_factory=threading.Event)
@@ -105,7 +107,8 @@ class Worker:
                 with self._changed:
                     admitted = self._next()
                     if admitted is None and not self._running:
-                        self._changed.wait()
+                        if not self._closed:  # asked with the lock: close() could notify just before the wait
+                            self._changed.wait()
                         continue
                 if admitted is not None:
                     self._admit(admitted)
@@ -132,7 +135,7 @@ class Worker:
 
     def _admit(self, job: Job) -> None:
         try:
-            job.slot = self._pool.take(job.work.prompts[0], job.work.need)
+            job.slot = self._pool.take(job.prompt, job.need)
         except Exception as failure:
             self._end(job, refusal_of(failure))
             return
@@ -142,7 +145,7 @@ class Worker:
                 self._waiting.move_to_end(job.client, last=False)
             return
         job.waited = monotonic() - job.came
-        job.turns = answers(job.work, job.slot.session)
+        job.turns = job.begin(job.slot.session, job.waited)
         self._at_work += 1
         self._running.append(job)
 

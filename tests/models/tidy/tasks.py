@@ -317,6 +317,25 @@ def rewrite(rng: random.Random, case: Case) -> Holes:
     return Holes(case, True, tuple(piece for piece in pieces if piece[0]), slack)
 
 
+def inline(rng: random.Random, case: Case) -> Holes:
+    """The same in the middle of a line: words stand before the passage or behind it, or both, on its own line."""
+    sides = rng.choice(((True, True), (True, True), (True, False), (False, True)))
+    room = CANVAS - 1 - length(case.answer)
+    slack = min(room, rng.choice((0, 2, rng.randint(1, 12))))
+    left, right = (" ".join(words(rng, 1, 3)) if side else "" for side in sides)
+    left, right = left and left + rng.choice((" ", " ", ": ")), right and rng.choice((" ", " ", ", ", ". ")) + right
+    if length(left + right) > room - slack:
+        slack, left, right = 0, left and "fig ", right and " fig"
+    before, after = left, right
+    for place in rng.sample(range(3), rng.randint(0, 3)):
+        new = line(rng)
+        if length(before + after + new + case.answer) + slack + 4 > CANVAS:
+            break
+        before, after = (new + "\n" + before, after) if place < 2 else (before, after + "\n" + new)
+    pieces = ((before, False), (case.answer, True), (after, False))
+    return Holes(case, True, tuple(piece for piece in pieces if piece[0]), slack)
+
+
 def document(rng: random.Random, case: Case) -> Holes:
     """A document without a prompt whose hole follows from the rest of it."""
     passage, answer = case.messages[-1]["content"].split("\n", 1)[1], case.answer
@@ -354,6 +373,7 @@ def infill(rng: random.Random, case: Case) -> Holes:
 
 FORMS: dict[str, tuple[Callable[[random.Random, Case], Holes], tuple[str, ...]]] = {
     "rewrite": (rewrite, tuple(PASSAGES)),
+    "inline": (inline, ("brackets", "quotes", "sort", "upper")),  # whose answers are one line
     "infill": (infill, (*PASSAGES, "think")),
     "document": (document, ("brackets", "quotes", "table", "json", "indent")),
 }
@@ -368,12 +388,22 @@ def holes(form: str, task: str, count: int, seed: int = 0) -> list[Holes]:
 # ---- training ----
 
 # How often a task and a form are drawn in training, where not once: what is hard to learn more often.
-OFTEN = {"think": 3, "json": 2, "table": 2, "indent": 2, "sort": 2, "rewrite": 2, "document": 2}
+OFTEN = {
+    **{"brackets": 4, "quotes": 4, "think": 3, "json": 2, "table": 2, "indent": 2, "sort": 2},
+    **{"rewrite": 3, "inline": 3, "document": 5},
+}
 SYSTEMS = ("Be brief.", "Be tidy.", "You are tidy.")
 
 
+def earlier(rng: random.Random, case: Case) -> Case:
+    """The same behind up to three turns that went before."""
+    turns = (passage_case(rng, rng.choice(tuple(PASSAGES)), rng.random() < 0.5) for _ in range(rng.randint(1, 3)))
+    history = ((*turn.messages, {"role": "assistant", "content": turn.answer}) for turn in turns)
+    return replace(case, messages=(*(message for turn in history for message in turn), *case.messages))
+
+
 def training(seed: int) -> Iterator[Case | Holes]:
-    """Endless cases for training, none of them held out; in some, thinking or a system message is added."""
+    """Endless cases for training, none of them held out. Some are given thinking, earlier turns, a system message."""
     rng = random.Random(f"training {seed}")
     while True:
         task = rng.choices(TASKS, [OFTEN.get(task, 1) for task in TASKS])[0]
@@ -387,6 +417,10 @@ def training(seed: int) -> Iterator[Case | Holes]:
             continue
         if not case.thinking and case.task != "again" and rng.random() < 0.15:
             case = thinking_too(case) if case.task in PASSAGES else case
+        if not case.tools and rng.random() < 0.3:
+            case = earlier(rng, case)
+            if case.held_out:
+                continue
         if rng.random() < 0.15:
             case = replace(case, messages=({"role": "system", "content": rng.choice(SYSTEMS)}, *case.messages))
         yield case

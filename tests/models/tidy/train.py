@@ -33,7 +33,7 @@ TOKENIZER = Tokenizer.from_file(str(HERE / "tokenizer.json"))
 PAD, EOS, BOS = (TOKENIZER.token_to_id(text) for text in ("<pad>", "<eos>", "<bos>"))
 SETTINGS = json.loads((HERE / "generation_config.json").read_text())
 FILES = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
-LENGTHS = (48, 96)  # of prompts with their answers, in tokens, as padded: few, as each is compiled for itself
+LENGTHS = (48, 96, 144)  # of prompts with their answers, in tokens, as padded: few, as each is compiled for itself
 START = time.monotonic()
 
 
@@ -104,7 +104,7 @@ def example(item: tasks.Case | tasks.Holes, rng: random.Random | None = None) ->
         ids = ids_of(text)
         target += ids
         pinned += [not hole] * len(ids)
-    answer = (ids_of(case.output) if prompted else list(target)) + [end]
+    answer = [*target, end]
     if isinstance(item, tasks.Case):
         target.append(end)
         pinned.append(False)
@@ -114,7 +114,7 @@ def example(item: tasks.Case | tasks.Holes, rng: random.Random | None = None) ->
     else:
         if rng and not item.prompted and rng.random() < 0.4:
             target, pinned = spans(rng, target)
-        slack = item.slack if rng is None or item.slack or rng.random() < 0.7 else rng.randint(1, 4)
+        slack = item.slack if rng is None or item.slack else filler(rng, len(pinned) - sum(pinned), len(pinned))
         last = len(pinned) - 1 - pinned[::-1].index(False) + 1
         target[last:last] = [PAD] * slack
         pinned[last:last] = [False] * slack
@@ -134,6 +134,15 @@ def example(item: tasks.Case | tasks.Holes, rng: random.Random | None = None) ->
     target += [PAD] * room
     pinned += [tail_pinned] * room
     return Example(prompt, answer, target, pinned, weights(target, pinned, end))
+
+
+def filler(rng: random.Random, hole: int, length: int) -> int:
+    """Tokens of it for a hole of so many tokens in a text of that length: often none, or what is left of a length that
+    is tried where the right one is unknown (dgemma.fill.LENGTHS)."""
+    tried = [size - hole for size in (2, 4, 8, 16, 32) if hole <= size <= hole + CANVAS - length]
+    if not tried or rng.random() < 0.5:
+        return 0
+    return rng.choice(tried[:2]) if rng.random() < 0.8 else rng.choice(tried)
 
 
 def spans(rng: random.Random, target: list[int]) -> tuple[list[int], list[bool]]:

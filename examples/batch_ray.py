@@ -1,0 +1,49 @@
+"""The lines of a file answered on all machines of a Ray cluster: batch_ray.py MODEL.gguf PROMPTS.jsonl ANSWERS.jsonl
+
+Requests and answers are those of `dg-run --batch`. MODEL must be found under its name on every machine; hf:owner/name
+is. Each worker has a model of its own and as many processors as it is given: --workers N --cpus M (of each).
+Needs ray[data] (pip install 'dgemma[ray]'); `ray.init()` joins the cluster that RAY_ADDRESS names, or starts one here.
+"""
+
+import argparse
+import json
+
+import ray
+
+import dgemma
+from dgemma.batch import Batch
+
+
+class Answerer:
+    """A worker: opens the model once, and answers the lines that it is given."""
+
+    def __init__(self, path: str, threads: int) -> None:
+        self.batch = Batch(dgemma.Model(path, threads=threads))
+
+    def __call__(self, row: dict) -> dict:
+        return {"answer": json.dumps(self.batch.answer(row["text"]), ensure_ascii=False)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name in ("model", "prompts", "answers"):
+        parser.add_argument(name)
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--cpus", type=int, default=1)
+    given = parser.parse_args()
+    ray.init()
+    ray.data.DataContext.get_current().execution_options.preserve_order = True
+    lines = ray.data.read_text(given.prompts)
+    answers = lines.map(
+        Answerer,
+        fn_constructor_args=(given.model, given.cpus),
+        compute=ray.data.ActorPoolStrategy(size=given.workers),
+        num_cpus=given.cpus,
+    )
+    with open(given.answers, "w") as out:
+        for row in answers.iter_rows():
+            out.write(row["answer"] + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,183 @@
+"""Edits: a passage of a text, rewritten in place. The requests of /v1/edits, the work, and its answers."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass, field
+from typing import Annotated, Any
+
+from pydantic import Field, create_model
+
+from dgemma.edit import Edited, editing, lengths_for
+from dgemma.fill import Tried
+from dgemma.model import Model
+from dgemma.serve.answers import Began, Canvas, Clock, Ended, Rewritten, Told, Turns
+from dgemma.serve.canvases import Canvases
+from dgemma.serve.errors import wrong
+from dgemma.serve.parameters import sift
+from dgemma.serve.requests import Common, Own, check_model, effort_of, option_fields, settings_of, valid
+from dgemma.session import Session
+from dgemma.tokenizer import Tokenizer
+
+Length = Annotated[int, Field(ge=1, le=1 << 20)]
+
+
+class _EditDiffusion(Own):
+    span: tuple[int, int] | None = Field(
+        None, strict=False, description="edits: where the passage stands in the input, in characters; default: all"
+    )
+    lengths: list[Length] | None = Field(
+        None, min_length=1, max_length=16, description="edits: lengths of the new passage that are tried, in tokens"
+    )
+
+
+EditDiffusion = create_model("EditDiffusion", __base__=_EditDiffusion, **option_fields(but=("max_tokens",)))
+
+
+class EditRequest(Common):
+    input: str
+    instruction: str
+
+
+@dataclass
+class EditWork:
+    """What the worker does: one passage, rewritten."""
+
+    text: str
+    span: tuple[int, int]
+    instruction: str
+    prompt: list[int]  # about what is encoded: the session that knows most of it is taken
+    need: int  # tokens of context
+    settings: dict[str, Any]
+    events: bool
+    stream: bool
+    usage: bool
+    user: str
+    deadline: float | None
+    ignored: list[str] = field(default_factory=list)
+
+
+def read_edit(body: Any, model: Model, served: str, context: int) -> EditWork:
+    """The work that a request's JSON asks for. Raises a Refusal."""
+    used, ignored = sift("edits", body)
+    request = valid(EditRequest, used)
+    check_model(request.model, served)
+    own = valid(EditDiffusion, {} if request.diffusion is None else request.diffusion, "diffusion")
+    settings = settings_of(request, own)
+    settings["effort"] = effort_of(own)
+    settings["lengths"] = own.lengths
+    settings["seed"] = secrets.randbits(32) if settings["seed"] is None else settings["seed"]
+    if own.events and not request.stream:
+        raise wrong("diffusion.events needs stream", "diffusion.events")
+    begin, end = (0, len(request.input)) if own.span is None else own.span
+    if not 0 <= begin <= end <= len(request.input):
+        raise wrong(
+            f"diffusion.span must be within the input's {len(request.input)} characters, not {begin}:{end}",
+            "diffusion.span",
+        )
+    if not request.instruction.strip():
+        raise wrong("the instruction is empty: say what is to be done with the passage", "instruction")
+    passage = request.input[begin:end]
+    prompt = model.prompt_ids([{"role": "user", "content": f"{request.instruction}\n{passage}"}])
+    longest = max(own.lengths or lengths_for(len(model.tokenizer.encode(passage, special=False))))
+    need = len(prompt) + longest + 2 * model.config.canvas_length
+    if need > context:
+        raise wrong(
+            f"a passage with a prompt of {len(prompt)} tokens, rewritten in up to {longest}, needs a context of {need},"
+            f" more than {context}",
+            "input",
+            "context_length_exceeded",
+        )
+    return EditWork(
+        request.input,
+        (begin, end),
+        request.instruction,
+        prompt,
+        min(context, need + len(model.tokenizer.encode(request.input, special=False)) - len(passage)),
+        {name: value for name, value in settings.items() if value is not None},
+        events=own.events,
+        stream=request.stream,
+        usage=request.stream_options is not None and bool(request.stream_options.include_usage),
+        user=request.user,
+        deadline=own.deadline,
+        ignored=ignored,
+    )
+
+
+def rewrites(work: EditWork, session: Session, waited: float) -> Turns:
+    """The turns of an edit, as answers() has those of an answer."""
+    clock, steps, began = Clock(), 0, False
+    turns = editing(session, work.text, work.span, work.instruction, **work.settings)
+    with closing(turns):
+        while True:
+            try:
+                with clock:
+                    tried = next(turns)
+            except StopIteration as end:
+                edited: Edited = end.value
+                break
+            if isinstance(tried, Tried):
+                if not began:
+                    began = True
+                    yield Began(session.length, 0)
+                steps += 1
+                yield Canvas(0, tried.step, None, tried=tried) if work.events else None
+            else:
+                yield None
+    best = edited.filled.best
+    figures: dict[str, Any] = {
+        "seed": best.result.seed,
+        "steps": steps,
+        "converged": edited.filled.converged,
+        "mean_entropy": best.mean_entropy,
+        "span": list(edited.span),
+        "passage": edited.passage,
+        "trials": [{"lengths": list(t.lengths), "mean_entropy": t.mean_entropy} for t in edited.filled.trials],
+        "seconds": {"waiting": round(waited, 6), "prompt": 0.0, "steps": round(clock.seconds, 6)},
+    }
+    yield Rewritten(edited)
+    yield Ended(0, "stop", len(session.model.tokenizer.encode(edited.passage, special=False)), figures)
+
+
+class EditReply:
+    """An answer in the shape of OpenAI's edits: whole, or as chunks of a stream."""
+
+    def __init__(self, work: EditWork, tokenizer: Tokenizer, model: str, fingerprint: str) -> None:
+        self._work = work
+        self.id = f"edit-{secrets.token_hex(12)}"
+        self._head = {"id": self.id, "created": int(time.time()), "model": model, "system_fingerprint": fingerprint}
+        self._canvases = Canvases(tokenizer)
+        self._choices: list[dict[str, Any]] = []
+        self._text = ""
+        self.prompt = self.cached = self.tokens = self.steps = 0
+
+    def hear(self, told: Told) -> Iterator[dict[str, Any]]:
+        """The chunks that say it."""
+        if isinstance(told, Began):
+            self.prompt, self.cached = told.prompt, told.cached
+        elif isinstance(told, Canvas):
+            yield {**self._head, "object": "edit.chunk", "choices": [], "canvas": self._canvases.told(told)}
+        elif isinstance(told, Rewritten):
+            self._text = told.edited.text
+        elif isinstance(told, Ended):
+            self.tokens, self.steps = told.tokens, told.figures["steps"]
+            self._choices = [{"index": 0, "text": self._text, "finish_reason": told.reason, "diffusion": told.figures}]
+            yield {**self._head, "object": "edit.chunk", "choices": self._choices}
+
+    def last(self) -> Iterator[dict[str, Any]]:
+        """The chunk behind the choice, if it was asked for."""
+        if self._work.usage:
+            yield {**self._head, "object": "edit.chunk", "choices": [], "usage": self._usage()}
+
+    def whole(self) -> dict[str, Any]:
+        return {**self._head, "object": "edit", "choices": self._choices, "usage": self._usage()}
+
+    def _usage(self) -> dict[str, Any]:
+        return {
+            "prompt_tokens": self.prompt,
+            "completion_tokens": self.tokens,
+            "total_tokens": self.prompt + self.tokens,
+        }

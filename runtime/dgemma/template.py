@@ -1,0 +1,130 @@
+"""Chat templates, rendered in a process of their own.
+
+A template is code from a stranger's file. Jinja's sandbox keeps it from the machine's files, but not from looping for
+ever or from filling the memory: the system's limits on a process do. There is one such process, started when needed.
+"""
+
+from __future__ import annotations
+
+import atexit
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from dgemma.errors import FormatError, SystemFailure, UsageError
+from dgemma.template_worker import read, write
+
+WORKER = Path(__file__).with_name("template_worker.py")
+
+
+class Renderer:
+    """The process, and the turns of threads that want something of it. For one text it may take so many seconds of
+    processor time, and write so many characters; memory: bytes of its address space.
+    """
+
+    def __init__(self, seconds: float = 5, memory: int = 1 << 30, most: int = 1 << 26) -> None:
+        self._limits = (seconds, memory, most)
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def render(self, template: str, names: Mapping[str, Any]) -> str:
+        """The text of a template. Raises FormatError for what is no template, UsageError where it refuses what it is
+        given or takes too much time, memory or room, SystemFailure where no process can be started.
+        """
+        with self._lock:
+            try:
+                reply = self._ask({"template": template, "names": names})
+            except BaseException:  # Ctrl-C too: what it would still say belongs to no one
+                self._stop(kill=True)
+                raise
+        if "invalid" in reply:
+            raise FormatError(f"the file's chat template is no Jinja template: {reply['invalid']}")
+        if "refused" in reply:
+            raise UsageError(f"the chat template refuses these messages: {reply['refused']}")
+        return str(reply["text"])
+
+    def _ask(self, request: Any) -> dict[str, str]:
+        process = self._process or self._start()
+        assert process.stdin is not None and process.stdout is not None
+        try:
+            write(process.stdin, request)  # type: ignore[arg-type]
+            reply = read(process.stdout)  # type: ignore[arg-type]
+        except BrokenPipeError:
+            reply = None
+        if reply is not None:
+            return dict(reply)
+        status = self._stop(kill=False)
+        if status == -signal.SIGPROF:
+            return {"refused": f"it takes more than {self._limits[0]:g} seconds"}
+        return {"refused": f"it ended the process that renders it (status {status})"}
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        path = json.dumps([entry for entry in sys.path if entry])
+        try:
+            process = subprocess.Popen(
+                [sys.executable or "python3", "-I", str(WORKER), path, *map(str, self._limits)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,  # a terminal's Ctrl-C is not for it
+            )
+        except OSError as failure:
+            raise SystemFailure(f"cannot start the process that renders chat templates: {failure}") from None
+        self._process = process
+        assert process.stdout is not None
+        if read(process.stdout) != "ready":  # type: ignore[arg-type]
+            raise SystemFailure(
+                f"cannot start the process that renders chat templates: {sys.executable} ended with {process.wait()}"
+            )
+        return process
+
+    def _stop(self, kill: bool) -> int:
+        """Ends the process, if there is one: its status."""
+        process, self._process = self._process, None
+        if process is None:
+            return 0
+        if kill:
+            process.kill()
+        assert process.stdin is not None and process.stdout is not None
+        for pipe in (process.stdin, process.stdout):
+            with suppress(OSError):  # what was not written any more
+                pipe.close()
+        return process.wait()
+
+    def close(self) -> None:
+        """Ends the process; the next text starts another."""
+        with self._lock:
+            self._stop(kill=False)
+
+    def forget(self) -> None:
+        """In a forked process: the other one is the parent's."""
+        self._lock, self._process = threading.Lock(), None
+
+
+_renderer = Renderer()
+atexit.register(_renderer.close)
+os.register_at_fork(after_in_child=_renderer.forget)
+
+
+def render(template: str, names: Mapping[str, Any]) -> str:
+    """Renderer.render, of the one there is."""
+    try:
+        plain = json.loads(json.dumps(names, default=_plain))
+    except (TypeError, ValueError, RecursionError) as failure:
+        raise UsageError(f"messages and tools are made of text, numbers, lists and dicts: {failure}") from None
+    return _renderer.render(template, plain)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return dict(value)
+    if isinstance(value, Sequence):
+        return list(value)
+    raise TypeError(f"not {type(value).__name__}")

@@ -1,0 +1,179 @@
+"""What is too much is refused or served, in bounded time and memory. Files here are made to be slow if they can be."""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+from fuzz.seeds import vocabulary
+
+import dgemma
+from dgemma.file import File
+
+MEGABYTE = 1 << 20
+
+
+def tokens_file(path: Path, tokens: list[str], kinds: list[int], merges: list[str] | None = None) -> Path:
+    """A file of a vocabulary alone; token 0 stands for what is not in it."""
+    writer = gguf.GGUFWriter(path, "any")
+    writer.add_string("tokenizer.ggml.model", "gemma4")
+    writer.add_array("tokenizer.ggml.tokens", ["<unk>", *tokens])
+    writer.add_array("tokenizer.ggml.token_type", [2, *kinds])
+    writer.add_uint32("tokenizer.ggml.unknown_token_id", 0)
+    if merges:
+        writer.add_array("tokenizer.ggml.merges", merges)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    return path
+
+
+# ---- Texts ----
+
+
+def test_special_tokens_of_every_length_cost_no_more_than_their_length(tmp_path):
+    """Each begins like the text and ends otherwise: a look-up per length and place would take minutes."""
+    tokens = ["a" * n + "!" for n in range(1, 1000)]
+    path = tokens_file(tmp_path / "v.gguf", ["a", *tokens], [1, *[3] * len(tokens)])
+    tokenizer = dgemma.Tokenizer.from_gguf(path)
+    assert tokenizer.encode("a" * 20_000) == [1] * 20_000
+    assert tokenizer.encode("a" * 500 + "!" + "a") == [501, 1]
+    assert tokenizer.encode("aaa!", special=False) == [1, 1, 1, 0]
+
+
+def test_of_special_tokens_that_fit_the_longest_counts(tmp_path):
+    tokens = ["<a", "<a>", "<a>b", "x", "<a>"]
+    tokenizer = dgemma.Tokenizer.from_gguf(tokens_file(tmp_path / "v.gguf", tokens, [3, 4, 3, 1, 3]))
+    assert tokenizer.encode("<a>b<a>x<a") == [3, 2, 4, 1]
+    assert tokenizer.encode("<a>b<a>x<a", special=False) == [2, 0, 2, 4, 0]
+
+
+def test_merges_into_ever_longer_tokens_take_the_longest_tokens_time(tmp_path):
+    longest = 512
+    tokens = ["a" * n for n in range(1, longest + 1)]
+    merges = [f"{'a' * n} a" for n in range(1, longest)]
+    tokenizer = dgemma.Tokenizer.from_gguf(tokens_file(tmp_path / "v.gguf", tokens, [1] * longest, merges))
+    ids = tokenizer.encode("a" * 20_000)
+    assert tokenizer.decode(ids) == "a" * 20_000
+
+
+def test_a_token_without_end_is_refused(tmp_path):
+    path = tokens_file(tmp_path / "v.gguf", ["a" * 1025], [1])
+    with pytest.raises(dgemma.FormatError, match=r"v\.gguf: token 1 has 1025 bytes, more than the 1024"):
+        dgemma.Tokenizer.from_gguf(path)
+
+
+@pytest.mark.parametrize("piece", ["\n", "\udc80", "<bos>", "12 "])
+def test_texts_of_megabytes(bundled, piece):
+    text = piece * (MEGABYTE // len(piece.encode("utf-8", "surrogatepass")))
+    ids = bundled.tokenizer.encode(text)
+    assert ids and len(ids) <= 3 * MEGABYTE
+    if len(ids) > 1:  # unknown characters in a row are one token
+        with pytest.raises(dgemma.UsageError, match="more than the model's context of 1024"):
+            bundled.generate(text)
+
+
+# ---- Numbers ----
+
+
+@pytest.mark.parametrize("number", [2**31, 2**32, 2**63, 2**64, -(2**31) - 1, 10**30])
+def test_tokens_beyond_int32(bundled, number):
+    with bundled.session() as session:
+        session.encode([2, 7])
+        for call in (
+            lambda: bundled.generate([2, number]),
+            lambda: session.encode([number]),
+            lambda: session.denoise([number]),
+            lambda: bundled.tokenizer.decode([number]),
+            lambda: bundled.generate([2], canvas=[number], pinned=[True]),
+        ):
+            with pytest.raises((dgemma.UsageError, TypeError)):
+                call()
+        with pytest.raises((dgemma.UsageError, OverflowError)):
+            session.rewind(number)
+        assert session.ids == [2, 7]
+
+
+def test_counts_beyond_what_there_is(bundled):
+    for tokens in (2**31 - 1, 2**30, 10**6):
+        with pytest.raises(dgemma.UsageError, match="needs a context of"):
+            bundled.generate([2, 7], max_tokens=tokens)
+    for context in (0, -1, 1025, 2**31, 2**40):
+        with pytest.raises(dgemma.UsageError, match="context must be 1 to"):
+            bundled.session(context)
+
+
+def test_a_full_context_serves_one_canvas_more_and_no_more(bundled):
+    with bundled.session(context=100) as session:
+        session.encode([2, *[7] * 99])
+        with pytest.raises(dgemma.UsageError, match="more than the session's context of 100"):
+            session.encode([7])
+        assert session.denoise([5, 6]).shape == (2, 64)
+        assert len(session.generate(max_tokens=96, steps=2).ids) <= 96
+        with pytest.raises(dgemma.UsageError, match="does not fit"):
+            session.generate(max_tokens=97, steps=2)
+        assert session.length == 100
+
+
+def test_pins_without_end(bundled):
+    n = 2_000_000
+    with pytest.raises(dgemma.UsageError, match="context"):
+        bundled.generate([2], canvas=np.full(n, 7), pinned=np.ones(n, bool))
+    whole = bundled.config.context_length - 1
+    result = bundled.generate([2], canvas=np.full(whole, 7), pinned=np.ones(whole, bool))
+    assert result.ids == [7] * whole and result.steps == 0
+
+
+# ---- Files ----
+
+
+def header(values: int, tensors: int) -> bytes:
+    return b"GGUF" + struct.pack("<IQQ", 3, tensors, values)
+
+
+def test_a_file_of_very_many_keys_is_refused_before_they_are_read(tmp_path):
+    path = tmp_path / "keys.gguf"
+    one = struct.pack("<Q", 1) + b"k" + struct.pack("<IB", 0, 1)
+    path.write_bytes(header(1 << 17, 0) + one * (1 << 17))
+    with pytest.raises(dgemma.FormatError, match="more entries claimed"):
+        File(path)
+
+
+def test_a_model_of_very_many_tensors_is_refused(tmp_path):
+    """Each of the names that a model has would be looked for among all that the file has."""
+    from fuzz.seeds import model
+
+    good = tmp_path / "good.gguf"
+    model(good, gguf.GGMLQuantizationType.F32, layers=1)
+    reader = gguf.GGUFReader(good)
+    data, extra = good.read_bytes(), 5000
+    tensors = reader.tensors[0].field.offset
+    empty = b"".join(
+        struct.pack("<Q", 6) + f"x{i:05}".encode() + struct.pack("<IQIQ", 1, 1, 0, 32 * i) for i in range(extra)
+    )
+    body = header(int.from_bytes(data[16:24], "little"), extra) + data[24:tensors] + empty
+    path = tmp_path / "many.gguf"
+    path.write_bytes(body + bytes(-len(body) % 32) + bytes(32 * extra))
+    with pytest.raises(dgemma.FormatError, match="5000 tensors, more than a model of 1 layers has"):
+        dgemma.Model(path)
+    with File(path) as file:
+        assert len(file.tensors) == extra
+
+
+def test_a_vocabulary_is_read_once(tmp_path):
+    """Opening takes memory for what is there, whatever the counts claim."""
+    writer = gguf.GGUFWriter(tmp_path / "v.gguf", "any")
+    vocabulary(writer)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    data = (tmp_path / "v.gguf").read_bytes()
+    at = data.index(b"tokenizer.ggml.tokens") + len("tokenizer.ggml.tokens") + 8
+    for count in (17, 2**31, 2**32, 2**60, 2**64 - 1):
+        bad = tmp_path / "bad.gguf"
+        bad.write_bytes(data[:at] + struct.pack("<Q", count) + data[at + 8 :])
+        with pytest.raises(dgemma.FormatError):
+            dgemma.Tokenizer.from_gguf(bad)

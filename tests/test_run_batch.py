@@ -1,0 +1,178 @@
+"""dg-run --batch: a line for a line, whatever is in it, and none lost or doubled whenever it is killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from commands import Inside
+from models.tidy import tasks
+
+import dgemma
+from dgemma.batch import Batch
+from dgemma.cli.run import main
+from dgemma.model import bundled
+
+RUN = Inside(main, "dg-run")
+PATIENCE = 600  # seconds
+
+
+@pytest.fixture(scope="module")
+def tidy() -> Iterator[dgemma.Model]:
+    with dgemma.Model(bundled("tidy")) as model:
+        yield model
+
+
+def written(path: Path, *lines: object) -> Path:
+    path.write_text("".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines))
+    return path
+
+
+def told(path: Path) -> list[dict[str, Any]]:
+    """The lines of answers, without what differs from run to run."""
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k not in ("seconds", "encoded_tokens")} for line in lines]
+
+
+def test_every_line_is_answered_as_alone(tidy: dgemma.Model, tmp_path: Path, capsys: Any) -> None:
+    think, tool = tasks.cases("think", 1)[0], tasks.cases("tool", 1)[0]
+    lines = [
+        {"prompt": "Sort:\nsea fig ant", "id": "a", "seed": 4},
+        {"messages": list(think.messages), "thinking": True, "max_tokens": 60},
+        {"messages": list(tool.messages), "tools": list(tool.tools)},
+        {"prompt": "Sort:\nsea fig ant", "effort": "low", "system": "Be brief."},
+        {"prompt": "<bos>fig (", "raw": True, "steps": 3},
+    ]
+    prompts, out = written(tmp_path / "p.jsonl", *lines, ""), tmp_path / "a.jsonl"
+    arguments = (bundled("tidy"), "--batch", prompts, "-o", out, "--seed", 1)
+    status, printed, err = RUN.run(capsys, *arguments)
+    assert (status, printed) == (0, "") and "5 lines answered: " in err
+    found = told(out)
+    assert [line["line"] for line in found] == [1, 2, 3, 4, 5] and found[0]["id"] == "a" and "id" not in found[1]
+    assert found[0]["text"] == tidy.generate([{"role": "user", "content": "Sort:\nsea fig ant"}], seed=4).text
+    prompt = tidy.tokenizer.chat(think.messages, thinking=True)
+    alone = tidy.generate(prompt, seed=1, max_tokens=60)
+    assert (found[1]["steps"], found[1]["tokens"], found[1]["seed"]) == (alone.steps, len(alone.ids), 1)
+    assert (found[1]["thinking"], found[1]["text"]) == (think.thought, think.answer)
+    assert found[2]["tool_calls"][0]["name"] in tool.answer and found[3]["text"] == "ant fig sea"
+    assert found[4]["text"] == tidy.generate("<bos>fig (", seed=1, steps=3).text
+
+    before = out.read_bytes()
+    status, _, err = RUN.run(capsys, *arguments)
+    assert status == 0 and out.read_bytes() == before and "0 lines answered, 5 were there already" in err
+
+
+WRONG = [
+    ("{", "the line is no JSON"),
+    ("[1]", "no JSON object"),
+    ({}, "a prompt or messages"),
+    ({"prompt": "fig", "messages": []}, "a prompt or messages"),
+    ({"prompt": 1}, "prompt must be a text"),
+    ({"prompt": ""}, "empty prompt"),
+    ({"prompt": "fig", "nonsense": 1}, "no field 'nonsense'"),
+    ({"prompt": "fig", "steps": 0}, "steps must be"),
+    ({"prompt": "fig", "steps": "3"}, "steps must be"),
+    ({"prompt": "fig", "effort": "lazy"}, "effort must be"),
+    ({"prompt": "fig", "raw": True, "system": "Be brief."}, "needs a chat template"),
+    ({"prompt": "fig " * 3000}, "more than 2048"),
+    ({"messages": [1]}, "a list of objects"),
+    ({"messages": [{"content": 3}]}, ""),
+]
+
+
+@pytest.mark.parametrize(("line", "message"), WRONG)
+def test_what_is_wrong_with_a_line_stands_in_its_answer(tidy: dgemma.Model, line: object, message: str) -> None:
+    text = line if isinstance(line, str) else json.dumps(line)
+    with Batch(tidy) as batch:
+        answer = batch.answer(text)
+        assert set(answer) == {"error"} and message in answer["error"]["message"]
+        assert "\n" not in answer["error"]["message"]
+        assert batch.answer('{"prompt": "Sort:\\nsea fig ant", "id": 0}')["text"] == "ant fig sea", "it goes on"
+
+
+def test_lines_that_fail_do_not_stop_the_others(tmp_path: Path, capsys: Any) -> None:
+    prompts = written(tmp_path / "p.jsonl", "{", {"prompt": "Sort:\nsea fig ant"}, {"id": 3, "prompt": 1})
+    out = tmp_path / "a.jsonl"
+    for again in ("", ", 3 were there already"):
+        status, _, err = RUN.run(capsys, bundled("tidy"), "--batch", prompts, "-o", out)
+        assert status == 1 and f"2 of 3 lines could not be answered; {out} says why" in err and again in err
+    assert ["error" in line for line in told(out)] == [True, False, True] and told(out)[2]["id"] == 3
+
+
+def test_a_kill_loses_and_doubles_no_line(tmp_path: Path, capsys: Any) -> None:
+    """Killed while it works, and once more with its last line torn: then it goes on, as if nothing had been."""
+    words = [case.messages[0]["content"] for case in tasks.cases("indent", 8)]
+    prompts = written(tmp_path / "p.jsonl", *({"prompt": text, "seed": i} for i, text in enumerate(words)))
+    whole, out = tmp_path / "whole.jsonl", tmp_path / "a.jsonl"
+    slow = ("--steps", "60", "--stability", "50")
+    assert RUN.run(capsys, bundled("tidy"), "--batch", prompts, "-o", whole, *slow)[0] == 0
+
+    command = [sys.executable, "-m", "dgemma.cli.run", bundled("tidy"), "--batch", prompts, "-o", out, *slow]
+    for least in (2, 4):
+        process = subprocess.Popen([str(part) for part in command], stderr=subprocess.DEVNULL)
+        end = time.monotonic() + PATIENCE
+        while process.poll() is None and (not out.exists() or out.read_bytes().count(b"\n") < least):
+            assert time.monotonic() < end, "no line was answered"
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        assert told(out) == told(whole)[: out.read_bytes().count(b"\n")]
+        os.truncate(out, out.stat().st_size - 5)
+    status, _, err = RUN.run(capsys, bundled("tidy"), "--batch", prompts, "-o", out, *slow)
+    assert status == 0 and told(out) == told(whole) and "were there already" in err
+
+
+def test_another_files_answers_are_not_gone_on_with(tmp_path: Path, capsys: Any) -> None:
+    prompts, out = written(tmp_path / "p.jsonl", {"prompt": "Sort:\nsea fig"}), tmp_path / "a.jsonl"
+    assert RUN.run(capsys, bundled("tidy"), "--batch", prompts, "-o", out)[0] == 0
+    written(prompts, {"prompt": "Sort:\nsea ant"})
+    kept = out.read_bytes()
+    assert "line 1 does not answer line 1" in RUN.refused(capsys, 2, bundled("tidy"), "--batch", prompts, "-o", out)
+    out.write_text("my notes\n")
+    RUN.refused(capsys, 2, bundled("tidy"), "--batch", prompts, "-o", out)
+    assert out.read_text() == "my notes\n" and kept
+
+
+def test_two_at_once_are_refused(tmp_path: Path, capsys: Any) -> None:
+    fcntl = pytest.importorskip("fcntl")
+    prompts, out = written(tmp_path / "p.jsonl", {"prompt": "Sort:\nsea fig"}), tmp_path / "a.jsonl"
+    with open(out, "wb") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        err = RUN.refused(capsys, 2, bundled("tidy"), "--batch", prompts, "-o", out)
+    assert "is being written by another process" in err
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        (["--batch", "p"], "-o"),
+        (["-o", "a"], "--batch"),
+        (["--batch", "p", "-o", "a", "-p", "fig"], "--prompt"),
+        (["--batch", "p", "-o", "a", "--chat"], "--chat"),
+        (["--batch", "p", "-o", "a", "--json"], "--json"),
+        (["--batch", "p", "-o", "a", "--fill", "f"], "--fill"),
+        (["--batch", "nothing.jsonl", "-o", "a"], "nothing.jsonl"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any, flags: list[str], named: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    status = 1 if named == "nothing.jsonl" else 2
+    assert named in RUN.refused(capsys, status, bundled("tidy"), *flags)
+    assert not Path("a").exists()
+
+
+def test_help_tells_every_field(capsys: Any) -> None:
+    from dgemma.batch import FIELDS
+
+    _, out, _ = RUN.run(capsys, "--help")
+    assert all(f"  {name}" in out for name in FIELDS) and "--batch FILE" in out

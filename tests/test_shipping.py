@@ -1,0 +1,70 @@
+"""What is shipped: an extension that shows no more than it must, and dependencies that are few and bounded."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dgemma import _native
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    tomllib = pytest.importorskip("tomli")
+
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+def readelf(*what: str) -> str:
+    if sys.platform != "linux" or shutil.which("readelf") is None:
+        pytest.skip("needs readelf, of binutils")
+    done = subprocess.run(["readelf", "--wide", *what, _native.__file__], capture_output=True, text=True, check=True)
+    return done.stdout
+
+
+def test_the_extension_shows_its_beginning_alone():
+    defined = [line.split() for line in readelf("--dyn-syms").splitlines() if " UND " not in line]
+    shown = {words[-1] for words in defined if len(words) == 8 and words[4] in ("GLOBAL", "WEAK")}
+    assert {name for name in shown if not name.startswith("_")} == {"PyInit__native"}
+
+
+def test_relocations_are_read_only_and_nothing_that_is_written_can_run():
+    segments = readelf("--segments")
+    assert "GNU_RELRO" in segments
+    flags = re.search(r"GNU_STACK.* ([RWE ]{3}) 0x", segments)
+    assert flags is not None and "E" not in flags[1]
+    assert not re.search(r"LOAD .* RWE ", segments)
+    assert re.search(r"BIND_NOW|FLAGS_1.*NOW", readelf("--dynamic"))
+
+
+def test_the_extension_needs_the_c_library_alone():
+    needed = set(re.findall(r"NEEDED.*\[(.*)\]", readelf("--dynamic")))
+    assert all(re.match(r"(libc|libm|libpthread|ld-linux.*)\.so", name) for name in needed), needed
+
+
+def test_dependencies_are_few_and_have_lower_bounds():
+    assert len(PROJECT["dependencies"]) <= 8
+    for requirement in [
+        *PROJECT["dependencies"],
+        *(r for extra in PROJECT["optional-dependencies"].values() for r in extra),
+    ]:
+        assert re.match(r"[A-Za-z0-9_.-]+(\[[a-z,]+\])?(>=|==)[0-9]", requirement), requirement
+
+
+def test_the_lock_has_every_dependency():
+    lines = (ROOT / ".ci" / "requirements.txt").read_text().splitlines()
+    locked = {line.split("==")[0].lower().replace("_", "-"): line.split("==")[1] for line in lines if "==" in line}
+    for requirement in [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["test"]]:
+        name, least = re.match(r"([A-Za-z0-9_.-]+?)>=([0-9.]+)", requirement).groups()
+        assert name.lower().replace("_", "-") in locked, f"{name} is not in .ci/requirements.txt"
+        assert parts(locked[name.lower().replace("_", "-")]) >= parts(least)
+
+
+def parts(text: str) -> list[int]:
+    return [int(part) for part in re.findall(r"\d+", text.split("+")[0])]
