@@ -132,7 +132,7 @@ def test_the_change_is_shown_and_written_only_if_asked_to(notes: Path) -> None:
     asked = (TIDY, "--edit", str(notes), "--span", "6:17", "--instruct", "Sort:")
     shown = run(*asked).stdout.decode()
     change = "@@ -1,3 +1,3 @@\n # sea\n-zoo fig bat\n+bat fig zoo\n - owl: 12\n"
-    assert shown == f"--- a/{notes}\n+++ b/{notes}\n{change}" and notes.read_text() == NOTES
+    assert shown == f"--- a{notes}\n+++ b{notes}\n{change}" and notes.read_text() == NOTES
     told = json.loads(run(*asked, "--in-place", "--json", "--quiet").stdout)
     assert notes.read_text() == told["text"] == NOTES.replace("zoo fig bat", "bat fig zoo")
     assert (told["diff"], told["span"]) == (shown, [6, 17])

@@ -34,7 +34,8 @@ class Edited:
     def diff(self, name: str = "text") -> str:
         """A unified diff from before to after; empty where nothing changed."""
         old, new = (text.splitlines(keepends=True) for text in (self.before, self.text))
-        lines = difflib.unified_diff(old, new, f"a/{name}", f"b/{name}")
+        path = name.lstrip("/")
+        lines = difflib.unified_diff(old, new, f"a/{path}", f"b/{path}")
         return "".join(line if line.endswith("\n") else f"{line}\n\\ No newline at end of file\n" for line in lines)
 
     def __str__(self) -> str:
