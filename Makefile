@@ -118,7 +118,7 @@ test-emulated: ## products of the x86 sets that this processor may lack, emulate
 	@$(call elsewhere,$(BUILD)/emulated,$(CC) -DDG_EMULATE,-O1 -Wno-psabi,,gemm)
 
 test-python: all ## the Python tests alone
-	$(BIN)/python -m pytest -m "not oracle"
+	$(BIN)/python -m pytest -m "not oracle and not cuda"
 
 test-oracle: all ## compare logits and canvases with transformers, live (installs torch)
 	$(PIP) --editable '.[test,oracle]'
@@ -149,16 +149,28 @@ lint: all ## ruff over the Python code, mypy over the package
 	$(BIN)/mypy
 
 # ---- the library and the Python extension ----
+# NATIVE is where the extension goes; setuptools names it.
+NATIVE ?= runtime/dgemma/_native.abi3.so
+
+# CUDA=1 builds the CUDA backend into it, for all TARGETS in one fat binary; the driver is looked for at run time.
+VARIANT := $(shell mkdir -p $(BUILD); echo 'CUDA=$(CUDA)' | cmp -s - $(BUILD)/variant || echo 'CUDA=$(CUDA)' > $(BUILD)/variant)
+ifdef CUDA
+CUDA_OBJECTS = $(KERNELS:%.cu=$(BUILD)/%.o)
+CUDA_LINK    = -L$(CUDA_HOME)/lib -L$(CUDA_HOME)/lib64 -Wl,--exclude-libs,ALL -lcudart_static $(if $(wildcard $(CUDA_HOME)/lib*/libculibos.a),-lculibos) -lrt -ldl -lstdc++
+endif
+$(BUILD)/runtime/ops.o: ALL += $(if $(CUDA),-DDG_CUDA)
+$(BUILD)/runtime/ops.o $(NATIVE): $(BUILD)/variant
+
 lib: $(BUILD)/libdgemma.a ## the C library alone
 
-$(BUILD)/libdgemma.a: $(OBJECTS)
+.SECONDEXPANSION:
+$(BUILD)/libdgemma.a: $(OBJECTS) $$(CUDA_OBJECTS)
 	@rm -f $@
 	ar rcs $@ $^
 
 $(call compile)
 
-# The public header is the cdef. NATIVE is where the extension goes; setuptools names it.
-NATIVE ?= runtime/dgemma/_native.abi3.so
+# The public header is the cdef.
 native: $(NATIVE)
 
 $(BUILD)/native.c: $(wildcard runtime/*.def quants/*.def) runtime/dg.h quants/formats.h
@@ -174,7 +186,7 @@ comma    = ,
 PYTHON_INCLUDE ?= -I$(shell $(PYTHON) -c 'import sysconfig; print(sysconfig.get_path("include"))')
 $(NATIVE): $(BUILD)/native.c $(BUILD)/libdgemma.a
 	@mkdir -p $(@D)
-	$(CC) $(ALL) -Wno-missing-field-initializers -Wno-missing-prototypes $(PYTHON_INCLUDE) -shared $(HARDENED) $< $(BUILD)/libdgemma.a -lm -o $@
+	$(CC) $(ALL) -Wno-missing-field-initializers -Wno-missing-prototypes $(PYTHON_INCLUDE) -shared $(HARDENED) $< $(BUILD)/libdgemma.a -lm $(CUDA_LINK) -o $@
 
 # What the system gives, in the hands of tests/c/faults.c.
 faults_LINK = $(foreach call,malloc calloc realloc free mmap munmap pthread_create pthread_join open close fstat pread,-Wl,--wrap=$(call))
@@ -195,6 +207,107 @@ $(foreach watched,$(WATCHED),$(eval $(call WATCH,$(watched))))
 
 -include $(OBJECTS:.o=.d) $(foreach watched,$(WATCHED),$($(watched)_OBJECTS:.o=.d))
 
+# ---- CUDA ----
+# The toolkit, 12.8 or later: CUDA_HOME, or where it usually is, or its parts from PyPI in the build folder.
+TOOLKIT    = $(BUILD)/toolkit/nvidia/cu13
+CUDA_HOME ?= $(firstword $(patsubst %/bin/nvcc,%,$(wildcard /usr/local/cuda/bin/nvcc /opt/cuda/bin/nvcc)) $(TOOLKIT))
+CUDA_PARTS = nvidia-cuda-nvcc==13.0.88 nvidia-cuda-crt==13.0.88 nvidia-nvvm==13.0.88 nvidia-cuda-runtime==13.0.96 nvidia-cuda-cccl==13.0.85
+TARGETS    = 75 80 86 89 90 120
+NVCC_FLAGS = -std=c++17 -O3 -fmad=false -Icuda -Iquants -Iruntime
+KERNELS    = $(wildcard cuda/*.cu)
+CUBINS     = $(foreach t,$(TARGETS),$(patsubst cuda/%.cu,$(BUILD)/cubins/%.sm_$(t).cubin,$(KERNELS)))
+
+cubins: $(CUBINS) ## compile every CUDA source for every target; registers, spills and shared memory per kernel
+	@$(PYTHON) tests/cuda/report.py $(BUILD)/cubins $(KERNELS)
+
+cuda-toolkit: $(CUDA_HOME)/bin/nvcc ## NVIDIA's compiler and headers, from PyPI where they are not installed
+
+$(TOOLKIT)/bin/nvcc:
+	$(PYTHON) -m pip install --quiet --target $(BUILD)/toolkit --no-deps $(CUDA_PARTS)
+
+$(BUILD)/cuda/%.o: cuda/%.cu $(CUDA_HOME)/bin/nvcc
+	@mkdir -p $(@D)
+	$(CUDA_HOME)/bin/nvcc $(NVCC_FLAGS) -Xcompiler -fPIC,-fvisibility=hidden $(foreach t,$(TARGETS),-gencode arch=compute_$(t),code=sm_$(t)) \
+		-gencode arch=compute_$(lastword $(TARGETS)),code=compute_$(lastword $(TARGETS)) -MMD -MP -MF $(@:.o=.d) -c $< -o $@
+
+define CUBIN_RULES
+$(BUILD)/cubins/%.sm_$(1).cubin: cuda/%.cu $(CUDA_HOME)/bin/nvcc
+	@mkdir -p $$(@D)
+	$(CUDA_HOME)/bin/nvcc $(NVCC_FLAGS) -arch=sm_$(1) -cubin -Xptxas -v -MMD -MP -MF $$@.d -o $$@ $$< 2> $$(@:.cubin=.log) || { cat $$(@:.cubin=.log); exit 1; }
+endef
+$(foreach t,$(TARGETS),$(eval $(call CUBIN_RULES,$(t))))
+
+# Kernels and backend as C++ over the emulation of tests/cuda, in three variants: as it is, with ASan and UBSan, and with the
+# hooks of the race checker. Each has the whole library, its ops.c with the backend.
+CXX       ?= c++
+EMULATED   = $(BUILD)/cuda
+EMU_FLAGS  = -std=c++17 -fPIC -ffp-contract=off -fno-threadsafe-statics -Wall -Wextra -Wshadow -Wundef $(if $(CI),-Werror) \
+             -isystem $(CUDA_HOME)/include -Itests/cuda -Icuda -Iquants -Iruntime
+EMU_plain  = -O1 -g1
+EMU_asan   = $(asan)
+EMU_races  = -O1 -g
+EMU_hooks_races = -fsanitize=thread
+EMU_link_plain  = -ldl
+EMU_link_races  = -rdynamic -Wl,--wrap=memcpy,--wrap=memset -ldl
+EMU_parts_races = races
+EMU_library = $(filter-out $(1)runtime/ops.o,$(2))
+EMU_library_plain = $(call EMU_library,$(BUILD)/,$(OBJECTS))
+EMU_library_races = $(call EMU_library,$(BUILD)/,$(OBJECTS))
+EMU_library_asan  = $(call EMU_library,$(BUILD)/asan/,$(asan_OBJECTS))
+EMU_TESTS  = $(patsubst tests/cuda/%.cu,%,$(wildcard tests/cuda/*_test.cu))
+.PHONY: test-cuda-emulated cubins gpu-check
+
+define EMULATED_RULES
+$(EMULATED)/$(1)/%.cu.o: %.cu $(CUDA_HOME)/bin/nvcc
+	@mkdir -p $$(@D)
+	$$(CXX) $$(EMU_FLAGS) $$(EMU_$(1)) $$(EMU_hooks_$(1)) -MMD -MP -x c++ -c $$< -o $$@
+$(EMULATED)/$(1)/%.cpp.o: %.cpp $(CUDA_HOME)/bin/nvcc
+	@mkdir -p $$(@D)
+	$$(CXX) $$(EMU_FLAGS) $$(EMU_$(1)) -MMD -MP -c $$< -o $$@
+$(EMULATED)/$(1)/runtime/ops.o: runtime/ops.c
+	@mkdir -p $$(@D)
+	$$(CC) $$(ALL) $$(EMU_$(1)) -DDG_CUDA -MMD -MP -c $$< -o $$@
+EMU_shim_$(1) = $$(patsubst %,$(EMULATED)/$(1)/tests/cuda/%.cpp.o,shim runtime $(EMU_parts_$(1)))
+EMU_objects_$(1) = $$(KERNELS:%=$(EMULATED)/$(1)/%.o) $(EMULATED)/$(1)/runtime/ops.o $$(EMU_library_$(1)) $$(EMU_shim_$(1))
+$(EMULATED)/$(1)/%_test: $(EMULATED)/$(1)/tests/cuda/%_test.cu.o $$(EMU_objects_$(1))
+	$$(CXX) $$(EMU_$(1):-fsanitize=thread=) $$^ -lm -pthread $$(EMU_link_$(1)) -o $$@
+.PRECIOUS: $(EMULATED)/$(1)/%.cu.o $(EMULATED)/$(1)/%.cpp.o
+-include $$(shell find $(EMULATED)/$(1) -name '*.d' 2>/dev/null)
+endef
+$(foreach v,plain asan races,$(eval $(call EMULATED_RULES,$(v))))
+
+# The package with the emulated backend beside the built one, for whole models.
+EMU_PACKAGE = $(EMULATED)/python/dgemma
+$(EMU_PACKAGE)/_native.abi3.so: $(BUILD)/native.c $(EMU_objects_plain)
+	@rm -rf $(EMU_PACKAGE) && mkdir -p $(EMU_PACKAGE) && ln -s $(CURDIR)/runtime/dgemma/[!_]* $(CURDIR)/runtime/dgemma/__init__.py $(CURDIR)/runtime/dgemma/_b* $(CURDIR)/convert $(EMU_PACKAGE)
+	$(CXX) -shared -fPIC $(EMU_plain) $(PYTHON_INCLUDE) -Iquants -Iruntime -x c $(BUILD)/native.c -x none $(EMU_objects_plain) -lm -pthread $(EMU_link_plain) -o $@
+
+# $(call emulated,variants): their test programs, built and run.
+emulated = $(MAKE) --no-print-directory PYTHON=$(BIN)/python $(foreach v,$(1),$(EMU_TESTS:%=$(EMULATED)/$(v)/%)); \
+	set -e; for v in $(1); do for t in $(EMU_TESTS); do $(EMULATED)/$$v/$$t $$v; done; done
+
+test-cuda-emulated: all cuda-toolkit ## CUDA kernels and backend on the CPU, against the reference, with reordered threads and copies; whole models
+	@$(call emulated,plain)
+	@$(MAKE) --no-print-directory PYTHON=$(BIN)/python $(EMU_PACKAGE)/_native.abi3.so
+	DG_SHIM=1 PYTHONPATH=$(EMULATED)/python $(BIN)/python -m pytest -q -m cuda tests/test_cuda.py
+
+test-cuda-watched: all cuda-toolkit ## the same kernels under ASan and UBSan, and under the race checker (longer)
+	@$(call emulated,asan races)
+
+# The same tests on a GPU: the programs link with nvcc as they are. The emulation's own is not among them.
+GPU_TESTS = $(patsubst %,$(BUILD)/gpu/%,$(filter-out shim_test,$(EMU_TESTS)))
+$(BUILD)/gpu/%_test: tests/cuda/%_test.cu tests/cuda/harness.h $(BUILD)/libdgemma.a
+	@mkdir -p $(@D)
+	$(CUDA_HOME)/bin/nvcc $(NVCC_FLAGS) -Itests/cuda $(foreach t,$(TARGETS),-gencode arch=compute_$(t),code=sm_$(t)) $< $(BUILD)/libdgemma.a -L$(CUDA_HOME)/lib -Xcompiler -pthread -lm -o $@
+
+gpu-check: ## on a machine with a GPU: kernels against the reference, compute-sanitizer, whole models, dg-bench
+	@$(MAKE) --no-print-directory CUDA=1 all $(GPU_TESTS)
+	@set -e; for t in $(GPU_TESTS); do $$t; done
+	@if command -v compute-sanitizer >/dev/null; then set -e; for t in $(GPU_TESTS); do for tool in memcheck racecheck; do \
+		compute-sanitizer --tool $$tool --error-exitcode 1 $$t races; done; done; else echo 'not run: compute-sanitizer is not on the path' >&2; fi
+	$(BIN)/python -m pytest -q -m cuda tests/test_cuda.py
+	$(BIN)/dg-bench --shape 26b-a4b --layers 6 --backend cuda
+
 # ---- shipping it ----
 wheel: $(READY) ## a wheel and a source archive in dist/
 	$(BIN)/python -m build --outdir dist
@@ -213,4 +326,4 @@ clean: ## remove what was built
 	rm -rf $(BUILD) dist $(NATIVE) *.egg-info
 
 help: ## this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F'\t' '{printf "make %-13s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F'\t' '{printf "make %-18s %s\n", $$1, $$2}'

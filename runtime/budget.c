@@ -8,6 +8,7 @@
 #include "placement.h"
 #include "session.h"
 #include "stream.h"
+#include "vram.h"
 
 #define GIB 1073741824.0
 #define MIB (1 << 20)
@@ -88,6 +89,7 @@ static double least_for(const budget *b, int64_t sessions) {
 
 int budget_take(dg_model *m, int64_t bytes, const char *what, dg_error *error) {
     budget *b = m->budget;
+    if (m->vram) return vram_take(m, bytes, what, error);
     if (!b) return DG_OK;
     monitor_enter(b->m);
     int status = DG_OK;
@@ -111,6 +113,7 @@ int budget_take(dg_model *m, int64_t bytes, const char *what, dg_error *error) {
 
 void budget_give(dg_model *m, int64_t bytes) {
     budget *b = m->budget;
+    if (m->vram) vram_give(m, bytes);
     if (!b) return;
     monitor_enter(b->m);
     b->taken -= bytes;
@@ -119,6 +122,7 @@ void budget_give(dg_model *m, int64_t bytes) {
 
 int32_t budget_context(const dg_model *m, int32_t most) {
     const budget *b = m->budget;
+    if (m->vram) return vram_context(m, most);
     if (!b) return most;
     monitor_enter(b->m);
     int32_t from = 1;
@@ -259,6 +263,7 @@ void budget_free(dg_model *m) {
 
 bool dg_model_placed(const dg_model *m, dg_plan *out) {
     const budget *b = m->budget;
+    if (m->vram) return vram_placed(m, out);
     if (!b) return false;
     monitor_enter(b->m);
     *out = b->plan;

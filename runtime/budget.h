@@ -11,7 +11,7 @@ typedef struct budget budget;
 int budget_open(dg_model *model, int64_t ram, dg_error *error);
 void budget_free(dg_model *model);
 
-/* Memory for `what`, such as "a session of 100 tokens": weights make room for it. A model without a budget has plenty. */
+/* Memory for `what`, of the process or, where a device computes, of it; such as "a session of 100 tokens": weights make room for it. A model without a budget has plenty. */
 int budget_take(dg_model *model, int64_t bytes, const char *what, dg_error *error);
 void budget_give(dg_model *model, int64_t bytes);
 /* The longest session of at most this many tokens that there is room for; at least 1. */

@@ -116,6 +116,8 @@ typedef struct dg_model_options {
     int64_t ram;         /* most bytes of memory that the process may hold, experts that do not fit being read again by every
                             pass; 0: all weights are mapped, and the system keeps what it can. Arrays of the caller's that
                             came later are not counted. Not together with repack */
+    int64_t vram;        /* most bytes of a device's memory, driver and kernels included; experts that do not fit are copied there by every pass,
+                            or computed by the CPU meanwhile. 0: what is free, less a margin */
     int32_t layers;      /* for measuring: run through the first so many layers alone; 0: all */
     float tolerance;     /* how far self-conditioning may be off for speed, as a part of its length, where a bound of it is
                           * known; 0: 0.001. Negative: it is never left to a bound. Of no effect where exact */
@@ -153,6 +155,21 @@ typedef struct dg_traffic {
 } dg_traffic;
 /* False without a budget. */
 bool dg_model_traffic(const dg_model *model, dg_traffic *out);
+
+/* What passes on a device took, where copies to it, the GPU and the CPU work at the same time. Seconds of each. */
+typedef struct dg_overlap {
+    int64_t passes;
+    int64_t copied; /* bytes of experts */
+    double wall;    /* from a pass's beginning to its end */
+    double copying; /* copies were under way */
+    double gpu;     /* the GPU computed: wall, less what it waited for the others */
+    double cpu;     /* the CPU computed experts */
+} dg_overlap;
+/* Watches passes from here on, or no longer; those that are watched are not recorded into graphs. False where there is no
+ * device, and before a first session. */
+bool dg_overlap_watch(dg_model *model, bool watch);
+/* Of the passes watched so far. */
+bool dg_overlap_read(const dg_model *model, dg_overlap *out);
 
 /* ---- Files: what a GGUF file holds, of whatever model --------------------------------------------------------------- */
 
@@ -496,7 +513,7 @@ typedef struct dg_plan {
 int dg_plan_make(const dg_demand *demand, const dg_machine *machine, int64_t ram, int64_t vram, dg_plan *plan, dg_error *error);
 /* Fills in what a machine makes of a plan's blocks and rings: queues, seconds, bytes. */
 void dg_plan_measure(const dg_demand *demand, const dg_machine *machine, dg_plan *plan);
-/* The plan that a model under a budget follows; false without one. */
+/* The plan that a model under a budget follows; false without one, and on a device before its first session. */
 bool dg_model_placed(const dg_model *model, dg_plan *plan);
 /* Left to others of `ram` or `vram` bytes that are free. */
 int64_t dg_plan_margin(double bytes, bool vram);

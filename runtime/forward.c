@@ -1,12 +1,13 @@
 /* The forward pass: one set of weights, read causally by the encoder and in both directions by the decoder. */
 #include <math.h>
-#include <stdatomic.h>
 
 #include "error.h"
 #include "session.h"
 #include "stream.h"
 
-static const float *floats(const tensor *t) { return (const float *)(const void *)t->data; }
+/* Where ops read it, and where the host does. */
+static const float *floats(const tensor *t) { return (const float *)(const void *)(t->placed ? t->placed : t->data); }
+static float number(const tensor *t) { return *(const float *)(const void *)t->data; }
 
 /* ---- Where numbers end: what is watched for NaN and infinity ---- */
 
@@ -28,8 +29,16 @@ static void watch(const pass *p, stage at, int32_t l, const float *x, int64_t ro
     if (stages[at].always || p->closely) p->model->ops->watch(p->model->ops, p->room->found, x, rows * d, 1 + l * STAGES + (int32_t)at);
 }
 
+static int32_t found(const pass *p) {
+    int32_t mark;
+    p->model->ops->get(p->model->ops, &mark, p->room->found, sizeof mark);
+    return mark;
+}
+
+static void set_found(const pass *p, int32_t mark) { p->model->ops->put(p->model->ops, p->room->found, &mark, sizeof mark); }
+
 static int not_finite(const pass *p, dg_error *error) {
-    const int32_t at = (*p->room->found - 1) % STAGES, l = (*p->room->found - 1) / STAGES;
+    const int32_t at = (found(p) - 1) % STAGES, l = (found(p) - 1) / STAGES;
     const char *path = p->model->file->path;
     const bool outside = at == STAGE_embedding || at == STAGE_conditioned || at == STAGE_last_norm || at == STAGE_head;
     if (outside) return fail(error, DG_ERROR_NUMBERS, "%s: NaN or infinity in %s: the weights are damaged, or the numbers too large", path, stages[at].what);
@@ -39,7 +48,7 @@ static int not_finite(const pass *p, dg_error *error) {
 /* What a pass is worth: a file that went away meanwhile leaves zeros, which may show as anything. */
 static int verdict(const pass *p, dg_error *error) {
     const int status = gguf_check(p->model->file, error);
-    return status == DG_OK && *p->room->found ? not_finite(p, error) : status;
+    return status == DG_OK && found(p) ? not_finite(p, error) : status;
 }
 
 /* ---- Layers ---- */
@@ -54,14 +63,14 @@ static void mlp(const pass *p, float *out, const float *x, const tensor *gate, c
     o->matmul(o, out, r->gate, down, n, r->products);
 }
 
-/* Keys and values of room.h into each part's cache, behind what is encoded. */
+/* Keys and values of room.h into each part's cache, behind what is encoded. Uses room.k and room.v. */
 static void keys_and_values(const pass *p, int32_t l) {
     const dg_config *c = &p->model->config;
     const layer *w = &p->model->layers[l];
     const ops *o = p->model->ops;
     const room *r = p->room;
     const int64_t dim = config_head_dim(c, l), heads = c->n_head_kv[l], row = heads * dim;
-    const float *from_k = r->k, *from_v = c->sliding[l] ? r->v : r->k; /* full layers: V is the raw K projection */
+    float *k = r->k, *v = r->v;
     profile_part = PART_projections;
     watch(p, STAGE_input, l, r->h, p->n, c->d_model);
     o->matmul(o, r->k, r->h, &w->attn_k, p->n, r->products);
@@ -69,14 +78,15 @@ static void keys_and_values(const pass *p, int32_t l) {
     for (int32_t i = 0; i < p->n_parts; i++) {
         const dg_session *s = p->parts[i].session;
         const int64_t n = p->parts[i].n;
-        float *k = s->k[l] + s->length * row, *v = s->v[l] + s->length * row;
-        o->rms_norm(o, v, from_v, NULL, n * heads, dim, c->rms_eps);
-        o->rms_norm(o, k, from_k, floats(&w->attn_k_norm), n * heads, dim, c->rms_eps);
+        o->rms_norm(o, v, c->sliding[l] ? v : k, NULL, n * heads, dim, c->rms_eps); /* full layers: V is the raw K projection */
+        o->rms_norm(o, k, k, floats(&w->attn_k_norm), n * heads, dim, c->rms_eps);
         o->rope(o, k, n, heads, dim, s->length, c->sliding[l] ? p->model->rope_swa : p->model->rope_full);
         watch(p, STAGE_keys, l, k, n, row);
         watch(p, STAGE_values, l, v, n, row);
-        from_k += n * row;
-        from_v += n * row;
+        o->store(o, s->k[l], s->length, k, n, row);
+        o->store(o, s->v[l], s->length, v, n, row);
+        k += n * row;
+        v += n * row;
     }
 }
 
@@ -110,12 +120,6 @@ static void attend(const pass *p, int32_t l, bool causal) {
     watch(p, STAGE_attended, l, r->a, p->n, d);
 }
 
-/* Counts the tokens of each expert; sums of whole numbers are the same in whatever order sessions come. */
-static void count_routing(const dg_model *m, int32_t l, const int32_t *experts, int64_t n) {
-    _Atomic int64_t *of = m->routing + (int64_t)l * m->config.n_expert;
-    for (int64_t i = 0; i < n; i++) atomic_fetch_add_explicit(&of[experts[i]], 1, memory_order_relaxed);
-}
-
 /* room.x = (room.a + the dense and the expert FFN of room.a) * scalar */
 static void feed_forward(const pass *p, int32_t l, float scalar) {
     const dg_config *c = &p->model->config;
@@ -137,7 +141,7 @@ static void feed_forward(const pass *p, int32_t l, float scalar) {
     o->matmul(o, r->scores, r->h, &w->ffn_gate_inp, n, r->products);
     watch(p, STAGE_router, l, r->scores, n, c->n_expert);
     o->route(o, r->experts, r->shares, r->scores, floats(&w->ffn_down_exps_scale), n, c->n_expert, c->n_expert_used);
-    count_routing(p->model, l, r->experts, n * c->n_expert_used);
+    o->count(o, p->model->routing + (int64_t)l * c->n_expert, r->experts, n * c->n_expert_used);
 
     profile_part = PART_experts;
     o->rms_norm(o, r->h, r->a, floats(&w->pre_ffw_norm_2), n, d, c->rms_eps);
@@ -163,7 +167,8 @@ static void encode(const pass *p, const int32_t *ids, bool output) {
     const ops *o = m->ops;
     room *r = p->room;
     if (!weights_of(m, -1)) return;
-    o->embed(o, r->x, &m->top.token_embd, ids, p->n, sqrtf((float)c->d_model));
+    o->put(o, r->ids, ids, (size_t)p->n * sizeof *ids);
+    o->embed(o, r->x, &m->top.token_embd, r->ids, p->n, sqrtf((float)c->d_model));
     watch(p, STAGE_embedding, 0, r->x, p->n, c->d_model);
     for (int32_t l = 0; l < c->n_layer && weights_of(m, l); l++) {
         const layer *w = &m->layers[l];
@@ -171,23 +176,34 @@ static void encode(const pass *p, const int32_t *ids, bool output) {
         keys_and_values(p, l);
         if (l == c->n_layer - 1 && !output) break; /* the decoder reads the cache alone */
         attend(p, l, true);
-        feed_forward(p, l, *floats(&w->enc_layer_output_scale));
+        feed_forward(p, l, number(&w->enc_layer_output_scale));
     }
+}
+
+/* A pass through so many layers' experts takes its turn, and ends it. */
+static void begin(const pass *p, int32_t layers) {
+    const dg_model *m = p->model;
+    m->ops->begin_pass(m->ops, layers, p->room->found);
+    if (m->stream) stream_begin(m->stream, layers);
+}
+static int end(const dg_model *m, dg_error *error) {
+    const int status = m->stream ? stream_end(m->stream, error) : DG_OK;
+    m->ops->end_pass(m->ops);
+    return status;
 }
 
 static int encode_once(const pass *p, const int32_t *ids, bool output, dg_error *error) {
     const dg_model *m = p->model;
-    *p->room->found = 0;
-    if (m->stream) stream_begin(m->stream, m->config.n_layer - (output ? 0 : 1));
+    begin(p, m->config.n_layer - (output ? 0 : 1));
     encode(p, ids, output);
-    return m->stream ? stream_end(m->stream, error) : DG_OK;
+    return end(m, error);
 }
 
 int forward_encode(const pass *p, const int32_t *ids, bool output, dg_error *error) {
     pass again = *p;
     again.closely = true;
     int status = encode_once(p, ids, output, error);
-    if (status == DG_OK && *p->room->found) status = encode_once(&again, ids, output, error);
+    if (status == DG_OK && found(p)) status = encode_once(&again, ids, output, error);
     return status == DG_OK ? verdict(p, error) : status;
 }
 
@@ -218,17 +234,17 @@ static void self_condition(const pass *p) {
 /* room.x, for who asked to look */
 static void show(const pass *p, int32_t l) {
     const dg_model *m = p->model;
-    const int64_t d = m->config.d_model;
-    if (p->hidden) m->ops->add(m->ops, p->hidden + l * p->n * d, p->room->x, NULL, p->n, d, 1.0f);
+    const int64_t n = p->n * m->config.d_model;
+    if (p->hidden) m->ops->get(m->ops, p->hidden + l * n, p->room->x, (size_t)n * sizeof *p->hidden);
 }
 
-static void denoise(const pass *p, const int32_t *canvas) {
+static void denoise(const pass *p) {
     const dg_model *m = p->model;
     const dg_config *c = &m->config;
     const ops *o = m->ops;
     room *r = p->room;
     if (!weights_of(m, -1)) return;
-    o->embed(o, r->x, &m->top.token_embd, canvas, p->n, sqrtf((float)c->d_model));
+    o->embed(o, r->x, &m->top.token_embd, r->ids, p->n, sqrtf((float)c->d_model));
     watch(p, STAGE_embedding, 0, r->x, p->n, c->d_model);
     self_condition(p);
     watch(p, STAGE_conditioned, 0, r->x, p->n, c->d_model);
@@ -239,24 +255,24 @@ static void denoise(const pass *p, const int32_t *canvas) {
         o->rms_norm(o, r->h, r->x, floats(&w->attn_norm), p->n, c->d_model, c->rms_eps);
         keys_and_values(p, l);
         attend(p, l, false);
-        feed_forward(p, l, *floats(&w->layer_output_scale));
+        feed_forward(p, l, number(&w->layer_output_scale));
     }
     show(p, c->n_layer);
 }
 
-static int denoise_once(const pass *p, const int32_t *canvas, dg_error *error) {
+static int denoise_once(const pass *p, dg_error *error) {
     const dg_model *m = p->model;
-    *p->room->found = 0;
-    if (m->stream) stream_begin(m->stream, m->config.n_layer);
-    denoise(p, canvas);
-    return m->stream ? stream_end(m->stream, error) : DG_OK;
+    begin(p, m->config.n_layer);
+    denoise(p);
+    return end(m, error);
 }
 
-int forward_denoise(const pass *p, const int32_t *canvas, dg_error *error) {
+int forward_denoise(const pass *p, dg_error *error) {
     pass again = *p;
     again.closely = true;
-    int status = denoise_once(p, canvas, error);
-    if (status == DG_OK && *p->room->found) status = denoise_once(&again, canvas, error);
+    int status = denoise_once(p, error);
+    if (p->later) return status;
+    if (status == DG_OK && found(p)) status = denoise_once(&again, error);
     return status == DG_OK ? verdict(p, error) : status;
 }
 
@@ -271,9 +287,9 @@ static void output_norm(const pass *p, int64_t first, int64_t n) {
 /* Which of the two it was, the norm of rows or what the head made of them. */
 static int head_not_finite(pass p, int64_t rows, dg_error *error) {
     p.closely = true;
-    *p.room->found = 0;
+    set_found(&p, 0);
     watch(&p, STAGE_last_norm, 0, p.room->h, rows, p.model->config.d_model);
-    if (!*p.room->found) *p.room->found = 1 + STAGE_head;
+    if (!found(&p)) set_found(&p, 1 + STAGE_head);
     return verdict(&p, error);
 }
 
@@ -281,10 +297,8 @@ int forward_logits(const pass *p, int64_t first, int64_t n, float *logits, dg_er
     const dg_model *m = p->model;
     const ops *o = m->ops;
     output_norm(p, first, n);
-    o->matmul(o, logits, p->room->h, &m->top.token_embd, n, p->room->products);
-    watch(p, STAGE_head, 0, logits, n, m->config.n_vocab); /* the softcap would hide it */
-    o->softcap(o, logits, n * m->config.n_vocab, m->config.softcap);
-    return *p->room->found ? head_not_finite(*p, n, error) : verdict(p, error);
+    o->logits(o, logits, p->room->h, &m->top.token_embd, n, m->config.softcap, p->room->found, 1 + STAGE_head, p->room->products, p->room->vocabulary);
+    return found(p) ? head_not_finite(*p, n, error) : verdict(p, error);
 }
 
 int forward_choose(const pass *p, const head_part *parts, dg_error *error) {
@@ -292,8 +306,24 @@ int forward_choose(const pass *p, const head_part *parts, dg_error *error) {
     const ops *o = m->ops;
     output_norm(p, 0, p->n);
     o->head(o, parts, p->n_parts, p->room->h, &m->top.token_embd, p->n, m->config.softcap, p->room->products);
-    for (int32_t i = 0; i < p->n_parts; i++)
+    for (int32_t i = 0; !p->later && i < p->n_parts; i++)
         for (int64_t k = 0; k < parts[i].n; k++)
             if (parts[i].out[k].argmax < 0) return head_not_finite(*p, p->n, error);
+    return p->later ? DG_OK : verdict(p, error);
+}
+
+int forward_verdict(const pass *p, const int32_t *argmax, dg_error *error) {
+    pass again = *p;
+    again.closely = true;
+    again.later = true;
+    if (found(p)) {
+        const int32_t coarse = found(p);
+        const int status = denoise_once(&again, error); /* from the same ids; what conditioned them may have moved on */
+        if (status != DG_OK) return status;
+        if (!found(p)) set_found(p, coarse);
+        return verdict(p, error);
+    }
+    for (int64_t i = 0; i < p->n; i++)
+        if (argmax[i] < 0) return head_not_finite(*p, p->n, error);
     return verdict(p, error);
 }

@@ -18,8 +18,7 @@ struct dg_generator {
     int32_t most;           /* of any canvas */
     int32_t index;          /* of the next step in this canvas */
     int32_t given_up;       /* steps of this canvas's draws before a retry */
-    int32_t unchanged;      /* steps in a row whose argmax canvas was the last one's */
-    int32_t settled;        /* the same of the answer's part */
+    int32_t settled;        /* steps in a row whose answer's part of the argmax canvas was the last one's */
     sampler_low low;
     bool converged;
     bool stepped;           /* nothing happened since the last step */
@@ -30,18 +29,14 @@ struct dg_generator {
     bool *fixed;            /* [n] pins, and what `commit` made final */
     int32_t committed;      /* the beginning of the canvas that is final */
     int32_t n_final;        /* ids of the answer in it */
-    int32_t free;           /* how many are not pinned */
     int8_t *marks;          /* [n] MARK_* of the argmax canvas */
-    int32_t *canvas;        /* [n] what the decoder sees next */
-    int32_t *argmax;        /* [n] of the last step */
-    int32_t *order;         /* [2 n] room for the sampler */
-    int32_t *random_ids;    /* [n] */
-    double *u;              /* [n] */
-    dg_choice *choices;     /* [n] */
-    float *entropy;         /* [n] */
-    bool *accepted;         /* [n] */
-    bool *changed;          /* [n] positions whose argmax is not the last step's */
+    int32_t *before;        /* [n] the argmax canvas of the step before */
+    bool *changed;          /* [n] positions whose argmax is not that */
+    canvas_room canvas;     /* where ops work */
+    canvas_room seen;       /* what the host is told of it after each step */
     soft soft;              /* what the last step leaves for the next */
+    recording recording;    /* of this canvas's steps after the first, behind so many tokens */
+    int32_t recorded_at;
     int32_t *ids;           /* [max blocks * most] the answer */
     int32_t *places;        /* the same, where there is a start: of each id */
     dg_block *blocks;
@@ -92,17 +87,20 @@ int dg_generator_fill(dg_session *session, const dg_sampling *sampling, const dg
                     start ? "a start of length" : "max_tokens", tokens, session->context, session->length);
     dg_generator *g = calloc(1, sizeof *g);
     if (!g) return fail(error, DG_ERROR_SYSTEM, "no memory for a canvas");
+    const ops *o = session->model->ops;
     const size_t size = (size_t)n;
     *g = (dg_generator){.session = session, .options = *sampling, .n = (int32_t)n, .most = (int32_t)n};
     g->pad_id = dg_tokenizer_vocab(dg_model_tokenizer(session->model))->pad_id;
-    g->canvas = malloc(size * sizeof *g->canvas);
-    g->argmax = malloc(size * sizeof *g->argmax);
-    g->order = malloc(2 * size * sizeof *g->order);
-    g->random_ids = malloc(size * sizeof *g->random_ids);
-    g->u = malloc(size * sizeof *g->u);
-    g->choices = malloc(size * sizeof *g->choices);
-    g->entropy = malloc(size * sizeof *g->entropy);
-    g->accepted = malloc(size * sizeof *g->accepted);
+    void *memory = NULL;
+    canvas_lay_out(&g->canvas, g->n, c->n_vocab, NULL);
+    o->reserve(o, &memory, g->canvas.bytes);
+    canvas_lay_out(&g->canvas, g->n, c->n_vocab, memory);
+    canvas_lay_out(&g->seen, g->n, c->n_vocab, calloc(1, g->canvas.told));
+    soft_lay_out(&g->soft, n, c->n_vocab, c->d_model, o->lazy, NULL);
+    memory = NULL;
+    o->reserve(o, &memory, g->soft.bytes);
+    soft_lay_out(&g->soft, n, c->n_vocab, c->d_model, o->lazy, memory);
+    g->before = malloc(size * sizeof *g->before);
     g->changed = malloc(size * sizeof *g->changed);
     g->pins = calloc(size, sizeof *g->pins);
     g->fixed = calloc(size, sizeof *g->fixed);
@@ -111,8 +109,7 @@ int dg_generator_fill(dg_session *session, const dg_sampling *sampling, const dg
     g->blocks = malloc((size_t)blocks * sizeof *g->blocks);
     const bool copied = !start || copy_start(g, start, (size_t)blocks * size);
     g->result = (dg_result){.ids = g->ids, .places = g->places, .blocks = g->blocks, .end_id = -1, .converged = true, .seed = sampling->seed};
-    if (!g->canvas || !g->argmax || !g->order || !g->random_ids || !g->u || !g->choices || !g->entropy || !g->accepted || !g->changed ||
-        !g->pins || !g->fixed || !g->marks || !g->ids || !g->blocks || !copied || soft_new(n, c->n_vocab, c->d_model, &g->soft, error) != DG_OK) {
+    if (!g->canvas.memory || !g->seen.memory || !g->soft.memory || !g->before || !g->changed || !g->pins || !g->fixed || !g->marks || !g->ids || !g->blocks || !copied) {
         dg_generator_free(g);
         return fail(error, DG_ERROR_SYSTEM, "no memory for a canvas of %d tokens", c->canvas_length);
     }
@@ -122,14 +119,12 @@ int dg_generator_fill(dg_session *session, const dg_sampling *sampling, const dg
 
 void dg_generator_free(dg_generator *g) {
     if (!g) return;
-    free(g->canvas);
-    free(g->argmax);
-    free(g->order);
-    free(g->random_ids);
-    free(g->u);
-    free(g->choices);
-    free(g->entropy);
-    free(g->accepted);
+    const ops *o = g->session->model->ops;
+    o->forget(o, &g->recording);
+    o->release(o, g->canvas.memory, g->canvas.bytes);
+    o->release(o, g->soft.memory, g->soft.bytes);
+    free(g->seen.memory);
+    free(g->before);
     free(g->changed);
     free(g->pins);
     free(g->fixed);
@@ -137,7 +132,6 @@ void dg_generator_free(dg_generator *g) {
     free((void *)(uintptr_t)g->start.ids);
     free((void *)(uintptr_t)g->start.pinned);
     free(g->places);
-    soft_free(&g->soft);
     free(g->ids);
     free(g->blocks);
     free(g);
@@ -155,27 +149,34 @@ static bool is_end(const dg_config *c, int32_t id) {
 
 /* Noise, and the start's pins upon it. */
 static void start_canvas(dg_generator *g) {
-    const dg_config *c = &g->session->model->config;
+    const ops *o = g->session->model->ops;
     g->n = g->most;
     if (g->start.n) g->n = smaller(g->most, g->start.n - g->at);
     else if (g->options.short_canvas) g->n = smaller(g->most, g->options.max_tokens - g->result.n_ids);
-    dg_draw(g->options.seed, g->result.n_blocks, 0, g->n, c->n_vocab, g->u, g->canvas);
-    g->free = g->n;
+    canvas_room *c = &g->canvas;
+    c->n = c->free = g->n;
     g->committed = g->n_final = 0;
     memset(g->fixed, 0, (size_t)g->n * sizeof *g->fixed);
     for (int32_t i = 0; g->start.n && i < g->n; i++) {
         g->pins[i] = g->fixed[i] = g->start.pinned[g->at + i];
         if (!g->pins[i]) continue;
-        g->canvas[i] = g->argmax[i] = g->start.ids[g->at + i];
-        g->entropy[i] = 0.0f;
-        g->accepted[i] = true;
-        g->free--;
+        g->seen.argmax[i] = g->seen.ids[i] = g->start.ids[g->at + i];
+        g->seen.entropy[i] = 0.0f;
+        g->seen.accepted[i] = true;
+        c->free--;
     }
-    g->soft.given = g->options.pins_conditioned ? g->canvas : NULL;
-    g->soft.pinned = g->free < g->n ? g->pins : NULL;
-    g->index = g->unchanged = g->settled = 0;
+    if (c->free < c->n) {
+        o->put(o, c->pins, g->pins, (size_t)g->n * sizeof *g->pins);
+        o->put(o, c->ids, g->start.ids + g->at, (size_t)g->n * sizeof *c->ids);
+    }
+    o->put(o, c->fixed, g->fixed, (size_t)g->n * sizeof *g->fixed);
+    o->forget(o, &g->recording); /* the last canvas stood elsewhere */
+    o->begin(o, c, g->options.seed, g->result.n_blocks);
+    g->soft.given = g->options.pins_conditioned ? c->ids : NULL;
+    g->soft.pinned = c->free < c->n ? c->pins : NULL;
+    g->index = g->settled = 0;
     g->soft.started = false;
-    g->converged = g->free == 0;
+    g->converged = c->free == 0;
 }
 
 /* Marks what the answer has of the argmax canvas: pins; and in each hole (a free canvas is one) what stands before its
@@ -185,7 +186,7 @@ static int32_t mark_answer(dg_generator *g) {
     const int32_t n = g->start.n ? g->n : smaller(g->n, g->options.max_tokens - g->result.n_ids);
     int32_t end = -1;
     for (int32_t i = 0; i < g->n; i++) {
-        const int32_t id = g->argmax[i];
+        const int32_t id = g->seen.argmax[i];
         if (g->pins[i]) {
             end = -1;
             g->marks[i] = MARK_PIN;
@@ -203,56 +204,54 @@ static int32_t mark_answer(dg_generator *g) {
 
 /* With `commit`: the beginning of the canvas is final as far as it has settled, and stays what it is at every later step.
  * What stands behind the end of a hole says nothing. Returns whether all of the answer in this canvas is final. */
-static bool commit_beginning(dg_generator *g) {
+static bool commit_beginning(dg_generator *g, bool *more) {
+    *more = false;
     if (g->options.commit <= 0.0f) return false;
     const int32_t n = g->start.n ? g->n : smaller(g->n, g->options.max_tokens - g->result.n_ids);
+    const canvas_room *c = &g->seen;
     bool ended = false;
     int32_t i = 0;
     for (g->n_final = 0; i < n; i++) {
         ended = ended && !g->pins[i];
         if (ended) continue;
         if (!g->fixed[i]) {
-            if (g->changed[i] || !(g->entropy[i] <= g->options.commit)) break;
-            g->fixed[i] = true;
-            g->choices[i].sample = g->argmax[i];
+            if (g->changed[i] || !(c->entropy[i] <= g->options.commit)) break;
+            g->fixed[i] = *more = true;
         }
-        if (g->marks[i] == MARK_PIN || g->marks[i] == MARK_TOKEN) g->ids[g->result.n_ids + g->n_final++] = g->argmax[i];
+        if (g->marks[i] == MARK_PIN || g->marks[i] == MARK_TOKEN) g->ids[g->result.n_ids + g->n_final++] = c->argmax[i];
         ended = g->marks[i] == MARK_END;
     }
     g->committed = i;
     return i == n;
 }
 
-static void renoise(dg_generator *g) { sampler_renoise(g->canvas, g->n, g->choices, g->accepted, g->random_ids); }
-
-static void keep_fixed(dg_generator *g) {
-    for (int32_t i = 0; i < g->n; i++) g->accepted[i] = g->accepted[i] || g->fixed[i];
+/* The next canvas again, after another acceptance: what is fixed stays, and is accepted. */
+static void renoise(dg_generator *g) {
+    const ops *o = g->session->model->ops;
+    for (int32_t i = 0; i < g->n; i++) g->seen.accepted[i] = g->seen.accepted[i] || g->fixed[i];
+    o->put(o, g->canvas.accepted, g->seen.accepted, (size_t)g->n * sizeof *g->seen.accepted);
+    o->renoise(o, &g->canvas);
+    o->get(o, g->seen.ids, g->canvas.ids, (size_t)g->n * sizeof *g->seen.ids);
 }
 
-/* What follows from a step's choices: acceptance, the next canvas, the stop tests. */
-static void settle(dg_generator *g, float temperature, dg_event *event) {
-    bool same = true;
-    double sum = 0.0;
-    for (int32_t i = 0; i < g->n; i++) {
-        if (g->fixed[i]) g->choices[i] = (dg_choice){0.0f, g->canvas[i], g->canvas[i]};
-        g->changed[i] = g->index == 0 || g->argmax[i] != g->choices[i].argmax;
-        same = same && !g->changed[i];
-        g->argmax[i] = g->choices[i].argmax;
-        g->entropy[i] = g->choices[i].entropy;
-        sum += (double)g->entropy[i];
-    }
-    const float mean = (float)(sum / g->free);
-    g->unchanged = same ? g->unchanged + 1 : 0;
+/* Makes the stop tests that are about the answer, of a step that was brought to the host. */
+static void tell(dg_generator *g, dg_event *event) {
+    const ops *o = g->session->model->ops;
+    const canvas_room *c = &g->seen;
+    bool more;
+    for (int32_t i = 0; i < g->n; i++) g->changed[i] = g->index == 0 || g->before[i] != c->argmax[i];
     mark_answer(g);
-    const bool answered = sampler_settled(&g->options, g->entropy, g->changed, g->marks, g->n, &g->settled);
-    g->converged = commit_beginning(g) || answered || sampler_stop(&g->options, g->unchanged, mean);
-    const bool hopeless = sampler_plateau(&g->options, g->index, mean, &g->low);
-    sampler_accept(g->entropy, g->n, g->options.entropy_bound, g->accepted, g->order);
-    keep_fixed(g);
-    renoise(g);
+    const bool answered = sampler_settled(&g->options, c->entropy, g->changed, g->marks, g->n, &g->settled);
+    const bool final = commit_beginning(g, &more);
+    const bool hopeless = sampler_plateau(&g->options, g->index, c->state->mean_entropy, &g->low);
+    if (more) {
+        o->put(o, g->canvas.fixed, g->fixed, (size_t)g->n * sizeof *g->fixed);
+        renoise(g);
+    }
+    g->converged = final || answered || c->state->converged;
     *event = (dg_event){
-        .kind = DG_EVENT_STEP, .block = g->result.n_blocks, .index = g->index, .temperature = temperature, .n = g->n, .place = g->at, .canvas = g->argmax,
-        .entropy = g->entropy, .accepted = g->accepted, .next = g->canvas, .mean_entropy = mean, .converged = g->converged,
+        .kind = DG_EVENT_STEP, .block = g->result.n_blocks, .index = g->index, .temperature = c->state->temperature, .n = g->n, .place = g->at, .canvas = c->argmax,
+        .entropy = c->entropy, .accepted = c->accepted, .next = c->ids, .mean_entropy = c->state->mean_entropy, .converged = g->converged,
         .final = g->ids + g->result.n_ids, .n_final = g->n_final,
     };
     g->index++;
@@ -262,16 +261,49 @@ static void settle(dg_generator *g, float temperature, dg_event *event) {
 
 int dg_generator_accept(dg_generator *g, const bool *accepted, dg_error *error) {
     if (!g->stepped) return fail(error, DG_ERROR_USAGE, "accept: the generator is not behind a step");
-    memcpy(g->accepted, accepted, (size_t)g->n * sizeof *accepted);
-    keep_fixed(g);
+    memcpy(g->seen.accepted, accepted, (size_t)g->n * sizeof *accepted);
     renoise(g);
-    return DG_OK;
+    return ops_status(g->session->model->ops, error);
+}
+
+/* The same ops, whatever the step: they read what changes between steps from the canvases. */
+static int step_ops(dg_generator *const *g, int32_t count, const pass *p, head_part *heads, dg_error *error) {
+    const ops *o = p->model->ops;
+    int64_t first = 0;
+    for (int32_t i = 0; i < count; first += g[i++]->n) o->copy(o, p->room->ids + first, g[i]->canvas.ids, (size_t)g[i]->n * sizeof(int32_t));
+    int status = forward_denoise(p, error);
+    if (status != DG_OK) return status;
+    for (int32_t i = 0; i < count; i++) {
+        canvas_room *c = &g[i]->canvas;
+        o->draw(o, c, &g[i]->options);
+        heads[i] = (head_part){c->n, &c->state->temperature, c->u, c->choices, &g[i]->soft};
+    }
+    status = forward_choose(p, heads, error);
+    for (int32_t i = 0; status == DG_OK && i < count; i++) o->settle(o, &g[i]->canvas, &g[i]->options);
+    return status;
+}
+
+/* Brings a step to the host; a device's numbers are looked at only now. */
+static int fetch(dg_generator *const *g, int32_t count, const pass *p, dg_error *error) {
+    const ops *o = p->model->ops;
+    int32_t *argmax = p->later ? malloc((size_t)p->n * sizeof *argmax) : NULL;
+    int64_t first = 0;
+    if (p->later && !argmax) return fail(error, DG_ERROR_SYSTEM, "no memory for a step");
+    for (int32_t i = 0; i < count; first += g[i++]->n) {
+        memcpy(g[i]->before, g[i]->seen.argmax, (size_t)g[i]->n * sizeof *argmax);
+        o->get(o, g[i]->seen.memory, g[i]->canvas.memory, g[i]->canvas.told);
+        if (argmax) memcpy(argmax + first, g[i]->seen.argmax, (size_t)g[i]->n * sizeof *argmax);
+    }
+    int status = ops_status(o, error);
+    if (status == DG_OK && p->later) status = forward_verdict(p, argmax, error);
+    free(argmax);
+    return status;
 }
 
 /* One step of several generators, in one pass. */
 static int steps(dg_generator *const *g, int32_t count, dg_event *events, dg_error *error) {
     dg_model *model = g[0]->session->model;
-    const int32_t n_vocab = model->config.n_vocab;
+    const ops *o = model->ops;
     pass_part *parts = calloc((size_t)count, sizeof *parts);
     head_part *heads = calloc((size_t)count, sizeof *heads);
     int64_t n = 0;
@@ -279,25 +311,23 @@ static int steps(dg_generator *const *g, int32_t count, dg_event *events, dg_err
         parts[i] = (pass_part){.session = g[i]->session, .n = g[i]->n, .last = g[i]->index ? &g[i]->soft : NULL};
         n += g[i]->n;
     }
-    int32_t *ids = malloc((size_t)n * sizeof *ids);
     room *r = NULL;
-    int status = parts && heads && ids ? DG_OK : fail(error, DG_ERROR_SYSTEM, "no memory for a step");
-    if (status == DG_OK) status = session_room(g[0]->session, n, &r, error);
+    int status = parts && heads ? session_room(g[0]->session, n, &r, error) : fail(error, DG_ERROR_SYSTEM, "no memory for a step");
     if (status == DG_OK) {
-        const pass p = {model, r, parts, count, n, NULL, false};
-        int64_t first = 0;
-        for (int32_t i = 0; i < count; first += g[i++]->n) memcpy(ids + first, g[i]->canvas, (size_t)g[i]->n * sizeof *ids);
-        status = forward_denoise(&p, ids, error);
-        for (int32_t i = 0; status == DG_OK && i < count; i++) {
-            dg_draw(g[i]->options.seed, g[i]->result.n_blocks, g[i]->index + 1, g[i]->n, n_vocab, g[i]->u, g[i]->random_ids);
-            heads[i] = (head_part){g[i]->n, sampler_temperature(&g[i]->options, g[i]->index), g[i]->u, g[i]->choices, &g[i]->soft};
-        }
-        if (status == DG_OK) status = forward_choose(&p, heads, error);
-        for (int32_t i = 0; status == DG_OK && i < count; i++) settle(g[i], heads[i].temperature, &events[i]);
+        const pass p = {model, r, parts, count, n, NULL, false, o->device != NULL};
+        const bool alike = count == 1 && g[0]->index > 0; /* a first step has no self-conditioning */
+        bool replayed = false;
+        if (alike && g[0]->recorded_at != g[0]->session->length) o->forget(o, &g[0]->recording);
+        g[0]->recorded_at = g[0]->session->length;
+        if (alike) o->record(o, &g[0]->recording, &replayed);
+        if (!replayed) status = step_ops(g, count, &p, heads, error);
+        if (alike && !replayed) o->recorded(o, &g[0]->recording);
+        if (status == DG_OK) status = fetch(g, count, &p, error);
+        for (int32_t i = 0; status == DG_OK && i < count; i++) tell(g[i], &events[i]);
+        if (status == DG_OK) status = ops_status(o, error);
     }
     free(heads);
     free(parts);
-    free(ids);
     return status;
 }
 
@@ -309,7 +339,7 @@ static dg_fault read_answer(dg_generator *g, dg_block *block, int32_t *end) {
     for (int32_t i = 0; i < g->n; i++) {
         if (g->marks[i] != MARK_PIN && g->marks[i] != MARK_TOKEN) continue;
         if (g->places) g->places[r->n_ids + block->tokens] = g->at + i;
-        g->ids[r->n_ids + block->tokens++] = g->argmax[i];
+        g->ids[r->n_ids + block->tokens++] = g->seen.argmax[i];
     }
     return g->start.n ? DG_FAULT_NONE : sampler_fault(g->ids + r->n_ids, block->tokens, g->n, r->n_ids, g->pad_id);
 }
@@ -317,8 +347,8 @@ static dg_fault read_answer(dg_generator *g, dg_block *block, int32_t *end) {
 static void commit(dg_generator *g, const dg_block *block, int32_t end, dg_event *event) {
     dg_result *r = &g->result;
     *event = (dg_event){
-        .kind = DG_EVENT_BLOCK, .block = r->n_blocks, .index = block->steps, .n = g->n, .place = g->at, .canvas = g->argmax, .entropy = g->entropy,
-        .accepted = g->accepted, .next = g->canvas, .converged = g->converged, .final = g->ids + r->n_ids, .n_final = block->tokens,
+        .kind = DG_EVENT_BLOCK, .block = r->n_blocks, .index = block->steps, .n = g->n, .place = g->at, .canvas = g->seen.argmax, .entropy = g->seen.entropy,
+        .accepted = g->seen.accepted, .next = g->seen.ids, .converged = g->converged, .final = g->ids + r->n_ids, .n_final = block->tokens,
     };
     g->blocks[r->n_blocks++] = *block;
     r->n_ids += block->tokens;
@@ -332,7 +362,7 @@ static void commit(dg_generator *g, const dg_block *block, int32_t end, dg_event
     const bool done = g->start.n ? g->at == g->start.n : end >= 0 || r->n_ids == g->options.max_tokens;
     if (done) {
         r->stopped = end >= 0 || g->pins[g->n - 1];
-        r->end_id = end >= 0 ? g->argmax[end] : -1;
+        r->end_id = end >= 0 ? g->seen.argmax[end] : -1;
     }
     g->phase = done ? PHASE_DONE : PHASE_NEXT;
 }
@@ -367,7 +397,7 @@ static int advance(dg_generator *g, dg_event *event, bool *at_step, dg_error *er
         if (status != DG_OK) return status;
     }
     if (g->phase != PHASE_STEP) start_canvas(g);
-    if (g->free == 0) { /* all is given */
+    if (g->canvas.free == 0) { /* all is given */
         commit_or_retry(g, event);
         return DG_OK;
     }

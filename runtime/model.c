@@ -13,6 +13,7 @@
 #include "ops.h"
 #include "tables.h"
 #include "tokenizer.h"
+#include "vram.h"
 
 enum { LARGEST_SIZE = 1 << 24 }; /* of any one dimension: products of three stay far from overflow */
 
@@ -183,7 +184,7 @@ static int bind(dg_model *m, int32_t i, int32_t l, tensor *out, bool *found, uin
     if (!places[i].any_format && t->format->id != DG_F32)
         return fail(error, DG_ERROR_FORMAT, "%s: tensor '%s' is %s; it must be F32", f->path, name, t->format->name);
     const int64_t row = dims[0] / t->format->block * t->format->bytes;
-    *out = (tensor){t->format, t->data, dims[0], dims[1], dims[2], row, row * dims[1], NULL, 0, NULL, 0};
+    *out = (tensor){t->format, t->data, dims[0], dims[1], dims[2], row, row * dims[1], NULL, 0, NULL, 0, NULL};
     return DG_OK;
 }
 
@@ -229,14 +230,62 @@ static int bind_all(dg_model *m, dg_error *error) {
     return status;
 }
 
+/* Calls each(arg, tensor) for every weight that is not of experts. */
+static void for_weights(dg_model *m, void (*each)(void *arg, tensor *t), void *arg) {
+    for (int32_t i = 0; i < ENTRIES; i++)
+        for (int32_t l = 0; l < (places[i].scope == SCOPE_TOP ? 1 : m->config.n_layer); l++) {
+            char *holder = places[i].scope == SCOPE_TOP ? (char *)&m->top : (char *)&m->layers[l];
+            tensor *t = (tensor *)(void *)(holder + places[i].offset);
+            const layer *w = &m->layers[l];
+            const bool of_experts = t == &w->ffn_gate_up_exps || t == &w->ffn_gate_exps || t == &w->ffn_up_exps || t == &w->ffn_down_exps;
+            if (t->data && !of_experts) each(arg, t);
+        }
+}
+
+static void place_one(void *arg, tensor *t) {
+    const ops *o = arg;
+    o->place(o, t);
+}
+
+static void add_bytes(void *arg, tensor *t) { *(int64_t *)arg += t->rows * t->row_bytes + 2 * EXPERT_LINE; }
+
+/* Brings weights to where ops read them; experts follow with the first session. */
+static int place_all(dg_model *m, const dg_model_options *options, dg_error *error) {
+    int64_t bytes = 0;
+    if (options->vram < 0) return fail(error, DG_ERROR_USAGE, "vram: expected a number of bytes, got %lld", (long long)options->vram);
+    if (!m->ops->device && options->vram) return fail(error, DG_ERROR_USAGE, "vram: %s computes in RAM; a budget of VRAM is for --backend cuda", m->ops->name);
+    if (!m->ops->device) return DG_OK;
+    if (options->ram) return fail(error, DG_ERROR_USAGE, "ram: a budget of RAM is for the CPU, and the backend is %s; its own is --vram", m->ops->name);
+    for_weights(m, add_bytes, &bytes);
+    const int status = vram_open(m, options->vram, bytes, error);
+    if (status != DG_OK) return status;
+    for_weights(m, place_one, m->ops);
+    return ops_status(m->ops, error);
+}
+
 /* base^(-2i/dim), float32 as the model was trained with. */
-static float *inverse_frequencies(float base, int32_t dim, const float *factors) {
-    float *out = malloc(sizeof *out * (size_t)(dim / 2));
+static float *inverse_frequencies(const ops *o, float base, int32_t dim, const float *factors) {
+    const size_t bytes = sizeof(float) * (size_t)(dim / 2);
+    float *out = malloc(bytes);
+    void *placed = NULL;
     for (int32_t i = 0; out && i < dim / 2; i++) {
         out[i] = (float)(1.0 / pow((double)base, (double)((float)(2 * i) / (float)dim)));
         if (factors) out[i] /= factors[i];
     }
-    return out;
+    if (out) o->reserve(o, &placed, bytes);
+    if (placed) o->put(o, placed, out, bytes);
+    free(out);
+    return placed;
+}
+
+static size_t routing_bytes(const dg_config *c) { return (size_t)c->n_layer * (size_t)c->n_expert * sizeof(int64_t); }
+
+static void *zeros(const ops *o, size_t bytes) {
+    void *at = NULL, *none = calloc(1, bytes);
+    if (none) o->reserve(o, &at, bytes);
+    if (at) o->put(o, at, none, bytes);
+    free(none);
+    return at;
 }
 
 /* ---- Opening ---- */
@@ -255,19 +304,20 @@ static int load(dg_model *m, const char *path, const dg_model_options *options, 
     if (!m->layers) return fail(error, DG_ERROR_SYSTEM, "%s: no memory", path);
     status = bind_all(m, error);
     if (status != DG_OK) return status;
-    m->rope_full = inverse_frequencies(c->rope_base, c->head_dim, (const float *)(const void *)m->top.rope_freqs.data);
-    m->rope_swa = inverse_frequencies(c->rope_base_swa, c->head_dim_swa, NULL);
-    if (!m->rope_full || !m->rope_swa) return fail(error, DG_ERROR_SYSTEM, "%s: no memory", path);
     const dg_model_options none = {0};
     if (!options) options = &none;
     if (options->ram < 0) return fail(error, DG_ERROR_USAGE, "ram: expected a number of bytes, got %lld", (long long)options->ram);
     if (options->ram && options->repack) return fail(error, DG_ERROR_USAGE, "repack and a RAM budget do not go together: the budget is better spent on experts that stay in memory");
     if (options->layers < 0 || options->layers > c->n_layer) return fail(error, DG_ERROR_USAGE, "layers: expected 1 to %d, or 0 for all, got %d", c->n_layer, options->layers);
     if (options->layers) c->n_layer = options->layers;
-    m->routing = calloc((size_t)c->n_layer * (size_t)c->n_expert, sizeof *m->routing);
-    if (!m->routing) return fail(error, DG_ERROR_SYSTEM, "%s: no memory", path);
     status = ops_new(options, c, &m->ops, error);
-    if (status == DG_OK && options->repack) status = ops_repack(m->ops, m->layers, c->n_layer, options->repack, error);
+    if (status == DG_OK) status = place_all(m, options, error);
+    if (status != DG_OK) return status;
+    m->rope_full = inverse_frequencies(m->ops, c->rope_base, c->head_dim, (const float *)(const void *)m->top.rope_freqs.data);
+    m->rope_swa = inverse_frequencies(m->ops, c->rope_base_swa, c->head_dim_swa, NULL);
+    m->routing = zeros(m->ops, routing_bytes(c));
+    if (!m->rope_full || !m->rope_swa || !m->routing) return fail(error, DG_ERROR_SYSTEM, "%s: no memory", path);
+    if (options->repack) status = ops_repack(m->ops, m->layers, c->n_layer, options->repack, error);
     return status == DG_OK && options->ram ? budget_open(m, options->ram, error) : status;
 }
 
@@ -285,10 +335,11 @@ int dg_model_open(const char *path, const dg_model_options *options, dg_model **
 void dg_model_free(dg_model *m) {
     if (!m) return;
     budget_free(m);
+    vram_free(m);
+    if (m->ops) m->ops->release(m->ops, m->routing, routing_bytes(&m->config));
+    if (m->ops) m->ops->release(m->ops, m->rope_full, sizeof(float) * (size_t)(m->config.head_dim / 2));
+    if (m->ops) m->ops->release(m->ops, m->rope_swa, sizeof(float) * (size_t)(m->config.head_dim_swa / 2));
     ops_free(m->ops);
-    free(m->routing);
-    free(m->rope_full);
-    free(m->rope_swa);
     free(m->layers);
     dg_tokenizer_free(m->tokenizer);
     gguf_close(m->file);
@@ -301,5 +352,5 @@ const char *dg_model_backend(const dg_model *m) { return m->ops->name; }
 int32_t dg_model_threads(const dg_model *m) { return pool_threads(m->ops->pool); }
 
 void dg_model_routing(const dg_model *m, int64_t *counts) {
-    for (int64_t i = 0; i < (int64_t)m->config.n_layer * m->config.n_expert; i++) counts[i] = m->routing[i];
+    m->ops->counted(m->ops, counts, m->routing, (int64_t)m->config.n_layer * m->config.n_expert);
 }

@@ -15,6 +15,7 @@ typedef struct tensor {
     int64_t n_repacked;
     const uint8_t *const *at;        /* [experts] where each lies, `shift` bytes before its first row; NULL: as data has them */
     int64_t shift;
+    const uint8_t *placed;           /* the backend's copy, laid out like data; NULL: it reads data */
 } tensor;
 
 static inline const uint8_t *tensor_row(const tensor *t, int64_t expert, int64_t row) {
@@ -54,6 +55,7 @@ typedef struct layer {
 struct ops;
 struct stream;
 struct budget;
+struct vram;
 
 struct dg_model {
     gguf *file;
@@ -66,6 +68,7 @@ struct dg_model {
     _Atomic int64_t *routing; /* [n_layer][n_expert] tokens so far */
     struct stream *stream;   /* where weights come from under a budget, else NULL */
     struct budget *budget;
+    struct vram *vram;       /* of a device's memory: what is taken of it */
 };
 
 /* Sizes that follow from the configuration, per layer. */

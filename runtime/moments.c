@@ -173,6 +173,7 @@ static int add_slots(dg_model *model, moments *m, dg_error *error) {
 int dg_moments_start(dg_model *model, dg_error *error) {
     ops *o = model->ops;
     if (o->profile) return fail(error, DG_ERROR_USAGE, "a model cannot be profiled and observed at the same time");
+    if (o->device) return fail(error, DG_ERROR_USAGE, "a model can be observed on the CPU alone, and this one is on %s", o->name);
     if (model->stream) return fail(error, DG_ERROR_USAGE, "a model under a RAM budget cannot be observed: its experts pass by once");
     dg_moments_stop(model);
     moments *m = calloc(1, sizeof *m);

@@ -2,6 +2,7 @@
 #ifndef DG_OPS_H
 #define DG_OPS_H
 
+#include "canvas.h"
 #include "model.h"
 #include "soft.h"
 #include "moments.h"
@@ -11,7 +12,7 @@ typedef struct ops ops;
 
 /* What n queries attend to. Key rows [0, count) stand at positions 0, 1, ...; query i stands at first + i. */
 typedef struct attention_keys {
-    const float *k, *v; /* [count][n_kv][dim] */
+    const void *k, *v;  /* [count][n_kv][dim], as the store op wrote them */
     int64_t n_kv;       /* query head h reads KV head h * n_kv / n_head */
     int64_t first;
     int64_t count;
@@ -29,9 +30,9 @@ static inline void attention_span(const attention_keys *a, int64_t i, int64_t *f
 /* n rows that go through the head together with others: */
 typedef struct head_part {
     int64_t n;
-    float temperature;
+    const float *temperature;
     const double *u; /* [n] */
-    dg_choice *out;  /* [n] as choose has it, over softcapped logits divided by temperature */
+    dg_choice *out;  /* [n] as choose has it, over softcapped logits divided by *temperature */
     soft *next;      /* what soften needs */
 } head_part;
 
@@ -43,8 +44,42 @@ typedef struct expert_feed {
     void *self;
 } expert_feed;
 
+/* Where a backend with memory of its own keeps the experts of layers[n_layer]: of a layer's n_expert the first pinned[l] lie
+ * there, the next streamed[l] are copied there by every pass, through `slots` buffers of slot_bytes, and the others are
+ * computed by the CPU at the same time, for up to `rows` rows at once. */
+typedef struct expert_plan {
+    const layer *layers;
+    int32_t n_layer, n_expert, n_expert_used;
+    const int32_t *pinned, *streamed; /* [n_layer] */
+    int64_t slot_bytes;
+    int32_t slots;
+    int64_t rows;
+} expert_plan;
+
+/* One expert in one piece: gate, up and down, each behind a whole number of EXPERT_LINEs and with as much room again at
+ * its end, into which loads may run over. Returns the bytes of it all. */
+enum { EXPERT_LINE = 256 };
+static inline int64_t expert_layout(const layer *w, int64_t at[3]) {
+    const tensor *const each[] = {&w->ffn_gate_exps, &w->ffn_up_exps, &w->ffn_down_exps};
+    int64_t bytes = 0;
+    for (int i = 0; i < 3; i++) {
+        at[i] = bytes;
+        bytes += (each[i]->rows * each[i]->row_bytes + EXPERT_LINE - 1) / EXPERT_LINE * EXPERT_LINE + EXPERT_LINE;
+    }
+    return bytes;
+}
+
+/* What an op list may be recorded into: the backend's. */
+typedef struct recording {
+    void *graph;
+} recording;
+
 struct ops {
     char name[64];
+    int32_t key_bytes;    /* of a number in a cache of keys or values */
+    bool lazy;            /* reserved memory that is never touched costs nothing */
+    void *device;         /* the backend's own */
+    const ops *beside;    /* of a device: the CPU's table, with the same pool */
     pool *pool;
     float *scratch;       /* [threads][scratch_floats], 64-byte aligned; each thread's own while an op runs */
     int64_t scratch_floats;
@@ -69,7 +104,13 @@ struct ops {
 /* Makes the table of the backend that the options ask for, with a pool of its own. */
 int ops_new(const dg_model_options *options, const dg_config *config, ops **out, dg_error *error);
 void ops_free(ops *o);
+/* As dg_overlap_watch and dg_overlap_read; false where there is no device, or nothing placed on it yet. */
+bool ops_overlap_watch(const ops *o, bool watch);
+bool ops_overlap_read(const ops *o, dg_overlap *out);
 int64_t ops_scratch_bytes(const ops *o); /* of all threads */
+
+/* The first failure since the table was made, if there was one. */
+int ops_status(const ops *o, dg_error *error);
 
 /* Copies the matrices of whole experts, in the order of the layers and as many as `budget` bytes hold, in a form that is
  * unpacked faster, lets go of the file's pages, and points the layers' tensors to the copies, which are the table's.

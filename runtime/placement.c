@@ -167,6 +167,8 @@ static int64_t process_ram(const dg_demand *d) { return d->process_bytes ? d->pr
 static int64_t fixed_ram(const dg_demand *d, bool gpu) { return process_ram(d) + (gpu ? d->work_bytes : fixed_bytes(d) + d->canvas_bytes); }
 static int64_t fixed_vram(const dg_demand *d, bool gpu) { return gpu ? VRAM_PROCESS + fixed_bytes(d) : 0; }
 
+int64_t placement_fixed_vram(const dg_demand *d) { return fixed_vram(d, true); }
+
 void dg_plan_measure(const dg_demand *d, const dg_machine *m, dg_plan *p) {
     double start[DG_QUEUES], idle[DG_QUEUES], gain = 0.0;
     for (int32_t q = 0; q < DG_QUEUES; q++) start[q] = idle[q] = head_start(d, m, p, q), p->amount[q] = 0.0;

@@ -13,6 +13,8 @@
 
 /* What the weights ask for; no cache, no work, no process. */
 void placement_weights(const dg_model *model, dg_demand *d);
+/* What a GPU has to hold beside experts, with driver and kernels. */
+int64_t placement_fixed_vram(const dg_demand *d);
 /* The smallest budget of RAM beside this one of VRAM. */
 int64_t placement_least_ram(const dg_demand *d, int64_t vram);
 

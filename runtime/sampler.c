@@ -5,12 +5,6 @@
 #include "error.h"
 #include "random.h"
 
-float sampler_temperature(const dg_sampling *s, int32_t index) {
-    const double left = (double)(s->steps - index) / (double)s->steps;
-    const double t = (double)s->t_min + ((double)s->t_max - (double)s->t_min) * left;
-    return t > 1e-4 ? (float)t : 1e-4f;
-}
-
 /* Merge sort: stable, so that the lower position comes first among equals. */
 static void sort_by_entropy(const float *entropy, int32_t *order, int32_t *room, int32_t n) {
     if (n < 2) return;
@@ -42,10 +36,6 @@ int dg_accept(const float *entropy, int32_t n, float bound, bool *accepted, dg_e
 
 void sampler_renoise(int32_t *canvas, int32_t n, const dg_choice *choices, const bool *accepted, const int32_t *random_ids) {
     for (int32_t i = 0; i < n; i++) canvas[i] = accepted[i] ? choices[i].sample : random_ids[i];
-}
-
-bool sampler_stop(const dg_sampling *s, int32_t unchanged, float mean_entropy) {
-    return unchanged >= s->stability && mean_entropy < s->confidence;
 }
 
 bool sampler_settled(const dg_sampling *s, const float *entropy, const bool *changed, const int8_t *marks, int32_t n, int32_t *unchanged) {

@@ -2,10 +2,15 @@
 #ifndef DG_SAMPLER_H
 #define DG_SAMPLER_H
 
+#include "blocks.h"
 #include "dg.h"
 
 /* Temperature of step `index` (0 first): n = steps - index are left, t_min + (t_max - t_min) * n / steps. */
-float sampler_temperature(const dg_sampling *s, int32_t index);
+DG_HD static inline float sampler_temperature(const dg_sampling *s, int32_t index) {
+    const double left = (double)(s->steps - index) / (double)s->steps;
+    const double t = (double)s->t_min + ((double)s->t_max - (double)s->t_min) * left;
+    return t > 1e-4 ? (float)t : 1e-4f;
+}
 
 /* As dg_accept; order: [2 * n] of room. */
 void sampler_accept(const float *entropy, int32_t n, float bound, bool *accepted, int32_t *order);
@@ -14,7 +19,9 @@ void sampler_accept(const float *entropy, int32_t n, float bound, bool *accepted
 void sampler_renoise(int32_t *canvas, int32_t n, const dg_choice *choices, const bool *accepted, const int32_t *random_ids);
 
 /* Is this the step to stop at? unchanged: how many steps before this one in a row had the same argmax canvas. */
-bool sampler_stop(const dg_sampling *s, int32_t unchanged, float mean_entropy);
+DG_HD static inline bool sampler_stop(const dg_sampling *s, int32_t unchanged, float mean_entropy) {
+    return unchanged >= s->stability && mean_entropy < s->confidence;
+}
 
 /* What a position of a canvas is to the answer. */
 enum { MARK_PIN = -1, MARK_NONE = 0, MARK_TOKEN = 1, MARK_END = 2 };

@@ -21,7 +21,8 @@ static void *carve(void *memory, size_t *used, size_t bytes) {
 
 /* ---- Rooms ---- */
 
-static void lay_out_room(const dg_config *c, int64_t rows, room *r) {
+static void lay_out_room(const dg_model *m, int64_t rows, room *r) {
+    const dg_config *c = &m->config;
     const size_t n = (size_t)rows, f = sizeof(float), d = (size_t)c->d_model;
     int64_t d_q = 0, d_kv = 0;
     for (int32_t l = 0; l < c->n_layer; l++) {
@@ -44,25 +45,27 @@ static void lay_out_room(const dg_config *c, int64_t rows, room *r) {
     r->scores = CARVE(n * (size_t)c->n_expert * f);
     r->shares = CARVE(n * (size_t)c->n_expert_used * f);
     r->experts = CARVE(n * (size_t)c->n_expert_used * sizeof(int32_t));
+    r->ids = CARVE(n * sizeof(int32_t));
     r->products = CARVE(matmul_work(rows, larger(larger(c->d_model, c->d_ffn), d_q)) + soften_work(rows, c->d_model));
     r->mixture = CARVE(experts_work(rows, c->n_expert_used, c->d_model, c->d_expert, c->n_expert));
-    r->vocabulary = CARVE(n * (size_t)c->n_vocab * f);
+    r->vocabulary = CARVE(n * (size_t)(m->ops->lazy || c->n_vocab < SOFT_STRETCH ? c->n_vocab : SOFT_STRETCH) * f + n * 4 * f);
     r->found = CARVE(sizeof(int32_t));
 #undef CARVE
 }
 
 int room_new(const dg_model *model, int64_t n, room *r, dg_error *error) {
     *r = (room){0};
-    lay_out_room(&model->config, n, r);
-    r->memory = os_reserve(r->bytes);
+    lay_out_room(model, n, r);
+    model->ops->reserve(model->ops, &r->memory, r->bytes);
     if (!r->memory)
-        return fail(error, DG_ERROR_SYSTEM, "no memory for a pass of %lld rows: %llu bytes of address space", (long long)n, (unsigned long long)r->bytes);
-    lay_out_room(&model->config, n, r);
+        return fail(error, DG_ERROR_SYSTEM, "no memory for a pass of %lld rows: %llu bytes%s", (long long)n, (unsigned long long)r->bytes,
+                    model->ops->lazy ? " of address space" : "");
+    lay_out_room(model, n, r);
     return DG_OK;
 }
 
-void room_free(room *r) {
-    os_release(r->memory, r->bytes);
+void room_free(const dg_model *model, room *r) {
+    model->ops->release(model->ops, r->memory, r->bytes);
     r->memory = NULL;
 }
 
@@ -72,16 +75,16 @@ static void lay_out_cache(dg_session *s) {
     const dg_config *c = &s->model->config;
     s->bytes = 0;
     for (int32_t l = 0; l < c->n_layer; l++) {
-        const size_t bytes = ((size_t)s->context + (size_t)c->canvas_length) * (size_t)config_d_kv(c, l) * sizeof(float);
+        const size_t bytes = ((size_t)s->context + (size_t)c->canvas_length) * (size_t)config_d_kv(c, l) * (size_t)s->model->ops->key_bytes;
         s->k[l] = carve(s->memory, &s->bytes, bytes);
         s->v[l] = carve(s->memory, &s->bytes, bytes);
     }
 }
 
-static int32_t session_rows(const dg_model *model) { return (int32_t)larger(model->config.canvas_length, SESSION_ROWS); }
+int32_t session_rows(const dg_model *model) { return (int32_t)larger(model->config.canvas_length, SESSION_ROWS); }
 
 int64_t session_cache_bytes(const dg_model *model, int32_t context) {
-    float *rows[2][DG_MAX_LAYERS];
+    void *rows[2][DG_MAX_LAYERS];
     dg_session s = {.model = (dg_model *)(uintptr_t)model, .context = context, .k = rows[0], .v = rows[1]};
     lay_out_cache(&s);
     return (int64_t)s.bytes;
@@ -89,7 +92,7 @@ int64_t session_cache_bytes(const dg_model *model, int32_t context) {
 
 static int64_t room_bytes(const dg_model *model, int64_t n) {
     room r = {0};
-    lay_out_room(&model->config, n, &r);
+    lay_out_room(model, n, &r);
     return (int64_t)r.bytes;
 }
 
@@ -97,7 +100,11 @@ int64_t session_room_bytes(const dg_model *model) { return room_bytes(model, ses
 
 int64_t session_canvas_bytes(const dg_model *model) {
     const dg_config *c = &model->config;
-    return soft_bytes(c->canvas_length, c->n_vocab, c->d_model);
+    soft s;
+    canvas_room r;
+    soft_lay_out(&s, c->canvas_length, c->n_vocab, c->d_model, model->ops->lazy, NULL);
+    canvas_lay_out(&r, c->canvas_length, c->n_vocab, NULL);
+    return (int64_t)(s.bytes + r.bytes);
 }
 
 int64_t session_bytes(const dg_model *model, int32_t context) {
@@ -132,10 +139,11 @@ int dg_session_new(dg_model *model, int32_t context, dg_session **out, dg_error 
     if (status == DG_OK) status = room_new(model, s->rows, &s->room, error);
     if (status == DG_OK && s->k && s->v) {
         lay_out_cache(s);
-        s->memory = os_reserve(s->bytes);
+        model->ops->reserve(model->ops, &s->memory, s->bytes);
     }
     if (status == DG_OK && !s->memory)
-        status = fail(error, DG_ERROR_SYSTEM, "no memory for a session of %d tokens: %llu bytes of address space", context, (unsigned long long)s->bytes);
+        status = fail(error, DG_ERROR_SYSTEM, "no memory for a session of %d tokens: %llu bytes%s", context, (unsigned long long)s->bytes,
+                      model->ops->lazy ? " of address space" : "");
     if (status != DG_OK) {
         dg_session_free(s);
         return status;
@@ -147,9 +155,9 @@ int dg_session_new(dg_model *model, int32_t context, dg_session **out, dg_error 
 
 void dg_session_free(dg_session *s) {
     if (!s) return;
-    room_free(&s->room);
-    room_free(&s->together);
-    os_release(s->memory, s->bytes);
+    room_free(s->model, &s->room);
+    room_free(s->model, &s->together);
+    s->model->ops->release(s->model->ops, s->memory, s->bytes);
     budget_give(s->model, s->counted);
     free(s->k);
     free(s->v);
@@ -165,7 +173,7 @@ int session_room(dg_session *s, int64_t n, room **out, dg_error *error) {
     int status = budget_take(s->model, bytes - had, what, error);
     if (status != DG_OK) return status;
     s->counted += bytes - had;
-    room_free(&s->together);
+    room_free(s->model, &s->together);
     s->together_rows = 0;
     status = room_new(s->model, n, &s->together, error);
     if (status == DG_OK) s->together_rows = n;
@@ -201,7 +209,7 @@ int dg_encode(dg_session *s, const int32_t *ids, int32_t n, int32_t which, float
         const bool last = done + rows == n;
         const bool output = which == DG_LOGITS_ALL || (which == DG_LOGITS_LAST && last);
         const pass_part own = {.session = s, .n = rows};
-        const pass p = {s->model, &s->room, &own, 1, rows, NULL, false};
+        const pass p = {s->model, &s->room, &own, 1, rows, NULL, false, false};
         int status = forward_encode(&p, ids + done, output, error);
         if (status == DG_OK && which == DG_LOGITS_ALL) status = forward_logits(&p, 0, rows, logits + (int64_t)done * c->n_vocab, error);
         else if (status == DG_OK && output) status = forward_logits(&p, rows - 1, 1, logits, error);
@@ -209,7 +217,7 @@ int dg_encode(dg_session *s, const int32_t *ids, int32_t n, int32_t which, float
         done += rows;
         s->length += rows;
     }
-    return DG_OK;
+    return ops_status(s->model->ops, error);
 }
 
 static int check_canvas(const dg_session *s, const int32_t *canvas, int32_t n, const float *condition, dg_error *error) {
@@ -231,8 +239,10 @@ int dg_denoise(dg_session *s, const int32_t *canvas, int32_t n, const float *con
 int dg_denoise_hidden(dg_session *s, const int32_t *canvas, int32_t n, const float *condition, float *hidden, dg_error *error) {
     if (check_canvas(s, canvas, n, condition, error) != DG_OK) return DG_ERROR_USAGE;
     const pass_part own = {.session = s, .n = n, .condition = condition};
-    const pass p = {s->model, &s->room, &own, 1, n, hidden, false};
-    return forward_denoise(&p, canvas, error);
+    const pass p = {s->model, &s->room, &own, 1, n, hidden, false, false};
+    s->model->ops->put(s->model->ops, s->room.ids, canvas, (size_t)n * sizeof *canvas);
+    const int status = forward_denoise(&p, error);
+    return status == DG_OK ? ops_status(s->model->ops, error) : status;
 }
 
 int dg_denoise_batch(const dg_canvas *canvases, int32_t count, dg_error *error) {
@@ -259,8 +269,9 @@ int dg_denoise_batch(const dg_canvas *canvases, int32_t count, dg_error *error) 
             memcpy(ids + first, canvases[i].canvas, (size_t)canvases[i].n * sizeof *ids);
             first += canvases[i].n;
         }
-        const pass p = {model, r, parts, count, n, NULL, false};
-        status = forward_denoise(&p, ids, error);
+        const pass p = {model, r, parts, count, n, NULL, false, false};
+        model->ops->put(model->ops, r->ids, ids, (size_t)n * sizeof *ids);
+        status = forward_denoise(&p, error);
         first = 0;
         for (int32_t i = 0; status == DG_OK && i < count; i++) {
             status = forward_logits(&p, first, canvases[i].n, canvases[i].logits, error);
@@ -269,5 +280,5 @@ int dg_denoise_batch(const dg_canvas *canvases, int32_t count, dg_error *error) 
     }
     free(parts);
     free(ids);
-    return status;
+    return status == DG_OK ? ops_status(model->ops, error) : status;
 }

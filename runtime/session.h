@@ -16,20 +16,22 @@ typedef struct room {
     float *dense, *sparse;     /* [n][d_model] outputs of the dense and the expert FFN */
     float *scores, *shares;    /* [n][n_expert], [n][n_expert_used] */
     int32_t *experts;          /* [n][n_expert_used] */
+    int32_t *ids;              /* [n] what the pass reads */
     void *products;            /* matmul_work() and soften_work() bytes */
     void *mixture;             /* experts_work() bytes */
-    float *vocabulary;         /* [n][n_vocab] work of the condition and soften ops */
+    float *vocabulary;         /* room of the condition, soften and logits ops */
     int32_t *found;            /* [1] where the pass first met NaN or infinity: 1 + layer * stages + stage; 0: nowhere */
-    void *memory;              /* what all of these are carved from; pages are taken when first touched */
+    void *memory;              /* what all of these are carved from: the backend's */
     size_t bytes;
 } room;
 
 int room_new(const dg_model *model, int64_t n, room *r, dg_error *error);
-void room_free(room *r);
+void room_free(const dg_model *model, room *r);
 
 /* Checks a session's length in tokens, and sets it where it is 0: the longest that is usual and that there is room for. */
 int session_context(const dg_model *model, int32_t *context, dg_error *error);
 /* Bytes of a session: keys and values, what its passes work in, and what a canvas of it keeps from step to step. */
+int32_t session_rows(const dg_model *model); /* of its passes, at most */
 int64_t session_cache_bytes(const dg_model *model, int32_t context);
 int64_t session_room_bytes(const dg_model *model);
 int64_t session_canvas_bytes(const dg_model *model);
@@ -38,7 +40,7 @@ int64_t session_bytes(const dg_model *model, int32_t context); /* all three */
 struct dg_session {
     dg_model *model;
     int32_t context, length, rows;
-    float **k, **v;            /* per layer [context + canvas_length][n_head_kv][head_dim]; rows past length are scratch */
+    void **k, **v;             /* per layer [context + canvas_length][n_head_kv][head_dim]; rows past length are scratch */
     room room;                 /* for `rows` rows */
     room together;             /* for passes with other sessions' rows that this one comes first in, as large as was needed */
     int64_t together_rows;
@@ -69,6 +71,7 @@ typedef struct pass {
     int64_t n;
     float *hidden; /* NULL, or [n_layer + 1][n][d_model]: where the decoder leaves what each layer reads, and the last one's output */
     bool closely;  /* every stage of stages.def is watched */
+    bool later;    /* what was found is asked for once the step is over: forward_verdict */
 } pass;
 
 /* Passes fail where weights cannot be read (DG_ERROR_SYSTEM) or where NaN or infinity comes up (DG_ERROR_NUMBERS, naming the
@@ -76,10 +79,12 @@ typedef struct pass {
  * Runs ids[n] through the encoder behind each part's length, leaves their keys and values in the caches and, if asked,
  * the last layer's output in room.x. Does not move lengths. */
 int forward_encode(const pass *p, const int32_t *ids, bool output, dg_error *error);
-/* Runs canvas[n] through the decoder behind each part's length; the output is in room.x. */
-int forward_denoise(const pass *p, const int32_t *canvas, dg_error *error);
+/* Runs the canvases of room.ids through the decoder behind each part's length; the output is in room.x. */
+int forward_denoise(const pass *p, dg_error *error);
 /* The choices of room.x, each part's in parts[i], whose n is that of pass_part i. Uses room.h. */
 int forward_choose(const pass *p, const head_part *parts, dg_error *error);
+/* What a pass and its choices were worth that looked at nothing itself; argmax[n] of its rows. Uses room.h. */
+int forward_verdict(const pass *p, const int32_t *argmax, dg_error *error);
 /* logits[n][n_vocab] of rows [first, first + n) of room.x. Uses room.h. */
 int forward_logits(const pass *p, int64_t first, int64_t n, float *logits, dg_error *error);
 

@@ -6,6 +6,7 @@
 
 enum {
     SOFT_CHUNK = 256,     /* vocabulary that shares one partial sum */
+    SOFT_STRETCH = 8192,  /* vocabulary whose logits lie beside each other where memory is not lazy */
     SOFT_GROUP = 2048,    /* vocabulary that one thread passes in order, keeping its likely ids */
     SOFT_GROUP_IDS = 96,  /* most ids kept of a group */
     SOFT_IDS = 4096,      /* most ids kept of a row */
@@ -29,8 +30,9 @@ typedef struct soft {
     bool started;       /* a step was taken: ids hold its choices */
     const bool *pinned; /* [n] rows that are given, so not softened; NULL: none */
     const int32_t *given; /* [n] the ids that stand in such rows, to condition on; NULL: on nothing */
-    float cap, temperature;
-    float *z;           /* [n][n_vocab] */
+    float cap;
+    const float *temperature; /* as head had it: the caller's, unchanged until soften */
+    float *z;           /* [n][n_vocab], or of a stretch */
     float *x;           /* [n][d] the rows that the head saw */
     int32_t *argmax;    /* [n] of the last step */
     float *floors;      /* [n] what a row's peak is at least */
@@ -46,10 +48,7 @@ typedef struct soft {
     void *memory;
 } soft;
 
-/* Bytes that this takes, all of it touched. */
-int64_t soft_bytes(int64_t n, int64_t n_vocab, int64_t d);
-/* Room for n rows; DG_ERROR_SYSTEM without address space. */
-int soft_new(int64_t n, int64_t n_vocab, int64_t d, soft *s, dg_error *error);
-void soft_free(soft *s);
+/* Where the arrays for n rows lie in `memory`, which may be NULL: then s->bytes says how much they need. */
+void soft_lay_out(soft *s, int64_t n, int64_t n_vocab, int64_t d, bool whole_logits, void *memory);
 
 #endif

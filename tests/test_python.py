@@ -457,3 +457,15 @@ def test_a_context_is_the_callers(model: dgemma.Model) -> None:
     for context in (0, 1025):
         with pytest.raises(dgemma.UsageError, match=f"1024 tokens, not {context}"):
             model.session(context)
+
+
+@pytest.mark.skipif("cuda" in dgemma.backends(), reason="it runs here")
+def test_cuda_says_why_it_cannot_run():
+    with pytest.raises(dgemma.BackendError, match=r"^cuda: ") as e:
+        dgemma.Model(backend="cuda")
+    assert "\n" not in str(e.value)
+
+
+def test_a_budget_of_vram_is_for_a_gpu():
+    with pytest.raises(dgemma.UsageError, match=r"vram: .* computes in RAM"):
+        dgemma.Model(backend="cpu", vram="4G")

@@ -41,7 +41,7 @@ typedef struct head_row {
 static head_row row_at(const heading *a, int64_t row) {
     const head_part *p = a->parts;
     while (row >= p->n) row -= p++->n;
-    return (head_row){p, p->next, row, 1.0f / p->temperature};
+    return (head_row){p, p->next, row, 1.0f / *p->temperature};
 }
 
 static float squashed(const heading *a, float logit, float slope) { return a->cap * tanhf(logit / a->cap) * slope; }
@@ -345,7 +345,7 @@ void gemm_soften(const ops *o, float *y, const soft *s, const tensor *table, int
     if (n_dense == 0) return;
     o->matmul(o, s->z, x, table, n_dense, at);
     o->softcap(o, s->z, n_dense * table->rows, s->cap);
-    o->divide(o, s->z, s->z, n_dense * table->rows, s->temperature);
+    o->divide(o, s->z, s->z, n_dense * table->rows, *s->temperature);
     o->condition(o, soft_rows, s->z, table, n_dense, scale, room);
     for (int64_t i = 0; i < n_dense; i++) memcpy(y + rows[i] * table->cols, soft_rows + i * table->cols, (size_t)table->cols * sizeof *y);
 }

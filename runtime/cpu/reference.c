@@ -5,6 +5,8 @@
 #include <string.h>
 
 #include "cpu.h"
+#include "random.h"
+#include "sampler.h"
 
 static float *scratch_of(const ops *o, int32_t thread) { return o->scratch + thread * o->scratch_floats; }
 
@@ -21,6 +23,61 @@ static double dot(const float *a, const float *b, int64_t n) {
 static float gelu(float x) { /* tanh form */
     const double v = (double)x;
     return (float)(0.5 * v * (1.0 + tanh(0.79788456080286535588 * (v + 0.044715 * v * v * v))));
+}
+
+/* ---- Memory: ops work in the caller's ---- */
+
+void reference_reserve(const ops *o, void **out, size_t bytes) {
+    (void)o;
+    *out = os_reserve(bytes);
+}
+
+void reference_release(const ops *o, void *memory, size_t bytes) {
+    (void)o;
+    os_release(memory, bytes);
+}
+
+void reference_available(const ops *o, int64_t *bytes) {
+    (void)o;
+    *bytes = -1;
+}
+
+void reference_put(const ops *o, void *to, const void *from, size_t bytes) {
+    (void)o;
+    memcpy(to, from, bytes);
+}
+
+void reference_get(const ops *o, void *to, const void *from, size_t bytes) { reference_put(o, to, from, bytes); }
+void reference_copy(const ops *o, void *to, const void *from, size_t bytes) { reference_put(o, to, from, bytes); }
+
+void reference_place(const ops *o, tensor *w) { (void)o, (void)w; }
+void reference_place_experts(const ops *o, const expert_plan *p) { (void)o, (void)p; }
+void reference_begin_pass(const ops *o, int32_t layers, int32_t *found) {
+    (void)o, (void)layers;
+    *found = 0;
+}
+void reference_end_pass(const ops *o) { (void)o; }
+
+void reference_store(const ops *o, void *cache, int64_t first, const float *x, int64_t n, int64_t d) {
+    reference_put(o, (float *)cache + first * d, x, (size_t)(n * d) * sizeof *x);
+}
+
+void reference_record(const ops *o, recording *r, bool *replayed) {
+    (void)o, (void)r;
+    *replayed = false;
+}
+
+void reference_recorded(const ops *o, recording *r) { (void)o, (void)r; }
+void reference_forget(const ops *o, recording *r) { (void)o, (void)r; }
+
+void reference_count(const ops *o, _Atomic int64_t *counts, const int32_t *experts, int64_t n) {
+    (void)o;
+    for (int64_t i = 0; i < n; i++) atomic_fetch_add_explicit(&counts[experts[i]], 1, memory_order_relaxed);
+}
+
+void reference_counted(const ops *o, int64_t *out, const _Atomic int64_t *counts, int64_t n) {
+    (void)o;
+    for (int64_t i = 0; i < n; i++) out[i] = atomic_load_explicit(&counts[i], memory_order_relaxed);
 }
 
 /* ---- Rows ---- */
@@ -219,7 +276,7 @@ static void attention_item(void *arg, int64_t item, int32_t thread) {
     attention_span(s, i, &from, &to);
     for (int64_t d = 0; d < a->dim; d++) sum[d] = 0.0;
     for (int64_t j = from; j < to; j++) { /* softmax as it goes: a new peak scales down what was summed before */
-        const float *k = s->k + (j * s->n_kv + kv) * a->dim, *v = s->v + (j * s->n_kv + kv) * a->dim;
+        const float *k = (const float *)s->k + (j * s->n_kv + kv) * a->dim, *v = (const float *)s->v + (j * s->n_kv + kv) * a->dim;
         const double score = dot(q, k, a->dim);
         if (score > peak) {
             const double shrink = exp(peak - score);
@@ -276,13 +333,13 @@ void reference_route(const ops *o, int32_t *experts, float *weights, const float
 enum { WORK_ALIGNMENT = 64 };
 static size_t rounded(int64_t items, size_t bytes) { return ((size_t)items * bytes + WORK_ALIGNMENT - 1) / WORK_ALIGNMENT * WORK_ALIGNMENT; }
 
-size_t matmul_work(int64_t n, int64_t cols) { return rounded(n * cols, sizeof(float)) + 8 * WORK_ALIGNMENT; }
+size_t matmul_work(int64_t n, int64_t cols) { return rounded(n * ((cols + 127) / 128 * 128), sizeof(float)) + 8 * WORK_ALIGNMENT; } /* backends pad rows */
 
-size_t soften_work(int64_t n, int64_t d_model) { return 2 * rounded(n * d_model, sizeof(float)) + rounded(n, 16) + matmul_work(n, d_model) + 4096; }
+size_t soften_work(int64_t n, int64_t d_model) { return 2 * rounded(n * d_model, sizeof(float)) + 2 * rounded(n, 16) + matmul_work(n, d_model) + 4096; }
 
 size_t experts_work(int64_t n, int64_t k, int64_t d_model, int64_t d_expert, int64_t n_expert) {
     const size_t rounding = rounded(n * k, sizeof(int32_t)) + matmul_work(n, d_model) + matmul_work(n * k, d_expert), packing = rounded(n * k * d_model, sizeof(float));
-    return 2 * rounded(n_expert + 1, sizeof(int32_t)) + rounded(n * k, sizeof(int32_t)) + rounded(n * k * d_expert, sizeof(float)) +
+    return 2 * rounded(n_expert + 1, sizeof(int32_t)) + rounded(n * k, sizeof(int32_t)) + rounded(n * k + n_expert, 8) + rounded(n * k * d_expert, sizeof(float)) +
            rounded(n * k * d_model, sizeof(float)) + (rounding > packing ? rounding : packing);
 }
 
@@ -448,6 +505,13 @@ void reference_condition(const ops *o, float *y, const float *z, const tensor *t
     pool_run(o->pool, condition_row, &(conditioning){o, y, z, table, scale}, n);
 }
 
+void reference_logits(const ops *o, float *y, const float *x, const tensor *table, int64_t n, float cap, int32_t *found, int32_t mark, void *work, float *room) {
+    (void)room;
+    o->matmul(o, y, x, table, n, work);
+    o->watch(o, found, y, n * table->rows, mark);
+    o->softcap(o, y, n * table->rows, cap);
+}
+
 /* ---- A step's end and the next one's beginning, made of the ops above ---- */
 
 void reference_head(const ops *o, const head_part *parts, int32_t n_parts, const float *x, const tensor *table, int64_t n, float cap, void *work) {
@@ -456,7 +520,7 @@ void reference_head(const ops *o, const head_part *parts, int32_t n_parts, const
         float *z = p->next->z;
         o->matmul(o, z, x, table, p->n, work);
         o->softcap(o, z, p->n * table->rows, cap);
-        o->divide(o, z, z, p->n * table->rows, p->temperature);
+        o->divide(o, z, z, p->n * table->rows, *p->temperature);
         o->choose(o, p->out, z, p->n, table->rows, p->u);
         p->next->started = true;
     }
@@ -468,4 +532,48 @@ void reference_soften(const ops *o, float *y, const soft *s, const tensor *table
     for (int64_t i = 0; s->pinned && i < n; i++)
         if (s->pinned[i] && s->given) o->embed(o, y + i * table->cols, table, &s->given[i], 1, scale);
         else if (s->pinned[i]) memset(y + i * table->cols, 0, (size_t)table->cols * sizeof *y);
+}
+
+/* ---- Canvases ---- */
+
+void reference_begin(const ops *o, canvas_room *c, uint64_t seed, int32_t block) {
+    (void)o;
+    dg_draw(seed, block, 0, c->n, c->n_vocab, c->u, c->random_ids);
+    for (int32_t i = 0; i < c->n; i++)
+        if (c->free == c->n || !c->pins[i]) c->ids[i] = c->random_ids[i];
+    *c->state = (canvas_state){.seed = seed, .block = block};
+}
+
+void reference_draw(const ops *o, canvas_room *c, const dg_sampling *s) {
+    (void)o;
+    canvas_state *now = c->state;
+    now->temperature = sampler_temperature(s, now->index);
+    dg_draw(now->seed, now->block, now->index + 1, c->n, c->n_vocab, c->u, c->random_ids);
+}
+
+void reference_settle(const ops *o, canvas_room *c, const dg_sampling *s) {
+    canvas_state *now = c->state;
+    bool same = now->index > 0;
+    double sum = 0.0;
+    for (int32_t i = 0; i < c->n; i++) {
+        if (c->fixed[i]) c->choices[i] = (dg_choice){0.0f, c->ids[i], c->ids[i]};
+        same = same && c->argmax[i] == c->choices[i].argmax;
+        c->argmax[i] = c->choices[i].argmax;
+        c->entropy[i] = c->choices[i].entropy;
+        sum += (double)c->entropy[i];
+    }
+    now->mean_entropy = (float)(sum / c->free);
+    now->unchanged = same ? now->unchanged + 1 : 0;
+    now->converged = sampler_stop(s, now->unchanged, now->mean_entropy);
+    sampler_accept(c->entropy, c->n, s->entropy_bound, c->accepted, c->order);
+    for (int32_t i = 0; i < c->n; i++) c->accepted[i] = c->accepted[i] || c->fixed[i];
+    o->renoise(o, c);
+    now->index++;
+}
+
+void reference_renoise(const ops *o, canvas_room *c) {
+    (void)o;
+    sampler_renoise(c->ids, c->n, c->choices, c->accepted, c->random_ids);
+    for (int32_t i = 0; i < c->n; i++)
+        if (c->fixed[i]) c->ids[i] = c->argmax[i];
 }

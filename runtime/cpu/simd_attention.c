@@ -140,6 +140,7 @@ static void blend(crowd *c, const slice *s, int64_t n, const float *v, int64_t s
 static void attention_item(void *arg, int64_t item, int32_t thread) {
     const attending *a = arg;
     const attention_keys *s = a->keys;
+    const float *s_k = s->k, *s_v = s->v;
     const int64_t kv = item % s->n_kv, dim = a->dim, stride = s->n_kv * dim;
     const int64_t first_head = (kv * a->n_head + s->n_kv - 1) / s->n_kv, heads = ((kv + 1) * a->n_head + s->n_kv - 1) / s->n_kv - first_head;
     float *scores = scratch_of(a->o, thread);
@@ -161,12 +162,12 @@ static void attention_item(void *arg, int64_t item, int32_t thread) {
     for (int64_t block = lowest / KEYS * KEYS; block < highest; block += KEYS) {
         const int64_t count = least(KEYS, s->count - block), at = (block * s->n_kv + kv) * dim, n = slices_of(&c, block, slices);
         const int64_t later = block + KEYS < highest ? least(KEYS, s->count - block - KEYS) : 0;
-        coming values = fetch_during(s->v + at, stride, count, dim, n * ((count + COLUMNS - 1) / COLUMNS) * ((dim + DEPTH - 1) / DEPTH));
-        coming keys = fetch_during(s->k + at + KEYS * stride, stride, later, dim, n * ((dim + COLUMNS - 1) / COLUMNS));
-        score(&c, slices, n, s->k + at, stride, count, dim, packed, &values);
+        coming values = fetch_during(s_v + at, stride, count, dim, n * ((count + COLUMNS - 1) / COLUMNS) * ((dim + DEPTH - 1) / DEPTH));
+        coming keys = fetch_during(s_k + at + KEYS * stride, stride, later, dim, n * ((dim + COLUMNS - 1) / COLUMNS));
+        score(&c, slices, n, s_k + at, stride, count, dim, packed, &values);
         for (int64_t i = 0; i < n; i++)
             for (int64_t r = slices[i].row; r < slices[i].row + slices[i].rows; r++) weigh(&c, r, block, slices[i].from, slices[i].to);
-        blend(&c, slices, n, s->v + at, stride, count, dim, packed, &keys);
+        blend(&c, slices, n, s_v + at, stride, count, dim, packed, &keys);
     }
     for (int64_t r = 0; r < c.n; r++) {
         const vf total = vf_set(c.total[r]);

@@ -78,6 +78,9 @@ class Model:
     process holds already counts; arrays that you make later (the logits that a session returns) do not. Where
     FILE.routing.json is (see save_routing), the experts that were used most stay first. layers: for measuring, run
     through the first so many alone.
+    vram: on a GPU (backend="cuda") the most of its memory to hold, in bytes or as "8G", driver and kernels included;
+    experts that do not fit are copied there at every step or computed by the CPU meanwhile, always the same ones.
+    None: what is free, less a margin.
     Raises FormatError for a file that is not understood, SystemFailure for one that cannot be read, BackendError,
     MemoryBudgetError, with the least that would do, for a budget that cannot be kept.
     """
@@ -92,6 +95,7 @@ class Model:
         ram: int | str | None = None,
         layers: int | None = None,
         tolerance: float | None = None,
+        vram: int | str | None = None,
     ) -> None:
         if threads is not None and not 1 <= threads < 2**31:
             raise UsageError(f"threads must be at least 1, not {threads}")
@@ -106,6 +110,9 @@ class Model:
         options.ram, options.layers = 0 if ram is None else size(ram, "ram"), layers or 0
         if ram is not None and options.ram == 0:
             raise UsageError("ram must be more than nothing; None is no budget")
+        options.vram = 0 if vram is None else size(vram, "vram")
+        if vram is not None and options.vram == 0:
+            raise UsageError("vram must be more than nothing; None is what is free, less a margin")
         if tolerance is not None and not 0 <= tolerance < math.inf:
             raise UsageError(f"tolerance must be a number from 0 on, not {tolerance}")
         options.tolerance = 0 if tolerance is None else tolerance or -1
@@ -117,6 +124,7 @@ class Model:
         self._backend: str = ffi.string(lib.dg_model_backend(out[0])).decode()
         self._threads = int(lib.dg_model_threads(out[0]))
         self._ram = int(options.ram) or None
+        self._vram = int(options.vram) or None
         if self._ram is not None:
             prefer_routed(self)
 
@@ -172,6 +180,11 @@ class Model:
     def ram(self) -> int | None:
         """The budget of memory in bytes, or None."""
         return self._ram
+
+    @property
+    def vram(self) -> int | None:
+        """The budget of a GPU's memory that was given, in bytes, or None."""
+        return self._vram
 
     @property
     def routing(self) -> npt.NDArray[np.int64]:

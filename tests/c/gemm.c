@@ -183,9 +183,7 @@ static void test_repacked_experts(const char *backend) {
 static void test_head(const ops *o, int32_t format, float temperature) {
     enum { N = 19, D = 256, V = 5000 };
     const float cap = 30.0f, scale = 16.0f;
-    dg_error error;
-    soft exact, s;
-    if (soft_new(N, V, D, &exact, &error) != DG_OK || soft_new(N, V, D, &s, &error) != DG_OK) exit(1);
+    soft exact = soft_new(N, V, D), s = soft_new(N, V, D);
     const tensor table = weights(format, D, V, 1);
     double u[N];
     float *x = on_grid(N, D), want[N * D], got[N * D], *room = numbers((int64_t)N * V, 0.0f);
@@ -199,8 +197,8 @@ static void test_head(const ops *o, int32_t format, float temperature) {
         if (pass == 2) exact.pinned = s.pinned = pinned;
         if (pass == 3) exact.given = s.given = given;
         for (int i = 0; i < N; i++) u[i] = uniform();
-        const head_part sought = {N, temperature, u, wanted, &exact};
-        const head_part made = {N, temperature, u, chosen, &s};
+        const head_part sought = {N, &temperature, u, wanted, &exact};
+        const head_part made = {N, &temperature, u, chosen, &s};
         plain->head(plain, &sought, 1, x, &table, N, cap, work);
         o->head(o, &made, 1, x, &table, N, cap, work);
         for (int i = 0; i < N; i++) {
@@ -238,11 +236,10 @@ static void test_threads(const char *backend) {
     void *work = malloc(soften_work(N, D));
     for (int t = 1; t <= 3; t++) {
         ops *o = new_ops(backend, t);
-        soft s;
-        dg_error error;
-        if (soft_new(N, V, D, &s, &error) != DG_OK) exit(1);
+        soft s = soft_new(N, V, D);
+        const float temperature = 0.1f;
         memset(got, 0, sizeof got);
-        o->head(o, &(head_part){N, 0.1f, u, got, &s}, 1, x, &table, N, 30.0f, work);
+        o->head(o, &(head_part){N, &temperature, u, got, &s}, 1, x, &table, N, 30.0f, work);
         o->soften(o, y, &s, &table, N, 16.0f, work, room);
         if (t == 1) memcpy(want, got, sizeof got), memcpy(first, y, sizeof y);
         CHECK(memcmp(want, got, sizeof got) == 0 && memcmp(first, y, sizeof y) == 0, "%s: other bits with %d threads", backend, t);

@@ -6,6 +6,7 @@
 #include <stdlib.h>
 
 #include "model.h"
+#include "soft.h"
 
 static uint64_t random_state = 1;
 static inline double uniform(void) { /* splitmix64 */
@@ -16,7 +17,7 @@ static inline double uniform(void) { /* splitmix64 */
 }
 
 static inline float *numbers(int64_t n, float scale) { /* bell-shaped, within 2 * scale */
-    float *x = malloc((size_t)n * sizeof *x);
+    float *x = (float *)malloc((size_t)n * sizeof *x);
     for (int64_t i = 0; i < n; i++) x[i] = scale * (float)(uniform() + uniform() + uniform() + uniform() - 2.0);
     return x;
 }
@@ -25,18 +26,29 @@ static inline float *numbers(int64_t n, float scale) { /* bell-shaped, within 2 
 static inline tensor weights(int32_t type, int64_t cols, int64_t rows, int64_t experts) {
     const dg_format *f = dg_format_find(type);
     const int64_t blocks = cols * rows * experts / f->block;
-    uint8_t *data = malloc((size_t)(blocks * f->bytes));
+    uint8_t *data = (uint8_t *)malloc((size_t)(blocks * f->bytes));
     if (f->encode) {
         float *x = numbers(cols * rows * experts, 0.3f);
         f->encode(x, data, blocks, NULL);
         free(x);
     } else {
         for (int64_t i = 0; i < blocks * f->bytes; i++) data[i] = (uint8_t)(uniform() * 256.0);
-        for (int64_t i = 0; i < blocks; i++) data[i * f->bytes] = 0, data[i * f->bytes + 1] = 0x14; /* d = 2^-10 in front */
+        const int64_t at = type == DG_Q3_K ? 108 : type == DG_Q2_K ? 80 : 0; /* of d; behind it Q2_K has dmin */
+        for (int64_t i = 0; i < blocks; i++)
+            for (int64_t j = at; j < (type == DG_Q2_K ? at + 4 : at + 2); j += 2) data[i * f->bytes + j] = 0, data[i * f->bytes + j + 1] = 0x14; /* 2^-10 */
     }
     const int64_t row = cols / f->block * f->bytes;
-    return (tensor){f, data, cols, rows, experts, row, row * rows, NULL, 0, NULL, 0};
+    return (tensor){f, data, cols, rows, experts, row, row * rows, NULL, 0, NULL, 0, NULL};
 }
+
+/* Room of the head op, with whole logits. */
+static inline soft soft_new(int64_t n, int64_t n_vocab, int64_t d) {
+    soft s;
+    soft_lay_out(&s, n, n_vocab, d, true, NULL);
+    soft_lay_out(&s, n, n_vocab, d, true, os_reserve(s.bytes));
+    return s;
+}
+static inline void soft_free(soft *s) { os_release(s->memory, s->bytes); }
 
 static inline double error_of(const float *a, const float *b, int64_t n) { /* largest difference, in parts of the largest number */
     double worst = 0.0, scale = 1e-30;

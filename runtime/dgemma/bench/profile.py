@@ -29,15 +29,22 @@ def steps_of(
     session: Session, profile: Profile, temperature: float, steps: int, seed: int = 0
 ) -> Generator[tuple[Step, dict[str, float]], None, None]:
     """Denoises one canvas that never settles: every step, and the seconds of its parts."""
+    profile.lap()
+    with closing(endless(session, temperature, steps, seed)) as events:
+        for step in events:
+            yield step, profile.lap()
+
+
+def endless(session: Session, temperature: float, steps: int, seed: int = 0) -> Generator[Step, None, None]:
+    """The steps of a canvas that never settles."""
     options: dict[str, Any] = dict(
         t_min=temperature, t_max=temperature, confidence=0.0, stability=0, max_tokens=1, seed=seed
     )
-    profile.lap()
     with closing(session.stream(steps=steps, **options)) as events:
         for _ in range(steps):
             step = next(events)
             assert isinstance(step, Step)
-            yield step, profile.lap()
+            yield step
 
 
 class Profile:

@@ -37,6 +37,8 @@ def markdown(report: Report) -> str:
         lines += ["", *together(report.together)]
     if report.budget:
         lines += ["", *budget(report, report.budget)]
+    if report.device:
+        lines += ["", *device(report.device)]
     if report.comparison:
         lines += ["", *against(report.comparison)]
     return "\n".join(lines)
@@ -185,6 +187,24 @@ def budget(report: Report, told: dict[str, Any]) -> list[str]:
     if told["most_ever"] is not None:
         rows.append(["memory ever resident", size_text(told["most_ever"]), f"of {size_text(told['ram'])}"])
     return table([f"within {size_text(told['ram'])}", "", "note"], rows)
+
+
+def device(told: dict[str, Any]) -> list[str]:
+    """What the queues of a GPU make of a step."""
+    queues = max(told["copying"], told["gpu"], told["cpu"])
+    rows = [
+        [
+            "a step, recorded",
+            f"{told['seconds']:.4g} s",
+            "as users have it; the table of parts waits for every operation",
+        ],
+        ["a step, watched", f"{told['wall']:.4g} s", "on the GPU, from its beginning to its end; not recorded"],
+        ["copies", f"{told['copying']:.4g} s", f"{size_text(told['copied'])} of experts"],
+        ["the GPU", f"{told['gpu']:.4g} s", "less what it waited for the others"],
+        ["the CPU", f"{told['cpu']:.4g} s", "computing experts"],
+        ["overlap", f"{told['wall'] / queues if queues else 1.0:.2f}", "a step over its longest queue"],
+    ]
+    return table([f"within {size_text(told['vram'])} of VRAM" if told["vram"] else "on the GPU", "", "note"], rows)
 
 
 def against(told: dict[str, Any]) -> list[str]:

@@ -125,6 +125,7 @@ def main(
     backend: str,
     threads: int | None,
     canvases: int | None,
+    vram: int | None,
     exact: bool,
     ram: int | None,
     json_file: Path | None,
@@ -153,7 +154,7 @@ def main(
         asked = Synthetic(shape, layers, (type_ or "q4_k_m").lower(), seed)
         model = os.fspath(synthetic(asked, cache))
     options: dict[str, Any] = {"backend": backend, "threads": threads, "exact": exact}
-    with telling() as say, Model(model, ram=ram, **options) as opened:
+    with telling() as say, Model(model, ram=ram, vram=vram, **options) as opened:
         if ram is not None:
             say("this machine, for a prediction")
             machine = apart(this_machine, opened.path, **options)

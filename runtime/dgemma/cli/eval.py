@@ -115,6 +115,7 @@ def main(
     approximations: bool,
     backend: str,
     threads: int | None,
+    vram: int | None,
     exact: bool,
     ram: int | None,
     json_file: Path | None,
@@ -145,7 +146,7 @@ def main(
 
     files = [local_model(model) for model in models] or [bundled()]
     arguments: dict[str, Any] = {"backend": backend, "threads": threads}
-    arguments |= {name: value for name, value in (("exact", exact), ("ram", ram)) if value}
+    arguments |= {name: value for name, value in (("exact", exact), ("ram", ram), ("vram", vram)) if value}
     does_tasks = bool(tasks) or not compares
     with telling() as say, Log(results_file) as log:
         base = None

@@ -175,6 +175,7 @@ def main(
     chat: bool,
     backend: str,
     threads: int | None,
+    vram: int | None,
     exact: bool,
     repack: int | None,
     ram: int | None,
@@ -187,7 +188,7 @@ def main(
 ) -> int | None:
     task = Task.take(settings)
     lines, output = settings.pop("batch"), settings.pop("output")
-    opening: dict[str, Any] = dict(backend=backend, threads=threads, exact=exact, repack=repack, ram=ram)
+    opening: dict[str, Any] = dict(backend=backend, threads=threads, exact=exact, repack=repack, ram=ram, vram=vram)
     if output is not None and lines is None:
         raise click.UsageError("-o belongs to --batch FILE")
     if lines is not None:

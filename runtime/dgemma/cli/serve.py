@@ -166,7 +166,7 @@ def context_of(model: Model, wanted: int | None) -> int:
     most: int = model.config.context_length
     if wanted is not None and wanted > most:
         raise click.UsageError(f"--context {wanted} is more than the model's {most}")
-    if wanted is not None or model.ram is None:
+    if wanted is not None or (model.ram is None and model.vram is None):
         return wanted or min(most, DEFAULT_CONTEXT)
     with model.session() as session:  # what a budget leaves
         return session.context

@@ -1,0 +1,62 @@
+/* What the op families of this folder share: the device that a table of operations works on. */
+#ifndef DG_CUDA_H
+#define DG_CUDA_H
+
+#include <mutex>
+
+#include "device.h"
+
+/* The C headers, as C++ reads them; nothing here touches what is atomic. */
+#define _Atomic
+#define _Thread_local thread_local
+extern "C" {
+#include "ops.h"
+#define DG_OP(name, arguments, names) void cuda_##name arguments;
+#include "ops.def"
+#undef DG_OP
+}
+#undef _Atomic
+#undef _Thread_local
+
+struct placed_weight;
+struct expert_homes;
+
+struct gpu {
+    cudaStream_t stream;        /* of all ops */
+    int32_t architecture;       /* 75, 80, ... */
+    int32_t processors;
+    bool exact;                 /* activations are never rounded to fewer bits */
+    cudaError_t failure;        /* the first, and the op that met it; nothing is started after it */
+    const char *failed;
+    bool recording;
+    int32_t *longest;           /* of the table longest_of: the square of its longest row's length, a float */
+    const void *longest_of;
+    expert_homes *homes;        /* where experts are, once they were placed */
+    placed_weight *weights;     /* copies of the file's, WEIGHT_MARGIN bytes longer: loads may run over the end */
+    void *staging;              /* page-locked, STAGING bytes: small copies to the caller */
+    std::recursive_mutex turns; /* ops of several threads follow one another; a recording is one turn */
+};
+enum { STAGING = 1 << 16, WEIGHT_MARGIN = 256 };
+
+static inline gpu *gpu_of(const ops *o) { return static_cast<gpu *>(o->device); }
+
+/* Keeps the first failure; true if all is well. */
+bool gpu_check(gpu *g, cudaError_t status, const char *op);
+
+/* An op's turn: `const turn t(o, "matmul");` first, then t.start(kernel, grid, block, shared, arguments...). */
+struct turn {
+    gpu *g;
+    const char *op;
+    turn(const ops *o, const char *name) : g(gpu_of(o)), op(name) { g->turns.lock(); }
+    ~turn() { g->turns.unlock(); }
+    turn(const turn &) = delete;
+    turn &operator=(const turn &) = delete;
+
+    template <class... P, class... A> void start(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared, A... arguments) const {
+        if (g->failure == cudaSuccess && grid.x && grid.y && grid.z) gpu_check(g, dg_launch(kernel, grid, block, shared, g->stream, arguments...), op);
+    }
+};
+
+static inline unsigned blocks_for(int64_t items, int64_t per_block) { return static_cast<unsigned>((items + per_block - 1) / per_block); }
+
+#endif

@@ -1,0 +1,560 @@
+/* The output head, a stretch of the vocabulary at a time: logits live in one buffer that every stretch overwrites. Of each row
+ * and chunk stay the peak and two sums, of each row and group the likely ids. From these come entropy, argmax, the draw and
+ * the self-conditioning of the next step, whose rows that cannot be told from few ids are computed over all of them. */
+#include "plain.cuh"
+#include "matmul.cuh"
+
+constexpr int THREADS = 256, WARPS = THREADS / WARP, PER_LANE = SOFT_CHUNK / WARP;
+static_assert(WARPS * SOFT_CHUNK == SOFT_GROUP, "a warp takes a chunk");
+
+/* As on the CPU: likely means within REACH nats of the peak. */
+constexpr float REACH = 15.0f;
+
+static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+static unsigned rows_of(int64_t n) { return static_cast<unsigned>(n); }
+
+/* The rows [first, first + SOFT_STRETCH) of a table, as a matrix of its own. */
+static tensor stretch_of(const tensor *table, int64_t first) {
+    tensor view = *table;
+    view.rows = least(SOFT_STRETCH, table->rows - first);
+    view.placed += first * table->row_bytes;
+    return view;
+}
+
+/* Infinity is not hidden. */
+__device__ inline float scaled(float logit, float cap, float temperature) { return (cap * tanhf(logit / cap) + (logit - logit)) / temperature; }
+
+/* ---- One stretch ---- */
+
+struct found {
+    float z;
+    int32_t id;
+};
+__device__ inline bool better(const found &a, const found &b) { return a.z > b.z || (a.z == b.z && a.id < b.id); }
+
+/* A block takes a group of one row: logits z[n][width] of the vocabulary from `first` on. */
+__global__ void DG_HOT(THREADS) group_kernel(soft s, const float *z, int64_t first, int32_t width, int32_t n_vocab, float cap, const float *temperature) {
+    DG_SHARED(float, peaks, WARPS);
+    DG_SHARED(int32_t, counts, WARPS);
+    DG_SHARED(found, bests, 2 * WARPS);
+    const int lane = lane_id(), warp = warp_id();
+    const int64_t row = blockIdx.y;
+    const int32_t begin = static_cast<int32_t>(blockIdx.x) * SOFT_GROUP + warp * SOFT_CHUNK; /* of the warp's chunk, in the stretch */
+    const int64_t group = first / SOFT_GROUP + blockIdx.x, chunk = group * WARPS + warp;
+    float mine[PER_LANE], peak = -INFINITY;
+    DG_UNROLL
+    for (int j = 0; j < PER_LANE; j++) {
+        const int32_t at = begin + j * WARP + lane;
+        mine[j] = at < width ? scaled(z[row * width + at], cap, *temperature) : -INFINITY;
+        peak = mine[j] > peak ? mine[j] : peak;
+    }
+    peak = warp_max(peak);
+    float total = 0.0f, moment = 0.0f;
+    DG_UNROLL
+    for (int j = 0; j < PER_LANE; j++) {
+        if (mine[j] == -INFINITY) continue;
+        const float below = mine[j] - peak, p = expf(below);
+        total += p;
+        moment = fmaf(below, p, moment);
+    }
+    total = warp_sum(total);
+    moment = warp_sum(moment);
+    if (lane == 0) {
+        peaks[warp] = peak;
+        if (chunk * SOFT_CHUNK < n_vocab) s.parts[chunk * s.n + row] = soft_part{peak, total, moment};
+    }
+    block_sync();
+    float highest = peaks[0];
+    for (int w = 1; w < WARPS; w++) highest = peaks[w] > highest ? peaks[w] : highest;
+    const float bar = highest - REACH;
+    int32_t count = 0;
+    DG_UNROLL
+    for (int j = 0; j < PER_LANE; j++) count += count_bits(lanes_where(mine[j] >= bar));
+    if (lane == 0) counts[warp] = count;
+    block_sync();
+    int32_t before = 0, all = 0;
+    for (int w = 0; w < WARPS; w++) {
+        if (w < warp) before += counts[w];
+        all += counts[w];
+    }
+    soft_list *const list = &s.lists[group * s.n + row];
+    const int32_t id = static_cast<int32_t>(first) + begin + lane;
+    if (threadIdx.x == 0) list->count = all < SOFT_GROUP_IDS ? all : SOFT_GROUP_IDS;
+    if (all <= SOFT_GROUP_IDS) { /* in the order of the ids */
+        DG_UNROLL
+        for (int j = 0; j < PER_LANE; j++) {
+            const uint32_t likely = lanes_where(mine[j] >= bar);
+            const int32_t at = before + count_bits(likely & ((1u << lane) - 1u));
+            if (likely >> lane & 1u) {
+                list->ids[at] = id + j * WARP;
+                list->z[at] = mine[j];
+            }
+            before += count_bits(likely);
+        }
+        return;
+    }
+    for (int k = 0; k < SOFT_GROUP_IDS; k++) { /* a flat group: the largest, one after another */
+        found best = {-INFINITY, INT32_MAX};
+        DG_UNROLL
+        for (int j = 0; j < PER_LANE; j++) {
+            const found candidate = {mine[j], id + j * WARP};
+            if (better(candidate, best)) best = candidate;
+        }
+        for (int mask = WARP / 2; mask > 0; mask /= 2) {
+            const found other = {shuffle_xor(best.z, mask), shuffle_xor(best.id, mask)};
+            if (better(other, best)) best = other;
+        }
+        found *const round = bests + k % 2 * WARPS;
+        if (lane == 0) round[warp] = best;
+        block_sync();
+        for (int w = 0; w < WARPS; w++)
+            if (better(round[w], best)) best = round[w];
+        if (threadIdx.x == 0) {
+            list->ids[k] = best.id;
+            list->z[k] = best.z;
+        }
+        DG_UNROLL
+        for (int j = 0; j < PER_LANE; j++)
+            if (id + j * WARP == best.id) mine[j] = -INFINITY;
+    }
+}
+
+/* ---- A row from its parts ---- */
+
+/* Where a sum over items that threads own in stretches passes an aim: thread t's sum is sums[t] (shared). Returns the thread
+ * and, in *before, what comes before it; every thread gets the same. (blockDim.x is THREADS, but unknown to the compiler, which
+ * would unroll these loops until they spill.) */
+__device__ inline int passing(const double *sums, double aim, double *before) {
+    double sum = 0.0;
+    int last = 0;
+    double last_before = 0.0;
+    for (int t = 0; t < static_cast<int>(blockDim.x); t++) {
+        if (sums[t] > 0.0) {
+            last = t;
+            last_before = sum;
+            if (sum + sums[t] > aim) break;
+        }
+        sum += sums[t];
+    }
+    *before = last_before;
+    return last;
+}
+
+__device__ inline double ordered_sum(const double *sums) {
+    double sum = 0.0;
+    for (int t = 0; t < static_cast<int>(blockDim.x); t++) sum += sums[t];
+    return sum;
+}
+
+__global__ void __launch_bounds__(THREADS) merge_kernel(soft s, dg_choice *out, const double *u) {
+    DG_SHARED(float, room, WARPS);
+    DG_SHARED(double, sums, THREADS);
+    DG_SHARED(double, moment_sums, WARPS);
+    DG_SHARED(double, kepts, WARPS);
+    DG_SHARED(int32_t, counts, THREADS);
+    DG_SHARED(int32_t, lowest, WARPS);
+    const int64_t i = blockIdx.x, chunks = (s.n_vocab + SOFT_CHUNK - 1) / SOFT_CHUNK, groups = (s.n_vocab + SOFT_GROUP - 1) / SOFT_GROUP;
+    const int64_t each = (chunks + THREADS - 1) / THREADS, begin = threadIdx.x * each, end = begin + each < chunks ? begin + each : chunks;
+    float peak = -INFINITY;
+    for (int64_t c = begin; c < end; c++) {
+        const float p = s.parts[c * s.n + i].peak;
+        peak = p > peak ? p : peak;
+    }
+    peak = block_max<THREADS>(peak, room);
+    double mine = 0.0, moment = 0.0;
+    const auto share_of = [&](int64_t c, double *below) {
+        *below = static_cast<double>(s.parts[c * s.n + i].peak) - static_cast<double>(peak);
+        return exp(*below);
+    };
+    for (int64_t c = begin; c < end; c++) {
+        const soft_part sums_of = s.parts[c * s.n + i];
+        double below;
+        const double scale = share_of(c, &below);
+        mine += static_cast<double>(sums_of.total) * scale;
+        moment += (static_cast<double>(sums_of.moment) + static_cast<double>(sums_of.total) * below) * scale;
+    }
+    sums[threadIdx.x] = mine;
+    moment = block_sum<THREADS>(moment, moment_sums);
+    const double total = ordered_sum(sums), aim = u[i] * total;
+    double before;
+    const int owner = passing(sums, aim, &before);
+    if (static_cast<int>(threadIdx.x) == owner) {
+        int64_t chosen = -1;
+        double chosen_aim = 0.0, sum = before;
+        for (int64_t c = begin; c < end; c++) {
+            double below;
+            const double scale = share_of(c, &below), share = static_cast<double>(s.parts[c * s.n + i].total) * scale;
+            if (!(share > 0.0)) continue;
+            chosen = c;
+            chosen_aim = (aim - sum) / scale;
+            if (sum + share > aim) break;
+            sum += share;
+        }
+        s.chunks[i] = static_cast<int32_t>(chosen < 0 ? 0 : chosen);
+        s.aims[i] = chosen_aim;
+    }
+
+    double kept = 0.0;
+    int32_t best = INT32_MAX, base = 0;
+    for (int64_t g0 = 0; g0 < groups; g0 += THREADS) {
+        const int64_t g = g0 + threadIdx.x;
+        const soft_list *const list = g < groups ? &s.lists[g * s.n + i] : nullptr;
+        int32_t count = 0;
+        for (int32_t j = 0; list && j < list->count; j++) {
+            if (list->z[j] == peak && list->ids[j] < best) best = list->ids[j];
+            count += list->z[j] >= peak - REACH;
+        }
+        block_sync();
+        counts[threadIdx.x] = count;
+        block_sync();
+        int32_t at = base;
+        for (int t = 0; t < static_cast<int>(blockDim.x); t++) {
+            if (t < static_cast<int>(threadIdx.x)) at += counts[t];
+            base += counts[t];
+        }
+        for (int32_t j = 0; list && j < list->count; j++) {
+            if (list->z[j] < peak - REACH) continue;
+            if (at < SOFT_IDS) {
+                const double share = exp(static_cast<double>(list->z[j]) - static_cast<double>(peak)) / total;
+                s.ids[i * SOFT_IDS + at] = list->ids[j];
+                s.shares[i * SOFT_IDS + at] = static_cast<float>(share);
+                kept += share;
+            }
+            at++;
+        }
+    }
+    kept = block_sum<THREADS>(kept, kepts);
+    best = -block_max<THREADS>(-best, lowest);
+    if (threadIdx.x) return;
+    s.counts[i] = base < SOFT_IDS ? base : SOFT_IDS;
+    s.dropped[i] = kept < 1.0 ? 1.0 - kept : 0.0;
+    s.argmax[i] = best;
+    const double entropy = log(total) - moment / total;
+    const bool finite = total < INFINITY; /* NaN is not */
+    if (!finite) s.argmax[i] = -1;
+    out[i] = finite ? dg_choice{entropy > 0.0 ? static_cast<float>(entropy) : 0.0f, best, best} : dg_choice{NAN, -1, -1};
+}
+
+/* The draw of a row within its chunk, whose logits are z[n][SOFT_CHUNK]: the first id at which the sum passes the aim. */
+__global__ void __launch_bounds__(THREADS) draw_kernel(soft s, dg_choice *out, const float *z, float cap, const float *temperature) {
+    DG_SHARED(double, shares, THREADS);
+    const int64_t i = blockIdx.x, chunk = s.chunks[i], left = s.n_vocab - chunk * SOFT_CHUNK;
+    static_assert(THREADS == SOFT_CHUNK, "a thread per id");
+    const double peak = static_cast<double>(s.parts[chunk * s.n + i].peak);
+    shares[threadIdx.x] = threadIdx.x < left ? exp(static_cast<double>(scaled(z[i * SOFT_CHUNK + threadIdx.x], cap, *temperature)) - peak) : 0.0;
+    block_sync();
+    if (threadIdx.x || out[i].argmax < 0) return;
+    double before;
+    out[i].sample = static_cast<int32_t>(chunk * SOFT_CHUNK) + passing(shares, s.aims[i], &before);
+}
+
+/* ---- The length of a table's longest row ---- */
+
+/* *longest: the squared length as the bits of a float, which order like integers. */
+template <class F> __global__ void __launch_bounds__(WARP) longest_kernel(int32_t *longest, const typename F::block *table, int64_t rows, int64_t cols) {
+    const int64_t row_blocks = cols / F::VALUES;
+    for (int64_t row = blockIdx.x; row < rows; row += gridDim.x) {
+        float square = 0.0f;
+        for (int64_t b = threadIdx.x; b < row_blocks; b += WARP) {
+            float values[F::VALUES];
+            F::decode(table + row * row_blocks + b, values);
+            for (int j = 0; j < F::VALUES; j++) square = fmaf(values[j], values[j], square);
+        }
+        square = warp_sum(square) * (1.0f + 1e-5f); /* more than its own rounding */
+        int32_t bits;
+        memcpy(&bits, &square, sizeof bits);
+        if (threadIdx.x == 0) atomic_max(longest, bits);
+    }
+}
+
+static void find_longest(const turn &t, const tensor *table) {
+    if (t.g->longest_of == table->placed || t.g->failure != cudaSuccess) return;
+    gpu_check(t.g, cudaMemsetAsync(t.g->longest, 0, sizeof *t.g->longest, t.g->stream), t.op);
+    for_format(table->format->id, [&](auto format) {
+        using F = decltype(format);
+        t.start(longest_kernel<F>, dim3(static_cast<unsigned>(least(table->rows, 1024))), dim3(WARP), 0, t.g->longest,
+                reinterpret_cast<const typename F::block *>(table->placed), table->rows, table->cols);
+    });
+    t.g->longest_of = table->placed;
+}
+
+/* ---- The head ---- */
+
+static void head_of(const turn &t, const ops *o, const head_part &canvas, const float *x, const tensor *table, float cap, void *work) {
+    soft *const s = canvas.next;
+    const int64_t n = canvas.n;
+    const float *const temperature = canvas.temperature;
+    if (!s->started) find_longest(t, table); /* a first step is never recorded */
+    s->cap = cap;
+    s->temperature = temperature;
+    cuda_copy(o, s->x, x, static_cast<size_t>(n * table->cols) * sizeof *x);
+    for (int64_t first = 0; first < table->rows; first += SOFT_STRETCH) {
+        const tensor view = stretch_of(table, first);
+        cuda_matmul(o, s->z, x, &view, n, work);
+        t.start(group_kernel, dim3(blocks_for(view.rows, SOFT_GROUP), rows_of(n)), dim3(THREADS), 0, *s, static_cast<const float *>(s->z), first,
+                static_cast<int32_t>(view.rows), static_cast<int32_t>(table->rows), cap, temperature);
+    }
+    t.start(merge_kernel, dim3(rows_of(n)), dim3(THREADS), 0, *s, canvas.out, canvas.u);
+    matmul_gathered(t, s->z, x, table, s->chunks, n, work);
+    t.start(draw_kernel, dim3(rows_of(n)), dim3(THREADS), 0, *s, canvas.out, static_cast<const float *>(s->z), cap, temperature);
+    s->started = true;
+}
+
+void cuda_head(const ops *o, const head_part *parts, int32_t count, const float *x, const tensor *table, int64_t, float cap, void *work) {
+    const turn t(o, "head");
+    for (const head_part *p = parts; p < parts + count; x += p++->n * table->cols) head_of(t, o, *p, x, table, cap, work);
+}
+
+void cuda_logits(const ops *o, float *y, const float *x, const tensor *table, int64_t n, float cap, int32_t *found, int32_t mark, void *work, float *room) {
+    const turn t(o, "logits");
+    for (int64_t first = 0; first < table->rows; first += SOFT_STRETCH) {
+        const tensor view = stretch_of(table, first);
+        cuda_matmul(o, room, x, &view, n, work);
+        cuda_watch(o, found, room, n * view.rows, mark);
+        cuda_softcap(o, room, n * view.rows, cap);
+        const size_t bytes = static_cast<size_t>(view.rows) * sizeof(float);
+        if (t.g->failure == cudaSuccess)
+            gpu_check(t.g, cudaMemcpy2DAsync(y + first, static_cast<size_t>(table->rows) * sizeof(float), room, bytes, bytes, static_cast<size_t>(n), cudaMemcpyDeviceToHost, t.g->stream), t.op);
+    }
+    if (t.g->failure == cudaSuccess) gpu_check(t.g, cudaStreamSynchronize(t.g->stream), t.op);
+}
+
+/* ---- Softmax times the table, a stretch at a time ---- */
+
+/* Of a row so far: the peak, the sum of exp(z - peak), and by what the last stretch's new peak shrinks what was before. */
+struct row_state {
+    float peak, total, shrink;
+};
+
+/* z = exp(z - peak) in place. count: NULL, or how many rows there are. cap 0: z is scaled already. */
+__global__ void __launch_bounds__(THREADS) soften_kernel(row_state *states, float *z, int32_t width, const int32_t *count, bool first, float cap, const float *temperature) {
+    DG_SHARED(float, room, WARPS);
+    DG_SHARED(float, sums, WARPS);
+    if (count && static_cast<int32_t>(blockIdx.x) >= *count) return;
+    z += static_cast<int64_t>(blockIdx.x) * width;
+    const row_state before = first ? row_state{-INFINITY, 0.0f, 0.0f} : states[blockIdx.x];
+    float peak = before.peak;
+    for (int32_t v = threadIdx.x; v < width; v += THREADS) {
+        if (cap > 0.0f) z[v] = scaled(z[v], cap, *temperature);
+        peak = z[v] > peak ? z[v] : peak;
+    }
+    peak = block_max<THREADS>(peak, room);
+    float total = 0.0f;
+    for (int32_t v = threadIdx.x; v < width; v += THREADS) {
+        z[v] = expf(z[v] - peak);
+        total += z[v];
+    }
+    total = block_sum<THREADS>(total, sums);
+    const float shrink = first ? 0.0f : expf(before.peak - peak);
+    if (threadIdx.x == 0) states[blockIdx.x] = row_state{peak, fmaf(before.total, shrink, total), shrink};
+}
+
+/* y[n][cols] = y * shrink + z[n][width] table: a block takes PLAIN rows and 256 columns. */
+constexpr int BLEND_THREADS = 128, BLEND_COLUMNS = 256, BLEND_PITCH = BLEND_COLUMNS + 1;
+template <class F>
+__global__ void __launch_bounds__(BLEND_THREADS) blend_kernel(float *y, const row_state *states, const float *z, const typename F::block *table, int32_t width,
+                                                              int64_t cols, int32_t n, const int32_t *count, bool first) {
+    DG_SHARED(float, values, PLAIN * BLEND_PITCH);
+    DG_SHARED(float, shares, PLAIN * PLAIN);
+    const int32_t first_row = static_cast<int32_t>(blockIdx.y) * PLAIN;
+    if (count) n = *count;
+    if (first_row >= n) return;
+    const int64_t from = static_cast<int64_t>(blockIdx.x) * BLEND_COLUMNS, row_blocks = cols / F::VALUES;
+    const int columns = static_cast<int>(cols - from < BLEND_COLUMNS ? cols - from : BLEND_COLUMNS), per_row = columns / F::VALUES;
+    float sum[PLAIN][2];
+    for (int i = 0; i < PLAIN; i++)
+        for (int c = 0; c < 2; c++) {
+            const int column = static_cast<int>(threadIdx.x) + c * BLEND_THREADS;
+            const bool there = !first && first_row + i < n && column < columns;
+            sum[i][c] = there ? y[(first_row + i) * cols + from + column] * states[first_row + i].shrink : 0.0f;
+        }
+    for (int32_t v = 0; v < width; v += PLAIN) {
+        for (int i = threadIdx.x; i < PLAIN * per_row; i += BLEND_THREADS) {
+            const int r = i % PLAIN, b = i / PLAIN;
+            if (v + r < width) F::decode(table + (v + r) * row_blocks + from / F::VALUES + b, values + r * BLEND_PITCH + b * F::VALUES);
+        }
+        for (int i = threadIdx.x; i < PLAIN * PLAIN; i += BLEND_THREADS) {
+            const int row = i / PLAIN, r = i % PLAIN;
+            shares[i] = first_row + row < n && v + r < width ? z[static_cast<int64_t>(first_row + row) * width + v + r] : 0.0f;
+        }
+        block_sync();
+        const int here = width - v < PLAIN ? width - v : PLAIN;
+        for (int c = 0; c < 2; c++) {
+            const int column = static_cast<int>(threadIdx.x) + c * BLEND_THREADS;
+            if (column < columns)
+                for (int r = 0; r < here; r++)
+                    for (int i = 0; i < PLAIN; i++) sum[i][c] = fmaf(shares[i * PLAIN + r], values[r * BLEND_PITCH + column], sum[i][c]);
+        }
+        block_sync();
+    }
+    for (int i = 0; i < PLAIN; i++)
+        for (int c = 0; c < 2; c++) {
+            const int column = static_cast<int>(threadIdx.x) + c * BLEND_THREADS;
+            if (first_row + i < n && column < columns) y[(first_row + i) * cols + from + column] = sum[i][c];
+        }
+}
+
+/* y[rows[j] or j] = sums[j] / total * scale; y may be sums where rows is NULL. */
+__global__ void finish_kernel(float *y, const float *sums, const row_state *states, const int32_t *rows, const int32_t *count, int64_t cols, float scale) {
+    if (count && static_cast<int32_t>(blockIdx.x) >= *count) return;
+    const int64_t row = rows ? rows[blockIdx.x] : static_cast<int64_t>(blockIdx.x);
+    const float factor = scale / states[blockIdx.x].total;
+    for (int64_t j = threadIdx.x; j < cols; j += blockDim.x) y[row * cols + j] = sums[blockIdx.x * cols + j] * factor;
+}
+
+static void blend(const turn &t, float *y, const row_state *states, const float *z, const tensor *view, int64_t n, const int32_t *count, bool first) {
+    for_format(view->format->id, [&](auto format) {
+        using F = decltype(format);
+        t.start(blend_kernel<F>, dim3(blocks_for(view->cols, BLEND_COLUMNS), blocks_for(n, PLAIN)), dim3(BLEND_THREADS), 0, y, states, z,
+                reinterpret_cast<const typename F::block *>(view->placed), static_cast<int32_t>(view->rows), view->cols, static_cast<int32_t>(n), count, first);
+    });
+}
+
+void cuda_condition(const ops *o, float *y, const float *z, const tensor *table, int64_t n, float scale, float *work) {
+    const turn t(o, "condition");
+    row_state *const states = reinterpret_cast<row_state *>(work + n * least(SOFT_STRETCH, table->rows));
+    for (int64_t first = 0; first < table->rows; first += SOFT_STRETCH) {
+        const tensor view = stretch_of(table, first);
+        const size_t bytes = static_cast<size_t>(view.rows) * sizeof(float);
+        if (t.g->failure == cudaSuccess)
+            gpu_check(t.g, cudaMemcpy2DAsync(work, bytes, z + first, static_cast<size_t>(table->rows) * sizeof(float), bytes, static_cast<size_t>(n), cudaMemcpyHostToDevice, t.g->stream), t.op);
+        t.start(soften_kernel, dim3(rows_of(n)), dim3(THREADS), 0, states, work, static_cast<int32_t>(view.rows), nullptr, first == 0, 0.0f, nullptr);
+        blend(t, y, states, work, &view, n, nullptr, first == 0);
+    }
+    t.start(finish_kernel, dim3(rows_of(n)), dim3(THREADS), 0, y, static_cast<const float *>(y), static_cast<const row_state *>(states), nullptr, nullptr, table->cols, scale);
+}
+
+/* ---- Self-conditioning from few ids ---- */
+
+/* y[row] = the likely ids' rows times their shares; dense[row]: what was left out may matter by more than that part of its
+ * length, or tolerance is negative. */
+template <class F>
+__global__ void __launch_bounds__(BLEND_THREADS) sparse_kernel(float *y, int32_t *dense, soft s, const typename F::block *table, int64_t cols, float scale, const float *longest,
+                                                               float tolerance) {
+    constexpr int AT_ONCE = 8;
+    DG_SHARED(float, values, AT_ONCE * BLEND_PITCH);
+    DG_SHARED(double, squares, BLEND_THREADS / WARP);
+    const int64_t i = blockIdx.x, row_blocks = cols / F::VALUES;
+    const bool pinned = s.pinned && s.pinned[i]; /* such a row is its given id, or nothing */
+    const int32_t count = pinned ? (s.given ? 1 : 0) : s.counts[i];
+    const int32_t *const ids = pinned ? s.given + i : s.ids + i * SOFT_IDS;
+    double square = 0.0;
+    for (int64_t from = 0; from < cols; from += BLEND_COLUMNS) {
+        const int columns = static_cast<int>(cols - from < BLEND_COLUMNS ? cols - from : BLEND_COLUMNS), per_row = columns / F::VALUES;
+        float sum[2] = {0.0f, 0.0f};
+        for (int32_t j = 0; j < count; j += AT_ONCE) {
+            for (int k = threadIdx.x; k < AT_ONCE * per_row; k += BLEND_THREADS) {
+                const int r = k % AT_ONCE, b = k / AT_ONCE;
+                if (j + r < count) F::decode(table + ids[j + r] * row_blocks + from / F::VALUES + b, values + r * BLEND_PITCH + b * F::VALUES);
+            }
+            block_sync();
+            for (int r = 0; r < AT_ONCE && j + r < count; r++) {
+                const float share = (pinned ? 1.0f : s.shares[i * SOFT_IDS + j + r]) * scale;
+                for (int c = 0; c < 2; c++) {
+                    const int column = static_cast<int>(threadIdx.x) + c * BLEND_THREADS;
+                    if (column < columns) sum[c] = fmaf(share, values[r * BLEND_PITCH + column], sum[c]);
+                }
+            }
+            block_sync();
+        }
+        for (int c = 0; c < 2; c++) {
+            const int column = static_cast<int>(threadIdx.x) + c * BLEND_THREADS;
+            if (column >= columns) continue;
+            y[i * cols + from + column] = sum[c];
+            square += static_cast<double>(sum[c]) * static_cast<double>(sum[c]);
+        }
+    }
+    square = block_sum<BLEND_THREADS>(square, squares);
+    if (threadIdx.x == 0) {
+        const double missed = s.dropped[i] * sqrt(static_cast<double>(*longest)) * static_cast<double>(scale);
+        dense[i] = !pinned && (tolerance < 0.0f || missed > static_cast<double>(tolerance) * sqrt(square));
+    }
+}
+
+/* rows[*count] = the dense ones in rising order. */
+__global__ void __launch_bounds__(WARP) list_kernel(int32_t *rows, int32_t *count, const int32_t *dense, int32_t n) {
+    int32_t before = 0;
+    for (int32_t from = 0; from < n; from += WARP) {
+        const int32_t i = from + lane_id();
+        const uint32_t those = lanes_where(i < n && dense[i < n ? i : 0]);
+        if (those >> lane_id() & 1u) rows[before + count_bits(those & ((1u << lane_id()) - 1u))] = i;
+        before += count_bits(those);
+    }
+    if (lane_id() == 0) *count = before;
+}
+
+__global__ void gather_kernel(float *to, const float *x, const int32_t *rows, const int32_t *count, int64_t cols) {
+    if (static_cast<int32_t>(blockIdx.x) >= *count) return;
+    for (int64_t j = threadIdx.x; j < cols; j += blockDim.x) to[blockIdx.x * cols + j] = x[rows[blockIdx.x] * cols + j];
+}
+
+static size_t rounded(size_t bytes) { return (bytes + 255) / 256 * 256; }
+
+void cuda_soften(const ops *o, float *y, const soft *s, const tensor *table, int64_t n, float scale, void *work, float *) {
+    const turn t(o, "soften");
+    const size_t ints = rounded(static_cast<size_t>(n) * sizeof(int32_t)), floats = rounded(static_cast<size_t>(n * table->cols) * sizeof(float));
+    char *at = static_cast<char *>(work);
+    auto *const dense = reinterpret_cast<int32_t *>(at), *const rows = reinterpret_cast<int32_t *>(at + ints), *const count = reinterpret_cast<int32_t *>(at + 2 * ints);
+    auto *const states = reinterpret_cast<row_state *>(at + 2 * ints + 256);
+    at += 2 * ints + 256 + rounded(static_cast<size_t>(n) * sizeof(row_state));
+    auto *const x = reinterpret_cast<float *>(at), *const sums = reinterpret_cast<float *>(at + floats);
+    void *const products = at + 2 * floats;
+    for_format(table->format->id, [&](auto format) {
+        using F = decltype(format);
+        t.start(sparse_kernel<F>, dim3(rows_of(n)), dim3(BLEND_THREADS), 0, y, dense, *s, reinterpret_cast<const typename F::block *>(table->placed), table->cols, scale,
+                reinterpret_cast<const float *>(t.g->longest), t.g->exact ? -1.0f : o->tolerance);
+    });
+    t.start(list_kernel, dim3(1), dim3(WARP), 0, rows, count, static_cast<const int32_t *>(dense), static_cast<int32_t>(n));
+    t.start(gather_kernel, dim3(rows_of(n)), dim3(THREADS), 0, x, static_cast<const float *>(s->x), static_cast<const int32_t *>(rows), static_cast<const int32_t *>(count), table->cols);
+    for (int64_t first = 0; first < table->rows; first += SOFT_STRETCH) { /* nothing where no row is dense */
+        const tensor view = stretch_of(table, first);
+        matmul_counted(t, s->z, x, &view, n, count, products);
+        t.start(soften_kernel, dim3(rows_of(n)), dim3(THREADS), 0, states, s->z, static_cast<int32_t>(view.rows), static_cast<const int32_t *>(count), first == 0, s->cap, s->temperature);
+        blend(t, sums, states, s->z, &view, n, count, first == 0);
+    }
+    t.start(finish_kernel, dim3(rows_of(n)), dim3(THREADS), 0, y, static_cast<const float *>(sums), static_cast<const row_state *>(states), static_cast<const int32_t *>(rows),
+            static_cast<const int32_t *>(count), table->cols, scale);
+}
+
+/* ---- Choices from whole rows ---- */
+
+__global__ void __launch_bounds__(THREADS) choose_kernel(dg_choice *out, const float *z, int64_t n_vocab, const double *u) {
+    DG_SHARED(float, room, WARPS);
+    DG_SHARED(double, sums, THREADS);
+    DG_SHARED(double, moment_sums, WARPS);
+    DG_SHARED(int32_t, lowest, WARPS);
+    const int64_t each = (n_vocab + THREADS - 1) / THREADS, begin = threadIdx.x * each, end = begin + each < n_vocab ? begin + each : n_vocab;
+    z += blockIdx.x * n_vocab;
+    float peak = -INFINITY;
+    for (int64_t v = begin; v < end; v++) peak = z[v] > peak ? z[v] : peak;
+    peak = block_max<THREADS>(peak, room);
+    int32_t best = INT32_MAX;
+    double mine = 0.0, moment = 0.0;
+    for (int64_t v = begin; v < end; v++) {
+        const double below = static_cast<double>(z[v]) - static_cast<double>(peak), p = exp(below);
+        if (z[v] == peak && best == INT32_MAX) best = static_cast<int32_t>(v);
+        mine += p;
+        if (p > 0.0) moment += below * p;
+    }
+    sums[threadIdx.x] = mine;
+    moment = block_sum<THREADS>(moment, moment_sums);
+    best = -block_max<THREADS>(-best, lowest);
+    const double total = ordered_sum(sums), aim = u[blockIdx.x] * total;
+    double before;
+    if (static_cast<int>(threadIdx.x) != passing(sums, aim, &before)) return;
+    int32_t sample = best;
+    double sum = before;
+    for (int64_t v = begin; v < end; v++) {
+        const double p = exp(static_cast<double>(z[v]) - static_cast<double>(peak));
+        if (!(p > 0.0)) continue;
+        sample = static_cast<int32_t>(v);
+        sum += p;
+        if (sum > aim) break;
+    }
+    const double entropy = log(total) - moment / total;
+    out[blockIdx.x] = dg_choice{entropy > 0.0 ? static_cast<float>(entropy) : 0.0f, best, sample};
+}
+
+void cuda_choose(const ops *o, dg_choice *out, const float *z, int64_t n, int64_t n_vocab, const double *u) {
+    turn(o, "choose").start(choose_kernel, dim3(rows_of(n)), dim3(THREADS), 0, out, z, n_vocab, u);
+}

@@ -1,0 +1,63 @@
+/* Activations, rounded once per matrix to what its weights' products take. */
+#ifndef DG_CUDA_ROUNDED_H
+#define DG_CUDA_ROUNDED_H
+
+#include "codes.cuh"
+
+/* STAGE columns of a row in int8; their pitch of nine lines meets no bank twice. What is past the row's end is zero, or never
+ * read where a sub-block begins there. */
+struct alignas(LINE) rounded_stage {
+    int8_t codes[STAGE]; /* -127..127 */
+    union {
+        float scales[STAGE_SUBS]; /* blocks of 32: of each sub-block */
+        struct {                  /* K-quants, one scale per 256 columns: value sums of sub-blocks as two bfloat16 that add up */
+            uint16_t high[STAGE_SUBS], low[STAGE_SUBS];
+        } sums;
+    };
+};
+static_assert(sizeof(rounded_stage) == 9 * LINE, "an odd number of lines");
+
+struct rounded {
+    rounded_stage *stages; /* [n][n_stages] */
+    float *scales;         /* [n][n_stages / 2], K-quants */
+    int32_t n_stages;
+};
+
+static inline int32_t stages_of(int64_t cols) { return static_cast<int32_t>((cols + STAGE - 1) / STAGE); }
+static inline size_t whole_lines(size_t n) { return (n + 255) / 256 * 256; }
+static inline size_t rounded_bytes(int64_t n, int64_t cols) {
+    return whole_lines(static_cast<size_t>(n * stages_of(cols)) * sizeof(rounded_stage)) + whole_lines(static_cast<size_t>(n * (stages_of(cols) / 2)) * sizeof(float));
+}
+static inline rounded rounded_in(void *memory, int64_t n, int64_t cols) {
+    rounded r;
+    r.n_stages = stages_of(cols);
+    r.stages = static_cast<rounded_stage *>(memory);
+    r.scales = reinterpret_cast<float *>(static_cast<char *>(memory) + whole_lines(static_cast<size_t>(n * r.n_stages) * sizeof(rounded_stage)));
+    return r;
+}
+
+/* Four values in int8, a byte each; peak: the largest of those that share the scale peak / 127. */
+__device__ inline uint32_t round_four(const float (&v)[4], float peak) {
+    const float by = peak > 0.0f ? 127.0f / peak : 0.0f;
+    uint32_t codes = 0;
+    DG_UNROLL
+    for (int i = 0; i < 4; i++) {
+        const float code = fminf(fmaxf(rintf(v[i] * by), -127.0f), 127.0f); /* by is infinite below 2^-121 */
+        codes |= (static_cast<uint32_t>(static_cast<int32_t>(code)) & 255u) << 8 * i;
+    }
+    return codes;
+}
+__device__ inline float peak_of(const float (&v)[4]) { return fmaxf(fmaxf(fabsf(v[0]), fabsf(v[1])), fmaxf(fabsf(v[2]), fabsf(v[3]))); }
+
+/* Rounds the sub-block that lanes 8 i .. 8 i + 7 of a warp hold, four values each; all lanes come here. */
+__device__ inline uint32_t round_sub(const float (&v)[4], float *scale) {
+    float peak = peak_of(v);
+    for (int mask = 4; mask > 0; mask /= 2) peak = fmaxf(peak, shuffle_xor(peak, mask));
+    *scale = peak / 127.0f;
+    return round_four(v, peak);
+}
+
+/* r = x[n][cols]; integer: for K-quants, a scale per 256 columns */
+void round_rows(const turn &t, const rounded &r, const float *x, int64_t n, int64_t cols, bool integer);
+
+#endif

@@ -1,0 +1,186 @@
+#include "vram.h"
+
+#include <math.h>
+#include <stdlib.h>
+
+#include "error.h"
+#include "placement.h"
+#include "session.h"
+
+#define GIB 1073741824.0
+enum {
+    SLOTS = 4,                  /* buffers at least: one is filled, one used, and two take up jitter */
+    SLOT = 16 << 20,            /* bytes of one, where the ring holds more of them */
+    AGAIN = 16 << 20,           /* added to the least that is told, so that it does for the next process too */
+};
+
+typedef struct vram {
+    int64_t bytes, taken, reserved; /* the budget; of sessions, now and what the plan leaves them */
+    dg_demand demand;               /* without sessions */
+    bool placed;
+    dg_plan plan;
+    monitor *m;
+} vram;
+
+/* What GPU and CPU are taken for: rates that are the same for every run and any number of threads, so that plans and
+ * with them tokens are too. */
+static dg_machine machine_of(const vram *v) {
+    return (dg_machine){
+        .name = "this machine", .ram = 1e15, .vram = (double)v->bytes, .disk = 2.5e9, .host = 2.5e10, .pcie = 1.2e10, .gpu = 3e11, .gpu_ops = 5e13,
+        .cpu_ops = 1.2e11 * os_processors(),
+    };
+}
+
+static dg_demand demand_of(const vram *v, int64_t sessions) {
+    dg_demand d = v->demand;
+    d.cache_bytes = sessions;
+    return d;
+}
+
+/* The fastest plan in which the GPU has all but experts. */
+static int plan_for(const vram *v, int64_t sessions, dg_plan *plan, dg_error *error) {
+    const dg_demand d = demand_of(v, sessions);
+    dg_machine machine = machine_of(v);
+    int status = dg_plan_make(&d, &machine, -1, v->bytes, plan, error);
+    if (status == DG_OK && !plan->gpu) {
+        machine.cpu_ops = 1.0;
+        status = dg_plan_make(&d, &machine, -1, v->bytes, plan, error);
+    }
+    return status;
+}
+
+static int64_t all_experts(const vram *v) {
+    int64_t all = 0;
+    for (int32_t l = 0; l < v->demand.n_layer; l++) all += v->demand.block_bytes[l] * v->demand.n_expert;
+    return all;
+}
+
+/* The smallest budget beside sessions of so many bytes: experts are all there, or pass through SLOTS buffers. */
+static int64_t least_for(const vram *v, int64_t sessions) {
+    int64_t block = 0;
+    for (int32_t l = 0; l < v->demand.n_layer; l++)
+        if (block < v->demand.block_bytes[l]) block = v->demand.block_bytes[l];
+    const int64_t ring = SLOTS * block, all = all_experts(v);
+    return placement_fixed_vram(&v->demand) + sessions + (all < ring ? all : ring);
+}
+
+static double told(int64_t least) { return ceil((double)(least + AGAIN) / GIB * 100) / 100; }
+
+static int64_t usual_session(const dg_model *m) {
+    const int32_t most = m->config.context_length;
+    return session_bytes(m, most < DG_PLAN_CONTEXT ? most : DG_PLAN_CONTEXT);
+}
+
+/* Experts where the plan says. */
+static int place(dg_model *m, const dg_plan *plan, dg_error *error) {
+    const vram *v = m->vram;
+    const int32_t n = m->config.n_layer;
+    int32_t pinned[DG_MAX_LAYERS], streamed[DG_MAX_LAYERS];
+    int64_t block = 0;
+    for (int32_t l = 0; l < n; l++) {
+        pinned[l] = plan->blocks[DG_WAY_VRAM][l];
+        streamed[l] = plan->blocks[DG_WAY_RAM_GPU][l] + plan->blocks[DG_WAY_DISK_GPU][l];
+        if (block < v->demand.block_bytes[l]) block = v->demand.block_bytes[l];
+    }
+    int64_t slot = plan->vram_ring / SLOTS < SLOT ? plan->vram_ring / SLOTS : SLOT;
+    if (slot < block) slot = block;
+    const expert_plan p = {
+        .layers = m->layers, .n_layer = n, .n_expert = m->config.n_expert, .n_expert_used = m->config.n_expert_used, .pinned = pinned, .streamed = streamed,
+        .slot_bytes = slot, .slots = plan->vram_ring ? (int32_t)(plan->vram_ring / slot) : 0, .rows = session_rows(m),
+    };
+    m->ops->place_experts(m->ops, &p);
+    return ops_status(m->ops, error);
+}
+
+int vram_open(dg_model *m, int64_t bytes, int64_t weights, dg_error *error) {
+    int64_t available;
+    m->ops->available(m->ops, &available);
+    vram *v = m->vram = calloc(1, sizeof *v);
+    if (!v || !(v->m = monitor_new())) return fail(error, DG_ERROR_SYSTEM, "%s: no memory", m->file->path);
+    v->bytes = bytes ? bytes : available - dg_plan_margin((double)available, true);
+    placement_weights(m, &v->demand);
+    v->demand.layer_bytes = 0;
+    v->demand.top_bytes = weights;
+    for (int32_t l = 0; l < m->config.n_layer; l++) {
+        int64_t at[3];
+        v->demand.block_bytes[l] = expert_layout(&m->layers[l], at);
+    }
+    const int64_t session = usual_session(m), least = least_for(v, session);
+    if (bytes > available)
+        return fail(error, DG_ERROR_MEMORY, "a VRAM budget of %.2f GiB cannot be kept: %s has %.2f GiB free", (double)bytes / GIB, m->ops->name, (double)available / GIB);
+    if (v->bytes < least)
+        return fail(error, DG_ERROR_MEMORY, "%s: %s of %.2f GiB cannot be kept: it takes at least %.2f GiB, for a context of %d tokens", m->file->path,
+                    bytes ? "a VRAM budget" : "what is free of the GPU's memory,", (double)v->bytes / GIB, told(least),
+                    m->config.context_length < DG_PLAN_CONTEXT ? m->config.context_length : DG_PLAN_CONTEXT);
+    return DG_OK;
+}
+
+void vram_free(dg_model *m) {
+    if (!m->vram) return;
+    monitor_free(m->vram->m);
+    free(m->vram);
+    m->vram = NULL;
+}
+
+/* With the monitor. */
+static int take(dg_model *m, int64_t taken, int64_t bytes, const char *what, dg_error *error) {
+    vram *v = m->vram;
+    if (taken <= v->reserved) return DG_OK;
+    const int64_t placed = v->placed ? v->plan.vram_used - v->reserved : 0;
+    if (v->placed ? placed + taken > v->bytes : least_for(v, taken) > v->bytes)
+        return fail(error, DG_ERROR_MEMORY, "%s takes %.2f GiB, which a VRAM budget of %.2f GiB does not leave beside the weights%s: %s %.2f GiB", what, (double)bytes / GIB,
+                    (double)v->bytes / GIB, v->taken ? " and what other sessions take" : "", v->placed ? "with experts where they are it takes" : "it takes at least",
+                    told(v->placed ? placed + taken : least_for(v, taken)));
+    if (v->placed) {
+        v->plan.vram_used += taken - v->reserved;
+        v->reserved = taken;
+        return DG_OK;
+    }
+    const int64_t usual = usual_session(m), session = taken < usual && least_for(v, usual) <= v->bytes ? usual : taken;
+    int status = plan_for(v, session, &v->plan, error);
+    if (status == DG_OK) status = place(m, &v->plan, error);
+    if (status == DG_OK) v->placed = true, v->reserved = session;
+    return status;
+}
+
+int vram_take(dg_model *m, int64_t bytes, const char *what, dg_error *error) {
+    vram *v = m->vram;
+    monitor_enter(v->m);
+    const int status = take(m, v->taken + bytes, bytes, what, error);
+    if (status == DG_OK) v->taken += bytes;
+    monitor_leave(v->m);
+    return status;
+}
+
+void vram_give(dg_model *m, int64_t bytes) {
+    monitor_enter(m->vram->m);
+    m->vram->taken -= bytes;
+    monitor_leave(m->vram->m);
+}
+
+int32_t vram_context(const dg_model *m, int32_t most) {
+    const vram *v = m->vram;
+    monitor_enter(v->m);
+    int32_t from = 1;
+    while (from < most) {
+        const int32_t middle = from + (most - from + 1) / 2;
+        const int64_t taken = v->taken + session_bytes(m, middle);
+        const bool fits = taken <= v->reserved || (v->placed ? v->plan.vram_used - v->reserved + taken : least_for(v, taken)) <= v->bytes;
+        if (fits) from = middle;
+        else most = middle - 1;
+    }
+    monitor_leave(v->m);
+    return from;
+}
+
+bool vram_placed(const dg_model *m, dg_plan *out) {
+    const vram *v = m->vram;
+    monitor_enter(v->m);
+    *out = v->plan;
+    const bool placed = v->placed;
+    monitor_leave(v->m);
+    return placed;
+}
+
+bool dg_overlap_watch(dg_model *m, bool watch) { return ops_overlap_watch(m->ops, watch); }
+bool dg_overlap_read(const dg_model *m, dg_overlap *out) { return ops_overlap_read(m->ops, out); }

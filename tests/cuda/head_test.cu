@@ -1,0 +1,186 @@
+/* The head, its draws and the self-conditioning that follows, and the sampler between steps, against the reference. */
+#include "harness.h"
+extern "C" {
+#include "random.h"
+#include "sampler.h"
+}
+
+/* Room of the head op on both sides. */
+struct soft_pair {
+    const both &b;
+    soft plain, gpu;
+    soft_pair(const both &side, int64_t n, int64_t n_vocab, int64_t d) : b(side), plain(soft_new(n, n_vocab, d)) {
+        void *memory = nullptr;
+        soft_lay_out(&gpu, n, n_vocab, d, false, nullptr);
+        b.gpu->reserve(b.gpu, &memory, gpu.bytes);
+        soft_lay_out(&gpu, n, n_vocab, d, false, memory);
+    }
+    ~soft_pair() {
+        b.gpu->release(b.gpu, gpu.memory, gpu.bytes);
+        soft_free(&plain);
+    }
+    soft_pair(const soft_pair &) = delete;
+};
+
+/* Cumulative shares of a row as the reference has them: may the draw with u be this id, rounding allowed for? */
+static bool is_draw(const float *z, int64_t n_vocab, double u, int32_t id, double slack) {
+    double peak = -INFINITY, total = 0.0, below = 0.0, own = 0.0;
+    for (int64_t v = 0; v < n_vocab; v++) peak = static_cast<double>(z[v]) > peak ? static_cast<double>(z[v]) : peak;
+    for (int64_t v = 0; v < n_vocab; v++) {
+        const double p = exp(static_cast<double>(z[v]) - peak);
+        if (v < id) below += p;
+        if (v == id) own = p;
+        total += p;
+    }
+    return u >= below / total - slack && u <= (below + own) / total + slack;
+}
+
+static void test_head(bool exact, int32_t format, int64_t n_vocab, int64_t d, float temperature, float spread) {
+    const both b(exact);
+    const int64_t n = 5;
+    const float cap = 30.0f, scale = 16.0f;
+    const weight table(b, format, d, n_vocab);
+    soft_pair room(b, n, n_vocab, d);
+    paired<float> at(b, std::vector<float>{temperature});
+    paired<double> u(b, std::vector<double>{0.03, 0.31, 0.5, 0.77, 0.995});
+    paired<dg_choice> choices(b, static_cast<size_t>(n));
+    paired<float> y(b, static_cast<size_t>(n * d));
+    paired<uint8_t> work(b, matmul_work(n, d) + soften_work(n, d));
+    const bool which[5] = {false, true, false, false, true};
+    paired<uint8_t> pinned(b, std::vector<uint8_t>{0, 1, 0, 0, 1});
+    paired<int32_t> given(b, std::vector<int32_t>{0, 7, 0, 0, 40});
+    std::vector<float> wide(static_cast<size_t>(n * n_vocab));
+    for (int step = 0; step < 2; step++) {
+        paired<float> x(b, random_floats(n * d, spread));
+        const head_part plain = {n, at.data(), u.data(), choices.data(), &room.plain}, gpu = {n, at.device, u.device, choices.device, &room.gpu};
+        b.plain->head(b.plain, &plain, 1, x.data(), &table.t, n, cap, work.data());
+        b.gpu->head(b.gpu, &gpu, 1, x.device, &table.t, n, cap, work.device);
+        const std::vector<dg_choice> got = choices.fetch();
+        for (int64_t i = 0; i < n; i++) {
+            const dg_choice &want = choices.host[static_cast<size_t>(i)], &is = got[static_cast<size_t>(i)];
+            const float *z = room.plain.z + i * n_vocab;
+            CHECK(is.argmax == want.argmax || z[is.argmax] >= z[want.argmax] - (exact ? 1e-5f : 0.3f) / temperature, "%s: argmax %d, the reference has %d", table.t.format->name, is.argmax, want.argmax);
+            CHECK(fabsf(is.entropy - want.entropy) <= (exact ? 1e-4f : 0.1f) * (1.0f + want.entropy), "%s: entropy %g, the reference has %g", table.t.format->name,
+                  static_cast<double>(is.entropy), static_cast<double>(want.entropy));
+            CHECK(is_draw(z, n_vocab, u.host[static_cast<size_t>(i)], is.sample, exact ? 1e-5 : 0.1), "%s, %d ids: row %d draws %d, the reference %d", table.t.format->name,
+                  static_cast<int>(n_vocab), static_cast<int>(i), is.sample, want.sample);
+        }
+        if (step == 1) { /* two rows are given: one condition on itself, or on nothing */
+            room.plain.pinned = which, room.gpu.pinned = reinterpret_cast<bool *>(pinned.device);
+            room.plain.given = exact ? given.data() : nullptr, room.gpu.given = exact ? given.device : nullptr;
+        }
+        b.plain->soften(b.plain, y.data(), &room.plain, &table.t, n, scale, work.data(), wide.data());
+        b.gpu->soften(b.gpu, y.device, &room.gpu, &table.t, n, scale, work.device, nullptr);
+        const double error = error_between(y.fetch(), y.host);
+        CHECK(error <= (exact ? 1e-5 : 8e-2), "%s, %d ids: the conditioned embedding is off by %g", table.t.format->name, static_cast<int>(n_vocab), error);
+    }
+}
+
+static void test_whole_rows(const both &b) {
+    const int64_t n = 3, n_vocab = SOFT_STRETCH + 700, d = 64;
+    const weight table(b, DG_Q8_0, d, n_vocab);
+    paired<float> x(b, random_floats(n * d, 1.0f)), y(b, static_cast<size_t>(n * d)), room(b, static_cast<size_t>(n * (SOFT_STRETCH + 4)));
+    paired<uint8_t> work(b, matmul_work(n, d));
+    std::vector<float> want(static_cast<size_t>(n * n_vocab)), got(want.size());
+    paired<int32_t> found(b, static_cast<size_t>(1));
+    b.plain->logits(b.plain, want.data(), x.data(), &table.t, n, 30.0f, found.data(), 7, nullptr, nullptr);
+    b.gpu->logits(b.gpu, got.data(), x.device, &table.t, n, 30.0f, found.device, 7, work.device, room.device);
+    CHECK(found.host[0] == 0 && found.fetch()[0] == 0, "NaN or infinity was found where there is none");
+    CHECK(error_between(got, want) <= 2e-6, "whole logits are off by %g", error_between(got, want));
+    b.plain->condition(b.plain, y.data(), want.data(), &table.t, n, 8.0f, nullptr);
+    b.gpu->condition(b.gpu, y.device, want.data(), &table.t, n, 8.0f, room.device);
+    CHECK(error_between(y.fetch(), y.host) <= 1e-5, "conditioned on whole logits: off by %g", error_between(y.fetch(), y.host));
+
+    paired<float> z(b, want);
+    paired<double> u(b, std::vector<double>{0.01, 0.5, 0.99});
+    paired<dg_choice> choices(b, 3);
+    b.plain->choose(b.plain, choices.data(), z.data(), n, n_vocab, u.data());
+    b.gpu->choose(b.gpu, choices.device, z.device, n, n_vocab, u.device);
+    const std::vector<dg_choice> chosen = choices.fetch();
+    for (size_t i = 0; i < 3; i++)
+        CHECK(chosen[i].argmax == choices.host[i].argmax && chosen[i].sample == choices.host[i].sample && fabsf(chosen[i].entropy - choices.host[i].entropy) < 1e-5f,
+              "row %d: argmax %d, sample %d, entropy %g; the reference has %d, %d, %g", static_cast<int>(i), chosen[i].argmax, chosen[i].sample,
+              static_cast<double>(chosen[i].entropy), choices.host[i].argmax, choices.host[i].sample, static_cast<double>(choices.host[i].entropy));
+}
+
+/* Random numbers, acceptance, the stop test and the next canvas: the CPU's, to the bit. */
+static void test_sampler(const both &b, int32_t n, bool pinned) {
+    const int32_t n_vocab = 1000;
+    dg_sampling s = {};
+    s.steps = 5, s.entropy_bound = 0.7f, s.t_min = 0.4f, s.t_max = 0.8f, s.stability = 1, s.confidence = 0.2f;
+    canvas_room plain, gpu;
+    void *memory = nullptr;
+    canvas_lay_out(&plain, n, n_vocab, nullptr);
+    canvas_lay_out(&plain, n, n_vocab, calloc(1, plain.bytes));
+    b.gpu->reserve(b.gpu, &memory, plain.bytes);
+    canvas_lay_out(&gpu, n, n_vocab, memory);
+    std::vector<uint8_t> seen(plain.bytes);
+    const auto same = [&](const void *mine, const void *theirs, size_t bytes, const char *what, int step) {
+        b.gpu->get(b.gpu, seen.data(), theirs, bytes);
+        CHECK(memcmp(seen.data(), mine, bytes) == 0, "%d positions, step %d: %s", n, step, what);
+    };
+    const size_t count = static_cast<size_t>(n);
+    for (int32_t i = 0; pinned && i < n; i += 3) {
+        plain.pins[i] = plain.fixed[i] = true;
+        plain.ids[i] = 900 + i % 50;
+        gpu.free = --plain.free;
+    }
+    b.gpu->put(b.gpu, gpu.pins, plain.pins, count);
+    b.gpu->put(b.gpu, gpu.fixed, plain.fixed, count);
+    b.gpu->put(b.gpu, gpu.ids, plain.ids, count * sizeof *plain.ids);
+    b.plain->begin(b.plain, &plain, 0x123456789abcdefull, 3);
+    b.gpu->begin(b.gpu, &gpu, 0x123456789abcdefull, 3);
+    same(plain.ids, gpu.ids, count * sizeof *plain.ids, "the first canvas", -1);
+    for (int step = 0; step < 5; step++) {
+        b.plain->draw(b.plain, &plain, &s);
+        b.gpu->draw(b.gpu, &gpu, &s);
+        same(plain.u, gpu.u, count * sizeof *plain.u, "u", step);
+        same(plain.random_ids, gpu.random_ids, count * sizeof *plain.random_ids, "random ids", step);
+        for (int32_t i = 0; i < n; i++) { /* equal entropies too; the last steps say the same */
+            const float entropy = step >= 3 ? 0.01f : static_cast<float>(static_cast<int>(uniform() * 8.0)) / 16.0f;
+            plain.choices[i] = dg_choice{entropy, step >= 3 ? i : static_cast<int32_t>(uniform() * 1000.0), static_cast<int32_t>(uniform() * 1000.0)};
+        }
+        b.gpu->put(b.gpu, gpu.choices, plain.choices, count * sizeof *plain.choices);
+        b.plain->settle(b.plain, &plain, &s);
+        b.gpu->settle(b.gpu, &gpu, &s);
+        same(plain.state, gpu.state, sizeof *plain.state, "the state", step);
+        same(plain.argmax, gpu.argmax, count * sizeof *plain.argmax, "argmax", step);
+        same(plain.entropy, gpu.entropy, count * sizeof *plain.entropy, "entropy", step);
+        same(plain.accepted, gpu.accepted, count, "what is accepted", step);
+        same(plain.ids, gpu.ids, count * sizeof *plain.ids, "the next canvas", step);
+        for (int32_t i = 0; i < n; i += 2) plain.accepted[i] = true; /* a caller's word */
+        if (step == 3) {
+            plain.fixed[n / 2] = true; /* final from here on */
+            b.gpu->put(b.gpu, gpu.fixed, plain.fixed, count);
+        }
+        b.gpu->put(b.gpu, gpu.accepted, plain.accepted, count);
+        b.plain->renoise(b.plain, &plain);
+        b.gpu->renoise(b.gpu, &gpu);
+        same(plain.ids, gpu.ids, count * sizeof *plain.ids, "the next canvas, accepted otherwise", step);
+        CHECK(plain.state->converged == (step == 4), "the stop test at step %d", step);
+    }
+    b.gpu->release(b.gpu, gpu.memory, gpu.bytes);
+    free(plain.memory);
+}
+
+static const char *variant = "plain";
+
+static void test(uint64_t seed) {
+    random_state = 1 + seed;
+    const int64_t several = strcmp(variant, "plain") == 0 ? SOFT_STRETCH + SOFT_GROUP + 77 : 2 * SOFT_GROUP + 77;
+    for (bool exact : {true, false}) {
+        test_head(exact, DG_Q8_0, several, 32, 0.05f, 1.0f); /* few likely ids */
+        test_head(exact, DG_Q6_K, 300, 256, 0.05f, 0.3f);
+        test_head(exact, DG_F32, 2100, 32, 2.0f, 0.2f);      /* flat: groups overflow, rows are dense */
+        test_head(exact, DG_BF16, 41, 48, 0.5f, 1.0f);
+    }
+    const both b;
+    test_whole_rows(b);
+    for (int32_t n : {1, 20, 300})
+        for (bool pinned : {false, true}) test_sampler(b, n, pinned && n > 1);
+}
+
+int main(int argc, char **argv) {
+    if (argc > 1) variant = argv[1];
+    return run_seeds("cuda head", argc, argv, test);
+}

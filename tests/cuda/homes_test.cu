@@ -1,0 +1,110 @@
+/* Experts under a plan, some in the device's memory, some passing through a ring of buffers, some left to the CPU: what they
+ * are from their tensors, alone and recorded. */
+#include <memory>
+
+#include "harness.h"
+#include "homes.cuh"
+
+constexpr int LAYERS = 3;
+constexpr int64_t N = 6, K = 3, EXPERTS = 7;
+
+struct shape {
+    int32_t up, down;
+    int64_t d, d_expert;
+};
+struct split {
+    int32_t pinned, streamed, slots, per_slot;
+};
+
+/* Layers with the same arrays twice: placed tensor by tensor, and as a model binds them. */
+struct model {
+    std::vector<std::unique_ptr<weight>> placed;
+    layer layers[LAYERS] = {};
+    model(const both &b, const shape &s) {
+        for (layer &w : layers) {
+            tensor *const each[] = {&w.ffn_gate_exps, &w.ffn_up_exps, &w.ffn_down_exps};
+            for (int i = 0; i < 3; i++) {
+                placed.emplace_back(new weight(b, i == 2 ? s.down : s.up, i == 2 ? s.d_expert : s.d, i == 2 ? s.d : s.d_expert, EXPERTS));
+                *each[i] = placed.back()->t;
+                each[i]->placed = nullptr;
+            }
+        }
+    }
+};
+
+static std::vector<int32_t> some_experts() {
+    std::vector<int32_t> chosen;
+    for (int64_t i = 0; i < N; i++)
+        for (int64_t s = 0; s < K; s++) chosen.push_back(static_cast<int32_t>((i * i + 2 * s + (s == 2)) % EXPERTS)); /* three different ones */
+    return chosen;
+}
+
+static void test_split(bool exact, const shape &s, const split &p) {
+    const both b(exact);
+    const model m(b, s);
+    int32_t pinned[LAYERS], streamed[LAYERS];
+    int64_t at[3];
+    bool beside = false;
+    for (int l = 0; l < LAYERS; l++) {
+        pinned[l] = p.pinned > l ? p.pinned - l : 0;
+        streamed[l] = p.streamed;
+        beside |= pinned[l] + streamed[l] < EXPERTS;
+    }
+    const expert_plan plan = {m.layers, LAYERS, EXPERTS, K, pinned, streamed, p.per_slot * expert_layout(&m.layers[0], at), p.slots, 4};
+    b.gpu->place_experts(b.gpu, &plan);
+
+    std::vector<std::unique_ptr<paired<float>>> x, y, shares;
+    paired<int32_t> experts(b, some_experts());
+    paired<uint8_t> work(b, experts_work(N, K, s.d, s.d_expert, EXPERTS));
+    std::vector<std::vector<float>> want, near;
+    for (int l = 0; l < LAYERS; l++) {
+        x.emplace_back(new paired<float>(b, random_floats(N * s.d, 1.0f)));
+        y.emplace_back(new paired<float>(b, static_cast<size_t>(N * s.d)));
+        shares.emplace_back(new paired<float>(b, random_floats(N * K, 0.5f)));
+        const tensor &gate = m.placed[static_cast<size_t>(3 * l)]->t, &up = m.placed[static_cast<size_t>(3 * l + 1)]->t, &down = m.placed[static_cast<size_t>(3 * l + 2)]->t;
+        b.gpu->experts(b.gpu, y.back()->device, x.back()->device, &gate, &up, &down, experts.device, shares.back()->device, N, K, nullptr, work.device);
+        want.push_back(y.back()->fetch());
+        b.plain->experts(b.plain, y.back()->data(), x.back()->data(), &gate, &up, &down, experts.data(), shares.back()->data(), N, K, nullptr, work.data());
+        near.push_back(y.back()->host);
+    }
+    paired<int32_t> found(b, static_cast<size_t>(1));
+    recording r = {};
+    for (int round = 0; round < 4; round++) { /* alone, fewer layers, recorded, again */
+        const int layers = round == 1 ? LAYERS - 1 : LAYERS;
+        bool replayed = false;
+        const std::vector<float> none(static_cast<size_t>(N * s.d), NAN);
+        for (const auto &each : y) b.gpu->put(b.gpu, each->device, none.data(), none.size() * sizeof(float));
+        if (round >= 2) b.gpu->record(b.gpu, &r, &replayed);
+        CHECK(replayed == (round == 3), "round %d", round);
+        if (!replayed) {
+            b.gpu->begin_pass(b.gpu, layers, found.device);
+            for (int l = 0; l < layers; l++) {
+                const layer &w = m.layers[l];
+                b.gpu->experts(b.gpu, y[static_cast<size_t>(l)]->device, x[static_cast<size_t>(l)]->device, &w.ffn_gate_exps, &w.ffn_up_exps, &w.ffn_down_exps, experts.device,
+                               shares[static_cast<size_t>(l)]->device, N, K, nullptr, work.device);
+            }
+            b.gpu->end_pass(b.gpu);
+        }
+        if (round == 2) b.gpu->recorded(b.gpu, &r);
+        for (int l = 0; l < layers; l++) {
+            const std::vector<float> got = y[static_cast<size_t>(l)]->fetch();
+            const bool same = memcmp(got.data(), want[static_cast<size_t>(l)].data(), got.size() * sizeof(float)) == 0;
+            const double error = error_between(got, near[static_cast<size_t>(l)]);
+            CHECK(same || (beside && error <= (exact ? 5e-6 : 3e-2)), "%s: %d pinned, %d streamed by %d through %d: layer %d, round %d is off by %g",
+                  m.layers[0].ffn_gate_exps.format->name, pinned[l], streamed[l], p.per_slot, p.slots, l, round, error);
+        }
+    }
+    b.gpu->forget(b.gpu, &r);
+}
+
+static void test(uint64_t seed) {
+    const shape exact_shape = {DG_F32, DG_F32, 32, 24}, shapes[] = {{DG_Q8_0, DG_Q8_0, 64, 32}, {DG_Q4_K, DG_Q5_0, 256, 96}, {DG_Q8_0, DG_Q6_K, 64, 256}};
+    const split splits[] = {{EXPERTS, 0, 0, 1}, {0, EXPERTS, 2, 1}, {2, 5, 2, 2}, {2, 3, 4, 1}, {1, 0, 0, 1}, {0, 0, 0, 1}};
+    for (const split &p : splits) {
+        random_state = 1;
+        test_split(true, exact_shape, p);
+        test_split(false, shapes[seed % 3], p);
+    }
+}
+
+int main(int argc, char **argv) { return run_seeds("cuda homes", argc, argv, test); }
