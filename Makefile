@@ -79,26 +79,29 @@ fuzz-files: $(BUILD)/libdgemma.a ## open N=100000 damaged files as models: refus
 
 CLANG   ?= clang
 MINUTES ?= 1
+SEED    ?= 0
 FUZZ     = $(BUILD)/fuzz
 FUZZED   = -O1 -g -fsanitize=address,undefined,float-cast-overflow -fno-sanitize-recover=all -fprofile-instr-generate -fcoverage-mapping
-fuzz: ## fuzz every target MINUTES=1 each (packages clang, llvm), then tell which lines of the readers they reach
-	@set -e; $(MAKE) --no-print-directory BUILD=$(FUZZ) CC='$(CLANG)' CFLAGS='$(FUZZED) -fsanitize=fuzzer-no-link' $(FUZZ)/libdgemma.a; \
+# The kernels read no file: they are those of the plain build.
+FUZZ_OBJECTS = $(SOURCES:%.c=$(FUZZ)/%.o)
+fuzz: $(ISA_OBJECTS:%=$(BUILD)/%) ## fuzz every target MINUTES=1 each, from SEED=0 (0: by chance; packages clang, llvm), then tell which lines of the readers they reach
+	@set -e; $(MAKE) --no-print-directory BUILD=$(FUZZ) CC='$(CLANG)' CFLAGS='$(FUZZED) -fsanitize=fuzzer-no-link' $(FUZZ_OBJECTS); \
 	for t in $(FUZZERS); do \
 		mkdir -p $(FUZZ)/corpus/$$t $(FUZZ)/found; \
-		$(CLANG) $(ALL) $(FUZZED) -fsanitize=fuzzer -Itests/fuzz tests/fuzz/$$t.c $(FUZZ)/libdgemma.a -lm -o $(FUZZ)/$$t; \
+		$(CLANG) $(ALL) $(FUZZED) -fsanitize=fuzzer -Itests/fuzz tests/fuzz/$$t.c $(FUZZ_OBJECTS) $^ -lm -o $(FUZZ)/fuzz-$$t; \
 		echo "== $$t"; \
-		LLVM_PROFILE_FILE=$(FUZZ)/$$t.profraw $(FUZZ)/$$t -max_total_time=$$((60 * $(MINUTES))) -timeout=10 -max_len=65536 -rss_limit_mb=2048 \
+		LLVM_PROFILE_FILE=$(FUZZ)/$$t.profraw $(FUZZ)/fuzz-$$t -seed=$(SEED) -max_total_time=$$((60 * $(MINUTES))) -timeout=10 -max_len=65536 -rss_limit_mb=2048 \
 			-print_final_stats=1 -verbosity=0 -artifact_prefix=$(FUZZ)/found/$$t- $(FUZZ)/corpus/$$t tests/fuzz/corpus/$$t; \
 	done; \
 	llvm-profdata merge -o $(FUZZ)/all.profdata $(FUZZERS:%=$(FUZZ)/%.profraw); \
-	llvm-cov report $(FUZZERS:%=-object $(FUZZ)/%) -instr-profile=$(FUZZ)/all.profdata \
+	llvm-cov report $(addprefix $(FUZZ)/fuzz-,$(firstword $(FUZZERS))) $(patsubst %,-object $(FUZZ)/fuzz-%,$(wordlist 2,99,$(FUZZERS))) -instr-profile=$(FUZZ)/all.profdata \
 		$(wildcard runtime/gguf.c runtime/tokenizer.c runtime/model.c quants/*.h quants/*.c)
 
 fuzz-python: all ## fuzz what Python parses, MINUTES=1 each (installs atheris); what is found goes to build/fuzz/found
 	$(PIP) atheris
 	@set -e; for t in safetensors calls; do \
 		mkdir -p $(FUZZ)/corpus/$$t $(FUZZ)/found; echo "== $$t"; \
-		$(BIN)/python tests/fuzz/parsers.py $$t -max_total_time=$$((60 * $(MINUTES))) -timeout=10 -max_len=65536 -rss_limit_mb=2048 \
+		$(BIN)/python tests/fuzz/parsers.py $$t -seed=$(SEED) -max_total_time=$$((60 * $(MINUTES))) -timeout=10 -max_len=65536 -rss_limit_mb=2048 \
 			-print_final_stats=1 -verbosity=0 -artifact_prefix=$(FUZZ)/found/$$t- $(FUZZ)/corpus/$$t tests/fuzz/corpus/$$t; \
 	done
 

@@ -590,7 +590,9 @@ static bool encode_run(encoder *e, const char *at, size_t n) {
         return false;
     uint32_t n_symbols = 0, k = 0;
     for (size_t i = 0; i < n;) {
-        size_t from = (size_t)utf8_next(at + i, n - i), to = from;
+        const int length = utf8_next(at + i, n - i); /* below 0 behind a special token that ended amid a character */
+        const size_t from = (size_t)(length < 0 ? -length : length);
+        size_t to = from;
         if (at[i] == ' ') memcpy(e->text + k, BLANK, to = 3);
         else memcpy(e->text + k, at + i, from);
         uint32_t hash = hash_text(e->text + k, to);
