@@ -290,7 +290,7 @@ static void head_of(const turn &t, const ops *o, const head_part &canvas, const 
     cuda_copy(o, s->x, x, static_cast<size_t>(n * table->cols) * sizeof *x);
     for (int64_t first = 0; first < table->rows; first += SOFT_STRETCH) {
         const tensor view = stretch_of(table, first);
-        cuda_matmul(o, s->z, x, &view, n, work);
+        matmul_counted(t, s->z, x, &view, n, nullptr, work);
         t.start(group_kernel, dim3(blocks_for(view.rows, SOFT_GROUP), rows_of(n)), dim3(THREADS), 0, *s, static_cast<const float *>(s->z), first,
                 static_cast<int32_t>(view.rows), static_cast<int32_t>(table->rows), cap, temperature);
     }
@@ -309,7 +309,7 @@ void cuda_logits(const ops *o, float *y, const float *x, const tensor *table, in
     const turn t(o, "logits");
     for (int64_t first = 0; first < table->rows; first += SOFT_STRETCH) {
         const tensor view = stretch_of(table, first);
-        cuda_matmul(o, room, x, &view, n, work);
+        matmul_counted(t, room, x, &view, n, nullptr, work);
         cuda_watch(o, found, room, n * view.rows, mark);
         cuda_softcap(o, room, n * view.rows, cap);
         const size_t bytes = static_cast<size_t>(view.rows) * sizeof(float);

@@ -48,7 +48,7 @@ static bool tiled_matmul(const turn &t, float *y, const float *x, const tensor *
 
 void cuda_matmul(const ops *o, float *y, const float *x, const tensor *w, int64_t n, void *work) {
     const turn t(o, "matmul");
-    if (t.g->exact || !tiled_matmul(t, y, x, w, n, nullptr, nullptr, work)) plain_matmul(t, y, x, w, n, nullptr);
+    if (t.g->exact || !tiled_matmul(t, y, x, w, n, nullptr, nullptr, work)) split_matmul(t, y, x, w, n);
 }
 
 void matmul_counted(const turn &t, float *y, const float *x, const tensor *w, int64_t n, const int32_t *count, void *work) {

@@ -52,11 +52,13 @@ __global__ void DG_HOT(SPLITS * WARP) float_matmul_kernel(float *y, const float 
     if (at_row < rows && at < n) y[at * rows + at_row] = total;
 }
 
-void plain_matmul(const turn &t, float *y, const float *x, const tensor *w, int64_t n, const int32_t *count) {
-    if (w->format->id == DG_F32 && w->cols % 4 == 0 && !count) {
+void split_matmul(const turn &t, float *y, const float *x, const tensor *w, int64_t n) {
+    if (w->format->id == DG_F32 && w->cols % 4 == 0)
         t.start(float_matmul_kernel, dim3(blocks_for(w->rows, PLAIN), blocks_for(n, PLAIN)), dim3(SPLITS * WARP), 0, y, x, reinterpret_cast<const float *>(w->placed), n, w->rows, w->cols);
-        return;
-    }
+    else plain_matmul(t, y, x, w, n, nullptr);
+}
+
+void plain_matmul(const turn &t, float *y, const float *x, const tensor *w, int64_t n, const int32_t *count) {
     for_format(w->format->id, [&](auto format) {
         using F = decltype(format);
         t.start(plain_matmul_kernel<F>, dim3(blocks_for(w->rows, PLAIN), blocks_for(n, PLAIN)), dim3(PLAIN_THREADS), 0, y, x,

@@ -38,6 +38,8 @@ __device__ inline void plain_tile(float (&sum)[2], const typename F::block *w, i
 
 /* y[n][w->rows] = x W^T; count: NULL, or where the device finds how many of the n rows there are. */
 void plain_matmul(const turn &t, float *y, const float *x, const tensor *w, int64_t n, const int32_t *count);
+/* The same for all rows, each sum of float32 weights split among warps: as the router's few rows need. */
+void split_matmul(const turn &t, float *y, const float *x, const tensor *w, int64_t n);
 /* As matmul_gathered. */
 void plain_gathered(const turn &t, float *z, const float *x, const tensor *table, const int32_t *chunks, int64_t n);
 

@@ -96,7 +96,7 @@ static void test_gathered(const both &b) {
         for (int64_t i = 0; i < n; i++) chosen.push_back(static_cast<int32_t>(i % 2));
         paired<int32_t> chunks(b, chosen);
         paired<uint8_t> work(b, matmul_work(n, cols));
-        b.gpu->matmul(b.gpu, y.device, x.device, &w.t, n, work.device);
+        matmul_counted(turn(b.gpu, "all"), y.device, x.device, &w.t, n, nullptr, work.device);
         matmul_gathered(turn(b.gpu, "gathered"), z.device, x.device, &w.t, chunks.device, n, work.device);
         const std::vector<float> all = y.fetch(), some = z.fetch();
         int64_t differing = 0;
