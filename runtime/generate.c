@@ -179,11 +179,14 @@ static void start_canvas(dg_generator *g) {
     g->converged = c->free == 0;
 }
 
+/* How much of the canvas the answer has room for. */
+static int32_t answer_room(const dg_generator *g) { return g->start.n ? g->n : smaller(g->n, g->options.max_tokens - g->result.n_ids); }
+
 /* Marks what the answer has of the argmax canvas: pins; and in each hole (a free canvas is one) what stands before its
  * first end id. Returns where the end id of a hole stands that the canvas ends with, or -1. */
 static int32_t mark_answer(dg_generator *g) {
     const dg_config *c = &g->session->model->config;
-    const int32_t n = g->start.n ? g->n : smaller(g->n, g->options.max_tokens - g->result.n_ids);
+    const int32_t n = answer_room(g);
     int32_t end = -1;
     for (int32_t i = 0; i < g->n; i++) {
         const int32_t id = g->seen.argmax[i];
@@ -207,7 +210,7 @@ static int32_t mark_answer(dg_generator *g) {
 static bool commit_beginning(dg_generator *g, bool *more) {
     *more = false;
     if (g->options.commit <= 0.0f) return false;
-    const int32_t n = g->start.n ? g->n : smaller(g->n, g->options.max_tokens - g->result.n_ids);
+    const int32_t n = answer_room(g);
     const canvas_room *c = &g->seen;
     bool ended = false;
     int32_t i = 0;

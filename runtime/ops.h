@@ -74,6 +74,11 @@ typedef struct recording {
     void *graph;
 } recording;
 
+/* Each op's type: op_matmul, ... */
+#define DG_OP(name, arguments, names) typedef void(*op_##name) arguments;
+#include "ops.def"
+#undef DG_OP
+
 struct ops {
     char name[64];
     int32_t key_bytes;    /* of a number in a cache of keys or values */
@@ -85,16 +90,15 @@ struct ops {
     int64_t scratch_floats;
     profile *profile;     /* NULL unless dg_profile_start put its wrappers into this table */
     moments *moments;     /* the same of dg_moments_start */
-#define DG_OP(name, arguments, names) void(*name) arguments;
+#define DG_OP(name, arguments, names) op_##name name;
 #include "ops.def"
 #undef DG_OP
     /* With integer products: their kernels, and the float32 ops that serve formats without one. */
     const struct gemm_set *gemm;
-    void (*float_matmul)(const ops *o, float *y, const float *x, const tensor *w, int64_t n, void *work);
-    void (*float_experts)(const ops *o, float *y, const float *x, const tensor *gate, const tensor *up, const tensor *down,
-                          const int32_t *experts, const float *weights, int64_t n, int64_t k, const expert_feed *feed, void *work);
-    void (*float_head)(const ops *o, const head_part *parts, int32_t n_parts, const float *x, const tensor *table, int64_t n, float cap, void *work);
-    void (*float_soften)(const ops *o, float *y, const soft *s, const tensor *table, int64_t n, float scale, void *work, float *room);
+    op_matmul float_matmul;
+    op_experts float_experts;
+    op_head float_head;
+    op_soften float_soften;
     uint8_t *repacked; /* ops_repack's copies */
     size_t repacked_bytes;
     _Atomic double longest; /* length of the embedding's longest row, 0 until someone asked */

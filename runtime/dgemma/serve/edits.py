@@ -6,7 +6,7 @@ import secrets
 import time
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 from pydantic import Field, create_model
@@ -18,7 +18,7 @@ from dgemma.serve.answers import Began, Canvas, Clock, Ended, Rewritten, Told, T
 from dgemma.serve.canvases import Canvases
 from dgemma.serve.errors import wrong
 from dgemma.serve.parameters import sift
-from dgemma.serve.requests import Common, Own, check_model, effort_of, option_fields, settings_of, valid
+from dgemma.serve.requests import Asked, Common, Own, check_model, delivery, option_fields, settings_of, valid
 from dgemma.session import Session
 from dgemma.tokenizer import Tokenizer
 
@@ -43,21 +43,13 @@ class EditRequest(Common):
 
 
 @dataclass
-class EditWork:
+class EditWork(Asked):
     """What the worker does: one passage, rewritten."""
 
     text: str
     span: tuple[int, int]
     instruction: str
     prompt: list[int]  # about what is encoded: the session that knows most of it is taken
-    need: int  # tokens of context
-    settings: dict[str, Any]
-    events: bool
-    stream: bool
-    usage: bool
-    user: str
-    deadline: float | None
-    ignored: list[str] = field(default_factory=list)
 
 
 def read_edit(body: Any, model: Model, served: str, context: int) -> EditWork:
@@ -67,11 +59,9 @@ def read_edit(body: Any, model: Model, served: str, context: int) -> EditWork:
     check_model(request.model, served)
     own = valid(EditDiffusion, {} if request.diffusion is None else request.diffusion, "diffusion")
     settings = settings_of(request, own)
-    settings["effort"] = effort_of(own)
     settings["lengths"] = own.lengths
     settings["seed"] = secrets.randbits(32) if settings["seed"] is None else settings["seed"]
-    if own.events and not request.stream:
-        raise wrong("diffusion.events needs stream", "diffusion.events")
+    delivered = delivery(request, own, ignored)
     begin, end = (0, len(request.input)) if own.span is None else own.span
     if not 0 <= begin <= end <= len(request.input):
         raise wrong(
@@ -96,14 +86,9 @@ def read_edit(body: Any, model: Model, served: str, context: int) -> EditWork:
         (begin, end),
         request.instruction,
         prompt,
-        min(context, need + len(model.tokenizer.encode(request.input, special=False)) - len(passage)),
-        {name: value for name, value in settings.items() if value is not None},
-        events=own.events,
-        stream=request.stream,
-        usage=request.stream_options is not None and bool(request.stream_options.include_usage),
-        user=request.user,
-        deadline=own.deadline,
-        ignored=ignored,
+        need=min(context, need + len(model.tokenizer.encode(request.input, special=False)) - len(passage)),
+        settings={name: value for name, value in settings.items() if value is not None},
+        **delivered,
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
@@ -127,26 +127,46 @@ class TextRequest(_Answers):
     prompt: str | list[str] | list[int] | list[list[int]]
 
 
-@dataclass
-class Work:
-    """What the worker does: `n` answers to each prompt, from seed, seed + 1, ..., all in one session."""
+@dataclass(kw_only=True)
+class Asked:
+    """What all work has."""
 
-    endpoint: Endpoint
-    prompts: list[list[int]]
-    n: int
-    seed: int
-    settings: dict[str, Any]  # options of generate(), without the seed
+    settings: dict[str, Any]  # generation options
     need: int  # tokens of context
-    marks: bool  # thoughts and calls are told apart
-    thinking: bool  # the prompt ends inside a thought
-    calls: bool  # calls are told as calls; else they are text
-    stops: tuple[str, ...]
     events: bool
     stream: bool
     usage: bool
     user: str
     deadline: float | None
-    ignored: list[str] = field(default_factory=list)
+    ignored: list[str]
+
+
+def delivery(request: Common, own: Own, ignored: list[str]) -> dict[str, Any]:
+    """The fields of Asked that say to whom, how and until when, for any request."""
+    if own.events and not request.stream:
+        raise wrong("diffusion.events needs stream", "diffusion.events")
+    return {
+        "events": own.events,
+        "stream": request.stream,
+        "usage": request.stream_options is not None and bool(request.stream_options.include_usage),
+        "user": request.user,
+        "deadline": own.deadline,
+        "ignored": ignored,
+    }
+
+
+@dataclass
+class Work(Asked):
+    """What the worker does: `n` answers to each prompt, from seed, seed + 1, ..., all in one session."""
+
+    endpoint: Endpoint
+    prompts: list[list[int]]
+    n: int
+    seed: int  # not among the settings
+    marks: bool  # thoughts and calls are told apart
+    thinking: bool  # the prompt ends inside a thought
+    calls: bool  # calls are told as calls; else they are text
+    stops: tuple[str, ...]
 
 
 _Request = TypeVar("_Request", bound=BaseModel)
@@ -167,9 +187,8 @@ def read_request(endpoint: Endpoint, body: Any, model: Model, served: str, conte
     request = valid(ChatRequest, used) if endpoint == "chat" else valid(TextRequest, used)
     check_model(request.model, served)
     own = valid(Diffusion, {} if request.diffusion is None else request.diffusion, "diffusion")
-    settings = settings_of(request, own) | {"effort": effort_of(own)}
-    if own.events and not request.stream:
-        raise wrong("diffusion.events needs stream", "diffusion.events")
+    settings = settings_of(request, own)
+    delivered = delivery(request, own, ignored)
     seed = settings.pop("seed")
     settings = {name: value for name, value in settings.items() if value is not None}
     if isinstance(request, ChatRequest):
@@ -190,18 +209,13 @@ def read_request(endpoint: Endpoint, body: Any, model: Model, served: str, conte
         prompts,
         request.n,
         secrets.randbits(32) if seed is None else seed,
-        settings,
+        settings=settings,
         need=_context_for(model, max(map(len, prompts)), tokens, context),
         marks=templated,
         thinking=templated and opens_thought(model.tokenizer, prompts[0]),
         calls=isinstance(request, ChatRequest) and bool(_tools(request)),
         stops=_stops(request.stop),
-        events=own.events,
-        stream=request.stream,
-        usage=request.stream_options is not None and bool(request.stream_options.include_usage),
-        user=request.user,
-        deadline=own.deadline,
-        ignored=ignored,
+        **delivered,
     )
 
 
@@ -218,13 +232,9 @@ def settings_of(request: Common, own: Own) -> dict[str, Any]:
         if above is not None and settings[name] is not None:
             raise wrong(f"{name} is given twice, here and in diffusion", name)
         settings[name] = settings[name] if above is None else above
-    return settings
-
-
-def effort_of(own: Own) -> str | None:
     if own.effort is not None and own.effort not in efforts():
         raise wrong(f"diffusion.effort must be {', '.join(efforts())}, not {own.effort!r}", "diffusion.effort")
-    return own.effort
+    return settings | {"effort": own.effort}
 
 
 def _above(request: Common, name: str) -> Any:
