@@ -8,7 +8,7 @@
 enum {
     STRIPS = 4, /* of GEMM_ROWS rows: what a thread takes at a time */
     AHEAD = 2,  /* column blocks between asking for the weights and using them */
-    EXPONENT = 0x7f800000, /* of a float32 that is NaN or infinity */
+    TOGETHER = 16, /* rows whose scales share a cache line: a thread rounds them all */
 };
 
 static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -54,25 +54,19 @@ typedef struct rounding {
     const float *values;
 } rounding;
 
-static void quantise_row(void *arg, int64_t i, int32_t thread) {
+static void quantise_row(const rounding *a, int64_t i) {
+    for (int64_t b = 0; b < a->x->cols / a->x->depth; b++) a->set->quantise(a->x, b, i, a->values + i * a->x->cols + b * a->x->depth);
+}
+
+static void quantise_some(void *arg, int64_t item, int32_t thread) {
     const rounding *a = arg;
     (void)thread;
-    for (int64_t b = 0; b < a->x->cols / a->x->depth; b++) {
-        const float *values = a->values + i * a->x->cols + b * a->x->depth;
-        a->set->quantise(a->x, b, i, values);
-        /* Codes hold neither NaN nor infinity: the scales do in their place. */
-        uint32_t worst = 0, bits[16];
-        for (int64_t c = 0; c < a->x->depth; c += 16) {
-            memcpy(bits, values + c, sizeof bits);
-            for (int k = 0; k < 16; k++) worst |= (bits[k] & EXPONENT) == EXPONENT;
-        }
-        for (int64_t s = 0; worst && s < a->x->depth / a->x->step; s++) a->x->scales[(b * a->x->n + i) * (a->x->depth / a->x->step) + s] = NAN;
-    }
+    for (int64_t i = item * TOGETHER; i < least((item + 1) * TOGETHER, a->x->n); i++) quantise_row(a, i);
 }
 
 gemm_input gemm_quantise(const ops *o, const gemm_kernel *k, const float *values, int64_t n, int64_t cols, char **work) {
     const gemm_input x = lay_out(k, n, cols, work);
-    pool_run(o->pool, quantise_row, &(rounding){o->gemm, &x, values}, n);
+    pool_run(o->pool, quantise_some, &(rounding){o->gemm, &x, values}, (n + TOGETHER - 1) / TOGETHER);
     return x;
 }
 
@@ -86,7 +80,9 @@ typedef struct sources {
 
 static sources sources_of(const gemm_strip *s) {
     const bool repacked = s->expert < s->w->n_repacked;
-    sources from = {.count = repacked ? GEMM_ROWS / GEMM_REPACKED : GEMM_ROWS, .together = repacked ? GEMM_REPACKED : 1};
+    sources from; /* not cleared: this is called for every panel */
+    from.count = repacked ? GEMM_ROWS / GEMM_REPACKED : GEMM_ROWS;
+    from.together = repacked ? GEMM_REPACKED : 1;
     for (int64_t i = 0; i < from.count; i++) {
         const int64_t row = s->row + i * from.together;
         from.rows[i] = repacked ? s->w->repacked + (s->expert * gemm_padded(s->w->rows) + row) * s->w->row_bytes
@@ -95,9 +91,10 @@ static sources sources_of(const gemm_strip *s) {
     return from;
 }
 
-/* Asks for one column block of a strip, a cache line at a time. */
-static void prefetch(const sources *from, int64_t at, int64_t bytes) {
-    for (int64_t r = 0; r < from->count; r++)
+/* Asks for one column block of a strip, a cache line at a time: its first half of rows, or its second. More at once than
+ * the processor can wait for would hold up what it computes. */
+static void prefetch(const sources *from, int64_t at, int64_t bytes, int half) {
+    for (int64_t r = half * from->count / 2; r < (half + 1) * from->count / 2; r++)
         for (int64_t i = 0; i < bytes * from->together; i += 64)
             __builtin_prefetch(from->rows[r] + at * from->together + i, 0, 2); /* to L2: L1 is full of the panel */
 }
@@ -109,11 +106,19 @@ void gemm_product(const gemm_kernel *k, gemm_panel *p, const gemm_strip *s, cons
     p->depth = x->depth;
     memset(acc, 0, (size_t)n * GEMM_ROWS * sizeof *acc);
     for (int64_t b = 0; b < blocks; b++) {
-        if (b + ahead < blocks) prefetch(&from, (b + ahead) * bytes, bytes);
-        else if (next) prefetch(&later, (b + ahead - blocks) * bytes, bytes);
+        const sources *then = b + ahead < blocks ? &from : &later;
+        const int64_t at = (b + ahead < blocks ? b + ahead : b + ahead - blocks) * bytes, ask = then == &from || next ? bytes : 0;
+        prefetch(then, at, ask, 0);
         (from.together > 1 ? k->unpack_repacked : k->unpack)(p, from.rows, b);
+        prefetch(then, at, ask, 1);
         k->multiply(p, x, b, tokens, n, acc);
     }
+}
+
+/* Sums of a panel's rows, fewer at a matrix's end. */
+static void put(float *y, const float *acc, int64_t rows) {
+    if (rows >= GEMM_ROWS) memcpy(y, acc, GEMM_ROWS * sizeof *y); /* a constant size: a few moves */
+    else memcpy(y, acc, (size_t)rows * sizeof *y);
 }
 
 gemm_room gemm_room_for(const ops *o, int32_t thread) {
@@ -147,8 +152,7 @@ static void matmul_item(void *arg, int64_t item, int32_t thread) {
         for (int64_t row = item * STRIPS * GEMM_ROWS; row < end; row += GEMM_ROWS) {
             const gemm_strip s = {a->w, 0, row}, next = {a->w, 0, row + GEMM_ROWS};
             gemm_product(a->k, r.panel, &s, next.row < end ? &next : NULL, &a->x, tokens, n, r.acc);
-            const size_t bytes = (size_t)least(GEMM_ROWS, end - row) * sizeof(float);
-            for (int64_t i = 0; i < n; i++) memcpy(a->y + (from + i) * a->w->rows + row, r.acc + i * GEMM_ROWS, bytes);
+            for (int64_t i = 0; i < n; i++) put(a->y + (from + i) * a->w->rows + row, r.acc + i * GEMM_ROWS, end - row);
         }
     }
 }
@@ -189,8 +193,7 @@ static void gate_up_item(void *arg, int64_t item, int32_t thread) {
             gemm_product(a->k, r.panel, &gate, &up, &a->x, a->tokens + from, n, r.acc);
             gemm_product(a->k, r.panel, &up, next.row < end ? &next : NULL, &a->x, a->tokens + from, n, r.other);
             a->o->gemm->gelu_mul(r.acc, r.acc, r.other, n * GEMM_ROWS);
-            const size_t bytes = (size_t)least(GEMM_ROWS, end - row) * sizeof(float);
-            for (int64_t i = 0; i < n; i++) memcpy(a->g.hidden + (from + i) * a->gate->rows + row, r.acc + i * GEMM_ROWS, bytes);
+            for (int64_t i = 0; i < n; i++) put(a->g.hidden + (from + i) * a->gate->rows + row, r.acc + i * GEMM_ROWS, end - row);
         }
     }
 }
@@ -206,8 +209,7 @@ static void down_item(void *arg, int64_t item, int32_t thread) {
         for (int64_t row = begin; row < end; row += GEMM_ROWS) {
             const gemm_strip s = {a->down, e, row}, next = {a->down, e, row + GEMM_ROWS};
             gemm_product(a->k_down, r.panel, &s, next.row < end ? &next : NULL, &a->hidden, places, n, r.acc);
-            const size_t bytes = (size_t)least(GEMM_ROWS, end - row) * sizeof(float);
-            for (int64_t i = 0; i < n; i++) memcpy(a->g.out + a->g.pairs[from + i] * a->down->rows + row, r.acc + i * GEMM_ROWS, bytes);
+            for (int64_t i = 0; i < n; i++) put(a->g.out + a->g.pairs[from + i] * a->down->rows + row, r.acc + i * GEMM_ROWS, end - row);
         }
     }
 }
@@ -216,8 +218,9 @@ static void down_item(void *arg, int64_t item, int32_t thread) {
 static void quantise_hidden(void *arg, int64_t item, int32_t thread) {
     const mixture *a = arg;
     const int64_t e = a->g.list[item];
+    (void)thread;
     const rounding r = {a->o->gemm, &a->hidden, a->g.hidden};
-    for (int64_t i = a->g.start[e]; i < a->g.start[e + 1]; i++) quantise_row((void *)(uintptr_t)&r, i, thread);
+    for (int64_t i = a->g.start[e]; i < a->g.start[e + 1]; i++) quantise_row(&r, i);
 }
 
 static void gemm_experts(const ops *o, float *y, const float *x, const tensor *gate, const tensor *up, const tensor *down, const int32_t *experts,

@@ -61,7 +61,7 @@ typedef struct gemm_set gemm_set;
 struct gemm_set {
     const gemm_kernel *kernels;
     int32_t n_kernels;
-    /* Fills block b of row i from values[depth]. */
+    /* Fills block b of row i from values[depth]. Where a step holds NaN or infinity its scale does: codes cannot. */
     void (*quantise)(const gemm_input *x, int64_t b, int64_t i, const float *values);
     void (*gelu_mul)(float *y, const float *gate, const float *up, int64_t n);
     /* Of a row of the vocabulary: the largest, NaN where one is NaN or infinity; cap * tanh(z / cap) * slope in place; sums of exp(z - peak) and of that
@@ -91,12 +91,13 @@ static inline gemm_token gemm_token_of(const gemm_input *x, int64_t b, int64_t i
     };
 }
 
-/* multiply_<name>: passes the tokens in tiles of TILE; tile(t) works on k[0 .. t), t a constant of 1 .. TILE. */
+/* multiply_<name>: passes the tokens in as few tiles as hold TILE each, all about as large: one token alone would wait for
+ * its own sums. tile(t) works on k[0 .. t), t a constant of 1 .. TILE. */
 #define GEMM_MULTIPLY(name, tile)                                                                                                \
     static void multiply_##name(const gemm_panel *p, const gemm_input *x, int64_t b, const int32_t *tokens, int64_t n, float *acc) { \
-        for (int64_t i = 0; i < n; i += TILE) {                                                                                  \
+        for (int64_t i = 0, left = (n + TILE - 1) / TILE, count; left > 0; i += count, left--) {                                 \
             gemm_token k[8];                                                                                                     \
-            const int count = (int)(n - i < TILE ? n - i : TILE);                                                                \
+            count = (n - i + left - 1) / left;                                                                                   \
             for (int t = 0; t < count; t++) k[t] = gemm_token_of(x, b, tokens ? tokens[i + t] : i + t, acc + (i + t) * GEMM_ROWS); \
             switch (count) {                                                                                                     \
                 case 1: tile(1); break;                                                                                          \

@@ -5,16 +5,23 @@
 #ifndef DG_GEMM_QUANTISE_AVX2_H
 #define DG_GEMM_QUANTISE_AVX2_H
 
+#include <math.h>
+
 static void quantise(const gemm_input *x, int64_t b, int64_t i, const float *values) {
     const int64_t row = b * x->n + i;
     const float most = x->wide ? 4064.0f : 127.0f; /* 32 * 127: what 8 bits hold exactly, 13 do too */
     for (int64_t from = 0; from < x->depth; from += x->step) {
         __m256 peaks = _mm256_setzero_ps();
-        for (int64_t c = from; c < from + x->step; c += 8)
-            peaks = _mm256_max_ps(_mm256_andnot_ps(_mm256_set1_ps(-0.0f), _mm256_loadu_ps(values + c)), peaks);
+        __m256i endless = _mm256_setzero_si256(); /* NaN or infinity: as integers, beyond the largest float */
+        for (int64_t c = from; c < from + x->step; c += 8) {
+            const __m256 size = _mm256_andnot_ps(_mm256_set1_ps(-0.0f), _mm256_loadu_ps(values + c));
+            peaks = _mm256_max_ps(size, peaks);
+            endless = _mm256_or_si256(endless, _mm256_cmpgt_epi32(_mm256_castps_si256(size), _mm256_set1_epi32(0x7f7fffff)));
+        }
         float lanes[8], peak = 0.0f;
         _mm256_storeu_ps(lanes, peaks);
         for (int l = 0; l < 8; l++) peak = lanes[l] > peak ? lanes[l] : peak;
+        if (!_mm256_testz_si256(endless, endless)) peak = NAN;
         const float inverse = peak > 0.0f ? most / peak : 0.0f;
         x->scales[row * (x->depth / x->step) + from / x->step] = peak / most;
         for (int64_t c = from; c < from + x->step; c += 32) {

@@ -99,6 +99,11 @@ INLINE __m128i half_of(panel_rows from, int64_t at) { /* 2 bytes of each of 8 ro
     return _mm_setr_epi16((short)v[0], (short)v[1], (short)v[2], (short)v[3], (short)v[4], (short)v[5], (short)v[6], (short)v[7]);
 }
 
+INLINE __m256 lower_halves(__m256i words) { /* of 8 words, as floats */
+    const __m256i low = _mm256_and_si256(words, _mm256_set1_epi32(0xffff));
+    return _mm256_cvtph_ps(_mm256_castsi256_si128(_mm256_permute4x64_epi64(_mm256_packus_epi32(low, low), 0xd8)));
+}
+
 INLINE __m256 floats_of(panel_rows from, int64_t at) { return _mm256_cvtph_ps(half_of(from, at)); } /* a half of each of 8 rows */
 
 static inline __m256i bytes(int v) { return _mm256_set1_epi8((char)v); }
@@ -198,10 +203,18 @@ INLINE void columns4(panel_rows from, int64_t at, __m256i out[8]) {
     }
 }
 
+/* codes + 16 where byte has a bit of mask's. */
+INLINE __m256i plus16_where(__m256i codes, __m256i byte, __m256i mask) {
+#ifdef __AVX512BW__
+    return _mm256_mask_add_epi8(codes, _mm256_test_epi8_mask(byte, mask), codes, bytes(16));
+#else
+    return _mm256_or_si256(codes, _mm256_and_si256(_mm256_cmpeq_epi8(_mm256_and_si256(byte, mask), mask), bytes(16)));
+#endif
+}
+
 /* Adds the fifth bits: bit 4g + j of a row's 32 belongs to byte j of group g; repacked, bit 8j + g does. */
-INLINE void add_fifth_bits(panel_rows from, int64_t at, __m256i codes[8]) {
-    const __m256i bits = word_of(from, at);
-    if (from.repacked) {
+INLINE void add_fifth_bits(__m256i bits, bool repacked, __m256i codes[8]) {
+    if (repacked) {
         for (int g = 0; g < 8; g++) {
             const __m256i shifted = g < 4 ? _mm256_slli_epi32(bits, 4 - g) : _mm256_srli_epi32(bits, g - 4);
             codes[g] = _mm256_or_si256(codes[g], _mm256_and_si256(shifted, bytes(16)));
@@ -211,16 +224,25 @@ INLINE void add_fifth_bits(panel_rows from, int64_t at, __m256i codes[8]) {
     const __m256i lane = _mm256_setr_epi32(0, 0x04040404, 0x08080808, 0x0c0c0c0c, 0, 0x04040404, 0x08080808, 0x0c0c0c0c);
     for (int g = 0; g < 8; g++) {
         const __m256i mask = _mm256_set1_epi32(g % 2 ? (int)0x80402010 : 0x08040201);
-        const __m256i byte = _mm256_shuffle_epi8(bits, _mm256_add_epi8(lane, bytes(g / 2)));
-        const __m256i set = _mm256_cmpeq_epi8(_mm256_and_si256(byte, mask), mask);
-        codes[g] = _mm256_or_si256(codes[g], _mm256_and_si256(set, bytes(16)));
+        codes[g] = plus16_where(codes[g], _mm256_shuffle_epi8(bits, _mm256_add_epi8(lane, bytes(g / 2))), mask);
     }
 }
 
 INLINE void sub_q5_0(gemm_panel *p, int h, panel_rows from, int64_t at, int64_t s, __m256i codes[8]) {
-    _mm256_store_ps(p->d + s * GEMM_ROWS + 8 * h, floats_of(from, at));
+    __m256 d;
+    __m256i bits;
+    if (from.repacked) {
+        d = floats_of(from, at);
+        bits = word_of(from, at + (int64_t)offsetof(block_q5_0, high));
+    } else { /* both at once: the scale in the lower half of word 0, the bits from its upper half on */
+        __m256i head[4];
+        columns16(from, at, head);
+        d = lower_halves(head[0]);
+        bits = _mm256_or_si256(_mm256_srli_epi32(head[0], 16), _mm256_slli_epi32(head[1], 16));
+    }
+    _mm256_store_ps(p->d + s * GEMM_ROWS + 8 * h, d);
     columns4(from, at + (int64_t)offsetof(block_q5_0, q), codes);
-    add_fifth_bits(from, at + (int64_t)offsetof(block_q5_0, high), codes);
+    add_fifth_bits(bits, from.repacked, codes);
 }
 
 INLINE void sub_q5_1(gemm_panel *p, int h, panel_rows from, int64_t at, int64_t s, __m256i codes[8]) {
@@ -228,7 +250,7 @@ INLINE void sub_q5_1(gemm_panel *p, int h, panel_rows from, int64_t at, int64_t 
     _mm256_store_ps(p->d + s * GEMM_ROWS + 8 * h, d);
     _mm256_store_ps(p->m + s * GEMM_ROWS + 8 * h, _mm256_fmadd_ps(d, _mm256_set1_ps(16.0f), m)); /* d q + m = d (q - 16) + (m + 16 d) */
     columns4(from, at + (int64_t)offsetof(block_q5_1, q), codes);
-    add_fifth_bits(from, at + (int64_t)offsetof(block_q5_1, high), codes);
+    add_fifth_bits(word_of(from, at + (int64_t)offsetof(block_q5_1, high)), from.repacked, codes);
 }
 
 INLINE void sub_q4_0(gemm_panel *p, int h, panel_rows from, int64_t at, int64_t s, __m256i codes[8]) {

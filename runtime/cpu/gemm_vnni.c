@@ -93,7 +93,11 @@ INLINE void k_tile(const gemm_panel *p, const gemm_token *k, int tokens, int sub
 
 INLINE void block_tile(const gemm_panel *p, const gemm_token *k, int tokens, int64_t step, bool minimums, bool is_signed) {
     const int8_t *x[TILE];
-    for (int t = 0; t < tokens; t++) x[t] = k[t].codes;
+    vf total[TILE][HALVES];
+    for (int t = 0; t < tokens; t++) {
+        x[t] = k[t].codes;
+        for (int h = 0; h < HALVES; h++) total[t][h] = vf_load(k[t].acc + LANES * h);
+    }
     for (int64_t from = 0; from < p->depth; from += step) {
         vf sum[TILE][HALVES];
         for (int t = 0; t < tokens; t++)
@@ -112,8 +116,10 @@ INLINE void block_tile(const gemm_panel *p, const gemm_token *k, int tokens, int
             }
         }
         for (int t = 0; t < tokens; t++)
-            for (int h = 0; h < HALVES; h++) add_to(k[t].acc + LANES * h, sum[t][h], vf_set(k[t].scales[from / step]));
+            for (int h = 0; h < HALVES; h++) total[t][h] = vf_fma(sum[t][h], vf_set(k[t].scales[from / step]), total[t][h]);
     }
+    for (int t = 0; t < tokens; t++)
+        for (int h = 0; h < HALVES; h++) vf_store(k[t].acc + LANES * h, total[t][h]);
 }
 
 #define K_Q4(t) k_tile(p, k, t, 32, false, true)
