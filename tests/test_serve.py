@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
@@ -21,15 +22,19 @@ from hypothesis import strategies as st
 from openai.types import completion_create_params as text_params
 from openai.types.chat import completion_create_params as chat_params
 from serving import PATIENCE, Live, get, post, serving, soon
+from starlette.requests import Request
 
 import dgemma
 from dgemma.options import options
+from dgemma.serve.app import Answering
 from dgemma.serve.edits import EditDiffusion, EditRequest
+from dgemma.serve.errors import Refusal
 from dgemma.serve.guard import is_loopback
 from dgemma.serve.parameters import PARAMETERS, parameters
 from dgemma.serve.requests import ChatRequest, Diffusion, TextRequest
 from dgemma.serve.sessions import Pool
 from dgemma.serve.stops import Stops
+from dgemma.serve.worker import Job
 from dgemma.turns import Delta, read
 
 PUZZLE = (Path(__file__).parent / "models" / "sudoku" / "puzzle.txt").read_text()
@@ -327,6 +332,42 @@ def asking(live: Live, body: dict[str, Any]) -> socket.socket:
     connection = socket.create_connection((str(url.host), int(url.port or 0)))
     connection.sendall(head.encode() + text)
     return connection
+
+
+def test_what_a_request_held_goes_with_it(live: Live) -> None:
+    """At once, not when Python next looks for cycles: that is seldom, and a refused body may be megabytes."""
+
+    def held() -> int:
+        return sum(isinstance(each, (Answering, Job, Refusal, Request)) for each in gc.get_objects())
+
+    asked = {"model": live.model, "messages": [{"role": "user", "content": "why"}], "max_tokens": 70}
+    streamed = {**asked, "stream": True}
+    until = [
+        (asked, b'"usage"'),
+        (streamed, b"[DONE]"),
+        (streamed, b"data"),  # and leaves
+        (asked | LONG["extra_body"], b""),
+        ({**asked, "seed": -1}, b"seed"),
+        ({**asked, "model": "gpt"}, b"gpt"),
+        ({**asked, "max_tokens": 10**9}, b"max_tokens"),
+        ({**streamed, "diffusion": {"deadline": 1e-9}}, b"deadline"),
+        ({**asked, "diffusion": {"deadline": 1e-9}}, b"deadline"),
+    ]
+    gc.collect()
+    before = held()
+    gc.disable()
+    try:
+        for body, what in until:
+            with asking(live, body) as connection:
+                connection.settimeout(PATIENCE)
+                heard = b""
+                while what not in heard:
+                    more = connection.recv(1 << 16)
+                    assert more, heard
+                    heard += more
+            soon(lambda: held() <= before, f"what was held for {body} is still there")
+    finally:
+        gc.enable()
 
 
 def test_a_deadline_ends_a_request(live: Live) -> None:

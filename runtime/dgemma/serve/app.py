@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from time import monotonic, time
-from typing import Any
+from typing import Any, TypeAlias
 
 from pydantic_core import from_json
 from starlette.applications import Starlette
@@ -40,6 +40,7 @@ from dgemma.serve.worker import Job, Worker
 log = logging.getLogger("dgemma.serve")
 ALIVE = 15.0  # seconds of silence in a stream before a comment says that it goes on
 AHEAD = 64  # events that a client may be behind before it misses canvases
+Heard: TypeAlias = "asyncio.Queue[Told | Exception | None]"
 CLOSED = 499  # the status in figures of a request whose client left
 
 
@@ -116,6 +117,7 @@ class Server:
             places = traceback.extract_tb(failure.__traceback__)
             where = " < ".join(f"{Path(p.filename).name}:{p.lineno}" for p in reversed(places))
             log.error("internal error, please report it: %s at %s", type(failure).__name__, where)
+        failure.with_traceback(None)  # it holds the frames that hold the failure, and in them the request
         return refusal_of(failure)
 
     async def _no_route(self, request: Request, problem: Exception) -> Response:
@@ -207,23 +209,16 @@ class Answering:
         path: str,
     ) -> None:
         self._server, self.work, self.reply, self.path = server, work, reply, path
-        self._loop = asyncio.get_running_loop()
-        self._events: asyncio.Queue[Told | Exception | None] = asyncio.Queue()
+        self._events: Heard = asyncio.Queue()
         self.began = monotonic()
         self._until = None if deadline is None else self.began + deadline
         self._spoke = False
+        hear = partial(_hear, asyncio.get_running_loop(), self._events)
         if isinstance(work, EditWork):
-            self.job = Job(work.prompt, work.need, partial(rewrites, work), client, self._hear)
+            self.job = Job(work.prompt, work.need, partial(rewrites, work), client, hear)
         else:
-            self.job = Job(work.prompts[0], work.need, partial(answers, work), client, self._hear)
+            self.job = Job(work.prompts[0], work.need, partial(answers, work), client, hear)
         server.worker.submit(self.job)
-
-    def _hear(self, told: Told | Exception | None) -> None:
-        """From the worker's thread. A client that reads slowly misses canvases, never text."""
-        if isinstance(told, Canvas) and self._events.qsize() >= AHEAD:
-            return
-        with suppress(RuntimeError):  # the loop has ended: nobody listens
-            self._loop.call_soon_threadsafe(self._events.put_nowait, told)
 
     def leave(self) -> None:
         self._server.worker.leave(self.job)
@@ -312,6 +307,14 @@ class Events(StreamingResponse):
         finally:
             self._answer.leave()  # at once: the generator may never have begun
             await self._stream.aclose()  # type: ignore[attr-defined]
+
+
+def _hear(loop: asyncio.AbstractEventLoop, events: Heard, told: Told | Exception | None) -> None:
+    """From the worker's thread. A client that reads slowly misses canvases, never text."""
+    if isinstance(told, Canvas) and events.qsize() >= AHEAD:
+        return
+    with suppress(RuntimeError):  # the loop has ended: nobody listens
+        loop.call_soon_threadsafe(events.put_nowait, told)
 
 
 def _event(data: dict[str, Any], name: str | None = None) -> bytes:
