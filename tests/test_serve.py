@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import json
 import os
@@ -32,6 +33,7 @@ from dgemma.serve.errors import Refusal
 from dgemma.serve.guard import is_loopback
 from dgemma.serve.parameters import PARAMETERS, parameters
 from dgemma.serve.requests import ChatRequest, Diffusion, TextRequest
+from dgemma.serve.running import listen
 from dgemma.serve.sessions import Pool
 from dgemma.serve.stops import Stops
 from dgemma.serve.worker import Job
@@ -299,6 +301,27 @@ def test_the_command_wants_a_key_beyond_this_machine() -> None:
     done = subprocess.run(run, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 2 and "--api-key" in done.stderr and done.stderr.count("\n") == 1
     assert is_loopback("::1") and is_loopback("127.9.9.9") and not is_loopback("0.0.0.0") and not is_loopback("::")
+
+
+def test_small_pieces_of_an_answer_are_sent_at_once() -> None:
+    """Else the body waits until the client has confirmed the headers, and each piece of a stream for the one before."""
+
+    async def accepted() -> int:
+        found: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+        def connected(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            found.set_result(writer.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+            writer.close()
+
+        (at,) = listen("127.0.0.1", 0)
+        async with await asyncio.start_server(connected, sock=at):
+            _, writer = await asyncio.open_connection(*at.getsockname())
+            try:
+                return await asyncio.wait_for(found, PATIENCE)
+            finally:
+                writer.close()
+
+    assert asyncio.run(accepted())
 
 
 # ---- several users ----
