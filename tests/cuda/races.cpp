@@ -128,6 +128,11 @@ void __tsan_write_range(void *p, size_t n) { touched(p, n, true, false, PC); }
 void __tsan_vptr_update(void **, void *) {}
 void __tsan_vptr_read(void **) {}
 
+/* The host's atomics, which no kernel has. */
+uint64_t __tsan_atomic64_load(const volatile uint64_t *p, int) { return __atomic_load_n(p, __ATOMIC_SEQ_CST); }
+void __tsan_atomic64_store(volatile uint64_t *p, uint64_t v, int) { __atomic_store_n(p, v, __ATOMIC_SEQ_CST); }
+uint64_t __tsan_atomic64_fetch_add(volatile uint64_t *p, uint64_t v, int) { return __atomic_fetch_add(p, v, __ATOMIC_SEQ_CST); }
+
 /* Of kernels' own calls (linked with --wrap). */
 void *__real_memcpy(void *, const void *, size_t);
 void *__real_memset(void *, int, size_t);
