@@ -143,7 +143,7 @@ static bool tiled_experts(const turn &t, float *y, const float *x, const tensor 
         });
     });
     if (beside) end_beside(t);
-    combine_experts(t, y, m.out, experts, weights, n, k, down->rows, beside ? m.home->pinned + m.home->streamed : static_cast<int32_t>(gate->experts), beside);
+    combine_experts(t, y, m.out, experts, weights, n, k, down->rows, portion_here(m.home, static_cast<int32_t>(gate->experts)), beside);
     return true;
 }
 

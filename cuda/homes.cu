@@ -21,6 +21,7 @@ struct expert_homes {
     int32_t n_layer, n_expert, slots;
     int64_t slot_bytes, rows, k, d;
     std::vector<expert_home> layers;
+    std::vector<int32_t> order, places; /* [n_layer][n_expert] */
     struct job {
         int32_t layer, first, count; /* of its streamed experts */
     };
@@ -60,6 +61,8 @@ expert_matrix expert_matrix_of(const expert_home *h, const tensor *w, int which)
     return expert_matrix{w->placed, w->expert_bytes, h ? h->at : nullptr, h ? h->shift[which] : 0};
 }
 
+portion portion_here(const expert_home *h, int32_t n_expert) { return portion{0, h ? h->pinned + h->streamed : n_expert, h ? h->places : nullptr}; }
+
 /* ---- Placing ---- */
 
 static const tensor *matrix_of(const layer *w, int which) { return which == 0 ? &w->ffn_gate_exps : which == 1 ? &w->ffn_up_exps : &w->ffn_down_exps; }
@@ -80,13 +83,13 @@ static bool place_layer(gpu *g, expert_homes *s, expert_home *h) {
     const auto n = static_cast<size_t>(s->n_expert), piece = static_cast<size_t>(h->bytes);
     if (h->pinned && !check(cudaMalloc(reinterpret_cast<void **>(&h->here), static_cast<size_t>(h->pinned) * piece))) return false;
     if (h->streamed && !check(cudaHostAlloc(reinterpret_cast<void **>(&h->locked), static_cast<size_t>(h->streamed) * piece, 0))) return false;
-    if (!check(cudaMalloc(reinterpret_cast<void **>(&h->at), n * sizeof *h->at))) return false;
+    if (!check(cudaMalloc(reinterpret_cast<void **>(&h->at), n * sizeof *h->at)) || !check(cudaMalloc(reinterpret_cast<void **>(&h->places), n * sizeof *h->places))) return false;
     if (h->pinned && !check(cudaMemsetAsync(h->here, 0, static_cast<size_t>(h->pinned) * piece, g->stream))) return false;
     if (h->locked) memset(h->locked, 0, static_cast<size_t>(h->streamed) * piece);
     std::vector<const unsigned char *> at(n, nullptr);
-    for (int32_t e = 0; e < h->pinned + h->streamed; e++) {
-        const bool here = e < h->pinned;
-        const int32_t i = here ? e : e - h->pinned, job = h->first_job + (here ? 0 : i / h->per_job);
+    for (int32_t place = 0; place < h->pinned + h->streamed; place++) {
+        const bool here = place < h->pinned;
+        const int32_t e = h->order[place], i = here ? place : place - h->pinned, job = h->first_job + (here ? 0 : i / h->per_job);
         unsigned char *const to = (here ? h->here : h->locked) + i * h->bytes;
         at[static_cast<size_t>(e)] = here ? to : s->ring + job % s->slots * s->slot_bytes + i % h->per_job * h->bytes;
         for (int which = 0; which < 3; which++) {
@@ -97,7 +100,9 @@ static bool place_layer(gpu *g, expert_homes *s, expert_home *h) {
             else if (!check(cudaMemcpyAsync(to + h->shift[which], from, bytes, cudaMemcpyHostToDevice, g->stream))) return false;
         }
     }
-    return check(cudaMemcpyAsync(h->at, at.data(), n * sizeof *h->at, cudaMemcpyHostToDevice, g->stream)) && check(cudaStreamSynchronize(g->stream));
+    const int32_t *const places = s->places.data() + (h->order - s->order.data());
+    return check(cudaMemcpyAsync(h->at, at.data(), n * sizeof *h->at, cudaMemcpyHostToDevice, g->stream)) &&
+           check(cudaMemcpyAsync(h->places, places, n * sizeof *places, cudaMemcpyHostToDevice, g->stream)) && check(cudaStreamSynchronize(g->stream));
 }
 
 static bool make_host_room(gpu *g, expert_homes *s, int64_t most) {
@@ -117,9 +122,13 @@ static bool place_plan(gpu *g, expert_homes *s, const expert_plan *p, const ops 
     bool beside = false;
     s->n_layer = p->n_layer, s->n_expert = p->n_expert, s->slots = p->slots, s->slot_bytes = p->slot_bytes;
     s->rows = p->rows, s->k = p->n_expert_used, s->d = p->layers[0].ffn_gate_exps.cols, s->cpu = cpu;
+    s->order.assign(p->order, p->order + static_cast<size_t>(p->n_layer) * static_cast<size_t>(p->n_expert));
+    s->places.resize(s->order.size());
     for (int32_t l = 0; l < p->n_layer; l++) {
         expert_home h = {};
         h.weights = &p->layers[l];
+        h.order = s->order.data() + static_cast<std::ptrdiff_t>(l) * p->n_expert;
+        for (int32_t place = 0; place < p->n_expert; place++) s->places[static_cast<size_t>(l * p->n_expert + h.order[place])] = place;
         h.pinned = p->pinned[l], h.streamed = p->streamed[l];
         h.bytes = expert_layout(h.weights, h.shift);
         h.per_job = static_cast<int32_t>(s->slot_bytes / h.bytes);
@@ -152,6 +161,7 @@ void close_homes(gpu *g) {
     for (const expert_home &h : s->layers) {
         cudaFree(h.here);
         cudaFree(h.at);
+        cudaFree(h.places);
         if (h.locked) cudaFreeHost(h.locked);
     }
     cudaFree(s->ring);
@@ -277,7 +287,7 @@ portion job_arrived(const turn &t, const expert_home *h, int32_t job) {
     const expert_homes *s = t.g->homes;
     const expert_homes::job &j = s->jobs[static_cast<size_t>(job)];
     wait_for(t.g, s->arrived[slot_of(s, job)], t.op);
-    return portion{h->pinned + j.first, h->pinned + j.first + j.count};
+    return portion{h->pinned + j.first, h->pinned + j.first + j.count, h->places};
 }
 
 void job_used(const turn &t, int32_t job) {
@@ -294,11 +304,12 @@ static void compute_beside(void *arg) {
     expert_homes *s = task->homes;
     const layer *w = task->home->weights;
     const int32_t first = task->home->pinned + task->home->streamed;
+    const int32_t *const places = s->places.data() + (task->home->order - s->order.data());
     const int64_t d = s->d;
     const uint64_t began = os_nanoseconds();
     int64_t n = 0;
     for (int64_t p = 0; p < task->n * task->k; p++) {
-        if (s->experts[p] < first) continue;
+        if (places[s->experts[p]] < first) continue;
         s->pairs[static_cast<size_t>(n)] = static_cast<int32_t>(p);
         s->chosen[static_cast<size_t>(n)] = s->experts[p];
         s->shares[static_cast<size_t>(n)] = s->weights[p];

@@ -14,16 +14,22 @@ struct expert_matrix {
     __device__ const unsigned char *of(int32_t e) const { return at ? at[e] + shift : data + e * stride; }
 };
 
-/* Experts [from, to) of a layer: those that a launch is about. */
+/* Experts at places [from, to) of a layer's order: those that a launch is about. */
 struct portion {
     int32_t from, to;
-    __device__ bool has(int32_t e) const { return e >= from && e < to; }
+    const int32_t *places; /* [n_expert], of each expert; NULL: its number */
+    __device__ bool has(int32_t e) const {
+        const int32_t place = places && e >= 0 ? places[e] : e;
+        return place >= from && place < to;
+    }
 };
 
 /* A layer under a plan. */
 struct expert_home {
     const layer *weights;
-    int32_t pinned, streamed;     /* experts [0, pinned) and the next: as expert_plan has them */
+    int32_t pinned, streamed;     /* places [0, pinned) and the next: as expert_plan has them */
+    const int32_t *order;         /* [n_expert] the expert at each place, of the plan's */
+    int32_t *places;              /* [n_expert] its reverse, on the device */
     int64_t shift[3], bytes;      /* of one expert's piece */
     unsigned char *here, *locked; /* pinned pieces on the device; streamed ones in page-locked memory */
     const unsigned char **at;     /* [n_expert], on the device */
@@ -34,6 +40,8 @@ struct expert_home {
 const expert_home *home_of(const gpu *g, const tensor *gate);
 /* Gate, up or down (0, 1, 2) for kernels. */
 expert_matrix expert_matrix_of(const expert_home *h, const tensor *w, int which);
+/* All that the device computes of a layer. */
+portion portion_here(const expert_home *h, int32_t n_expert);
 
 /* The CPU's part of the op, beside what the device does between the two calls: y[n][d] = its experts' share of the sum. */
 bool begin_beside(const turn &t, const expert_home *h, float *y, const float *x, const int32_t *experts, const float *weights, int64_t n, int64_t k);
@@ -46,10 +54,10 @@ void job_used(const turn &t, int32_t job);
 /* Calls compute(portion) for all that the device computes of a layer. */
 template <class F> static inline void for_portions(const turn &t, const expert_home *h, int32_t n_expert, F compute) {
     if (!h) {
-        compute(portion{0, n_expert});
+        compute(portion_here(h, n_expert));
         return;
     }
-    if (h->pinned) compute(portion{0, h->pinned});
+    if (h->pinned) compute(portion{0, h->pinned, h->places});
     for (int32_t job = h->first_job; job < h->first_job + h->n_jobs; job++) {
         compute(job_arrived(t, h, job));
         job_used(t, job);

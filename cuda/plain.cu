@@ -143,17 +143,17 @@ expert_order order_experts(const turn &t, void *memory, const int32_t *experts, 
     return o;
 }
 
-__global__ void combine_kernel(float *y, const float *out, const int32_t *experts, const float *weights, int64_t k, int64_t d, int32_t here, bool more) {
+__global__ void combine_kernel(float *y, const float *out, const int32_t *experts, const float *weights, int64_t k, int64_t d, portion here, bool more) {
     const int64_t i = blockIdx.x;
     for (int64_t j = threadIdx.x; j < d; j += blockDim.x) {
         float sum = more ? y[i * d + j] : 0.0f;
         for (int64_t s = 0; s < k; s++)
-            if (experts[i * k + s] < here) sum = fmaf(weights[i * k + s], out[(i * k + s) * d + j], sum);
+            if (here.has(experts[i * k + s])) sum = fmaf(weights[i * k + s], out[(i * k + s) * d + j], sum);
         y[i * d + j] = sum;
     }
 }
 
-void combine_experts(const turn &t, float *y, const float *out, const int32_t *experts, const float *weights, int64_t n, int64_t k, int64_t d, int32_t here, bool more) {
+void combine_experts(const turn &t, float *y, const float *out, const int32_t *experts, const float *weights, int64_t n, int64_t k, int64_t d, portion here, bool more) {
     t.start(combine_kernel, dim3(static_cast<unsigned>(n)), dim3(256), 0, y, out, experts, weights, k, d, here, more);
 }
 
@@ -205,5 +205,5 @@ void plain_experts(const turn &t, float *y, const float *x, const tensor *gate, 
         });
     });
     if (beside) end_beside(t);
-    combine_experts(t, y, out, experts, weights, n, k, down->rows, beside ? home->pinned + home->streamed : static_cast<int32_t>(gate->experts), beside);
+    combine_experts(t, y, out, experts, weights, n, k, down->rows, portion_here(home, static_cast<int32_t>(gate->experts)), beside);
 }

@@ -56,9 +56,9 @@ struct expert_order {
 /* Bytes of it, and its arrays in `memory`; heights of 16 and more. */
 size_t expert_order_bytes(int64_t n_pairs, int64_t n_expert);
 expert_order order_experts(const turn &t, void *memory, const int32_t *experts, int64_t n_pairs, int64_t n_expert, int32_t height);
-/* y[i][d] = sum over slots, in order, of weights[i][s] * out[i * k + s][d], those of the device's experts [0, here), behind
- * what y has, if it has the CPU's */
-void combine_experts(const turn &t, float *y, const float *out, const int32_t *experts, const float *weights, int64_t n, int64_t k, int64_t d, int32_t here, bool more);
+/* y[i][d] = sum over slots, in order, of weights[i][s] * out[i * k + s][d], those of the device's experts, behind what y
+ * has, if it has the CPU's */
+void combine_experts(const turn &t, float *y, const float *out, const int32_t *experts, const float *weights, int64_t n, int64_t k, int64_t d, portion here, bool more);
 
 void plain_experts(const turn &t, float *y, const float *x, const tensor *gate, const tensor *up, const tensor *down, const int32_t *experts,
                    const float *weights, int64_t n, int64_t k, void *work);

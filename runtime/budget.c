@@ -51,14 +51,9 @@ static void choose(const dg_model *m, const dg_plan *plan) {
     budget *b = m->budget;
     const int32_t n = m->config.n_expert;
     for (int32_t l = 0; l < m->config.n_layer; l++) {
-        const int64_t *tokens = b->prefer + (int64_t)l * n;
         bool *keep = b->keep + (int64_t)l * n;
         memset(keep, 0, (size_t)n * sizeof *keep);
-        for (int32_t e = 0; e < n; e++) { /* insertion: the lower number first among equals */
-            int32_t at = e;
-            for (; at > 0 && tokens[b->order[at - 1]] < tokens[e]; at--) b->order[at] = b->order[at - 1];
-            b->order[at] = e;
-        }
+        placement_order(b->prefer + (int64_t)l * n, n, b->order);
         for (int32_t i = 0; i < plan->blocks[DG_WAY_RAM_CPU][l]; i++) keep[b->order[i]] = true;
     }
 }
@@ -273,6 +268,7 @@ bool dg_model_placed(const dg_model *m, dg_plan *out) {
 
 void dg_model_prefer(dg_model *m, const int64_t *tokens) {
     budget *b = m->budget;
+    if (m->vram) vram_prefer(m, tokens);
     if (!b) return;
     monitor_enter(b->m);
     memcpy(b->prefer, tokens, (size_t)m->config.n_layer * (size_t)m->config.n_expert * sizeof *tokens);

@@ -137,8 +137,8 @@ const char *dg_backend_name(int32_t i);
 
 /* Tokens that each expert was chosen for since the model was opened: counts[n_layer][n_expert]. */
 void dg_model_routing(const dg_model *model, int64_t *counts);
-/* Under a budget experts with more tokens stay in memory first, from the next pass on: tokens[n_layer][n_expert], such as
- * dg_model_routing gave them earlier. */
+/* Under a budget experts with more tokens stay in memory first, from the next pass on; on a device, whose experts stay where
+ * the first session finds them, only before that. tokens[n_layer][n_expert], such as dg_model_routing gave them earlier. */
 void dg_model_prefer(dg_model *model, const int64_t *tokens);
 
 /* What a model under a budget has moved since it was opened. Bytes. */

@@ -44,12 +44,13 @@ typedef struct expert_feed {
     void *self;
 } expert_feed;
 
-/* Where a backend with memory of its own keeps the experts of layers[n_layer]: of a layer's n_expert the first pinned[l] lie
- * there, the next streamed[l] are copied there by every pass, through `slots` buffers of slot_bytes, and the others are
- * computed by the CPU at the same time, for up to `rows` rows at once. */
+/* Where a backend with memory of its own keeps the experts of layers[n_layer]: of a layer's n_expert, in the order of
+ * `order`, the first pinned[l] lie there, the next streamed[l] are copied there by every pass, through `slots` buffers of
+ * slot_bytes, and the others are computed by the CPU at the same time, for up to `rows` rows at once. */
 typedef struct expert_plan {
     const layer *layers;
     int32_t n_layer, n_expert, n_expert_used;
+    const int32_t *order;             /* [n_layer][n_expert]: the numbers of a layer's experts, each once */
     const int32_t *pinned, *streamed; /* [n_layer] */
     int64_t slot_bytes;
     int32_t slots;

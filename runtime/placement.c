@@ -105,6 +105,14 @@ void placement_weights(const dg_model *model, dg_demand *d) {
         d->layer_ops += 2.0 * n * width * (2.0 * config_d_q(c, l) + (c->sliding[l] ? 2.0 : 1.0) * config_d_kv(c, l) + 3.0 * c->d_ffn + c->n_expert);
 }
 
+void placement_order(const int64_t *tokens, int32_t n, int32_t *order) {
+    for (int32_t e = 0; e < n; e++) { /* insertion */
+        int32_t at = e;
+        for (; at > 0 && tokens[order[at - 1]] < tokens[e]; at--) order[at] = order[at - 1];
+        order[at] = e;
+    }
+}
+
 /* ---- The model of time ---- */
 
 static bool hands_over(const int32_t count[DG_WAYS], bool gpu) { return gpu && count[DG_WAY_RAM_CPU] + count[DG_WAY_DISK_CPU] > 0; }

@@ -15,6 +15,8 @@
 void placement_weights(const dg_model *model, dg_demand *d);
 /* What a GPU has to hold beside experts, with driver and kernels. */
 int64_t placement_fixed_vram(const dg_demand *d);
+/* order[n] = a layer's experts, those of most tokens first, the lower number first among equals. */
+void placement_order(const int64_t *tokens, int32_t n, int32_t *order);
 /* The smallest budget of RAM beside this one of VRAM. */
 int64_t placement_least_ram(const dg_demand *d, int64_t vram);
 

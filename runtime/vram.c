@@ -2,6 +2,7 @@
 
 #include <math.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "error.h"
 #include "placement.h"
@@ -19,6 +20,8 @@ typedef struct vram {
     dg_demand demand;               /* without sessions */
     bool placed;
     dg_plan plan;
+    int64_t *prefer;                /* [n_layer][n_expert] tokens: those of most stay first */
+    int32_t *order;                 /* [n_layer][n_expert] the experts of each layer by that */
     monitor *m;
 } vram;
 
@@ -78,6 +81,8 @@ static int place(dg_model *m, const dg_plan *plan, dg_error *error) {
     int32_t pinned[DG_MAX_LAYERS], streamed[DG_MAX_LAYERS];
     int64_t block = 0;
     for (int32_t l = 0; l < n; l++) {
+        const int64_t first = (int64_t)l * m->config.n_expert;
+        placement_order(v->prefer + first, m->config.n_expert, v->order + first);
         pinned[l] = plan->blocks[DG_WAY_VRAM][l];
         streamed[l] = plan->blocks[DG_WAY_RAM_GPU][l] + plan->blocks[DG_WAY_DISK_GPU][l];
         if (block < v->demand.block_bytes[l]) block = v->demand.block_bytes[l];
@@ -85,8 +90,8 @@ static int place(dg_model *m, const dg_plan *plan, dg_error *error) {
     int64_t slot = plan->vram_ring / SLOTS < SLOT ? plan->vram_ring / SLOTS : SLOT;
     if (slot < block) slot = block;
     const expert_plan p = {
-        .layers = m->layers, .n_layer = n, .n_expert = m->config.n_expert, .n_expert_used = m->config.n_expert_used, .pinned = pinned, .streamed = streamed,
-        .slot_bytes = slot, .slots = plan->vram_ring ? (int32_t)(plan->vram_ring / slot) : 0, .rows = session_rows(m),
+        .layers = m->layers, .n_layer = n, .n_expert = m->config.n_expert, .n_expert_used = m->config.n_expert_used, .order = v->order, .pinned = pinned,
+        .streamed = streamed, .slot_bytes = slot, .slots = plan->vram_ring ? (int32_t)(plan->vram_ring / slot) : 0, .rows = session_rows(m),
     };
     m->ops->place_experts(m->ops, &p);
     return ops_status(m->ops, error);
@@ -96,7 +101,9 @@ int vram_open(dg_model *m, int64_t bytes, int64_t weights, dg_error *error) {
     int64_t available;
     m->ops->available(m->ops, &available);
     vram *v = m->vram = calloc(1, sizeof *v);
-    if (!v || !(v->m = monitor_new())) return fail(error, DG_ERROR_SYSTEM, "%s: no memory", m->file->path);
+    const size_t experts = (size_t)m->config.n_layer * (size_t)m->config.n_expert;
+    if (!v || !(v->m = monitor_new()) || !(v->prefer = calloc(experts, sizeof *v->prefer)) || !(v->order = calloc(experts, sizeof *v->order)))
+        return fail(error, DG_ERROR_SYSTEM, "%s: no memory", m->file->path);
     v->bytes = bytes ? bytes : available - dg_plan_margin((double)available, true);
     placement_weights(m, &v->demand);
     v->demand.layer_bytes = 0;
@@ -118,6 +125,8 @@ int vram_open(dg_model *m, int64_t bytes, int64_t weights, dg_error *error) {
 void vram_free(dg_model *m) {
     if (!m->vram) return;
     monitor_free(m->vram->m);
+    free(m->vram->prefer);
+    free(m->vram->order);
     free(m->vram);
     m->vram = NULL;
 }
@@ -171,6 +180,12 @@ int32_t vram_context(const dg_model *m, int32_t most) {
     }
     monitor_leave(v->m);
     return from;
+}
+
+void vram_prefer(dg_model *m, const int64_t *tokens) {
+    monitor_enter(m->vram->m);
+    memcpy(m->vram->prefer, tokens, (size_t)m->config.n_layer * (size_t)m->config.n_expert * sizeof *tokens);
+    monitor_leave(m->vram->m);
 }
 
 bool vram_placed(const dg_model *m, dg_plan *out) {

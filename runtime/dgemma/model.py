@@ -79,8 +79,8 @@ class Model:
     FILE.routing.json is (see save_routing), the experts that were used most stay first. layers: for measuring, run
     through the first so many alone.
     vram: on a GPU (backend="cuda") the most of its memory to hold, in bytes or as "8G", driver and kernels included;
-    experts that do not fit are copied there at every step or computed by the CPU meanwhile, always the same ones.
-    None: what is free, less a margin.
+    experts that do not fit are copied there at every step or computed by the CPU meanwhile, always the same ones: by
+    FILE.routing.json, or by number. None: what is free, less a margin.
     Raises FormatError for a file that is not understood, SystemFailure for one that cannot be read, BackendError,
     MemoryBudgetError, with the least that would do, for a budget that cannot be kept.
     """
@@ -125,7 +125,7 @@ class Model:
         self._threads = int(lib.dg_model_threads(out[0]))
         self._ram = int(options.ram) or None
         self._vram = int(options.vram) or None
-        if self._ram is not None:
+        if self._ram is not None or backend == "cuda":
             prefer_routed(self)
 
     def close(self) -> None:

@@ -1,5 +1,6 @@
 /* Experts under a plan, some in the device's memory, some passing through a ring of buffers, some left to the CPU: what they
  * are from their tensors, alone and recorded. */
+#include <algorithm>
 #include <memory>
 
 #include "harness.h"
@@ -42,15 +43,16 @@ static std::vector<int32_t> some_experts() {
 static void test_split(bool exact, const shape &s, const split &p) {
     const both b(exact);
     const model m(b, s);
-    int32_t pinned[LAYERS], streamed[LAYERS];
+    int32_t pinned[LAYERS], streamed[LAYERS], order[LAYERS][EXPERTS];
     int64_t at[3];
     bool beside = false;
     for (int l = 0; l < LAYERS; l++) {
         pinned[l] = p.pinned > l ? p.pinned - l : 0;
         streamed[l] = p.streamed;
+        for (int32_t e = 0; e < EXPERTS; e++) order[l][(e * (l + 1) + l) % EXPERTS] = e; /* each layer in another order */
         beside |= pinned[l] + streamed[l] < EXPERTS;
     }
-    const expert_plan plan = {m.layers, LAYERS, EXPERTS, K, pinned, streamed, p.per_slot * expert_layout(&m.layers[0], at), p.slots, 4};
+    const expert_plan plan = {m.layers, LAYERS, EXPERTS, K, order[0], pinned, streamed, p.per_slot * expert_layout(&m.layers[0], at), p.slots, 4};
     b.gpu->place_experts(b.gpu, &plan);
 
     std::vector<std::unique_ptr<paired<float>>> x, y, shares;
@@ -92,6 +94,12 @@ static void test_split(bool exact, const shape &s, const split &p) {
             const double error = error_between(got, near[static_cast<size_t>(l)]);
             CHECK(same || (beside && error <= (exact ? 5e-6 : 3e-2)), "%s: %d pinned, %d streamed by %d through %d: layer %d, round %d is off by %g",
                   m.layers[0].ffn_gate_exps.format->name, pinned[l], streamed[l], p.per_slot, p.slots, l, round, error);
+            for (int64_t i = 0; i < N; i++) { /* rows that ask the CPU for nothing are the device's, to the bit */
+                const int32_t *const first = order[l], *const end = first + pinned[l] + streamed[l], *const chosen = &experts.host[static_cast<size_t>(i * K)];
+                if (std::any_of(chosen, chosen + K, [&](int32_t e) { return std::find(first, end, e) == end; })) continue;
+                CHECK(memcmp(&got[static_cast<size_t>(i * s.d)], &want[static_cast<size_t>(l)][static_cast<size_t>(i * s.d)], static_cast<size_t>(s.d) * sizeof(float)) == 0,
+                      "%d pinned, %d streamed: layer %d, row %d has no expert of the CPU's", pinned[l], streamed[l], l, static_cast<int>(i));
+            }
         }
     }
     b.gpu->forget(b.gpu, &r);
