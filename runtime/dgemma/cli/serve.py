@@ -19,7 +19,7 @@ try:
     from dgemma.serve.guard import Guard, is_loopback
     from dgemma.serve.parameters import told
     from dgemma.serve.requests import Diffusion
-    from dgemma.serve.running import Running, listen, log_to_stderr
+    from dgemma.serve.running import Running, listen, log_to_stderr, return_large_blocks
 except ImportError as missing:  # told when the command runs, by name
     MISSING: ImportError | None = missing
 else:
@@ -145,6 +145,7 @@ def main(
         raise click.UsageError("--api-key must not be empty, nor begin or end with a space")
     if api_key is None and not no_auth and not is_loopback(host):
         raise click.UsageError(f"--host {host} is beyond this machine: give --api-key KEY, or --no-auth")
+    return_large_blocks()
     sockets = listen(host, port)
     with Model(model, **opening) as opened:
         limits = Limits(context_of(opened, context), cache, queue, together, max_body, deadline)

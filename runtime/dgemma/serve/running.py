@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import logging
 import signal
 import socket
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import uvicorn
@@ -17,6 +18,7 @@ from dgemma.errors import SystemFailure
 from dgemma.serve.app import Server
 
 HEADERS = 10  # seconds for an idle connection
+M_MMAP_THRESHOLD = -3  # of malloc.h
 
 
 class Running(uvicorn.Server):
@@ -93,6 +95,14 @@ def _listen(family: int, address: Any) -> socket.socket:
         opened.close()
         raise
     return opened
+
+
+def return_large_blocks() -> None:
+    """To the system, as soon as they are free. glibc else keeps blocks of up to 32 MiB once it has seen some, in each
+    thread that reads requests: memory would follow the largest request that each of them ever met.
+    """
+    with suppress(AttributeError):  # another C library
+        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 128 << 10)  # its first value; set, it does not move
 
 
 def log_to_stderr() -> None:
