@@ -486,6 +486,11 @@ def test_the_longest_beginning_wins_within_the_budget(chat_model: dgemma.Model) 
     first, second = (pool.take(ids, 64) for _, ids in kept.values())
     assert first is not second and pool.take([2], 64) is None, "a third beside two is beyond the budget"
     assert pool.bytes <= 2.5 * one
+    pool.give(second)
+    pool.give(first)
+    third = pool.take([2], 64)
+    assert third is first and third.session.length == 0, "the one used longest ago gives its memory"
+    assert pool.bytes <= 2.5 * one
     pool.close()
 
 

@@ -6,13 +6,13 @@ import asyncio
 import json
 import logging
 import traceback
-from collections.abc import AsyncIterator
-from contextlib import suppress
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from time import monotonic, time
-from typing import Any, TypeAlias
+from typing import Any
 
 from pydantic_core import from_json
 from starlette.applications import Starlette
@@ -20,15 +20,17 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
 import dgemma
 from dgemma.errors import Error
 from dgemma.model import Model
 from dgemma.options import efforts, options
-from dgemma.serve.answers import Canvas, Said, Told, answers
+from dgemma.serve.answers import Canvas, Told, answers
 from dgemma.serve.edits import EditReply, EditWork, read_edit, rewrites
 from dgemma.serve.errors import Refusal, refusal_of, wrong
 from dgemma.serve.guard import Guard
+from dgemma.serve.inbox import Inbox
 from dgemma.serve.metrics import Metrics
 from dgemma.serve.page import page_files
 from dgemma.serve.parameters import Endpoint
@@ -39,8 +41,6 @@ from dgemma.serve.worker import Job, Worker
 
 log = logging.getLogger("dgemma.serve")
 ALIVE = 15.0  # seconds of silence in a stream before a comment says that it goes on
-AHEAD = 64  # events that a client may be behind before it misses canvases
-Heard: TypeAlias = "asyncio.Queue[Told | Exception | None]"
 CLOSED = 499  # the status in figures of a request whose client left
 
 
@@ -172,7 +172,7 @@ class Server:
             headers["X-Ignored-Parameters"] = ", ".join(work.ignored)
         if work.stream:
             return Events(answer, headers)
-        return JSONResponse(await answer.whole(request), headers=headers)
+        return JSONResponse(await answer.whole(request.receive), headers=headers)
 
     def _read(self, endpoint: Endpoint, body: bytes) -> Work | EditWork:
         try:
@@ -209,80 +209,76 @@ class Answering:
         path: str,
     ) -> None:
         self._server, self.work, self.reply, self.path = server, work, reply, path
-        self._events: Heard = asyncio.Queue()
+        self._until = None if deadline is None else monotonic() + deadline
         self.began = monotonic()
-        self._until = None if deadline is None else self.began + deadline
-        self._spoke = False
-        hear = partial(_hear, asyncio.get_running_loop(), self._events)
+        self._inbox = inbox = Inbox(server.metrics, work.stream)
         if isinstance(work, EditWork):
-            self.job = Job(work.prompt, work.need, partial(rewrites, work), client, hear)
+            self.job = Job(work.prompt, work.need, partial(rewrites, work), client, inbox.hear)
         else:
-            self.job = Job(work.prompts[0], work.need, partial(answers, work), client, hear)
+            self.job = Job(work.prompts[0], work.need, partial(answers, work), client, inbox.hear)
         server.worker.submit(self.job)
 
     def leave(self) -> None:
-        self._server.worker.leave(self.job)
+        if not self._inbox.over:
+            self._server.worker.leave(self.job)
 
-    async def next(self, patience: float | None = None) -> Told | None:
-        """What comes next; None at the end. Raises a Refusal, or TimeoutError after so many seconds."""
-        left = None if self._until is None else self._until - monotonic()
-        wait = min((each for each in (left, patience) if each is not None), default=None)
-        try:
-            told = await asyncio.wait_for(self._events.get(), None if wait is None else max(wait, 0))
-        except asyncio.TimeoutError:
-            if self._until is None or monotonic() < self._until:
-                raise TimeoutError from None
-            raise Refusal(504, "the deadline of the request has passed", "deadline_exceeded") from None
-        if isinstance(told, Exception):
-            raise told
-        if isinstance(told, Said) and not self._spoke:
-            self._spoke = True
-            self._server.metrics.first.observe(monotonic() - self.began)
-        return told
-
-    async def whole(self, request: Request) -> dict[str, Any]:
-        """The whole answer. Raises ClientDisconnect when nobody waits for it any more."""
-        gone = asyncio.ensure_future(_gone(request))
-        status = CLOSED
+    async def _heard(self, receive: Receive, patience: float | None = None) -> AsyncGenerator[list[Told], None]:
+        """What the worker tells, as much at a time as there is: nothing after so many seconds of silence. Raises what
+        the request fails with, and ClientDisconnect when nobody waits for it any more.
+        """
+        inbox, gone = self._inbox, asyncio.ensure_future(_gone(receive))
         try:
             while True:
-                told = asyncio.ensure_future(self.next())
-                await asyncio.wait([told, gone], return_when=asyncio.FIRST_COMPLETED)
-                if not told.done():
-                    told.cancel()
+                left = None if self._until is None else max(0.0, self._until - monotonic())
+                wait = min((each for each in (left, patience) if each is not None), default=None)
+                await asyncio.wait([inbox.bell, gone], timeout=wait, return_when=asyncio.FIRST_COMPLETED)
+                if gone.done():
                     raise ClientDisconnect
-                if (event := told.result()) is None:
-                    status = 200
-                    return self.reply.whole()
-                for _ in self.reply.hear(event):
-                    pass
+                if self._until is not None and monotonic() >= self._until and not inbox.over:
+                    raise Refusal(504, "the deadline of the request has passed", "deadline_exceeded")
+                silent = not inbox.bell.done()
+                taken = inbox.take()
+                news = [told for told in taken if told is not None and not isinstance(told, Exception)]
+                if news or silent:
+                    yield news
+                if len(news) < len(taken):  # its last is the end
+                    if taken[-1] is not None:
+                        raise taken[-1]
+                    return
+        finally:
+            gone.cancel()
+
+    async def whole(self, receive: Receive) -> dict[str, Any]:
+        """The whole answer. Raises as _heard() does."""
+        status = CLOSED
+        try:
+            async with aclosing(self._heard(receive)) as heard:
+                async for news in heard:
+                    for told in news:
+                        for _ in self.reply.hear(told):
+                            pass
+            status = 200
+            return self.reply.whole()
         except Exception as failure:
             if not isinstance(failure, ClientDisconnect):
                 status = refusal_of(failure).status
             raise
         finally:
-            gone.cancel()
             self.leave()
             self._server.ended(self, status)
 
-    async def stream(self) -> AsyncIterator[bytes]:
+    async def stream(self, receive: Receive) -> AsyncGenerator[bytes, None]:
         """Server-sent events; an error is one too, as the status is sent already."""
         status = CLOSED
         try:
-            while True:
-                try:
-                    told = await self.next(ALIVE)
-                except TimeoutError:
-                    yield b": still at it\n\n"
-                    continue
-                if told is None:
-                    break
-                for chunk in self.reply.hear(told):
-                    yield _event(chunk, "canvas" if isinstance(told, Canvas) and "canvas" in chunk else None)
-            for chunk in self.reply.last():
-                yield _event(chunk)
-            yield b"data: [DONE]\n\n"
+            async with aclosing(self._heard(receive, ALIVE)) as heard:
+                async for news in heard:
+                    if piece := b"".join(map(self._events, news)) if news else b": still at it\n\n":
+                        yield piece
+            yield b"".join(map(_event, self.reply.last())) + b"data: [DONE]\n\n"
             status = 200
+        except ClientDisconnect:
+            pass
         except Exception as failure:
             refusal = self._server._refused(failure)
             status = refusal.status
@@ -292,29 +288,24 @@ class Answering:
             self._server._count(self.path, status, self.began)
             self._server.ended(self, status)
 
+    def _events(self, told: Told) -> bytes:
+        name = "canvas" if isinstance(told, Canvas) else None
+        return b"".join(_event(chunk, name) for chunk in self.reply.hear(told))
+
 
 class Events(StreamingResponse):
     """The stream of a request, which ends with it, however it ends."""
 
     def __init__(self, answer: Answering, headers: dict[str, str]) -> None:
-        self._stream = answer.stream()
-        super().__init__(self._stream, headers=headers, media_type="text/event-stream")
+        super().__init__((), headers=headers, media_type="text/event-stream")
         self._answer = answer
 
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            await super().__call__(scope, receive, send)
+            async with aclosing(self._answer.stream(receive)) as self.body_iterator:
+                await self.stream_response(send)
         finally:
-            self._answer.leave()  # at once: the generator may never have begun
-            await self._stream.aclose()  # type: ignore[attr-defined]
-
-
-def _hear(loop: asyncio.AbstractEventLoop, events: Heard, told: Told | Exception | None) -> None:
-    """From the worker's thread. A client that reads slowly misses canvases, never text."""
-    if isinstance(told, Canvas) and events.qsize() >= AHEAD:
-        return
-    with suppress(RuntimeError):  # the loop has ended: nobody listens
-        loop.call_soon_threadsafe(events.put_nowait, told)
+            self._answer.leave()  # the generator may never have begun
 
 
 def _event(data: dict[str, Any], name: str | None = None) -> bytes:
@@ -322,7 +313,7 @@ def _event(data: dict[str, Any], name: str | None = None) -> bytes:
     return f"{head}data: {json.dumps(data, ensure_ascii=False, separators=(',', ':'))}\n\n".encode("utf-8", "replace")
 
 
-async def _gone(request: Request) -> None:
+async def _gone(receive: Receive) -> None:
     """Returns when the client has."""
-    while (await request.receive())["type"] != "http.disconnect":
+    while (await receive())["type"] != "http.disconnect":
         pass

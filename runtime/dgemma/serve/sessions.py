@@ -23,7 +23,8 @@ class Pool:
     """Sessions of one model within `budget` bytes. One thread's: the worker's.
 
     The one with the longest beginning of a prompt is taken for it. Those that nobody uses give way, the one that was
-    used longest ago first, where there is no room for another. A request that is alone always gets a session.
+    used longest ago first, where there is no room for another: its memory serves again. A request that is alone always
+    gets a session.
     """
 
     def __init__(self, model: Model, context: int, budget: int) -> None:
@@ -54,7 +55,7 @@ class Pool:
         self._takes += 1
         slot.prompt, slot.used = len(prompt), self._takes
         self._taken[slot] = need
-        self._make_room(0)
+        self._make_room()
         return slot
 
     def give(self, slot: Slot, broken: bool = False) -> None:
@@ -64,7 +65,7 @@ class Pool:
             slot.session.close()
         else:
             self._idle.append(slot)
-        self._make_room(0)
+        self._make_room()
 
     def close(self) -> None:
         for slot in [*self._idle, *self._taken]:
@@ -80,25 +81,28 @@ class Pool:
         return shared >= max(1, min(slot.prompt, slot.session.length) - shared)
 
     def _new(self, need: int) -> Slot | None:
-        """Another session where there is room, or room can be made of those that nobody uses."""
-        self._make_room(self._model.session_bytes(need))
+        """Another session where there is room, or else the one that was used longest ago, emptied."""
+        if self._idle and self.bytes + self._model.session_bytes(need) > self._budget:
+            slot = self._oldest()
+            slot.session.rewind(0)
+            return slot
         while True:
             try:
                 return Slot(self._model.session(self._context))
             except MemoryBudgetError:  # the model's own budget
                 if self._idle:
-                    self._drop()
+                    self._oldest().session.close()
                 elif self._taken:
                     return None
                 else:
                     raise
 
-    def _make_room(self, more: int) -> None:
-        while self._idle and self.bytes + more > self._budget:
-            self._drop()
+    def _make_room(self) -> None:
+        while self._idle and self.bytes > self._budget:
+            self._oldest().session.close()
         self.tokens = sum(slot.session.length for slot in self._idle)
 
-    def _drop(self) -> None:
+    def _oldest(self) -> Slot:
         slot = min(self._idle, key=lambda slot: slot.used)
         self._idle.remove(slot)
-        slot.session.close()
+        return slot
