@@ -1,11 +1,16 @@
-"""What dg-serve bears and costs, with the bundled `tidy`: python tests/measure_serve.py [--json FILE] [--seconds 60]
+"""What dg-serve bears and costs: python tests/measure_serve.py [--json FILE] [--seconds 60]
 
 Three things, against a server that is a process of its own:
 
-- overhead: the same prompt and seed through the server and in-process, in turn; how much longer the server takes, over
-  answers that take long and short, as medians of pairs. Both have all processors, one after the other. Beside wall time
-  the processors' time, which tells the same where others work on the machine.
-- first bytes: from a request to the first byte, and to the first text, of a streamed answer. One client.
+- overhead: the wall time of a request, as a client on a kept connection sees it, beside that of the same generation in
+  a process that does nothing else: from the messages to the text by Session.generate, what dg-run does once it has
+  started, in a session that is warm. (A whole dg-run would be slower by its start, a tenth of a second: it is not what
+  is compared.) Both are asked by this process in turn, in changing order, for the same prompt, seed and number of
+  threads; both have all processors, one after the other. No two prompts begin alike, so nothing comes from the cache.
+  `added_ms` is the median of what the server takes more, `added_part` that over the median of the time alone. With
+  `tidy`, whose steps take about a millisecond, over answers of several canvases and of one; and with random weights
+  whose steps take about as long as a real model's on a GPU, where what is the same for each request weighs as there.
+- first bytes: from a request to the first byte of a streamed answer, and to its first text. One client, `tidy`.
 - load: many clients at once for a while, streaming or not, whose every answer must be what one client alone was given.
   Meanwhile other clients are killed in the midst of a stream, and the memory of the server is read every second. The
   queue is shorter than the crowd, so that some are sent away with 429, and come again when they are told to.
@@ -17,27 +22,30 @@ import argparse
 import itertools
 import json
 import os
+import random
 import re
 import signal
 import statistics
 import subprocess
 import sys
+import tempfile
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 
 import httpx
+from checkpoints import write_checkpoint
 from models.tidy import tasks
 
-import dgemma
+from dgemma.convert import convert
 from dgemma.model import bundled
 
 QUEUE, TOGETHER, CACHE = 24, 4, "32M"
 CASES = [case for task in ("sort", "upper", "quotes", "table", "json", "indent") for case in tasks.cases(task, 4)]
-LONG = {"stability": 1000, "steps": 96}  # every step is taken, whatever settles
 OPTIONS = {"max_tokens": 48}
 VICTIM = """
 import httpx, sys, time
@@ -54,8 +62,8 @@ while True:
 
 
 @contextmanager
-def served(*flags: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
-    command = [sys.executable, "-m", "dgemma.cli.serve", bundled("tidy"), "--name", "tidy", "--port", "0", *flags]
+def served(model: str, *flags: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    command = [sys.executable, "-m", "dgemma.cli.serve", model, "--port", "0", *flags]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     found = re.search(r"http://[^ ,]+", process.stderr.readline())
@@ -99,7 +107,7 @@ def whole(client: httpx.Client, url: str, asked: dict[str, Any]) -> str:
     return content
 
 
-def spread(values: list[float], scale: float = 1000, digits: int = 2) -> dict[str, float]:
+def spread(values: Sequence[float], scale: float = 1000, digits: int = 2) -> dict[str, float]:
     ordered = sorted(values)
     at = {"median": statistics.median(ordered), "p95": ordered[int(0.95 * (len(ordered) - 1))], "most": ordered[-1]}
     return {name: round(scale * value, digits) for name, value in at.items()}
@@ -111,38 +119,106 @@ def busy(pid: int) -> float:
     return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks_of) / 1e9
 
 
-def overhead(url: str, pid: int, client: httpx.Client, pairs: int) -> dict[str, Any]:
-    """Of long answers and short ones: milliseconds that the server adds, and what part of the time alone they are."""
-    told: dict[str, Any] = {}
-    with dgemma.Model(bundled("tidy")) as model, model.session(2048) as session:
-        for name, own in (("long", LONG), ("short", {"steps": 48})):
-            alone, over, parts, work, more = [], [], [], [], []
-            for pair in range(pairs + 1):
-                case = CASES[pair % len(CASES)]
-                times, cpu = {}, {}
-                for which in ("here", "there") if pair % 2 else ("there", "here"):
-                    session.rewind(0)
-                    of = os.getpid() if which == "here" else pid
-                    began, ran = time.perf_counter(), busy(of)
-                    if which == "here":
-                        prompt = model.tokenizer.chat(case.messages)
-                        text = session.generate(prompt, seed=pair, **OPTIONS, **own).text
-                    else:
-                        said = whole(client, url, body(case, pair, **own))
-                    times[which], cpu[which] = time.perf_counter() - began, busy(of) - ran
-                assert text == said, f"{case.messages}: {text!r} here, {said!r} there"
-                if pair:  # the first is to get warm
-                    alone.append(times["here"])
-                    over.append(times["there"] - times["here"])
-                    parts.append(times["there"] / times["here"] - 1)
-                    work.append(cpu["here"])
-                    more.append(cpu["there"] - cpu["here"])
-            told[name] = {"alone_ms": spread(alone), "added_ms": spread(over)}
-            told[name]["added_part"] = round(statistics.median(over) / statistics.median(alone), 4)
-            told[name]["added_part_of_pairs"] = round(statistics.median(parts), 4)
-            told[name]["processor_ms"] = {"alone": spread(work), "added": spread(more)}
-            told[name]["processor_added_part"] = round(statistics.median(more) / statistics.median(work), 4)
+ALONE = """
+import json, sys, time, dgemma
+with dgemma.Model(sys.argv[1]) as model, model.session(2048) as session:
+    for line in sys.stdin:
+        asked = json.loads(line)
+        session.rewind(0)
+        began = time.perf_counter()
+        result = session.generate(asked.pop("messages"), **asked)
+        print(json.dumps([time.perf_counter() - began, result.text, result.steps]), flush=True)
+"""
+
+
+class Alone:
+    """A process that generates, and does nothing else."""
+
+    def __init__(self, model: str) -> None:
+        command = [sys.executable, "-c", ALONE, model]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.pid = self._process.pid
+
+    def ask(self, stream: bool, **asked: Any) -> tuple[float, str, int]:
+        """Seconds, text, steps."""
+        assert self._process.stdin is not None and self._process.stdout is not None
+        print(json.dumps(asked), file=self._process.stdin, flush=True)
+        seconds, text, steps = json.loads(self._process.stdout.readline())
+        return seconds, text, steps
+
+    def close(self) -> None:
+        self._process.communicate()
+
+
+class Asker:
+    """A client that takes little time itself, on one connection."""
+
+    def __init__(self, url: str, pid: int) -> None:
+        self._connection, self.pid = HTTPConnection(url.removeprefix("http://"), timeout=600), pid
+
+    def ask(self, stream: bool, messages: list[dict[str, Any]], **options: Any) -> tuple[float, str, int]:
+        """Seconds from the first byte sent to the last byte received, text, steps."""
+        text = json.dumps({"model": "it", "messages": messages, "stream": stream, "diffusion": options})
+        began = time.perf_counter()
+        self._connection.request("POST", "/v1/chat/completions", text, {"Content-Type": "application/json"})
+        answer = self._connection.getresponse()
+        body = answer.read().decode()
+        seconds = time.perf_counter() - began
+        assert answer.status == 200, body
+        if not stream:
+            (choice,) = json.loads(body)["choices"]
+            return seconds, choice["message"]["content"], choice["diffusion"]["steps"]
+        choices = [json.loads(line[6:])["choices"][0] for line in body.splitlines() if line.startswith("data: {")]
+        return seconds, "".join(c["delta"].get("content", "") for c in choices), choices[-1]["diffusion"]["steps"]
+
+    def close(self) -> None:
+        self._connection.close()
+
+
+def overhead(model: str, pairs: int, words: int, **options: Any) -> dict[str, Any]:
+    """Milliseconds that the server adds to an answer, whole and streamed, and what part of the time alone they are."""
+    with (
+        served(model, "--name", "it", "--cache", CACHE) as (url, process),
+        closing(Alone(model)) as alone,
+        closing(Asker(url, process.pid)) as server,
+    ):
+        found: dict[bool, list[tuple[float, ...]]] = {False: [], True: []}
+        for pair in range(2 * pairs + 4):
+            stream = bool(pair // 2 % 2)
+            listed = " ".join(random.Random(pair).choices(tasks.WORDS, k=words))
+            asked = {"messages": [{"role": "user", "content": f"Sort:\n{listed}"}], "seed": pair, **options}
+            times, work, said = {}, {}, {}
+            for by in (alone, server) if pair % 2 else (server, alone):
+                ran = busy(by.pid)
+                times[by], *said[by] = by.ask(stream=stream, **asked)
+                work[by] = busy(by.pid) - ran
+            assert said[alone] == said[server], said
+            if pair > 3:  # the first are to get warm
+                steps = said[alone][1]
+                found[stream].append((times[alone], times[server], work[alone], work[server], steps))
+    here, _, _, _, steps = zip(*found[False], *found[True], strict=True)
+    told: dict[str, Any] = {"steps": statistics.median(steps), "alone_ms": spread(here)}
+    told["step_ms"] = round(1000 * statistics.median(h / s for h, s in zip(here, steps, strict=True)), 2)
+    for stream, rows in found.items():
+        here, there, work_here, work_there, _ = zip(*rows, strict=True)
+        added = [b - a for a, b in zip(here, there, strict=True)]
+        worked = [b - a for a, b in zip(work_here, work_there, strict=True)]
+        told["streamed" if stream else "whole"] = {
+            "added_ms": spread(added),
+            "added_part": round(statistics.median(added) / statistics.median(here), 4),
+            "added_part_of_pairs": round(statistics.median(b / a - 1 for a, b in zip(here, there, strict=True)), 4),
+            "processor_added_part": round(statistics.median(worked) / statistics.median(work_here), 4),
+        }
     return told
+
+
+def slower(folder: Path) -> str:
+    """Random weights whose steps take some tens of milliseconds. Without a template, whatever they say is text."""
+    shape = {"layers": 6, "hidden": 512, "ffn": 1024, "expert_ffn": 256, "experts": 16, "top_k": 4, "heads": 8}
+    shape |= {"kv_heads": 4, "global_kv_heads": 2, "head_dim": 64, "global_head_dim": 128, "window": 512}
+    write_checkpoint(folder, **shape, canvas=256, context=2048, vocab=8192, chat_template=None)
+    convert(folder, folder / "slower.gguf", type="q8_0")
+    return str(folder / "slower.gguf")
 
 
 class Crowd:
@@ -280,11 +356,18 @@ def main() -> int:
     given = parser.parse_args()
     told: dict[str, Any] = {"model": "tidy-q8_0", "queue": QUEUE, "together": TOGETHER, "cache": CACHE}
     told["processors"] = len(os.sched_getaffinity(0))
-    with (
-        served("--queue", str(QUEUE), "--together", str(TOGETHER)) as (url, process),
-        httpx.Client(timeout=600) as client,
-    ):
-        told["overhead"] = overhead(url, process.pid, client, given.pairs)
+    tidy = bundled("tidy")
+    told["overhead"] = {
+        "tidy, ten canvases": overhead(tidy, given.pairs, 70, max_tokens=480),
+        "tidy, one canvas": overhead(tidy, 2 * given.pairs, 6, max_tokens=48),
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        slow = slower(Path(folder))
+        told["overhead"]["random weights, one canvas"] = overhead(
+            slow, given.pairs // 2, 6, max_tokens=256, steps=12, stability=1000
+        )
+    flags = ("--name", "tidy", "--queue", str(QUEUE), "--together", str(TOGETHER), "--cache", CACHE)
+    with served(tidy, *flags) as (url, process), httpx.Client(timeout=600) as client:
         firsts = [streamed(client, url, body(case, 100, stream=True))[1:] for case in CASES]
         told["alone"] = {
             "first_byte_ms": spread([first for first, _ in firsts]),
