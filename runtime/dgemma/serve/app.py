@@ -241,9 +241,9 @@ class Answering:
                 news = [told for told in taken if told is not None and not isinstance(told, Exception)]
                 if news or silent:
                     yield news
-                if len(news) < len(taken):  # its last is the end
-                    if taken[-1] is not None:
-                        raise taken[-1]
+                if len(news) < len(taken):  # the last is the end
+                    if isinstance(end := taken[-1], Exception):
+                        raise end
                     return
         finally:
             gone.cancel()
