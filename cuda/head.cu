@@ -146,7 +146,7 @@ __device__ inline double ordered_sum(const double *sums) {
     return sum;
 }
 
-__global__ void __launch_bounds__(THREADS) merge_kernel(soft s, dg_choice *out, const double *u) {
+__global__ void DG_HOT(THREADS) merge_kernel(soft s, dg_choice *out, const double *u) {
     DG_SHARED(float, room, WARPS);
     DG_SHARED(double, sums, THREADS);
     DG_SHARED(double, moment_sums, WARPS);
@@ -236,7 +236,7 @@ __global__ void __launch_bounds__(THREADS) merge_kernel(soft s, dg_choice *out, 
 }
 
 /* The draw of a row within its chunk, whose logits are z[n][SOFT_CHUNK]: the first id at which the sum passes the aim. */
-__global__ void __launch_bounds__(THREADS) draw_kernel(soft s, dg_choice *out, const float *z, float cap, const float *temperature) {
+__global__ void DG_HOT(THREADS) draw_kernel(soft s, dg_choice *out, const float *z, float cap, const float *temperature) {
     DG_SHARED(double, shares, THREADS);
     const int64_t i = blockIdx.x, chunk = s.chunks[i], left = s.n_vocab - chunk * SOFT_CHUNK;
     static_assert(THREADS == SOFT_CHUNK, "a thread per id");
@@ -327,7 +327,7 @@ struct row_state {
 };
 
 /* z = exp(z - peak) in place. count: NULL, or how many rows there are. cap 0: z is scaled already. */
-__global__ void __launch_bounds__(THREADS) soften_kernel(row_state *states, float *z, int32_t width, const int32_t *count, bool first, float cap, const float *temperature) {
+__global__ void DG_HOT(THREADS) soften_kernel(row_state *states, float *z, int32_t width, const int32_t *count, bool first, float cap, const float *temperature) {
     DG_SHARED(float, room, WARPS);
     DG_SHARED(float, sums, WARPS);
     if (count && static_cast<int32_t>(blockIdx.x) >= *count) return;
@@ -352,7 +352,7 @@ __global__ void __launch_bounds__(THREADS) soften_kernel(row_state *states, floa
 /* y[n][cols] = y * shrink + z[n][width] table: a block takes PLAIN rows and 256 columns. */
 constexpr int BLEND_THREADS = 128, BLEND_COLUMNS = 256, BLEND_PITCH = BLEND_COLUMNS + 1;
 template <class F>
-__global__ void __launch_bounds__(BLEND_THREADS) blend_kernel(float *y, const row_state *states, const float *z, const typename F::block *table, int32_t width,
+__global__ void DG_HOT(BLEND_THREADS) blend_kernel(float *y, const row_state *states, const float *z, const typename F::block *table, int32_t width,
                                                               int64_t cols, int32_t n, const int32_t *count, bool first) {
     DG_SHARED(float, values, PLAIN * BLEND_PITCH);
     DG_SHARED(float, shares, PLAIN * PLAIN);
@@ -429,7 +429,7 @@ void cuda_condition(const ops *o, float *y, const float *z, const tensor *table,
 /* y[row] = the likely ids' rows times their shares; dense[row]: what was left out may matter by more than that part of its
  * length, or tolerance is negative. */
 template <class F>
-__global__ void __launch_bounds__(BLEND_THREADS) sparse_kernel(float *y, int32_t *dense, soft s, const typename F::block *table, int64_t cols, float scale, const float *longest,
+__global__ void DG_HOT(BLEND_THREADS) sparse_kernel(float *y, int32_t *dense, soft s, const typename F::block *table, int64_t cols, float scale, const float *longest,
                                                                float tolerance) {
     constexpr int AT_ONCE = 8;
     DG_SHARED(float, values, AT_ONCE * BLEND_PITCH);

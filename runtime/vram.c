@@ -40,22 +40,23 @@ static dg_demand demand_of(const vram *v, int64_t sessions) {
     return d;
 }
 
-/* The fastest plan in which the GPU has all but experts. */
+static int64_t all_experts(const vram *v) {
+    int64_t all = 0;
+    for (int32_t l = 0; l < v->demand.n_layer; l++) all += v->demand.block_bytes[l] * v->demand.n_expert;
+    return all;
+}
+
+/* The fastest plan in which the GPU has all but experts. Where they fit too, none is left to the CPU: machine_of is only a guess. */
 static int plan_for(const vram *v, int64_t sessions, dg_plan *plan, dg_error *error) {
     const dg_demand d = demand_of(v, sessions);
     dg_machine machine = machine_of(v);
+    if (placement_fixed_vram(&d) + all_experts(v) <= v->bytes) machine.cpu_ops = 1.0;
     int status = dg_plan_make(&d, &machine, -1, v->bytes, plan, error);
     if (status == DG_OK && !plan->gpu) {
         machine.cpu_ops = 1.0;
         status = dg_plan_make(&d, &machine, -1, v->bytes, plan, error);
     }
     return status;
-}
-
-static int64_t all_experts(const vram *v) {
-    int64_t all = 0;
-    for (int32_t l = 0; l < v->demand.n_layer; l++) all += v->demand.block_bytes[l] * v->demand.n_expert;
-    return all;
 }
 
 /* The smallest budget beside sessions of so many bytes: experts are all there, or pass through SLOTS buffers. */

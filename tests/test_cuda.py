@@ -6,13 +6,18 @@ import os
 import re
 import subprocess
 import sys
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from cases import GOLDEN, Case, Ours, relative_error, trajectory
 
 import dgemma
+from dgemma._native import ffi, lib
 
 pytestmark = pytest.mark.cuda
 GOLDEN_FILES = Path(__file__).parent / "golden"
@@ -142,8 +147,6 @@ def test_a_callers_acceptance_is_the_cpus(files):
 
 def test_queues_are_told(files):
     """Watched passes give the tokens of recorded ones, and add up."""
-    from dgemma._native import ffi, lib
-
     case, ids = GOLDEN[0], []
     prompt, _ = case.inputs()
     with dgemma.Model(files[case.name], backend="cuda") as model:
@@ -192,6 +195,26 @@ def test_why_it_cannot_run_is_said():
     assert "MemoryBudgetError" in said and "it takes at least" in said, said
 
 
+@pytest.mark.parametrize("spilled, status", [(0, 0), (8, 1)])
+def test_a_hot_kernel_that_spills_fails_make_cubins(spilled: int, status: int, tmp_path):
+    """On any target, and only one that its source marks as hot."""
+    source = tmp_path / "some.cu"
+    source.write_text("__global__ void DG_HOT(128) busy(float *y) {}\n__global__ void rare(float *y) {}\n")
+    for target, bytes_ in (("75", 0), ("80", spilled)):
+        log = "".join(
+            f"ptxas info    : Compiling entry function '_Z4{name}Pf' for 'sm_{target}'\n"
+            f"    16 bytes stack frame, {spills} bytes spill stores, 0 bytes spill loads\n"
+            "ptxas info    : Used 40 registers, used 0 barriers, 512 bytes smem\n"
+            for name, spills in (("busy", bytes_), ("rare", 24))
+        )
+        (tmp_path / f"some.sm_{target}.log").write_text(log)
+    command = [sys.executable, Path(__file__).parent / "cuda" / "report.py", tmp_path, source]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == status, done.stdout + done.stderr
+    assert ("busy is hot and spills" in done.stderr) == (status == 1)
+    assert "rare" in done.stdout and "rare" not in done.stderr
+
+
 def test_a_budget_of_vram_is_kept_or_refused(files):
     """The least that is told is enough; under it nothing is loaded, and longer sessions are refused by name."""
     file = files[GOLDEN[0].name]
@@ -204,31 +227,159 @@ def test_a_budget_of_vram_is_kept_or_refused(files):
         dgemma.Model(file, backend="cuda", vram="900G")
     with pytest.raises(dgemma.UsageError, match="vram"):
         dgemma.Model(file, backend="cpu", vram="1G")
-    with pytest.raises(dgemma.UsageError, match="ram"):
-        dgemma.Model(file, backend="cuda", ram="1G")
+    for vram in (None, "1G"):  # a RAM budget's experts come from the disk, and no plan of a device's has them there
+        with pytest.raises(dgemma.UsageError, match=r"a budget of RAM is for the CPU.*its own is --vram"):
+            dgemma.Model(file, backend="cuda", ram="1G", vram=vram)
 
 
+# Many experts, of which few are met: the processor computes what does not fit. Few, all of them with much to do: to copy
+# them is faster than what one processor computes, and no rounding chooses another.
 WIDE = Case("wide", prompt=8, seed=5, shape=dict(
-    layers=2, hidden=64, ffn=64, expert_ffn=512, experts=64, top_k=2, heads=2, kv_heads=1, global_kv_heads=1,
+    layers=2, hidden=64, ffn=64, expert_ffn=128, experts=64, top_k=2, heads=2, kv_heads=1, global_kv_heads=1,
     head_dim=32, global_head_dim=32, window=24, canvas=8, vocab=500))  # fmt: skip
+BUSY = Case("busy", prompt=8, seed=6, shape=dict(
+    layers=2, hidden=128, ffn=64, expert_ffn=640, experts=8, top_k=8, heads=2, kv_heads=1, global_kv_heads=1,
+    head_dim=32, global_head_dim=32, window=24, canvas=8, vocab=500))  # fmt: skip
+LARGE = {"wide": WIDE, "busy": BUSY}
 
 
-def test_experts_that_do_not_fit_change_no_token(tmp_path):
-    """Exactly: the CPU's tokens under every budget, whether experts are there, pass by or are left to the CPU."""
+@pytest.fixture(scope="module")
+def large(tmp_path_factory):
+    """A file of each. Plans are made for one processor."""
     from dgemma.convert import convert
 
-    file = tmp_path / "wide.gguf"
-    convert(WIDE.write(tmp_path / "hf"), file, type="f32")
-    prompt, _ = WIDE.inputs()
-    outputs = []
-    experts = 2 * 64 * 3 * 512 * 64 * 4  # more than the margins that a refusal adds to the least
+    folder, before = tmp_path_factory.mktemp("large"), os.sched_getaffinity(0)
+    for name, kind in (("wide", "f32"), ("busy", "q8_0")):
+        convert(LARGE[name].write(folder / f"{name}-hf"), folder / name, type=kind)
+    os.sched_setaffinity(0, {min(before)})
+    yield folder
+    os.sched_setaffinity(0, before)
+
+
+@cache
+def least_vram(file: Path) -> int:
+    """The smallest budget, to 4 KiB: between what is told, which leaves some room, and nothing."""
     with pytest.raises(dgemma.MemoryBudgetError) as e:
         dgemma.Model(file, backend="cuda", vram="1M")
-    least = int(float(re.search(r"at least ([\d.]+) GiB", str(e.value))[1]) * 2**30)
-    budgets = [{"backend": "cuda", "vram": least + more} for more in (0, experts // 3, experts)]
-    for options in ({"backend": "cpu"}, *budgets):
-        with dgemma.Model(file, exact=True, **options) as model, model.session(context=64) as session:
-            session.encode(prompt)
-            made = session.generate(seed=2, steps=3, max_tokens=8)
-            outputs.append((list(made.ids), made.steps))
-    assert outputs[1:] == outputs[:1] * 3
+    enough = int(float(re.search(r"at least ([\d.]+) GiB", str(e.value))[1]) * 2**30)
+    too_few = enough - (32 << 20)
+    while enough - too_few > 4096:
+        middle = (enough + too_few) // 2
+        try:
+            dgemma.Model(file, backend="cuda", vram=middle).close()
+            enough = middle
+        except dgemma.MemoryBudgetError:
+            too_few = middle
+    return enough
+
+
+@dataclass
+class Made:
+    """What a model under a budget makes of a prompt, where its experts were, and what moved."""
+
+    tokens: tuple
+    logits: np.ndarray
+    homes: dict[str, int]
+    moved: Any
+    routing: np.ndarray
+
+
+def run_under(file: Path, backend: str = "cuda", vram: int | None = None, exact: bool = False, save=False) -> Made:
+    case = LARGE[file.name]
+    prompt, canvases = case.inputs()
+    with dgemma.Model(file, backend=backend, exact=exact, vram=vram) as model, model.session(context=64) as session:
+        plan, moved, handle = ffi.new("dg_plan *"), ffi.new("dg_overlap *"), model._open_handle().pointer
+        lib.dg_model_placed(handle, plan)
+        lib.dg_overlap_watch(handle, True)
+        session.encode(prompt)
+        logits = session.denoise(canvases[0])
+        made = session.generate(seed=2, steps=2, max_tokens=8)
+        lib.dg_overlap_read(handle, moved)
+        if save:
+            model.save_routing()
+        homes = {
+            home: sum(sum(plan.blocks[way][0 : model.config.n_layer]) for way in ways)
+            for home, ways in {"device": [0], "copied": [1, 3], "cpu": [2, 4]}.items()
+        }
+        return Made((list(made.ids), made.steps), logits, homes, moved, model.routing)
+
+
+under = cache(run_under)
+
+
+@pytest.mark.parametrize("name, there", [("wide", {"device", "cpu"}), ("busy", {"device", "copied", "cpu"})])
+def test_experts_that_do_not_fit_change_no_token(name: str, there: set[str], large):
+    """Exactly: the CPU's tokens, whether experts are there, pass by or are left to the CPU."""
+    made = under(large / name, vram=least_vram(large / name) + (1 << 20), exact=True)
+    assert {home for home, blocks in made.homes.items() if blocks} == there
+    assert made.moved.cpu > 0 and (made.moved.copied > 0) == ("copied" in there)
+    assert made.tokens == under(large / name, backend="cpu", exact=True).tokens
+
+
+def test_where_all_experts_fit_none_is_left_to_the_cpu(large):
+    """The rates that plans assume are guesses: they decide only what must be decided."""
+    made = under(large / "busy")
+    assert made.homes == {"device": 16, "copied": 0, "cpu": 0} and made.moved.cpu == made.moved.copied == 0
+
+
+def test_a_plan_is_repeatable_and_plans_agree(large):
+    """The same plan gives the same bits; another one agrees as backends do."""
+    some, all_there = least_vram(large / "busy") + (1 << 20), under(large / "busy")
+    made, again = (run_under(large / "busy", vram=some) for _ in range(2))
+    assert (again.tokens, again.homes) == (made.tokens, made.homes) and (again.logits == made.logits).all()
+    assert all(made.homes.values())
+    error = relative_error(made.logits, all_there.logits)
+    assert error <= 2e-2, f"{made.homes} and {all_there.homes} are {error:.1e} apart"
+
+
+def test_experts_that_were_used_stay_on_the_device(large, tmp_path):
+    """By the counts beside the file, as under a budget of RAM: those that no token met are left to the CPU."""
+    file = tmp_path / "wide"
+    file.symlink_to(large / "wide")
+    vram = least_vram(large / "wide") + (7 << 20)
+    first, second = (run_under(file, vram=vram, exact=True, save=True) for _ in range(2))
+    most, there = max((counts > 0).sum() for counts in first.routing), first.homes["device"] // 2
+    assert first.homes["cpu"] > 0 and first.homes["copied"] == 0 and most < there, (first.homes, most)
+    assert second.tokens == first.tokens
+    assert first.moved.cpu > 0 and second.moved.passes > 0 and second.moved.cpu == 0
+
+
+SMALL = Case("small", prompt=30, seed=7, shape=dict(
+    layers=2, hidden=32, ffn=32, expert_ffn=32, experts=4, top_k=2, heads=2, kv_heads=1, global_kv_heads=1,
+    head_dim=16, global_head_dim=16, window=8, canvas=12, vocab=500))  # fmt: skip
+
+
+def test_generators_together_make_their_own_tokens(tmp_path):
+    """Canvases of several sessions in one pass: every draw, acceptance and next canvas is the CPU's, exactly; and in fast
+    arithmetic each makes what it makes alone."""
+    file = SMALL.convert(tmp_path / "small", tmp_path / "small.gguf")
+    prompt, _ = SMALL.inputs()
+
+    def run(backend: str, exact: bool, seeds: tuple[int, ...]) -> list[list[tuple]]:
+        told: list[list[tuple]] = [[] for _ in seeds]
+        error, events = ffi.new("dg_error *"), ffi.new("dg_event[]", len(seeds))
+        generators, sampling = ffi.new("dg_generator *[]", len(seeds)), ffi.new("dg_sampling *")
+        with dgemma.Model(file, backend=backend, exact=exact) as model, ExitStack() as stack:
+            for i, seed in enumerate(seeds):
+                session, out = stack.enter_context(model.session(context=64)), ffi.new("dg_generator **")
+                session.encode(prompt[: 10 * seed])
+                lib.dg_sampling_default(model._open_handle().pointer, sampling)
+                sampling.seed, sampling.steps, sampling.max_tokens = seed, 1 + seed, 24
+                sampling.t_min, sampling.confidence = 0.2 * seed, 0  # whole canvases at temperatures of their own
+                assert lib.dg_generator_new(session._handle.pointer, sampling, out, error) == 0
+                stack.callback(lib.dg_generator_free, out[0])
+                generators[i] = out[0]
+            while any(event.kind != lib.DG_EVENT_DONE for event in events):
+                assert lib.dg_generators_next(generators, len(seeds), events, error) == 0, ffi.string(error.message)
+                for i, event in enumerate(events):
+                    rows = [list(each[0 : event.n]) for each in (event.canvas, event.next, event.accepted) if each]
+                    if event.kind == lib.DG_EVENT_STEP:
+                        told[i].append((event.block, event.index, *rows, event.converged))
+        return told
+
+    together = run("cuda", True, (1, 3))
+    assert together == run("cpu", True, (1, 3))
+    assert [[step[:2] for step in steps] for steps in together] == [
+        [(block, index) for block in (0, 1) for index in range(1 + seed)] for seed in (1, 3)
+    ]
+    assert run("cuda", False, (1, 3)) == [run("cuda", False, (seed,))[0] for seed in (1, 3)]
