@@ -64,46 +64,39 @@ test-tsan: $(call C_TESTS,tsan) ## the C tests under ThreadSanitizer
 	@set -e; for t in $(call C_TESTS,tsan); do $$t; done
 
 # Fuzzing: each target of tests/fuzz from its corpus. What is found stays in build/fuzz/found: it goes to the corpus
-# with what mends it. The replay needs no clang, and tries some mutations of each file as well.
+# with what mends it. The replay needs no clang, and tries so many mutations as well.
 FUZZERS  = $(filter-out replay,$(patsubst tests/fuzz/%.c,%,$(wildcard tests/fuzz/*.c)))
 REPLAYS  = $(FUZZERS:%=$(BUILD)/asan/fuzz/%)
-MUTATIONS ?= 200
-fuzz-replay: $(REPLAYS) ## the fuzz targets on their corpora, and on MUTATIONS=200 of each file
+MUTATIONS ?= 1500
+fuzz-replay: $(REPLAYS) ## the fuzz targets on their corpora, and on MUTATIONS=1500 of them
 	@set -e; for t in $(FUZZERS); do $(BUILD)/asan/fuzz/$$t $(MUTATIONS) tests/fuzz/corpus/$$t/*; done
 
 N       ?= 100000
-MUTANTS  = $(wildcard tests/fuzz/corpus/gguf/* tests/fuzz/corpus/model/*)
 fuzz-files: $(BUILD)/libdgemma.a ## open N=100000 damaged files as models: refused or run, in 2 s and 200 MiB each
-	$(CC) $(ALL) tests/fuzz/model.c tests/fuzz/replay.c $< -lm -o $(BUILD)/fuzz-files
-	FUZZ_SECONDS=2 FUZZ_MIB=200 FUZZ_LAST=$(BUILD)/fuzz-files.last $(BUILD)/fuzz-files $$(($(N) / $(words $(MUTANTS)))) $(MUTANTS)
+	$(CC) $(ALL) -Itests/c tests/fuzz/model.c tests/fuzz/replay.c $< $(REFUSED) -lm -o $(BUILD)/fuzz-files
+	FUZZ_SECONDS=2 FUZZ_MIB=200 FUZZ_LAST=$(BUILD)/fuzz-files.last $(BUILD)/fuzz-files $(N) $(wildcard tests/fuzz/corpus/gguf/* tests/fuzz/corpus/model/*)
 
 CLANG   ?= clang
 MINUTES ?= 1
 SEED    ?= 0
+JOBS    ?= $(shell nproc 2>/dev/null || echo 1)
 FUZZ     = $(BUILD)/fuzz
 FUZZED   = -O1 -g -fsanitize=address,undefined,float-cast-overflow -fno-sanitize-recover=all -fprofile-instr-generate -fcoverage-mapping
 # The kernels read no file: they are those of the plain build.
 FUZZ_OBJECTS = $(SOURCES:%.c=$(FUZZ)/%.o)
-fuzz: $(ISA_OBJECTS:%=$(BUILD)/%) ## fuzz every target MINUTES=1 each, from SEED=0 (0: by chance; packages clang, llvm), then tell which lines of the readers they reach
-	@set -e; $(MAKE) --no-print-directory BUILD=$(FUZZ) CC='$(CLANG)' CFLAGS='$(FUZZED) -fsanitize=fuzzer-no-link' $(FUZZ_OBJECTS); \
-	for t in $(FUZZERS); do \
-		mkdir -p $(FUZZ)/corpus/$$t $(FUZZ)/found; \
-		$(CLANG) $(ALL) $(FUZZED) -fsanitize=fuzzer -Itests/fuzz tests/fuzz/$$t.c $(FUZZ_OBJECTS) $^ -lm -o $(FUZZ)/fuzz-$$t; \
-		echo "== $$t"; \
-		LLVM_PROFILE_FILE=$(FUZZ)/$$t.profraw $(FUZZ)/fuzz-$$t -seed=$(SEED) -max_total_time=$$((60 * $(MINUTES))) -timeout=10 -max_len=65536 -rss_limit_mb=2048 \
-			-print_final_stats=1 -verbosity=0 -artifact_prefix=$(FUZZ)/found/$$t- $(FUZZ)/corpus/$$t tests/fuzz/corpus/$$t; \
-	done; \
-	llvm-profdata merge -o $(FUZZ)/all.profdata $(FUZZERS:%=$(FUZZ)/%.profraw); \
-	llvm-cov report $(addprefix $(FUZZ)/fuzz-,$(firstword $(FUZZERS))) $(patsubst %,-object $(FUZZ)/fuzz-%,$(wordlist 2,99,$(FUZZERS))) -instr-profile=$(FUZZ)/all.profdata \
-		$(wildcard runtime/gguf.c runtime/tokenizer.c runtime/model.c quants/*.h quants/*.c)
+# STEADY=1: the same runs each time, about a minute's, instead of whatever MINUTES are enough for.
+FUZZ_RUN = tests/fuzz/run.py $(1) $(FUZZ) $(if $(STEADY),--steady,--minutes $(MINUTES)) --seed $(SEED) --jobs $(JOBS) $(TARGET)
+.PHONY: fuzzers
+fuzzers: $(ISA_OBJECTS:%=$(BUILD)/%)
+	@$(MAKE) --no-print-directory -j$(JOBS) BUILD=$(FUZZ) CC='$(CLANG)' CFLAGS='$(FUZZED) -fsanitize=fuzzer-no-link' $(FUZZ_OBJECTS)
+	@set -e$(foreach t,$(or $(TARGET),$(FUZZERS)),; $(CLANG) $(ALL) $(FUZZED) -fsanitize=fuzzer -Itests/fuzz -Itests/c tests/fuzz/$(t).c $(FUZZ_OBJECTS) $^ $(call refused,$(t)) -lm -o $(FUZZ)/fuzz-$(t))
 
-fuzz-python: all ## fuzz what Python parses, MINUTES=1 each (installs atheris); what is found goes to build/fuzz/found
-	$(PIP) atheris
-	@set -e; for t in safetensors calls; do \
-		mkdir -p $(FUZZ)/corpus/$$t $(FUZZ)/found; echo "== $$t"; \
-		$(BIN)/python tests/fuzz/parsers.py $$t -seed=$(SEED) -max_total_time=$$((60 * $(MINUTES))) -timeout=10 -max_len=65536 -rss_limit_mb=2048 \
-			-print_final_stats=1 -verbosity=0 -artifact_prefix=$(FUZZ)/found/$$t- $(FUZZ)/corpus/$$t tests/fuzz/corpus/$$t; \
-	done
+fuzz: fuzzers ## fuzz every target (or TARGET=) MINUTES=1 each, JOBS at a time, from SEED=0 (0: by chance; packages clang, llvm); executions, and the lines of the readers they reach
+	@$(PYTHON) $(call FUZZ_RUN,native)
+
+fuzz-python: all ## fuzz what Python parses in the same way (installs atheris, coverage)
+	$(PIP) atheris coverage
+	@$(BIN)/python $(call FUZZ_RUN,python)
 
 HOURS   ?= 2
 soak: all ## generate, converse and serve for HOURS=2: the same tokens in every round, memory and file descriptors flat
@@ -191,20 +184,22 @@ $(NATIVE): $(BUILD)/native.c $(BUILD)/libdgemma.a
 	@mkdir -p $(@D)
 	$(CC) $(ALL) -Wno-missing-field-initializers -Wno-missing-prototypes $(PYTHON_INCLUDE) -shared $(HARDENED) $< $(BUILD)/libdgemma.a -lm $(CUDA_LINK) -o $@
 
-# What the system gives, in the hands of tests/c/faults.c.
-faults_LINK = $(foreach call,malloc calloc realloc free mmap munmap pthread_create pthread_join open close fstat pread,-Wl,--wrap=$(call))
+# What the system gives, in the hands of tests/c/refused.h.
+REFUSED = $(foreach call,malloc calloc realloc free mmap munmap pthread_create pthread_join open close fstat pread,-Wl,--wrap=$(call))
+refused = $(if $(filter-out quants,$(1)),$(REFUSED)) # decoders ask nothing of the system
+faults_LINK = $(REFUSED)
 
 # A watched build: its objects, and the C tests and fuzz targets linked with them.
 define WATCH
 $(call compile,$(1)/,$($(1)))
 $(1)_OBJECTS := $(OBJECTS:$(BUILD)/%=$(BUILD)/$(1)/%)
 .SECONDARY: $$($(1)_OBJECTS)
-$(BUILD)/$(1)/tests/%: tests/c/%.c tests/c/check.h $$($(1)_OBJECTS)
+$(BUILD)/$(1)/tests/%: tests/c/%.c tests/c/check.h tests/c/refused.h $$($(1)_OBJECTS)
 	@mkdir -p $$(@D)
 	$$(CC) $$(ALL) $($(1)) -Itests/c $$< $$($(1)_OBJECTS) $$($$(@F)_LINK) -lm -o $$@
-$(BUILD)/$(1)/fuzz/%: tests/fuzz/%.c tests/fuzz/replay.c $(wildcard tests/fuzz/*.h) $$($(1)_OBJECTS)
+$(BUILD)/$(1)/fuzz/%: tests/fuzz/%.c tests/fuzz/replay.c $(wildcard tests/fuzz/*.h) tests/c/refused.h $$($(1)_OBJECTS)
 	@mkdir -p $$(@D)
-	$$(CC) $$(ALL) $($(1)) $$< tests/fuzz/replay.c $$($(1)_OBJECTS) -lm -o $$@
+	$$(CC) $$(ALL) $($(1)) -Itests/c $$< tests/fuzz/replay.c $$($(1)_OBJECTS) $$(call refused,$$(@F)) -lm -o $$@
 endef
 $(foreach watched,$(WATCHED),$(eval $(call WATCH,$(watched))))
 

@@ -156,7 +156,11 @@ def _columns(path: Path, name: str, sums: Sums) -> Columns:
     variance = np.maximum(square - mean**2, 0.0)
     steadied = variance + STEADY * variance.mean(axis=1, keepdims=True)
     pull = np.divide(mean, steadied, out=np.zeros_like(mean), where=steadied > 0)
-    return Columns(weights, *(np.ascontiguousarray(of, np.float32) for of in (mean, pull)))
+    with np.errstate(over="ignore"):
+        kept = [np.ascontiguousarray(of, np.float32) for of in (mean, pull)]
+    if not all(np.isfinite(of).all() for of in kept):
+        raise FormatError(f"{path}: {name}: sums that do not go with their squares")
+    return Columns(weights, *kept)
 
 
 def _filled_up(sums: NDArray[np.float64], counts: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -78,7 +78,10 @@ def _from_json(file: Path, n_vocab: int) -> Vocabulary:
         text, i = entry.get("content"), entry.get("id")
         _put(file, tokens, i, text, replace=True)
         types[i] = CONTROL if entry.get("special") and text not in VISIBLE else USER_DEFINED
-    return Vocabulary(fill(tokens), types, list(_merges(file, model.get("merges") or [])))
+    merges = model.get("merges") or []
+    if not isinstance(merges, list):
+        raise FormatError(f"{file}: merges is no list")
+    return Vocabulary(fill(tokens), types, list(_merges(file, merges)))
 
 
 def _kind(model: Any) -> str:
@@ -105,22 +108,25 @@ def fill(tokens: list[str | None]) -> list[str]:
     return [next(free) if token is None else token for token in tokens]
 
 
-def _steps(step: Any, key: str) -> Iterator[dict[str, Any]]:
-    """The steps of a normalizer or pre_tokenizer, which may be a sequence of them."""
-    if isinstance(step, dict):
-        if step.get("type") == "Sequence":
-            for part in step.get(key) or []:
-                yield from _steps(part, key)
-        else:
-            yield step
+def _steps(file: Path, step: Any, key: str) -> Iterator[dict[str, Any]]:
+    """The steps of a normalizer or pre_tokenizer, which may be a sequence of them (and those be none)."""
+    if step is None:
+        return
+    parts = step.get(key) or [] if isinstance(step, dict) and step.get("type") == "Sequence" else [step]
+    if not isinstance(parts, list) or not all(isinstance(part, dict) for part in parts):
+        raise FormatError(f"{file}: {key} is no list of objects")
+    for part in parts:
+        if part.get("type") == "Sequence":
+            raise FormatError(f"{file}: {key}: a sequence within a sequence")
+        yield part
 
 
 def _check_steps(file: Path, top: dict[str, Any]) -> None:
     """The runtime replaces spaces and applies merges, and nothing else: refuses a tokenizer that does more."""
-    for step in _steps(top.get("normalizer"), "normalizers"):
+    for step in _steps(file, top.get("normalizer"), "normalizers"):
         if step.get("type") != "Replace" or step.get("pattern") != {"String": " "} or step.get("content") != SPACE:
             raise FormatError(f"{file}: normalizer {_summary(step)}: the runtime replaces ' ' by U+2581 and no more")
-    for step in _steps(top.get("pre_tokenizer"), "pretokenizers"):
+    for step in _steps(file, top.get("pre_tokenizer"), "pretokenizers"):
         if step.get("type") != "Split":
             raise FormatError(f"{file}: pre_tokenizer {_summary(step)}: the runtime does not know it")
 
@@ -154,7 +160,7 @@ def _add_special_ids(vocabulary: Vocabulary, file: Path, settings: dict[str, Any
         text = settings.get(f"{name}_token")
         text = text.get("content") if isinstance(text, dict) else text
         if text is not None:
-            if text not in index:
+            if not isinstance(text, str) or text not in index:
                 raise FormatError(f"{file}: {name}_token is {text!r}, which is no token of the vocabulary")
             found[name] = index[text]
     vocabulary.ids = found

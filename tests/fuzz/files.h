@@ -1,4 +1,5 @@
-/* Inputs that are GGUF files: how they get where a path can name them, and a mutator that knows how they are built. */
+/* Inputs that are GGUF files, or the parts of a split one with PART between them: how they get where a path can name them,
+ * what the system may refuse meanwhile, and a mutator that knows how they are built. Behind #define _GNU_SOURCE. */
 #ifndef FILES_H
 #define FILES_H
 
@@ -7,28 +8,63 @@
 
 #include "dg.h"
 #include "fuzz.h"
+#include "refused.h"
 
-static char fuzz_path[64];
-static void drop_file(void) { unlink(fuzz_path); }
+enum { MOST_PARTS_HERE = 3 };
+static const char PART[8] = "\n[part]\n";
 
-/* The path of a file with these bytes, the same one at each call. */
-static const char *file_of(const uint8_t *data, size_t n) {
-    static int fd = -1;
-    if (fd < 0) {
-        const char *const folders[] = {"/dev/shm", "/tmp"}; /* memory, where there is such a folder: it is written at each run */
-        for (int i = 0; i < 2 && fd < 0; i++) {
-            snprintf(fuzz_path, sizeof fuzz_path, "%s/dgemma-fuzz-XXXXXX", folders[i]);
-            fd = mkstemp(fuzz_path);
+typedef struct parts {
+    size_t at[MOST_PARTS_HERE], n[MOST_PARTS_HERE];
+    int count;
+} parts;
+
+static parts parts_of(const uint8_t *data, size_t n) {
+    parts p = {.count = 1, .n = {n}};
+    for (size_t i = 0; i + sizeof PART <= n && p.count < MOST_PARTS_HERE; i++)
+        if (memcmp(data + i, PART, sizeof PART) == 0) {
+            p.n[p.count - 1] = i - p.at[p.count - 1];
+            p.at[p.count] = i + sizeof PART;
+            p.n[p.count] = n - p.at[p.count];
+            p.count++;
+            i += sizeof PART - 1;
         }
-        atexit(drop_file);
+    return p;
+}
+
+static char fuzz_folder[64];
+
+/* The path of part `no` of so many. */
+static const char *part_path(int no, int count) {
+    static char path[128];
+    snprintf(path, sizeof path, "%s/fuzz-%05d-of-%05d.gguf", fuzz_folder, no + 1, count);
+    return path;
+}
+
+static void drop_files(void) {
+    for (int count = 1; count <= MOST_PARTS_HERE; count++)
+        for (int no = 0; no < count; no++) unlink(part_path(no, count));
+    rmdir(fuzz_folder);
+}
+
+/* Writes the parts, an empty one not at all; the path of the first. */
+static const char *file_of(const uint8_t *data, size_t n) {
+    const char *const folders[] = {"/dev/shm", "/tmp"}; /* memory, where there is such a folder: it is written at each run */
+    for (int i = 0; i < 2 && !fuzz_folder[0]; i++) {
+        snprintf(fuzz_folder, sizeof fuzz_folder, "%s/dgemma-fuzz-XXXXXX", folders[i]);
+        if (mkdtemp(fuzz_folder)) atexit(drop_files);
+        else fuzz_folder[0] = 0;
     }
-    MUST(fd >= 0 && ftruncate(fd, 0) == 0, "cannot write %s", fuzz_path);
-    for (size_t at = 0; at < n;) {
-        const ssize_t done = pwrite(fd, data + at, n - at, (off_t)at);
-        MUST(done > 0, "cannot write %s", fuzz_path);
-        at += (size_t)done;
+    const parts p = parts_of(data, n);
+    for (int no = 0; no < p.count; no++) {
+        const char *path = part_path(no, p.count);
+        if (no && !p.n[no]) {
+            unlink(path);
+            continue;
+        }
+        FILE *f = fopen(path, "wb");
+        MUST(f && fwrite(data + p.at[no], 1, p.n[no], f) == p.n[no] && fclose(f) == 0, "cannot write %s", path);
     }
-    return fuzz_path;
+    return part_path(0, p.count);
 }
 
 /* A refusal has one line that says why, whatever the file holds. */
@@ -38,7 +74,30 @@ static void check_refusal(int status, const dg_error *error) {
     for (const char *c = error->message; *c; c++) MUST((unsigned char)*c >= ' ' && *c != 127, "a message of more than a line: %s", error->message);
 }
 
-/* ---- A file's parts, as far as they make sense ---- */
+/* What a target tries: it may fail, with an error, and keeps nothing. */
+typedef int (*attempt)(const void *arg, dg_error *error);
+
+/* Runs an attempt as it is, and once more with one of its requests of the system refused: which one, the bytes say. */
+static int try_twice(attempt run, const void *arg, const uint8_t *data, size_t n) {
+    unsigned which = 0;
+    for (size_t i = 0; i < n; i++) which = which * 31 + data[i];
+    dg_error error = {0};
+    atomic_store(&asked, 0);
+    const int status = run(arg, &error), requests = atomic_load(&asked), before = held();
+    if (status != DG_OK) check_refusal(status, &error);
+    if (requests == 0) return status;
+    atomic_store(&asked, 0);
+    atomic_store(&spared, false);
+    atomic_store(&fails_at, 1 + (int)(which % (unsigned)requests));
+    const int again = run(arg, &error), at = atomic_exchange(&fails_at, 0);
+    MUST(held() == before, "request %d of %d is refused: %d things are kept", at, requests, held() - before);
+    if (again != DG_OK) check_refusal(again, &error);
+    if (atomic_load(&asked) < at || atomic_load(&spared)) MUST(again == status, "status %d, and then %d", status, again);
+    else MUST(again == DG_ERROR_SYSTEM || again == DG_ERROR_MEMORY, "request %d of %d is refused: status %d", at, requests, again);
+    return status;
+}
+
+/* ---- A file's entries, as far as they make sense ---- */
 
 enum { MOST_FIELDS = 4096, MOST_ENTRIES = 512 };
 
@@ -149,9 +208,8 @@ static size_t mutate_entries(uint8_t *data, size_t n, size_t room, const layout 
     return to + body;
 }
 
-size_t LLVMFuzzerCustomMutator(uint8_t *data, size_t n, size_t room, unsigned seed) {
+static size_t mutate_part(uint8_t *data, size_t n, size_t room) {
     static layout l;
-    dice_state = seed;
     walk(data, n, &l);
     const size_t what = dice(20);
     if (what < 10 && l.n_fields) {
@@ -178,6 +236,31 @@ size_t LLVMFuzzerCustomMutator(uint8_t *data, size_t n, size_t room, unsigned se
     n = LLVMFuzzerMutate(data, n, room);
     if (n >= 8) memcpy(data, "GGUF\3\0\0", 8);
     return n;
+}
+
+/* One of the parts is mutated, or there is one part more or less. */
+static size_t mutate_file(uint8_t *data, size_t n, size_t room, unsigned seed) {
+    static uint8_t part[1 << 20];
+    dice_state = seed;
+    const parts p = parts_of(data, n);
+    const int no = (int)dice((size_t)p.count), what = (int)dice(32);
+    const size_t at = p.at[no], bytes = p.n[no], end = at + bytes;
+    if (what == 0 && p.count < MOST_PARTS_HERE && n + sizeof PART + bytes <= room) { /* the same again */
+        memcpy(data + n, PART, sizeof PART);
+        memmove(data + n + sizeof PART, data + at, bytes);
+        return n + sizeof PART + bytes;
+    }
+    if (what == 1 && no) { /* without it */
+        memmove(data + at - sizeof PART, data + end, n - end);
+        return n - bytes - sizeof PART;
+    }
+    const size_t others = n - bytes, most = room - others < sizeof part ? room - others : sizeof part;
+    if (bytes > most) return n;
+    memcpy(part, data + at, bytes);
+    const size_t now = mutate_part(part, bytes, most);
+    memmove(data + at + now, data + end, n - end);
+    memcpy(data + at, part, now);
+    return others + now;
 }
 
 #endif

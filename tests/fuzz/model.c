@@ -1,6 +1,8 @@
-#define _GNU_SOURCE /* mkstemp, ftruncate, pwrite */
+#define _GNU_SOURCE
 /* Models: a file is refused, or it runs, whatever its weights are. */
 #include "files.h"
+
+size_t LLVMFuzzerCustomMutator(uint8_t *data, size_t n, size_t room, unsigned seed) { return mutate_file(data, n, room, seed); }
 
 enum { MOST_TOKENS = 4096, MOST_CANVAS = 64 };
 
@@ -38,19 +40,31 @@ static void use_model(dg_model *model) {
         for (int32_t i = 0; i < result->n_ids; i++) MUST(result->ids[i] >= 0 && result->ids[i] < c->n_vocab, "token %d", result->ids[i]);
         dg_result_free(result);
     }
-    free(logits);
+    int64_t *counts = malloc(sizeof *counts * (size_t)(c->n_layer * c->n_expert));
+    MUST(counts && dg_model_threads(model) == 1, "%d threads of %s", dg_model_threads(model), dg_model_backend(model));
+    dg_model_routing(model, counts);
+    for (int32_t i = 0; i < c->n_layer * c->n_expert; i++) MUST(counts[i] >= 0, "%lld rows", (long long)counts[i]);
+    free(counts), free(logits);
     dg_session_free(session);
+}
+
+static int open_and_close(const void *path, dg_error *error) {
+    const dg_model_options options = {.threads = 1};
+    dg_model *model;
+    const int status = dg_model_open(path, &options, &model, error);
+    if (status == DG_OK) dg_model_free(model);
+    return status;
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n) {
     const char *file = file_of(data, n);
     const char *backends[] = {"cpu", "reference"};
+    if (try_twice(open_and_close, file, data, n) != DG_OK) return 0;
     for (int i = 0; i < 2; i++) {
         const dg_model_options options = {.backend = backends[i], .threads = 1};
         dg_error error = {0};
         dg_model *model;
-        const int status = dg_model_open(file, &options, &model, &error);
-        if (status != DG_OK) return check_refusal(status, &error), 0;
+        MUST(dg_model_open(file, &options, &model, &error) == DG_OK, "%s", error.message);
         use_model(model);
         dg_model_free(model);
     }

@@ -1,6 +1,6 @@
 #define _GNU_SOURCE /* getrusage */
-/* Runs a target over files, each as it is and in so many random mutations: target COUNT FILE... FUZZ_SEED makes
- * others of them. With FUZZ_SECONDS and FUZZ_MIB set, a run that takes more processor time, or a process that took more memory,
+/* Runs a target over files, each as it is, and over COUNT random mutations of them: target COUNT FILE... FUZZ_SEED makes
+ * others. With FUZZ_SECONDS and FUZZ_MIB set, a run that takes more processor time, or a process that took more memory,
  * counts as a crash. */
 #include "fuzz.h"
 
@@ -87,7 +87,8 @@ int main(int argc, char **argv) {
         const size_t n = fread(original, 1, ROOM, f);
         fclose(f);
         run(original, n);
-        for (long k = 0; k < count; k++) {
+        const long from = count * (i - 2) / (argc - 2), to = count * (i - 1) / (argc - 2);
+        for (long k = from; k < to; k++) {
             memcpy(data, original, n);
             size_t left = n;
             for (size_t times = 1 + below(4); times > 0; times--)
@@ -95,7 +96,7 @@ int main(int argc, char **argv) {
             if (last) keep(last, data, left);
             run(data, left);
         }
-        runs += count + 1;
+        runs += to - from + 1;
     }
     const char *name = strrchr(argv[0], '/');
     printf("fuzz %s: %d files, %ld runs, the slowest %.3f s, %.0f MiB\n", name ? name + 1 : argv[0], argc - 2, runs, slowest, mebibytes());

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import gguf
 import numpy as np
+import odd
+import parser_seeds
 
 CORPUS = Path(__file__).parent / "corpus"
 D, FFN, EXPERT, N_EXPERT, HEAD = 32, 32, 32, 2, 32
@@ -128,6 +130,14 @@ def main() -> None:
     parts.add_uint16("split.no", 0), parts.add_uint16("split.count", 2), parts.add_int32("split.tensors.count", 0)
     finish(parts)
 
+    whole = (CORPUS / "model" / "seed-q4_0").read_bytes()
+    made = {"gguf": odd.gguf(), "tokenizer": odd.tokenizer(), "model": odd.model(whole)}
+    for room, files in made.items():
+        for name, data in files:
+            (CORPUS / room / f"odd-{name}").write_bytes(data)
+    for name, of in ("strange", odd.strange), ("too-many", odd.too_many):
+        (CORPUS / "model" / f"odd-{name}").write_bytes(of(whole))
+
     texts = ["the cat\n\nsat <bos>on\n", 'caf\u00e9 <|"|>\U0001f600 \u2581x', "<0x41><unk>  \t", "\udcff\udce2\udc96"]
     for i, text in enumerate(texts):
         for special in 0, 1:
@@ -141,6 +151,14 @@ def main() -> None:
     for number in range(11):
         what = bytes([4 * number + 1 + 2 * (number % 2)])
         (CORPUS / "quants" / f"seed-encode-{number:02}").write_bytes(what + values)
+    many = np.random.default_rng(1).standard_normal(1024).astype("<f4").tobytes()
+    for number in range(3, 11):  # whose blocks are of more than a value
+        (CORPUS / "quants" / f"seed-rows-{number:02}").write_bytes(bytes([4 * number + 3]) + many)
+
+    for target, made_of in parser_seeds.seeds().items():
+        (CORPUS / target).mkdir(exist_ok=True)
+        for name, data in made_of.items():
+            (CORPUS / target / name).write_bytes(data)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,17 @@
-/* Texts and ids through a real vocabulary: what goes in comes back, and nothing is written past what there is room for. */
-#include <string.h>
+#define _GNU_SOURCE
+/* Texts and ids through a real vocabulary: what goes in comes back, and nothing is written past what there is room for.
+ * And vocabularies that are GGUF files (a text may follow behind PART): they are refused, or take any text and their own ids. */
+#include "files.h"
 
-#include "dg.h"
-#include "fuzz.h"
+enum { MOST_TEXT = 512 }; /* of a run: many short texts find more than few long ones */
 
 static dg_tokenizer *tokenizer;
+
+size_t LLVMFuzzerCustomMutator(uint8_t *data, size_t n, size_t room, unsigned seed) {
+    return n > 4 && memcmp(data, "GGUF", 4) == 0 ? mutate_file(data, n, room, seed) : LLVMFuzzerMutate(data, n, room);
+}
+
+/* ---- A real vocabulary ---- */
 
 /* The text of ids, which the caller frees, in a buffer of exactly its size; *n: its bytes. */
 static char *text_of(const int32_t *ids, size_t n_ids, bool special, size_t *n) {
@@ -52,12 +59,61 @@ static void check_ids(const uint8_t *data, size_t n, bool special) {
     free(ids), free(text);
 }
 
-int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n) {
+static void use_real(const uint8_t *data, size_t n) {
     dg_error error;
     if (!tokenizer) MUST(dg_tokenizer_open("tests/models/tiny-bpe/tiny-bpe.gguf", &tokenizer, &error) == DG_OK, "%s", error.message);
-    if (n == 0) return 0;
     const bool special = data[0] & 1;
+    if (n > MOST_TEXT) n = MOST_TEXT;
     if (data[0] & 2) check_ids(data + 1, n - 1, special);
     else check_text((const char *)data + 1, n - 1, special);
+}
+
+/* ---- A vocabulary of any bytes ---- */
+
+static const char sample[] = "a b<bos>\n\n\xC3\xA9\xF0\x9F\x98\x80\xFF<|\"|>ab  <0x0A>";
+
+typedef struct passage {
+    const char *at;
+    size_t n;
+} passage;
+
+typedef struct trial {
+    const char *path;
+    passage texts[2];
+} trial;
+
+static int use_text(const dg_tokenizer *t, passage in, bool special, dg_error *error) {
+    int32_t ids[256];
+    char out[512];
+    size_t n, n_bytes;
+    const int32_t n_vocab = dg_tokenizer_vocab(t)->n_vocab;
+    int status = dg_tokenize(t, in.at, in.n, special, ids, 256, &n, error);
+    for (size_t i = 0; status == DG_OK && i < n && i < 256; i++) MUST(ids[i] >= 0 && ids[i] < n_vocab, "id %d of %d", ids[i], n_vocab);
+    for (int32_t id = 0; id < n_vocab && id < 256; id++) ids[id] = id;
+    if (status == DG_OK) status = dg_detokenize(t, ids, (size_t)(n_vocab < 256 ? n_vocab : 256), special, out, sizeof out, &n_bytes, error);
+    return status;
+}
+
+static int use_any(const void *arg, dg_error *error) {
+    const trial *of = arg;
+    dg_tokenizer *t;
+    int status = dg_tokenizer_open(of->path, &t, error);
+    if (status != DG_OK) return status;
+    for (int i = 0; i < 4 && status == DG_OK; i++) status = use_text(t, of->texts[i / 2], i % 2, error);
+    const int32_t beyond = dg_tokenizer_vocab(t)->n_vocab;
+    dg_error refusal = {0};
+    size_t n;
+    MUST(dg_detokenize(t, &beyond, 1, true, NULL, 0, &n, &refusal) == DG_ERROR_USAGE, "id %d", beyond);
+    dg_tokenizer_free(t);
+    return status;
+}
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n) {
+    if (n == 0) return 0;
+    if (n < 4 || memcmp(data, "GGUF", 4) != 0) return use_real(data, n), 0;
+    const parts p = parts_of(data, n);
+    const size_t n_text = p.count > 1 ? p.n[1] : 0;
+    const trial arg = {file_of(data, p.n[0]), {{sample, sizeof sample - 1}, {(const char *)data + p.at[p.count > 1], n_text < MOST_TEXT ? n_text : MOST_TEXT}}};
+    try_twice(use_any, &arg, data, n);
     return 0;
 }
