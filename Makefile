@@ -298,13 +298,14 @@ $(BUILD)/gpu/%_test: tests/cuda/%_test.cu tests/cuda/harness.h $(BUILD)/libdgemm
 	@mkdir -p $(@D)
 	$(CUDA_HOME)/bin/nvcc $(NVCC_FLAGS) -Itests/cuda $(foreach t,$(TARGETS),-gencode arch=compute_$(t),code=sm_$(t)) $< $(BUILD)/libdgemma.a -L$(CUDA_HOME)/lib -Xcompiler -pthread -lm -o $@
 
-gpu-check: ## on a machine with a GPU: kernels against the reference, compute-sanitizer, whole models, dg-bench
+# GPU_TABLE: options of tests/measure_gpu.py, such as '--types q4_k_m' where the disk has no room for 50 GB of bf16.
+gpu-check: ## on a machine with a GPU: kernels against the reference, compute-sanitizer, whole models, and a table of figures
 	@$(MAKE) --no-print-directory CUDA=1 all $(GPU_TESTS)
 	@set -e; for t in $(GPU_TESTS); do $$t; done
 	@if command -v compute-sanitizer >/dev/null; then set -e; for t in $(GPU_TESTS); do for tool in memcheck racecheck; do \
 		compute-sanitizer --tool $$tool --error-exitcode 1 $$t races; done; done; else echo 'not run: compute-sanitizer is not on the path' >&2; fi
 	$(BIN)/python -m pytest -q -m cuda tests/test_cuda.py
-	$(BIN)/dg-bench --shape 26b-a4b --layers 6 --backend cuda
+	$(BIN)/python tests/measure_gpu.py --cache $(BENCH_CACHE) --json tests/bench/gpu.json $(GPU_TABLE)
 
 # ---- shipping it ----
 wheel: $(READY) ## a wheel and a source archive in dist/

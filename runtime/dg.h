@@ -171,6 +171,13 @@ bool dg_overlap_watch(dg_model *model, bool watch);
 /* Of the passes watched so far. */
 bool dg_overlap_read(const dg_model *model, dg_overlap *out);
 
+/* What a device can do at best, measured now, in bytes per second: reading its memory, and copying page-locked memory there. */
+typedef struct dg_device_rates {
+    double memory, copies;
+} dg_device_rates;
+/* Takes a sixteenth of the memory that is free, up to 1 GiB, and gives it back. False where there is no device. */
+bool dg_device_measure(const dg_model *model, dg_device_rates *out);
+
 /* ---- Files: what a GGUF file holds, of whatever model --------------------------------------------------------------- */
 
 typedef struct gguf dg_file;

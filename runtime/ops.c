@@ -20,6 +20,7 @@ static void cuda_close(ops *o) { (void)o; }
 static int cuda_status(const ops *o, dg_error *error) { return (void)o, (void)error, DG_OK; }
 static bool cuda_overlap_watch(const ops *o, bool watch) { return (void)o, (void)watch, false; }
 static bool cuda_overlap_read(const ops *o, dg_overlap *out) { return (void)o, (void)out, false; }
+static bool cuda_measure(const ops *o, dg_device_rates *out) { return (void)o, (void)out, false; }
 #endif
 static const char CUDA[] = "cuda";
 
@@ -121,6 +122,7 @@ int ops_status(const ops *o, dg_error *error) {
 
 bool ops_overlap_watch(const ops *o, bool watch) { return o->device && cuda_overlap_watch(o, watch); }
 bool ops_overlap_read(const ops *o, dg_overlap *out) { return o->device && cuda_overlap_read(o, out); }
+bool ops_device_measure(const ops *o, dg_device_rates *out) { return o->device && cuda_measure(o, out); }
 
 int ops_repack(ops *o, layer *layers, int32_t n_layer, int64_t budget, dg_error *error) {
     if (o->device) return fail(error, DG_ERROR_USAGE, "repack: %s reads experts as the file has them", o->name);

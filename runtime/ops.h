@@ -112,6 +112,8 @@ void ops_free(ops *o);
 /* As dg_overlap_watch and dg_overlap_read; false where there is no device, or nothing placed on it yet. */
 bool ops_overlap_watch(const ops *o, bool watch);
 bool ops_overlap_read(const ops *o, dg_overlap *out);
+/* As dg_device_measure. */
+bool ops_device_measure(const ops *o, dg_device_rates *out);
 int64_t ops_scratch_bytes(const ops *o); /* of all threads */
 
 /* The first failure since the table was made, if there was one. */

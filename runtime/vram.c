@@ -200,3 +200,4 @@ bool vram_placed(const dg_model *m, dg_plan *out) {
 
 bool dg_overlap_watch(dg_model *m, bool watch) { return ops_overlap_watch(m->ops, watch); }
 bool dg_overlap_read(const dg_model *m, dg_overlap *out) { return ops_overlap_read(m->ops, out); }
+bool dg_device_measure(const dg_model *m, dg_device_rates *out) { return ops_device_measure(m->ops, out); }

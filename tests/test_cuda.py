@@ -232,8 +232,8 @@ def test_a_budget_of_vram_is_kept_or_refused(files):
             dgemma.Model(file, backend="cuda", ram="1G", vram=vram)
 
 
-# Many experts, of which few are met: the processor computes what does not fit. Few, all of them with much to do: to copy
-# them is faster than what one processor computes, and no rounding chooses another.
+# Many experts, of which few are met: the processor computes what does not fit. Few, all of them with much to do: to
+# copy them is faster than what one processor computes, and no rounding chooses another.
 WIDE = Case("wide", prompt=8, seed=5, shape=dict(
     layers=2, hidden=64, ffn=64, expert_ffn=128, experts=64, top_k=2, heads=2, kv_heads=1, global_kv_heads=1,
     head_dim=32, global_head_dim=32, window=24, canvas=8, vocab=500))  # fmt: skip
@@ -350,8 +350,8 @@ SMALL = Case("small", prompt=30, seed=7, shape=dict(
 
 
 def test_generators_together_make_their_own_tokens(tmp_path):
-    """Canvases of several sessions in one pass: every draw, acceptance and next canvas is the CPU's, exactly; and in fast
-    arithmetic each makes what it makes alone."""
+    """Canvases of several sessions in one pass: every draw, acceptance and next canvas is the CPU's, exactly; and in
+    fast arithmetic each makes what it makes alone."""
     file = SMALL.convert(tmp_path / "small", tmp_path / "small.gguf")
     prompt, _ = SMALL.inputs()
 

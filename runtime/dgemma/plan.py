@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from statistics import median
 from typing import Any
 
 from dgemma._native import ffi, lib
+from dgemma.bench.device import rates_of
 from dgemma.bench.machine import measure_disk, measure_machine, processor
 from dgemma.bench.profile import Profile, steps_of
 from dgemma.bench.work import condition_mlp, step_operations
@@ -163,7 +164,7 @@ def described(told: Any, path: str) -> Machine:
 
 def this_machine(path: str | os.PathLike[str], **options: Any) -> Machine:
     """Measures for some seconds: memory, the disk that the model lies on, and how fast its first layer and its head are
-    computed. options: Model's. It has no GPU: this build computes on processors alone.
+    computed. options: Model's. It has no GPU: see with_device.
     """
     memory = measure_machine(0).best("memory")
     if not memory:
@@ -185,11 +186,31 @@ def this_machine(path: str | os.PathLike[str], **options: Any) -> Machine:
     )
 
 
-def measure_speed(path: str | os.PathLike[str], **options: Any) -> dict[str, float]:
-    """Operations per second, as work.py counts them, of experts, of what else layers do, and of head and
-    self-conditioning: the median of some steps through the model's first layer alone, in memory.
+def with_device(path: str | os.PathLike[str], vram: int, **options: Any) -> Machine:
+    """This machine and its GPU, of which a model may have so many bytes; measured as this_machine() does. Layers and
+    head are as slow as on the GPU, which computes them.
     """
-    with Model(path, layers=1, **{**options, "ram": PLENTY}) as model, Profile(model) as profile:
+    machine = this_machine(path, **{**options, "backend": "auto"})
+    speed = measure_speed(path, budget=None, **options)
+    with Model(path, layers=1, **options) as model:
+        rates = rates_of(model)
+    if rates is None:
+        raise UsageError(f"{options.get('backend')} is no GPU")
+    device = {"vram": float(vram), "pcie": rates["copies"], "gpu": rates["memory"], "gpu_ops": speed["experts"]}
+    return replace(
+        machine,
+        rates={**machine.rates, **device},
+        layers=speed["experts"] / speed["layers"],
+        top=speed["experts"] / speed["top"],
+    )
+
+
+def measure_speed(path: str | os.PathLike[str], budget: int | None = PLENTY, **options: Any) -> dict[str, float]:
+    """Operations per second, as work.py counts them, of experts, of what else layers do, and of head and
+    self-conditioning: the median of some steps through the model's first layer alone. budget: Model's ram; PLENTY has
+    it all in memory.
+    """
+    with Model(path, layers=1, **{**options, "ram": budget}) as model, Profile(model) as profile:
         work = {**step_operations(model.config, PROMPT), "condition": condition_mlp(model.config)}
         context = PROMPT + model.config.canvas_length
         with model.session(min(context, model.config.context_length)) as session:

@@ -12,16 +12,15 @@ from typing import Any
 
 import numpy as np
 
-from dgemma._native import ffi, lib
+from dgemma.bench.device import TYPICAL, time_device
 from dgemma.bench.machine import Machine, Memory, apart, best_of, measure_machine, peak_resident, told
-from dgemma.bench.profile import Profile, endless, parts, steps_of
+from dgemma.bench.profile import Profile, parts, steps_of
 from dgemma.bench.work import file_formats, pass_operations, step_bytes, step_operations
 from dgemma.model import Model, Traffic
 from dgemma.session import Session
 
 SCHEMA = 1  # of the JSON
 ENCODE = 256  # tokens of the prompt whose encoding is timed
-TYPICAL = 16  # steps of a canvas of the published model
 FLAT = 0.6  # the middle of the published temperatures, at which random logits are flat
 
 
@@ -80,6 +79,7 @@ class Report:
     memory: dict[str, int | None]
     comparison: dict[str, Any] | None = None
     together: dict[str, Any] | None = None
+    behind: dict[str, Any] | None = None  # a step behind a short and behind a long prompt
     budget: dict[str, Any] | None = None
     device: dict[str, Any] | None = None
     canvas: dict[str, float] = field(default_factory=dict)
@@ -118,6 +118,7 @@ class Report:
             "device": self.device,
             "against": self.comparison,
             "together": self.together,
+            "behind": self.behind,
         }
 
 
@@ -168,15 +169,16 @@ def bench(
     random = np.random.default_rng(seed)
     ids = random.integers(5, model.config.n_vocab, max(prompt, ENCODE), dtype=np.int32)
     context = min(int(model.config.context_length), max(prompt, ENCODE) + int(model.config.canvas_length))
-    with Memory() as memory, model.session(context) as session:
-        with Profile(model) as profile:
-            lengths = sorted({prompt, min(ENCODE, session.context)})
-            encoding = [time_encoding(session, ids[:n], runs, say) for n in lengths]
-            session.rewind(0)
-            session.encode(ids[:prompt])
-            steps = time_steps(session, profile, temperature, runs, seed, say)
-            loose = time_steps(session, profile, FLAT, min(runs, 2), seed, say) if flat else None
-        device = time_queues(session, temperature, runs, seed, say)
+    with Memory() as memory, model.session(context) as session, Profile(model) as profile:
+        lengths = sorted({prompt, min(ENCODE, session.context)})
+        encoding = [time_encoding(session, ids[:n], runs, say) for n in lengths]
+        session.rewind(0)
+        session.encode(ids[:prompt])
+        steps = time_steps(session, profile, temperature, runs, seed, say)
+        loose = time_steps(session, profile, FLAT, min(runs, 2), seed, say) if flat else None
+    weights = sum(part.bytes or 0 for part in steps.parts)
+    timed: dict[str, Any] = dict(prompt=prompt, temperature=temperature, runs=runs, seed=seed, say=say)
+    device = time_device(model, weights=weights, **timed)
     most = memory.peak["all"] if memory.peak else peak_resident()
     budget = None if steps.stream is None else {"ram": model.ram, "most_ever": peak_resident(), **steps.stream}
     say("the machine's peaks, again")
@@ -244,33 +246,6 @@ def time_steps(
         for name, times in laps.items()
     ]
     return Steps(temperature, Times(whole), rows, float(np.mean(certainty)), stream_of(moved[2:]))
-
-
-def time_queues(
-    session: Session, temperature: float, runs: int, seed: int, say: Callable[[str], None]
-) -> dict[str, float] | None:
-    """What the queues of a GPU take of a step, alone and together; None without one. Recorded steps, which are faster
-    than those that are watched, are timed too."""
-    model = session.model
-    handle, out = model._open_handle().pointer, ffi.new("dg_overlap *")
-    if not lib.dg_overlap_watch(handle, False):
-        return None
-    times = []
-    for watched in (False, True):
-        say(f"steps {'with their queues watched' if watched else 'recorded'}")
-        laps, began = [], perf_counter()
-        with closing(endless(session, temperature, runs + 3, seed)) as events:
-            for index, _ in enumerate(events):
-                laps.append(perf_counter() - began)
-                if index == 2:
-                    lib.dg_overlap_watch(handle, watched)
-                began = perf_counter()
-        times.append(Times(laps[3:]).median)
-    lib.dg_overlap_read(handle, out)
-    lib.dg_overlap_watch(handle, False)
-    names = ("copied", "wall", "copying", "gpu", "cpu")
-    told = {name: getattr(out, name) / max(1, out.passes) for name in names}
-    return told | {"seconds": times[0], "watched": times[1], "vram": model.vram or 0}
 
 
 def stream_of(moved: Sequence[Traffic | None]) -> dict[str, float] | None:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from dgemma.bench.device import TYPICAL
 from dgemma.bench.machine import Machine
 from dgemma.bench.measure import Part, Report, Steps, Times, rates
 from dgemma.bench.profile import parts
@@ -39,6 +40,8 @@ def markdown(report: Report) -> str:
         lines += ["", *budget(report, report.budget)]
     if report.device:
         lines += ["", *device(report.device)]
+    if report.behind:
+        lines += ["", *behind(report.behind)]
     if report.comparison:
         lines += ["", *against(report.comparison)]
     return "\n".join(lines)
@@ -190,21 +193,38 @@ def budget(report: Report, told: dict[str, Any]) -> list[str]:
 
 
 def device(told: dict[str, Any]) -> list[str]:
-    """What the queues of a GPU make of a step."""
-    queues = max(told["copying"], told["gpu"], told["cpu"])
+    """What a GPU makes of a step and of a canvas, beside what reading the weights takes; under a budget, its queues."""
+    seconds, floor, rates = told["seconds"], told["floor"], told["rates"]
+    weights, copied = size_text(told["weights"]), size_text(told["copied"])
     rows = [
-        [
-            "a step, recorded",
-            f"{told['seconds']:.4g} s",
-            "as users have it; the table of parts waits for every operation",
-        ],
-        ["a step, watched", f"{told['wall']:.4g} s", "on the GPU, from its beginning to its end; not recorded"],
-        ["copies", f"{told['copying']:.4g} s", f"{size_text(told['copied'])} of experts"],
-        ["the GPU", f"{told['gpu']:.4g} s", "less what it waited for the others"],
-        ["the CPU", f"{told['cpu']:.4g} s", "computing experts"],
-        ["overlap", f"{told['wall'] / queues if queues else 1.0:.2f}", "a step over its longest queue"],
+        ["a step", f"{seconds * 1e3:.4g} ms", "recorded, as users have it; above, every operation is waited for"],
+        ["its floor", f"{floor * 1e3:.4g} ms", f"{weights} at {rates['memory'] / 1e9:.4g} GB/s measured"],
+        ["share of the floor", f"{floor / seconds:.1%}", "1 is a step that does nothing but read weights once"],
     ]
+    if told["canvas"] is not None:
+        note = f"{told['canvas'] * 1e3:.4g} ms: {TYPICAL} steps, and the encoding for what follows"
+        rows.append(["a canvas", f"{told['tokens_per_second']:.4g} tokens/s", note])
+    rows += [
+        ["a step, watched", f"{told['wall'] * 1e3:.4g} ms", "on the GPU, from its beginning to its end; not recorded"],
+        ["copies", f"{told['copying'] * 1e3:.4g} ms", f"{copied}; alone {rates['copies'] / 1e9:.4g} GB/s"],
+        ["the GPU", f"{told['gpu'] * 1e3:.4g} ms", "less what it waited for the others"],
+        ["the CPU", f"{told['cpu'] * 1e3:.4g} ms", "computing experts"],
+    ]
+    queues = max(told["copying"], told["gpu"], told["cpu"])
+    rows.append(["overlap", f"{told['wall'] / queues if queues else 1.0:.2f}", "a step over its longest queue"])
+    if "predicted" in told:
+        ratio = f"a step takes {seconds / told['predicted']:.2f} of that"
+        rows.append(["a step, predicted", f"{told['predicted'] * 1e3:.4g} ms", ratio])
     return table([f"within {size_text(told['vram'])} of VRAM" if told["vram"] else "on the GPU", "", "note"], rows)
+
+
+def behind(told: dict[str, Any]) -> list[str]:
+    """A step behind a short and behind a long prompt."""
+    rows = [
+        [f"behind {count(length, 'token')}", f"{seconds:.4g} s", f"{seconds / told['seconds'][0]:.3f}"]
+        for length, seconds in zip(told["lengths"], told["seconds"], strict=True)
+    ]
+    return table(["a step", "", "over the first"], rows)
 
 
 def against(told: dict[str, Any]) -> list[str]:

@@ -6,12 +6,14 @@ import json
 import os
 import signal
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import click
 
 from dgemma.bench.decoding import decoding
+from dgemma.bench.device import time_behind
 from dgemma.bench.llama import Theirs, compare, refuse_llama
 from dgemma.bench.machine import apart
 from dgemma.bench.measure import FLAT, bench
@@ -25,8 +27,9 @@ from dgemma.cli.running import running_options
 from dgemma.cli.sizes import ram_option
 from dgemma.convert.recipe import RECIPES
 from dgemma.errors import Error
-from dgemma.model import Model
-from dgemma.plan import placed, this_machine
+from dgemma.hub import local_model
+from dgemma.model import Model, bundled
+from dgemma.plan import placed, this_machine, with_device
 from dgemma.progress import progress_bar, telling
 
 SHARP = 0.05  # at this temperature random logits leave as few words as a trained model's do
@@ -100,6 +103,9 @@ pip install 'dgemma[bench]'. The exit status is 0, 1 for a failure, 2 for wrong 
     metavar="N",
     help="Also time N canvases in one step, against one after the other.",
 )
+@click.option(
+    "--long", type=click.IntRange(min=1), metavar="N", help="Also time steps behind N tokens, over --prompt's."
+)
 @running_options
 @ram_option
 @click.option("--json", "json_file", type=click.Path(path_type=Path), metavar="FILE", help="Write all figures as JSON.")
@@ -125,6 +131,7 @@ def main(
     backend: str,
     threads: int | None,
     canvases: int | None,
+    long: int | None,
     vram: int | None,
     exact: bool,
     ram: int | None,
@@ -154,7 +161,13 @@ def main(
         asked = Synthetic(shape, layers, (type_ or "q4_k_m").lower(), seed)
         model = os.fspath(synthetic(asked, cache))
     options: dict[str, Any] = {"backend": backend, "threads": threads, "exact": exact}
-    with telling() as say, Model(model, ram=ram, vram=vram, **options) as opened:
+    with ExitStack() as stack:
+        say = stack.enter_context(telling())
+        if vram is not None and backend == "cuda":  # before the model takes its part
+            say("this machine and its GPU, for a prediction")
+            there = local_model(model) if model is not None else bundled()
+            machine = apart(with_device, there, vram, **options)
+        opened = stack.enter_context(Model(model, ram=ram, vram=vram, **options))
         if ram is not None:
             say("this machine, for a prediction")
             machine = apart(this_machine, opened.path, **options)
@@ -180,6 +193,10 @@ def main(
             report.together = together(
                 opened, canvases, runs=runs, prompt=prompt, temperature=temperature, seed=seed, say=say
             )
+        if long is not None:
+            report.behind = time_behind(opened, (prompt, long), temperature=temperature, runs=runs, seed=seed, say=say)
+        if report.device is not None and vram is not None:
+            report.device |= {"predicted": placed(opened, machine, prompt).seconds, "machine": machine.rates}
         if report.budget is not None:
             report.budget |= {"predicted": placed(opened, machine, prompt).seconds, "machine": machine.rates}
         if asked and against:
