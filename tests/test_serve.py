@@ -27,16 +27,18 @@ from starlette.requests import Request
 
 import dgemma
 from dgemma.options import options
+from dgemma.serve.answers import Turns
 from dgemma.serve.app import Answering
 from dgemma.serve.edits import EditDiffusion, EditRequest
 from dgemma.serve.errors import Refusal
 from dgemma.serve.guard import is_loopback
+from dgemma.serve.metrics import Metrics
 from dgemma.serve.parameters import PARAMETERS, parameters
 from dgemma.serve.requests import ChatRequest, Diffusion, TextRequest
 from dgemma.serve.running import listen
 from dgemma.serve.sessions import Pool
 from dgemma.serve.stops import Stops
-from dgemma.serve.worker import Job
+from dgemma.serve.worker import Job, Worker
 from dgemma.turns import Delta, read
 
 PUZZLE = (Path(__file__).parent / "models" / "sudoku" / "puzzle.txt").read_text()
@@ -466,6 +468,33 @@ def test_answers_together_are_those_of_one_alone(live: Live, chat_model: dgemma.
     for thread in threads:
         thread.join()
     assert [got[i] for i in range(len(texts))] == alone
+
+
+def test_who_asks_much_does_not_keep_others_waiting(chat_model: dgemma.Model) -> None:
+    """With one place, a client's second request comes behind the first one of everybody who waits."""
+    begun: list[str] = []
+    gates = {name: threading.Event() for name in ("first", "a1", "a2", "a3", "b1", "c1")}
+
+    def job(name: str, client: str) -> Job:
+        def begin(session: dgemma.Session, waited: float) -> Turns:
+            begun.append(name)
+            assert gates[name].wait(PATIENCE)
+            yield from ()
+
+        return Job([2], 64, begin, client, lambda told: None)
+
+    worker = Worker(chat_model, Pool(chat_model, 256, 1 << 30), Metrics(), queue=8, together=1)
+    try:
+        worker.submit(job("first", "z"))
+        soon(lambda: begun == ["first"], "nothing is begun")
+        for name, client in (("a1", "a"), ("a2", "a"), ("a3", "a"), ("b1", "b"), ("c1", "c")):
+            worker.submit(job(name, client))
+        for gate in gates.values():
+            gate.set()
+        soon(lambda: len(begun) == len(gates), f"only {begun} were begun")
+        assert begun == ["first", "a1", "b1", "c1", "a2", "a3"]
+    finally:
+        worker.close()
 
 
 def test_the_longest_beginning_wins_within_the_budget(chat_model: dgemma.Model) -> None:
