@@ -268,11 +268,14 @@ $(EMULATED)/$(1)/runtime/ops.o: runtime/ops.c
 EMU_shim_$(1) = $$(patsubst %,$(EMULATED)/$(1)/tests/cuda/%.cpp.o,shim runtime $(EMU_parts_$(1)))
 EMU_objects_$(1) = $$(KERNELS:%=$(EMULATED)/$(1)/%.o) $(EMULATED)/$(1)/runtime/ops.o $$(EMU_library_$(1)) $$(EMU_shim_$(1))
 $(EMULATED)/$(1)/%_test: $(EMULATED)/$(1)/tests/cuda/%_test.cu.o $$(EMU_objects_$(1))
-	$$(CXX) $$(EMU_$(1):-fsanitize=thread=) $$^ -lm -pthread $$(EMU_link_$(1)) -o $$@
+	$$(CXX) $$(EMU_$(1):-fsanitize=thread=) $$^ -lm -pthread $$(EMU_link_$(1)) $$($$(*F)_LINK) -o $$@
 .PRECIOUS: $(EMULATED)/$(1)/%.cu.o $(EMULATED)/$(1)/%.cpp.o
 -include $$(shell find $(EMULATED)/$(1) -name '*.d' 2>/dev/null)
 endef
 $(foreach v,plain asan races,$(eval $(call EMULATED_RULES,$(v))))
+
+# The calls of the runtime that tests/cuda/lost_test.cu stands before: all that the backend makes, and kernels.
+lost_LINK = $(foreach call,$(shell sed -n 's/^\(TAKE\|GIVE\|CALL\).\([A-Za-z0-9_]*\),.*/\2/p' tests/cuda/lost_test.cu),-Wl,--wrap=$(call))
 
 # The package with the emulated backend beside the built one, for whole models.
 EMU_PACKAGE = $(EMULATED)/python/dgemma
@@ -292,8 +295,8 @@ test-cuda-emulated: all cuda-toolkit ## CUDA kernels and backend on the CPU, aga
 test-cuda-watched: all cuda-toolkit ## the same kernels under ASan and UBSan, and under the race checker (longer)
 	@$(call emulated,asan races)
 
-# The same tests on a GPU: the programs link with nvcc as they are. The emulation's own is not among them.
-GPU_TESTS = $(patsubst %,$(BUILD)/gpu/%,$(filter-out shim_test,$(EMU_TESTS)))
+# The same tests on a GPU: the programs link with nvcc as they are. Those of the emulation alone are not among them.
+GPU_TESTS = $(patsubst %,$(BUILD)/gpu/%,$(filter-out shim_test lost_test,$(EMU_TESTS)))
 $(BUILD)/gpu/%_test: tests/cuda/%_test.cu tests/cuda/harness.h $(BUILD)/libdgemma.a
 	@mkdir -p $(@D)
 	$(CUDA_HOME)/bin/nvcc $(NVCC_FLAGS) -Itests/cuda $(foreach t,$(TARGETS),-gencode arch=compute_$(t),code=sm_$(t)) $< $(BUILD)/libdgemma.a -L$(CUDA_HOME)/lib -Xcompiler -pthread -lm -o $@

@@ -30,7 +30,7 @@ static void watch(const pass *p, stage at, int32_t l, const float *x, int64_t ro
 }
 
 static int32_t found(const pass *p) {
-    int32_t mark;
+    int32_t mark = 0; /* which it stays where the backend is lost */
     p->model->ops->get(p->model->ops, &mark, p->room->found, sizeof mark);
     return mark;
 }
@@ -45,9 +45,10 @@ static int not_finite(const pass *p, dg_error *error) {
     return fail(error, DG_ERROR_NUMBERS, "%s: layer %d: NaN or infinity in %s: the weights are damaged, or the numbers too large", path, l, stages[at].what);
 }
 
-/* What a pass is worth: a file that went away meanwhile leaves zeros, which may show as anything. */
+/* What a pass is worth: a file that went away meanwhile leaves zeros, a backend that was lost anything. */
 static int verdict(const pass *p, dg_error *error) {
-    const int status = gguf_check(p->model->file, error);
+    int status = gguf_check(p->model->file, error);
+    if (status == DG_OK) status = ops_status(p->model->ops, error);
     return status == DG_OK && found(p) ? not_finite(p, error) : status;
 }
 

@@ -111,7 +111,8 @@ int dg_generator_fill(dg_session *session, const dg_sampling *sampling, const dg
     g->result = (dg_result){.ids = g->ids, .places = g->places, .blocks = g->blocks, .end_id = -1, .converged = true, .seed = sampling->seed};
     if (!g->canvas.memory || !g->seen.memory || !g->soft.memory || !g->before || !g->changed || !g->pins || !g->fixed || !g->marks || !g->ids || !g->blocks || !copied) {
         dg_generator_free(g);
-        return fail(error, DG_ERROR_SYSTEM, "no memory for a canvas of %d tokens", c->canvas_length);
+        const int lost = ops_status(session->model->ops, error);
+        return lost != DG_OK ? lost : fail(error, DG_ERROR_SYSTEM, "no memory for a canvas of %d tokens", c->canvas_length);
     }
     *out = g;
     return DG_OK;

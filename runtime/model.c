@@ -327,6 +327,10 @@ int dg_model_open(const char *path, const dg_model_options *options, dg_model **
     if (!m) return fail(error, DG_ERROR_SYSTEM, "%s: no memory", path);
     int status = load(m, path, options, error);
     if (m->file) status = gguf_verdict(m->file, status, error);
+    if (m->ops && status == DG_ERROR_SYSTEM) { /* what a lost backend does not give is no lack of memory */
+        const int lost = ops_status(m->ops, error);
+        status = lost == DG_OK ? status : lost;
+    }
     if (status != DG_OK) dg_model_free(m);
     else *out = m;
     return status;

@@ -57,6 +57,8 @@ int room_new(const dg_model *model, int64_t n, room *r, dg_error *error) {
     *r = (room){0};
     lay_out_room(model, n, r);
     model->ops->reserve(model->ops, &r->memory, r->bytes);
+    const int lost = r->memory ? DG_OK : ops_status(model->ops, error);
+    if (lost != DG_OK) return lost;
     if (!r->memory)
         return fail(error, DG_ERROR_SYSTEM, "no memory for a pass of %lld rows: %llu bytes%s", (long long)n, (unsigned long long)r->bytes,
                     model->ops->lazy ? " of address space" : "");
@@ -140,6 +142,7 @@ int dg_session_new(dg_model *model, int32_t context, dg_session **out, dg_error 
     if (status == DG_OK && s->k && s->v) {
         lay_out_cache(s);
         model->ops->reserve(model->ops, &s->memory, s->bytes);
+        status = ops_status(model->ops, error);
     }
     if (status == DG_OK && !s->memory)
         status = fail(error, DG_ERROR_SYSTEM, "no memory for a session of %d tokens: %llu bytes%s", context, (unsigned long long)s->bytes,

@@ -28,6 +28,8 @@ struct run {
 void run_kernel(const run &r);
 /* Puts a run into a stream (the fake runtime). */
 cudaError_t enqueue(const run &r, cudaStream_t stream);
+/* The device is lost: what it was given is never done, what was recorded is gone. */
+void lose();
 
 /* ---- The race checker, if it is linked; accesses are told by the compiler's hooks ---- */
 struct clocks {

@@ -528,3 +528,14 @@ cudaError_t shim::enqueue(const run &r, cudaStream_t s) {
     add(s, [r] { run_kernel(r); });
     return cudaSuccess;
 }
+
+void shim::lose() {
+    for (const op_ref &o : pending) o->done = true;
+    pending.clear();
+    for (CUstream_st *s : streams) {
+        if (s->recording && s->recording->origin == s) delete s->recording;
+        s->recording = nullptr;
+        s->recorded_tail.clear();
+    }
+    recordings = 0;
+}
