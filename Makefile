@@ -82,13 +82,15 @@ SEED    ?= 0
 JOBS    ?= $(shell nproc 2>/dev/null || echo 1)
 FUZZ     = $(BUILD)/fuzz
 FUZZED   = -O1 -g -fsanitize=address,undefined,float-cast-overflow -fno-sanitize-recover=all -fprofile-instr-generate -fcoverage-mapping
+# What the fuzzer follows; not what differs with addresses, as the depth of the stack does.
+FUZZ_WATCHED = -fsanitize=fuzzer-no-link -fno-sanitize-coverage=stack-depth -fsanitize-coverage-ignorelist=tests/fuzz/unwatched.txt
 # The kernels read no file: they are those of the plain build.
 FUZZ_OBJECTS = $(SOURCES:%.c=$(FUZZ)/%.o)
 # STEADY=1: the same runs each time, about a minute's, instead of whatever MINUTES are enough for.
 FUZZ_RUN = tests/fuzz/run.py $(1) $(FUZZ) $(if $(STEADY),--steady,--minutes $(MINUTES)) --seed $(SEED) --jobs $(JOBS) $(TARGET)
 .PHONY: fuzzers
 fuzzers: $(ISA_OBJECTS:%=$(BUILD)/%)
-	@$(MAKE) --no-print-directory -j$(JOBS) BUILD=$(FUZZ) CC='$(CLANG)' CFLAGS='$(FUZZED) -fsanitize=fuzzer-no-link' $(FUZZ_OBJECTS)
+	@$(MAKE) --no-print-directory -j$(JOBS) BUILD=$(FUZZ) CC='$(CLANG)' CFLAGS='$(FUZZED) $(FUZZ_WATCHED)' $(FUZZ_OBJECTS)
 	@set -e$(foreach t,$(or $(TARGET),$(FUZZERS)),; $(CLANG) $(ALL) $(FUZZED) -fsanitize=fuzzer -Itests/fuzz -Itests/c tests/fuzz/$(t).c $(FUZZ_OBJECTS) $^ $(call refused,$(t)) -lm -o $(FUZZ)/fuzz-$(t))
 
 fuzz: fuzzers ## fuzz every target (or TARGET=) MINUTES=1 each, JOBS at a time, from SEED=0 (0: by chance; packages clang, llvm); executions, and the lines of the readers they reach

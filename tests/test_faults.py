@@ -91,6 +91,32 @@ same(other)
     )
 
 
+def test_a_page_that_cannot_be_read_is_told_from_a_file_that_shrank(copy, ids):
+    """As after an error of the disk: the page is lost, and the file has the size that it had."""
+    run(
+        """
+path = sys.argv[1]
+size = os.path.getsize(path)
+with dgemma.Model(path, threads=2) as model:
+    os.truncate(path, size // 3)
+    try:
+        answer(model)
+    except dgemma.SystemFailure:
+        os.truncate(path, size)
+    for _ in range(2):
+        try:
+            answer(model)
+        except dgemma.SystemFailure as failure:
+            assert str(failure).startswith(f"{path}: cannot be read any more: an error of the disk"), failure
+        else:
+            raise AssertionError("no error")
+same(dgemma.Model())
+""",
+        ids,
+        copy,
+    )
+
+
 def test_a_file_may_shrink_while_threads_compute(copy, ids):
     run(
         """

@@ -111,6 +111,7 @@ static void test_case(int i, bool good) {
         error = (dg_error){0};
         atomic_store(&asked, 0);
         atomic_store(&spared, false);
+        atomic_store(&of_a_file, false);
         atomic_store(&fails_at, n);
         const int status = run_case(i, &error);
         atomic_store(&fails_at, 0);
@@ -118,6 +119,7 @@ static void test_case(int i, bool good) {
         if (atomic_load(&spared)) continue;
         CHECK(status == DG_ERROR_SYSTEM || status == DG_ERROR_MEMORY, "%s: request %d of %d fails, and the status is %d", cases[i].name, n, requests, status);
         CHECK(status == error.status && error.message[0], "%s: request %d of %d: no message", cases[i].name, n, requests);
+        CHECK(!atomic_load(&of_a_file) || strstr(error.message, file), "%s: request %d of %d of the file fails: %s", cases[i].name, n, requests, error.message);
         CHECK(held() == before, "%s: request %d of %d: %d things are kept", cases[i].name, n, requests, held() - before);
     }
     CHECK(run_case(i, &error) == DG_OK, "%s, at last: %s", cases[i].name, error.message);

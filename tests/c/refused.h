@@ -17,11 +17,17 @@
 static atomic_int asked, fails_at;      /* how many requests there were; the one that fails, 0: none */
 static atomic_bool for_good;            /* and all behind it */
 static atomic_bool spared;              /* the one that failed may: there is another way */
+static atomic_bool of_a_file;           /* it was of a file, which an error is to name */
 static atomic_int blocks, maps, threads, files; /* that are held */
 
 static bool refused(void) {
     const int n = atomic_fetch_add(&asked, 1) + 1, at = atomic_load(&fails_at);
     return at && (n == at || (n > at && atomic_load(&for_good)));
+}
+static bool file_refused(void) {
+    const bool now = refused();
+    if (now) atomic_store(&of_a_file, true);
+    return now;
 }
 
 #define WRAP(type, name, parameters, ...) \
@@ -65,7 +71,7 @@ WRAP(int, pthread_join, (pthread_t t, void **result)) {
 int __real_open(const char *path, int flags, ...);
 int __wrap_open(const char *path, int flags, ...);
 int __wrap_open(const char *path, int flags, ...) {
-    if (refused()) {
+    if (file_refused()) {
         if (!atomic_load(&for_good)) atomic_store(&spared, flags & O_DIRECT); /* then it is read through the page cache */
         return errno = EMFILE, -1;
     }
@@ -77,8 +83,8 @@ WRAP(int, close, (int fd)) {
     atomic_fetch_sub(&files, 1);
     return __real_close(fd);
 }
-WRAP(int, fstat, (int fd, struct stat *info)) { return refused() ? (errno = EIO, -1) : __real_fstat(fd, info); }
-WRAP(ssize_t, pread, (int fd, void *to, size_t n, off_t at)) { return refused() ? (errno = EIO, -1) : __real_pread(fd, to, n, at); }
+WRAP(int, fstat, (int fd, struct stat *info)) { return file_refused() ? (errno = EIO, -1) : __real_fstat(fd, info); }
+WRAP(ssize_t, pread, (int fd, void *to, size_t n, off_t at)) { return file_refused() ? (errno = EIO, -1) : __real_pread(fd, to, n, at); }
 
 static int held(void) { return atomic_load(&blocks) + atomic_load(&maps) + atomic_load(&threads) + atomic_load(&files); }
 

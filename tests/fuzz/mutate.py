@@ -50,11 +50,16 @@ def _odd(old: Any, dice: random.Random) -> Any:
 
 
 def mutate_json(data: bytes, dice: random.Random) -> bytes | None:
-    """A value or a key of it changed, gone, there twice, or moved; None where the data is no JSON."""
+    """As _mutate_json; None where the data is no JSON, or too deep."""
     try:
-        top = json.loads(data.decode("utf-8", "surrogatepass"))
+        return _mutate_json(data, dice)
     except (ValueError, RecursionError):
         return None
+
+
+def _mutate_json(data: bytes, dice: random.Random) -> bytes:
+    """A value or a key changed, gone, there twice, or moved."""
+    top = json.loads(data.decode("utf-8", "surrogatepass"))
     for _ in range(1 + dice.randrange(3)):
         places = _places(top, [])
         if not places:
@@ -73,10 +78,7 @@ def mutate_json(data: bytes, dice: random.Random) -> bytes | None:
                 holder[key] = copy.deepcopy(other[name])
         else:
             holder[key] = _odd(holder[key], dice)
-    try:
-        return json.dumps(top).encode()
-    except (ValueError, RecursionError):
-        return None
+    return json.dumps(top).encode()
 
 
 def mutate_answer(data: bytes, dice: random.Random) -> bytes:
