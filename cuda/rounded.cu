@@ -32,7 +32,9 @@ __global__ void __launch_bounds__(ROUND_THREADS) round_k_kernel(rounded r, const
     const int lane = lane_id();
     float v[2][4];
     for (int h = 0; h < 2; h++) take_four(v[h], x + item / blocks * cols, (item % blocks * 2 + h) * STAGE + 4 * lane, cols);
-    const float peak = warp_max(fmaxf(peak_of(v[0]), peak_of(v[1]))), scale = peak / 127.0f;
+    float peak = larger_or_nan(peak_of(v[0]), peak_of(v[1]));
+    for (int mask = WARP / 2; mask > 0; mask /= 2) peak = larger_or_nan(peak, shuffle_xor(peak, mask));
+    const float scale = peak / 127.0f;
     for (int h = 0; h < 2; h++) {
         const uint32_t codes = round_four(v[h], peak);
         rounded_stage *const to = r.stages + item * 2 + h;

@@ -47,12 +47,16 @@ __device__ inline uint32_t round_four(const float (&v)[4], float peak) {
     }
     return codes;
 }
-__device__ inline float peak_of(const float (&v)[4]) { return fmaxf(fmaxf(fabsf(v[0]), fabsf(v[1])), fmaxf(fabsf(v[2]), fabsf(v[3]))); }
+/* NaN where either is: a scale that is none shows in all that is made with it, where a code would hide it. */
+__device__ inline float larger_or_nan(float a, float b) { return a > b || a != a ? a : b; }
+__device__ inline float peak_of(const float (&v)[4]) {
+    return larger_or_nan(larger_or_nan(fabsf(v[0]), fabsf(v[1])), larger_or_nan(fabsf(v[2]), fabsf(v[3])));
+}
 
 /* Rounds the sub-block that lanes 8 i .. 8 i + 7 of a warp hold, four values each; all lanes come here. */
 __device__ inline uint32_t round_sub(const float (&v)[4], float *scale) {
     float peak = peak_of(v);
-    for (int mask = 4; mask > 0; mask /= 2) peak = fmaxf(peak, shuffle_xor(peak, mask));
+    for (int mask = 4; mask > 0; mask /= 2) peak = larger_or_nan(peak, shuffle_xor(peak, mask));
     *scale = peak / 127.0f;
     return round_four(v, peak);
 }

@@ -15,6 +15,7 @@ from gguf import GGUFReader, dequantize
 import dgemma
 from dgemma.bench import synthetic
 from dgemma.bench.decoding import told as decoding_told
+from dgemma.bench.device import rates_of
 from dgemma.bench.machine import Machine, Memory, Peak, best_of, measure_machine
 from dgemma.bench.measure import Times
 from dgemma.bench.profile import Profile, parts
@@ -259,15 +260,24 @@ def test_the_table_is_complete_and_json_says_the_same(capsys, cache: Path, tiny:
     assert told["against"] is None
 
 
+def lib_measures_a_device() -> bool:
+    with dgemma.Model() as model:
+        return rates_of(model) is not None
+
+
 def test_canvases_together_are_timed_part_by_part(capsys, cache: Path, tmp_path: Path):
     file = tmp_path / "figures.json"
     flags = ["--shape", "tiny", "--cache", cache, "--runs", 2, "--prompt", 8]
-    code, out, err = run(capsys, *flags, "--canvases", 3, "--json", file)
+    code, out, err = run(capsys, *flags, "--canvases", 3, "--long", 40, "--json", file)
     assert code == 0, err
-    told = json.loads(file.read_text())["together"]
+    figures = json.loads(file.read_text())
+    told, behind = figures["together"], figures["behind"]
     assert told["canvases"] == 3 and len(told["ratios"]) == 2 and told["ratio"] > 0
     assert told["parts"].keys() == {"all", *parts()}
     assert "a step of 3 canvases" in out and f"the ratio is {told['ratio']:.3f}" in out
+    assert behind["lengths"] == [8, 40] and behind["ratio"] == behind["seconds"][1] / behind["seconds"][0]
+    assert "behind 40 tokens" in out and f"{behind['ratio']:.3f}" in out
+    assert figures["device"] is None and not lib_measures_a_device()
 
 
 def test_a_budget_is_measured_and_predicted(capsys, tiny: Path, tmp_path: Path):

@@ -15,9 +15,12 @@ from typing import Any
 import numpy as np
 import pytest
 from cases import GOLDEN, Case, Ours, relative_error, trajectory
+from test_numbers import WHERE, damage, offsets  # noqa: F401
 
 import dgemma
 from dgemma._native import ffi, lib
+from dgemma.bench import device
+from dgemma.plan import Machine, placed, rates
 
 pytestmark = pytest.mark.cuda
 GOLDEN_FILES = Path(__file__).parent / "golden"
@@ -160,6 +163,31 @@ def test_queues_are_told(files):
         assert lib.dg_overlap_read(handle, out)
         assert out.passes >= 2 and out.wall >= out.gpu >= 0 and out.copied == 0
     assert ids[0] == ids[1]
+
+
+@pytest.mark.parametrize(("tensor", "message"), WHERE, ids=[tensor for tensor, _ in WHERE])
+def test_damaged_weights_are_named(tensor: str, message: str, tmp_path, offsets):  # noqa: F811
+    """As on the CPU: NaN is not rounded away."""
+    path = damage(tmp_path / "bad.gguf", offsets, tensor)
+    with dgemma.Model(path, backend="cuda") as model, pytest.raises(dgemma.NumbersError, match=re.escape(message)):
+        model.generate("123", steps=2, max_tokens=8, short_canvas=True)
+
+
+def test_a_step_is_told_beside_its_floor(large, monkeypatch):
+    """The parts of dg-bench that a GPU alone has: its own rates, canvases with their encoding, what a plan promises."""
+    monkeypatch.setattr(device, "TYPICAL", 2)
+    vram = least_vram(large / "busy") + (1 << 20)
+    with dgemma.Model(large / "busy", backend="cuda", vram=vram) as model:
+        options = dict(temperature=0.5, runs=1, seed=0, say=lambda line: None)
+        told = device.time_device(model, prompt=8, weights=10**6, **options)
+        assert told["vram"] == vram and told["rates"]["memory"] > 0 and told["rates"]["copies"] > 0
+        assert told["floor"] == 10**6 / told["rates"]["memory"] and told["tokens_per_second"] == 8 / told["canvas"]
+        assert told["copied"] > 0 and min(told[queue] for queue in ("copying", "gpu", "cpu")) > 0
+        assert told["wall"] >= told["gpu"]
+        fast, slow = (Machine("", "", "", dict.fromkeys(rates(), speed)) for speed in (1e10, 1e9))
+        assert placed(model, slow, 8).seconds == pytest.approx(10 * placed(model, fast, 8).seconds, rel=0.2)
+        behind = device.time_behind(model, (8, 40), **options)
+        assert behind["lengths"] == [8, 40] and behind["ratio"] > 0
 
 
 PROGRAM = """

@@ -104,9 +104,59 @@ static void test_watch(const both &b) {
     }
 }
 
+/* Copies of any size, to the caller's in pieces and whole; what is taken is told. */
+static void test_memory(const both &b) {
+    int64_t before, during, after;
+    b.gpu->available(b.gpu, &before);
+    for (size_t n : {size_t(1), size_t(STAGING), size_t(STAGING) + 1, size_t(300000)}) {
+        std::vector<uint8_t> bytes(n);
+        for (size_t i = 0; i < n; i++) bytes[i] = static_cast<uint8_t>(i * 7 + i / 251);
+        paired<uint8_t> one(b, bytes), other(b, n + 3);
+        b.gpu->copy(b.gpu, other.device + 3, one.device, n);
+        const std::vector<uint8_t> got = other.fetch();
+        CHECK(memcmp(got.data() + 3, bytes.data(), n) == 0 && got[0] + got[1] + got[2] == 0, "a copy of %d bytes", static_cast<int>(n));
+        b.gpu->available(b.gpu, &during);
+        CHECK(during <= before - static_cast<int64_t>(2 * n), "%d bytes are free beside what was taken, of %d", static_cast<int>(during), static_cast<int>(before));
+    }
+    b.gpu->available(b.gpu, &after);
+    CHECK(after == before, "%d bytes did not come back", static_cast<int>(before - after));
+    void *all = b.gpu;
+    b.gpu->reserve(b.gpu, &all, static_cast<size_t>(before) * 2);
+    dg_error error;
+    CHECK(all == nullptr && ops_status(b.gpu, &error) == DG_OK, "more than there is");
+}
+
+/* Tokens per expert, of several calls together. */
+static void test_count(const both &b) {
+    const int64_t n_expert = 70;
+    std::vector<int32_t> chosen(1000);
+    for (int32_t &e : chosen) e = static_cast<int32_t>(uniform() * uniform() * static_cast<double>(n_expert));
+    paired<int32_t> experts(b, chosen);
+    paired<int64_t> counts(b, std::vector<int64_t>(n_expert, int64_t(1) << 40));
+    std::vector<int64_t> want(n_expert), got(n_expert);
+    for (int64_t n : {int64_t(1000), int64_t(1), int64_t(257)}) {
+        b.plain->count(b.plain, counts.data(), experts.data(), n);
+        b.gpu->count(b.gpu, counts.device, experts.device, n);
+    }
+    b.plain->counted(b.plain, want.data(), counts.data(), n_expert);
+    b.gpu->counted(b.gpu, got.data(), counts.device, n_expert);
+    CHECK(got == want && want[0] > (int64_t(1) << 40), "tokens of experts: of the first %lld, the reference has %lld", static_cast<long long>(got[0]), static_cast<long long>(want[0]));
+}
+
+/* A pass begins with nothing found. */
+static void test_pass(const both &b) {
+    paired<int32_t> found(b, std::vector<int32_t>{9});
+    b.gpu->begin_pass(b.gpu, 0, found.device);
+    b.gpu->end_pass(b.gpu);
+    CHECK(found.fetch()[0] == 0, "a pass began with %d", found.fetch()[0]);
+}
+
 static void test(uint64_t) {
     const both b;
     random_state = 1;
+    test_memory(b);
+    test_count(b);
+    test_pass(b);
     test_elements(b);
     test_watch(b);
     test_rope(b);

@@ -103,6 +103,34 @@ static void test_whole_rows(const both &b) {
               static_cast<double>(chosen[i].entropy), choices.host[i].argmax, choices.host[i].sample, static_cast<double>(choices.host[i].entropy));
 }
 
+/* Canvases one after the other in one call, at temperatures of their own, are canvases alone; a row with NaN has no choice. */
+static void test_parts(bool exact) {
+    const both b(exact);
+    const int64_t n = 4, n_vocab = 600, d = 64;
+    const weight table(b, DG_Q8_0, d, n_vocab);
+    std::vector<float> rows = random_floats(n * d, 1.0f);
+    rows[static_cast<size_t>(2 * d + 5)] = NAN;
+    paired<float> x(b, rows), at(b, std::vector<float>{0.05f, 0.4f});
+    paired<double> u(b, std::vector<double>{0.2, 0.6, 0.4, 0.9});
+    paired<dg_choice> choices(b, static_cast<size_t>(n)), alone(b, static_cast<size_t>(n));
+    paired<uint8_t> work(b, matmul_work(n, d));
+    const int64_t first[] = {0, 1}, sizes[] = {1, 3};
+    soft_pair one(b, 1, n_vocab, d), three(b, 3, n_vocab, d);
+    head_part parts[2];
+    for (int i = 0; i < 2; i++) {
+        parts[i] = head_part{sizes[i], at.device + i, u.device + first[i], alone.device + first[i], i == 0 ? &one.gpu : &three.gpu};
+        b.gpu->head(b.gpu, &parts[i], 1, x.device + first[i] * d, &table.t, sizes[i], 30.0f, work.device);
+        parts[i].out = choices.device + first[i];
+    }
+    b.gpu->head(b.gpu, parts, 2, x.device, &table.t, n, 30.0f, work.device);
+    const std::vector<dg_choice> got = choices.fetch(), want = alone.fetch();
+    for (size_t i = 0; i < 4; i++) {
+        CHECK(got[i].argmax == want[i].argmax && got[i].sample == want[i].sample && memcmp(&got[i].entropy, &want[i].entropy, sizeof(float)) == 0,
+              "row %d of two canvases chooses %d and %d, alone %d and %d", static_cast<int>(i), got[i].argmax, got[i].sample, want[i].argmax, want[i].sample);
+        CHECK((i == 2) == (got[i].argmax < 0 && got[i].sample < 0 && got[i].entropy != got[i].entropy), "row %d chooses %d", static_cast<int>(i), got[i].argmax);
+    }
+}
+
 /* Random numbers, acceptance, the stop test and the next canvas: the CPU's, to the bit. */
 static void test_sampler(const both &b, int32_t n, bool pinned) {
     const int32_t n_vocab = 1000;
@@ -174,6 +202,7 @@ static void test(uint64_t seed) {
         test_head(exact, DG_F32, 2100, 32, 2.0f, 0.2f);      /* flat: groups overflow, rows are dense */
         test_head(exact, DG_BF16, 41, 48, 0.5f, 1.0f);
     }
+    for (bool exact : {true, false}) test_parts(exact);
     const both b;
     test_whole_rows(b);
     for (int32_t n : {1, 20, 300})
