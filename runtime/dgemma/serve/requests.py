@@ -258,7 +258,8 @@ def _context_for(model: Model, prompt: int, tokens: int, context: int) -> int:
     need = prompt + (-(-tokens // length) - 1) * length
     if need > context:
         raise wrong(
-            f"a prompt of {prompt} tokens and an answer of {tokens} need a context of {need}, more than {context}",
+            f"a prompt of {prompt} tokens and an answer of {tokens}, whose last canvas needs none, need a context of"
+            f" {need}, more than {context}",
             "messages" if prompt > context else "max_tokens",
             "context_length_exceeded",
         )
