@@ -236,6 +236,7 @@ $(BUILD)/cubins/%.sm_$(1).cubin: cuda/%.cu $(CUDA_HOME)/bin/nvcc
 	$(CUDA_HOME)/bin/nvcc $(NVCC_FLAGS) -arch=sm_$(1) -cubin -Xptxas -v -MMD -MP -MF $$@.d -o $$@ $$< 2> $$(@:.cubin=.log) || { cat $$(@:.cubin=.log); exit 1; }
 endef
 $(foreach t,$(TARGETS),$(eval $(call CUBIN_RULES,$(t))))
+-include $(CUBINS:=.d) $(KERNELS:%.cu=$(BUILD)/%.d)
 
 # Kernels and backend as C++ over the emulation of tests/cuda, in three variants: as it is, with ASan and UBSan, and with the
 # hooks of the race checker. Each has the whole library, its ops.c with the backend.
