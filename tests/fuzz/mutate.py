@@ -113,6 +113,12 @@ def mutate_numbers(data: bytes, dice: random.Random) -> bytes:
     return data[:at] + new + data[at + len(new) :]
 
 
+def mutate_bytes(data: bytes, dice: random.Random) -> bytes:
+    """A byte changed, put in or taken out: in the place of what libFuzzer brings with it."""
+    at = dice.randrange(len(data) + 1)
+    return data[:at] + bytes(dice.randrange(256) for _ in range(dice.randrange(2))) + data[at + dice.randrange(2) :]
+
+
 def mutator(target: str, plain: Mutate) -> Callable[[bytes, int, int], bytes]:
     """atheris' custom mutator for a target."""
     of: Callable[[bytes, random.Random], bytes | None] = {"calls": mutate_answer, "imatrix": mutate_numbers}.get(

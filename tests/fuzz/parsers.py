@@ -2,6 +2,9 @@
 
     python tests/fuzz/parsers.py TARGET [libFuzzer's flags] [CORPUS ...]
     python tests/fuzz/parsers.py --replay TARGET FILE ...
+    python tests/fuzz/parsers.py --mutate RUNS SEED FOUND TARGET FILE ...
+
+The last makes so many mutations of files, the same ones each time; needs no atheris, and writes what fails to FOUND.
 
 tests/test_parsers.py runs the same targets on the corpus and on what hypothesis makes. An input is the bytes of one
 file; or, where a target reads a folder, [[name, content], ...] as JSON, where content is what the file has as JSON, or
@@ -13,6 +16,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import random
 import struct
 import sys
 import tempfile
@@ -213,11 +217,32 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
 }
 
 
+def _mutate(runs: int, seed: int, found: Path, name: str, files: list[str]) -> None:
+    from mutate import mutate_bytes, mutator
+
+    dice = random.Random(seed)
+    mutate = mutator(name, lambda data, room: mutate_bytes(data, dice)[:room])
+    corpus = [Path(file).read_bytes() for file in files]
+    for _ in range(runs):
+        data = dice.choice(corpus)
+        for _ in range(1 + dice.randrange(3)):
+            data = mutate(data, 4096, dice.randrange(2**32))
+        try:
+            TARGETS[name](data)
+        except BaseException:
+            found.write_bytes(data)
+            raise
+    print(f"stat::number_of_executed_units: {runs}")
+
+
 def main() -> None:
     if sys.argv[1] == "--replay":
         for file in sys.argv[3:]:
             TARGETS[sys.argv[2]](Path(file).read_bytes())
         return
+    if sys.argv[1] == "--mutate":
+        runs, seed, found, name, *files = sys.argv[2:]
+        return _mutate(int(runs), int(seed), Path(found), name, files)
     import atheris
     import numpy  # noqa: F401  (not instrumented: it is not what is fuzzed)
     from mutate import mutator

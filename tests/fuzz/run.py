@@ -86,6 +86,10 @@ class Fuzzer:
     def command(self, name: str) -> list[str]:
         raise NotImplementedError
 
+    def steady(self, target: Target, corpus: Path) -> list[str]:
+        """What runs a target the same way each time, where that is not its command with other flags."""
+        return []
+
     def reached(self, target: Target, corpora: Sequence[Path]) -> tuple[dict[str, list[int]], int]:
         """Lines of a target's readers that were not reached, and how many lines there are."""
         raise NotImplementedError
@@ -99,14 +103,15 @@ class Fuzzer:
             folder.mkdir(parents=True, exist_ok=True)
         seeds = self.build / f"{name}.seeds"
         seeds.write_text(",".join(str(file) for file in sorted(kept.iterdir())))
-        flags = [*FLAGS, f"-max_len={self.most_bytes}", f"-seed={options.seed}"]
+        flags = [*FLAGS, f"-max_len={self.most_bytes}", f"-seed={options.seed}", f"-seed_inputs=@{seeds}"]
         flags.append(f"-artifact_prefix={self.build / 'found' / name}-")
         flags += [*STEADY, f"-runs={target.runs}"] if options.steady else [f"-max_total_time={60 * options.minutes}"]
+        command = self.steady(target, kept) if options.steady else []
         profile = {"LLVM_PROFILE_FILE": str(self.build / f"{name}.profraw"), "PYTHONHASHSEED": "0"}
         log = self.build / f"{name}.log"
         with log.open("w") as to:
             done = subprocess.run(
-                [*self.command(name), *flags, f"-seed_inputs=@{seeds}", str(own)],
+                command or [*self.command(name), *flags, str(own)],
                 cwd=ROOT, env=os.environ | profile, stdout=to, stderr=to, check=False,
             )  # fmt: skip
         said = log.read_text(errors="replace")
@@ -155,6 +160,12 @@ class Python(Fuzzer):
 
     def command(self, name: str) -> list[str]:
         return [sys.executable, str(HERE / "parsers.py"), name]
+
+    def steady(self, target: Target, corpus: Path) -> list[str]:
+        """Without atheris: mutations of the corpus alone, since what coverage leads to differs a little each time."""
+        found = str(self.build / "found" / target.name)
+        how = ["--mutate", str(target.runs), str(self.options.seed), found, target.name]
+        return [sys.executable, str(HERE / "parsers.py"), *how, *map(str, sorted(corpus.iterdir()))]
 
     def reached(self, target: Target, corpora: Sequence[Path]) -> tuple[dict[str, list[int]], int]:
         data, told = self.build / f"{target.name}.coverage", self.build / f"{target.name}.json"
