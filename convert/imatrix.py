@@ -107,8 +107,11 @@ def read_imatrix(path: Path, n_expert: int) -> Importance:
         if file.get("general.type") != "imatrix":
             raise FormatError(f"{path}: expected an imatrix, found a GGUF file of type {file.get('general.type')!r}")
         sums = {t.name: (t.dims, t.format.decode(t.data)) for t in file.tensors}
-        datasets = file.get("imatrix.datasets") or []
-        chunks = file.get("imatrix.chunk_count") or 0
+        datasets, chunks = file.get("imatrix.datasets") or [], file.get("imatrix.chunk_count") or 0
+    if not isinstance(datasets, list) or not all(isinstance(each, str) for each in datasets):
+        raise FormatError(f"{path}: imatrix.datasets: expected a list of texts")
+    if not isinstance(chunks, int) or not 0 <= chunks < 1 << 31:
+        raise FormatError(f"{path}: imatrix.chunk_count: expected a number from 0 to 2147483647")
     found = {}
     for name in (n.removesuffix(".in_sum2") for n in sums if n.endswith(".in_sum2")):
         dims, squares = sums[f"{name}.in_sum2"]
@@ -121,7 +124,7 @@ def read_imatrix(path: Path, n_expert: int) -> Importance:
             raise FormatError(f"{path}: tensor {name}.in_sum: expected {squares.size} numbers, found {inputs.size}")
         shaped = None if inputs is None else inputs.reshape(-1, dims[0])
         found[name] = Sums(squares.reshape(-1, dims[0]), counts.reshape(-1), shaped)
-    return importance_of(path, found, ", ".join(map(str, datasets)), int(chunks))
+    return importance_of(path, found, ", ".join(datasets), chunks)
 
 
 def importance_of(path: Path, found: Mapping[str, Sums], dataset: str, chunks: int) -> Importance:
