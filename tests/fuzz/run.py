@@ -205,7 +205,7 @@ def main() -> int:
     parser.add_argument("--steady", action="store_true")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)))
-    options = parser.parse_args()
+    options = parser.parse_intermixed_args()
     fuzzer = (Native if options.kind == "native" else Python)(options.build.resolve(), options)
     chosen = [t for t in (NATIVE if options.kind == "native" else PYTHON) if t.name in (options.targets or [t.name])]
     with ThreadPoolExecutor(options.jobs) as pool:
