@@ -19,8 +19,9 @@ int cuda_status(const struct ops *o, dg_error *error);
 bool cuda_overlap_watch(const struct ops *o, bool watch);
 bool cuda_overlap_read(const struct ops *o, dg_overlap *out);
 
-/* As dg_device_measure. */
+/* As dg_device_measure, and as ops_device_rated. */
 bool cuda_measure(const struct ops *o, dg_device_rates *out);
+void cuda_rated(const struct ops *o, dg_machine *machine);
 
 #ifdef __cplusplus
 }

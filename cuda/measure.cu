@@ -1,8 +1,10 @@
-/* What the device can do at best, measured: reading its memory, and copying page-locked memory there. */
+/* What the device can do at best: reading its memory, and copying page-locked memory there, measured; and what it is rated at. */
 #include "cuda.h"
 
 #include "backend.h"
 
+#include <ctype.h>
+#include <stdio.h>
 #include <string.h>
 
 constexpr int THREADS = 256, AT_ONCE = 4;
@@ -73,4 +75,41 @@ bool cuda_measure(const ops *o, dg_device_rates *out) {
     });
     out->copies = best_rate(g, m, copied, [&] { check(cudaMemcpyAsync(m.there, m.locked, copied, cudaMemcpyHostToDevice, g->stream)); });
     return check(cudaStreamSynchronize(g->stream));
+}
+
+/* ---- Rated ---- */
+
+/* As for machines.def: what programs reach of a data sheet's rates, and of a link's. */
+constexpr double REACHED = 0.6, REACHED_LINK = 0.77;
+
+/* Operations per clock and processor: dense float16 products with float32 sums. */
+static int products_per_clock(int32_t architecture) {
+    switch (architecture) {
+    case 80: return 2048;
+    case 90: return 4096;
+    case 100:
+    case 103: return 8192;
+    default: return 512;
+    }
+}
+
+void cuda_rated(const ops *o, dg_machine *machine) {
+    const turn t(o, "rated");
+    const auto asked = [&](cudaDeviceAttr which) {
+        int value = 0;
+        return t.g->failure == cudaSuccess && cudaDeviceGetAttribute(&value, which, 0) == cudaSuccess && value > 0 ? static_cast<double>(value) : 0.0;
+    };
+    const auto set = [](double *rate, double found) {
+        if (found > 0.0) *rate = found;
+    };
+    const double kilo = 1e3; /* clocks are in kHz */
+    char folder[64], id[32];
+    set(&machine->gpu, REACHED * 2 * kilo * asked(cudaDevAttrMemoryClockRate) * asked(cudaDevAttrGlobalMemoryBusWidth) / 8);
+    set(&machine->gpu_ops, REACHED * kilo * asked(cudaDevAttrClockRate) * t.g->processors * products_per_clock(t.g->architecture));
+    const bool linked = t.g->failure == cudaSuccess && cudaDeviceGetPCIBusId(id, sizeof id, 0) == cudaSuccess;
+    cudaGetLastError(); /* what it does not tell is no failure */
+    if (!linked) return;
+    for (char *c = id; *c; c++) *c = static_cast<char>(tolower(*c)); /* as sysfs writes it */
+    snprintf(folder, sizeof folder, "/sys/bus/pci/devices/%.31s", id);
+    set(&machine->pcie, REACHED_LINK * os_link_rate(folder));
 }

@@ -522,6 +522,8 @@ int dg_plan_make(const dg_demand *demand, const dg_machine *machine, int64_t ram
 void dg_plan_measure(const dg_demand *demand, const dg_machine *machine, dg_plan *plan);
 /* The plan that a model under a budget follows; false without one, and on a device before its first session. */
 bool dg_model_placed(const dg_model *model, dg_plan *plan);
+/* Bytes of RAM that programs can have now without others losing theirs; half of all where the system does not tell, or 0. */
+int64_t dg_memory_free(void);
 /* Left to others of `ram` or `vram` bytes that are free. */
 int64_t dg_plan_margin(double bytes, bool vram);
 /* Where one expert goes. */

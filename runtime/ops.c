@@ -21,6 +21,7 @@ static int cuda_status(const ops *o, dg_error *error) { return (void)o, (void)er
 static bool cuda_overlap_watch(const ops *o, bool watch) { return (void)o, (void)watch, false; }
 static bool cuda_overlap_read(const ops *o, dg_overlap *out) { return (void)o, (void)out, false; }
 static bool cuda_measure(const ops *o, dg_device_rates *out) { return (void)o, (void)out, false; }
+static void cuda_rated(const ops *o, dg_machine *machine) { (void)o, (void)machine; }
 #endif
 static const char CUDA[] = "cuda";
 
@@ -123,6 +124,9 @@ int ops_status(const ops *o, dg_error *error) {
 bool ops_overlap_watch(const ops *o, bool watch) { return o->device && cuda_overlap_watch(o, watch); }
 bool ops_overlap_read(const ops *o, dg_overlap *out) { return o->device && cuda_overlap_read(o, out); }
 bool ops_device_measure(const ops *o, dg_device_rates *out) { return o->device && cuda_measure(o, out); }
+void ops_device_rated(const ops *o, dg_machine *machine) {
+    if (o->device) cuda_rated(o, machine);
+}
 
 int ops_repack(ops *o, layer *layers, int32_t n_layer, int64_t budget, dg_error *error) {
     if (o->device) return fail(error, DG_ERROR_USAGE, "repack: %s reads experts as the file has them", o->name);

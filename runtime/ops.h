@@ -114,6 +114,8 @@ bool ops_overlap_watch(const ops *o, bool watch);
 bool ops_overlap_read(const ops *o, dg_overlap *out);
 /* As dg_device_measure. */
 bool ops_device_measure(const ops *o, dg_device_rates *out);
+/* A device's rates as its data sheet and its link have them, which no run changes; what they do not tell stays as it is. */
+void ops_device_rated(const ops *o, dg_machine *machine);
 int64_t ops_scratch_bytes(const ops *o); /* of all threads */
 
 /* The first failure since the table was made, if there was one. */

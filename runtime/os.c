@@ -153,6 +153,46 @@ int32_t os_processors(void) {
     return n > 0 ? (int32_t)n : 1;
 }
 
+/* Bytes that Linux tells under this name; negative where it does not. */
+static int64_t told_memory(const char *name) {
+    FILE *f = fopen("/proc/meminfo", "re");
+    long long kib = -1;
+    char line[128];
+    while (f && kib < 0 && fgets(line, sizeof line, f))
+        if (strncmp(line, name, strlen(name)) == 0) kib = strtoll(line + strlen(name), NULL, 10);
+    if (f) fclose(f);
+    return kib < 0 ? -1 : (int64_t)kib * 1024;
+}
+
+int64_t os_memory(void) {
+    const int64_t told = told_memory("MemTotal:");
+    const long pages = sysconf(_SC_PHYS_PAGES), page = sysconf(_SC_PAGESIZE);
+    return told >= 0 ? told : pages > 0 && page > 0 ? (int64_t)pages * page : 0;
+}
+
+int64_t dg_memory_free(void) {
+    const int64_t told = told_memory("MemAvailable:");
+    return told >= 0 ? told : os_memory() / 2;
+}
+
+/* The number that a file of a folder begins with; 0 without one. */
+static double number_in(const char *folder, const char *name) {
+    char path[512];
+    double number = 0.0;
+    snprintf(path, sizeof path, "%s/%s", folder, name);
+    FILE *f = fopen(path, "re");
+    if (f && fscanf(f, "%lf", &number) != 1) number = 0.0;
+    if (f) fclose(f);
+    return number;
+}
+
+double os_link_rate(const char *folder) {
+    const double port = number_in(folder, "../max_link_speed"), lanes = number_in(folder, "current_link_width");
+    double transfers = number_in(folder, "max_link_speed"); /* 10^9 bits per second and lane, those of the coding too */
+    if (port > 0 && port < transfers) transfers = port;
+    return transfers * 1e9 * lanes / 8 * (transfers > 5 ? 128.0 / 130.0 : 0.8);
+}
+
 uint64_t os_nanoseconds(void) {
     struct timespec now;
     clock_gettime(CLOCK_MONOTONIC, &now);

@@ -49,6 +49,10 @@ void os_small_pages(void *memory, size_t bytes); /* no large ones any more */
 void os_discard(void *memory, size_t bytes);
 
 int32_t os_processors(void); /* that this process may use */
+int64_t os_memory(void); /* bytes of RAM that the machine has; 0 where the system does not tell */
+/* Bytes per second that the link of a PCI device carries each way, from its folder in sysfs and that of the port it is in;
+ * 0 where they do not tell. */
+double os_link_rate(const char *folder);
 uint64_t os_nanoseconds(void); /* of a clock that only goes forward */
 
 /* A fixed pool of threads. run() calls work(arg, item, thread) for every item in [0, n_items), each once, on any thread

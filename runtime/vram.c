@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "error.h"
+#include "os.h"
 #include "placement.h"
 #include "session.h"
 
@@ -14,10 +15,12 @@ enum {
     SLOT = 16 << 20,            /* bytes of one, where the ring holds more of them */
     AGAIN = 16 << 20,           /* added to the least that is told, so that it does for the next process too */
 };
+static const double FROM_HOST = 1.5; /* memory that feeds a link is at least so many times as fast */
 
 typedef struct vram {
     int64_t bytes, taken, reserved; /* the budget; of sessions, now and what the plan leaves them */
     dg_demand demand;               /* without sessions */
+    dg_machine machine;             /* what plans take GPU and CPU for */
     bool placed;
     dg_plan plan;
     int64_t *prefer;                /* [n_layer][n_expert] tokens: those of most stay first */
@@ -26,12 +29,14 @@ typedef struct vram {
 } vram;
 
 /* What GPU and CPU are taken for: rates that are the same for every run and any number of threads, so that plans and
- * with them tokens are too. */
-static dg_machine machine_of(const vram *v) {
-    return (dg_machine){
-        .name = "this machine", .ram = 1e15, .vram = (double)v->bytes, .disk = 2.5e9, .host = 2.5e10, .pcie = 1.2e10, .gpu = 3e11, .gpu_ops = 5e13,
-        .cpu_ops = 1.2e11 * os_processors(),
-    };
+ * with them tokens are too. The device knows better of itself. */
+static dg_machine machine_of(const ops *o) {
+    dg_machine m = {.name = "this machine", .ram = (double)os_memory(), .disk = 2.5e9, .host = 2.5e10, .pcie = 1.2e10, .gpu = 3e11, .gpu_ops = 5e13};
+    m.cpu_ops = 1.2e11 * os_processors();
+    ops_device_rated(o, &m);
+    if (m.host < FROM_HOST * m.pcie) m.host = FROM_HOST * m.pcie;
+    if (m.ram <= 0) m.ram = 1e15;
+    return m;
 }
 
 static dg_demand demand_of(const vram *v, int64_t sessions) {
@@ -46,17 +51,32 @@ static int64_t all_experts(const vram *v) {
     return all;
 }
 
-/* The fastest plan in which the GPU has all but experts. Where they fit too, none is left to the CPU: machine_of is only a guess. */
-static int plan_for(const vram *v, int64_t sessions, dg_plan *plan, dg_error *error) {
+/* The fastest plan in which the GPU has all but experts. Where they fit too, none is left to the CPU: machine_of is only a
+ * guess. What RAM does not hold is the CPU's, from the map: nothing is copied from the disk. */
+static int plan_for(const vram *v, int64_t bytes, int64_t sessions, dg_plan *plan, dg_error *error) {
     const dg_demand d = demand_of(v, sessions);
-    dg_machine machine = machine_of(v);
-    if (placement_fixed_vram(&d) + all_experts(v) <= v->bytes) machine.cpu_ops = 1.0;
-    int status = dg_plan_make(&d, &machine, -1, v->bytes, plan, error);
+    dg_machine machine = v->machine;
+    machine.vram = (double)bytes;
+    if (placement_fixed_vram(&d) + all_experts(v) <= bytes) machine.cpu_ops = 1.0;
+    int status = dg_plan_make(&d, &machine, -1, bytes, plan, error);
     if (status == DG_OK && !plan->gpu) {
         machine.cpu_ops = 1.0;
-        status = dg_plan_make(&d, &machine, -1, v->bytes, plan, error);
+        status = dg_plan_make(&d, &machine, -1, bytes, plan, error);
     }
+    for (int32_t l = 0; l < d.n_layer; l++) {
+        plan->blocks[DG_WAY_DISK_CPU][l] += plan->blocks[DG_WAY_DISK_GPU][l];
+        plan->blocks[DG_WAY_DISK_GPU][l] = 0;
+    }
+    plan->ram_ring = 0;
+    if (status == DG_OK) dg_plan_measure(&d, &machine, plan);
     return status;
+}
+
+/* Page-locked memory for what a plan copies. */
+static int64_t locked_bytes(const vram *v, const dg_plan *plan) {
+    int64_t bytes = 0;
+    for (int32_t l = 0; l < v->demand.n_layer; l++) bytes += plan->blocks[DG_WAY_RAM_GPU][l] * v->demand.block_bytes[l];
+    return bytes;
 }
 
 /* The smallest budget beside sessions of so many bytes: experts are all there, or pass through SLOTS buffers. */
@@ -68,11 +88,35 @@ static int64_t least_for(const vram *v, int64_t sessions) {
     return placement_fixed_vram(&v->demand) + sessions + (all < ring ? all : ring);
 }
 
+/* A budget whose plan page-locks no more than so many bytes: the least, to AGAIN bytes. */
+static int64_t least_beside(const vram *v, int64_t sessions, int64_t free) {
+    const dg_demand d = demand_of(v, sessions);
+    int64_t enough = placement_fixed_vram(&d) + all_experts(v), too_few = v->bytes;
+    while (enough - too_few > AGAIN) {
+        const int64_t middle = too_few + (enough - too_few) / 2;
+        dg_plan plan;
+        if (plan_for(v, middle, sessions, &plan, NULL) == DG_OK && locked_bytes(v, &plan) <= free) enough = middle;
+        else too_few = middle;
+    }
+    return enough;
+}
+
 static double told(int64_t least) { return ceil((double)(least + AGAIN) / GIB * 100) / 100; }
 
 static int64_t usual_session(const dg_model *m) {
     const int32_t most = m->config.context_length;
     return session_bytes(m, most < DG_PLAN_CONTEXT ? most : DG_PLAN_CONTEXT);
+}
+
+/* The plan beside sessions of so many bytes; DG_ERROR_MEMORY where RAM cannot be had for what it copies. */
+static int make_plan(const dg_model *m, int64_t sessions, dg_plan *plan, dg_error *error) {
+    const vram *v = m->vram;
+    const int status = plan_for(v, v->bytes, sessions, plan, error);
+    if (status != DG_OK) return status;
+    const int64_t locked = locked_bytes(v, plan), free = dg_memory_free();
+    if (free == 0 || locked <= free) return DG_OK;
+    return fail(error, DG_ERROR_MEMORY, "%s: a VRAM budget of %.2f GiB leaves experts to be copied from page-locked RAM: they take %.2f GiB of it, and %.2f GiB are free; it takes that RAM, or a VRAM budget of at least %.2f GiB",
+                m->file->path, (double)v->bytes / GIB, (double)locked / GIB, (double)free / GIB, told(least_beside(v, sessions, free)));
 }
 
 /* Experts where the plan says. */
@@ -85,7 +129,7 @@ static int place(dg_model *m, const dg_plan *plan, dg_error *error) {
         const int64_t first = (int64_t)l * m->config.n_expert;
         placement_order(v->prefer + first, m->config.n_expert, v->order + first);
         pinned[l] = plan->blocks[DG_WAY_VRAM][l];
-        streamed[l] = plan->blocks[DG_WAY_RAM_GPU][l] + plan->blocks[DG_WAY_DISK_GPU][l];
+        streamed[l] = plan->blocks[DG_WAY_RAM_GPU][l];
         if (block < v->demand.block_bytes[l]) block = v->demand.block_bytes[l];
     }
     int64_t slot = plan->vram_ring / SLOTS < SLOT ? plan->vram_ring / SLOTS : SLOT;
@@ -106,6 +150,7 @@ int vram_open(dg_model *m, int64_t bytes, int64_t weights, dg_error *error) {
     if (!v || !(v->m = monitor_new()) || !(v->prefer = calloc(experts, sizeof *v->prefer)) || !(v->order = calloc(experts, sizeof *v->order)))
         return fail(error, DG_ERROR_SYSTEM, "%s: no memory", m->file->path);
     v->bytes = bytes ? bytes : available - dg_plan_margin((double)available, true);
+    v->machine = machine_of(m->ops);
     placement_weights(m, &v->demand);
     v->demand.layer_bytes = 0;
     v->demand.top_bytes = weights;
@@ -120,7 +165,7 @@ int vram_open(dg_model *m, int64_t bytes, int64_t weights, dg_error *error) {
         return fail(error, DG_ERROR_MEMORY, "%s: %s of %.2f GiB cannot be kept: it takes at least %.2f GiB, for a context of %d tokens", m->file->path,
                     bytes ? "a VRAM budget" : "what is free of the GPU's memory,", (double)v->bytes / GIB, told(least),
                     m->config.context_length < DG_PLAN_CONTEXT ? m->config.context_length : DG_PLAN_CONTEXT);
-    return DG_OK;
+    return make_plan(m, session, &v->plan, error);
 }
 
 void vram_free(dg_model *m) {
@@ -147,7 +192,7 @@ static int take(dg_model *m, int64_t taken, int64_t bytes, const char *what, dg_
         return DG_OK;
     }
     const int64_t usual = usual_session(m), session = taken < usual && least_for(v, usual) <= v->bytes ? usual : taken;
-    int status = plan_for(v, session, &v->plan, error);
+    int status = make_plan(m, session, &v->plan, error);
     if (status == DG_OK) status = place(m, &v->plan, error);
     if (status == DG_OK) v->placed = true, v->reserved = session;
     return status;

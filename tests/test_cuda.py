@@ -372,6 +372,49 @@ def test_experts_that_were_used_stay_on_the_device(large, tmp_path):
     assert first.moved.cpu > 0 and second.moved.passes > 0 and second.moved.cpu == 0
 
 
+def with_memory(tmp_path: Path, all_kib: int, free_kib: int, file: Path, vram: int) -> str:
+    """Where experts of a session are within that budget, or why there is none, where Linux tells of so much RAM."""
+    told = tmp_path / "meminfo"
+    told.write_text(f"MemTotal: {all_kib} kB\nMemFree: 1 kB\nMemAvailable: {free_kib} kB\n")
+    code = f"""if True:
+        import dgemma
+        from dgemma._native import ffi, lib
+        try:
+            with dgemma.Model({str(file)!r}, backend="cuda", vram={vram}) as model, model.session(64) as session:
+                session.generate("a", steps=1, max_tokens=1)
+                plan = ffi.new("dg_plan *")
+                lib.dg_model_placed(model._open_handle().pointer, plan)
+                print(*(sum(plan.blocks[way][0 : model.config.n_layer]) for way in range(lib.DG_WAYS)))
+        except dgemma.MemoryBudgetError as e:
+            print(e)"""
+    mounted = ["unshare", "-rm", "sh", "-c", 'mount --bind "$0" /proc/meminfo || exit 99; exec "$@"', str(told)]
+    done = subprocess.run([*mounted, sys.executable, "-c", code], capture_output=True, text=True)
+    if "unshare" in done.stderr or done.returncode == 99:
+        pytest.skip(f"no file systems of one's own here: {done.stderr}")
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_ram_for_what_is_copied_is_there_before_anything_is_loaded(large, tmp_path):
+    """Page-locked memory cannot be swapped: where there is too little of it, what would do is told, and does."""
+    file, vram = large / "busy", least_vram(large / "busy") + (1 << 20)
+    assert under(file, vram=vram).homes["copied"] > 0
+    said = with_memory(tmp_path, 24 << 20, 40, file, vram)
+    assert re.search(r"busy: a VRAM budget of 0\.\d\d GiB leaves experts to be copied from page-locked RAM", said), said
+    enough = int(float(re.search(r"a VRAM budget of at least ([\d.]+) GiB", said)[1]) * 2**30)
+    assert enough > vram
+    assert with_memory(tmp_path, 24 << 20, 40, file, enough).split()[1] == "0"
+    assert with_memory(tmp_path, 24 << 20, 4 << 20, file, vram).split()[1] != "0"
+
+
+def test_what_ram_does_not_hold_is_left_to_the_cpu(large, tmp_path):
+    """From the map: neither page-locked, nor read and copied at every step."""
+    file, vram = large / "busy", least_vram(large / "busy") + (1 << 20)
+    short = 8 * ((1280 << 10) + 1024) // 7  # KiB: the margin is an eighth and 1 GiB, the process takes 256 MiB
+    there, copied, cpu, read_and_copied, read = map(int, with_memory(tmp_path, short, 1 << 20, file, vram).split())
+    assert read > 0 and read_and_copied == copied == 0, (there, copied, cpu, read_and_copied, read)
+
+
 SMALL = Case("small", prompt=30, seed=7, shape=dict(
     layers=2, hidden=32, ffn=32, expert_ffn=32, experts=4, top_k=2, heads=2, kv_heads=1, global_kv_heads=1,
     head_dim=16, global_head_dim=16, window=8, canvas=12, vocab=500))  # fmt: skip

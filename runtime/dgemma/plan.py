@@ -226,17 +226,8 @@ def measure_speed(path: str | os.PathLike[str], budget: int | None = PLENTY, **o
 
 
 def free_memory() -> int | None:
-    """Bytes that programs can have without others losing theirs."""
-    try:
-        with open("/proc/meminfo", encoding="utf-8") as file:
-            lines = dict(line.split(":", 1) for line in file)
-        return int(lines["MemAvailable"].split()[0]) * 1024
-    except (OSError, KeyError, ValueError):
-        pass
-    try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
-    except (OSError, ValueError, AttributeError):
-        return None
+    """Bytes that programs can have without others losing theirs; None where the system does not tell."""
+    return int(lib.dg_memory_free()) or None
 
 
 # ---- Plans ----

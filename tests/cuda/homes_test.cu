@@ -105,7 +105,23 @@ static void test_split(bool exact, const shape &s, const split &p) {
     b.gpu->forget(b.gpu, &r);
 }
 
+/* Of any card that there is: what it does not tell, as the emulated one its link, stays as it was. */
+static void test_rated() {
+    const both b;
+    dg_machine m = {}, again = {};
+    m.disk = again.disk = 3e9, m.pcie = again.pcie = 7e9;
+    ops_device_rated(b.gpu, &m);
+    ops_device_rated(b.gpu, &again);
+    CHECK(m.gpu > 3e10 && m.gpu < 3e13, "memory at %g bytes per second", m.gpu);
+    CHECK(m.gpu_ops > 1e12 && m.gpu_ops < 1e17, "%g operations per second", m.gpu_ops);
+    CHECK(m.pcie > 1e8 && m.pcie < 1e12 && m.disk == 3e9 && m.ram == 0, "a link of %g bytes per second", m.pcie);
+    CHECK(memcmp(&m, &again, sizeof m) == 0, "another time, other rates");
+    ops_device_rated(b.plain, &m);
+    CHECK(memcmp(&m, &again, sizeof m) == 0, "a CPU has no rates of a GPU's");
+}
+
 static void test(uint64_t seed) {
+    if (seed == 0) test_rated();
     const shape exact_shape = {DG_F32, DG_F32, 32, 24}, shapes[] = {{DG_Q8_0, DG_Q8_0, 64, 32}, {DG_Q4_K, DG_Q5_0, 256, 96}, {DG_Q8_0, DG_Q6_K, 64, 256}};
     const split splits[] = {{EXPERTS, 0, 0, 1}, {0, EXPERTS, 2, 1}, {2, 5, 2, 2}, {2, 3, 4, 1}, {1, 0, 0, 1}, {0, 0, 0, 1}};
     for (const split &p : splits) {

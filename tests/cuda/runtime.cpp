@@ -511,8 +511,15 @@ cudaError_t cudaDeviceGetAttribute(int *v, cudaDeviceAttr which, int) {
     case cudaDevAttrComputeCapabilityMinor: *v = shim::architecture % 10; return cudaSuccess;
     case cudaDevAttrMultiProcessorCount: *v = 4; return cudaSuccess;
     case cudaDevAttrMaxSharedMemoryPerBlockOptin: *v = shim::architecture >= 80 ? 99 << 10 : 64 << 10; return cudaSuccess;
+    case cudaDevAttrClockRate: *v = 10'000'000; return cudaSuccess; /* rates as of a small card: 300 GB/s, 5e13 operations */
+    case cudaDevAttrMemoryClockRate: *v = 7'812'500; return cudaSuccess;
+    case cudaDevAttrGlobalMemoryBusWidth: *v = 256; return cudaSuccess;
     default: found("attribute %d is not emulated", int(which));
     }
+}
+cudaError_t cudaDeviceGetPCIBusId(char *id, int length, int) {
+    snprintf(id, static_cast<size_t>(length), "FFFF:FF:1F.7"); /* a slot that no machine has */
+    return cudaSuccess;
 }
 cudaError_t cudaFuncSetAttribute(const void *, cudaFuncAttribute, int) { return cudaSuccess; }
 cudaError_t cudaGetLastError() {
