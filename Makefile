@@ -321,6 +321,7 @@ gpu-check: ## on a machine with a GPU: kernels against the reference, compute-sa
 	@if command -v compute-sanitizer >/dev/null; then set -e; for t in $(GPU_TESTS); do for tool in memcheck racecheck; do \
 		compute-sanitizer --tool $$tool --error-exitcode 1 $$t races; done; done; else echo 'not run: compute-sanitizer is not on the path' >&2; fi
 	$(BIN)/python -m pytest -q -m cuda tests/test_cuda.py
+	@set -e; for b in cpu cuda; do echo "Sudoku, $$b"; $(BIN)/python tests/solve_rate.py --backend $$b --seeds 1; done
 	$(BIN)/python tests/measure_gpu.py --cache $(BENCH_CACHE) --json tests/bench/gpu.json $(GPU_TABLE)
 
 # ---- shipping it ----

@@ -90,6 +90,7 @@ def settings_of(texts: Sequence[str]) -> dict[str, Any]:
 )
 @click.option("--pinned", is_flag=True, help="clues are pinned on the canvas")
 @click.option("--exact", is_flag=True, help="float32 throughout")
+@click.option("--backend", default="auto", show_default=True)
 @click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="an option of generate()")
 def main(
     model: str | None,
@@ -98,11 +99,12 @@ def main(
     levels: tuple[str, ...],
     pinned: bool,
     exact: bool,
+    backend: str,
     settings: tuple[str, ...],
 ) -> None:
     """Prints a Markdown table for MODEL, or for the bundled one."""
     options = settings_of(settings)
-    with dgemma.Model(model, exact=exact) as m:
+    with dgemma.Model(model, exact=exact, backend=backend) as m:
         print("| blanks | solved | % | steps mean / max |\n|--:|--:|--:|--:|")
         for blanks in map(int, levels or LEVELS):
             r = solve_rate(m, blanks, count, seeds, pinned, **options)
