@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -114,6 +115,48 @@ same(dgemma.Model())
 """,
         ids,
         copy,
+    )
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[tuple[Path, Path]]:
+    """The image of a file system, and the model on it: what is cut off the image is a disk's error."""
+    image, files, at = tmp_path / "disk", tmp_path / "files", tmp_path / "at"
+    files.mkdir()
+    at.mkdir()
+    shutil.copy(bundled_path(), files / "model.gguf")
+    try:
+        subprocess.run(["/sbin/mke2fs", "-q", "-d", files, image, "8M"], check=True, capture_output=True)
+        subprocess.run(["mount", "-o", "loop,ro", image, at], check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError) as failure:
+        pytest.skip(f"no file system can be mounted here: {failure}")
+    yield image, at / "model.gguf"
+    subprocess.run(["umount", at], check=True)
+
+
+@pytest.mark.parametrize("options, said", [("{}", "cannot be read any more: an error of the disk"),
+                                           ("dict(ram='300M')", "cannot read .*: Input/output error")])  # fmt: skip
+def test_a_disk_that_fails_is_an_error(options: str, said: str, disk, ids):
+    """A real one, under the map and under reads past it: an error object, closing works, and the process goes on."""
+    run(
+        f"""
+import re
+image, path = sys.argv[1:]
+with dgemma.Model(path, threads=2, **{options}) as model:
+    os.truncate(image, 64 << 10)
+    with open(path, "rb") as file:
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    for _ in range(2):
+        try:
+            answer(model)
+        except dgemma.SystemFailure as failure:
+            assert re.match(re.escape(path) + {": " + said!r}, str(failure)), failure
+        else:
+            raise AssertionError("no error")
+same(dgemma.Model())
+""",
+        ids,
+        *disk,
     )
 
 
