@@ -79,6 +79,7 @@ class Fuzzer:
     """One way to run targets: binaries of clang, or atheris."""
 
     most_bytes = 65536  # of an input
+    most_minutes = sys.maxsize  # of a process; the next one goes on from the corpus it leaves
 
     def __init__(self, build: Path, options: argparse.Namespace) -> None:
         self.build, self.options = build, options
@@ -94,6 +95,12 @@ class Fuzzer:
         """Lines of a target's readers that were not reached, and how many lines there are."""
         raise NotImplementedError
 
+    def ends(self) -> list[list[str]]:
+        """Flags of each process: how long it runs, and its seed, for the same one would make the same mutations."""
+        minutes, seed, most = self.options.minutes, self.options.seed, self.most_minutes
+        starts = range(0, minutes, most)
+        return [[f"-max_total_time={60 * min(most, minutes - at)}", f"-seed={seed and seed + at}"] for at in starts]
+
     def run(self, target: Target) -> Told:
         options, name = self.options, target.name
         kept, own = HERE / "corpus" / name, self.build / ("steady" if options.steady else "corpus") / name
@@ -103,26 +110,30 @@ class Fuzzer:
             folder.mkdir(parents=True, exist_ok=True)
         seeds = self.build / f"{name}.seeds"
         seeds.write_text(",".join(str(file) for file in sorted(kept.iterdir())))
-        flags = [*FLAGS, f"-max_len={self.most_bytes}", f"-seed={options.seed}", f"-seed_inputs=@{seeds}"]
+        flags = [*FLAGS, f"-max_len={self.most_bytes}", f"-seed_inputs=@{seeds}"]
         flags.append(f"-artifact_prefix={self.build / 'found' / name}-")
-        flags += [*STEADY, f"-runs={target.runs}"] if options.steady else [f"-max_total_time={60 * options.minutes}"]
+        ends = [[*STEADY, f"-runs={target.runs}", f"-seed={options.seed}"]] if options.steady else self.ends()
         command = self.steady(target, kept) if options.steady else []
         profile = {"LLVM_PROFILE_FILE": str(self.build / f"{name}.profraw"), "PYTHONHASHSEED": "0"}
         log = self.build / f"{name}.log"
         with log.open("w") as to:
-            done = subprocess.run(
-                command or [*self.command(name), *flags, str(own)],
-                cwd=ROOT, env=os.environ | profile, stdout=to, stderr=to, check=False,
+            codes = (
+                subprocess.run(
+                    command or [*self.command(name), *flags, *end, str(own)],
+                    cwd=ROOT, env=os.environ | profile, stdout=to, stderr=to, check=False,
+                ).returncode
+                for end in ends
             )  # fmt: skip
+            failed = next(filter(None, codes), 0)
         said = log.read_text(errors="replace")
-        if done.returncode:
-            print(f"== {name} failed ({done.returncode}); the end of {log}:\n{said[-3000:]}", flush=True)
+        if failed:
+            print(f"== {name} failed ({failed}); the end of {log}:\n{said[-3000:]}", flush=True)
             return Told(target, 0, 0, 0, {}, 0, True)
         files = [file for folder in (kept, own) for file in folder.iterdir()]
         executions = re.findall(r"stat::number_of_executed_units: *(\d+)", said)
         missed, lines = self.reached(target, (kept, own))
         size = sum(file.stat().st_size for file in files) / 1024
-        return Told(target, int(executions[-1]) if executions else 0, len(files), size, missed, lines, False)
+        return Told(target, sum(map(int, executions)), len(files), size, missed, lines, False)
 
 
 class Native(Fuzzer):
@@ -157,6 +168,7 @@ class Native(Fuzzer):
 
 class Python(Fuzzer):
     most_bytes = 4096
+    most_minutes = 5  # atheris never frees what a watched comparison gives: arrays, in imatrix, some 70 MB a minute
 
     def command(self, name: str) -> list[str]:
         return [sys.executable, str(HERE / "parsers.py"), name]
