@@ -341,11 +341,11 @@ __global__ void DG_HOT(THREADS) soften_kernel(row_state *states, float *z, int32
     peak = block_max<THREADS>(peak, room);
     float total = 0.0f;
     for (int32_t v = threadIdx.x; v < width; v += THREADS) {
-        z[v] = expf(z[v] - peak);
+        z[v] = z[v] == -INFINITY ? 0.0f : expf(z[v] - peak); /* the peak may be, too */
         total += z[v];
     }
     total = block_sum<THREADS>(total, sums);
-    const float shrink = first ? 0.0f : expf(before.peak - peak);
+    const float shrink = before.peak == -INFINITY ? 0.0f : expf(before.peak - peak);
     if (threadIdx.x == 0) states[blockIdx.x] = row_state{peak, fmaf(before.total, shrink, total), shrink};
 }
 

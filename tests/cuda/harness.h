@@ -3,6 +3,7 @@
 #ifndef HARNESS_H
 #define HARNESS_H
 
+#include <functional>
 #include <initializer_list>
 #include <stdio.h>
 #include <stdlib.h>
@@ -81,11 +82,15 @@ static inline double error_between(const std::vector<float> &got, const std::vec
     return error_of(got.data(), want.data(), static_cast<int64_t>(want.size()));
 }
 
-/* A weight with its copy on the device; columns, rows and experts of any format. */
+/* A weight with its copy on the device; columns, rows and experts of any format. change: what is done to the data before. */
 struct weight {
     const ops *o;
     tensor t;
-    weight(const both &b, int32_t format, int64_t cols, int64_t rows, int64_t experts = 1) : o(b.gpu), t(weights(format, cols, rows, experts)) { o->place(o, &t); }
+    weight(const both &b, int32_t format, int64_t cols, int64_t rows, int64_t experts = 1, const std::function<void(uint8_t *)> &change = nullptr)
+        : o(b.gpu), t(weights(format, cols, rows, experts)) {
+        if (change) change(const_cast<uint8_t *>(t.data));
+        o->place(o, &t);
+    }
     ~weight() { free(const_cast<uint8_t *>(t.data)); }
     weight(const weight &) = delete;
 };

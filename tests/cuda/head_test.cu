@@ -103,6 +103,49 @@ static void test_whole_rows(const both &b) {
               static_cast<double>(chosen[i].entropy), choices.host[i].argmax, choices.host[i].sample, static_cast<double>(choices.host[i].entropy));
 }
 
+/* Of all rows, the largest difference in parts of the row's length. */
+static double row_error(const std::vector<float> &got, const std::vector<float> &want, int64_t n) {
+    const size_t cols = want.size() / static_cast<size_t>(n);
+    double worst = 0.0;
+    for (size_t i = 0; i < want.size(); i += cols) {
+        double wrong = 0.0, length = 0.0;
+        for (size_t j = i; j < i + cols; j++) {
+            const double is = static_cast<double>(got[j]), should = static_cast<double>(want[j]);
+            wrong += (is - should) * (is - should);
+            length += should * should;
+        }
+        const double error = sqrt(wrong / length);
+        worst = error <= worst ? worst : error == error ? error : INFINITY;
+    }
+    return worst;
+}
+
+constexpr double FLOATS = 1e-5;
+
+/* Softmax of whole rows times the table: a flat row, one of a single word, one whose peak is its last word, one with no share before
+ * the last stretch, or in a half, and random ones. size: by which a table of float32 is larger than others; 0: it is of ones. */
+static void test_condition(const both &b, int32_t format, int64_t n, int64_t cols, int64_t n_vocab, float spread, float size, double most) {
+    const weight table(b, format, cols, n_vocab, 1, [&](uint8_t *data) {
+        for (int64_t i = 0; format == DG_F32 && i < n_vocab * cols; i++) reinterpret_cast<float *>(data)[i] = size > 0.0f ? reinterpret_cast<float *>(data)[i] * size : 1.0f;
+    });
+    std::vector<float> z = random_floats(n * n_vocab, spread);
+    const int64_t without = n_vocab > SOFT_STRETCH ? n_vocab / SOFT_STRETCH * SOFT_STRETCH : n_vocab / 2 + 1;
+    for (int64_t i = 0; i < n && i < 4; i++) {
+        float *const row = z.data() + i * n_vocab;
+        if (i == 1) row[n_vocab / 3] = 50.0f;
+        if (i == 2) row[n_vocab - 1] = 2.0f * spread + 3.0f;
+        for (int64_t v = 0; v < n_vocab; v++)
+            if (i == 0) row[v] = -7.0f;
+            else if (i == 3 && v < without) row[v] = -INFINITY;
+    }
+    paired<float> y(b, static_cast<size_t>(n * cols)), room(b, static_cast<size_t>(n * ((n_vocab < SOFT_STRETCH ? n_vocab : static_cast<int64_t>(SOFT_STRETCH)) + 4)));
+    b.plain->condition(b.plain, y.data(), z.data(), &table.t, n, 8.0f, nullptr);
+    b.gpu->condition(b.gpu, y.device, z.data(), &table.t, n, 8.0f, room.device);
+    const double error = row_error(y.fetch(), y.host, n);
+    CHECK(error <= most, "%s, %d rows, %d columns, %d ids, size %g: conditioned, off by %g", table.t.format->name, static_cast<int>(n), static_cast<int>(cols),
+          static_cast<int>(n_vocab), static_cast<double>(size), error);
+}
+
 /* Canvases one after the other in one call, at temperatures of their own, are canvases alone; a row with NaN has no choice. */
 static void test_parts(bool exact) {
     const both b(exact);
@@ -205,6 +248,7 @@ static void test(uint64_t seed) {
     for (bool exact : {true, false}) test_parts(exact);
     const both b;
     test_whole_rows(b);
+    test_condition(b, DG_Q8_0, 5, 32, 2 * SOFT_STRETCH + 77, 1.0f, 1.0f, FLOATS);
     for (int32_t n : {1, 20, 300})
         for (bool pinned : {false, true}) test_sampler(b, n, pinned && n > 1);
 }
