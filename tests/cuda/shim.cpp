@@ -512,23 +512,22 @@ template <class ITEM, class SUM, int N> struct fragments {
     SUM d[4];
     ITEM a[4][N], b[2][N];
 };
-template <class ITEM, class SUM, int N, class PRODUCT> static void multiply(const unsigned char (*in)[64], unsigned char (*out)[64], PRODUCT product) {
+template <class ITEM, class SUM, int N, class VALUE> static void multiply(const unsigned char (*in)[64], unsigned char (*out)[64], VALUE value) {
     using F = fragments<ITEM, SUM, N>;
-    ITEM a[16][8 * N], b[8][8 * N];
-    SUM d[16][8];
+    SUM a[16][8 * N], b[8][8 * N], d[16][8];
     for (int l = 0; l < WARP; l++) {
         F f;
         memcpy(&f, in[l], sizeof f);
         for (int r = 0; r < 4; r++)
-            for (int e = 0; e < N; e++) a[l / 4 + r % 2 * 8][l % 4 * N + e + r / 2 * 4 * N] = f.a[r][e];
+            for (int e = 0; e < N; e++) a[l / 4 + r % 2 * 8][l % 4 * N + e + r / 2 * 4 * N] = value(f.a[r][e]);
         for (int r = 0; r < 2; r++)
-            for (int e = 0; e < N; e++) b[l / 4][l % 4 * N + e + r * 4 * N] = f.b[r][e];
+            for (int e = 0; e < N; e++) b[l / 4][l % 4 * N + e + r * 4 * N] = value(f.b[r][e]);
         for (int i = 0; i < 4; i++) d[l / 4 + i / 2 * 8][l % 4 * 2 + i % 2] = f.d[i];
     }
     for (int i = 0; i < 16; i++)
         for (int j = 0; j < 8; j++) {
             SUM sum = SUM(0);
-            for (int k = 0; k < 8 * N; k++) sum += product(a[i][k], b[j][k]);
+            for (int k = 0; k < 8 * N; k++) sum += a[i][k] * b[j][k];
             d[i][j] += sum;
         }
     for (int l = 0; l < WARP; l++) {
@@ -550,7 +549,7 @@ template <class ITEM, class SUM, int N> static void mma(const char *what, SUM (&
 
 void mma_s8(int32_t (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], site at) {
     mma<int8_t, int32_t, 4>("mma_s8", d, a, b, [](const unsigned char (*in)[64], unsigned char (*out)[64]) {
-        multiply<int8_t, int32_t, 4>(in, out, [](int8_t x, int8_t y) { return int32_t(x) * int32_t(y); });
+        multiply<int8_t, int32_t, 4>(in, out, [](int8_t x) { return int32_t(x); });
     }, at);
 }
 /* Columns 16 to 31 of the fragments are registers 2 and 3 of a, 1 of b: nothing there leaves 16 columns. */
@@ -560,12 +559,12 @@ void mma_s8_short(int32_t (&d)[4], uint32_t a0, uint32_t a1, uint32_t b, site at
 }
 void mma_f16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], site at) {
     mma<__half, float, 2>("mma_f16", d, a, b, [](const unsigned char (*in)[64], unsigned char (*out)[64]) {
-        multiply<__half, float, 2>(in, out, [](__half x, __half y) { return __half2float(x) * __half2float(y); });
+        multiply<__half, float, 2>(in, out, [](__half x) { return __half2float(x); });
     }, at);
 }
 void mma_bf16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], site at) {
     mma<__nv_bfloat16, float, 2>("mma_bf16", d, a, b, [](const unsigned char (*in)[64], unsigned char (*out)[64]) {
-        multiply<__nv_bfloat16, float, 2>(in, out, [](__nv_bfloat16 x, __nv_bfloat16 y) { return __bfloat162float(x) * __bfloat162float(y); });
+        multiply<__nv_bfloat16, float, 2>(in, out, [](__nv_bfloat16 x) { return __bfloat162float(x); });
     }, at);
 }
 
