@@ -96,13 +96,6 @@ template <int D> __device__ inline void fetch_tile(__half *ring, const __half *k
     copy_async_commit();
 }
 
-__device__ inline uint32_t half_pair(float low, float high) {
-    const __half2 both = __floats2half2_rn(low, high);
-    uint32_t bits;
-    memcpy(&bits, &both, sizeof bits);
-    return bits;
-}
-
 template <int D>
 __global__ void DG_HOT(THREADS) attention_mma_kernel(float *y, const float *q, const __half *k, const __half *v, key_range s, int32_t n) {
     using S = shape<D>;

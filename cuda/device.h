@@ -216,6 +216,14 @@ template <int THREADS, class T> __device__ inline T block_max(T v, T *room) {
     return most;
 }
 
+/* Two numbers in binary16. */
+__device__ inline uint32_t half_pair(float low, float high) {
+    const __half2 both = __floats2half2_rn(low, high);
+    uint32_t bits;
+    memcpy(&bits, &both, sizeof bits);
+    return bits;
+}
+
 __device__ inline float gelu_tanh(float v) { return 0.5f * v * (1.0f + tanhf(0.79788456080286535588f * fmaf(0.044715f * v * v, v, v))); }
 
 #endif

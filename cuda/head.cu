@@ -1,7 +1,9 @@
 /* The output head, a stretch of the vocabulary at a time: logits live in one buffer that every stretch overwrites. Of each row
  * and chunk stay the peak and two sums, of each row and group the likely ids. From these come entropy, argmax, the draw and
- * the self-conditioning of the next step, whose rows that cannot be told from few ids are computed over all of them. */
+ * the self-conditioning of the next step, whose rows that cannot be told from few ids are computed over all of them: on tensor
+ * cores, or in float32 where computation is exact, on sm_75 and with a table that no tile decodes. */
 #include "plain.cuh"
+#include "blend.cuh"
 #include "matmul.cuh"
 
 constexpr int THREADS = 256, WARPS = THREADS / WARP, PER_LANE = SOFT_CHUNK / WARP;
@@ -312,22 +314,25 @@ void cuda_logits(const ops *o, float *y, const float *x, const tensor *table, in
         matmul_counted(t, room, x, &view, n, nullptr, work);
         cuda_watch(o, found, room, n * view.rows, mark);
         cuda_softcap(o, room, n * view.rows, cap);
-        const size_t bytes = static_cast<size_t>(view.rows) * sizeof(float);
+        const size_t row = static_cast<size_t>(view.rows) * sizeof(float);
         if (t.g->failure == cudaSuccess)
-            gpu_check(t.g, cudaMemcpy2DAsync(y + first, static_cast<size_t>(table->rows) * sizeof(float), room, bytes, bytes, static_cast<size_t>(n), cudaMemcpyDeviceToHost, t.g->stream), t.op);
+            gpu_check(t.g, cudaMemcpy2DAsync(y + first, static_cast<size_t>(table->rows) * sizeof(float), room, row, row, static_cast<size_t>(n), cudaMemcpyDeviceToHost, t.g->stream), t.op);
     }
     if (t.g->failure == cudaSuccess) gpu_check(t.g, cudaStreamSynchronize(t.g->stream), t.op);
 }
 
 /* ---- Softmax times the table, a stretch at a time ---- */
 
-/* Of a row so far: the peak, the sum of exp(z - peak), and by what the last stretch's new peak shrinks what was before. */
+/* Of a row so far: the peak, the sum of its shares in the unit of the blend's sums, and by what the last stretch's new peak
+ * shrinks what was before. */
 struct row_state {
     float peak, total, shrink;
 };
 
-/* z = exp(z - peak) in place. count: NULL, or how many rows there are. cap 0: z is scaled already. */
-__global__ void DG_HOT(THREADS) soften_kernel(row_state *states, float *z, int32_t width, const int32_t *count, bool first, float cap, const float *temperature) {
+/* z = exp(z - peak) in place. count: NULL, or how many rows there are. cap 0: z is scaled already. longest: NULL, or of the table:
+ * then shares are what blend.cuh takes. */
+__global__ void DG_HOT(THREADS) soften_kernel(row_state *states, float *z, int32_t width, const int32_t *count, bool first, float cap, const float *temperature,
+                                              const float *longest) {
     DG_SHARED(float, room, WARPS);
     DG_SHARED(float, sums, WARPS);
     if (count && static_cast<int32_t>(blockIdx.x) >= *count) return;
@@ -340,11 +345,21 @@ __global__ void DG_HOT(THREADS) soften_kernel(row_state *states, float *z, int32
     }
     peak = block_max<THREADS>(peak, room);
     float total = 0.0f;
-    for (int32_t v = threadIdx.x; v < width; v += THREADS) {
-        z[v] = z[v] == -INFINITY ? 0.0f : expf(z[v] - peak); /* the peak may be, too */
-        total += z[v];
+    for (int32_t from = 0; from < width; from += THREADS) {
+        const int32_t v = from + static_cast<int32_t>(threadIdx.x);
+        const float share = v < width && z[v] != -INFINITY ? expf(z[v] - peak) : 0.0f; /* which the peak may be as well */
+        if (longest) {
+            const uint16_t rounded_share = half_from_float(share * SHARE_ONE);
+            block_sync(); /* all that is written over was read */
+            if (v < width + width % 2) reinterpret_cast<uint16_t *>(z)[v] = rounded_share;
+            total += half_to_float(rounded_share);
+        } else if (v < width) {
+            z[v] = share;
+            total += share;
+        }
     }
     total = block_sum<THREADS>(total, sums);
+    if (longest) total *= table_unit(*longest);
     const float shrink = before.peak == -INFINITY ? 0.0f : expf(before.peak - peak);
     if (threadIdx.x == 0) states[blockIdx.x] = row_state{peak, fmaf(before.total, shrink, total), shrink};
 }
@@ -394,34 +409,84 @@ __global__ void DG_HOT(BLEND_THREADS) blend_kernel(float *y, const row_state *st
         }
 }
 
-/* y[rows[j] or j] = sums[j] / total * scale; y may be sums where rows is NULL. */
-__global__ void finish_kernel(float *y, const float *sums, const row_state *states, const int32_t *rows, const int32_t *count, int64_t cols, float scale) {
+/* The sums of a blend. Tensor cores may have several, each of a part of every stretch's words: rows and columns alone make too few
+ * blocks for a large device. */
+constexpr int MOST_SPLITS = 6;
+struct blend_sums {
+    float *first, *others; /* [n][cols]; [splits - 1][n][cols] */
+    int32_t splits;
+};
+
+/* The same on tensor cores, with the shares that blend.cuh takes; a block takes a tile, of one split. */
+template <class W>
+__global__ void DG_HOT(blend_tile<W>::THREADS, 2) blend_mma_kernel(blend_sums y, const row_state *states, blend_task task, const int32_t *count, bool first, const float *longest) {
+    if constexpr (runs_here(true)) {
+        using T = blend_tile<W>;
+        DG_DYNAMIC_SHARED(typename T::room, room);
+        const int split = static_cast<int>(blockIdx.z), stage = static_cast<int>(blockIdx.x), steps = (task.width + T::WORDS - 1) / T::WORDS;
+        float *const to = split ? y.others + static_cast<int64_t>(split - 1) * task.n * task.cols : y.first;
+        const int32_t first_row = static_cast<int32_t>(blockIdx.y) * T::ROWS;
+        if (count) task.n = *count;
+        if (first_row >= task.n) return;
+        typename T::sums sum;
+        T::run(sum, room, task, first_row, stage, split * steps / y.splits, (split + 1) * steps / y.splits, table_unit(*longest));
+        T::each(sum, [&](int i, int j, float here) {
+            const int32_t row = first_row + i, column = stage * STAGE + j;
+            if (row >= task.n || column >= task.cols) return;
+            float *const at = to + static_cast<int64_t>(row) * task.cols + column;
+            *at = first ? here : fmaf(*at, states[row].shrink, here); /* rounded, where tensor cores cut sums off: they begin anew */
+        });
+    }
+}
+
+/* y[rows[j] or j] = sums[j] / total * scale; y may be sums.first where rows is NULL. */
+__global__ void finish_kernel(float *y, blend_sums sums, const row_state *states, const int32_t *rows, const int32_t *count, int32_t n, int64_t cols, float scale) {
     if (count && static_cast<int32_t>(blockIdx.x) >= *count) return;
     const int64_t row = rows ? rows[blockIdx.x] : static_cast<int64_t>(blockIdx.x);
     const float factor = scale / states[blockIdx.x].total;
-    for (int64_t j = threadIdx.x; j < cols; j += blockDim.x) y[row * cols + j] = sums[blockIdx.x * cols + j] * factor;
+    for (int64_t j = threadIdx.x; j < cols; j += blockDim.x) {
+        float sum = sums.first[blockIdx.x * cols + j];
+        for (int split = 1; split < sums.splits; split++) sum += sums.others[((split - 1) * static_cast<int64_t>(n) + blockIdx.x) * cols + j];
+        y[row * cols + j] = sum * factor;
+    }
 }
 
-static void blend(const turn &t, float *y, const row_state *states, const float *z, const tensor *view, int64_t n, const int32_t *count, bool first) {
+/* Takes one stretch of the table, whose logits are z[n][view->rows], into the sums. */
+static void blend(const turn &t, const blend_sums &sums, row_state *states, float *z, const tensor *view, int64_t n, const int32_t *count, bool first, float cap,
+                  const float *temperature) {
+    const int32_t width = static_cast<int32_t>(view->rows);
+    const row_state *const after = states;
+    const float *const longest = reinterpret_cast<const float *>(t.g->longest);
+    const auto soften = [&](const float *unit) { t.start(soften_kernel, dim3(rows_of(n)), dim3(THREADS), 0, states, z, width, count, first, cap, temperature, unit); };
+    if (for_words(t.g, view, [&](auto words) {
+            using T = blend_tile<decltype(words)>;
+            const blend_task task = {reinterpret_cast<const uint16_t *>(z), static_cast<bytes>(view->placed), view->row_bytes, width, static_cast<int32_t>(view->cols), static_cast<int32_t>(n)};
+            soften(longest);
+            t.start(blend_mma_kernel<decltype(words)>, dim3(blocks_for(view->cols, STAGE), blocks_for(n, T::ROWS), static_cast<unsigned>(sums.splits)), dim3(T::THREADS),
+                    sizeof(typename T::room), sums, after, task, count, first, longest);
+        }))
+        return;
+    soften(nullptr);
     for_format(view->format->id, [&](auto format) {
         using F = decltype(format);
-        t.start(blend_kernel<F>, dim3(blocks_for(view->cols, BLEND_COLUMNS), blocks_for(n, PLAIN)), dim3(BLEND_THREADS), 0, y, states, z,
-                reinterpret_cast<const typename F::block *>(view->placed), static_cast<int32_t>(view->rows), view->cols, static_cast<int32_t>(n), count, first);
+        t.start(blend_kernel<F>, dim3(blocks_for(view->cols, BLEND_COLUMNS), blocks_for(n, PLAIN)), dim3(BLEND_THREADS), 0, sums.first, after, static_cast<const float *>(z),
+                reinterpret_cast<const typename F::block *>(view->placed), width, view->cols, static_cast<int32_t>(n), count, first);
     });
 }
 
 void cuda_condition(const ops *o, float *y, const float *z, const tensor *table, int64_t n, float scale, float *work) {
     const turn t(o, "condition");
     row_state *const states = reinterpret_cast<row_state *>(work + n * least(SOFT_STRETCH, table->rows));
+    const blend_sums sums = {y, nullptr, 1};
+    find_longest(t, table);
     for (int64_t first = 0; first < table->rows; first += SOFT_STRETCH) {
         const tensor view = stretch_of(table, first);
-        const size_t bytes = static_cast<size_t>(view.rows) * sizeof(float);
+        const size_t row = static_cast<size_t>(view.rows) * sizeof(float);
         if (t.g->failure == cudaSuccess)
-            gpu_check(t.g, cudaMemcpy2DAsync(work, bytes, z + first, static_cast<size_t>(table->rows) * sizeof(float), bytes, static_cast<size_t>(n), cudaMemcpyHostToDevice, t.g->stream), t.op);
-        t.start(soften_kernel, dim3(rows_of(n)), dim3(THREADS), 0, states, work, static_cast<int32_t>(view.rows), nullptr, first == 0, 0.0f, nullptr);
-        blend(t, y, states, work, &view, n, nullptr, first == 0);
+            gpu_check(t.g, cudaMemcpy2DAsync(work, row, z + first, static_cast<size_t>(table->rows) * sizeof(float), row, static_cast<size_t>(n), cudaMemcpyHostToDevice, t.g->stream), t.op);
+        blend(t, sums, states, work, &view, n, nullptr, first == 0, 0.0f, nullptr);
     }
-    t.start(finish_kernel, dim3(rows_of(n)), dim3(THREADS), 0, y, static_cast<const float *>(y), static_cast<const row_state *>(states), nullptr, nullptr, table->cols, scale);
+    t.start(finish_kernel, dim3(rows_of(n)), dim3(THREADS), 0, y, sums, static_cast<const row_state *>(states), nullptr, nullptr, static_cast<int32_t>(n), table->cols, scale);
 }
 
 /* ---- Self-conditioning from few ids ---- */
@@ -488,17 +553,19 @@ __global__ void gather_kernel(float *to, const float *x, const int32_t *rows, co
     for (int64_t j = threadIdx.x; j < cols; j += blockDim.x) to[blockIdx.x * cols + j] = x[rows[blockIdx.x] * cols + j];
 }
 
-static size_t rounded(size_t bytes) { return (bytes + 255) / 256 * 256; }
-
 void cuda_soften(const ops *o, float *y, const soft *s, const tensor *table, int64_t n, float scale, void *work, float *) {
     const turn t(o, "soften");
-    const size_t ints = rounded(static_cast<size_t>(n) * sizeof(int32_t)), floats = rounded(static_cast<size_t>(n * table->cols) * sizeof(float));
+    const size_t ints = whole_lines(static_cast<size_t>(n) * sizeof(int32_t)), floats = whole_lines(static_cast<size_t>(n * table->cols) * sizeof(float));
     char *at = static_cast<char *>(work);
     auto *const dense = reinterpret_cast<int32_t *>(at), *const rows = reinterpret_cast<int32_t *>(at + ints), *const count = reinterpret_cast<int32_t *>(at + 2 * ints);
     auto *const states = reinterpret_cast<row_state *>(at + 2 * ints + 256);
-    at += 2 * ints + 256 + rounded(static_cast<size_t>(n) * sizeof(row_state));
+    at += 2 * ints + 256 + whole_lines(static_cast<size_t>(n) * sizeof(row_state));
     auto *const x = reinterpret_cast<float *>(at), *const sums = reinterpret_cast<float *>(at + floats);
     void *const products = at + 2 * floats;
+    /* Head alone reads the lists: a row's are room for some of its sums. */
+    const int64_t room = (table->rows + SOFT_GROUP - 1) / SOFT_GROUP * static_cast<int64_t>(sizeof(soft_list)) / (table->cols * static_cast<int64_t>(sizeof(float)));
+    const int64_t others = for_words(t.g, table, [](auto) {}) ? least(room, MOST_SPLITS - 1) : 0;
+    const blend_sums all = {sums, reinterpret_cast<float *>(s->lists), static_cast<int32_t>(1 + others)};
     for_format(table->format->id, [&](auto format) {
         using F = decltype(format);
         t.start(sparse_kernel<F>, dim3(rows_of(n)), dim3(BLEND_THREADS), 0, y, dense, *s, reinterpret_cast<const typename F::block *>(table->placed), table->cols, scale,
@@ -509,11 +576,10 @@ void cuda_soften(const ops *o, float *y, const soft *s, const tensor *table, int
     for (int64_t first = 0; first < table->rows; first += SOFT_STRETCH) { /* nothing where no row is dense */
         const tensor view = stretch_of(table, first);
         matmul_counted(t, s->z, x, &view, n, count, products);
-        t.start(soften_kernel, dim3(rows_of(n)), dim3(THREADS), 0, states, s->z, static_cast<int32_t>(view.rows), static_cast<const int32_t *>(count), first == 0, s->cap, s->temperature);
-        blend(t, sums, states, s->z, &view, n, count, first == 0);
+        blend(t, all, states, s->z, &view, n, count, first == 0, s->cap, s->temperature);
     }
-    t.start(finish_kernel, dim3(rows_of(n)), dim3(THREADS), 0, y, static_cast<const float *>(sums), static_cast<const row_state *>(states), static_cast<const int32_t *>(rows),
-            static_cast<const int32_t *>(count), table->cols, scale);
+    t.start(finish_kernel, dim3(rows_of(n)), dim3(THREADS), 0, y, all, static_cast<const row_state *>(states), static_cast<const int32_t *>(rows), static_cast<const int32_t *>(count),
+            static_cast<int32_t>(n), table->cols, scale);
 }
 
 /* ---- Choices from whole rows ---- */

@@ -37,7 +37,7 @@ typedef struct soft {
     int32_t *argmax;    /* [n] of the last step */
     float *floors;      /* [n] what a row's peak is at least */
     soft_part *parts;   /* [chunks][n] */
-    soft_list *lists;   /* [groups][n] */
+    soft_list *lists;   /* [groups][n] for head; soften may write over them */
     int32_t *counts;    /* [n] */
     int32_t *ids;       /* [n][SOFT_IDS] */
     float *shares;      /* [n][SOFT_IDS] of softmax(z) */
