@@ -89,13 +89,13 @@ static int64_t least_for(const vram *v, int64_t sessions) {
 }
 
 /* A budget whose plan page-locks no more than so many bytes: the least, to AGAIN bytes. */
-static int64_t least_beside(const vram *v, int64_t sessions, int64_t free) {
+static int64_t least_beside(const vram *v, int64_t sessions, int64_t most) {
     const dg_demand d = demand_of(v, sessions);
     int64_t enough = placement_fixed_vram(&d) + all_experts(v), too_few = v->bytes;
     while (enough - too_few > AGAIN) {
         const int64_t middle = too_few + (enough - too_few) / 2;
         dg_plan plan;
-        if (plan_for(v, middle, sessions, &plan, NULL) == DG_OK && locked_bytes(v, &plan) <= free) enough = middle;
+        if (plan_for(v, middle, sessions, &plan, NULL) == DG_OK && locked_bytes(v, &plan) <= most) enough = middle;
         else too_few = middle;
     }
     return enough;
@@ -113,10 +113,10 @@ static int make_plan(const dg_model *m, int64_t sessions, dg_plan *plan, dg_erro
     const vram *v = m->vram;
     const int status = plan_for(v, v->bytes, sessions, plan, error);
     if (status != DG_OK) return status;
-    const int64_t locked = locked_bytes(v, plan), free = dg_memory_free();
-    if (free == 0 || locked <= free) return DG_OK;
+    const int64_t locked = locked_bytes(v, plan), left = dg_memory_free();
+    if (left == 0 || locked <= left) return DG_OK;
     return fail(error, DG_ERROR_MEMORY, "%s: a VRAM budget of %.2f GiB leaves experts to be copied from page-locked RAM: they take %.2f GiB of it, and %.2f GiB are free; it takes that RAM, or a VRAM budget of at least %.2f GiB",
-                m->file->path, (double)v->bytes / GIB, (double)locked / GIB, (double)free / GIB, told(least_beside(v, sessions, free)));
+                m->file->path, (double)v->bytes / GIB, (double)locked / GIB, (double)left / GIB, told(least_beside(v, sessions, left)));
 }
 
 /* Experts where the plan says. */
