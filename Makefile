@@ -301,12 +301,12 @@ emulated = $(MAKE) --no-print-directory PYTHON=$(BIN)/python $(foreach v,$(1),$(
 	set -e; for v in $(1); do for t in $(EMU_TESTS); do $(EMULATED)/$$v/$$t $$v; done; done
 
 test-cuda-emulated: all cuda-toolkit ## CUDA kernels and backend on the CPU, against the reference, with reordered threads and copies; whole models
-	@$(call emulated,plain)
+	+@$(call emulated,plain)
 	@$(MAKE) --no-print-directory PYTHON=$(BIN)/python $(EMU_PACKAGE)/_native.abi3.so
 	DG_SHIM=1 PYTHONPATH=$(EMULATED)/python $(BIN)/python -m pytest -q -m cuda tests/test_cuda.py
 
 test-cuda-watched: all cuda-toolkit ## the same kernels under ASan and UBSan, and under the race checker (longer)
-	@$(call emulated,asan races)
+	+@$(call emulated,asan races)
 
 # The same tests on a GPU: the programs link with nvcc as they are. Those of the emulation alone are not among them.
 GPU_TESTS = $(patsubst %,$(BUILD)/gpu/%,$(filter-out shim_test lost_test,$(EMU_TESTS)))
