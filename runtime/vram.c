@@ -123,20 +123,18 @@ static int make_plan(const dg_model *m, int64_t sessions, dg_plan *plan, dg_erro
 static int place(dg_model *m, const dg_plan *plan, dg_error *error) {
     const vram *v = m->vram;
     const int32_t n = m->config.n_layer;
-    int32_t pinned[DG_MAX_LAYERS], streamed[DG_MAX_LAYERS];
     int64_t block = 0;
     for (int32_t l = 0; l < n; l++) {
         const int64_t first = (int64_t)l * m->config.n_expert;
         placement_order(v->prefer + first, m->config.n_expert, v->order + first);
-        pinned[l] = plan->blocks[DG_WAY_VRAM][l];
-        streamed[l] = plan->blocks[DG_WAY_RAM_GPU][l];
         if (block < v->demand.block_bytes[l]) block = v->demand.block_bytes[l];
     }
     int64_t slot = plan->vram_ring / SLOTS < SLOT ? plan->vram_ring / SLOTS : SLOT;
     if (slot < block) slot = block;
     const expert_plan p = {
-        .layers = m->layers, .n_layer = n, .n_expert = m->config.n_expert, .n_expert_used = m->config.n_expert_used, .order = v->order, .pinned = pinned,
-        .streamed = streamed, .slot_bytes = slot, .slots = plan->vram_ring ? (int32_t)(plan->vram_ring / slot) : 0, .rows = session_rows(m),
+        .layers = m->layers, .n_layer = n, .n_expert = m->config.n_expert, .n_expert_used = m->config.n_expert_used, .order = v->order,
+        .pinned = plan->blocks[DG_WAY_VRAM], .streamed = plan->blocks[DG_WAY_RAM_GPU],
+        .slot_bytes = slot, .slots = plan->vram_ring ? (int32_t)(plan->vram_ring / slot) : 0, .rows = session_rows(m),
     };
     m->ops->place_experts(m->ops, &p);
     return ops_status(m->ops, error);
