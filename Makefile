@@ -136,8 +136,8 @@ test-oracle: all ## compare logits and canvases with transformers, live (install
 BENCH_CACHE ?= $(HOME)/.cache/dgemma
 BENCH = $(BIN)/dg-bench --shape 26b-a4b --cache $(BENCH_CACHE)
 bench: all ## time the real shapes with random weights: 6 layers and all 30 (20 GB of disk, a quarter of an hour)
-	$(BENCH) --layers 6 --canvases 2 --json tests/bench/26b-a4b-6-layers.json
-	$(BENCH) --canvases 2 --json tests/bench/26b-a4b-30-layers.json
+	$(BENCH) --layers 6 --canvases 2 -o tests/bench/26b-a4b-6-layers.json
+	$(BENCH) --canvases 2 -o tests/bench/26b-a4b-30-layers.json
 
 bench-ram: all ## what RAM budgets of 4, 8 and 12 GB make of a step, beside a plain map; writes a file of 16.8 GB to the cache
 	$(BIN)/python tests/measure_ram.py --cache $(BENCH_CACHE)

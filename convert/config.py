@@ -11,6 +11,7 @@ from dgemma._native import ffi, lib
 from dgemma.convert.safetensors import read_json
 from dgemma.errors import FormatError
 from dgemma.keys import keys
+from dgemma.output import readable
 
 MODEL_TYPE = "diffusion_gemma"
 
@@ -290,5 +291,5 @@ def _name(folder: Path, recorded: Any) -> str:
         return recorded.strip("/ ").split("/")[-1]
     folder = folder.resolve()
     if folder.parent.name == "snapshots" and folder.parents[1].name.startswith("models--"):
-        return folder.parents[1].name.split("--")[-1]
-    return folder.name or "model"
+        return readable(folder.parents[1].name.split("--")[-1])
+    return readable(folder.name) or "model"

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from dgemma import formats
 from dgemma.convert.metadata import Pair
 from dgemma.convert.names import Wanted
-from dgemma.convert.writer import NewFile, aligned, header
+from dgemma.convert.writer import IMATRIX, NewFile, aligned, header
 from dgemma.errors import FormatError, SystemFailure
 from dgemma.file import File
 from dgemma.formats import Format
@@ -200,7 +200,7 @@ def write_imatrix(
             data.append(values.ljust(aligned(len(values)), b"\0"))
             offset += len(data[-1])
     head = header(pairs, places)
-    with NewFile(path, len(head) + offset) as file:
+    with NewFile(path, len(head) + offset, IMATRIX) as file:
         for piece in (head, *data):
             file.write(piece)
         file.commit(force)

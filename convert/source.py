@@ -15,6 +15,7 @@ from dgemma.convert.tokenizer import read_vocabulary
 from dgemma.errors import FormatError, SystemFailure
 from dgemma.file import File
 from dgemma.model import Model
+from dgemma.output import readable
 
 
 class Source(ABC):
@@ -84,7 +85,7 @@ class Gguf(Source):
             values = {name: list(v) if isinstance(v, tuple) else v for name, v in model.config}
         end_ids = values.pop("end_ids")
         self._file = File(path)
-        self.config = Config(values, 0.0, end_ids, {}, str(self._file.get("general.name") or path.stem))
+        self.config = Config(values, 0.0, end_ids, {}, str(self._file.get("general.name") or readable(path.stem)))
         self._data = {tensor.name: tensor.data for tensor in self._file.tensors}
 
     def origin(self, needed: Sequence[Wanted]) -> tuple[dict[str, tuple[SourceTensor, ...]], int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Callable
@@ -9,6 +10,7 @@ from typing import Any, NoReturn
 
 import click
 
+from dgemma.cli.files import check_files
 from dgemma.errors import Error, UsageError
 
 FAILURE, WRONG_USAGE, INTERRUPTED = 1, 2, 130
@@ -17,8 +19,13 @@ FAILURE, WRONG_USAGE, INTERRUPTED = 1, 2, 130
 class Command(click.Command):
     """A command that ends with 0, 1 (a failure), 2 (wrong usage) or 130 (Ctrl-C) and one line on standard error."""
 
+    def invoke(self, ctx: click.Context) -> Any:
+        check_files(self, ctx.params)
+        return super().invoke(ctx)
+
     def main(self, *args: Any, **extra: Any) -> NoReturn:
         extra["standalone_mode"] = False
+        show_any_text()
         name = str(extra.setdefault("prog_name", self.name))
         try:
             code = super().main(*args, **extra)
@@ -42,6 +49,13 @@ class Command(click.Command):
             end(name, "out of memory", FAILURE)
         except Exception as failure:
             end(name, f"internal error, please report it: {type(failure).__name__}: {failure}", FAILURE)
+
+
+def show_any_text() -> None:
+    """Makes text that a stream's encoding lacks, such as a file name that is no Unicode text, print as escapes."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def version_option(name: str) -> Callable[[Any], Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import asdict
@@ -16,6 +15,7 @@ from dgemma.cli.speaker import Speaker
 from dgemma.conversation import taken_apart
 from dgemma.events import Block, Result, Step
 from dgemma.model import Model
+from dgemma.output import json_bytes
 from dgemma.session import Prompt
 from dgemma.turns import Delta, Reader, opens_thought
 
@@ -77,4 +77,4 @@ def as_object(model: Model, result: Result, reader: Reader, settings: dict[str, 
     told["tool_calls"] = [{"name": call.name, "arguments": call.arguments} for call in parts.calls]
     told |= {"settings": settings, "model": model.path, "backend": model.backend, "threads": model.threads}
     told |= traffic_facts(model)
-    return json.dumps(told, ensure_ascii=False) + "\n"
+    return json_bytes(told).decode()

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from dgemma.cli.files import InputFile
 from dgemma.edit import Edited
 
 COLOURS = {"+": "green", "-": "red", "@": "cyan"}
@@ -23,7 +24,8 @@ def edit_options(command: Callable[..., Any]) -> Callable[..., Any]:
         ("--span", "span", "A:B", "The passage is characters A to B of the file, counted from 0, B not included."),
         ("--edit", "edit", "FILE", "Rewrite a passage of this file, and print the change as a unified diff."),
     ):
-        command = click.option(flag, name, metavar=metavar, help=text)(command)
+        type_ = InputFile() if metavar == "FILE" else None
+        command = click.option(flag, name, type=type_, metavar=metavar, help=text)(command)
     return command
 
 

@@ -7,6 +7,7 @@ import json
 from dgemma.cli.frames import sparkline
 from dgemma.cli.palette import DARK
 from dgemma.cli.record import Page, Recording
+from dgemma.output import MARK
 
 
 def cast(recording: Recording) -> bytes:
@@ -16,7 +17,7 @@ def cast(recording: Recording) -> bytes:
         "version": 2,
         "width": recording.columns,
         "height": height,
-        "title": "dgemma",
+        "title": MARK,
         "env": {"TERM": "xterm-256color"},
     }
     rows: list[object] = [header]
