@@ -17,6 +17,7 @@ from dgemma.convert.writer import IMATRIX, NewFile, aligned, header
 from dgemma.errors import FormatError, SystemFailure
 from dgemma.file import File
 from dgemma.formats import Format
+from dgemma.output import readable
 
 LEAST = 1e-4  # of the mean: no column is worth nothing
 MOST = 1e4
@@ -87,7 +88,7 @@ class Importance:
     def pairs(self, found: int) -> list[Pair]:
         """What a quantised file says of it."""
         return [
-            Pair("quantize.imatrix.file", "STRING", self.path.name),
+            Pair("quantize.imatrix.file", "STRING", readable(self.path.name)),
             Pair("quantize.imatrix.dataset", "STRING", self.dataset),
             Pair("quantize.imatrix.entries_count", "I32", found),
             Pair("quantize.imatrix.chunks_count", "I32", self.chunks),

@@ -12,6 +12,7 @@ import click
 
 from dgemma.cli import Command, version_option
 from dgemma.cli.facts import facts
+from dgemma.cli.files import InputFile
 from dgemma.cli.plan import HELP as PLAN_HELP
 from dgemma.cli.plan import make_plan, notes, plan_options, refuse_alone, sections, summary, title
 from dgemma.cli.routing import routing_columns, routing_facts, routing_rows
@@ -46,7 +47,7 @@ LINES = 24  # of a chat template
 
 
 @click.command(cls=Command, name="dg-info", help=HELP, context_settings={"help_option_names": ["-h", "--help"]})
-@click.argument("model")
+@click.argument("model", type=InputFile())
 @click.option("--tensors", is_flag=True, help="List every tensor.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a page.")
 @click.option("--routing", is_flag=True, help="Tell which experts were chosen how often.")
