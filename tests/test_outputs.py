@@ -12,6 +12,7 @@ import shutil
 import stat
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,9 +22,13 @@ import click
 import pytest
 from commands import Inside
 
+import dgemma
+from dgemma.bench.synthetic import Synthetic, make
 from dgemma.cli import bench, eval, info, run, serve
 from dgemma.cli.files import InputFile, OutputBeside, OutputFile
 from dgemma.convert import cli as convert
+from dgemma.convert.writer import NewFile, NewFiles
+from dgemma.eval.base import Base
 from dgemma.model import bundled
 from dgemma.output import check_distinct, input_files, json_bytes, unfinished, whole_file, write_whole
 
@@ -325,6 +330,102 @@ def test_a_name_that_is_no_text_works_everywhere(tmp_path: Path) -> None:
         assert done.returncode == 0, done.stderr
     assert all(path.stat().st_size for path in out.values())
     assert json.loads(out["f.json"].read_bytes())["model"]["path"] == str(model), "JSON keeps a name's bytes"
+
+
+def test_standard_streams_are_inputs_and_outputs_too(tmp_path: Path) -> None:
+    notes = tmp_path / "notes.svg"
+    notes.write_bytes(STRANGER)
+    run_it = [sys.executable, "-m", "dgemma.cli.run", "--record", str(notes)]
+    with open(notes, "rb") as given:
+        done = subprocess.run(run_it, stdin=given, capture_output=True, text=True)
+    assert done.returncode == 2 and "this is standard input" in done.stderr
+    bench_it = [sys.executable, "-m", "dgemma.cli.bench", "--runs", "1", "-o", str(notes)]
+    with open(notes, "ab") as out:
+        done = subprocess.run(bench_it, stdout=out, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 2 and "this is standard output" in done.stderr
+    assert notes.read_bytes() == STRANGER
+
+
+def test_python_replaces_no_strangers_file_either(tmp_path: Path) -> None:
+    model, notes = tmp_path / "m.gguf", tmp_path / "notes"
+    shutil.copy(bundled("tidy"), model)
+    before = model.read_bytes()
+    for target in (model, notes):
+        notes.write_bytes(STRANGER)
+        with dgemma.Model(model) as opened, pytest.raises(dgemma.Error):
+            opened.save_routing(target)
+        with pytest.raises(dgemma.Error):
+            Base({}).save(target)
+        for wanted in ({"out": target}, {"out": tmp_path / "o.gguf", "calibrate": notes, "save_imatrix": target}):
+            with pytest.raises(dgemma.Error):
+                convert.convert(model, type="q8_0", force=True, **wanted)
+    assert model.read_bytes() == before and notes.read_bytes() == STRANGER
+    assert {path.name for path in tmp_path.iterdir()} == {"m.gguf", "notes"}
+
+
+def test_saved_counts_follow_no_link(tmp_path: Path) -> None:
+    model = tmp_path / "m.gguf"
+    shutil.copy(bundled("tidy"), model)
+    notes = tmp_path / "notes"
+    notes.write_bytes(STRANGER)
+    Path(f"{model}.routing.json.{os.getpid()}.part").symlink_to(notes)
+    with dgemma.Model(model) as opened:
+        opened.save_routing()
+    assert notes.read_bytes() == STRANGER
+
+
+def test_a_strangers_file_in_the_cache_is_not_replaced(tmp_path: Path) -> None:
+    path = make(tmp_path, Synthetic("tiny"))
+    path.write_bytes(STRANGER)
+    with pytest.raises(dgemma.Error, match="another file than dg-bench would make"):
+        make(tmp_path, Synthetic("tiny"))
+    assert path.read_bytes() == STRANGER
+
+
+def test_parts_of_two_conversions_never_mix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One is half-way through naming its parts when the other is complete."""
+    targets = [tmp_path / f"m-0000{i}-of-00003.gguf" for i in (1, 2, 3)]
+    halfway, rename = threading.Event(), NewFile.rename
+
+    def slow(self: NewFile, force: bool) -> None:
+        rename(self, force)
+        if threading.current_thread() is first and not halfway.is_set():
+            halfway.set()
+            second.join(0.3)
+
+    monkeypatch.setattr(NewFile, "rename", slow)
+
+    def write(text: bytes) -> None:
+        with NewFiles(targets, [9, 9, 9]) as new:
+            for file in new.files:
+                file.write(text)
+            if text == b"GGUF 2":
+                halfway.wait()
+            new.commit(force=True)
+
+    first = threading.Thread(target=write, args=(b"GGUF 1",))
+    second = threading.Thread(target=write, args=(b"GGUF 2",))
+    for thread in (second, first):
+        thread.start()
+    for thread in (first, second):
+        thread.join()
+    assert [path.read_bytes() for path in targets] == [b"GGUF 2"] * 3
+    assert sorted(tmp_path.iterdir()) == targets
+
+
+def test_a_file_that_appears_meanwhile_is_not_replaced(tmp_path: Path) -> None:
+    target = tmp_path / "m.gguf"
+    with pytest.raises(dgemma.Error, match="appeared meanwhile"), NewFile(target, 1) as new:
+        new.write(b"x")
+        finish = new.finish
+
+        def appears(force: bool) -> None:
+            finish(force)
+            target.write_bytes(STRANGER)
+
+        new.finish = appears  # type: ignore[method-assign]
+        new.commit(force=False)
+    assert target.read_bytes() == STRANGER and list(tmp_path.iterdir()) == [target]
 
 
 # ---- the writer itself ----

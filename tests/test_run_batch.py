@@ -154,7 +154,7 @@ def test_answers_of_another_model_or_other_settings_are_not_mixed(tmp_path: Path
     for wrong, named in (
         ([other, "--seed", 1], "model "),
         ([model, "--seed", 2], "seed 1, not 2"),
-        ([model, "--seed", 1, "--effort", "low"], "steps 12, not "),
+        ([model, "--seed", 1, "--effort", "low"], "steps 48, not "),
         ([model, "--seed", 1, "--exact"], "exact False, not True"),
         ([model, "--seed", 1, "--system", "Be brief."], "system None, not Be brief."),
         ([model, "--seed", 1, "--raw"], "raw None, not True"),
