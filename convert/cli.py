@@ -11,12 +11,14 @@ import click
 
 from dgemma.cli import Command, version_option
 from dgemma.cli.sizes import Size
+from dgemma.cli.speaker import write
 from dgemma.convert import convert, plan
 from dgemma.convert.calibrate import TOKENS
 from dgemma.convert.imatrix import FEW
 from dgemma.convert.recipe import RECIPES
 from dgemma.convert.report import as_json, describe, deviations, few, summary
 from dgemma.progress import progress_bar, telling
+from dgemma.terminal import tell
 
 TYPES = "\n".join(f"  {name:<11}{recipe.size:<10}{recipe.help}" for name, recipe in RECIPES.items())
 
@@ -130,7 +132,7 @@ def main(
             raise click.UsageError(f"{flag} needs --calibrate")
     if dry_run:
         todo = plan(source, type_, overrides, imatrix=imatrix, calibrate=calibrate, split_max_size=split_max_size)
-        click.echo(describe(todo))
+        write(describe(todo) + "\n")
         return
     if out is None:
         raise click.UsageError("nowhere to write to: give -o FILE, or --dry-run")
@@ -154,12 +156,12 @@ def main(
             say=say,
         )
     if verify:
-        click.echo(deviations(done))
+        write(deviations(done) + "\n")
     if json_:
         json_.write_text(json.dumps(as_json(done), indent=1) + "\n", encoding="utf-8")
     if done.few:
-        click.echo(few(done), err=True)
-    click.echo(f"{done.path}: {summary(done.plan)}, in {done.seconds:.1f} s", err=True)
+        tell(few(done))
+    tell(f"{done.path}: {summary(done.plan)}, in {done.seconds:.1f} s")
 
 
 if __name__ == "__main__":

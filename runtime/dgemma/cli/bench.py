@@ -25,6 +25,7 @@ from dgemma.charts import refuse_chart
 from dgemma.cli import Command, version_option
 from dgemma.cli.running import running_options
 from dgemma.cli.sizes import ram_option
+from dgemma.cli.speaker import write
 from dgemma.convert.recipe import RECIPES
 from dgemma.errors import Error
 from dgemma.hub import local_model
@@ -206,7 +207,7 @@ def main(
                 report.comparison["writing"] = decoding(
                     opened, theirs, runs=runs, temperature=temperature, seed=seed, say=say
                 )
-    click.echo(markdown(report))
+    write(markdown(report) + "\n")
     if json_file is not None:
         json_file.write_text(json.dumps(report.told(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     if plot_file is not None:

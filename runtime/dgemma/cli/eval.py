@@ -16,6 +16,7 @@ from dgemma.charts import refuse_chart
 from dgemma.cli import Command, version_option
 from dgemma.cli.running import running_options
 from dgemma.cli.sizes import ram_option
+from dgemma.cli.speaker import write
 from dgemma.errors import Error, UsageError
 from dgemma.eval.approximations import trials
 from dgemma.eval.base import Base, identity
@@ -177,7 +178,7 @@ def main(
                     measured.scores = scores(run([variant], given, log, seeds=seeds, seed=seed, say=say)[""])
             if approximations:
                 found.trials = trials(path, given, log, seeds=seeds, seed=seed, model=arguments, say=say)
-    click.echo(markdown(found))
+    write(markdown(found) + "\n")
     if json_file is not None:
         json_file.write_text(json.dumps(told(found), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     if plot_file is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Callable
@@ -20,7 +19,7 @@ from dgemma.cli.fill import fill_options
 from dgemma.cli.record import Recorder
 from dgemma.cli.running import running_options
 from dgemma.cli.sizes import ram_option, traffic_facts, traffic_line
-from dgemma.cli.speaker import Speaker, say
+from dgemma.cli.speaker import Speaker, say_json
 from dgemma.cli.texts import Task
 from dgemma.errors import UsageError
 from dgemma.keys import keys
@@ -237,7 +236,10 @@ def main(
             with shown:
                 done = task.run(opened, prompt, settings, on_step=watch.step, on_encode=shown.encoded)
             told = {**done.facts(), "settings": used, "model": opened.path, **traffic_facts(opened)}
-            say(json.dumps(told, ensure_ascii=False) + "\n" if as_json else done.output())
+            if as_json:
+                say_json(told)
+            else:
+                done.say()
             lines = done.figures()
         else:
             assert prompt is not None
@@ -245,7 +247,7 @@ def main(
             with Speaker(shown, late=quiet) if not as_json else nullcontext() as speaker:
                 result = work(opened, prompt, settings, reader, shown, watch, speaker)
             if as_json:
-                say(as_object(opened, result, reader, used))
+                say_json(as_object(opened, result, reader, used))
             lines = figures(result)
         lines += filter(None, [traffic_line(opened)])
         if save_routing:

@@ -12,10 +12,12 @@ import click
 from dgemma.cli.edit import diff, passage
 from dgemma.cli.files import write_whole
 from dgemma.cli.fill import fill_figures, pinned_pieces
+from dgemma.cli.speaker import say
 from dgemma.edit import Edited
 from dgemma.fill import Filled, Hole, pieces_of
 from dgemma.model import Model
 from dgemma.session import Prompt
+from dgemma.terminal import is_terminal
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,8 +107,15 @@ class Done:
     file: str
 
     def output(self) -> str:
-        """For standard output: the text, or the diff of an edit."""
-        return diff(self.edited, self.file, sys.stdout.isatty()) if self.edited else self.filled.text
+        """The text, or the diff of an edit."""
+        return diff(self.edited, self.file, colour=False) if self.edited else self.filled.text
+
+    def say(self) -> None:
+        """On standard output; a diff is coloured on a terminal."""
+        if self.edited and is_terminal(sys.stdout):
+            say(diff(self.edited, self.file, colour=True), safe=True)
+        else:
+            say(self.output())
 
     def facts(self) -> dict[str, Any]:
         """For --json."""
