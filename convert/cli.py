@@ -11,15 +11,15 @@ import click
 from dgemma.cli import Command, version_option
 from dgemma.cli.files import InputFile, InputPath, OutputFile
 from dgemma.cli.sizes import Size
-from dgemma.cli.speaker import write
+from dgemma.cli.speaker import say_json, write
 from dgemma.convert import convert, plan
 from dgemma.convert.calibrate import TOKENS
 from dgemma.convert.imatrix import FEW
 from dgemma.convert.recipe import RECIPES
 from dgemma.convert.report import as_json, describe, deviations, few, summary
 from dgemma.convert.writer import IMATRIX, MODEL
-from dgemma.output import json_bytes
 from dgemma.progress import progress_bar, telling
+from dgemma.terminal import tell
 
 TYPES = "\n".join(f"  {name:<11}{recipe.size:<10}{recipe.help}" for name, recipe in RECIPES.items())
 
@@ -131,7 +131,7 @@ def main(
             raise click.UsageError(f"{flag} needs --calibrate")
     if dry_run:
         todo = plan(source, type_, overrides, imatrix=imatrix, calibrate=calibrate, split_max_size=split_max_size)
-        click.echo(describe(todo))
+        write(describe(todo) + "\n")
         return
     if out is None:
         raise click.UsageError("nowhere to write to: give -o FILE, or --dry-run")
@@ -155,10 +155,13 @@ def main(
             say=say,
         )
     if verify:
-        write(json_bytes(as_json(done), indent=1).decode() if as_json_ else deviations(done) + "\n")
+        if as_json_:
+            say_json(as_json(done), indent=1)
+        else:
+            write(deviations(done) + "\n")
     if done.few:
-        click.echo(few(done), err=True)
-    click.echo(f"{done.path}: {summary(done.plan)}, in {done.seconds:.1f} s", err=True)
+        tell(few(done))
+    tell(f"{done.path}: {summary(done.plan)}, in {done.seconds:.1f} s")
 
 
 if __name__ == "__main__":

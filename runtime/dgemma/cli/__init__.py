@@ -12,6 +12,7 @@ import click
 
 from dgemma.cli.files import check_files
 from dgemma.errors import Error, UsageError
+from dgemma.terminal import one_line, tell
 
 FAILURE, WRONG_USAGE, INTERRUPTED = 1, 2, 130
 
@@ -61,18 +62,18 @@ def show_any_text() -> None:
 def version_option(name: str) -> Callable[[Any], Any]:
     """--version of the command `name`."""
 
-    def tell(ctx: click.Context, param: click.Parameter, wanted: bool) -> None:
+    def say(ctx: click.Context, param: click.Parameter, wanted: bool) -> None:
         if wanted:
             import dgemma
 
             click.echo(f"{name} {dgemma.__version__}")
             ctx.exit()
 
-    more: dict[str, Any] = dict(is_flag=True, is_eager=True, expose_value=False, callback=tell)
+    more: dict[str, Any] = dict(is_flag=True, is_eager=True, expose_value=False, callback=say)
     return click.option("--version", **more, help="Print the version.")
 
 
 def end(name: str, message: str, code: int) -> NoReturn:
     """Tells a failure in one line and exits."""
-    click.echo(f"{name}: {' '.join(message.split())}", err=True)
+    tell(f"{name}: {one_line(message)}")
     sys.exit(code)

@@ -15,7 +15,6 @@ from dgemma.cli.speaker import Speaker
 from dgemma.conversation import taken_apart
 from dgemma.events import Block, Result, Step
 from dgemma.model import Model
-from dgemma.output import json_bytes
 from dgemma.session import Prompt
 from dgemma.turns import Delta, Reader, opens_thought
 
@@ -70,11 +69,11 @@ def work(
     raise AssertionError("a stream ends with a Result")
 
 
-def as_object(model: Model, result: Result, reader: Reader, settings: dict[str, int | float]) -> str:
-    """The line of JSON that --json asks for."""
+def as_object(model: Model, result: Result, reader: Reader, settings: dict[str, int | float]) -> dict[str, Any]:
+    """What --json asks for."""
     parts = reader.answer
     told = {**asdict(result), "text": parts.text, "thinking": parts.thinking}
     told["tool_calls"] = [{"name": call.name, "arguments": call.arguments} for call in parts.calls]
     told |= {"settings": settings, "model": model.path, "backend": model.backend, "threads": model.threads}
     told |= traffic_facts(model)
-    return json_bytes(told).decode()
+    return told

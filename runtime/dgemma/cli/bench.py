@@ -25,7 +25,7 @@ from dgemma.cli import Command, version_option
 from dgemma.cli.files import InputFile, OutputFile
 from dgemma.cli.running import running_options
 from dgemma.cli.sizes import ram_option
-from dgemma.cli.speaker import write
+from dgemma.cli.speaker import say_json, write
 from dgemma.convert.recipe import RECIPES
 from dgemma.hub import local_model
 from dgemma.model import Model, bundled
@@ -208,16 +208,18 @@ def main(
                 report.comparison["writing"] = decoding(
                     opened, theirs, runs=runs, temperature=temperature, seed=seed, say=say
                 )
-    figures = json_bytes(report.told(), indent=1)
     try:
         if output is not None:
-            write_whole(output, figures, FIGURES)
+            write_whole(output, json_bytes(report.told(), indent=1), FIGURES)
         if plot_file is not None:
             plot(report, plot_file)
             if report.comparison is not None:
                 plot_writing(report, writing_path(plot_file))
     finally:
-        write(figures.decode() if as_json else markdown(report) + "\n")
+        if as_json:
+            say_json(report.told(), indent=1)
+        else:
+            write(markdown(report) + "\n")
 
 
 def synthetic(wanted: Synthetic, cache: Path | None) -> Path:

@@ -10,6 +10,7 @@ import click
 
 from dgemma.cli.files import InputFile
 from dgemma.edit import Edited
+from dgemma.terminal import shown
 
 COLOURS = {"+": "green", "-": "red", "@": "cyan"}
 
@@ -47,12 +48,12 @@ def passage(text: str, span: str | None, match: str | None, file: str) -> tuple[
 
 
 def diff(edited: Edited, name: str, colour: bool) -> str:
-    """The change, coloured for a terminal."""
-    lines = edited.diff(name).splitlines(keepends=True)
+    """The change: coloured for a terminal, what that would obey being shown; or as it is."""
+    told = edited.diff(name)
     if not colour:
-        return "".join(lines)
+        return told
     bold = {0: True, 1: True}  # the two names
     return "".join(
         click.style(line, fg=None if at in bold else COLOURS.get(line[0]), bold=at in bold or None)
-        for at, line in enumerate(lines)
+        for at, line in enumerate(re.findall(r"[^\n]*\n", shown(told)))
     )

@@ -16,7 +16,7 @@ from dgemma.cli import Command, version_option
 from dgemma.cli.files import InputFile, InputPath, OutputFile
 from dgemma.cli.running import running_options
 from dgemma.cli.sizes import ram_option
-from dgemma.cli.speaker import write
+from dgemma.cli.speaker import say_json, write
 from dgemma.errors import UsageError
 from dgemma.eval.approximations import trials
 from dgemma.eval.base import BASE, Base
@@ -196,14 +196,16 @@ def main(
                     measured.scores = scores(run([variant], given, log, seeds=seeds, seed=seed, say=say)[""])
             if approximations:
                 found.trials = trials(path, given, log, seeds=seeds, seed=seed, model=arguments, say=say)
-    figures = json_bytes(told(found), indent=1)
     try:
         if output is not None:
-            write_whole(output, figures, FIGURES)
+            write_whole(output, json_bytes(told(found), indent=1), FIGURES)
         if plot_file is not None:
             plot(found, plot_file)
     finally:
-        write(figures.decode() if as_json else markdown(found) + "\n")
+        if as_json:
+            say_json(told(found), indent=1)
+        else:
+            write(markdown(found) + "\n")
 
 
 def refuse(wrong: dict[str, bool]) -> None:

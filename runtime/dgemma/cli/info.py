@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -16,9 +15,11 @@ from dgemma.cli.files import InputFile
 from dgemma.cli.plan import HELP as PLAN_HELP
 from dgemma.cli.plan import make_plan, notes, plan_options, refuse_alone, sections, summary, title
 from dgemma.cli.routing import routing_columns, routing_facts, routing_rows
+from dgemma.cli.speaker import say_json
 from dgemma.hub import local_model
 from dgemma.plan import Plan, told
 from dgemma.sizes import size_text
+from dgemma.terminal import is_terminal, shown
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -61,11 +62,11 @@ def main(model: str, tensors: bool, as_json: bool, routing: bool, as_plan: bool,
     plan = make_plan(path, **flags) if as_plan else None
     found = told(plan) if plan else routing_facts(path) if routing else facts(path)
     if as_json:
-        click.echo(json.dumps(found, indent=1))
+        say_json(found, indent=1)
         return
     from rich.console import Console
 
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else WIDE)
+    console = Console(highlight=False, width=None if is_terminal(sys.stdout) else WIDE)
     if plan:
         plan_page(path, plan, console)
         return
@@ -208,8 +209,8 @@ def line(console: Console, text: str, style: str) -> None:
 
 
 def printable(text: str) -> str:
-    """Without what a terminal would obey."""
-    return "".join(c if c.isprintable() else "    " if c == "\t" else "\u00b7" for c in text)
+    """In one line, and with what a terminal would obey shown, wherever the page goes: --json has it exactly."""
+    return shown(text.replace("\t", "    ")).replace("\n", "^J")
 
 
 if __name__ == "__main__":

@@ -20,13 +20,13 @@ from dgemma.cli.fill import fill_options
 from dgemma.cli.record import RECORDING, Recorder
 from dgemma.cli.running import running_options
 from dgemma.cli.sizes import ram_option, traffic_facts, traffic_line
-from dgemma.cli.speaker import Speaker, say
+from dgemma.cli.speaker import Speaker, say_json
 from dgemma.cli.texts import Task
 from dgemma.errors import UsageError
 from dgemma.keys import keys
 from dgemma.model import Model
 from dgemma.options import REFERENCE, Option, efforts, options
-from dgemma.output import check_target, json_bytes
+from dgemma.output import check_target
 from dgemma.routing import ROUTING, routing_path
 from dgemma.session import Prompt
 from dgemma.sizes import size
@@ -246,7 +246,10 @@ def main(
                 done = task.run(opened, prompt, settings, on_step=watch.step, on_encode=shown.encoded)
             told = {**done.facts(), "settings": used, "model": opened.path, **traffic_facts(opened)}
             try:
-                say(json_bytes(told).decode() if as_json else done.output())
+                if as_json:
+                    say_json(told)
+                else:
+                    done.say()
             finally:
                 done.write()
             lines = done.figures()
@@ -256,7 +259,7 @@ def main(
             with Speaker(shown, late=quiet) if not as_json else nullcontext() as speaker:
                 result = work(opened, prompt, settings, reader, shown, watch, speaker)
             if as_json:
-                say(as_object(opened, result, reader, used))
+                say_json(as_object(opened, result, reader, used))
             lines = figures(result)
         lines += filter(None, [traffic_line(opened)])
     for recorder in recorders:

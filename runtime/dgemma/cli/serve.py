@@ -13,6 +13,7 @@ from dgemma.cli.sizes import Size, ram_option
 from dgemma.errors import UsageError
 from dgemma.model import Model
 from dgemma.sizes import size_text
+from dgemma.terminal import one_line, tell
 
 try:
     from dgemma.serve.app import Limits, Server
@@ -156,10 +157,9 @@ def main(
             address, number = at.getsockname()[:2]
             shown = f"[{address}]" if ":" in address else address
             url = f"http://{shown}:{number}"
-            click.echo(
-                f"dg-serve: {server.name} at {url}, its API at {url}/v1, context {limits.context},"
-                f" cache {size_text(cache)}",
-                err=True,
+            tell(
+                f"dg-serve: {one_line(server.name)} at {url}, its API at {url}/v1, context {limits.context},"
+                f" cache {size_text(cache)}"
             )
         Running(server, sockets, grace).serve_here()
 

@@ -12,12 +12,14 @@ import click
 
 from dgemma.cli.edit import diff, passage
 from dgemma.cli.fill import fill_figures, pinned_pieces
+from dgemma.cli.speaker import say
 from dgemma.edit import Edited
 from dgemma.errors import Error
 from dgemma.fill import Filled, Hole, pieces_of
 from dgemma.model import Model
 from dgemma.output import check_target, write_whole
 from dgemma.session import Prompt
+from dgemma.terminal import is_terminal
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,8 +105,15 @@ class Done:
     replaces: str | None
 
     def output(self) -> str:
-        """For standard output: the text, or the diff of an edit."""
-        return diff(self.edited, self.file, sys.stdout.isatty()) if self.edited else self.filled.text
+        """The text, or the diff of an edit."""
+        return diff(self.edited, self.file, colour=False) if self.edited else self.filled.text
+
+    def say(self) -> None:
+        """On standard output; a diff is coloured on a terminal."""
+        if self.edited and is_terminal(sys.stdout):
+            say(diff(self.edited, self.file, colour=True), safe=True)
+        else:
+            say(self.output())
 
     def facts(self) -> dict[str, Any]:
         """For --json."""
