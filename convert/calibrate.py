@@ -6,7 +6,6 @@ The one place of the converter that runs a model, through dgemma's Python API.
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -18,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dgemma import json_lines
 from dgemma._native import ffi, lib
 from dgemma.convert.imatrix import Sums
 from dgemma.convert.names import Wanted
@@ -46,26 +46,25 @@ def read_prompts(path: Path) -> list[Prompt]:
     """The prompts of a .jsonl, an object {"prompt": text} or {"messages": [...]} per line, or of any other text file,
     where blank lines part them. Raises FormatError for anything else.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError:
-        raise FormatError(f"{path}: not UTF-8 text") from None
-    except OSError as problem:
-        raise SystemFailure(f"{path}: {(problem.strerror or str(problem)).lower()}") from None
     if path.suffix == ".jsonl":
-        found = [_prompt(f"{path}: line {i}", line) for i, line in enumerate(text.splitlines(), 1) if line.strip()]
+        found = [_prompt(f"{path}, line {number}", value) for number, value in json_lines.values(path)]
     else:
-        found = [prompt for part in re.split(r"\n(?:[ \t]*\n)+", text) if (prompt := part.strip("\n"))]
+        found = [prompt for part in re.split(r"\n(?:[ \t]*\n)+", _text(path)) if (prompt := part.strip("\n"))]
     if not found:
         raise FormatError(f"{path}: no prompt in it")
     return found
 
 
-def _prompt(where: str, line: str) -> Prompt:
+def _text(path: Path) -> str:
     try:
-        value = json.loads(line)
-    except ValueError as problem:
-        raise FormatError(f"{where}: not JSON ({problem})") from None
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        raise FormatError(f"{path}: not UTF-8 text") from None
+    except OSError as problem:
+        raise SystemFailure(f"{path}: {(problem.strerror or str(problem)).lower()}") from None
+
+
+def _prompt(where: str, value: Any) -> Prompt:
     found = (value.get("prompt") or value.get("messages")) if isinstance(value, dict) else None
     if isinstance(found, str) or (isinstance(found, list) and all(isinstance(m, dict) for m in found)):
         return found

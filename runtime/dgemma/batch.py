@@ -6,9 +6,9 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
+from dgemma import json_lines
 from dgemma.errors import Error, UsageError
 from dgemma.model import Model
 from dgemma.options import options
@@ -63,10 +63,7 @@ class Batch:
             return told | {"error": {"type": type(failure).__name__, "message": " ".join(str(failure).split())}}
 
     def _read(self, line: str | bytes) -> dict[str, Any]:
-        try:
-            given = json.loads(line)
-        except (ValueError, RecursionError):
-            raise UsageError("the line is no JSON") from None
+        given = json_lines.value(line)
         if not isinstance(given, dict):
             raise UsageError("the line is no JSON object")
         return given
