@@ -9,13 +9,15 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any, BinaryIO, NoReturn
 
-from dgemma.errors import Error, FormatError, SystemFailure, UsageError
+from dgemma.errors import FormatError, SystemFailure, UsageError
 
 MOST_BYTES = 1 << 26  # of a line
 DEEPEST = 100  # levels of lists and objects
+TOO_DEEP = f"has more than {DEEPEST} levels of lists and objects"
 MOST_DIGITS = 300  # of an integer: a float64 holds no more
 BLANKS = b" \t\r\n"  # what JSON calls white space
 BOM = "\ufeff"
@@ -58,23 +60,28 @@ def values(path: str | os.PathLike[str]) -> Iterator[tuple[int, Any]]:
         yield number, found
 
 
-def value(line: str | bytes) -> Any:
-    """The value of a line. Raises UsageError for what is no JSON, and for what JSON allows and readers understand
-    differently, or not at all: a key given twice, numbers beyond a float64, deep nesting.
+def value(line: str | bytes, name: str = "the line") -> Any:
+    """The value of a line, or of another text of that name. Raises UsageError for what is no JSON, and for what JSON
+    allows and readers understand differently, or not at all: a key given twice, numbers beyond a float64, deep nesting.
     """
     try:
         text = line if isinstance(line, str) else line.decode("utf-8")
-    except UnicodeDecodeError as problem:
-        raise UsageError(f"the line is not UTF-8 text: byte {problem.start}") from None
-    try:
         found = _DECODER.decode(text.removeprefix(BOM))
+        if text.count("[") + text.count("{") > DEEPEST:
+            _check_depth(found)
+    except UnicodeDecodeError as problem:
+        raise UsageError(f"{name} is not UTF-8 text: byte {problem.start}") from None
     except json.JSONDecodeError as problem:
-        raise UsageError(f"the line is no JSON: {problem.msg}, character {problem.pos}") from None
+        raise UsageError(f"{name} is no JSON: {problem.msg}, character {problem.pos}") from None
     except RecursionError:
-        raise _too_deep() from None
-    if text.count("[") + text.count("{") > DEEPEST:
-        _check_depth(found)
+        raise UsageError(f"{name} {TOO_DEEP}") from None
+    except _NotRead as problem:
+        raise UsageError(f"{name} {problem}") from None
     return found
+
+
+class _NotRead(Exception):
+    """What is wrong with a text, behind its name."""
 
 
 def _check_depth(found: Any) -> None:
@@ -82,37 +89,33 @@ def _check_depth(found: Any) -> None:
     while level := [each for each in level if isinstance(each, dict | list)]:
         depth += 1
         if depth > DEEPEST:
-            raise _too_deep()
+            raise _NotRead(TOO_DEEP)
         level = [item for each in level for item in (each.values() if isinstance(each, dict) else each)]
-
-
-def _too_deep() -> Error:
-    return UsageError(f"the line has more than {DEEPEST} levels of lists and objects")
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        keys = [key for key, _ in pairs]
-        raise UsageError(f"the line gives the key {next(key for key in keys if keys.count(key) > 1)!r} twice")
+        twice, _ = Counter(key for key, _ in pairs).most_common(1)[0]
+        raise _NotRead(f"gives the key {twice!r} twice")
     return found
 
 
 def _integer(text: str) -> int:
     if len(text) > MOST_DIGITS:
-        raise UsageError(f"the line has a number of {len(text)} digits, more than {MOST_DIGITS}")
+        raise _NotRead(f"has a number of {len(text)} digits, more than {MOST_DIGITS}")
     return int(text)
 
 
 def _real(text: str) -> float:
     found = float(text)
     if math.isinf(found):
-        raise UsageError(f"the line has the number {text[:40]}, which no float64 holds")
+        raise _NotRead(f"has the number {text[:40]}, which no float64 holds")
     return found
 
 
 def _constant(name: str) -> NoReturn:
-    raise UsageError(f"the line is no JSON: it has {name}")
+    raise _NotRead(f"is no JSON: it has {name}")
 
 
 _DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_int=_integer, parse_float=_real, parse_constant=_constant)
