@@ -24,12 +24,14 @@ from dgemma.convert.names import Wanted
 from dgemma.errors import Error, FormatError, SystemFailure, UsageError, check, new_error
 from dgemma.events import Step
 from dgemma.file import File
+from dgemma.messages import read
 from dgemma.model import Model, Prompt
 
 TOKENS = 50_000  # that go through the model where nothing else is said
 WORKING_TYPE = (
     "q8_0"  # of the file that a folder's checkpoint runs from: half of bf16's bytes, and several times as fast
 )
+UNREAD = ("system", "thinking", "tools", "raw", "fill")  # what lines of --batch and --task make other prompts of
 
 
 @dataclass(frozen=True)
@@ -65,10 +67,18 @@ def _text(path: Path) -> str:
 
 
 def _prompt(where: str, value: Any) -> Prompt:
-    found = (value.get("prompt") or value.get("messages")) if isinstance(value, dict) else None
-    if isinstance(found, str) or (isinstance(found, list) and all(isinstance(m, dict) for m in found)):
-        return found
-    raise FormatError(f'{where}: expected {{"prompt": text}} or {{"messages": [...]}}')
+    given = {name: value[name] for name in ("prompt", "messages") if value.get(name)} if isinstance(value, dict) else {}
+    found = next(iter(given.values()), None)
+    if len(given) != 1 or not isinstance(found, list if "messages" in given else str):
+        raise FormatError(f'{where}: expected {{"prompt": text}} or {{"messages": [...]}}')
+    if unread := next((name for name in UNREAD if value.get(name)), None):
+        raise FormatError(f"{where}: {unread} cannot be part of a prompt here; expected a prompt or messages alone")
+    try:
+        if isinstance(found, list):
+            read(found)
+    except UsageError as problem:
+        raise FormatError(f"{where}: {problem}") from None
+    return found
 
 
 def measure(

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dgemma import json_lines
+from dgemma import json_lines, messages
 from dgemma.errors import UsageError
 from dgemma.eval import written
 from dgemma.eval.checks import Check, refuse
@@ -109,13 +109,14 @@ def read(name: str, line: str | bytes) -> Task:
     if "prompt" in given:
         if not isinstance(prompt, str) or not prompt:
             raise UsageError("prompt must be text")
-    elif asked and (
-        not isinstance(prompt, list) or not prompt or not all(isinstance(m, dict) and "role" in m for m in prompt)
-    ):
-        raise UsageError('messages must be a list of {"role": ..., "content": ...}')
+    elif asked:
+        if not isinstance(prompt, list) or not all(isinstance(message, dict) for message in prompt):
+            raise UsageError('messages must be a list of {"role": ..., "content": ...}')
+        messages.read(prompt)  # refuses what a prompt would leave out
     for field, kind in (("thinking", bool), ("tools", list), ("max_tokens", int)):
         if field in given and type(given[field]) is not kind:
             raise UsageError(f"{field} must be of type {kind.__name__}, not {given[field]!r}")
+    messages.read_tools(given.get("tools"))
     refuse(given["check"])
     return Task(
         name,
