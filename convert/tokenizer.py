@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from dgemma.convert.chat_template import with_tokens
 from dgemma.convert.safetensors import read_json
 from dgemma.errors import FormatError
 
@@ -51,7 +52,8 @@ def read_vocabulary(folder: Path, n_vocab: int, config_ids: dict[str, int]) -> V
     _add_special_ids(vocabulary, settings_file, settings, config_ids)
     add_bos = settings.get("add_bos_token")
     vocabulary.add_bos = add_bos if isinstance(add_bos, bool) else True
-    vocabulary.chat_template = _chat_template(folder, settings)
+    template = _chat_template(folder, settings)
+    vocabulary.chat_template = with_tokens(template, folder, settings) if template else None
     return vocabulary
 
 

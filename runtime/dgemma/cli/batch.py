@@ -13,6 +13,7 @@ from typing import Any
 import click
 
 import dgemma
+from dgemma import json_lines
 from dgemma.batch import FIELDS, Batch
 from dgemma.cli.display import count
 from dgemma.cli.files import InputPath, OutputFile
@@ -56,7 +57,7 @@ def batch_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def run(model: Model, batch: Path, output: Path, quiet: bool, restart: bool, exact: bool, **defaults: Any) -> int:
     """Answers what is not answered yet; an exit status."""
-    requests = [(number, _digest(line)) for number, line in _lines(batch)]
+    requests = [(number, _digest(line)) for number, line in json_lines.lines(batch)]
     total = len(requests)
     with Batch(model, **defaults) as answers, LineLog(output, LINE, "dg-run --batch") as out:
         made_by = run_of(model, exact, **defaults)
@@ -65,7 +66,7 @@ def run(model: Model, batch: Path, output: Path, quiet: bool, restart: bool, exa
         failed, tokens, began = kept.failed, 0, time.monotonic()
         told = began
         with progress_bar("answers", "lines") as bar:
-            for place, (number, line) in enumerate(_lines(batch)):
+            for place, (number, line) in enumerate(json_lines.lines(batch)):
                 if place in kept.done:
                     continue
                 answer = answers.answer(line)
@@ -101,17 +102,6 @@ def run_of(model: Model, exact: bool, **defaults: Any) -> dict[str, Any]:
     options = {name: value for name, value in defaults.items() if name not in FIELDS and value is not None}
     about = {"version": dgemma.__version__, "model": identity(model.path)["sha256"][:16]}
     return {**about, "backend": model.backend.split()[0], "exact": exact, **chat, **model.settings(**options)}
-
-
-def _lines(path: Path, skip: int = 0) -> Iterator[tuple[int, bytes]]:
-    """The requests of a file behind the first `skip`, with their line numbers; empty lines are none."""
-    found = 0
-    with open(path, "rb") as opened:
-        for number, line in enumerate(opened, 1):
-            if line.strip():
-                found += 1
-                if found > skip:
-                    yield number, line.strip()
 
 
 def _digest(line: bytes) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from dgemma.cli.files import InputFile
-from dgemma.edit import Edited
+from dgemma.edit import Edited, lines_of
 from dgemma.terminal import shown
 
 COLOURS = {"+": "green", "-": "red", "@": "cyan"}
@@ -55,5 +55,5 @@ def diff(edited: Edited, name: str, colour: bool) -> str:
     bold = {0: True, 1: True}  # the two names
     return "".join(
         click.style(line, fg=None if at in bold else COLOURS.get(line[0]), bold=at in bold or None)
-        for at, line in enumerate(re.findall(r"[^\n]*\n", shown(told)))
+        for at, line in enumerate(lines_of(shown(told)))
     )
