@@ -37,7 +37,7 @@ def describe(todo: Plan) -> str:
 
 def summary(done: Plan) -> str:
     formats = ", ".join(f"{count} {name}" for name, (count, _) in done.histogram().items())
-    left_out = f"; {done.left_out} tensors of the vision tower left out" if done.left_out else ""
+    left_out = f"; {done.left_out} tensors left out (vision tower)" if done.left_out else ""
     left_out += f"; {len(done.copies)} tied copies, all equal" if done.copies else ""
     parts = f" in {len(done.parts)} files" if len(done.parts) > 1 else ""
     return f"{done.type}, {size_text(done.file_bytes)}{parts}, {len(done.tensors)} tensors ({formats}){left_out}"
