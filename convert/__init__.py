@@ -22,6 +22,7 @@ from dgemma.convert.imatrix import Importance, importance_of, read_imatrix, unme
 from dgemma.convert.names import wanted
 from dgemma.convert.plan import Plan, make_plan
 from dgemma.convert.source import Source, open_source
+from dgemma.convert.tied import compare_copies
 from dgemma.convert.verify import Deviation, verify
 from dgemma.convert.writer import IMATRIX, NewFiles, part_paths, refuse_full_disk, refuse_target
 from dgemma.errors import FormatError, SystemFailure, UsageError
@@ -138,7 +139,7 @@ def convert(
         check_distinct([*(("out", part_path) for part_path in paths), *saved], [*inputs, ("source", path)])
         for part_path in paths:
             refuse_target(part_path, force, path)
-        done, total = 0, todo.source_bytes * (1 + verify)
+        done, total = 0, todo.compared_bytes + todo.source_bytes * (1 + verify)
 
         def advance(source_bytes: int) -> None:
             nonlocal done
@@ -146,6 +147,7 @@ def convert(
             if progress:
                 progress(done, total)
 
+        compare_copies(opened, todo.copies, advance)
         with NewFiles(paths, [part.file_bytes for part in todo.parts]) as new:
             for part, file in zip(todo.parts, new.files, strict=True):
                 file.write(part.header)

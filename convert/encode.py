@@ -17,12 +17,11 @@ from dgemma.convert.writer import aligned
 from dgemma.errors import FormatError
 
 if TYPE_CHECKING:
-    from dgemma.convert.imatrix import Importance
+    from dgemma.convert.imatrix import Columns, Importance
     from dgemma.convert.plan import Planned
     from dgemma.convert.source import Source
 
 SLICE_VALUES = 1 << 20  # about what one task reads and encodes; whole rows of it
-F16_MOST = 65504.0
 
 
 def encoded(
@@ -55,10 +54,10 @@ def _finished(waiting: deque[tuple[Future[Any], int, int]]) -> Iterator[tuple[An
 class Slice:
     """Whole rows of a tensor: `count` values from number `at` on, which are those from `start` on of their source."""
 
-    __slots__ = ("at", "bytes", "count", "offset", "source")
+    __slots__ = ("at", "bytes", "count", "offset", "source", "start")
 
     def __init__(self, source: SourceTensor | None, start: int, at: int, count: int) -> None:
-        self.source, self.at, self.count = source, at, count
+        self.source, self.start, self.at, self.count = source, start, at, count
         self.offset, self.bytes = start, 0
         if source:
             stored = formats.by_name(source.dtype)
@@ -76,6 +75,11 @@ def slices(tensor: Planned) -> Iterator[tuple[Slice, bool]]:
             yield piece, at == tensor.want.count
 
 
+def place(shape: Sequence[int], number: int) -> list[int]:
+    """Where value `number` of a tensor of this shape is: its index, slowest first."""
+    return [int(i) for i in np.unravel_index(number, tuple(shape))]
+
+
 def source_values(source: Source, tensor: Planned, piece: Slice) -> tuple[Any, NDArray[np.float32]]:
     """A slice of the source: its bytes there, and its values."""
     if piece.source is None:
@@ -91,26 +95,41 @@ def _encode(source: Source, tensor: Planned, piece: Slice, importance: Importanc
     to = tensor.format
     if piece.source is None:
         return data
-    _check(values, piece.source, to.name)
+    for i in np.flatnonzero(~np.isfinite(values))[:1]:
+        holds = f"holds {values[i]:g} at {place(piece.source.shape, piece.start + int(i))}"
+        raise FormatError(f"{piece.source.file}: tensor {piece.source.name} {holds}, which is not finite")
     if to.name == piece.source.dtype:
         return data
     columns = importance.of(tensor.want) if importance and not tensor.want.is_float else None
-    if columns is None:
-        return to.encode(values)
+    blocks = to.encode(values) if columns is None else _weighed(tensor, piece, values, columns)
+    if (lost := to.first_not_finite(blocks)) is not None:
+        raise _too_large(piece.source, piece.start, values, lost, to)
+    return blocks
+
+
+def _weighed(tensor: Planned, piece: Slice, values: NDArray[np.float32], columns: Columns) -> NDArray[np.uint8]:
     rows = values.reshape(-1, tensor.want.dims[0])
     first = piece.at // tensor.want.dims[0]
     per_expert = tensor.want.count // tensor.want.dims[0] // len(columns.weights)
     cuts = range(per_expert - first % per_expert, len(rows), per_expert)
     experts = np.split(rows, list(cuts))
-    return b"".join(columns.encode(to, some, first // per_expert + i).data for i, some in enumerate(experts))
+    encoded = [columns.encode(tensor.format, some, first // per_expert + i) for i, some in enumerate(experts)]
+    return np.concatenate([blocks.reshape(-1) for blocks in encoded])
 
 
-def _check(values: NDArray[np.float32], source: SourceTensor, to: str) -> None:
-    largest = max(values.max(initial=0.0), -values.min(initial=0.0))
-    if not np.isfinite(largest):
-        raise FormatError(f"{source.file}: tensor {source.name} holds a value that is not finite")
-    if to == "F16" and largest > F16_MOST:
-        raise FormatError(f"{source.file}: tensor {source.name} holds {largest:g}, which F16 cannot; BF16 can")
+def _too_large(
+    source: SourceTensor, start: int, values: NDArray[np.float32], lost: int, to: formats.Format
+) -> FormatError:
+    """Of the block that came out not finite, the value that made it so."""
+    first = lost // to.block * to.block
+    at = first + int(np.abs(values[first : first + to.block]).argmax())
+    value = float(values[at])
+    most = to.most(-1 if value < 0 else 1)
+    other = next(f for name in ("BF16", "F32") if (f := formats.by_name(name)).most(1) >= abs(value))
+    return FormatError(
+        f"{source.file}: tensor {source.name} holds {value:g} at {place(source.shape, start + at)}, which {to.name}"
+        f" cannot: it ends near {most:.4g}; {other.name} can"
+    )
 
 
 def rope_freqs(config: Config) -> NDArray[np.float32]:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from dgemma._native import ffi, lib
 from dgemma.convert.config import Config
 from dgemma.convert.safetensors import DTYPES, SourceTensor
 from dgemma.errors import FormatError
 
-# What checkpoints hold and no GGUF file does: the vision tower. Tied copies are found by what they are copies of.
+# What checkpoints hold and no GGUF file does: the vision tower.
 UNNEEDED = ("model.encoder.vision_tower.", "model.encoder.embed_vision.")
-TIED = {"lm_head.": "model.decoder.embed_tokens.", "model.encoder.language_model.": "model.decoder."}
+# Other names of the same weights: a checkpoint has a tied weight under either name, or under both.
+TIED = {"model.decoder.embed_tokens.": "lm_head.", "model.decoder.": "model.encoder.language_model."}
+ONE_OF_A_KIND = "model.decoder.self_conditioning."  # which the encoder does not have
 
 # The tensors that older files have in place of a fused one, in the order of its rows.
 HALVES = {"ffn_gate_up_exps": ("ffn_gate_exps", "ffn_up_exps")}
@@ -63,32 +66,56 @@ def wanted(config: Config) -> list[Wanted]:
     return sorted(entries(), key=lambda w: (w.layer, w.gguf))
 
 
-def match(tensors: dict[str, SourceTensor], needed: list[Wanted], folder: Path) -> tuple[dict[str, SourceTensor], int]:
-    """The source of each needed tensor by its GGUF name, and how many others were left out."""
-    sources: dict[str, SourceTensor] = {}
+class Origins(NamedTuple):
+    """Where a file's tensors are, by GGUF name. Those that the converter makes are missing. Of several places, each has
+    a part of every expert's rows, in turn.
+    """
+
+    of: dict[str, tuple[SourceTensor, ...]]
+    copies: list[tuple[SourceTensor, SourceTensor]]  # (a tensor, another that must hold the same values)
+    left_out: int  # tensors of the source that are in no GGUF file
+
+
+def match(tensors: dict[str, SourceTensor], needed: Sequence[Wanted], folder: Path) -> Origins:
+    """The source of each needed tensor. Raises FormatError for one that is missing, is none or has another shape."""
+    origins = Origins({}, [], 0)
+    own = {want.hf for want in needed}
+    seen: set[str] = set()
     for want in needed:
         if not want.hf:
             continue
-        source = tensors.get(want.hf)
-        if source is None:
+        found = [tensors[name] for name in _names(want.hf, own) if name in tensors]
+        if not found:
             raise FormatError(f"{folder}: tensor {want.hf} is missing")
-        if source.shape != want.dims[::-1]:
-            expected, found = list(want.dims[::-1]), list(source.shape)
-            raise FormatError(
-                f"{source.file}: tensor {want.hf}: expected shape {expected} from config.json, found {found}"
-            )
-        if source.dtype not in DTYPES:
-            raise FormatError(f"{source.file}: tensor {want.hf} is {source.dtype}; expected one of {', '.join(DTYPES)}")
-        sources[want.gguf] = source
-    known = {want.hf for want in needed}
-    for name in tensors.keys() - known:
-        if not (name.startswith(UNNEEDED) or any(copy in known for copy in _originals(name))):
+        for tensor in found:
+            _check(tensor, want)
+        origins.of[want.gguf] = (found[0],)
+        origins.copies.extend((found[0], copy) for copy in found[1:])
+        seen.update(tensor.name for tensor in found)
+    others = tensors.keys() - seen
+    for name in sorted(others):
+        if not name.startswith(UNNEEDED):
             raise FormatError(f"{tensors[name].file}: unknown tensor {name}")
-    return sources, len(tensors.keys() - known)
+    return origins._replace(left_out=len(others))
 
 
-def _originals(name: str) -> Iterator[str]:
-    return (original + name[len(copy) :] for copy, original in TIED.items() if name.startswith(copy))
+def _names(name: str, own: set[str]) -> Iterator[str]:
+    """A weight's name, and those of its tied copies. own: names of weights that are copies of none."""
+    yield name
+    for original, copy in TIED.items():
+        other = copy + name.removeprefix(original)
+        if name.startswith(original) and not name.startswith(ONE_OF_A_KIND) and other not in own:
+            yield other
+
+
+def _check(tensor: SourceTensor, want: Wanted) -> None:
+    if tensor.shape != want.dims[::-1]:
+        expected, found = list(want.dims[::-1]), list(tensor.shape)
+        raise FormatError(
+            f"{tensor.file}: tensor {tensor.name}: expected shape {expected} from config.json, found {found}"
+        )
+    if tensor.dtype not in DTYPES:
+        raise FormatError(f"{tensor.file}: tensor {tensor.name} is {tensor.dtype}; expected one of {', '.join(DTYPES)}")
 
 
 def _text(string: object) -> str:

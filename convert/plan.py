@@ -76,7 +76,8 @@ class Plan:
     type: str
     config: Config
     parts: list[Part]
-    left_out: int  # tensors of the source that no GGUF file holds
+    copies: list[tuple[SourceTensor, SourceTensor]]  # of the source, which must be equal: one of each pair is taken
+    left_out: int  # tensors of the source that no GGUF file holds, beside copies
 
     @property
     def tensors(self) -> list[Planned]:
@@ -98,6 +99,10 @@ class Plan:
     def source_bytes(self) -> int:
         return sum(tensor.source_bytes for tensor in self.tensors)
 
+    @property
+    def compared_bytes(self) -> int:
+        return sum(one.bytes + other.bytes for one, other in self.copies)
+
     def histogram(self) -> dict[str, tuple[int, int]]:
         """Tensors and bytes per format, the most bytes first."""
         counts: Counter[str] = Counter()
@@ -118,15 +123,16 @@ def make_plan(
     """Reads the small files of the source and decides everything; no weight is read. more: further metadata."""
     chosen = recipe.find(type)
     needed = wanted(source.config)
-    origins, left_out = source.origin(needed)
+    origins = source.origins(needed)
     formats = recipe.assign(needed, chosen, overrides)
     tensors = []
     for want in needed:
-        sources, to = origins.get(want.gguf, ()), formats[want.gguf]
+        sources, to = origins.of.get(want.gguf, ()), formats[want.gguf]
         made = None if sources else rope_freqs(source.config)
         tensors.append(Planned(want, sources, made, to, 0, want.count // to.block * to.bytes))
     pairs = [*source.pairs(needed, chosen.file_type), *more]
-    return Plan(source.path, type, source.config, _parts(pairs, tensors, split_max_size), left_out)
+    parts = _parts(pairs, tensors, split_max_size)
+    return Plan(source.path, type, source.config, parts, origins.copies, origins.left_out)
 
 
 def _parts(pairs: list[Pair], tensors: list[Planned], most: int | None) -> list[Part]:

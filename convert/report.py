@@ -24,6 +24,7 @@ def describe(todo: Plan) -> str:
     lines += [
         "",
         f"tensors       {len(todo.tensors):>14,}  (and {todo.left_out} of the source left out)",
+        *([f"tied copies   {len(todo.copies):>14,}  (compared before anything is written)"] if todo.copies else []),
         f"header bytes  {todo.header_bytes:>14,}",
         f"data bytes    {todo.data_bytes:>14,}",
         f"file bytes    {todo.file_bytes:>14,}  ({size_text(todo.file_bytes)})",
@@ -36,7 +37,8 @@ def describe(todo: Plan) -> str:
 
 def summary(done: Plan) -> str:
     formats = ", ".join(f"{count} {name}" for name, (count, _) in done.histogram().items())
-    left_out = f"; {done.left_out} tensors left out (vision tower, tied copies)" if done.left_out else ""
+    left_out = f"; {done.left_out} tensors left out (vision tower)" if done.left_out else ""
+    left_out += f"; {len(done.copies)} tied copies, all equal" if done.copies else ""
     parts = f" in {len(done.parts)} files" if len(done.parts) > 1 else ""
     return f"{done.type}, {size_text(done.file_bytes)}{parts}, {len(done.tensors)} tensors ({formats}){left_out}"
 

@@ -10,7 +10,7 @@ from typing import Any
 from dgemma.convert.chat_template import try_out
 from dgemma.convert.config import Config, read_config
 from dgemma.convert.metadata import Pair, carried, metadata
-from dgemma.convert.names import Wanted, match
+from dgemma.convert.names import Origins, Wanted, match
 from dgemma.convert.safetensors import Checkpoint, SourceTensor
 from dgemma.convert.tokenizer import read_vocabulary
 from dgemma.errors import FormatError, SystemFailure
@@ -26,11 +26,8 @@ class Source(ABC):
     config: Config
 
     @abstractmethod
-    def origin(self, needed: Sequence[Wanted]) -> tuple[dict[str, tuple[SourceTensor, ...]], int]:
-        """Where each needed tensor lies, by its name, and how many others were left out.
-
-        Those that the converter makes are missing. Of several places, each has a part of every expert's rows, in turn.
-        """
+    def origins(self, needed: Sequence[Wanted]) -> Origins:
+        """Where each needed tensor lies."""
 
     @abstractmethod
     def pairs(self, needed: Sequence[Wanted], file_type: int) -> list[Pair]:
@@ -62,9 +59,8 @@ class Folder(Source):
             self.close()
             raise
 
-    def origin(self, needed: Sequence[Wanted]) -> tuple[dict[str, tuple[SourceTensor, ...]], int]:
-        found, left_out = match(self._checkpoint.tensors, list(needed), self.path)
-        return {name: (tensor,) for name, tensor in found.items()}, left_out
+    def origins(self, needed: Sequence[Wanted]) -> Origins:
+        return match(self._checkpoint.tensors, needed, self.path)
 
     def pairs(self, needed: Sequence[Wanted], file_type: int) -> list[Pair]:
         vocabulary = read_vocabulary(self.path, self.config.values["n_vocab"], self.config.special_ids)
@@ -91,7 +87,7 @@ class Gguf(Source):
         self.config = Config(values, 0.0, end_ids, {}, str(self._file.get("general.name") or readable(path.stem)))
         self._data = {tensor.name: tensor.data for tensor in self._file.tensors}
 
-    def origin(self, needed: Sequence[Wanted]) -> tuple[dict[str, tuple[SourceTensor, ...]], int]:
+    def origins(self, needed: Sequence[Wanted]) -> Origins:
         tensors = {tensor.name: tensor for tensor in self._file.tensors}
         found = {}
         for want in needed:
@@ -101,7 +97,7 @@ class Gguf(Source):
                 for name in names
                 for t in [tensors[name]]
             )
-        return found, 0
+        return Origins(found, [], 0)  # the runtime refuses a file with any other tensor
 
     def pairs(self, needed: Sequence[Wanted], file_type: int) -> list[Pair]:
         return carried(self._file, file_type)

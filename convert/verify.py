@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dgemma.convert.encode import Slice, slices, source_values
+from dgemma.convert.encode import Slice, place, slices, source_values
 from dgemma.convert.plan import Plan, Planned
 from dgemma.convert.source import Source
 from dgemma.errors import FormatError
@@ -47,7 +47,7 @@ def verify(source: Source, plan: Plan, path: Path, threads: int, progress: Calla
         data = {tensor.name: tensor.data for tensor in file.tensors}
         for tensor in plan.tensors:
             sums = [Sums(0.0, 0.0, 0.0)]
-            with closing(_compared(source, tensor, data[tensor.want.gguf], threads)) as pieces:
+            with closing(_compared(path, source, tensor, data[tensor.want.gguf], threads)) as pieces:
                 for piece, source_bytes in pieces:
                     sums.append(piece)
                     progress(source_bytes)
@@ -57,12 +57,14 @@ def verify(source: Source, plan: Plan, path: Path, threads: int, progress: Calla
     return found
 
 
-def _compared(source: Source, tensor: Planned, data: Any, threads: int) -> Generator[tuple[Sums, int], None, None]:
+def _compared(
+    path: Path, source: Source, tensor: Planned, data: Any, threads: int
+) -> Generator[tuple[Sums, int], None, None]:
     pool = ThreadPoolExecutor(threads, thread_name_prefix="dg-convert")
     waiting: deque[tuple[Future[Sums], int]] = deque()
     try:
         for piece, _ in slices(tensor):
-            waiting.append((pool.submit(_compare, source, tensor, piece, data), piece.bytes))
+            waiting.append((pool.submit(_compare, path, source, tensor, piece, data), piece.bytes))
             if len(waiting) > threads + 2:
                 task, size = waiting.popleft()
                 yield task.result(), size
@@ -72,13 +74,19 @@ def _compared(source: Source, tensor: Planned, data: Any, threads: int) -> Gener
         pool.shutdown(cancel_futures=True)
 
 
-def _compare(source: Source, tensor: Planned, piece: Slice, data: Any) -> Sums:
+def _compare(path: Path, source: Source, tensor: Planned, piece: Slice, data: Any) -> Sums:
     _, wanted = source_values(source, tensor, piece)
     stored = tensor.format
     start, size = (n // stored.block * stored.bytes for n in (piece.at, piece.count))
-    errors = stored.decode(memoryview(data)[start : start + size]) - wanted
-    squared = float(np.dot(errors, errors.astype(np.float64)))
-    return Sums(squared, float(np.dot(wanted, wanted.astype(np.float64))), float(np.abs(errors).max(initial=0.0)))
+    found = stored.decode(memoryview(data)[start : start + size])
+    for i in np.flatnonzero(~(np.isfinite(found) & np.isfinite(wanted)))[:1]:
+        raise FormatError(
+            f"{path}: tensor {tensor.want.gguf} holds {found[i]:g} at"
+            f" {place(tensor.want.dims[::-1], piece.at + int(i))}, and its source {wanted[i]:g}"
+        )
+    errors = found.astype(np.float64) - wanted
+    squared, values = float(np.dot(errors, errors)), float(np.dot(wanted, wanted.astype(np.float64)))
+    return Sums(squared, values, float(np.abs(errors).max(initial=0.0)))
 
 
 def _deviation(path: Path, tensor: Planned, sums: list[Sums]) -> Deviation:
@@ -86,6 +94,6 @@ def _deviation(path: Path, tensor: Planned, sums: list[Sums]) -> Deviation:
     largest = max(s.largest for s in sums)
     rmse = math.sqrt(errors / values) if values else math.sqrt(errors)
     name, to = tensor.want.gguf, tensor.format.name
-    if not math.isfinite(rmse) or (largest > 0 and tensor.source_format in ("made", to)):
+    if largest > 0 and tensor.source_format in ("made", to):
         raise FormatError(f"{path}: tensor {name} is not what was written: {to}, errors of up to {largest:g}")
     return Deviation(name, to, tensor.source_format, rmse, largest)

@@ -3,6 +3,7 @@
 
 #include <stddef.h>
 
+#include "blocks.h"
 #include "encode.h"
 
 #include "decoders.h"
@@ -25,4 +26,19 @@ const dg_format *dg_format_find(int32_t id) {
     for (int32_t i = 0; i < dg_format_count(); i++)
         if (formats[i].id == id) return &formats[i];
     return NULL;
+}
+
+int64_t dg_first_not_finite(const dg_format *f, const void *blocks, int64_t n_blocks) {
+    enum { AT_ONCE = 1024 };
+    float values[AT_ONCE];
+    const int64_t most = AT_ONCE / f->block;
+    for (int64_t b = 0; b < n_blocks; b += most) {
+        const int64_t n = n_blocks - b < most ? n_blocks - b : most;
+        f->decode((const uint8_t *)blocks + b * f->bytes, values, n);
+        uint32_t found = 0; /* one pass that vectorises, and a second where it is needed */
+        for (int64_t i = 0; i < n * f->block; i++) found |= (uint32_t)((float_to_bits(values[i]) & 0x7f800000u) == 0x7f800000u);
+        for (int64_t i = 0; found && i < n * f->block; i++)
+            if ((float_to_bits(values[i]) & 0x7f800000u) == 0x7f800000u) return b * f->block + i;
+    }
+    return -1;
 }

@@ -21,7 +21,8 @@ typedef struct dg_format {
     /* blocks[n_blocks] -> values[n_blocks * block], float32 */
     void (*decode)(const void *blocks, float *values, int64_t n_blocks);
     /* values[n_blocks * block] -> blocks[n_blocks]; NULL where the format is only read. importance: NULL, or a positive
-     * weight, around 1, for the squared error of each value */
+     * weight, around 1, for the squared error of each value. A block with a value beyond what the format holds decodes
+     * to at least one that is not finite: see dg_first_not_finite */
     void (*encode)(const float *values, void *blocks, int64_t n_blocks, const float *importance);
 } dg_format;
 
@@ -30,6 +31,9 @@ int32_t dg_format_count(void);
 const dg_format *dg_format_at(int32_t i);
 /* The format with this GGUF number, or NULL. */
 const dg_format *dg_format_find(int32_t id);
+
+/* The number of the first value of the blocks that is infinite or NaN, or -1. */
+int64_t dg_first_not_finite(const dg_format *f, const void *blocks, int64_t n_blocks);
 
 /* What is known of a matrix's inputs, per column. */
 typedef struct dg_columns {

@@ -15,7 +15,7 @@ static inline lanes iq4_nearest(lanes v) {
 }
 
 static void iq4_block(const float *values, float scale, block_iq4_nl *b) {
-    b->d = half_from_float(clamp(scale, -65504.0f, 65504.0f));
+    b->d = half_from_float(scale);
     const float inverse = inverse_or_zero(half_to_float(b->d));
     uint8_t codes[32];
     for (int i = 0; i < 32; i++) {

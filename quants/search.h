@@ -28,7 +28,8 @@ static inline lanes round_lanes(lanes v) { return (v + 12582912.0f) - 12582912.0
 /* a / b, or a where b is 0. */
 static inline lanes ratio(lanes a, lanes b) { return a / choose(b == all_lanes(0.0f), all_lanes(1.0f), b); }
 
-/* values[LANES][n] -> x[n]; NaN becomes 0, and what no format can hold is cut off, so that every sum stays finite. */
+/* values[LANES][n] -> x[n]; NaN becomes 0, and what no format can hold is cut off, so that every sum stays finite: of
+ * 1e9 every scale is still infinite in half precision. */
 static inline void lanes_load(const float *values, int n, lanes *x) {
     for (int i = 0; i < n; i++) {
         const lanes v = {values[i], values[n + i], values[2 * n + i], values[3 * n + i]};
@@ -36,10 +37,8 @@ static inline void lanes_load(const float *values, int n, lanes *x) {
     }
 }
 
-/* A half-precision scale of which `largest` is `steps` times; cut off at the largest finite half. */
-static inline uint16_t scale_for(float largest, float steps) {
-    return half_from_float(clamp(largest / steps, -65504.0f, 65504.0f));
-}
+/* A half-precision scale of which `largest` is `steps` times; infinite where that is more than a half holds. */
+static inline uint16_t scale_for(float largest, float steps) { return half_from_float(largest / steps); }
 
 /* The same of what may be NULL: returns x, or NULL. */
 static inline const lanes *lanes_load_weights(const float *importance, int n, lanes *x) {

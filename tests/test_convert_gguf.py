@@ -161,7 +161,7 @@ def not_finite(name: str, data: np.ndarray) -> dict[str, np.ndarray]:
     ("options", "complaint"),
     [
         ({"architecture": "gemma4"}, "'gemma4'"),
-        ({"change": not_finite}, "tensor blk.1.attn_q.weight holds a value that is not finite"),
+        ({"change": not_finite}, "tensor blk.1.attn_q.weight holds inf at [0, 7], which is not finite"),
         ({"change": lambda n, d: {} if "blk.2.ffn_up." in n else {n: d}}, "'blk.2.ffn_up.weight' is missing"),
         ({"change": lambda n, d: {n: d[:64] if "blk.0.ffn_up." in n else d}}, "'blk.0.ffn_up.weight' has shape"),
     ],

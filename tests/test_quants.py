@@ -315,6 +315,43 @@ def test_any_values_at_all_can_be_written_and_always_give_the_same_bytes(name, v
     assert f.decode(blocks).shape == values.shape
 
 
+all_finite = st.floats(width=32, allow_nan=False, allow_infinity=False)
+edges = st.sampled_from([65504.0, 65519.0, 65520.0, 5e5, 8.3e6, 8.4e6, 2e8, 1e9, 3.39e38, 3.4e38]) | st.floats(
+    1e4, 1e10
+)
+large = edges.flatmap(lambda v: st.sampled_from([np.float32(v).item(), -np.float32(v).item()]))
+weights = st.none() | st.floats(2**-13, 2**13).map(lambda scale: np.geomspace(1, scale, 256).astype(np.float32))
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+@given(values=arrays(np.float32, 512, elements=all_finite | large | finite, fill=finite), importance=weights)
+@settings(max_examples=100, deadline=None)
+def test_finite_values_come_back_near_or_the_first_that_does_not_is_told(name, values, importance):
+    """Nothing is cut off in silence: a block with a value that a format cannot hold has one that is not finite."""
+    f, rows = formats.by_name(name), values.reshape(2, 256)
+    blocks = f.encode(rows, importance)
+    back = f.decode(blocks).ravel()
+    wrong = np.flatnonzero(~np.isfinite(back))
+    assert f.first_not_finite(blocks) == (wrong[0] if wrong.size else None)
+    if name in FARTHEST and importance is None:
+        peak = np.abs(values).reshape(-1, f.block).max(axis=1, keepdims=True).astype(np.float64)
+        errors = np.abs(back.astype(np.float64) - values).reshape(-1, f.block)
+        held = np.isfinite(back).reshape(-1, f.block).all(axis=1)
+        assert (errors <= FARTHEST[name] * peak + SMALLEST)[held].all()
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+@pytest.mark.parametrize("sign", [1, -1])
+def test_the_largest_value_of_a_format_is_where_its_scales_end(name, sign):
+    f, most = formats.by_name(name), formats.by_name(name).most(sign)
+    block = np.zeros(f.block, np.float32)
+    block[-1] = most
+    assert np.isfinite(f.decode(f.encode(block))).all() and most * sign > 60_000
+    with np.errstate(over="ignore"):
+        block[-1] = np.nextafter(np.float32(most), np.float32(sign * np.inf))
+    assert f.first_not_finite(f.encode(block)) is not None
+
+
 @pytest.mark.parametrize("name", BLOCKS)
 @given(values=rows)
 @settings(max_examples=60, deadline=None)

@@ -76,6 +76,25 @@ class Format:
         lib.dg_encode_rows(self._native, ffi.from_buffer("float[]", values), ffi.from_buffer(blocks), rows, n, of)
         return blocks
 
+    def first_not_finite(self, blocks: NDArray[np.uint8]) -> int | None:
+        """The number of the first value of the blocks that is infinite or NaN. Encoding makes such values of those
+        that the format cannot hold. The GIL is released.
+        """
+        flat = np.ascontiguousarray(blocks).view(np.uint8)
+        found = lib.dg_first_not_finite(self._native, ffi.from_buffer(flat), flat.size // self.bytes)
+        return None if found < 0 else int(found)
+
+    @cache  # noqa: B019, for there is one of each format
+    def most(self, sign: int) -> float:
+        """The largest value of this sign, 1 or -1, that a block of zeros may have beside them; found by trying."""
+        low, high = 0, 0x7F7FFFFF  # floats of one sign are in the order of their bits
+        while low < high:
+            bits = (low + high + 1) // 2
+            block = np.zeros(self.block, np.float32)
+            block[0] = sign * np.uint32(bits).view(np.float32)
+            low, high = (bits, high) if self.first_not_finite(self.encode(block)) is None else (low, bits - 1)
+        return float(sign * np.uint32(low).view(np.float32))
+
     def _encode(self, values: NDArray[np.float32], blocks: NDArray[np.uint8], weights: Any) -> None:
         count = values.size // self.block
         self._native.encode(ffi.from_buffer("float[]", values), ffi.from_buffer(blocks), count, weights)

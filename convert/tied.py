@@ -1,0 +1,41 @@
+"""Weights that a checkpoint holds twice: the runtime has one of them, so both must be the same."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from dgemma import formats
+from dgemma.convert.encode import SLICE_VALUES
+from dgemma.convert.safetensors import SourceTensor
+from dgemma.convert.source import Source
+from dgemma.errors import FormatError
+
+
+def compare_copies(
+    source: Source, copies: Sequence[tuple[SourceTensor, SourceTensor]], progress: Callable[[int], None]
+) -> None:
+    """Raises FormatError at the first value that a pair has differently. progress: called with the bytes just read."""
+    for one, other in copies:
+        for start in range(0, one.count, SLICE_VALUES):
+            count = min(SLICE_VALUES, one.count - start)
+            progress(_compare(source, one, other, start, count))
+
+
+def _compare(source: Source, one: SourceTensor, other: SourceTensor, start: int, count: int) -> int:
+    """The bytes that were read for `count` values from number `start` on."""
+    kept = [formats.by_name(tensor.dtype) for tensor in (one, other)]
+    data = [
+        source.read(tensor, start * stored.bytes, count * stored.bytes)
+        for tensor, stored in zip((one, other), kept, strict=True)
+    ]
+    if one.dtype != other.dtype or data[0] != data[1]:
+        values, copied = (stored.decode(each) for stored, each in zip(kept, data, strict=True))
+        for i in np.flatnonzero(values != copied)[:1]:
+            at = list(map(int, np.unravel_index(start + int(i), one.shape)))
+            raise FormatError(
+                f"{other.file}: tensor {other.name} must equal {one.name}, to which it is tied: at {at} it is"
+                f" {copied[i]:.9g}, there {values[i]:.9g}"
+            )
+    return sum(map(len, data))
