@@ -9,8 +9,10 @@
  *
  * Every function that can fail returns a dg_status, 0 being success, and then writes a message to *error.
  * Token ids are int32, logits float32, sizes in bytes; arrays are row-major and the caller's unless it is said otherwise.
- * A model may be shared by threads; a session belongs to one thread at a time. A forked process may go on with both, with
- * threads of its own.
+ * A model may be shared by threads; a session belongs to one thread at a time.
+ * A process may fork at any time, whatever its threads are doing. The child may open models, and go on with those that it
+ * finds open, with threads of its own, and with sessions and generators that no other thread was using at the fork; those
+ * it may free. A model on a GPU is refused there with DG_ERROR_BACKEND.
  */
 #ifndef DG_H
 #define DG_H

@@ -233,17 +233,17 @@ struct monitor {
 /* ---- Forks: a child has none of its parent's threads, and every lock as it stood ---- */
 
 static atomic_int generation; /* of processes: how many forks lie behind this one */
-static pthread_once_t fork_once = PTHREAD_ONCE_INIT;
-static pthread_mutex_t lists = PTHREAD_MUTEX_INITIALIZER; /* of the two that follow */
+static pthread_mutex_t lists = PTHREAD_MUTEX_INITIALIZER; /* of the two that follow, the oldest first */
 static pool *pools;
 static monitor *monitors;
 
-#define LINK(list, item)                 \
-    do {                                 \
-        pthread_mutex_lock(&lists);      \
-        (item)->next = list;             \
-        list = (item);                   \
-        pthread_mutex_unlock(&lists);    \
+#define LINK(list, item)                                \
+    do {                                                \
+        pthread_mutex_lock(&lists);                     \
+        __typeof__(item) *at = &list;                   \
+        while (*at) at = &(*at)->next;                  \
+        *at = (item);                                   \
+        pthread_mutex_unlock(&lists);                   \
     } while (0)
 
 #define UNLINK(list, item)                              \
@@ -270,8 +270,16 @@ static void make_monitor_locks(monitor *m) {
     pthread_cond_init(&m->bell, NULL);
 }
 
-static void before_fork(void) { pthread_mutex_lock(&lists); }
-static void behind_fork(void) { pthread_mutex_unlock(&lists); }
+/* Nobody is inside a monitor while the process forks: what it guards is whole in the child. */
+static void before_fork(void) {
+    pthread_mutex_lock(&lists);
+    for (monitor *m = monitors; m; m = m->next) pthread_mutex_lock(&m->lock);
+}
+
+static void behind_fork(void) {
+    for (monitor *m = monitors; m; m = m->next) pthread_mutex_unlock(&m->lock);
+    pthread_mutex_unlock(&lists);
+}
 
 static void in_child(void) {
     atomic_fetch_add(&generation, 1);
@@ -280,7 +288,10 @@ static void in_child(void) {
     pthread_mutex_unlock(&lists);
 }
 
-static void on_forks(void) { pthread_atfork(before_fork, behind_fork, in_child); }
+/* Before there are threads, so that none is amid this when another one forks. */
+__attribute__((constructor)) static void on_forks(void) { pthread_atfork(before_fork, behind_fork, in_child); }
+
+int32_t os_forks(void) { return atomic_load(&generation); }
 
 /* ---- Pools ---- */
 
@@ -353,7 +364,6 @@ pool *pool_new(int32_t threads) {
     p->threads = threads;
     make_pool_locks(p);
     p->workers = calloc((size_t)threads, sizeof *p->workers);
-    pthread_once(&fork_once, on_forks);
     LINK(pools, p);
     if (p->workers && start_workers(p)) return p;
     pool_free(p);
@@ -431,7 +441,6 @@ monitor *monitor_new(void) {
     monitor *m = calloc(1, sizeof *m);
     if (!m) return NULL;
     make_monitor_locks(m);
-    pthread_once(&fork_once, on_forks);
     LINK(monitors, m);
     return m;
 }

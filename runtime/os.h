@@ -71,7 +71,10 @@ os_thread *os_thread_start(void (*work)(void *arg), void *arg); /* NULL without 
 void os_thread_join(os_thread *t);
 bool os_thread_runs(const os_thread *t);
 
-/* A lock, and a bell for those who wait inside for something to change. Free in a forked process, whoever held it. */
+int32_t os_forks(void); /* that lie behind this process: another number than before in a forked one */
+
+/* A lock, and a bell for those who wait inside for something to change. A fork waits until nobody is inside; so who enters
+ * one within another enters the older one first. Free in the forked process. */
 typedef struct monitor monitor;
 monitor *monitor_new(void); /* NULL without memory */
 void monitor_free(monitor *m);

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
@@ -10,7 +9,6 @@ from dataclasses import dataclass, replace
 from time import perf_counter
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeAlias
-from weakref import WeakSet
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +17,7 @@ from dgemma._native import ffi, lib
 from dgemma.config import Config
 from dgemma.errors import Error, UsageError, check, new_error
 from dgemma.events import Block, Result, Step
-from dgemma.handle import Handle
+from dgemma.handle import Handle, give_lock
 from dgemma.options import sampling_for
 from dgemma.steps import in_threads, last_of
 
@@ -68,23 +66,14 @@ class Start:
         return cls(id_array(ids, n_vocab, "canvas"), np.ascontiguousarray(mask))
 
 
-_alive: WeakSet[Session] = WeakSet()
-
-
-def _in_child() -> None:
-    """A forked process has none of the threads that may have been using a session: its locks are free."""
-    for session in list(_alive):
-        session._lock = threading.RLock()
-
-
-os.register_at_fork(after_in_child=_in_child)
-
-
 class Session:
     """Made by `model.session()`; a context manager. It may be used by one thread at a time.
 
-    After close() (its own, or the model's), its methods raise Error.
+    After close() (its own, or the model's), its methods raise Error. In a forked process it goes on as it stood, but
+    for a stream that another thread was running: closing the session ends it.
     """
+
+    _lock: threading.RLock  # re-entrant: a forgotten stream may be collected at any time
 
     def __init__(self, model: Model, context: int | None = None) -> None:
         if context is not None and not 1 <= context <= model.config.context_length:
@@ -96,9 +85,8 @@ class Session:
         self._generator: Handle | None = None
         self._ids: list[int] = []  # what is encoded
         self._model = model
-        self._lock = threading.RLock()  # re-entrant: a forgotten stream may be collected at any time
-        model._sessions.add(self)
-        _alive.add(self)
+        give_lock(self)
+        model._adopt(self)
 
     def close(self) -> None:
         """Frees the session, and ends a stream that runs in it. Again does nothing."""
@@ -117,9 +105,10 @@ class Session:
         self.close()
 
     def __repr__(self) -> str:
-        if self._handle is None:
-            return "<dgemma.Session, closed>"
-        return f"<dgemma.Session, {self.length} of {self.context} tokens>"
+        with self._lock:
+            if self._handle is None:
+                return "<dgemma.Session, closed>"
+            return f"<dgemma.Session, {self.length} of {self.context} tokens>"
 
     def __reduce__(self) -> tuple[Any, ...]:
         raise TypeError("a dgemma.Session cannot be pickled or copied: encode its tokens again in another session")
@@ -308,14 +297,8 @@ class Session:
         began = perf_counter()
         encoded = self.prompt(prompt, on_encode) if prompt is not None else 0
         seconds = perf_counter() - began
-        event, out = ffi.new("dg_event *"), ffi.new("dg_generator **")
-        error = new_error()
-        with self._use() as pointer:
-            prompt_tokens = int(lib.dg_session_length(pointer))
-            if prompt_tokens == 0:
-                raise UsageError("empty prompt: nothing is encoded")
-            check(lib.dg_generator_fill(pointer, sampling, _start(start), out, error), error)
-            self._generator = generator = Handle(out[0], lib.dg_generator_free, self._handle)
+        event, error = ffi.new("dg_event *"), new_error()
+        generator, prompt_tokens = self._begin(sampling, start)
         try:
             while True:
                 with self._use(generating=True):
@@ -353,6 +336,17 @@ class Session:
                         self._ids += ffi.unpack(result.ids, more) if more > 0 else []
                     self._generator = None
                     generator.close()
+
+    def _begin(self, sampling: Any, start: Start | None) -> tuple[Handle, int]:
+        """A `dg_generator *` behind what is encoded, and how many tokens that is."""
+        out, error = ffi.new("dg_generator **"), new_error()
+        with self._use() as pointer:
+            tokens = int(lib.dg_session_length(pointer))
+            if tokens == 0:
+                raise UsageError("empty prompt: nothing is encoded")
+            check(lib.dg_generator_fill(pointer, sampling, _start(start), out, error), error)
+            self._generator = generator = Handle(out[0], lib.dg_generator_free, self._handle)
+        return generator, tokens
 
     def _check_runs(self, generator: Handle) -> None:
         if self._generator is not generator:
@@ -428,7 +422,7 @@ def id_array(ids: Ids, n_vocab: int, what: str) -> npt.NDArray[np.int32]:
     if outside.size:
         at = int(outside[0])
         raise UsageError(f"{what}[{at}] is {array[at]}, outside the vocabulary of {n_vocab}")
-    return np.ascontiguousarray(array, np.int32)
+    return np.array(array, np.int32)  # the library's own: the caller may change theirs meanwhile
 
 
 def last(events: Generator[Event, None, None]) -> Result:
