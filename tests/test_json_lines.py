@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 import dgemma
 from dgemma import json_lines
 from dgemma.batch import Batch
-from dgemma.cli.batch import _lines as requests
 from dgemma.convert.calibrate import read_prompts
 from dgemma.eval import tasks
+from dgemma.json_lines import lines as requests
 
 BREAKS = "\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029"  # what str.splitlines() breaks at, and JSON lines do not
 CHECK = {"kind": "json"}
