@@ -245,7 +245,7 @@ def test_bad_input_is_told_in_one_line_and_leaves_nothing(
         (["{in}", "-o", "{in}/config.json/out.gguf"], 1, "there is no folder"),
         (["{in}", "-o", "{in}/no/out.gguf", "--split-max-size", "1M"], 1, "there is no folder"),
         (["{in}", "-o", "/dev/full", "--force"], 1, "/dev/full: not a regular file"),
-        (["{in}", "-o", "{in}/config.json", "--force"], 2, "config.json: a file inside the source"),
+        (["{in}", "-o", "{in}/config.json", "--force"], 2, "config.json: this is SOURCE"),
     ],
 )
 def test_wrong_usage_ends_with_2_and_a_failure_with_1(

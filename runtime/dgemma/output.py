@@ -78,10 +78,12 @@ def readable(name: str) -> str:
 
 
 def input_files(path: StrPath) -> list[Path]:
-    """The files that are read where `path` is an input: itself, the files of a folder, all parts of a split file."""
+    """The files that are read where `path` is an input: itself, all parts of a split file, or those of a checkpoint's
+    folder, where GGUF files are no part of it.
+    """
     name = Path(os.path.realpath(path))
     if name.is_dir():
-        return sorted(each for each in name.iterdir() if each.is_file())
+        return sorted(each for each in name.iterdir() if each.is_file() and each.suffix != ".gguf")
     parts = {Path(path), name}
     for each in (Path(os.path.abspath(path)), name):
         if found := _PART.search(each.name):
@@ -124,9 +126,12 @@ def check_target(path: StrPath, kind: Kind | None = None) -> None:
         if not target.parent.is_dir():
             raise Error(f"{name}: there is no folder {target.parent}")
         check_kind(path, kind)
-        _try_folder(target)
     except OSError as failure:
         raise named(failure, name) from None
+    try:
+        _try_folder(target)
+    except OSError as failure:
+        raise named(failure, f"{name}: no file can be made in {target.parent}") from None
 
 
 def check_kind(path: StrPath, kind: Kind | None) -> None:
