@@ -157,6 +157,8 @@ def main(
         click.echo(deviations(done))
     if json_:
         json_.write_text(json.dumps(as_json(done), indent=1) + "\n", encoding="utf-8")
+    for note in done.plan.notes:
+        click.echo(f"dg-convert: note: {note}", err=True)
     if done.few:
         click.echo(few(done), err=True)
     click.echo(f"{done.path}: {summary(done.plan)}, in {done.seconds:.1f} s", err=True)

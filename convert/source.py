@@ -22,6 +22,7 @@ class Source(ABC):
 
     path: Path
     config: Config
+    notes: list[str]  # what people should know of it: filled by pairs()
 
     @abstractmethod
     def origins(self, needed: Sequence[Wanted]) -> Origins:
@@ -49,7 +50,7 @@ class Folder(Source):
     """A folder with config.json, tokenizer.json and safetensors."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        self.path, self.notes = path, []
         self._checkpoint = Checkpoint(path)
         try:
             self.config = read_config(path)
@@ -62,6 +63,7 @@ class Folder(Source):
 
     def pairs(self, needed: Sequence[Wanted], file_type: int) -> list[Pair]:
         vocabulary = read_vocabulary(self.path, self.config.values["n_vocab"], self.config.special_ids)
+        self.notes = vocabulary.notes
         return metadata(self.config, vocabulary, needed, file_type)
 
     def read(self, tensor: SourceTensor, start: int, count: int) -> Any:
@@ -75,7 +77,7 @@ class Gguf(Source):
     """A GGUF file, or the first part of a split one. The runtime checks it as if to run it."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        self.path, self.notes = path, []
         with Model(path, backend="cpu", threads=1) as model:
             values = {name: list(v) if isinstance(v, tuple) else v for name, v in model.config}
         end_ids = values.pop("end_ids")

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from dgemma.convert.tokenizer import BYTE, CONTROL, NORMAL, SPACE, SPECIAL, USER_DEFINED, VISIBLE, Vocabulary, fill
+from dgemma.convert.steps import SPACE
+from dgemma.convert.tokenizer import BYTE, CONTROL, NORMAL, SPECIAL, USER_DEFINED, VISIBLE, Vocabulary, fill
 from dgemma.errors import Error, FormatError
 
 

@@ -436,7 +436,11 @@ def test_ids_without_a_token_are_filled_and_no_bos_is_believed(checkpoint: Path,
     def change(tokenizer: dict[str, Any]) -> None:
         for name in ("the", "<unused0>", "<unused1>"):
             del tokenizer["model"]["vocab"][name]
-        tokenizer["model"]["merges"] = []
+        merges = tokenizer["model"]["merges"]
+        tokenizer["model"]["merges"] = [
+            merge for merge in merges if not {"the", "\u2581the"} & {*merge, "".join(merge)}
+        ]
+        tokenizer["post_processor"] = None
 
     edit_json(checkpoint / "tokenizer.json", change)
     edit_json(checkpoint / "tokenizer_config.json", lambda t: t.update(add_bos_token=False))
