@@ -16,6 +16,7 @@ from dgemma.batch import Batch
 from dgemma.cli.batch import _lines as requests
 from dgemma.convert.calibrate import read_prompts
 from dgemma.eval import tasks
+from dgemma.serve.app import _event
 
 BREAKS = "\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029"  # what str.splitlines() breaks at, and JSON lines do not
 CHECK = {"kind": "json"}
@@ -90,6 +91,14 @@ def test_what_is_no_line_is_refused_by_file_and_line(
         assert str(caught.value).startswith(str(path))
     with Batch(tidy) as batch:
         assert batch.answer(line)["error"]["message"].startswith("the line")
+
+
+@given(texts | st.text(st.sampled_from(BREAKS + '\n\r"\\u'), max_size=9))
+def test_a_line_that_is_written_is_one_to_every_reader(text: str) -> None:
+    for compact in (False, True):
+        written = json_lines.as_line({text: [text]}, compact)
+        assert len(written.splitlines()) == 1 and json.loads(written) == {text: [text]}
+    assert len(_event({"text": text}).decode().splitlines()) == 2  # the data, and the blank line behind it
 
 
 def test_a_line_is_held_not_the_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Files of JSON lines: a JSON value per line, as --batch, --task and --calibrate read them.
+"""JSON lines, a JSON value per line: read as --batch, --task and --calibrate have them, and written.
 
 A line ends at \\n, with or without \\r before it, and nowhere else: JSON strings may hold U+2028, U+0085 and their
 like as they are. Lines of blanks are left out but counted. A byte order mark is left out. One line is held at a time.
@@ -21,6 +21,7 @@ TOO_DEEP = f"has more than {DEEPEST} levels of lists and objects"
 MOST_DIGITS = 300  # of an integer: a float64 holds no more
 BLANKS = b" \t\r\n"  # what JSON calls white space
 BOM = "\ufeff"
+_ESCAPED = {code: f"\\u{code:04x}" for code in (0x85, 0x2028, 0x2029)}  # they stand in strings alone
 
 
 def lines(path: str | os.PathLike[str]) -> Iterator[tuple[int, bytes]]:
@@ -78,6 +79,11 @@ def value(line: str | bytes, name: str = "the line") -> Any:
     except _NotRead as problem:
         raise UsageError(f"{name} {problem}") from None
     return found
+
+
+def as_line(value: Any, compact: bool = False) -> str:
+    """A value as JSON without a line's end in it, not even one that only some readers take for one, such as U+2028."""
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":") if compact else None).translate(_ESCAPED)
 
 
 class _NotRead(Exception):
