@@ -6,7 +6,6 @@ The one place of the converter that runs a model, through dgemma's Python API.
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -18,18 +17,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dgemma import json_lines
 from dgemma._native import ffi, lib
 from dgemma.convert.imatrix import Sums
 from dgemma.convert.names import Wanted
 from dgemma.errors import Error, FormatError, SystemFailure, UsageError, check, new_error
 from dgemma.events import Step
 from dgemma.file import File
+from dgemma.messages import read
 from dgemma.model import Model, Prompt
 
 TOKENS = 50_000  # that go through the model where nothing else is said
 WORKING_TYPE = (
     "q8_0"  # of the file that a folder's checkpoint runs from: half of bf16's bytes, and several times as fast
 )
+UNREAD = ("system", "thinking", "tools", "raw", "fill")  # what lines of --batch and --task make other prompts of
 
 
 @dataclass(frozen=True)
@@ -46,30 +48,37 @@ def read_prompts(path: Path) -> list[Prompt]:
     """The prompts of a .jsonl, an object {"prompt": text} or {"messages": [...]} per line, or of any other text file,
     where blank lines part them. Raises FormatError for anything else.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError:
-        raise FormatError(f"{path}: not UTF-8 text") from None
-    except OSError as problem:
-        raise SystemFailure(f"{path}: {(problem.strerror or str(problem)).lower()}") from None
     if path.suffix == ".jsonl":
-        found = [_prompt(f"{path}: line {i}", line) for i, line in enumerate(text.splitlines(), 1) if line.strip()]
+        found = [_prompt(f"{path}, line {number}", value) for number, value in json_lines.values(path)]
     else:
-        found = [prompt for part in re.split(r"\n(?:[ \t]*\n)+", text) if (prompt := part.strip("\n"))]
+        found = [prompt for part in re.split(r"\n(?:[ \t]*\n)+", _text(path)) if (prompt := part.strip("\n"))]
     if not found:
         raise FormatError(f"{path}: no prompt in it")
     return found
 
 
-def _prompt(where: str, line: str) -> Prompt:
+def _text(path: Path) -> str:
     try:
-        value = json.loads(line)
-    except ValueError as problem:
-        raise FormatError(f"{where}: not JSON ({problem})") from None
-    found = (value.get("prompt") or value.get("messages")) if isinstance(value, dict) else None
-    if isinstance(found, str) or (isinstance(found, list) and all(isinstance(m, dict) for m in found)):
-        return found
-    raise FormatError(f'{where}: expected {{"prompt": text}} or {{"messages": [...]}}')
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        raise FormatError(f"{path}: not UTF-8 text") from None
+    except OSError as problem:
+        raise SystemFailure(f"{path}: {(problem.strerror or str(problem)).lower()}") from None
+
+
+def _prompt(where: str, value: Any) -> Prompt:
+    given = {name: value[name] for name in ("prompt", "messages") if value.get(name)} if isinstance(value, dict) else {}
+    found = next(iter(given.values()), None)
+    if len(given) != 1 or not isinstance(found, list if "messages" in given else str):
+        raise FormatError(f'{where}: expected {{"prompt": text}} or {{"messages": [...]}}')
+    if unread := next((name for name in UNREAD if value.get(name)), None):
+        raise FormatError(f"{where}: {unread} cannot be part of a prompt here; expected a prompt or messages alone")
+    try:
+        if isinstance(found, list):
+            read(found)
+    except UsageError as problem:
+        raise FormatError(f"{where}: {problem}") from None
+    return found
 
 
 def measure(

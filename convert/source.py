@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from dgemma.convert.chat_template import try_out
 from dgemma.convert.config import Config, read_config
 from dgemma.convert.metadata import Pair, carried, metadata
 from dgemma.convert.names import Origins, Wanted, match
@@ -63,7 +64,12 @@ class Folder(Source):
 
     def pairs(self, needed: Sequence[Wanted], file_type: int) -> list[Pair]:
         vocabulary = read_vocabulary(self.path, self.config.values["n_vocab"], self.config.special_ids)
+<<<<<<< HEAD
         self.notes = vocabulary.notes
+=======
+        if vocabulary.chat_template is not None:
+            try_out(vocabulary.chat_template, self.path)
+>>>>>>> prompts
         return metadata(self.config, vocabulary, needed, file_type)
 
     def read(self, tensor: SourceTensor, start: int, count: int) -> Any:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dgemma.convert.added import add_special, text_of
+from dgemma.convert.chat_template import with_tokens
 from dgemma.convert.safetensors import read_json
 from dgemma.convert.steps import Tokenizer
 from dgemma.errors import FormatError
@@ -53,7 +54,8 @@ def read_vocabulary(folder: Path, n_vocab: int, config_ids: dict[str, int]) -> V
         raise FormatError(f"{folder}: neither tokenizer.json nor tokenizer.model here")
     _add_special_ids(vocabulary, settings_file, settings, config_ids)
     _begin(folder, vocabulary, settings.get("add_bos_token"))
-    vocabulary.chat_template = _chat_template(folder, settings)
+    template = _chat_template(folder, settings)
+    vocabulary.chat_template = with_tokens(template, folder, settings) if template else None
     return vocabulary
 
 

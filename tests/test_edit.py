@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import stat
 import subprocess
 from pathlib import Path
 
 import pytest
 from cases import Case
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from test_fill import refusal
 from test_run import run
 
@@ -113,6 +116,65 @@ def test_a_diff_is_what_patch_reads(before, after, tmp_path):
     if patch:
         subprocess.run(["git", "apply", "-"], input=patch.encode(), cwd=tmp_path, check=True)
     assert file.read_bytes().decode() == after
+
+
+BREAKS = "\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029"  # where str.splitlines() ends a line; diffs do at \n alone
+texts = st.text(st.sampled_from(BREAKS + "\n\n\nab-+@\\ \0") | st.characters(exclude_categories=["Cs"]), max_size=24)
+
+
+def applied(diff: str, text: str) -> str:
+    """A text with a unified diff applied, by the format's own rules and none of the code that wrote it."""
+    old, made, at = text.split("\n"), [], 0
+    old = [line + "\n" for line in old[:-1]] + [line for line in old[-1:] if line]
+    lines = diff.split("\n")[2:-1]
+    while lines:
+        head = re.fullmatch(r"@@ -(\d+)(?:,(\d+))? \+(\d+)(?:,(\d+))? @@", lines.pop(0))
+        assert head is not None
+        start, gone, come = int(head[1]), int(head[2] or 1), int(head[4] or 1)
+        begin = start - 1 if gone else start
+        made += old[at:begin]
+        at = begin
+        assert len(made) == int(head[3]) - (1 if come else 0)
+        while gone or come:
+            mark, line = lines[0][0], lines.pop(0)[1:] + "\n"
+            if lines and lines[0].startswith("\\"):
+                lines.pop(0)
+                line = line[:-1]
+            if mark in " -":
+                assert line == old[at]
+                at, gone = at + 1, gone - 1
+            if mark in " +":
+                made.append(line)
+                come -= 1
+    return "".join(made + old[at:])
+
+
+@settings(max_examples=500, deadline=None)
+@given(texts, texts, texts, texts)
+def test_a_diff_applied_is_the_edited_text(before: str, old: str, new: str, behind: str) -> None:
+    """Whatever is in a text, and whatever passage is rewritten as whatever."""
+    edited = Edited(before + new + behind, before + old + behind, (len(before), len(before + new)), filled=None)
+    diff = edited.diff()
+    assert applied(diff, edited.before) == edited.text if diff else old == new
+
+
+@pytest.mark.parametrize("program", [["patch", "-p1", "--silent"], ["git", "apply", "-"]], ids=["patch", "git"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("a b.txt", " a", "b ", "tab\tname", "new\nline", "r\rn", "\u00e9\u6f22.txt", 'quo"te', "back\\slash", "a/x"),
+        *("./b/x", "\x01\x7f", os.fsdecode(b"latin-\xe9"), "it's $HOME", "-p0", "a/a b/c", "dir//x", "b\u2028c"),
+        *("/dev/null2", "a\\", "a\n", "x\ty z", "@@ -1 +1 @@", "--- a", "p.orig"),
+    ],
+)
+def test_patch_finds_the_file_whatever_its_name(name: str, program: list[str], tmp_path: Path) -> None:
+    edited = Edited("al\x0cpha\u2028\nbe\rta\r\nB", "al\x0cpha\u2028\nbe\rta\r\nb", (0, 0), filled=None)
+    file = tmp_path / name.lstrip("/")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_bytes(edited.before.encode())
+    done = subprocess.run(program, input=edited.diff(name).encode(), cwd=tmp_path, capture_output=True)
+    assert done.returncode == 0, done
+    assert file.read_bytes().decode() == edited.text
 
 
 # ---- on the command line ----

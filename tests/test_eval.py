@@ -112,6 +112,11 @@ def test_what_differs_between_levels_is_no_error_of_the_mean():
             ["", "a (b [c]) `(` **d**", "```\n(\n```", "| a | b |\n|---|:-:|\n| 1 | 2 |", "a) one\nb) two", r"\( \*\*"],
             ["a (b", "```\nx", "**a", "`a", "([)", "| a | b |\n|---|---|\n| 1 |", "| a |\n| 1 |", "| a |\n|---|\n| 1"],
         ),
+        (
+            {"kind": "markdown-balanced"},  # its lines end at \\n, \\r\\n and \\r alone
+            ["| a |\n|---|\n| 1\u20282\x0c |", "```\r\n(\u2028```x\r\n```", "| a |\r|---|\r| 1 |"],
+            ["```\n(\u2028```", "| a |\r\n|---|\r\n| 1"],
+        ),
         ([{"kind": "json"}, {"kind": "regex", "pattern": "7"}], ["[7]"], ["[8]", "7]"]),
     ],
 )

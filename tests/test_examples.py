@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 import dgemma
+from dgemma import json_lines
 from dgemma.model import bundled
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -63,7 +64,7 @@ def test_a_batch_goes_through_ray(tmp_path):
     run("batch_ray.py", bundled("tidy"), str(tmp_path / "prompts.jsonl"), str(out), "--workers", "2", timeout=600)
     with dgemma.Model(bundled("tidy")) as model, Batch(model) as batch:
         wanted = [batch.answer(line) for line in lines]
-    found = [json.loads(line) for line in out.read_text().splitlines()]
+    found = [line for _, line in json_lines.values(out)]
     for answer in [*wanted, *found]:
         for name in ("seconds", "encoded_tokens"):
             answer.pop(name, None)

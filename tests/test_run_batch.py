@@ -17,6 +17,7 @@ from commands import Inside
 from models.tidy import tasks
 
 import dgemma
+from dgemma import json_lines
 from dgemma.batch import Batch
 from dgemma.cli.run import main
 from dgemma.model import bundled
@@ -38,7 +39,7 @@ def written(path: Path, *lines: object) -> Path:
 
 def told(path: Path) -> list[dict[str, Any]]:
     """The lines of answers, without what differs from run to run."""
-    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    lines = [line for _, line in json_lines.values(path)]
     return [{k: v for k, v in line.items() if k not in ("seconds", "encoded_tokens")} for line in lines]
 
 

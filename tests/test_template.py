@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import threading
 from collections import UserDict, UserList
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
+from checkpoints import write_checkpoint
 
 import dgemma
+from dgemma.convert import convert
 from dgemma.template import Renderer, render
 
 MESSAGES = [{"role": "user", "content": "x"}]
@@ -113,3 +118,106 @@ def test_a_forked_process_has_its_own() -> None:
         os._exit(0 if render("2", {}) == "2" else 1)
     assert os.waitpid(pid, 0)[1] == 0
     assert render("3", {}) == "3"
+
+
+# ---- as transformers ----
+
+TEMPLATES = {
+    "generation": "{{ bos_token }}{% for m in messages %}<|turn>{{ m.role }}\n"
+    "{% if m.role == 'assistant' %}{% generation %}{{ m.content }}{% endgeneration %}{% else %}{{ m.content }}"
+    "{% endif %}<turn|>\n{% endfor %}{% if add_generation_prompt %}<|turn>model\n{% endif %}",
+    "generation with dashes": "{% set x = 'a' %}\n  {%- generation -%}  {% set x = 'b' %}{{ x }}  {%- endgeneration -%}"
+    " |{{ x }}",
+    "special tokens": "{{ bos_token }}{{ eos_token }}{{ unk_token }}{{ pad_token }}{{ mask_token }}|{{ cls_token }}|"
+    "{{ sep_token is defined }}{{ mask_token is defined }}",
+    "more tokens": "{{ image_token }}{{ sot_token }}{{ sep_token }}\n|{{ eot_token }}|{{ no_token }}",
+    "a newline first": "\n  {{ sot_token }}\n",
+    "loop controls": "{% for i in range(9) %}{% if i == 1 %}{% continue %}{% endif %}{{ i }}{% if i > 3 %}{% break %}"
+    "{% endif %}{% endfor %}",
+    "blocks": "  {% if true %}\n    a\n  {% endif %}\n\tb {# c #}\n\n",
+    "tojson": "{{ {'é<': [1, none, true], 'b': 'x'} | tojson }}{{ 'é' | tojson(ensure_ascii=true) }}"
+    "{{ [1, {'b': 2, 'a': 3}] | tojson(indent=2, sort_keys=true) }}{{ [1, 2] | tojson(separators=(',', ':')) }}",
+    "names that are not given": "{{ tools is none }}{{ documents is none }}{{ add_generation_prompt }}{{ nothing }}"
+    "{{ continue_final_message is defined }}{% for d in documents or [] %}x{% endfor %}",
+    "namespaces and dicts": "{% set n = namespace(a=1, self=2) %}{% set n.a = n.a + 1 %}{{ n.a }}{{ dict(a=1) }}"
+    "{{ dict.fromkeys(['k'], 2) }}",
+    "a date": "{{ strftime_now('%Y') }}{{ strftime_now(format='%m') }}",
+    "parts": "{% for m in messages %}{% if m.content is string %}{{ m.content }}{% else %}{% for p in m.content %}"
+    "{{ p.text | trim }}{% endfor %}{% endif %};{% endfor %}",
+    "reasoning": "{% for m in messages %}[{{ m.thinking }}|{{ m.reasoning_content }}]{% endfor %}",
+    "a refusal": "{{ raise_exception('no ' ~ messages[0].role ~ ' here') }}",
+    "a name with an underscore": "{% set n = namespace() %}{% set n._a = 1 %}",
+    "undefined added": "{{ nothing + 'x' }}",
+}
+ASKED = [
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": "a  b"},
+    {"role": "assistant", "content": "c", "reasoning": "r"},
+    {"role": "user", "content": "d", "name": None},
+]
+PARTS = [*ASKED, {"role": "user", "content": [{"type": "text", "text": "a "}, {"type": "text", "text": " b"}]}]
+TOKENS = {
+    "sot_token": "<|turn>",
+    "eot_token": {"__type": "AddedToken", "content": "<turn|>", "special": True},
+    "extra_special_tokens": {"image_token": "<|\"im'\\\n|>"},
+    "mask_token": "<mask>",
+}
+WRITTEN = {
+    "generation with dashes": "b|a",
+    "special tokens": "<bos><eos><unk><pad><mask>||FalseTrue",
+    "more tokens": "<|\"im'\\\n|><|turn>\n|<turn|>|",
+    "a newline first": "\n  <|turn>",
+    "blocks": "    a\n\tb ",
+    "namespaces and dicts": "2{'a': 1}{'k': 2}",
+    "names that are not given": "TrueTrueTrueFalse",
+    "parts": "Be brief.;a  b;c;d;ab;",
+    "reasoning": "[|][|][r|r][|]",
+}
+
+
+def checkpoint(folder: Path, template: str) -> Path:
+    """A folder with the template, and special tokens that GGUF files have no keys for."""
+    write_checkpoint(folder, layers=1, dtype="f32", chat_template=template)
+    file = folder / "tokenizer_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | TOKENS))
+    return folder
+
+
+def rendered(folder: Path, messages: Any = ASKED) -> str:
+    convert(folder, folder / "it.gguf", type="f32")
+    return dgemma.Tokenizer.from_gguf(folder / "it.gguf").render(messages)
+
+
+def asked(name: str) -> list[dict[str, Any]]:
+    return PARTS if name == "parts" else ASKED
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_templates_write_what_they_write_in_transformers(name: str, tmp_path: Path) -> None:
+    assert rendered(checkpoint(tmp_path, TEMPLATES[name]), asked(name)) == WRITTEN[name]
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_templates_write_what_transformers_writes_now(name: str, tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    theirs = transformers.AutoTokenizer.from_pretrained(checkpoint(tmp_path, TEMPLATES[name]))
+    try:
+        text = theirs.apply_chat_template(asked(name), tokenize=False, add_generation_prompt=True)
+    except Exception:
+        with pytest.raises(dgemma.UsageError, match="the chat template refuses these messages"):
+            rendered(tmp_path)
+    else:
+        assert rendered(tmp_path, asked(name)) == text
+        assert name not in WRITTEN or text == WRITTEN[name]
+
+
+def test_what_a_template_says_of_messages_is_told(tmp_path: Path) -> None:
+    with pytest.raises(dgemma.UsageError, match="refuses these messages: no system here"):
+        rendered(checkpoint(tmp_path, TEMPLATES["a refusal"]))
+
+
+def test_a_template_that_is_none_is_found_when_it_is_converted(tmp_path: Path) -> None:
+    with pytest.raises(dgemma.FormatError, match=f"{tmp_path}: .*no Jinja template"):
+        rendered(checkpoint(tmp_path, "{% for m in messages %}{{ m.content }}"))
+    assert not (tmp_path / "it.gguf").exists()

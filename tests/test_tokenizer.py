@@ -317,7 +317,9 @@ def test_chat(tiny):
     assert tiny.ours.render(messages) == f"<bos><|turn>system\ns<turn|>\n<|turn>user\nw?<turn|>\n{answer}"
     assert tiny.ours.chat(messages) == tiny.ours.encode(tiny.ours.render(messages))
     tools = [{"name": "é<b>", "x": [1]}]
-    system = '<|turn>system\n<|think|>\n<|tool>{"name": "é<b>", "x": [1]}<tool|><turn|>\n'
+    system = (
+        '<|turn>system\n<|think|>\n<|tool>{"type": "function", "function": {"name": "é<b>", "x": [1]}}<tool|><turn|>\n'
+    )
     thought = tiny.ours.render(messages[1:], tools=tools, thinking=True)
     assert thought == f"<bos>{system}<|turn>user\nw?<turn|>\n<|turn>model\n"
     with pytest.raises(dgemma.UsageError, match="unknown role nobody"):

@@ -6,9 +6,9 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
+from dgemma import json_lines
 from dgemma.errors import Error, UsageError
 from dgemma.model import Model
 from dgemma.options import options
@@ -63,10 +63,7 @@ class Batch:
             return told | {"error": {"type": type(failure).__name__, "message": " ".join(str(failure).split())}}
 
     def _read(self, line: str | bytes) -> dict[str, Any]:
-        try:
-            given = json.loads(line)
-        except (ValueError, RecursionError):
-            raise UsageError("the line is no JSON") from None
+        given = json_lines.value(line)
         if not isinstance(given, dict):
             raise UsageError("the line is no JSON object")
         return given
@@ -78,6 +75,8 @@ class Batch:
         asked = self._defaults | given
         settings = {name: value for name, value in asked.items() if name not in FIELDS}
         used = self._model.settings(**settings)
+        if "system" in given and _begins_with_system(given.get("messages")):
+            raise UsageError("a line has one system message: system, or the first of messages")
         ids, marks = self._prompt(asked)
         n = self._model.config.canvas_length
         session = self._room(len(ids) + (-(-int(used["max_tokens"]) // n) - 1) * n)
@@ -124,7 +123,7 @@ class Batch:
             return self._model.prompt_ids(prompt or messages or []), False
         if messages is None:
             messages = [{"role": "user", "content": prompt}]
-        if system is not None and messages and messages[0].get("role") != "system":
+        if system is not None and not _begins_with_system(messages):
             messages = [{"role": "system", "content": system}, *messages]
         return self._model.tokenizer.chat(messages, tools, thinking), True
 
@@ -138,6 +137,11 @@ class Batch:
             self.close()
             self._session = self._model.session(min(most, max(needed, 2 * before)))
         return self._session
+
+
+def _begins_with_system(messages: Any) -> bool:
+    first = messages[0] if isinstance(messages, list) and messages else None
+    return isinstance(first, dict) and first.get("role") in ("system", "developer")
 
 
 def _check(name: str, value: Any, kind: type) -> None:

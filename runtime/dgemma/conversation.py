@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from dgemma.errors import Error, UsageError
 from dgemma.events import Block, Result, Step
+from dgemma.messages import plain, read
 from dgemma.session import Event, OnEncode, Session
 from dgemma.turns import Answer, Delta, Reader, opens_thought
 
@@ -45,9 +46,10 @@ def taken_apart(events: Generator[Event, None, None], reader: Reader) -> Generat
 class Conversation:
     """Messages, and a session that the next answer reuses as far as their prompts begin alike. A context manager.
 
-    `messages` ({"role": ..., "content": ...}) may be changed between turns; a message's "thinking" is kept, but no
-    prompt contains it. `thinking` lets the model think. context: tokens to have room for; None: room grows with what
-    is asked, up to the model's own. One thread at a time; conversations of one model are free of each other.
+    `messages` ({"role": ..., "content": ...}: see messages.py) may be changed between turns; a message's "thinking" is
+    kept, but no prompt contains it. `thinking` lets the model think. context: tokens to have room for;
+    None: room grows with what is asked, up to the model's own. One thread at a time; conversations of one model are
+    free of each other.
 
         with Conversation(model, system="Be brief.") as chat:
             print(chat.ask("Why is the sky blue?").answer.text)
@@ -64,7 +66,9 @@ class Conversation:
         thinking: bool = False,
         context: int | None = None,
     ) -> None:
-        self.messages: list[dict[str, Any]] = [dict(message) for message in messages]
+        self.messages: list[dict[str, Any]] = plain([*messages])
+        if self.messages:
+            read(self.messages, model.tokenizer.chat_template)  # refuses what no prompt could be made of
         self.tools = tools
         self.thinking = thinking
         self.last: Reply | None = None
@@ -96,7 +100,8 @@ class Conversation:
     @property
     def system(self) -> str | None:
         """The system message's text; None takes it away."""
-        return self.messages[0]["content"] if self.messages and self.messages[0]["role"] == "system" else None
+        first = self.messages[0] if self.messages else {}
+        return first.get("content") if first.get("role") in ("system", "developer") else None
 
     @system.setter
     def system(self, text: str | None) -> None:
@@ -107,8 +112,8 @@ class Conversation:
 
     def prompt(self) -> list[int]:
         """The ids that ask for an answer to the messages, by the file's chat template."""
-        plain = [{key: value for key, value in message.items() if key != "thinking"} for message in self.messages]
-        return self.model.tokenizer.chat(plain, self.tools, self.thinking)
+        told = [{key: value for key, value in message.items() if key != "thinking"} for message in self.messages]
+        return self.model.tokenizer.chat(told, self.tools, self.thinking)
 
     def ask(self, text: str, **options: Any) -> Reply:
         """Says something and returns the answer; the options are those of Model.generate."""
@@ -128,11 +133,11 @@ class Conversation:
     @property
     def unanswered(self) -> bool:
         """Whether the last message is the user's."""
-        return bool(self.messages) and self.messages[-1]["role"] == "user"
+        return bool(self.messages) and self.messages[-1].get("role") == "user"
 
     def unanswer(self) -> bool:
         """Takes the last answer away, for stream() to give another. Returns whether there is a message to answer."""
-        if self.messages and self.messages[-1]["role"] == "assistant":
+        if self.messages and self.messages[-1].get("role") == "assistant":
             del self.messages[-1]
         return self.unanswered
 
@@ -143,7 +148,7 @@ class Conversation:
         there is text in it. Raises UsageError where there is nothing to answer or the context is too short, and Error
         while another answer is made.
         """
-        if not self.unanswered and (not self.messages or self.messages[-1]["role"] != "tool"):
+        if not self.unanswered and (not self.messages or self.messages[-1].get("role") != "tool"):
             raise UsageError("there is no message to answer")
         if self._busy.locked():
             raise Error(BUSY)

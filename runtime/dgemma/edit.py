@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import io
+import os
+import posixpath
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -14,6 +17,7 @@ from dgemma.session import OnEncode, OnStep, Session
 if TYPE_CHECKING:
     from dgemma.model import Model
 
+ESCAPES = {ord(letter): f"\\{name}" for letter, name in zip('\a\b\t\n\v\f\r"\\', 'abtnvfr"\\', strict=True)}
 FOLLOWS = "\n\nThe text goes on after it:\n"  # introduces what stands behind the last canvas
 
 
@@ -32,14 +36,33 @@ class Edited:
         return self.text[slice(*self.span)]
 
     def diff(self, name: str = "text") -> str:
-        """A unified diff from before to after; empty where nothing changed."""
-        old, new = (text.splitlines(keepends=True) for text in (self.before, self.text))
-        path = name.lstrip("/")
-        lines = difflib.unified_diff(old, new, f"a/{path}", f"b/{path}")
-        return "".join(line if line.endswith("\n") else f"{line}\n\\ No newline at end of file\n" for line in lines)
+        """A unified diff from before to after, as git has it and patch -p1 reads it; empty where nothing changed."""
+        changes = list(difflib.unified_diff(lines_of(self.before), lines_of(self.text)))[2:]  # without the names
+        if not changes:
+            return ""
+        path = posixpath.normpath(name).lstrip("/")
+        names = [f"{mark} {quoted(f'{side}/{path}')}\n" for mark, side in (("---", "a"), ("+++", "b"))]
+        ended = (line if line.endswith("\n") else f"{line}\n\\ No newline at end of file\n" for line in changes)
+        return "".join([*names, *ended])
 
     def __str__(self) -> str:
         return self.text
+
+
+def lines_of(text: str) -> list[str]:
+    """The lines of a text, each with its end: \\n, as diffs have it, and nothing else that Unicode ends a line with."""
+    return io.StringIO(text, newline="\n").readlines()
+
+
+def quoted(path: str) -> str:
+    """A file's name in a diff's head, as git writes it: in quotes where bytes in it need that, a tab behind spaces.
+    A space at the end is in quotes too: patch would leave it out."""
+    data = os.fsencode(path)
+    if all(32 <= byte < 127 and byte not in b'"\\' for byte in data) and not path.endswith(" "):
+        return path + "\t" * (" " in path)
+    return (
+        '"' + "".join(ESCAPES.get(byte) or (chr(byte) if 32 <= byte < 127 else f"\\{byte:03o}") for byte in data) + '"'
+    )
 
 
 def lengths_for(tokens: int) -> tuple[int, ...]:

@@ -19,6 +19,7 @@ from dgemma.errors import Error, UsageError, check, new_error
 from dgemma.events import Result
 from dgemma.handle import Handle
 from dgemma.hub import local_model
+from dgemma.messages import is_message
 from dgemma.options import sampling_for, settings_of
 from dgemma.routing import prefer_routed, save_routing
 from dgemma.session import (
@@ -239,13 +240,13 @@ class Model:
         ({"role": ..., "content": ...}): through the file's chat template, or in a file without one the last user
         message's text; ids: themselves. Raises UsageError for an empty prompt or an id outside the vocabulary.
         """
-        if isinstance(prompt, (bytes, bytearray, Mapping)):
+        if isinstance(prompt, (bytes, bytearray, Mapping)) or not hasattr(prompt, "__len__"):
             raise TypeError(f"a prompt is text, a list of messages or a list of ids, not {type(prompt).__name__}")
         if len(prompt) == 0:
             raise UsageError("empty prompt")
         if isinstance(prompt, str):
             return self.tokenizer.prompt(prompt)
-        if isinstance(prompt[0], Mapping):
+        if is_message(prompt[0]):
             return self.tokenizer.chat(cast(Messages, prompt))
         ids: list[int] = id_array(cast(Ids, prompt), self._config.n_vocab, "prompt").tolist()
         return ids

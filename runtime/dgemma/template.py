@@ -9,12 +9,14 @@ from __future__ import annotations
 import atexit
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import threading
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -122,9 +124,26 @@ def render(template: str, names: Mapping[str, Any]) -> str:
     return _renderer.render(template, plain)
 
 
+@lru_cache(256)
+def reads_parts(template: str, role: str) -> bool:
+    """Whether a template writes the texts of content that is a list of parts, in a message of this role: some write
+    the list itself, some fail. Tried out, as there is no other way to tell.
+    """
+    asked = {"role": "user", "content": "?"}
+    around = {"system": ([], [asked]), "assistant": ([asked], [asked])}
+    before, behind = around.get(role, ([], []) if role == "user" else ([asked], []))
+    names = {"tools": None, "documents": None, "add_generation_prompt": True, "enable_thinking": False}
+    tried = [{"type": "text", "text": text} for text in ("first", "second")]
+    try:
+        text = render(template, {"messages": [*before, {"role": role, "content": tried}, *behind], **names})
+    except (UsageError, FormatError):
+        return False
+    return "first" in text and "second" in text and not re.search("['\"]text['\"]", text)
+
+
 def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return dict(value)
-    if isinstance(value, Sequence):
+    if isinstance(value, Sequence) and not isinstance(value, bytes | bytearray | memoryview):
         return list(value)
     raise TypeError(f"not {type(value).__name__}")

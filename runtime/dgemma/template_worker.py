@@ -34,11 +34,54 @@ def write(stream: BinaryIO, message: Any) -> None:
 
 
 def compiled(template: str) -> Any:
-    """A template with what transformers gives to chat templates."""
+    """A template in the environment that transformers gives to chat templates: see its utils/chat_template_utils.py."""
     from datetime import datetime
 
     from jinja2 import TemplateError
+    from jinja2.exceptions import SecurityError
+    from jinja2.ext import Extension
+    from jinja2.nodes import CallBlock
     from jinja2.sandbox import ImmutableSandboxedEnvironment
+    from jinja2.utils import Namespace
+
+    class Generation(Extension):
+        """{% generation %} ... {% endgeneration %}: what training learns from; here the text inside, as a block."""
+
+        tags = {"generation"}  # noqa: RUF012 (as its base has it)
+
+        def parse(self, parser: Any) -> Any:
+            line = next(parser.stream).lineno
+            body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+            return CallBlock(self.call_method("inside"), [], [], body).set_lineno(line)
+
+        def inside(self, caller: Any) -> Any:
+            return caller()
+
+    class NewDict:
+        """dict(...) and dict.fromkeys(...), and nothing else of a class."""
+
+        def __call__(self, *values: Any, **named: Any) -> dict[Any, Any]:
+            return dict(*values, **named)
+
+        def fromkeys(self, *values: Any) -> dict[Any, Any]:
+            return dict.fromkeys(*values)
+
+    class Names(Namespace):
+        """namespace(...) without names that begin with _."""
+
+        def __init__(*values: Any, **named: Any) -> None:
+            attributes = dict(*values[1:], **named)
+            for name in attributes:
+                public(name)
+            Namespace.__init__(values[0], attributes)
+
+        def __setitem__(self, name: str, value: Any) -> None:
+            public(name)
+            super().__setitem__(name, value)
+
+    def public(name: Any) -> None:
+        if isinstance(name, str) and name.startswith("_"):
+            raise SecurityError(f"a namespace holds no {name!r}: its names do not begin with _")
 
     def refuse(message: str) -> None:
         raise TemplateError(message)
@@ -49,11 +92,13 @@ def compiled(template: str) -> Any:
         return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
     environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, "jinja2.ext.loopcontrols"]
     )
     environment.filters["tojson"] = tojson
     environment.globals["raise_exception"] = refuse
-    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+    environment.globals["strftime_now"] = lambda format: datetime.now().strftime(format)
+    environment.globals["dict"] = NewDict()
+    environment.globals["namespace"] = Names
     return environment.from_string(template)
 
 

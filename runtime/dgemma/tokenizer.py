@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from dgemma._native import ffi, lib
 from dgemma.errors import UsageError, check, new_error
 from dgemma.handle import Handle
-from dgemma.template import render
+from dgemma.messages import read, read_tools, text_of
+from dgemma.template import reads_parts, render
 
 
 class Tokenizer:
@@ -138,31 +140,34 @@ class Tokenizer:
     ) -> str:
         """The text of a chat by the file's template; without a template the last user message's text, as it is.
 
-        Raises UsageError for messages that the template refuses or takes too long for, FormatError for a template that
-        is none.
+        Messages and tools may be OpenAI's or the template's own: messages.py reads them. Raises UsageError for what is
+        not understood, and for messages that the template refuses or takes too long for; FormatError for a template
+        that is none.
         """
-        if self.chat_template is None:
-            return _last_user_text(messages)
-        names = {"bos_token": self.bos_id, "eos_token": self.eos_id, "unk_token": self.unk_id, "pad_token": self.pad_id}
+        template = self.chat_template
+        given = read_tools(tools)
+        if template is None:
+            if given or thinking:
+                raise UsageError(
+                    f"{'tools need' if given else 'thinking needs'} a chat template, and this file has none"
+                )
+            return _last_user_text(read(messages))
+        names = {"bos": self.bos_id, "eos": self.eos_id, "unk": self.unk_id, "pad": self.pad_id, "mask": self.mask_id}
         return render(
-            self.chat_template,
+            template,
             {
-                "messages": messages,
-                "tools": tools,
+                "messages": read(messages, template, reads_parts=partial(reads_parts, template)),
+                "tools": given,
+                "documents": None,
                 "add_generation_prompt": True,
                 "enable_thinking": thinking,
-                **{name: "" if i is None else self.decode([i], special=True) for name, i in names.items()},
+                **{f"{name}_token": self.decode([i], special=True) for name, i in names.items() if i is not None},
             },
         )
 
 
 def _last_user_text(messages: Sequence[Mapping[str, Any]]) -> str:
     for message in reversed(messages):
-        if message.get("role") == "user":
-            content = message.get("content")
-            if isinstance(content, str):
-                return content
-            if all(isinstance(part, Mapping) and isinstance(part.get("text"), str) for part in content or [None]):
-                return "".join(part["text"] for part in content)
-            raise UsageError("the last user message has no text")
+        if message["role"] == "user":
+            return text_of(message)
     raise UsageError("no user message among the messages, and this file has no chat template")

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import asdict
 from typing import Any
 
+from dgemma import json_lines
 from dgemma.cli.display import Silent
 from dgemma.cli.frames import Framer
 from dgemma.cli.record import Recorder
@@ -77,4 +77,4 @@ def as_object(model: Model, result: Result, reader: Reader, settings: dict[str, 
     told["tool_calls"] = [{"name": call.name, "arguments": call.arguments} for call in parts.calls]
     told |= {"settings": settings, "model": model.path, "backend": model.backend, "threads": model.threads}
     told |= traffic_facts(model)
-    return json.dumps(told, ensure_ascii=False) + "\n"
+    return json_lines.as_line(told) + "\n"

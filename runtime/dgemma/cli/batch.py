@@ -8,11 +8,13 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import click
 
+from dgemma import json_lines
 from dgemma.batch import FIELDS, Batch
 from dgemma.cli.display import count
 from dgemma.errors import Error, UsageError
@@ -79,13 +81,7 @@ def run(model: Model, batch: Path, output: Path, quiet: bool, **defaults: Any) -
 
 def _lines(path: Path, skip: int = 0) -> Iterator[tuple[int, bytes]]:
     """The requests of a file behind the first `skip`, with their line numbers; empty lines are none."""
-    found = 0
-    with open(path, "rb") as opened:
-        for number, line in enumerate(opened, 1):
-            if line.strip():
-                found += 1
-                if found > skip:
-                    yield number, line.strip()
+    return islice(json_lines.lines(path), skip, None)
 
 
 def _digest(line: bytes) -> str:

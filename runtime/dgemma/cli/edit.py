@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from dgemma.edit import Edited
+from dgemma.edit import Edited, lines_of
 
 COLOURS = {"+": "green", "-": "red", "@": "cyan"}
 
@@ -46,7 +46,7 @@ def passage(text: str, span: str | None, match: str | None, file: str) -> tuple[
 
 def diff(edited: Edited, name: str, colour: bool) -> str:
     """The change, coloured for a terminal."""
-    lines = edited.diff(name).splitlines(keepends=True)
+    lines = lines_of(edited.diff(name))
     if not colour:
         return "".join(lines)
     bold = {0: True, 1: True}  # the two names

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Callable
@@ -12,6 +11,7 @@ from typing import Any
 
 import click
 
+from dgemma import json_lines
 from dgemma.cli import WRONG_USAGE, Command, batch, version_option
 from dgemma.cli.answer import Watch, as_object, reader_for, work
 from dgemma.cli.display import display, figures
@@ -237,7 +237,7 @@ def main(
             with shown:
                 done = task.run(opened, prompt, settings, on_step=watch.step, on_encode=shown.encoded)
             told = {**done.facts(), "settings": used, "model": opened.path, **traffic_facts(opened)}
-            say(json.dumps(told, ensure_ascii=False) + "\n" if as_json else done.output())
+            say(json_lines.as_line(told) + "\n" if as_json else done.output())
             lines = done.figures()
         else:
             assert prompt is not None

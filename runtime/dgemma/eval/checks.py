@@ -30,6 +30,7 @@ Check: TypeAlias = Mapping[str, Any] | Sequence[Mapping[str, Any]]
 
 FENCED = re.compile(r"\s*(`{3,}|~{3,})[^\n]*\n(.*?)\n?\1\s*", re.DOTALL)
 NUMBER = re.compile(r"[-+]?(?:\d[\d,]*)(?:\.\d+)?(?:[eE][-+]?\d+)?|[-+]?\.\d+")
+LINE_END = re.compile(r"\r\n|\n|\r")  # as Markdown has it
 PAIRS = {")": "(", "]": "[", "}": "{"}
 _nothing = object()
 
@@ -69,7 +70,7 @@ def python_compiles(answer: str) -> bool:
 def markdown_balanced(answer: str) -> bool:
     prose: list[str] = []
     fence = ""
-    for line in answer.splitlines():
+    for line in LINE_END.split(answer):
         mark = re.match(r" {0,3}(`{3,}|~{3,})(.*)", line)
         if fence:
             if mark and mark[1].startswith(fence) and not mark[2].strip():
@@ -105,7 +106,7 @@ def marks_closed(text: str) -> bool:
     if "`" in text or len(re.findall(r"\*\*", text)) % 2:
         return False
     still_open: list[str] = []
-    for line in text.splitlines():
+    for line in LINE_END.split(text):
         line = re.sub(r"^\s*\(?\w{1,3}\)\s", "", line)  # "a) " begins a list
         for mark in line:
             if mark in PAIRS.values():

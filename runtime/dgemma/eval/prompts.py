@@ -11,6 +11,7 @@ from importlib.resources import files
 from typing import TypeAlias
 
 from dgemma.errors import UsageError
+from dgemma.messages import read, text_of
 from dgemma.model import Model
 from dgemma.session import Messages
 
@@ -80,7 +81,7 @@ def choose(model: Model) -> tuple[str, Sequence[Given]]:
 
 def contents(prompt: Given) -> list[str]:
     """The texts of a prompt. A message that calls a tool has none."""
-    return [prompt] if isinstance(prompt, str) else [text for m in prompt if (text := m.get("content"))]
+    return [prompt] if isinstance(prompt, str) else [text for message in read(prompt) if (text := text_of(message))]
 
 
 def reads(model: Model, texts: Iterable[str]) -> bool:

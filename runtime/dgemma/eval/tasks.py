@@ -14,14 +14,16 @@ Tasks of one `level` are counted together. checks.py has the checks.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dgemma.errors import SystemFailure, UsageError
+from dgemma import json_lines, messages
+from dgemma.errors import UsageError
 from dgemma.eval import written
 from dgemma.eval.checks import Check, refuse
 from dgemma.eval.prompts import contents, data, puzzles, reads
@@ -62,39 +64,33 @@ class Task:
 
 def load(path: str | os.PathLike[str]) -> list[Task]:
     """The tasks of a file. Raises UsageError that names file and line for what is no task, or an id used twice."""
-    name = os.fspath(path)
-    try:
-        text = Path(name).read_text(encoding="utf-8")
-    except OSError as problem:
-        raise SystemFailure(f"{name}: {(problem.strerror or str(problem)).lower()}") from None
-    except UnicodeDecodeError:
-        raise UsageError(f"{name}: not UTF-8 text") from None
-    return parse(name, Path(name).stem, text)
+    name = os.fsdecode(path)
+    return _parsed(name, Path(name).stem, json_lines.lines(name))
 
 
 def parse(where: str, name: str, text: str) -> list[Task]:
     """The tasks of a text, which is found at `where`; all are of `name`."""
+    return _parsed(where, name, json_lines.split(io.BytesIO(text.encode()), where))
+
+
+def _parsed(where: str, name: str, lines: Iterable[tuple[int, bytes]]) -> list[Task]:
     found: dict[str, Task] = {}
-    for number, line in enumerate(text.splitlines(), 1):
-        if line.strip():
-            try:
-                task = read(name, line)
-                if task.id in found:
-                    raise UsageError(f"id {task.id!r} was used before")
-            except UsageError as problem:
-                raise UsageError(f"{where}, line {number}: {problem}") from None
-            found[task.id] = task
+    for number, line in lines:
+        try:
+            task = read(name, line)
+            if task.id in found:
+                raise UsageError(f"id {task.id!r} was used before")
+        except UsageError as problem:
+            raise UsageError(f"{where}, line {number}: {problem}") from None
+        found[task.id] = task
     if not found:
         raise UsageError(f"{where}: no tasks in it")
     return list(found.values())
 
 
-def read(name: str, line: str) -> Task:
+def read(name: str, line: str | bytes) -> Task:
     """One line. Raises UsageError."""
-    try:
-        given = json.loads(line)
-    except ValueError as problem:
-        raise UsageError(f"no JSON: {problem}") from None
+    given = json_lines.value(line)
     if not isinstance(given, dict):
         raise UsageError("not a JSON object")
     if strange := sorted(given.keys() - FIELDS):
@@ -113,13 +109,14 @@ def read(name: str, line: str) -> Task:
     if "prompt" in given:
         if not isinstance(prompt, str) or not prompt:
             raise UsageError("prompt must be text")
-    elif asked and (
-        not isinstance(prompt, list) or not prompt or not all(isinstance(m, dict) and "role" in m for m in prompt)
-    ):
-        raise UsageError('messages must be a list of {"role": ..., "content": ...}')
+    elif asked:
+        if not isinstance(prompt, list) or not all(isinstance(message, dict) for message in prompt):
+            raise UsageError('messages must be a list of {"role": ..., "content": ...}')
+        messages.read(prompt)  # refuses what a prompt would leave out
     for field, kind in (("thinking", bool), ("tools", list), ("max_tokens", int)):
         if field in given and type(given[field]) is not kind:
             raise UsageError(f"{field} must be of type {kind.__name__}, not {given[field]!r}")
+    messages.read_tools(given.get("tools"))
     refuse(given["check"])
     return Task(
         name,

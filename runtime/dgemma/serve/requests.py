@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
+from dgemma.messages import MessageError
 from dgemma.model import Model
 from dgemma.options import efforts, options
 from dgemma.serve.errors import Refusal, wrong
@@ -22,38 +22,6 @@ MOST_ANSWERS, MOST_PROMPTS, MOST_STOPS = 128, 128, 16
 
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
-
-
-class Part(_Strict):
-    type: Literal["text"]
-    text: str
-
-
-class Function(_Strict):
-    name: str
-    arguments: str
-
-
-class Call(_Strict):
-    id: str
-    type: Literal["function"] = "function"
-    function: Function
-    index: int | None = None  # as stream chunks have it
-
-
-class Message(_Strict):
-    role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | list[Part] | None = None
-    name: str | None = None
-    tool_calls: list[Call] | None = None
-    tool_call_id: str | None = None
-    # Of answers given back as they came:
-    reasoning_content: str | None = None
-    refusal: None = None
-    audio: None = None
-    function_call: None = None
-    annotations: list[Any] | None = Field(None, max_length=0)
-    diffusion: dict[str, Any] | None = None
 
 
 class FunctionSchema(_Strict):
@@ -116,7 +84,7 @@ class _Answers(Common):
 
 
 class ChatRequest(_Answers):
-    messages: list[Message] = Field(min_length=1)
+    messages: list[dict[str, Any]] = Field(min_length=1)
     max_completion_tokens: _Tokens = None
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] = "none"
     tools: list[Tool] | None = None
@@ -292,44 +260,14 @@ def _chat_prompt(model: Model, request: ChatRequest) -> list[int]:
     if model.tokenizer.chat_template is None and (thinking or tools):
         name = "tools" if tools else "reasoning_effort"
         raise wrong(f"{name} needs a chat template, and this model has none", name)
-    messages = [_plain(message, request.messages[:at], at) for at, message in enumerate(request.messages)]
+    for at, message in enumerate(request.messages):
+        if message.get("role") == "tool" and message.get("tool_call_id") is None:
+            raise wrong(f"messages[{at}]: a tool's response needs a tool_call_id", f"messages.{at}.tool_call_id")
     given = [tool.model_dump(exclude_none=True) for tool in tools] or None
-    ids = model.tokenizer.chat(messages, given, thinking)
+    try:
+        ids = model.tokenizer.chat(request.messages, given, thinking)
+    except MessageError as refused:
+        raise wrong(str(refused), refused.place, "invalid_value") from None
     if not ids:
         raise wrong("empty prompt", "messages")
     return ids
-
-
-def _plain(message: Message, before: list[Message], at: int) -> dict[str, Any]:
-    """A message as chat templates know it: text, calls with their arguments as objects, responses with a name."""
-    content = message.content
-    text = content if isinstance(content, str) else "".join(part.text for part in content or ())
-    plain: dict[str, Any] = {"role": "system" if message.role == "developer" else message.role, "content": text}
-    if message.name is not None:
-        plain["name"] = message.name
-    if message.tool_calls:
-        if message.role != "assistant":
-            raise wrong(f"messages.{at}: only an assistant calls tools", f"messages.{at}.tool_calls")
-        plain["tool_calls"] = [
-            {"id": c.id, "type": "function", "function": {"name": c.function.name, "arguments": _arguments(c, at)}}
-            for c in message.tool_calls
-        ]
-    if message.role == "tool":
-        if message.tool_call_id is None:
-            raise wrong(f"messages.{at}: a tool's response needs a tool_call_id", f"messages.{at}.tool_call_id")
-        plain["tool_call_id"] = message.tool_call_id
-        names = {call.id: call.function.name for earlier in before for call in earlier.tool_calls or ()}
-        if message.tool_call_id not in names:
-            raise wrong(f"messages.{at}: no call before has this tool_call_id", f"messages.{at}.tool_call_id")
-        plain.setdefault("name", names[message.tool_call_id])
-    return plain
-
-
-def _arguments(call: Call, at: int) -> dict[str, Any]:
-    try:
-        arguments = json.loads(call.function.arguments or "{}")
-    except (ValueError, RecursionError):
-        arguments = None
-    if not isinstance(arguments, dict):
-        raise wrong(f"messages.{at}: the arguments of a call are no JSON object", f"messages.{at}.tool_calls")
-    return arguments

@@ -1,0 +1,372 @@
+"""Messages of any origin: what is said in them reaches the prompt, whoever asks; what cannot is refused by name."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import BaseModel
+
+import dgemma
+from dgemma.batch import Batch
+from dgemma.conversation import Conversation
+from dgemma.convert.calibrate import read_prompts
+from dgemma.eval import tasks
+from dgemma.messages import MessageError, read, read_tools
+from dgemma.serve.errors import Refusal
+from dgemma.serve.requests import read_request
+
+Messages = list[dict[str, Any]]
+
+ARGUMENTS = {"city": "Paris", "days": [1, 2.5], "deep": {"a": True, "b": None}}
+CALL = {"type": "function", "function": {"name": "get_fig", "arguments": ARGUMENTS}}
+SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
+FUNCTION = {"name": "get_fig", "description": "Figs.", "parameters": SCHEMA}
+TOOLS = [{"type": "function", "function": FUNCTION}]
+
+# A history as OpenAI's clients keep it, and the same in the form of the templates.
+OPENAI: Messages = [
+    {"role": "developer", "content": [{"type": "text", "text": "Be brief."}]},
+    {"role": "user", "content": "Figs?", "name": None},
+    {
+        "role": "assistant",
+        "content": None,
+        "refusal": None,
+        "annotations": [],
+        "audio": None,
+        "function_call": None,
+        "tool_calls": [
+            {
+                "id": "call_1",
+                "type": "function",
+                "index": 0,
+                "function": {"name": "get_fig", "arguments": json.dumps(ARGUMENTS)},
+            }
+        ],
+    },
+    {"role": "tool", "tool_call_id": "call_1", "content": [{"type": "text", "text": "18"}]},
+    {"role": "assistant", "content": None, "refusal": "I cannot."},
+    {"role": "user", "content": [{"type": "text", "text": "Why?"}]},
+]
+PLAIN: Messages = [
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": "Figs?"},
+    {"role": "assistant", "content": "", "tool_calls": [{"id": "call_1", **CALL}]},
+    {"role": "tool", "tool_call_id": "call_1", "name": "get_fig", "content": "18"},
+    {"role": "assistant", "content": "I cannot."},
+    {"role": "user", "content": "Why?"},
+]
+
+
+@dataclass
+class Record:
+    role: str
+    content: Any
+
+
+class Said(BaseModel):
+    """As the objects of OpenAI's client."""
+
+    role: str
+    content: str | None = None
+    refusal: str | None = None
+    tool_calls: list[dict[str, Any]] | None = None
+
+
+# ---- every door ----
+
+
+def by_tokenizer(model: dgemma.Model, messages: Any, folder: Path) -> list[int]:
+    return model.tokenizer.chat(messages)
+
+
+def by_prompt(model: dgemma.Model, messages: Any, folder: Path) -> list[int]:
+    return model.prompt_ids(messages)
+
+
+def by_conversation(model: dgemma.Model, messages: Any, folder: Path) -> list[int]:
+    with Conversation(model, messages) as chat:
+        return chat.prompt()
+
+
+def by_batch(model: dgemma.Model, messages: Any, folder: Path) -> list[int]:
+    with Batch(model, max_tokens=1) as batch:
+        answer = batch.answer(json.dumps({"messages": messages}))
+        if "error" in answer:
+            raise dgemma.UsageError(answer["error"]["message"])
+        assert batch._session is not None
+        return batch._session.ids[: answer["prompt_tokens"]]
+
+
+def by_server(model: dgemma.Model, messages: Any, folder: Path) -> list[int]:
+    try:
+        return read_request("chat", {"model": "m", "messages": messages}, model, "m", 2048).prompts[0]  # type: ignore[union-attr]
+    except Refusal as refusal:
+        assert refusal.status == 400 and (refusal.param or "").startswith("messages.")
+        raise dgemma.UsageError(refusal.message) from None
+
+
+def by_task(model: dgemma.Model, messages: Any, folder: Path) -> list[int]:
+    line = {"id": 1, "messages": messages, "check": {"kind": "json"}}
+    (folder / "t.jsonl").write_text(json.dumps(line))
+    return tasks.load(folder / "t.jsonl")[0].ids(model)
+
+
+def by_calibration(model: dgemma.Model, messages: Any, folder: Path) -> list[int]:
+    (folder / "c.jsonl").write_text(json.dumps({"messages": messages}))
+    return model.prompt_ids(read_prompts(folder / "c.jsonl")[0])
+
+
+DOORS = [by_tokenizer, by_prompt, by_conversation, by_batch, by_server, by_task, by_calibration]
+Door = Callable[[dgemma.Model, Any, Path], list[int]]
+doors = pytest.mark.parametrize("door", DOORS, ids=lambda door: door.__name__)
+
+
+@doors
+def test_a_history_of_openais_is_the_same_prompt_everywhere(door: Door, tidy: dgemma.Model, tmp_path: Path) -> None:
+    wanted = tidy.tokenizer.render(PLAIN)
+    assert 'call:get_fig{city:<|"|>Paris<|"|>,days:[1,2.5],deep:{a:true,b:null}}<tool_call|>' in wanted
+    assert "I cannot." in wanted and 'response:get_fig{value:<|"|>18<|"|>}' in wanted
+    assert door(tidy, OPENAI, tmp_path) == tidy.tokenizer.encode(wanted)
+
+
+def user(**message: Any) -> Messages:
+    return [{"role": "user", "content": "Hi"}, {"role": "user", **message}]
+
+
+def part(**part: Any) -> Messages:
+    return user(content=[{"type": "text", "text": "What is this?"}, part])
+
+
+def call(**call: Any) -> Messages:
+    return [{"role": "user", "content": "Hi"}, {"role": "assistant", "tool_calls": [call]}]
+
+
+def arguments(value: Any) -> Messages:
+    return call(type="function", function={"name": "f", "arguments": value})
+
+
+REFUSED: dict[str, tuple[Messages, str]] = {
+    "image_url": (
+        part(type="image_url", image_url={"url": "data:"}),
+        "part 1 of the user message is of type image_url;",
+    ),
+    "image": (part(type="image"), "type image"),
+    "input_audio": (part(type="input_audio", input_audio={}), "type input_audio"),
+    "file": (part(type="file", file={}), "type file"),
+    "video": (part(type="video"), "type video"),
+    "a part without text": (part(type="text"), "part 1 of the user message has no text"),
+    "a part with more": (part(type="text", text="x", image="y"), "unknown field 'image'"),
+    "a part that is text": (user(content=["x"]), "must be {type, text}, not str"),
+    "a part that is null": (user(content=[None]), "must be {type, text}, not nothing"),
+    "no content": (user(), "the user message has no content"),
+    "null content": (user(content=None), "the user message has no content"),
+    "no parts": (user(content=[]), "the user message has no content"),
+    "content that is a number": (user(content=3), "must be text or a list of parts, not int"),
+    "content that is an object": (user(content={"text": "x"}), "must be text or a list of parts, not dict"),
+    "an assistant that says nothing": ([{"role": "assistant"}], "the assistant message has no content"),
+    "a tool that says nothing": ([{"role": "tool", "tool_call_id": "1"}], "the tool message has no content"),
+    "no role": ([{"content": "x"}], "it has no role"),
+    "a role that is none": ([{"role": "usr", "content": "x"}], "unknown role usr"),
+    "a role that is a list": ([{"role": ["user"], "content": "x"}], "unknown role"),
+    "function": ([{"role": "function", "name": "f", "content": "x"}], "unknown role function"),
+    "an unknown field": (user(content="x", images=["a"]), "unknown field 'images'"),
+    "audio": (user(content="x", audio={"id": "1"}), "unknown field 'audio'"),
+    "function_call": (user(content="x", function_call={"name": "f"}), "unknown field 'function_call'"),
+    "a name that is a number": (user(content="x", name=3), "name must be text, not int"),
+    "arguments that are no JSON": (arguments("{city"), "the arguments of call 0 are no JSON object"),
+    "arguments that are a list": (arguments("[1]"), "the arguments of call 0 are no JSON object"),
+    "arguments that are NaN": (arguments('{"a": NaN}'), "it has NaN"),
+    "arguments twice": (arguments('{"a": 1, "a": 2}'), "the key 'a' twice"),
+    "a call of no function": (call(type="function", function={}), "call 0 names no function"),
+    "a custom tool": (call(type="custom", custom={"name": "f", "input": ""}), "call 0 is of type custom"),
+    "calls that are no list": ([{"role": "assistant", "tool_calls": {"a": 1}}], "must be a list, not dict"),
+    "a user that calls": (user(content="x", tool_calls=[CALL]), "only an assistant calls tools"),
+    "a response to no call": (
+        [{"role": "user", "content": "x"}, {"role": "tool", "tool_call_id": "7", "content": "y"}],
+        "no call before has this tool_call_id",
+    ),
+}  # fmt: skip
+
+
+@doors
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_would_be_left_out_is_refused_by_message_and_name(
+    name: str, door: Door, tidy: dgemma.Model, tmp_path: Path
+) -> None:
+    messages, problem = REFUSED[name]
+    last = len(messages) - 1
+    with pytest.raises(dgemma.Error, match=rf"messages\[{last}\]: .*{re.escape(problem)}") as caught:
+        door(tidy, copy.deepcopy(messages), tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_is_no_text_is_refused_in_words(tidy: dgemma.Model) -> None:
+    for content in (b"Hi", bytearray(b"Hi"), object(), {"a"}):
+        with pytest.raises(dgemma.UsageError, match=rf"messages\[0\].*not {type(content).__name__}"):
+            tidy.generate([{"role": "user", "content": content}])
+    for arguments in ({"a": b"x"}, {"a": object()}):
+        messages = [
+            *user(content="x"),
+            {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": arguments}}]},
+        ]
+        with pytest.raises(dgemma.UsageError, match="text, numbers, lists and dicts"):
+            tidy.generate(messages)  # type: ignore[arg-type]
+    for messages in ("Hi", {"role": "user", "content": "Hi"}, 3, None, b"Hi"):  # type: ignore[assignment]
+        with pytest.raises(dgemma.UsageError, match="messages must be a list"):
+            tidy.tokenizer.chat(messages)  # type: ignore[arg-type]
+    deep: Any = []
+    for _ in range(100_000):
+        deep = [deep]
+    with pytest.raises(dgemma.UsageError, match="nested too deeply"):
+        tidy.tokenizer.chat([{"role": "user", "content": deep}])
+
+
+def test_objects_of_clients_are_messages(tidy: dgemma.Model) -> None:
+    given = [Record("user", "Figs?"), Said(role="assistant", tool_calls=[{"id": "1", **CALL}])]
+    plain = [{"role": "user", "content": "Figs?"}, {"role": "assistant", "tool_calls": [CALL]}]
+    response: dict[str, Any] = {"role": "tool", "content": "18"}
+    wanted = tidy.tokenizer.chat([*plain, {**response, "name": "get_fig"}])
+    assert tidy.prompt_ids([*given, {**response, "tool_call_id": "1"}]) == wanted  # type: ignore[list-item]
+    with Conversation(tidy, [*given, {**response, "tool_call_id": "1"}]) as chat:  # type: ignore[list-item]
+        assert chat.prompt() == wanted
+
+
+def test_what_clients_add_and_leave_empty_is_no_matter(tidy: dgemma.Model) -> None:
+    empty = {"audio": None, "annotations": [], "function_call": None, "refusal": None, "anything": {}, "tool_calls": []}
+    given = [{"role": "user", "content": "Hi", **empty}]
+    assert tidy.tokenizer.chat(given) == tidy.tokenizer.chat([{"role": "user", "content": "Hi"}])
+
+
+def test_a_field_that_the_template_speaks_of_is_given_to_it() -> None:
+    given = [{"role": "user", "content": "x", "mood": "good"}]
+    assert read(given, "{{ messages[0].mood }}") == given
+    with pytest.raises(MessageError, match="unknown field 'mood'"):
+        read(given, "{{ messages[0].moods }}")
+
+
+def test_parts_are_joined_where_a_template_reads_text_alone(chatting: str, tidy: dgemma.Model) -> None:
+    given = [{"role": "user", "content": [{"type": "text", "text": "the "}, {"type": "text", "text": "sky"}]}]
+    plain = [{"role": "user", "content": "the sky"}]
+    for tokenizer in (dgemma.Tokenizer.from_gguf(chatting), tidy.tokenizer):
+        assert tokenizer.render(given) == tokenizer.render(plain)
+
+
+# ---- tools ----
+
+
+def test_functions_by_themselves_are_tools(tidy: dgemma.Model) -> None:
+    asked = [{"role": "user", "content": "Figs?"}]
+    wanted = tidy.tokenizer.render(asked, TOOLS)
+    assert "declaration:get_fig" in wanted
+    bare = [{**FUNCTION, "strict": False}]
+    assert tidy.tokenizer.render(asked, bare) == tidy.tokenizer.render(asked, ({"function": FUNCTION},)) == wanted
+    assert read_tools([{"type": "function", **FUNCTION}]) == TOOLS  # as the Responses API has it
+
+
+@pytest.mark.parametrize(
+    ("tool", "problem"),
+    [
+        ("get_fig", r"tools\[1\]: expected {type, function}, found str"),
+        ({}, r"tools\[1\]: it names no function"),
+        ({"type": "function"}, r"tools\[1\]: it names no function"),
+        ({"type": "function", "function": {"name": ""}}, r"tools\[1\]: it names no function"),
+        ({"type": "web_search"}, r"tools\[1\]: it is of type web_search"),
+        ({"name": "f", "parameters": "x"}, r"tools\[1\]: parameters must be a JSON schema, not str"),
+        ({"name": "f", "description": 3}, r"tools\[1\]: description must be text, not int"),
+        ({"name": "f", "strict": True}, r"tools\[1\]: strict is true"),
+    ],
+)
+def test_what_is_no_tool_is_refused_by_name(tool: Any, problem: str, tidy: dgemma.Model) -> None:
+    asked = [{"role": "user", "content": "Figs?"}]
+    with pytest.raises(dgemma.UsageError, match=problem):
+        tidy.tokenizer.chat(asked, [TOOLS[0], tool])
+    with Conversation(tidy, asked, tools=[TOOLS[0], tool]) as chat, pytest.raises(dgemma.UsageError, match=problem):
+        chat.prompt()
+    for no_list in ("get_fig", TOOLS[0], 3):
+        with pytest.raises(dgemma.UsageError, match="tools must be a list"):
+            tidy.tokenizer.chat(asked, no_list)  # type: ignore[arg-type]
+
+
+def test_what_only_a_template_can_say_needs_one(bundled: dgemma.Model) -> None:
+    for more in ({"tools": TOOLS}, {"thinking": True}):
+        with pytest.raises(dgemma.UsageError, match=r"needs? a chat template"):
+            bundled.tokenizer.chat([{"role": "user", "content": "1"}], **more)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["system", "tools", "thinking", "raw", "fill"])
+def test_calibration_leaves_nothing_out_of_a_prompt(name: str, tmp_path: Path) -> None:
+    (tmp_path / "c.jsonl").write_text('{"prompt": "x"}\n' + json.dumps({"prompt": "x", name: [1]}))
+    with pytest.raises(dgemma.FormatError, match=rf"c\.jsonl, line 2: {name} cannot be part of a prompt"):
+        read_prompts(tmp_path / "c.jsonl")
+
+
+def test_a_line_of_a_batch_has_one_system_message(tidy: dgemma.Model) -> None:
+    messages = [{"role": "developer", "content": "a"}, {"role": "user", "content": "Sort:\nsea fig"}]
+    with Batch(tidy) as batch:
+        answer = batch.answer(json.dumps({"messages": messages, "system": "b"}))
+        assert "one system message" in answer["error"]["message"]
+    with Batch(tidy, system="b") as batch:  # a line's own wins over the flag
+        answer = batch.answer(json.dumps({"messages": messages}))
+        assert answer["prompt_tokens"] == len(tidy.tokenizer.chat(messages))
+
+
+# ---- whatever comes ----
+
+values = st.recursive(
+    st.none() | st.booleans() | st.integers(-3, 3) | st.text(max_size=4) | st.binary(max_size=2),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+    max_leaves=6,
+)
+FIELDS = ["role", "content", "name", "tool_calls", "tool_call_id", "tool_responses", "thinking", "refusal", "x"]
+message = st.dictionaries(st.sampled_from(FIELDS), values | st.sampled_from(["user", "assistant", "tool", [CALL]]))
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(message | values, max_size=3))
+def test_any_messages_are_read_or_refused(messages: Any) -> None:
+    try:
+        made = read(messages)
+    except dgemma.UsageError:
+        return
+    assert len(made) == len(messages) > 0
+    for each, given_ in zip(made, messages, strict=True):
+        assert each["role"] in ("system", "user", "assistant", "tool") and isinstance(each["content"], str)
+        if isinstance(given_.get("content"), str):
+            assert given_["content"] in each["content"]
+    assert read(made) == made  # what was read is read as itself
+
+
+# ---- as transformers ----
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize("parts", [1, 2])
+@pytest.mark.parametrize("which", ["tidy", "gemma"])
+def test_a_history_with_tools_is_the_prompt_of_transformers(which: str, parts: int, tidy: dgemma.Model) -> None:
+    utils = pytest.importorskip("transformers.utils.chat_template_utils")
+    file = Path(os.environ.get("DGEMMA_TEST_DATA", "none")) / "gemma-4-vocab.gguf"
+    if which == "gemma" and not file.exists():
+        pytest.skip("DGEMMA_TEST_DATA names no folder with gemma-4-vocab.gguf")
+    ours = tidy.tokenizer if which == "tidy" else dgemma.Tokenizer.from_gguf(file)
+    texts = [{"type": "text", "text": text} for text in (" Why? ", " How? ")[:parts]]
+    history = [*OPENAI[:-1], {"role": "user", "content": texts}]
+    theirs = [*PLAIN[:-1], {"role": "user", "content": texts}]  # its users write arguments as dicts themselves
+    wanted, _ = utils.render_jinja_template(
+        conversations=[theirs],
+        tools=TOOLS,
+        chat_template=ours.chat_template,
+        add_generation_prompt=True,
+        bos_token="<bos>",
+        enable_thinking=False,
+    )
+    assert ours.render(history, TOOLS) == wanted[0]
