@@ -16,6 +16,8 @@ from dgemma.convert.tokenizer import read_vocabulary
 from dgemma.errors import FormatError, SystemFailure
 from dgemma.file import File
 from dgemma.model import Model
+from dgemma.template import render
+from dgemma.tokenizer import Tokenizer
 
 
 class Source(ABC):
@@ -64,12 +66,10 @@ class Folder(Source):
 
     def pairs(self, needed: Sequence[Wanted], file_type: int) -> list[Pair]:
         vocabulary = read_vocabulary(self.path, self.config.values["n_vocab"], self.config.special_ids)
-<<<<<<< HEAD
         self.notes = vocabulary.notes
-=======
-        if vocabulary.chat_template is not None:
-            try_out(vocabulary.chat_template, self.path)
->>>>>>> prompts
+        if (template := vocabulary.chat_template) is not None:
+            names = {f"{name}_token": vocabulary.tokens[i] for name, i in vocabulary.ids.items()}
+            self.notes += try_out(self.path, lambda given: render(template, {**names, **given}))
         return metadata(self.config, vocabulary, needed, file_type)
 
     def read(self, tensor: SourceTensor, start: int, count: int) -> Any:
@@ -83,9 +83,10 @@ class Gguf(Source):
     """A GGUF file, or the first part of a split one. The runtime checks it as if to run it."""
 
     def __init__(self, path: Path) -> None:
-        self.path, self.notes = path, []
+        self.path = path
         with Model(path, backend="cpu", threads=1) as model:
             values = {name: list(v) if isinstance(v, tuple) else v for name, v in model.config}
+            self.notes = _notes(path, model.tokenizer)
         end_ids = values.pop("end_ids")
         self._file = File(path)
         self.config = Config(values, 0.0, end_ids, {}, str(self._file.get("general.name") or path.stem))
@@ -114,6 +115,16 @@ class Gguf(Source):
     def close(self) -> None:
         self._data = {}
         self._file.close()
+
+
+def _notes(path: Path, tokenizer: Tokenizer) -> list[str]:
+    """Of a file's template. One that is none stays what it is: the file runs without it."""
+    if tokenizer.chat_template is None:
+        return []
+    try:
+        return try_out(path, lambda given: tokenizer.render(given["messages"], given["tools"]))
+    except FormatError as problem:
+        return [str(problem)]
 
 
 def open_source(path: Path) -> Source:

@@ -106,7 +106,7 @@ def _begin(folder: Path, vocabulary: Vocabulary, add_bos: Any) -> None:
         does = "puts <bos> before texts" if vocabulary.add_bos else "puts no <bos> before texts"
         says = f"add_bos_token of tokenizer_config.json is {str(add_bos).lower()}"
         vocabulary.notes.append(
-            f"the post_processor of tokenizer.json {does}, though {says}: as transformers, the first"
+            f"the post_processor of tokenizer.json {does}, though {says}: the first counts, as in transformers"
         )
 
 

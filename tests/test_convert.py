@@ -451,6 +451,55 @@ def test_ids_without_a_token_are_filled_and_no_bos_is_believed(checkpoint: Path,
     assert fields["tokenizer.ggml.add_bos_token"].contents() is False
 
 
+TURN = "{{ bos_token }}{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+TEMPLATES = {
+    TURN: [],
+    "{% generation %}" + TURN + "{% endgeneration %}": [],
+    "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}" + TURN: [
+        "with a system message: the chat template refuses these messages: no system"
+    ],
+    "{% for m in messages if m.role != 'system' %}{{ m.content }}{% endfor %}": [
+        "with a system message: the chat template leaves out 'Answer in one word.'"
+    ],
+    TURN + "{% if tools %}{{ tools[0].parameters.x }}{% endif %}": [
+        "with tools: the chat template refuses these messages: 'dict object' has no attribute 'parameters'"
+    ],
+    "Hi": ["with a user's message: the chat template leaves out 'Why is the sky blue?'"],
+    "{{ strftime(messages) }}": [
+        "with a user's message: the chat template refuses these messages: 'strftime' is undefined"
+    ],
+}
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_a_chat_template_is_tried_when_converting_and_what_it_does_not_know_is_noted(
+    template: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_checkpoint(tmp_path / "in", layers=1, chat_template=template)
+    expected = [f"note: {note}" for note in TEMPLATES[template]]
+    _, out, _ = run(capsys, tmp_path / "in", "--dry-run")
+    assert [line for line in out.split("\n") if "note: " in line] == expected
+    for source, out_name in (("in", "one.gguf"), ("one.gguf", "two.gguf")):
+        status, _, err = run(capsys, tmp_path / source, "-o", tmp_path / out_name)
+        assert status == 0 and [line for line in err.split("\n") if "note" in line] == [
+            f"dg-convert: {note}" for note in expected
+        ]
+
+
+def test_what_is_no_template_is_refused_in_a_checkpoint_and_noted_in_a_gguf_file(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    convert(checkpoint, tmp_path / "in.gguf", "q8_0")
+    broken = TEMPLATE.replace("endfor", "endfir")
+    (checkpoint / "chat_template.jinja").write_text(broken)
+    err = refused(capsys, 1, checkpoint, "-o", tmp_path / "out.gguf")
+    assert f"{checkpoint}: the file's chat template is no Jinja template: " in err and "endfir" in err, err
+    data = (tmp_path / "in.gguf").read_bytes()
+    (tmp_path / "in.gguf").write_bytes(data.replace(TEMPLATE.encode(), broken.encode()))
+    status, _, err = run(capsys, tmp_path / "in.gguf", "-o", tmp_path / "out.gguf")
+    assert status == 0 and "dg-convert: note: " in err and "endfir" in err, err
+
+
 @pytest.mark.parametrize("place", ["string", "list", "chat_template.json", "processor_config.json", "nowhere"])
 def test_a_chat_template_is_found_wherever_checkpoints_keep_it(place: str, tmp_path: Path) -> None:
     folder = tmp_path / "in"
