@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from dgemma.convert.chat_template import try_out
@@ -13,9 +14,11 @@ from dgemma.convert.metadata import Pair, carried, metadata
 from dgemma.convert.names import Origins, Wanted, match
 from dgemma.convert.safetensors import Checkpoint, SourceTensor
 from dgemma.convert.tokenizer import read_vocabulary
+from dgemma.convert.writer import header
 from dgemma.errors import FormatError, SystemFailure
 from dgemma.file import File
 from dgemma.model import Model
+from dgemma.regular import read_regular
 from dgemma.template import render
 from dgemma.tokenizer import Tokenizer
 
@@ -34,6 +37,10 @@ class Source(ABC):
     @abstractmethod
     def pairs(self, needed: Sequence[Wanted], file_type: int) -> list[Pair]:
         """The metadata of a file made of this source."""
+
+    @abstractmethod
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer of a file made of this source."""
 
     @abstractmethod
     def read(self, tensor: SourceTensor, start: int, count: int) -> Any:
@@ -72,6 +79,12 @@ class Folder(Source):
             self.notes += try_out(self.path, lambda given: render(template, {**names, **given}))
         return metadata(self.config, vocabulary, needed, file_type)
 
+    def tokenizer(self) -> Tokenizer:
+        with TemporaryDirectory(prefix="dgemma-") as room:
+            file = Path(room) / f"{self.path.name}.gguf"
+            file.write_bytes(header(self.pairs([], 0), []))
+            return Tokenizer.from_gguf(file)
+
     def read(self, tensor: SourceTensor, start: int, count: int) -> Any:
         return self._checkpoint.read(tensor, start, count)
 
@@ -107,6 +120,9 @@ class Gguf(Source):
     def pairs(self, needed: Sequence[Wanted], file_type: int) -> list[Pair]:
         return carried(self._file, file_type)
 
+    def tokenizer(self) -> Tokenizer:
+        return Tokenizer.from_gguf(self.path)
+
     def read(self, tensor: SourceTensor, start: int, count: int) -> Any:
         copy = bytearray(memoryview(self._data[tensor.name])[start : start + count])
         self._file.check()
@@ -132,7 +148,6 @@ def open_source(path: Path) -> Source:
         return Folder(path)
     if not path.exists():
         raise SystemFailure(f"{path}: no such folder or file")
-    with path.open("rb") as file:
-        if file.read(4) != b"GGUF":
-            raise FormatError(f"{path}: expected the folder of a Hugging Face checkpoint or a GGUF file, found neither")
+    if read_regular(path, 4) != b"GGUF":
+        raise FormatError(f"{path}: expected the folder of a Hugging Face checkpoint or a GGUF file, found neither")
     return Gguf(path)

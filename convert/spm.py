@@ -10,6 +10,7 @@ from typing import Any
 from dgemma.convert.steps import SPACE
 from dgemma.convert.tokenizer import BYTE, CONTROL, NORMAL, SPECIAL, USER_DEFINED, VISIBLE, Vocabulary, fill
 from dgemma.errors import Error, FormatError
+from dgemma.regular import read_regular
 
 
 def from_sentencepiece(file: Path, n_vocab: int) -> Vocabulary:
@@ -17,8 +18,9 @@ def from_sentencepiece(file: Path, n_vocab: int) -> Vocabulary:
         from sentencepiece import SentencePieceProcessor
     except ImportError:
         raise Error(f"{file}: reading it needs the package sentencepiece: pip install 'dgemma[spm]'") from None
+    data = read_regular(file)
     try:
-        pieces: Any = SentencePieceProcessor(model_proto=file.read_bytes())
+        pieces: Any = SentencePieceProcessor(model_proto=data)
     except RuntimeError as problem:
         raise FormatError(f"{file}: not a SentencePiece model ({' '.join(str(problem).split())})") from None
     n = pieces.get_piece_size()

@@ -13,6 +13,7 @@ from dgemma.convert.chat_template import with_tokens
 from dgemma.convert.safetensors import read_json
 from dgemma.convert.steps import Tokenizer
 from dgemma.errors import FormatError
+from dgemma.regular import read_regular
 
 NORMAL, CONTROL, USER_DEFINED, BYTE = 1, 3, 4, 6
 SCORE = -1000.0
@@ -189,7 +190,7 @@ def _chat_template(folder: Path, settings: dict[str, Any]) -> str | None:
     file = folder / "chat_template.jinja"
     if file.exists():
         try:
-            return file.read_bytes().decode("utf-8")
+            return read_regular(file).decode("utf-8")
         except UnicodeDecodeError:
             raise FormatError(f"{file}: not UTF-8 text") from None
     found = settings.get("chat_template")

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from dgemma._native import ffi, lib
 from dgemma.errors import Error
+from dgemma.regular import opener
 
 if TYPE_CHECKING:
     from dgemma.model import Model
@@ -29,7 +30,7 @@ def load_routing(path: str | os.PathLike[str]) -> npt.NDArray[np.int64]:
     """The counts that a file holds, int64 [n_layer, n_expert]. Raises Error for a file of another kind, OSError."""
     name = os.fspath(path)
     try:
-        with open(path, encoding="utf-8") as file:
+        with open(path, encoding="utf-8", opener=opener) as file:
             told: Any = json.load(file)
         if told["version"] != VERSION:
             raise Error(f"{name}: version {told['version']!r}; this reads {VERSION}")
