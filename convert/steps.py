@@ -135,9 +135,9 @@ class Tokenizer:
             elif "\n" in merge:
                 ranks[left, right] = rank
         for token in self.model["vocab"]:
-            if token[:1] == "\n" and not token.strip("\n") and len(merged := _merged(token, ranks)) > 1:
+            if token[:1] == "\n" and not token.strip("\n") and len(parts := merged(token, ranks)) > 1:
                 self.refuse(
-                    f"merges make {len(merged)} tokens of {len(token)} newlines",
+                    f"merges make {len(parts)} tokens of {len(token)} newlines",
                     "the runtime takes the token that they are",
                 )
 
@@ -293,7 +293,7 @@ def _splits_newlines(step: Step) -> bool:
     return step.get("behavior") == "Isolated" and pattern.get("Regex") in NEWLINES
 
 
-def _merged(text: str, ranks: Mapping[tuple[str, str], int]) -> list[str]:
+def merged(text: str, ranks: Mapping[tuple[str, str], int]) -> list[str]:
     """The parts that merges make of a text, the lowest rank first."""
     parts = list(text)
     while True:

@@ -572,6 +572,11 @@ def test_tokenizer_model_alone_is_enough(spm_checkpoint: Path, tmp_path: Path) -
     [
         ({"model_type": "unigram", "vocab_size": 296}, "not a BPE model"),
         ({"add_dummy_prefix": True}, "puts a space in front"),
+        ({"remove_extra_whitespaces": True}, "folds spaces"),
+        ({"normalization_rule_name": "nfkc"}, "its normalizer changes '\\xa0'"),
+        ({"normalization_rule_name": "nmt_nfkc"}, "its normalizer changes '\\x01'"),
+        ({"normalization_rule_name": "nfkc_cf"}, "its normalizer changes 'A'"),
+        ({"user_defined_symbols": ["\u2581zq\u2581"]}, "user-defined piece '\u2581zq\u2581'"),
         ({"vocab_size": 520, "user_defined_symbols": [f"<{i}>" for i in range(190)]}, "more than vocab_size"),
         (None, "not a SentencePiece model"),
     ],
