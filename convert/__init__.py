@@ -16,7 +16,15 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from dgemma.convert import likeness
-from dgemma.convert.calibrate import WORKING_TYPE, Measured, measure, read_prompts, refuse, working_file
+from dgemma.convert.calibrate import (
+    WORKING_TYPE,
+    Measured,
+    check_prompts,
+    measure,
+    numbered_prompts,
+    refuse,
+    working_file,
+)
 from dgemma.convert.encode import encoded
 from dgemma.convert.imatrix import Importance, importance_of, read_imatrix, unmeasured, write_imatrix
 from dgemma.convert.names import wanted
@@ -26,7 +34,7 @@ from dgemma.convert.tied import compare_copies
 from dgemma.convert.verify import Deviation, verify
 from dgemma.convert.writer import IMATRIX, NewFiles, part_paths, refuse_full_disk, refuse_target
 from dgemma.errors import FormatError, SystemFailure, UsageError
-from dgemma.hub import local_headers, local_source
+from dgemma.hub import PREFIX, local_headers, local_source
 from dgemma.model import Prompt
 from dgemma.output import check_distinct, check_target, readable
 
@@ -64,7 +72,7 @@ def plan(
         with _system_errors(path), open_source(path) as opened:
             weights = None if imatrix is None else read_imatrix(Path(imatrix), opened.config.values["n_expert"])
             if calibrate is not None:
-                read_prompts(Path(calibrate))
+                _check_prompts(opened, Path(calibrate))
                 weights = unmeasured(Path(calibrate), wanted(opened.config))
             return _planned(opened, type, overrides, weights, split_max_size)
 
@@ -118,16 +126,20 @@ def convert(
         check_target(target)
     if save_imatrix is not None:
         refuse_target(Path(os.path.realpath(save_imatrix)), force, Path(source), IMATRIX)
-    prompts = None if calibrate is None else read_prompts(Path(calibrate))
+    if calibrate is not None:
+        numbered_prompts(Path(calibrate))
+    if os.fspath(source).startswith(PREFIX):  # whatever is wrong is told before the weights are fetched
+        plan(source, type, overrides, imatrix=imatrix, calibrate=calibrate, split_max_size=split_max_size)
     path = local_source(source)
     started = time.monotonic()
     with _system_errors(path), open_source(path) as opened:
         weights = None if imatrix is None else read_imatrix(Path(imatrix), opened.config.values["n_expert"])
-        if calibrate is not None and prompts is not None:
+        if calibrate is not None:
             first = make_plan(opened, type, overrides, split_max_size)  # refuses what cannot be before the long work
             for part_path in part_paths(target, len(first.parts)):
                 refuse_target(part_path, force, path)
             refuse_full_disk(target, sum(part.file_bytes for part in first.parts))
+            prompts = _check_prompts(opened, Path(calibrate))
             measured = _measured(opened, target, prompts, calibrate_tokens, threads, progress, calibrating)
             of = Path(calibrate)
             weights = importance_of(of, measured.sums, readable(of.name), measured.passes)
@@ -172,6 +184,13 @@ def convert(
 
         fidelity = likeness.likeness(path, paths[0], target, threads, make_base, say)
     return Conversion(shown[0], shown, todo, seconds, deviations, few, fidelity)
+
+
+def _check_prompts(source: Source, path: Path) -> list[Prompt]:
+    """The prompts to calibrate with."""
+    found = numbered_prompts(path)
+    check_prompts(path, found, source.tokenizer(), source.config.values["context_length"])
+    return [prompt for _, prompt in found]
 
 
 _verify = verify  # convert() has an argument of that name

@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import fcntl
 import os
-import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,11 +20,13 @@ from dgemma import json_lines
 from dgemma._native import ffi, lib
 from dgemma.convert.imatrix import Sums
 from dgemma.convert.names import Wanted
-from dgemma.errors import Error, FormatError, SystemFailure, UsageError, check, new_error
+from dgemma.errors import Error, FormatError, UsageError, check, new_error
 from dgemma.events import Step
 from dgemma.file import File
 from dgemma.messages import read
-from dgemma.model import Model, Prompt
+from dgemma.model import Messages, Model, Prompt
+from dgemma.regular import open_regular, read_regular
+from dgemma.tokenizer import Tokenizer
 
 TOKENS = 50_000  # that go through the model where nothing else is said
 WORKING_TYPE = (
@@ -48,22 +49,53 @@ def read_prompts(path: Path) -> list[Prompt]:
     """The prompts of a .jsonl, an object {"prompt": text} or {"messages": [...]} per line, or of any other text file,
     where blank lines part them. Raises FormatError for anything else.
     """
+    return [prompt for _, prompt in numbered_prompts(path)]
+
+
+def numbered_prompts(path: Path) -> list[tuple[int, Prompt]]:
+    """The same, each with the number of the line where it begins."""
     if path.suffix == ".jsonl":
-        found = [_prompt(f"{path}, line {number}", value) for number, value in json_lines.values(path)]
+        os.close(open_regular(path))
+        found = [(number, _prompt(f"{path}, line {number}", value)) for number, value in json_lines.values(path)]
     else:
-        found = [prompt for part in re.split(r"\n(?:[ \t]*\n)+", _text(path)) if (prompt := part.strip("\n"))]
+        found = list(_paragraphs(_text(path)))
     if not found:
         raise FormatError(f"{path}: no prompt in it")
     return found
 
 
 def _text(path: Path) -> str:
+    data = read_regular(path)
     try:
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError:
-        raise FormatError(f"{path}: not UTF-8 text") from None
-    except OSError as problem:
-        raise SystemFailure(f"{path}: {(problem.strerror or str(problem)).lower()}") from None
+        return data.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
+    except UnicodeDecodeError as problem:
+        line = data[: problem.start].count(b"\n") + 1
+        raise FormatError(f"{path}, line {line}: not UTF-8 text: byte {data[problem.start]:#04x}") from None
+
+
+def _paragraphs(text: str) -> Iterator[tuple[int, str]]:
+    """What blank lines part, each with the number of its first line."""
+    first, lines = 0, list[str]()
+    for number, line in enumerate([*text.split("\n"), ""], 1):
+        if line.strip(" \t"):
+            first = number if not lines else first
+            lines.append(line)
+        elif lines:
+            yield first, "\n".join(lines)
+            lines = []
+
+
+def check_prompts(path: Path, prompts: Sequence[tuple[int, Prompt]], tokenizer: Tokenizer, context: int) -> None:
+    """Raises FormatError for a prompt that the model could not be asked, before it is run."""
+    for number, prompt in prompts:
+        try:
+            length = len(_ids(tokenizer, prompt))
+        except (UsageError, FormatError) as problem:
+            raise FormatError(f"{path}, line {number}: {problem}") from None
+        if not 0 < length <= context:
+            raise FormatError(
+                f"{path}, line {number}: a prompt of {length} tokens; expected 1 to the model's {context}"
+            )
 
 
 def _prompt(where: str, value: Any) -> Prompt:
@@ -97,7 +129,7 @@ def measure(
     with Model(path, threads=threads) as model, _observed(model) as observed:
         canvas = int(model.config.canvas_length)
         for i, prompt in enumerate(prompts):
-            ids = _ids(model, prompt)
+            ids = _ids(model.tokenizer, prompt)
             done += len(ids)
             with closing(model.stream(ids, seed=i, max_tokens=canvas)) as events:
                 for event in events:
@@ -118,11 +150,11 @@ def measure(
     return Measured(sums, passes, canvas, done)
 
 
-def _ids(model: Model, prompt: Prompt) -> list[int]:
+def _ids(tokenizer: Tokenizer, prompt: Prompt) -> list[int]:
     """As dg-run has it: text is a user's message where the file has a chat template."""
-    if isinstance(prompt, str) and model.tokenizer.chat_template is not None:
+    if isinstance(prompt, str) and tokenizer.chat_template is not None:
         prompt = [{"role": "user", "content": prompt}]
-    return model.prompt_ids(prompt)
+    return tokenizer.prompt(prompt) if isinstance(prompt, str) else tokenizer.chat(cast(Messages, prompt))
 
 
 def _names(want: Wanted, there: set[str]) -> Sequence[str]:
@@ -160,7 +192,7 @@ def working_file(target: Path) -> Iterator[Path]:
     beside it, held throughout, tells a dead run from one that is at work.
     """
     path, lock = (target.with_name(f".{target.name}.working.{end}") for end in ("part", "lock"))
-    descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -4,15 +4,24 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from dgemma.convert.safetensors import read_json
 from dgemma.errors import FormatError, SystemFailure, UsageError
-from dgemma.template import render
 
 IN_METADATA = {"bos_token", "eos_token", "unk_token", "pad_token", "mask_token"}  # GGUF files have keys for these
 HOLDERS = ("extra_special_tokens", "model_specific_special_tokens")  # of more, by name
+
+_USER = {"role": "user", "content": "Why is the sky blue?"}
+_TOOL = {"name": "get_weather", "description": "Tells the weather.", "parameters": {"type": "object", "properties": {}}}
+TRIALS: dict[str, dict[str, Any]] = {
+    "a user's message": {"messages": [_USER]},
+    "a system message": {"messages": [{"role": "system", "content": "Answer in one word."}, _USER]},
+    "an answer and another question": {"messages": [_USER, {"role": "assistant", "content": "Scattering."}, _USER]},
+    "tools": {"messages": [_USER], "tools": [{"type": "function", "function": _TOOL}]},
+}
 
 
 def with_tokens(template: str, folder: Path, settings: dict[str, Any]) -> str:
@@ -36,12 +45,20 @@ def _named(settings: dict[str, Any]) -> dict[str, str]:
     return {name: text for name, text in texts.items() if name.isidentifier() and isinstance(text, str)}
 
 
-def try_out(template: str, where: Path) -> None:
-    """Raises FormatError for what is no Jinja template. One that refuses this message may know others."""
-    names = {"messages": [{"role": "user", "content": "Hi"}], "add_generation_prompt": True, "enable_thinking": False}
-    try:
-        render(template, {**names, "tools": None, "documents": None})
-    except FormatError as problem:
-        raise FormatError(f"{where}: {problem}") from None
-    except (UsageError, SystemFailure):
-        pass
+def try_out(where: Path, ask: Callable[[dict[str, Any]], str]) -> list[str]:
+    """What a template does with conversations that people have: a note for each that it refuses or whose text it leaves
+    out. ask: renders the template with such names. Raises FormatError for what is no Jinja template.
+    """
+    notes: list[str] = []
+    for what, given in TRIALS.items():
+        names = {"tools": None, "documents": None, "add_generation_prompt": True, "enable_thinking": False, **given}
+        try:
+            text = ask(names)
+        except FormatError as problem:
+            raise FormatError(f"{where}: {problem}") from None
+        except (UsageError, SystemFailure) as problem:
+            notes.append(f"with {what}: {problem}")
+            continue
+        if lost := next((m["content"] for m in names["messages"] if m["content"] not in text), None):
+            notes.append(f"with {what}: the chat template leaves out {lost!r}")
+    return notes[:1] if len(notes) == len(TRIALS) else notes

@@ -159,6 +159,8 @@ def main(
             say_json(as_json(done), indent=1)
         else:
             write(deviations(done) + "\n")
+    for note in done.plan.notes:
+        tell(f"dg-convert: note: {note}")
     if done.few:
         tell(few(done))
     tell(f"{done.path}: {summary(done.plan)}, in {done.seconds:.1f} s")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,33 @@ FIXED: dict[str, tuple[Any, ...]] = {
     "num_kv_shared_layers": (0, None),
     "hidden_size_per_layer_input": (0, None),
 }
+
+# What text_config may say beside: it is read below, or does nothing to the numbers.
+READ = {"num_hidden_layers", "max_position_embeddings", "hidden_size", "intermediate_size", "num_attention_heads"}
+READ |= {"rms_norm_eps", "num_experts", "top_k_experts", "final_logit_softcapping", "sliding_window", "vocab_size"}
+READ |= {"moe_intermediate_size", "layer_types", "head_dim", "num_key_value_heads", "global_head_dim"}
+READ |= {"num_global_key_value_heads", "per_layer_config", "rope_parameters"}
+WITHOUT_EFFECT = {
+    "model_type",
+    "architectures",
+    "dtype",
+    "torch_dtype",
+    "transformers_version",
+    "auto_map",
+    "name_or_path",
+}
+WITHOUT_EFFECT |= {"attention_dropout", "initializer_range", "use_cache", "cache_implementation", "output_attentions"}
+WITHOUT_EFFECT |= {
+    "output_hidden_states",
+    "return_dict",
+    "id2label",
+    "label2id",
+    "problem_type",
+    "chunk_size_feed_forward",
+}
+WITHOUT_EFFECT |= {"experts_implementation", "attn_implementation", "router_aux_loss_coef", "output_router_logits"}
+WITHOUT_EFFECT |= {"vocab_size_per_layer_input", "sliding_window_pattern"}  # of 0 columns; layer_types says it
+EMPTY: tuple[Any, ...] = (None, False, 0, "", [], {})
 
 # Where generation_config.json has the sampler's settings; the library has the published values of those it lacks.
 SAMPLING = {
@@ -97,6 +124,13 @@ class Section:
             expected = " or ".join(repr(value) for value in allowed if value is not None)
             raise FormatError(f"{self.where}: {key} is {self.values[key]!r}; the runtime knows only {expected}")
 
+    def known(self, keys: Collection[str]) -> None:
+        """Refuses any other key, which may change the numbers in a way that the runtime does not know."""
+        for key, value in self.values.items():
+            aside = key in keys or key.startswith(("_", "unsloth")) or key.endswith("_token_id")
+            if not aside and value not in EMPTY:
+                raise FormatError(f"{self.where}: {key} is {value!r}, and the converter does not know what it does")
+
     def wrong(self, key: str, expected: str) -> FormatError:
         found = repr(self.values[key]) if key in self.values else "nothing"
         return FormatError(f"{self.where}: {key}: expected {expected}, found {found}")
@@ -108,12 +142,14 @@ def read_config(folder: Path) -> Config:
     top = Section(str(file), read_json(file))
     if (found := top.values.get("model_type")) != MODEL_TYPE:
         raise FormatError(f"{file}: a model of another architecture: model_type is {found!r}, expected {MODEL_TYPE!r}")
-    if top.values.get("quantization_config"):
-        raise FormatError(f"{file}: quantization_config: only checkpoints in bf16, f16 or f32 can be converted")
+    for key in ("quantization_config", "quantization", "compression_config"):
+        if top.values.get(key):
+            raise FormatError(f"{file}: {key}: only checkpoints in bf16, f16 or f32 can be converted")
     top.fixed("tie_word_embeddings", FIXED["tie_word_embeddings"])
     text = top.section("text_config")
     for key, allowed in FIXED.items():
         text.fixed(key, allowed)
+    text.known(FIXED.keys() | READ | WITHOUT_EFFECT)
     values, rotary_factor = _text_values(text)
     values["canvas_length"] = top.whole("canvas_length", int(keys()["canvas_length"].absent))
 
@@ -198,6 +234,8 @@ def _sliding(text: Section, n_layer: int) -> list[bool]:
                 f"{text.where}: layer_types: layer {layer} is {kind!r}; the runtime knows only"
                 " 'sliding_attention' and 'full_attention'"
             )
+    if types[-1] != "full_attention":
+        raise FormatError(f"{text.where}: layer_types: the last layer is {types[-1]!r}; transformers makes it full")
     return [kind == "sliding_attention" for kind in types]
 
 
@@ -255,6 +293,7 @@ def _rope(text: Section, kind: str) -> tuple[float, float]:
             " parts of 1 of 'proportional' alone"
         )
     rope.fixed("factor", (1, None))
+    rope.known(("rope_type", "rope_theta", "partial_rotary_factor", "factor"))
     return rope.number("rope_theta"), factor
 
 

@@ -14,10 +14,11 @@ from dgemma import formats
 from dgemma.convert.metadata import Pair
 from dgemma.convert.names import Wanted
 from dgemma.convert.writer import IMATRIX, NewFile, aligned, header
-from dgemma.errors import FormatError, SystemFailure
+from dgemma.errors import FormatError
 from dgemma.file import File
 from dgemma.formats import Format
 from dgemma.output import readable
+from dgemma.regular import read_regular
 
 LEAST = 1e-4  # of the mean: no column is worth nothing
 MOST = 1e4
@@ -97,13 +98,8 @@ class Importance:
 
 def read_imatrix(path: Path, n_expert: int) -> Importance:
     """Reads a GGUF file, or the .dat of before. n_expert: how the numbers of a .dat divide."""
-    try:
-        with path.open("rb") as file:
-            magic = file.read(4)
-            if magic != b"GGUF":
-                return _from_dat(path, magic + file.read(), n_expert)
-    except OSError as problem:
-        raise SystemFailure(f"{path}: {(problem.strerror or str(problem)).lower()}") from None
+    if read_regular(path, 4) != b"GGUF":
+        return _from_dat(path, read_regular(path), n_expert)
     with File(path) as file:
         if file.get("general.type") != "imatrix":
             raise FormatError(f"{path}: expected an imatrix, found a GGUF file of type {file.get('general.type')!r}")

@@ -78,6 +78,7 @@ class Plan:
     parts: list[Part]
     copies: list[tuple[SourceTensor, SourceTensor]]  # of the source, which must be equal: one of each pair is taken
     left_out: int  # tensors of the source that no GGUF file holds, beside copies
+    notes: list[str]  # what people should know of the source
 
     @property
     def tensors(self) -> list[Planned]:
@@ -132,7 +133,7 @@ def make_plan(
         tensors.append(Planned(want, sources, made, to, 0, want.count // to.block * to.bytes))
     pairs = [*source.pairs(needed, chosen.file_type), *more]
     parts = _parts(pairs, tensors, split_max_size)
-    return Plan(source.path, type, source.config, parts, origins.copies, origins.left_out)
+    return Plan(source.path, type, source.config, parts, origins.copies, origins.left_out, source.notes)
 
 
 def _parts(pairs: list[Pair], tensors: list[Planned], most: int | None) -> list[Part]:

@@ -32,6 +32,7 @@ def describe(todo: Plan) -> str:
     if len(todo.parts) > 1:
         lines += ["", f"{'part':<6}  {'tensors':>7}  {'file bytes':>14}"]
         lines += [f"{i:<6}  {len(p.tensors):>7}  {p.file_bytes:>14,}" for i, p in enumerate(todo.parts, 1)]
+    lines += [f"note: {note}" for note in todo.notes]
     return "\n".join(lines)
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from dgemma.errors import FormatError
+from dgemma.regular import open_regular, read_regular
 
 # The types a weight may have, with the bytes of one value.
 DTYPES = {"BF16": 2, "F16": 2, "F32": 4}
@@ -52,7 +53,7 @@ class Checkpoint:
             raise
 
     def _add(self, file: Path, promised: set[str]) -> None:
-        self._files[file] = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+        self._files[file] = open_regular(file)
         found = _read_header(file, self._files[file])
         for name in sorted(promised - found.keys()):
             raise FormatError(f"{file}: the index says that tensor {name} is in this file, but it is not")
@@ -86,10 +87,11 @@ class Checkpoint:
 
 def read_json(file: Path) -> dict[str, Any]:
     """A JSON file that holds an object."""
+    if not os.path.lexists(file):
+        raise FormatError(f"{file}: no such file")
+    data = read_regular(file)
     try:
-        value = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise FormatError(f"{file}: no such file") from None
+        value = json.loads(data.decode("utf-8"))
     except (ValueError, RecursionError) as problem:
         raise FormatError(f"{file}: not a JSON file ({problem})") from None
     if not isinstance(value, dict):

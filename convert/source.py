@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from dgemma.convert.chat_template import try_out
@@ -13,10 +14,14 @@ from dgemma.convert.metadata import Pair, carried, metadata
 from dgemma.convert.names import Origins, Wanted, match
 from dgemma.convert.safetensors import Checkpoint, SourceTensor
 from dgemma.convert.tokenizer import read_vocabulary
+from dgemma.convert.writer import header
 from dgemma.errors import FormatError, SystemFailure
 from dgemma.file import File
 from dgemma.model import Model
 from dgemma.output import readable
+from dgemma.regular import read_regular
+from dgemma.template import render
+from dgemma.tokenizer import Tokenizer
 
 
 class Source(ABC):
@@ -24,6 +29,7 @@ class Source(ABC):
 
     path: Path
     config: Config
+    notes: list[str]  # what people should know of it: filled by pairs()
 
     @abstractmethod
     def origins(self, needed: Sequence[Wanted]) -> Origins:
@@ -32,6 +38,10 @@ class Source(ABC):
     @abstractmethod
     def pairs(self, needed: Sequence[Wanted], file_type: int) -> list[Pair]:
         """The metadata of a file made of this source."""
+
+    @abstractmethod
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer of a file made of this source."""
 
     @abstractmethod
     def read(self, tensor: SourceTensor, start: int, count: int) -> Any:
@@ -51,7 +61,7 @@ class Folder(Source):
     """A folder with config.json, tokenizer.json and safetensors."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        self.path, self.notes = path, []
         self._checkpoint = Checkpoint(path)
         try:
             self.config = read_config(path)
@@ -64,9 +74,17 @@ class Folder(Source):
 
     def pairs(self, needed: Sequence[Wanted], file_type: int) -> list[Pair]:
         vocabulary = read_vocabulary(self.path, self.config.values["n_vocab"], self.config.special_ids)
-        if vocabulary.chat_template is not None:
-            try_out(vocabulary.chat_template, self.path)
+        self.notes = vocabulary.notes
+        if (template := vocabulary.chat_template) is not None:
+            names = {f"{name}_token": vocabulary.tokens[i] for name, i in vocabulary.ids.items()}
+            self.notes += try_out(self.path, lambda given: render(template, {**names, **given}))
         return metadata(self.config, vocabulary, needed, file_type)
+
+    def tokenizer(self) -> Tokenizer:
+        with TemporaryDirectory(prefix="dgemma-") as room:
+            file = Path(room) / f"{self.path.name}.gguf"
+            file.write_bytes(header(self.pairs([], 0), []))
+            return Tokenizer.from_gguf(file)
 
     def read(self, tensor: SourceTensor, start: int, count: int) -> Any:
         return self._checkpoint.read(tensor, start, count)
@@ -82,6 +100,7 @@ class Gguf(Source):
         self.path = path
         with Model(path, backend="cpu", threads=1) as model:
             values = {name: list(v) if isinstance(v, tuple) else v for name, v in model.config}
+            self.notes = _notes(path, model.tokenizer)
         end_ids = values.pop("end_ids")
         self._file = File(path)
         self.config = Config(values, 0.0, end_ids, {}, str(self._file.get("general.name") or readable(path.stem)))
@@ -102,6 +121,9 @@ class Gguf(Source):
     def pairs(self, needed: Sequence[Wanted], file_type: int) -> list[Pair]:
         return carried(self._file, file_type)
 
+    def tokenizer(self) -> Tokenizer:
+        return Tokenizer.from_gguf(self.path)
+
     def read(self, tensor: SourceTensor, start: int, count: int) -> Any:
         copy = bytearray(memoryview(self._data[tensor.name])[start : start + count])
         self._file.check()
@@ -112,12 +134,21 @@ class Gguf(Source):
         self._file.close()
 
 
+def _notes(path: Path, tokenizer: Tokenizer) -> list[str]:
+    """Of a file's template. One that is none stays what it is: the file runs without it."""
+    if tokenizer.chat_template is None:
+        return []
+    try:
+        return try_out(path, lambda given: tokenizer.render(given["messages"], given["tools"]))
+    except FormatError as problem:
+        return [str(problem)]
+
+
 def open_source(path: Path) -> Source:
     if path.is_dir():
         return Folder(path)
     if not path.exists():
         raise SystemFailure(f"{path}: no such folder or file")
-    with path.open("rb") as file:
-        if file.read(4) != b"GGUF":
-            raise FormatError(f"{path}: expected the folder of a Hugging Face checkpoint or a GGUF file, found neither")
+    if read_regular(path, 4) != b"GGUF":
+        raise FormatError(f"{path}: expected the folder of a Hugging Face checkpoint or a GGUF file, found neither")
     return Gguf(path)

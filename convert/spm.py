@@ -7,8 +7,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from dgemma.convert.tokenizer import BYTE, CONTROL, NORMAL, SPACE, SPECIAL, USER_DEFINED, VISIBLE, Vocabulary, fill
+from dgemma.convert.steps import SPACE, merged
+from dgemma.convert.tokenizer import BYTE, CONTROL, NORMAL, SPECIAL, USER_DEFINED, VISIBLE, Vocabulary, fill
 from dgemma.errors import Error, FormatError
+from dgemma.regular import read_regular
+
+COMPOSED = ("e\u0301", "\u1100\u1161\u11a8", "\u0915\u093c", "\u304b\u3099")  # what normal forms join
 
 
 def from_sentencepiece(file: Path, n_vocab: int) -> Vocabulary:
@@ -16,8 +20,9 @@ def from_sentencepiece(file: Path, n_vocab: int) -> Vocabulary:
         from sentencepiece import SentencePieceProcessor
     except ImportError:
         raise Error(f"{file}: reading it needs the package sentencepiece: pip install 'dgemma[spm]'") from None
+    data = read_regular(file)
     try:
-        pieces: Any = SentencePieceProcessor(model_proto=file.read_bytes())
+        pieces: Any = SentencePieceProcessor(model_proto=data)
     except RuntimeError as problem:
         raise FormatError(f"{file}: not a SentencePiece model ({' '.join(str(problem).split())})") from None
     n = pieces.get_piece_size()
@@ -29,16 +34,42 @@ def from_sentencepiece(file: Path, n_vocab: int) -> Vocabulary:
     # A BPE model's scores count its merges down; a unigram model's are logarithms of probabilities.
     if not all(scores[i] == int(scores[i]) for i in range(n) if types[i] == NORMAL):
         raise FormatError(f"{file}: not a BPE model, which is the only kind that the runtime knows")
-    probe = "  a  b "
-    if pieces.normalize(probe) != probe.replace(" ", SPACE):
-        raise FormatError(f"{file}: it puts a space in front or folds spaces, which the runtime does not know")
+    _check_normalizer(file, pieces)
+    merges = list(_merges(tokens, types, scores))
+    _check_user_defined(file, pieces, types, merges)
     named = {"bos": pieces.bos_id(), "eos": pieces.eos_id(), "unk": pieces.unk_id(), "pad": pieces.pad_id()}
     return Vocabulary(
         tokens=fill(tokens + [None] * (n_vocab - n)),
         types=types + [NORMAL] * (n_vocab - n),
-        merges=list(_merges(tokens, types, scores)),
+        merges=merges,
         ids={name: i for name, i in named.items() if i >= 0},
     )
+
+
+def _check_normalizer(file: Path, pieces: Any) -> None:
+    """Spaces become U+2581 one by one, and every other character stays what it is, alone and behind others."""
+    probe = "  a  b "
+    if pieces.normalize(probe) != probe.replace(" ", SPACE):
+        raise FormatError(f"{file}: it puts a space in front or folds spaces, which the runtime does not know")
+    every = "".join(map(chr, (*range(1, 0xD800), *range(0xE000, 0x110000))))
+    for text in (every, *COMPOSED):
+        if pieces.normalize(text) != text.replace(" ", SPACE):
+            changed = next((c for c in text if pieces.normalize(f"a{c}a") != f"a{c.replace(' ', SPACE)}a"), text)
+            raise FormatError(f"{file}: its normalizer changes {changed!a}, and the runtime changes spaces alone")
+
+
+def _check_user_defined(file: Path, pieces: Any, types: list[int], merges: list[str]) -> None:
+    """Pieces with spaces are merged in the runtime, where sentencepiece finds user-defined ones whole."""
+    ranks: dict[tuple[str, str], int] = {}
+    for rank, merge in enumerate(merges):
+        cut = merge.index(" ", 1)
+        ranks.setdefault((merge[:cut], merge[cut + 1 :]), rank)
+    for i, kind in enumerate(types):
+        text = pieces.id_to_piece(i)
+        if kind == NORMAL and SPACE in text and str(pieces.get_score(i)) == "0.0" and merged(text, ranks) != [text]:
+            raise FormatError(
+                f"{file}: the user-defined piece {text!r}: no merges make it, and the runtime merges spaces"
+            )
 
 
 def _type(pieces: Any, i: int) -> int:

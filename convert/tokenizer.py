@@ -8,13 +8,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from dgemma.convert.added import add_special, text_of
 from dgemma.convert.chat_template import with_tokens
 from dgemma.convert.safetensors import read_json
+from dgemma.convert.steps import Tokenizer
 from dgemma.errors import FormatError
+from dgemma.regular import read_regular
 
 NORMAL, CONTROL, USER_DEFINED, BYTE = 1, 3, 4, 6
 SCORE = -1000.0
-SPACE = "\u2581"
 
 # Special tokens that are part of an answer's text, which readers need to see: the marks of tool calls and of thoughts.
 VISIBLE = {
@@ -34,6 +36,8 @@ class Vocabulary:
     merges: list[str]
     ids: dict[str, int] = field(default_factory=dict)
     add_bos: bool = True
+    around: tuple[list[int], list[int]] | None = None  # ids that go before and behind texts, where its file says it
+    notes: list[str] = field(default_factory=list)  # what people should know of it
     chat_template: str | None = None
 
 
@@ -42,7 +46,7 @@ def read_vocabulary(folder: Path, n_vocab: int, config_ids: dict[str, int]) -> V
     settings_file = folder / "tokenizer_config.json"
     settings = read_json(settings_file) if settings_file.exists() else {}
     if (folder / "tokenizer.json").exists():
-        vocabulary = _from_json(folder / "tokenizer.json", n_vocab)
+        vocabulary = _from_json(folder / "tokenizer.json", n_vocab, settings_file, settings)
     elif (folder / "tokenizer.model").exists():
         from dgemma.convert.spm import from_sentencepiece
 
@@ -50,40 +54,76 @@ def read_vocabulary(folder: Path, n_vocab: int, config_ids: dict[str, int]) -> V
     else:
         raise FormatError(f"{folder}: neither tokenizer.json nor tokenizer.model here")
     _add_special_ids(vocabulary, settings_file, settings, config_ids)
-    add_bos = settings.get("add_bos_token")
-    vocabulary.add_bos = add_bos if isinstance(add_bos, bool) else True
+    _begin(folder, vocabulary, settings.get("add_bos_token"))
     template = _chat_template(folder, settings)
     vocabulary.chat_template = with_tokens(template, folder, settings) if template else None
     return vocabulary
 
 
-def _from_json(file: Path, n_vocab: int) -> Vocabulary:
+def _from_json(file: Path, n_vocab: int, settings_file: Path, settings: dict[str, Any]) -> Vocabulary:
     top = read_json(file)
     model = top.get("model")
     if not isinstance(model, dict) or model.get("type") != "BPE" or not isinstance(model.get("vocab"), dict):
         raise FormatError(f"{file}: expected a BPE model with a vocabulary, found {_kind(model)}")
-    for key in ("continuing_subword_prefix", "end_of_word_suffix", "ignore_merges"):
-        if model.get(key):
-            raise FormatError(f"{file}: {key} is {model[key]!r}, which the runtime does not know")
-    _check_steps(file, top)
-    added = top.get("added_tokens") or []
-    if not isinstance(added, list) or not all(isinstance(entry, dict) for entry in added):
-        raise FormatError(f"{file}: added_tokens is no list of objects")
-
     tokens: list[str | None] = [None] * n_vocab
     types = [NORMAL] * n_vocab
     for text, i in model["vocab"].items():
         _put(file, tokens, i, text)
-        if model.get("byte_fallback") and is_byte(text):
+        if is_byte(text):
             types[i] = BYTE
+    added = add_special(settings_file, settings, _added(file, top), model["vocab"])
     for entry in added:
-        text, i = entry.get("content"), entry.get("id")
-        _put(file, tokens, i, text, replace=True)
+        text, i = entry["content"], entry["id"]
+        _put(file, tokens, i, text)
         types[i] = CONTROL if entry.get("special") and text not in VISIBLE else USER_DEFINED
     merges = model.get("merges") or []
     if not isinstance(merges, list):
         raise FormatError(f"{file}: merges is no list")
-    return Vocabulary(fill(tokens), types, list(_merges(file, merges)))
+    vocabulary = Vocabulary(fill(tokens), types, list(_merges(file, merges)))
+    bytes_ = {text for text in model["vocab"] if is_byte(text)}
+    steps = Tokenizer(file, top, added, vocabulary.merges, bytes_)
+    steps.check()
+    if len(bytes_) < 256:  # else no character is unknown
+        vocabulary.ids["unk"] = model["vocab"][model["unk_token"]]
+    vocabulary.around = steps.around()
+    return vocabulary
+
+
+def _begin(folder: Path, vocabulary: Vocabulary, add_bos: Any) -> None:
+    """Whether <bos> goes before a text: the post_processor says it, as transformers has it, else add_bos_token."""
+    vocabulary.add_bos = add_bos if isinstance(add_bos, bool) else True
+    if vocabulary.around is None:
+        return
+    before, behind = vocabulary.around
+    bos = vocabulary.ids.get("bos")
+    if behind or before not in ([], [bos]):
+        file = folder / "tokenizer.json"
+        found = [vocabulary.tokens[i] if 0 <= i < len(vocabulary.tokens) else i for i in before + behind]
+        raise FormatError(
+            f"{file}: post_processor puts {found} around a text; the runtime puts <bos> before it, or nothing"
+        )
+    vocabulary.add_bos = before == [bos]
+    if isinstance(add_bos, bool) and add_bos != vocabulary.add_bos:
+        does = "puts <bos> before texts" if vocabulary.add_bos else "puts no <bos> before texts"
+        says = f"add_bos_token of tokenizer_config.json is {str(add_bos).lower()}"
+        vocabulary.notes.append(
+            f"the post_processor of tokenizer.json {does}, though {says}: the first counts, as in transformers"
+        )
+
+
+def _added(file: Path, top: dict[str, Any]) -> list[dict[str, Any]]:
+    """added_tokens, each with an id, and of a text that is in the vocabulary with that of the vocabulary."""
+    added = top.get("added_tokens") or []
+    if not isinstance(added, list) or not all(isinstance(entry, dict) for entry in added):
+        raise FormatError(f"{file}: added_tokens is no list of objects")
+    for entry in added:
+        text, i = entry.get("content"), entry.get("id")
+        known = top["model"]["vocab"].get(text, i) if isinstance(text, str) else i
+        if known != i:
+            raise FormatError(f"{file}: added token {text!r} has id {i!r}, and in the vocabulary {known}")
+        if not isinstance(text, str) or type(i) is not int:
+            raise FormatError(f"{file}: added token {text!r} has id {i!r}; expected a text and a number")
+    return added
 
 
 def _kind(model: Any) -> str:
@@ -95,10 +135,10 @@ def is_byte(text: str) -> bool:
     return re.fullmatch(r"<0x[0-9A-F]{2}>", text) is not None
 
 
-def _put(file: Path, tokens: list[str | None], i: Any, text: Any, replace: bool = False) -> None:
+def _put(file: Path, tokens: list[str | None], i: Any, text: Any) -> None:
     if type(i) is not int or not 0 <= i < len(tokens) or not isinstance(text, str) or not text:
         raise FormatError(f"{file}: token {text!r} has id {i!r}; expected one below vocab_size, {len(tokens)}")
-    if tokens[i] is not None and tokens[i] != text and not replace:
+    if tokens[i] is not None and tokens[i] != text:
         raise FormatError(f"{file}: tokens {tokens[i]!r} and {text!r} have the same id, {i}")
     tokens[i] = text
 
@@ -108,33 +148,6 @@ def fill(tokens: list[str | None]) -> list[str]:
     taken = {token for token in tokens if token is not None}
     free = (name for n in range(2 * len(tokens)) if (name := f"<unused{n}>") not in taken)
     return [next(free) if token is None else token for token in tokens]
-
-
-def _steps(file: Path, step: Any, key: str) -> Iterator[dict[str, Any]]:
-    """The steps of a normalizer or pre_tokenizer, which may be a sequence of them (and those be none)."""
-    if step is None:
-        return
-    parts = step.get(key) or [] if isinstance(step, dict) and step.get("type") == "Sequence" else [step]
-    if not isinstance(parts, list) or not all(isinstance(part, dict) for part in parts):
-        raise FormatError(f"{file}: {key} is no list of objects")
-    for part in parts:
-        if part.get("type") == "Sequence":
-            raise FormatError(f"{file}: {key}: a sequence within a sequence")
-        yield part
-
-
-def _check_steps(file: Path, top: dict[str, Any]) -> None:
-    """The runtime replaces spaces and applies merges, and nothing else: refuses a tokenizer that does more."""
-    for step in _steps(file, top.get("normalizer"), "normalizers"):
-        if step.get("type") != "Replace" or step.get("pattern") != {"String": " "} or step.get("content") != SPACE:
-            raise FormatError(f"{file}: normalizer {_summary(step)}: the runtime replaces ' ' by U+2581 and no more")
-    for step in _steps(file, top.get("pre_tokenizer"), "pretokenizers"):
-        if step.get("type") != "Split":
-            raise FormatError(f"{file}: pre_tokenizer {_summary(step)}: the runtime does not know it")
-
-
-def _summary(step: dict[str, Any]) -> str:
-    return f"{step.get('type')!r}" + (f" of {step['pattern']!r}" if "pattern" in step else "")
 
 
 def _merges(file: Path, merges: Iterable[Any]) -> Iterator[str]:
@@ -159,12 +172,17 @@ def _add_special_ids(vocabulary: Vocabulary, file: Path, settings: dict[str, Any
     found = {name: index[text] for name, text in SPECIAL.items() if text in index}
     found |= config_ids | vocabulary.ids
     for name in SPECIAL:
-        text = settings.get(f"{name}_token")
-        text = text.get("content") if isinstance(text, dict) else text
-        if text is not None:
-            if not isinstance(text, str) or text not in index:
-                raise FormatError(f"{file}: {name}_token is {text!r}, which is no token of the vocabulary")
-            found[name] = index[text]
+        text = text_of(settings.get(f"{name}_token"))
+        if text is None:
+            continue
+        if not isinstance(text, str) or text not in index:
+            raise FormatError(f"{file}: {name}_token is {text!r}, which is no token of the vocabulary")
+        if name == "unk" and vocabulary.ids.get(name, index[text]) != index[text]:
+            model = vocabulary.tokens[vocabulary.ids[name]]
+            raise FormatError(
+                f"{file}: unk_token is {text!r}, and the tokenizer's model has {model!r}; expected the same"
+            )
+        found[name] = index[text]
     vocabulary.ids = found
 
 
@@ -172,7 +190,7 @@ def _chat_template(folder: Path, settings: dict[str, Any]) -> str | None:
     file = folder / "chat_template.jinja"
     if file.exists():
         try:
-            return file.read_bytes().decode("utf-8")
+            return read_regular(file).decode("utf-8")
         except UnicodeDecodeError:
             raise FormatError(f"{file}: not UTF-8 text") from None
     found = settings.get("chat_template")

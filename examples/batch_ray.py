@@ -6,11 +6,11 @@ Needs ray[data] (pip install 'dgemma[ray]'); `ray.init()` joins the cluster that
 """
 
 import argparse
-import json
 
 import ray
 
 import dgemma
+from dgemma import json_lines
 from dgemma.batch import Batch
 
 
@@ -21,7 +21,7 @@ class Answerer:
         self.batch = Batch(dgemma.Model(path, threads=threads))
 
     def __call__(self, row: dict) -> dict:
-        return {"answer": json.dumps(self.batch.answer(row["text"]), ensure_ascii=False)}
+        return {"answer": json_lines.as_line(self.batch.answer(row["text"]))}
 
 
 def main() -> None:

@@ -29,7 +29,7 @@ struct os_file {
 
 static int open_direct(const char *path) {
 #ifdef O_DIRECT
-    return open(path, O_RDONLY | O_CLOEXEC | O_DIRECT);
+    return open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_DIRECT);
 #else
     (void)path;
     errno = EINVAL;
@@ -47,7 +47,7 @@ int os_file_open(const char *path, const os_identity *same, os_file **out, dg_er
     strcpy(f->path, path);
     f->fd = open_direct(path);
     f->direct = f->fd >= 0;
-    if (!f->direct) f->fd = open(path, O_RDONLY | O_CLOEXEC); /* the file system has no direct reads */
+    if (!f->direct) f->fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK); /* the file system has no direct reads */
     struct stat info;
     if (same) f->identity = *same;
     else if (f->fd >= 0 && fstat(f->fd, &info) == 0) f->identity = os_identity_of(&info);

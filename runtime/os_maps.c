@@ -119,7 +119,7 @@ os_identity os_identity_of(const struct stat *info) {
 int os_map(const char *path, const uint8_t **map, uint64_t *size, os_identity *identity, dg_error *error) {
     *map = NULL;
     *size = 0;
-    const int fd = open(path, O_RDONLY | O_CLOEXEC);
+    const int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY); /* nobody waits for a pipe's other end */
     if (fd < 0) return fail(error, DG_ERROR_SYSTEM, "%s: cannot open: %s", path, strerror(errno));
     struct stat info;
     int status = DG_OK;

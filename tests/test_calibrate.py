@@ -238,7 +238,7 @@ def test_prompts_are_parted_by_blank_lines_or_are_lines_of_json(tmp_path: Path) 
     ("name", "data", "complaint"),
     [
         ("a.txt", b"\n \n", "no prompt in it"),
-        ("a.txt", b"\xff\xfe", "not UTF-8 text"),
+        ("a.txt", b"ok\n\n\xff\xfe", "a.txt, line 3: not UTF-8 text: byte 0xff"),
         ("a.jsonl", b"", "no prompt in it"),
         ("a.jsonl", b'{"prompt": "x"}\n{', "line 2: .* no JSON"),
         ("a.jsonl", b'{"prompt": 3}', "line 1: expected"),
@@ -264,6 +264,56 @@ def test_flags_that_do_not_go_together(
     more: list[str], complaint: str, folder: Path, tmp_path: Path, capsys: Any
 ) -> None:
     assert complaint in refused(capsys, 2, folder, "-o", tmp_path / "out.gguf", *more)
+
+
+REFUSES = "Hi{% if 'no' in messages[0].content %}{{ raise_exception('not this') }}{% endif %}"
+ROLES = "{% for m in messages %}{{ {'user': 'U'}[m.role].lower() }}{% endfor %}"
+UNASKABLE: dict[str, tuple[str, str, str | None, str]] = {
+    "long": ("t.txt", "Hi\n\n \nso\n" + "the sky " * 600, None, "line 4: a prompt of 12"),
+    "long, Windows": ("t.txt", "Hi\r\n\r\n\r\n" + "the sky " * 600, None, "line 4: a prompt of 12"),
+    "long in lines": (
+        "t.jsonl",
+        '{"prompt": "Hi"}\n\n{"prompt": "' + "the sky " * 600 + '"}',
+        None,
+        "line 3: a prompt of 12",
+    ),
+    "long by its template": ("t.txt", "Hi", "{{ 'the sky ' * 600 }}", "line 1: a prompt of 12"),
+    "refused": ("t.txt", "yes\n\nno", REFUSES, "line 3: the chat template refuses these messages: not this"),
+    "role": ("t.jsonl", '{"messages": [{"role": "assistant", "content": "x"}]}', ROLES, "line 1: the chat template"),
+    "empty": ("t.txt", "Hi", "{{ '' }}", "line 1: a prompt of 0 tokens; expected 1 to the model's 1024"),
+    "no JSON": ("t.jsonl", '{"prompt": "Hi"}\n{"prompt": ', None, "line 2: the line is no JSON"),
+    "another field": ("t.jsonl", '{"prompt": "Hi"}\n{"text": "x"}', None, "line 2: expected"),
+    "no message": ("t.jsonl", '{"messages": [{"content": "x"}]}', None, "line 1: "),
+}
+
+
+@pytest.mark.parametrize("case", UNASKABLE)
+@pytest.mark.parametrize("source", ["folder", "GGUF"])
+def test_a_prompt_that_cannot_be_asked_is_told_with_file_and_line_before_the_work(
+    case: str, source: str, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name, text, template, complaint = UNASKABLE[case]
+    write_checkpoint(tmp_path / "in", layers=1, **({} if template is None else {"chat_template": template}))
+    (tmp_path / name).write_bytes(text.encode())
+    of = tmp_path / "in"
+    if source == "GGUF":
+        convert(of, of := tmp_path / "in.gguf", "q8_0")
+    monkeypatch.setattr("dgemma.convert.measure", lambda *_: pytest.fail("the work began"))
+    monkeypatch.setattr("dgemma.convert.encoded", lambda *_: pytest.fail("the work began"))
+    for more in (["-o", tmp_path / "out.gguf"], ["--dry-run"]):
+        err = refused(capsys, 1, of, "--calibrate", tmp_path / name, *more)
+        assert f"{tmp_path / name}, {complaint}" in err, err
+    assert leftovers(tmp_path) == (["in.gguf"] if source == "GGUF" else [])
+
+
+def test_a_prompt_may_be_as_long_as_the_context(tmp_path: Path, capsys: Any) -> None:
+    write_checkpoint(tmp_path / "in", layers=1, chat_template=None, context=64)
+    for words, taken in ((63, True), (64, False)):  # and <bos>
+        (tmp_path / "t.txt").write_text("the" + " the" * (words - 1))
+        status, _, err = run(
+            capsys, tmp_path / "in", "-o", tmp_path / "o.gguf", "--force", "--calibrate", tmp_path / "t.txt"
+        )
+        assert (status == 0) is taken and (taken or "a prompt of 65 tokens; expected 1 to the model's 64" in err), err
 
 
 def test_an_absent_text_is_told_before_the_work(folder: Path, tmp_path: Path, capsys: Any) -> None:

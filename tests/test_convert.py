@@ -436,7 +436,11 @@ def test_ids_without_a_token_are_filled_and_no_bos_is_believed(checkpoint: Path,
     def change(tokenizer: dict[str, Any]) -> None:
         for name in ("the", "<unused0>", "<unused1>"):
             del tokenizer["model"]["vocab"][name]
-        tokenizer["model"]["merges"] = []
+        merges = tokenizer["model"]["merges"]
+        tokenizer["model"]["merges"] = [
+            merge for merge in merges if not {"the", "\u2581the"} & {*merge, "".join(merge)}
+        ]
+        tokenizer["post_processor"] = None
 
     edit_json(checkpoint / "tokenizer.json", change)
     edit_json(checkpoint / "tokenizer_config.json", lambda t: t.update(add_bos_token=False))
@@ -445,6 +449,55 @@ def test_ids_without_a_token_are_filled_and_no_bos_is_believed(checkpoint: Path,
     tokens = fields["tokenizer.ggml.tokens"].contents()
     assert len(tokens) == len(set(tokens)) == 512 and all(tokens)
     assert fields["tokenizer.ggml.add_bos_token"].contents() is False
+
+
+TURN = "{{ bos_token }}{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+TEMPLATES = {
+    TURN: [],
+    "{% generation %}" + TURN + "{% endgeneration %}": [],
+    "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}" + TURN: [
+        "with a system message: the chat template refuses these messages: no system"
+    ],
+    "{% for m in messages if m.role != 'system' %}{{ m.content }}{% endfor %}": [
+        "with a system message: the chat template leaves out 'Answer in one word.'"
+    ],
+    TURN + "{% if tools %}{{ tools[0].parameters.x }}{% endif %}": [
+        "with tools: the chat template refuses these messages: 'dict object' has no attribute 'parameters'"
+    ],
+    "Hi": ["with a user's message: the chat template leaves out 'Why is the sky blue?'"],
+    "{{ strftime(messages) }}": [
+        "with a user's message: the chat template refuses these messages: 'strftime' is undefined"
+    ],
+}
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_a_chat_template_is_tried_when_converting_and_what_it_does_not_know_is_noted(
+    template: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_checkpoint(tmp_path / "in", layers=1, chat_template=template)
+    expected = [f"note: {note}" for note in TEMPLATES[template]]
+    _, out, _ = run(capsys, tmp_path / "in", "--dry-run")
+    assert [line for line in out.split("\n") if "note: " in line] == expected
+    for source, out_name in (("in", "one.gguf"), ("one.gguf", "two.gguf")):
+        status, _, err = run(capsys, tmp_path / source, "-o", tmp_path / out_name)
+        assert status == 0 and [line for line in err.split("\n") if "note" in line] == [
+            f"dg-convert: {note}" for note in expected
+        ]
+
+
+def test_what_is_no_template_is_refused_in_a_checkpoint_and_noted_in_a_gguf_file(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    convert(checkpoint, tmp_path / "in.gguf", "q8_0")
+    broken = TEMPLATE.replace("endfor", "endfir")
+    (checkpoint / "chat_template.jinja").write_text(broken)
+    err = refused(capsys, 1, checkpoint, "-o", tmp_path / "out.gguf")
+    assert f"{checkpoint}: the file's chat template is no Jinja template: " in err and "endfir" in err, err
+    data = (tmp_path / "in.gguf").read_bytes()
+    (tmp_path / "in.gguf").write_bytes(data.replace(TEMPLATE.encode(), broken.encode()))
+    status, _, err = run(capsys, tmp_path / "in.gguf", "-o", tmp_path / "out.gguf")
+    assert status == 0 and "dg-convert: note: " in err and "endfir" in err, err
 
 
 @pytest.mark.parametrize("place", ["string", "list", "chat_template.json", "processor_config.json", "nowhere"])
@@ -519,6 +572,11 @@ def test_tokenizer_model_alone_is_enough(spm_checkpoint: Path, tmp_path: Path) -
     [
         ({"model_type": "unigram", "vocab_size": 296}, "not a BPE model"),
         ({"add_dummy_prefix": True}, "puts a space in front"),
+        ({"remove_extra_whitespaces": True}, "folds spaces"),
+        ({"normalization_rule_name": "nfkc"}, "its normalizer changes '\\xa0'"),
+        ({"normalization_rule_name": "nmt_nfkc"}, "its normalizer changes '\\x01'"),
+        ({"normalization_rule_name": "nfkc_cf"}, "its normalizer changes 'A'"),
+        ({"user_defined_symbols": ["\u2581zq\u2581"]}, "user-defined piece '\u2581zq\u2581'"),
         ({"vocab_size": 520, "user_defined_symbols": [f"<{i}>" for i in range(190)]}, "more than vocab_size"),
         (None, "not a SentencePiece model"),
     ],

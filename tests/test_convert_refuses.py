@@ -18,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import dgemma
+from dgemma.convert import convert
 from dgemma.convert.safetensors import Checkpoint
 
 
@@ -159,6 +160,13 @@ BAD: dict[str, tuple[Damage, list[str]]] = {
     "another model": (top_config(model_type="gemma3"), ["a model of another architecture", "'gemma3'"]),
     "no text_config": (top_config(text_config=None), ["text_config"]),
     "quantized": (top_config(quantization_config={"bits": 4}), ["quantization_config"]),
+    "quantized by mlx": (top_config(quantization={"bits": 4}), ["config.json: quantization: only checkpoints in"]),
+    "unknown option": (text_config(attn_logit_softcapping=50.0), ["text_config: attn_logit_softcapping is 50.0"]),
+    "unknown rope option": (
+        text_config(rope_parameters={FULL: {"rope_theta": 1e6, "attention_factor": 0.5}, SLIDING: {"rope_theta": 1e4}}),
+        ["rope_parameters: full_attention: attention_factor is 0.5"],
+    ),
+    "sliding at last": (text_config(layer_types=[FULL, SLIDING]), ["the last layer is 'sliding_attention'"]),
     "untied": (top_config(tie_word_embeddings=False), ["tie_word_embeddings"]),
     "bias": (text_config(attention_bias=True), ["attention_bias"]),
     "activation": (text_config(hidden_activation="silu"), ["hidden_activation", "'silu'", "'gelu_pytorch_tanh'"]),
@@ -226,6 +234,25 @@ def test_bad_input_is_told_in_one_line_and_leaves_nothing(
     err = refused(capsys, 1, checkpoint, "-o", tmp_path / "out.gguf")
     assert all(word in err for word in words), err
     assert leftovers(tmp_path) == []
+
+
+def test_options_that_change_no_number_are_taken(checkpoint: Path, tmp_path: Path, capsys: Any) -> None:
+    """As transformers, and programs that train with it, write them."""
+    convert(checkpoint, tmp_path / "plain.gguf", "q8_0")
+    more = {
+        "attention_dropout": 0.1,
+        "dtype": "bfloat16",
+        "initializer_range": 0.02,
+        "use_cache": True,
+        "unsloth_fixed": 1,
+    }
+    more |= {"_name_or_path": "", "eot_token_id": 6, "output_attentions": False, "unheard_of": None, "sep_token_id": 7}
+    text_config(**more)(checkpoint)
+    top_config(transformers_version="5.24.0", audio_token_id=3, unsloth_version="1", quantization_config=None)(
+        checkpoint
+    )
+    convert(checkpoint, tmp_path / "more.gguf", "q8_0")
+    assert (tmp_path / "more.gguf").read_bytes() == (tmp_path / "plain.gguf").read_bytes()
 
 
 @pytest.mark.parametrize(

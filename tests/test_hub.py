@@ -256,3 +256,23 @@ def test_a_repository_converts_as_its_folder_does(run: Run, hub: Hub, tmp_path: 
 def test_a_gguf_repository_converts_too(run: Run, hub: Hub, tmp_path: Path) -> None:
     assert run("dg-convert", f"hf:{GGUF}:q8_0", "-o", tmp_path / "out.gguf", "--type", "q8_0").returncode == 0
     assert (tmp_path / "out.gguf").read_bytes() == hub.repositories[GGUF][FILE]
+
+
+@pytest.mark.parametrize(
+    ("flags", "complaint"),
+    [
+        (["--set", "nothing.*=q8_0"], "no tensor has a name like that"),
+        (["--imatrix", "{texts}"], "texts.txt: not an imatrix"),
+        (["--calibrate", "{texts}"], "texts.txt, line 3: a prompt of"),
+        (["--split-max-size", "1K"], "--split-max-size"),
+    ],
+)
+def test_what_is_wrong_is_told_before_the_weights_are_fetched(
+    flags: list[str], complaint: str, run: Run, hub: Hub, tmp_path: Path
+) -> None:
+    texts = tmp_path / "texts.txt"
+    texts.write_text("Hi\n\n" + "sky " * 2000)
+    done = run("dg-convert", f"hf:{FOLDER}", "-o", tmp_path / "out.gguf", *(f.format(texts=texts) for f in flags))
+    assert done.returncode in (1, 2) and complaint in done.stderr, done.stderr
+    weights = [n for n in hub.repositories[FOLDER] if n.endswith(".safetensors")]
+    assert all(sum(c for _, c in hub.bytes_of(n)) < len(hub.repositories[FOLDER][n]) / 4 for n in weights)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from dgemma.batch import Batch
 from dgemma.convert.calibrate import read_prompts
 from dgemma.eval import tasks
 from dgemma.json_lines import lines as requests
+from dgemma.serve.app import _event
 
 BREAKS = "\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029"  # what str.splitlines() breaks at, and JSON lines do not
 CHECK = {"kind": "json"}
@@ -92,6 +94,14 @@ def test_what_is_no_line_is_refused_by_file_and_line(
         assert batch.answer(line)["error"]["message"].startswith("the line")
 
 
+@given(texts | st.text(st.sampled_from(BREAKS + '\n\r"\\u'), max_size=9))
+def test_a_line_that_is_written_is_one_to_every_reader(text: str) -> None:
+    for compact in (False, True):
+        written = json_lines.as_line({text: [text]}, compact)
+        assert len(written.splitlines()) == 1 and json.loads(written) == {text: [text]}
+    assert len(_event({"text": text}).decode().splitlines()) == 2  # the data, and the blank line behind it
+
+
 def test_a_line_is_held_not_the_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(json_lines, "MOST_BYTES", 64)
     path = tmp_path / "x.jsonl"
@@ -107,3 +117,10 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
         for read in (json_lines.lines, read_prompts, tasks.load):
             with pytest.raises(dgemma.Error, match=str(path)):
                 list(read(path))
+
+
+def test_a_name_that_is_no_unicode_text_is_itself_again() -> None:
+    name = os.fsdecode(b"a\xff")
+    for indent in (None, 1):
+        written = json_lines.as_bytes({"path": name, "text": "ü\u2028"}, indent)
+        assert json.loads(written) == {"path": name, "text": "ü\u2028"} and "ü".encode() in written

@@ -30,7 +30,7 @@ from dgemma.convert import cli as convert
 from dgemma.convert.writer import NewFile, NewFiles
 from dgemma.eval.base import Base
 from dgemma.model import bundled
-from dgemma.output import check_distinct, input_files, json_bytes, unfinished, whole_file, write_whole
+from dgemma.output import check_distinct, input_files, unfinished, whole_file, write_whole
 
 COMMANDS = {
     "dg-run": run.main,
@@ -468,9 +468,3 @@ def test_the_files_of_an_input(tmp_path: Path) -> None:
     assert [path.name for path in input_files(tmp_path)] == ["config.json"]
     assert input_files("hf:owner/name") == []
     check_distinct([("out", tmp_path / "new")], [("source", tmp_path)])
-
-
-def test_json_keeps_what_is_no_unicode_text() -> None:
-    name = os.fsdecode(b"a\xff")
-    assert json.loads(json_bytes({"path": name, "text": "ü"})) == {"path": name, "text": "ü"}
-    assert "ü".encode() in json_bytes("ü")

@@ -1,4 +1,4 @@
-"""Files of JSON lines: a JSON value per line, as --batch, --task and --calibrate read them.
+"""JSON lines, a JSON value per line: read as --batch, --task and --calibrate have them, and written.
 
 A line ends at \\n, with or without \\r before it, and nowhere else: JSON strings may hold U+2028, U+0085 and their
 like as they are. Lines of blanks are left out but counted. A byte order mark is left out. One line is held at a time.
@@ -21,6 +21,8 @@ TOO_DEEP = f"has more than {DEEPEST} levels of lists and objects"
 MOST_DIGITS = 300  # of an integer: a float64 holds no more
 BLANKS = b" \t\r\n"  # what JSON calls white space
 BOM = "\ufeff"
+# Ends of a line to some readers, and the halves of characters that stand for bytes of a file's name that are no UTF-8.
+_ESCAPED = {code: f"\\u{code:04x}" for code in (0x85, 0x2028, 0x2029, *range(0xD800, 0xE000))}  # in strings alone
 
 
 def lines(path: str | os.PathLike[str]) -> Iterator[tuple[int, bytes]]:
@@ -78,6 +80,22 @@ def value(line: str | bytes, name: str = "the line") -> Any:
     except _NotRead as problem:
         raise UsageError(f"{name} {problem}") from None
     return found
+
+
+def as_line(value: Any, compact: bool = False) -> str:
+    """A value as JSON without a line's end in it, not even one that only some readers take for one, such as U+2028."""
+    return _escaped(json.dumps(value, ensure_ascii=False, separators=(",", ":") if compact else None))
+
+
+def as_bytes(value: Any, indent: int | None = None) -> bytes:
+    """A value as JSON in UTF-8, with a newline: as_line(), or indented over several lines."""
+    text = as_line(value) if indent is None else _escaped(json.dumps(value, ensure_ascii=False, indent=indent))
+    return f"{text}\n".encode()
+
+
+def _escaped(text: str) -> str:
+    """Python's reader makes the same value of it: of a name that is no Unicode text the same name."""
+    return text.translate(_ESCAPED)
 
 
 class _NotRead(Exception):

@@ -11,8 +11,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
 
+from dgemma import json_lines
 from dgemma.errors import FormatError, UsageError
-from dgemma.output import StrPath, json_bytes, named, whole_file
+from dgemma.output import StrPath, named, whole_file
 
 LONGEST = 64 << 20  # bytes of a line: more is no line of ours
 HEX = ["[0-9a-f]"] * 16
@@ -77,7 +78,7 @@ class LineLog:
     def append(self, value: Any) -> None:
         """Adds a line, on the disk when this returns."""
         try:
-            self._file.write(json_bytes(value))
+            self._file.write(json_lines.as_bytes(value))
             self._file.flush()
             os.fsync(self._file.fileno())
         except OSError as failure:
@@ -96,7 +97,7 @@ class LineLog:
         """Puts other lines in place of all, at once. The log is not written to afterwards."""
         with whole_file(Path(self._name)) as file:
             for value in values:
-                file.write(json_bytes(value))
+                file.write(json_lines.as_bytes(value))
 
     def __enter__(self) -> LineLog:
         return self

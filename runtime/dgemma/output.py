@@ -14,7 +14,7 @@ import stat
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, TypeAlias
+from typing import BinaryIO, TypeAlias
 
 from dgemma.errors import Error, SystemFailure, UsageError
 
@@ -60,13 +60,6 @@ def marked_kind(name: str, *marks: bytes) -> Kind:
         return all(mark in head for mark in marks)
 
     return Kind(name, holds)
-
-
-def json_bytes(value: Any, indent: int | None = None) -> bytes:
-    """JSON in UTF-8, with a newline. A file name that is no Unicode text keeps its bytes as escapes \\udc80 to \\udcff,
-    from which Python's reader makes the same name.
-    """
-    return (json.dumps(value, ensure_ascii=False, indent=indent) + "\n").encode("utf-8", "backslashreplace")
 
 
 def readable(name: str) -> str:

@@ -22,6 +22,7 @@ from dgemma.bench.profile import Profile, steps_of
 from dgemma.bench.work import condition_mlp, step_operations
 from dgemma.errors import Error, UsageError, check, new_error
 from dgemma.model import Model
+from dgemma.regular import opener
 
 STEPS = 16  # of a canvas, that speeds are told for
 CONTEXT = 1024  # tokens of keys and values, unless it is said otherwise
@@ -133,7 +134,7 @@ def find_machine(text: str) -> Machine:
     if text in machines():
         return machines()[text]
     try:
-        with open(text, encoding="utf-8") as file:
+        with open(text, encoding="utf-8", opener=opener) as file:
             told = json.load(file)
     except FileNotFoundError:
         raise UsageError(f"{text}: neither a file nor one of the machines {', '.join(machines())}") from None

@@ -11,7 +11,9 @@ import numpy.typing as npt
 
 from dgemma._native import ffi, lib
 from dgemma.errors import Error
-from dgemma.output import json_bytes, json_kind, write_whole
+from dgemma.json_lines import as_bytes
+from dgemma.output import json_kind, write_whole
+from dgemma.regular import opener
 
 if TYPE_CHECKING:
     from dgemma.model import Model
@@ -31,7 +33,7 @@ def load_routing(path: str | os.PathLike[str]) -> npt.NDArray[np.int64]:
     """The counts that a file holds, int64 [n_layer, n_expert]. Raises Error for a file of another kind, OSError."""
     name = os.fspath(path)
     try:
-        with open(path, encoding="utf-8") as file:
+        with open(path, encoding="utf-8", opener=opener) as file:
             told: Any = json.load(file)
         if told["version"] != VERSION:
             raise Error(f"{name}: version {told['version']!r}; this reads {VERSION}")
@@ -54,7 +56,7 @@ def save_routing(model: Model, path: str | os.PathLike[str] | None = None) -> st
         if before.shape != counts.shape:
             raise Error(f"{target}: counts of {shape_text(before)}; this model has {shape_text(counts)}")
         counts = counts + np.minimum(before, MOST - counts)
-    write_whole(target, json_bytes({"version": VERSION, "tokens": counts.tolist()}), ROUTING)
+    write_whole(target, as_bytes({"version": VERSION, "tokens": counts.tolist()}), ROUTING)
     return target
 
 

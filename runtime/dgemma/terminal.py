@@ -13,7 +13,6 @@ from typing import TextIO
 # Controls of ASCII but newline and tab, DEL, the controls U+0080 to U+009F, overrides of the direction of text, and
 # halves of characters: Python's word for bytes of a file's name that are no UTF-8.
 _OBEYED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
-_HALVES = re.compile("[\ud800-\udfff]")
 _BYTE = 0xDC00  # what surrogateescape adds to a byte
 
 
@@ -35,11 +34,9 @@ def _name(found: re.Match[str]) -> str:
     return f"<U+{code:04X}>"
 
 
-def shown_json(text: str, halves: bool = False) -> str:
-    """What json.dumps wrote, as JSON of the same value with nothing that a terminal obeys. halves: only halves of
-    characters are escaped, which UTF-8 has no bytes for.
-    """
-    return (_HALVES if halves else _OBEYED).sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+def shown_json(text: str) -> str:
+    """JSON as JSON of the same value with nothing that a terminal obeys."""
+    return _OBEYED.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def one_line(text: str) -> str:

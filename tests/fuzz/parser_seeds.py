@@ -322,6 +322,78 @@ def calls() -> dict[str, bytes]:
     }
 
 
+# ---- requests ----
+
+CALL: JSON = {"id": "c", "type": "function", "function": {"name": "f", "arguments": '{"a": [1, 2.5, null]}'}}
+FUNCTION: JSON = {"name": "f", "description": "x", "parameters": {"type": "object"}, "strict": None}
+CHAT: JSON = {
+    "tools": [{"type": "function", "function": FUNCTION}],
+    "messages": [
+        {"role": "developer", "content": [{"type": "text", "text": "a"}, {"type": "refusal", "refusal": "b"}]},
+        {"role": "user", "content": "x", "name": "n", "audio": None},
+        {"role": "assistant", "content": None, "tool_calls": [CALL], "reasoning": "r", "diffusion": {}},
+        {"role": "tool", "tool_call_id": "c", "content": "18"},
+        {"role": "model", "content": "", "refusal": "no", "tool_responses": [{"name": "f", "response": 1}]},
+    ],
+}
+
+
+def requests() -> dict[str, bytes]:
+    def of(value: Any) -> bytes:
+        return json.dumps(value).encode()
+
+    bare = {"name": "f", "arguments": {}}
+    made = {
+        "seed-chat": of(CHAT),
+        "seed-lines": b"\xef\xbb\xbf" + of(CHAT) + b"\r\n \n[]\n" + of(CHAT["messages"][:2]),
+        "seed-breaks": '{"messages": [{"role": "user", "content": "a\u2028\x85b"}]}'.encode(),
+        "seed-own": of({"messages": [{"role": "user", "content": "x", "mood": 1}], "template": "{{ m.mood }}"}),
+        "seed-bare": of({"messages": [{"role": "assistant", "tool_calls": [bare]}], "tools": [FUNCTION]}),
+        "odd-utf-8": b'{"messages": "\xff"}',
+        "odd-json": b"{",
+        "odd-twice": b'{"a": 1, "a": 2}',
+        "odd-nan": b'{"a": NaN}',
+        "odd-digits": b"9" * 400,
+        "odd-exponent": b"1e999",
+        "odd-deep": b"[" * 120 + b"]" * 120,
+        "odd-deeper": b"[" * 3000,
+        "odd-response": of(CHAT["messages"][3:4]),
+        "odd-user-calls": of([{"role": "user", "content": "x", "tool_calls": [CALL]}]),
+    }
+    for name, path, value in (
+        ("tools", "tools", {}),
+        ("tool", "tools", [1]),
+        ("tool-type", "tools", [{"type": "web_search"}]),
+        ("tool-name", "tools", [{"type": "function"}]),
+        ("tool-text", "tools", [FUNCTION | {"description": 1}]),
+        ("tool-strict", "tools", [FUNCTION | {"strict": True}]),
+        ("none", "messages", []),
+        ("no-list", "messages", "x"),
+        ("message", "messages", ["x"]),
+        ("no-role", "messages", [{"content": "x"}]),
+        ("role", "messages", [{"role": "nobody", "content": "x"}]),
+        ("content", "messages", [{"role": "user", "content": 1}]),
+        ("no-content", "messages", [{"role": "user"}]),
+        ("field", "messages", [{"role": "user", "content": "x", "images": [1]}]),
+        ("name", "messages", [{"role": "user", "content": "x", "name": 1}]),
+        ("refusal", "messages", [{"role": "assistant", "refusal": 1}]),
+        ("part", "messages", [{"role": "user", "content": ["x"]}]),
+        ("part-type", "messages", [{"role": "user", "content": [{"type": "image"}]}]),
+        ("part-text", "messages", [{"role": "user", "content": [{"type": "text"}]}]),
+        ("part-more", "messages", [{"role": "user", "content": [{"type": "text", "text": "x", "y": 1}]}]),
+        ("calls", "messages", [{"role": "assistant", "tool_calls": {"a": 1}}]),
+        ("call", "messages", [{"role": "assistant", "tool_calls": [1]}]),
+        ("call-type", "messages", [{"role": "assistant", "tool_calls": [{"type": "custom"}]}]),
+        ("call-name", "messages", [{"role": "assistant", "tool_calls": [{"function": {}}]}]),
+        ("call-none", "messages", [{"role": "assistant", "tool_calls": [{"function": {"name": "f"}}]}]),
+        ("call-list", "messages", [{"role": "assistant", "tool_calls": [bare | {"arguments": []}]}]),
+        ("call-text", "messages", [{"role": "assistant", "tool_calls": [bare | {"arguments": "{"}]}]),
+        ("responses", "messages", [{"role": "tool", "content": "x", "tool_responses": [1]}]),
+    ):
+        made[f"odd-{name}"] = of(_set(CHAT, path, value))
+    return made
+
+
 def seeds() -> dict[str, dict[str, bytes]]:
     made = {"safetensors": safetensors(), "calls": calls(), "config": config(), "vocabulary": vocabulary()}
-    return made | {"imatrix": imatrix()}
+    return made | {"imatrix": imatrix(), "requests": requests()}

@@ -13,6 +13,7 @@ its text. A .safetensors file has its header there, and zeros behind it.
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import os
@@ -208,11 +209,32 @@ def imatrix(data: bytes) -> None:
     assert all(rows >= 0 for _, _, rows in found.few)
 
 
+def requests(data: bytes) -> None:
+    """Lines are read or refused, and so are the messages and tools in them; what was read is read as itself."""
+    from dgemma import json_lines, messages
+    from dgemma.errors import FormatError, UsageError
+
+    try:
+        for _, line in json_lines.split(io.BytesIO(data), "requests.jsonl"):
+            given = json_lines.value(line)
+            json.dumps(given, allow_nan=False)
+            asked = given if isinstance(given, dict) else {"messages": given}
+            tools = messages.read_tools(asked.get("tools"))
+            assert tools == messages.read_tools(tools)
+            template = str(asked.get("template"))
+            found = messages.read(asked.get("messages"), template)
+            assert found == messages.read(found, template)
+            assert all(isinstance(message["content"], str) for message in found)
+    except (FormatError, UsageError) as failure:
+        assert str(failure) and "\n" not in str(failure), failure
+
+
 TARGETS: dict[str, Callable[[bytes], None]] = {
     "safetensors": safetensors,
     "calls": calls,
     "config": config,
     "vocabulary": vocabulary,
+    "requests": requests,
     "imatrix": imatrix,
 }
 
@@ -253,6 +275,8 @@ def main() -> None:
         import dgemma.convert.imatrix
         import dgemma.convert.safetensors
         import dgemma.convert.tokenizer
+        import dgemma.json_lines
+        import dgemma.messages
         import dgemma.turns  # noqa: F401
     mutate = mutator(name, lambda data, room: bytes(atheris.Mutate(data, room)))
     atheris.Setup([sys.argv[0], *flags], TARGETS[name], custom_mutator=mutate)

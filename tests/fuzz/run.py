@@ -51,6 +51,12 @@ PYTHON = (
     Target("safetensors", ("convert/safetensors.py",), 40_000),
     Target("calls", ("runtime/dgemma/turns.py",), 8_000),
     Target("config", ("convert/config.py",), 40_000),
+    Target(
+        "requests",
+        ("runtime/dgemma/json_lines.py", "runtime/dgemma/messages.py"),
+        20_000,
+        ("lines", "values", "as_line", "is_message", "text_of", "plain"),
+    ),
     Target("vocabulary", ("convert/tokenizer.py",), 40_000),
     Target(
         "imatrix", ("convert/imatrix.py",), 40_000, ("encode", "of", "bind", "pairs", "unmeasured", "write_imatrix")

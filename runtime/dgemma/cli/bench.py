@@ -28,8 +28,9 @@ from dgemma.cli.sizes import ram_option
 from dgemma.cli.speaker import say_json, write
 from dgemma.convert.recipe import RECIPES
 from dgemma.hub import local_model
+from dgemma.json_lines import as_bytes
 from dgemma.model import Model, bundled
-from dgemma.output import json_bytes, json_kind, readable, write_whole
+from dgemma.output import json_kind, readable, write_whole
 from dgemma.plan import placed, this_machine, with_device
 from dgemma.progress import progress_bar, telling
 
@@ -210,7 +211,7 @@ def main(
                 )
     try:
         if output is not None:
-            write_whole(output, json_bytes(report.told(), indent=1), FIGURES)
+            write_whole(output, as_bytes(report.told(), indent=1), FIGURES)
         if plot_file is not None:
             plot(report, plot_file)
             if report.comparison is not None:

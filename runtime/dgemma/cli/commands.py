@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from dgemma.errors import UsageError
+from dgemma.json_lines import as_bytes
 from dgemma.options import Option, efforts, options
-from dgemma.output import check_target, json_bytes, json_kind, write_whole
+from dgemma.output import check_target, json_kind, write_whole
+from dgemma.regular import read_regular
 
 if TYPE_CHECKING:
     from dgemma.cli.chat import Chat
@@ -159,7 +161,7 @@ def _save(chat: Chat, name: str) -> None:
     kept = {"messages": conversation.messages, "thinking": conversation.thinking, "settings": chat.settings}
     path = Path(name).expanduser()
     check_target(path, CHAT)
-    write_whole(path, json_bytes(kept, indent=1), CHAT)
+    write_whole(path, as_bytes(kept, indent=1), CHAT)
     chat.tell(f"{len(conversation.messages)} messages in {path}")
 
 
@@ -196,7 +198,7 @@ def _quit(chat: Chat, _: str) -> bool:
 def saved(path: Path) -> tuple[list[dict[str, Any]], bool, dict[str, Any]]:
     """Messages, whether to think, and settings of a file that /save wrote. Raises UsageError for another."""
     try:
-        kept = json.loads(path.read_bytes())
+        kept = json.loads(read_regular(path))
         messages, thinking, settings = kept["messages"], kept["thinking"], kept["settings"]
         good = isinstance(messages, list) and isinstance(thinking, bool) and isinstance(settings, dict)
         good = good and all(isinstance(m["role"], str) and isinstance(m["content"], str) for m in messages)

@@ -30,8 +30,9 @@ from dgemma.eval.sweep import named, read_axes, settings, sweep
 from dgemma.eval.tasks import SHIPPED, Task, load, shipped, suitable
 from dgemma.hub import local_model
 from dgemma.identity import identity
+from dgemma.json_lines import as_bytes
 from dgemma.model import Model, bundled
-from dgemma.output import json_bytes, json_kind, write_whole
+from dgemma.output import json_kind, write_whole
 from dgemma.progress import telling
 
 
@@ -198,7 +199,7 @@ def main(
                 found.trials = trials(path, given, log, seeds=seeds, seed=seed, model=arguments, say=say)
     try:
         if output is not None:
-            write_whole(output, json_bytes(told(found), indent=1), FIGURES)
+            write_whole(output, as_bytes(told(found), indent=1), FIGURES)
         if plot_file is not None:
             plot(found, plot_file)
     finally:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-
+from dgemma import json_lines
 from dgemma.cli.frames import sparkline
 from dgemma.cli.palette import DARK
 from dgemma.cli.record import Page, Recording
@@ -28,7 +27,7 @@ def cast(recording: Recording) -> bytes:
         )
         at += page.seconds
     rows.append([round(at, 3), "o", "\x1b[?25h"])  # the last page is held until then
-    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
+    return "".join(json_lines.as_line(row) + "\n" for row in rows).encode()
 
 
 def _page(page: Page, rows: int, columns: int) -> str:

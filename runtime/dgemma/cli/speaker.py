@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from types import TracebackType
 from typing import Any, BinaryIO
 
 from dgemma.cli.display import Silent, count
+from dgemma.json_lines import as_bytes
 from dgemma.terminal import is_terminal, shown, shown_json, tell
 from dgemma.turns import Delta
 
@@ -81,8 +81,8 @@ def say(text: str, safe: bool = False) -> None:
 
 def say_json(value: Any, indent: int | None = None) -> None:
     """Writes a value to standard output as a line of JSON, or as several."""
-    text = json.dumps(value, ensure_ascii=False, indent=indent)
-    write(shown_json(text, halves=not is_terminal(sys.stdout)) + "\n", safe=True)
+    text = as_bytes(value, indent).decode()
+    write(shown_json(text) if is_terminal(sys.stdout) else text, safe=True)
 
 
 def write(text: str, safe: bool = False) -> None:

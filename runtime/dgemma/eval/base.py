@@ -27,6 +27,7 @@ from dgemma.eval.rows import Rows, State
 from dgemma.events import Result, Step
 from dgemma.model import Model
 from dgemma.output import Kind, whole_file
+from dgemma.regular import opener
 from dgemma.session import Session
 from dgemma.sizes import size, size_text
 
@@ -116,7 +117,7 @@ class Base:
     def load(cls, path: str | os.PathLike[str]) -> Base:
         """Reads what save() wrote. Raises FormatError for anything else."""
         try:
-            with np.load(path, allow_pickle=False) as file:
+            with open(path, "rb", opener=opener) as opened, np.load(opened, allow_pickle=False) as file:
                 about = json.loads(str(file["about"]))
                 if about.pop("schema") != SCHEMA:
                     raise FormatError(f"{os.fspath(path)}: a saved base of another version; make it again")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import traceback
 from collections.abc import AsyncGenerator
@@ -23,6 +22,7 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 import dgemma
+from dgemma import json_lines
 from dgemma.errors import Error
 from dgemma.model import Model
 from dgemma.options import efforts, options
@@ -310,7 +310,7 @@ class Events(StreamingResponse):
 
 def _event(data: dict[str, Any], name: str | None = None) -> bytes:
     head = f"event: {name}\n" if name else ""
-    return f"{head}data: {json.dumps(data, ensure_ascii=False, separators=(',', ':'))}\n\n".encode("utf-8", "replace")
+    return f"{head}data: {json_lines.as_line(data, compact=True)}\n\n".encode("utf-8", "replace")
 
 
 async def _gone(receive: Receive) -> None:

@@ -1,0 +1,53 @@
+"""Files that have to be files: a pipe, a device or a folder of that name is refused, and nobody waits for it."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+from dgemma.errors import SystemFailure
+
+KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+
+
+def opener(path: str | os.PathLike[str], flags: int) -> int:
+    """For open(): raises SystemFailure, which names the path, for what is no file."""
+    check_regular(path, os.stat(path).st_mode)  # a socket cannot be opened to look at it
+    # The path may have become another meanwhile: opening a pipe does not wait for its other end.
+    descriptor = os.open(path, flags | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+    try:
+        check_regular(path, os.fstat(descriptor).st_mode)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def open_regular(path: str | os.PathLike[str]) -> int:
+    """A descriptor to read from. Raises SystemFailure, which names the path."""
+    try:
+        return opener(path, os.O_RDONLY)
+    except OSError as problem:
+        raise SystemFailure(f"{os.fsdecode(path)}: {(problem.strerror or str(problem)).lower()}") from None
+
+
+def check_regular(path: str | os.PathLike[str], mode: int) -> None:
+    """mode: st_mode of the path."""
+    if not stat.S_ISREG(mode):
+        raise SystemFailure(f"{os.fsdecode(path)}: expected a file, found {KINDS.get(stat.S_IFMT(mode), 'no file')}")
+
+
+def read_regular(path: str | os.PathLike[str], most: int = -1) -> bytes:
+    """What a file holds; most: no more bytes than so many."""
+    with open(open_regular(path), "rb") as file:
+        try:
+            return file.read(most)
+        except OSError as problem:
+            raise SystemFailure(f"{Path(path)}: {(problem.strerror or str(problem)).lower()}") from None

@@ -1,0 +1,430 @@
+"""A tokenizer.json gives the ids and texts that `tokenizers` gives with it, or is refused by what it does."""
+
+from __future__ import annotations
+
+import copy
+import json
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from checkpoints import write_checkpoint, write_json
+from converting import edit_json, run
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer as Reference
+
+import dgemma
+from dgemma.convert import convert
+from dgemma.convert.config import read_config
+from dgemma.convert.metadata import metadata
+from dgemma.convert.tokenizer import read_vocabulary
+from dgemma.convert.writer import header
+
+SPACE = "\u2581"
+SPLIT_TEXT = "why <|think|> the sky"
+TEXTS = [
+    SPLIT_TEXT,
+    "  the\n\n\n\n sky \n is<|turn> blue<turn|>\n",
+    "The SKY a1b 22, is\tblue?  \u4f60\u597d \u00e9e\u0301 \u00df\U0001f642\ufb01",
+    f"a{SPACE}b <unk><0x41> x<|turn>x the<|turn>\n\n<bos><|think|><|thi the_sky",
+    "",
+    " ",
+    "\n",
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("source") / "in"
+    write_checkpoint(folder, layers=1)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def plain(folder: Path) -> dict[str, Any]:
+    value: dict[str, Any] = json.loads((folder / "tokenizer.json").read_text())
+    return value
+
+
+def tokenizer_of(folder: Path) -> dgemma.Tokenizer:
+    """The runtime's tokenizer of a checkpoint's files."""
+    config = read_config(folder)
+    vocabulary = read_vocabulary(folder, config.values["n_vocab"], config.special_ids)
+    with tempfile.TemporaryDirectory() as name:
+        file = Path(name) / "vocabulary.gguf"
+        file.write_bytes(header(metadata(config, vocabulary, [], 0), []))
+        return dgemma.Tokenizer.from_gguf(file)
+
+
+def with_tokenizer(folder: Path, top: dict[str, Any], **tokenizer_config: Any) -> dgemma.Tokenizer:
+    with tempfile.TemporaryDirectory() as name:
+        other = Path(name)
+        (other / "config.json").write_bytes((folder / "config.json").read_bytes())
+        write_json(other / "tokenizer.json", top)
+        found = json.loads((folder / "tokenizer_config.json").read_text())
+        write_json(other / "tokenizer_config.json", found | tokenizer_config)
+        return tokenizer_of(other)
+
+
+def equal(ours: dgemma.Tokenizer, top: dict[str, Any], texts: list[str] = TEXTS) -> None:
+    theirs = Reference.from_str(json.dumps(top))
+    for text in texts:
+        ids = theirs.encode(text, add_special_tokens=False).ids
+        assert ours.encode(text) == ids, text
+        assert ours.decode(ids, special=True) == theirs.decode(ids, skip_special_tokens=False), text
+        assert ours.prompt(text or "a") == theirs.encode(text or "a").ids or text.startswith("<bos>"), text
+
+
+# ---- every part of a tokenizer.json ----
+
+
+def replace(old: Any = " ", new: str = SPACE, kind: str = "String") -> dict[str, Any]:
+    return {"type": "Replace", "pattern": {kind: old}, "content": new}
+
+
+def split(pattern: str, behavior: str = "Isolated", kind: str = "Regex", invert: bool = False) -> dict[str, Any]:
+    return {"type": "Split", "pattern": {kind: pattern}, "behavior": behavior, "invert": invert}
+
+
+def metaspace(scheme: str = "never", split: bool = False) -> dict[str, Any]:
+    return {"type": "Metaspace", "replacement": SPACE, "prepend_scheme": scheme, "split": split}
+
+
+def sequence(key: str, *steps: Any) -> dict[str, Any]:
+    return {"type": "Sequence", key: list(steps)}
+
+
+def strip(left: bool, right: bool) -> dict[str, Any]:
+    return {"type": "Strip", "strip_left": left, "strip_right": right}
+
+
+N, P, D = "normalizers", "pretokenizers", "decoders"
+LOWER = {"type": "Lowercase"}
+BERT = {"clean_text": True, "handle_chinese_chars": True, "strip_accents": None, "lowercase": False}
+NORMALIZERS = [
+    replace(),
+    replace(kind="Regex"),
+    sequence(N, replace()),
+    sequence(N, sequence(N), sequence(N, replace())),
+]
+NORMALIZERS += [sequence(N, replace(), strip(False, False)), sequence(N, replace(), replace("a b", "ab"))]
+NORMALIZERS += [
+    None,
+    LOWER,
+    sequence(N),
+    sequence(N, replace(), LOWER),
+    sequence(N, LOWER, replace()),
+    replace(new="_"),
+]
+NORMALIZERS += [{"type": kind} for kind in ("NFC", "NFKC", "NFD", "Nmt", "StripAccents")]
+NORMALIZERS += [{"type": "Prepend", "prepend": SPACE}, sequence(N, {"type": "Prepend", "prepend": SPACE}, replace())]
+NORMALIZERS += [sequence(N, replace(), strip(True, False)), sequence(N, replace(), replace("sky", "the"))]
+NORMALIZERS += [sequence(N, replace(" +", SPACE, "Regex")), sequence(N, replace(), {"type": "BertNormalizer"} | BERT)]
+
+PRE_TOKENIZERS = [
+    None,
+    split(" ", "MergedWithPrevious", "String"),
+    split(" ", "Removed", "String"),
+    split(" +", "Removed"),
+]
+PRE_TOKENIZERS += [split("\n+"), split(r"\n+"), split("[^\n]+|[\n]+"), split(r"[^\n]+|\n+"), split("\n", "Contiguous")]
+PRE_TOKENIZERS += [
+    metaspace(),
+    sequence(P, metaspace(), split(" ", kind="String")),
+    sequence(P),
+    sequence(P, split("\n+")),
+]
+PRE_TOKENIZERS += [metaspace("always"), metaspace("first"), metaspace("never", True), metaspace("always", True)]
+PRE_TOKENIZERS += [split("[a-z]"), split("\n", kind="String"), split("\n+", "Removed"), split("\n+", "MergedWithNext")]
+PRE_TOKENIZERS += [split(" ", "Removed", "String", True), split("\n+", invert=True), split("e", "Isolated", "String")]
+PRE_TOKENIZERS += [split(" *"), split(" ?"), split(r"\s+"), sequence(P, split(" ", kind="String"), split(r"\d"))]
+PRE_TOKENIZERS += [{"type": kind} for kind in ("Whitespace", "WhitespaceSplit", "BertPreTokenizer", "UnicodeScripts")]
+PRE_TOKENIZERS += [{"type": "Digits", "individual_digits": True}, {"type": "Punctuation", "behavior": "Isolated"}]
+PRE_TOKENIZERS += [{"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}]
+
+BACK, BYTES, FUSE = replace(SPACE, " "), {"type": "ByteFallback"}, {"type": "Fuse"}
+DECODERS = [sequence(D, BACK, BYTES, FUSE), sequence(D, BACK, BYTES), sequence(D, sequence(D, BACK), BYTES, FUSE)]
+DECODERS += [sequence(D, metaspace(), BYTES, FUSE), sequence(D, BYTES, BACK, FUSE), sequence(D, BYTES, FUSE, BACK)]
+DECODERS += [sequence(D, BACK, FUSE, BYTES), sequence(D, BACK, FUSE), BACK, BYTES, FUSE, None, sequence(D)]
+DECODERS += [sequence(D, BACK, BYTES, FUSE, {"type": "Strip", "content": " ", "start": n, "stop": 0}) for n in (0, 1)]
+DECODERS += [sequence(D, metaspace("always"), BYTES, FUSE), {"type": "ByteLevel", "add_prefix_space": False}]
+DECODERS += [sequence(D, BACK, BYTES, replace("sky", "the")), {"type": "BPEDecoder", "suffix": "</w>"}]
+
+BOS, TEXT, EOS = (
+    {"SpecialToken": {"id": "<bos>", "type_id": 0}},
+    {"Sequence": {"id": "A", "type_id": 0}},
+    {"SpecialToken": {"id": "<eos>", "type_id": 0}},
+)
+
+
+def template(*single: Any) -> dict[str, Any]:
+    names = {name: {"id": name, "ids": [i], "tokens": [name]} for name, i in (("<bos>", 2), ("<eos>", 1))}
+    pair = [*single, {"Sequence": {"id": "B", "type_id": 1}}]
+    return {"type": "TemplateProcessing", "single": list(single), "pair": pair, "special_tokens": names}
+
+
+OFFSETS = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True}
+POST = [template(BOS, TEXT), template(TEXT), sequence("processors", OFFSETS, template(BOS, TEXT)), OFFSETS]
+POST += [template(BOS, TEXT, EOS), template(EOS, TEXT), template(BOS, BOS, TEXT), template(TEXT, EOS)]
+POST += [sequence("processors", template(BOS, TEXT), template(TEXT, EOS)), sequence("processors", OFFSETS)]
+POST += [{"type": "BertProcessing", "sep": ["<eos>", 1], "cls": ["<bos>", 2]}]
+
+LONG = {"direction": "Right", "strategy": "LongestFirst", "stride": 0, "max_length": 4}
+PADDED = {"direction": "Right", "pad_to_multiple_of": None, "pad_id": 0, "pad_type_id": 0, "pad_token": "<pad>"}
+PADDING = [None, PADDED | {"strategy": "BatchLongest"}, PADDED | {"strategy": {"Fixed": 40}}]
+PADDING += [PADDED | {"strategy": "BatchLongest", "pad_to_multiple_of": 8}]
+
+PARTS: dict[str, list[Any]] = {
+    "normalizer": NORMALIZERS,
+    "pre_tokenizer": PRE_TOKENIZERS,
+    "decoder": DECODERS,
+    "post_processor": POST,
+    "truncation": [None, LONG],
+    "padding": PADDING,
+}
+MODEL: dict[str, list[Any]] = {
+    "dropout": [None, 0.0, 0.5, 1.0],
+    "unk_token": ["<unk>", None, "<pad>"],
+    "fuse_unk": [True, False],
+    "byte_fallback": [True, False],
+    "ignore_merges": [False, True],
+    "continuing_subword_prefix": [None, "", "##"],
+    "end_of_word_suffix": [None, "", "</w>"],
+}
+Change = Callable[[dict[str, Any]], object]
+
+
+def lose_bytes(keep: int) -> Change:
+    """Takes the tokens of bytes from number `keep` on away."""
+
+    def change(top: dict[str, Any]) -> None:
+        vocab = top["model"]["vocab"]
+        for i in range(keep, 256):
+            vocab.pop(f"<0x{i:02X}>", None)
+
+    return change
+
+
+def merge(left: str, right: str, first: bool = True) -> Change:
+    """One merge more, and its token in the place of an unused one."""
+
+    def change(top: dict[str, Any]) -> None:
+        vocab, merges = top["model"]["vocab"], top["model"]["merges"]
+        if left + right not in vocab:
+            unused = next(token for token in vocab if token.startswith("<unused"))
+            vocab[left + right] = vocab.pop(unused)
+        merges.insert(0 if first else len(merges), [left, right])
+
+    return change
+
+
+def without_merge(*pair: str) -> Change:
+    return lambda top: top["model"]["merges"].remove(list(pair))
+
+
+def flag(text: str, **flags: Any) -> Change:
+    """Sets flags of an added token, which is new where it is only in the vocabulary."""
+
+    def change(top: dict[str, Any]) -> None:
+        for entry in top["added_tokens"]:
+            if entry["content"] == text:
+                entry.update(flags)
+                return
+        entry = {"id": top["model"]["vocab"][text], "content": text, "special": False, "normalized": True}
+        top["added_tokens"].append(entry | {"single_word": False, "lstrip": False, "rstrip": False} | flags)
+        top["added_tokens"].sort(key=lambda entry: entry["id"])
+
+    return change
+
+
+def all_normalized(top: dict[str, Any]) -> None:
+    for entry in top["added_tokens"]:
+        entry["normalized"] = True
+
+
+CHANGES: dict[str, Change] = {
+    "no bytes": lose_bytes(0),
+    "some bytes": lose_bytes(200),
+    "newlines and letters": merge("k", "\n"),
+    "newlines and letters last": merge("\n\n", SPACE, first=False),
+    "newlines otherwise": without_merge("\n", "\n"),
+    "bytes merged": merge("<0xE4>", "<0xBD>"),
+    "lstrip": flag("<|think|>", lstrip=True),
+    "rstrip": flag("<|think|>", rstrip=True),
+    "single_word": flag("<|turn>", single_word=True),
+    "normalized": flag("<|turn>", normalized=True),
+    "all normalized": all_normalized,
+    "added letters": flag("the"),
+    "added letters, not normalized": flag("the", normalized=False),
+    "added with a space": flag(SPACE + "the", normalized=False),
+    "added with a space, normalized": flag(SPACE + "the"),
+    "added newlines": flag("\n\n", normalized=False),
+    "added with a mark": lambda top: (merge("x", "<|turn>")(top), flag("x<|turn>")(top)),
+    "added with half a mark": lambda top: (merge("x", "<|t")(top), flag("x<|t")(top)),
+}
+
+
+def refused_or_equal(folder: Path, top: dict[str, Any], texts: list[str] = TEXTS) -> bool:
+    """Whether it was taken, and then is equal."""
+    try:
+        ours = with_tokenizer(folder, top)
+    except dgemma.FormatError as refusal:
+        assert "tokenizer.json: " in str(refusal) and "\n" not in str(refusal)
+        return False
+    equal(ours, top, texts)
+    return True
+
+
+SINGLE = [(part, value) for part, values in PARTS.items() for value in values]
+
+
+@pytest.mark.parametrize(("part", "value"), SINGLE)
+def test_each_part_of_a_tokenizer_is_known_or_refused(
+    part: str, value: Any, folder: Path, plain: dict[str, Any]
+) -> None:
+    refused_or_equal(folder, plain | {part: value})
+
+
+def test_other_spellings_of_the_same_are_taken(folder: Path, plain: dict[str, Any]) -> None:
+    taken = {part: sum(refused_or_equal(folder, plain | {part: v}) for v in values) for part, values in PARTS.items()}
+    assert taken == {
+        "normalizer": 6,
+        "pre_tokenizer": 13,
+        "decoder": 5,
+        "post_processor": 5,
+        "truncation": 1,
+        "padding": 2,
+    }
+
+
+@pytest.mark.parametrize(("key", "value"), [(key, value) for key, values in MODEL.items() for value in values])
+def test_each_setting_of_the_model_is_known_or_refused(key: str, value: Any, folder: Path, plain: Any) -> None:
+    taken = refused_or_equal(folder, plain | {"model": plain["model"] | {key: value}})
+    assert taken is (
+        value in (*MODEL[key][:1], "") or (key, value) == ("dropout", 0.0) or key in ("unk_token", "fuse_unk")
+    ), "all bytes are tokens"
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_each_change_of_tokens_and_merges_is_known_or_refused(name: str, folder: Path, plain: dict[str, Any]) -> None:
+    top = copy.deepcopy(plain)
+    CHANGES[name](top)
+    harmless = {"normalized", "all normalized", "added letters", "added letters, not normalized", "added newlines"}
+    harmless |= {"no bytes", "some bytes", "added with a space"}
+    assert refused_or_equal(folder, top) is (name in harmless)
+
+
+@given(st.data())
+@settings(max_examples=400, deadline=None)
+def test_any_tokenizer_is_refused_or_gives_the_same_ids(
+    folder: Path, plain: dict[str, Any], data: st.DataObject
+) -> None:
+    top = copy.deepcopy(plain)
+    likely = [(part, value) for part in ("normalizer", "pre_tokenizer", "decoder") for value in PARTS[part][:5]]
+    for part, value in data.draw(st.lists(st.sampled_from(likely) | st.sampled_from(SINGLE), max_size=3)):
+        top[part] = value
+    for key in data.draw(st.lists(st.sampled_from(sorted(MODEL)), max_size=2)):
+        top["model"][key] = data.draw(st.sampled_from(MODEL[key]))
+    for name in data.draw(st.lists(st.sampled_from(sorted(CHANGES)), unique=True, max_size=2)):
+        CHANGES[name](top)
+    pieces = st.sampled_from(
+        [" ", "\n", "the", "sky", "<|turn>", "x<|t", "x", "k", "\u4f60", "\u00e9", SPACE, "<0xE4>", "<unk>"]
+    )
+    refused_or_equal(folder, top, [*TEXTS, "".join(data.draw(st.lists(pieces, max_size=12)))])
+
+
+# ---- tokenizer_config.json beside it ----
+
+CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
+    "lstrip": ({"added_tokens_decoder": {"7": {"content": "<|think|>", "lstrip": True}}}, "'<|think|>' has lstrip"),
+    "of a special token": ({"eos_token": {"content": "<eos>", "rstrip": True}}, "'<eos>' has rstrip"),
+    "another id": ({"added_tokens_decoder": {"9": {"content": "<|think|>"}}}, "added_tokens_decoder: 9 is '<|think|>'"),
+    "no marks": ({"split_special_tokens": True}, "split_special_tokens"),
+}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_settings_that_change_added_tokens_are_refused(name: str, folder: Path, plain: dict[str, Any]) -> None:
+    settings, complaint = CONFIGS[name]
+    with pytest.raises(dgemma.FormatError) as refusal:
+        with_tokenizer(folder, plain, **settings)
+    assert complaint in str(refusal.value) and "json: " in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"additional_special_tokens": ["sky"]},
+        {"extra_special_tokens": {"sky_token": "sky"}},
+        {"sky_token": "sky"},
+        {"added_tokens_decoder": {"375": {"content": "sky", "special": True, "normalized": False}}},
+    ],
+)
+def test_tokens_that_settings_call_special_are_special(
+    settings: dict[str, Any], folder: Path, plain: dict[str, Any]
+) -> None:
+    """As in transformers, see the oracle test below."""
+    i = plain["model"]["vocab"]["sky"]
+    settings = json.loads(json.dumps(settings).replace('"375"', f'"{i}"'))
+    ours = with_tokenizer(folder, plain, **settings)
+    assert ours.encode("the sky") == [*ours.encode("the "), i] != with_tokenizer(folder, plain).encode("the sky")
+    assert ours.decode([i]) == ""
+
+
+def test_the_unknown_token_is_the_models(folder: Path, plain: dict[str, Any]) -> None:
+    top = copy.deepcopy(plain)
+    lose_bytes(0)(top)
+    with pytest.raises(dgemma.FormatError, match="unk_token is '<pad>', and the tokenizer's model has '<unk>'"):
+        with_tokenizer(folder, top, unk_token="<pad>")
+    top["model"]["unk_token"] = "<mask>"
+    ours = with_tokenizer(folder, top, unk_token="<mask>")
+    equal(ours, top)
+    assert ours.encode("\u4f61") == [top["model"]["vocab"]["<mask>"]]
+
+
+def test_added_tokens_with_two_ids_are_refused(folder: Path, plain: dict[str, Any]) -> None:
+    top = copy.deepcopy(plain)
+    top["added_tokens"][3]["id"] = 500
+    with pytest.raises(dgemma.FormatError, match="added token '<unk>' has id 500, and in the vocabulary 3"):
+        with_tokenizer(folder, top)
+
+
+@pytest.mark.parametrize("place", ["tokenizer.json", "its model"])
+def test_what_is_not_known_at_all_is_refused_by_name(place: str, folder: Path, plain: dict[str, Any]) -> None:
+    top = copy.deepcopy(plain)
+    (top if place == "tokenizer.json" else top["model"])["rewriter"] = {"type": "Odd"}
+    with pytest.raises(dgemma.FormatError, match="rewriter: the converter does not know"):
+        with_tokenizer(folder, top)
+
+
+# ---- where <bos> comes first ----
+
+BEGINS = [
+    (post, add, "<bos>" if (post is None and add is not False) or post == template(BOS, TEXT) else "")
+    for post in (None, template(BOS, TEXT), template(TEXT))
+    for add in (None, True, False)
+]
+
+
+@pytest.mark.parametrize(("post", "add", "begin"), BEGINS)
+def test_the_post_processor_says_whether_bos_comes_first(
+    post: Any, add: bool | None, begin: str, tmp_path: Path, capsys: Any
+) -> None:
+    write_checkpoint(tmp_path / "in", layers=1)
+    edit_json(tmp_path / "in" / "tokenizer.json", lambda t: t.update(post_processor=post))
+    if add is not None:
+        edit_json(tmp_path / "in" / "tokenizer_config.json", lambda t: t.update(add_bos_token=add))
+    convert(tmp_path / "in", tmp_path / "out.gguf", "q8_0")
+    ours = dgemma.Tokenizer.from_gguf(tmp_path / "out.gguf")
+    assert ours.add_bos is bool(begin)
+    if post is not None:
+        top = json.loads((tmp_path / "in" / "tokenizer.json").read_text())
+        assert ours.prompt(SPLIT_TEXT) == Reference.from_str(json.dumps(top)).encode(SPLIT_TEXT).ids
+    told = post is not None and add is not None and add is not bool(begin)
+    status, out, _ = run(capsys, tmp_path / "in", "--dry-run")
+    assert status == 0 and ("note: the post_processor of tokenizer.json puts" in out) is told, out
+    status, _, err = run(capsys, tmp_path / "in", "-o", tmp_path / "again.gguf")
+    assert status == 0 and ("dg-convert: note: the post_processor of tokenizer.json puts" in err) is told, err
