@@ -21,7 +21,7 @@ from dgemma.batch import Batch
 from dgemma.conversation import Conversation
 from dgemma.convert.calibrate import read_prompts
 from dgemma.eval import tasks
-from dgemma.messages import MessageError, read, read_tools
+from dgemma.messages import read, read_tools
 from dgemma.serve.errors import Refusal
 from dgemma.serve.requests import read_request
 
@@ -250,7 +250,7 @@ def test_what_clients_add_and_leave_empty_is_no_matter(tidy: dgemma.Model) -> No
 def test_a_field_that_the_template_speaks_of_is_given_to_it() -> None:
     given = [{"role": "user", "content": "x", "mood": "good"}]
     assert read(given, "{{ messages[0].mood }}") == given
-    with pytest.raises(MessageError, match="unknown field 'mood'"):
+    with pytest.raises(dgemma.UsageError, match="unknown field 'mood'"):
         read(given, "{{ messages[0].moods }}")
 
 

@@ -131,6 +131,9 @@ TEMPLATES = {
     "special tokens": "{{ bos_token }}{{ eos_token }}{{ unk_token }}{{ pad_token }}{{ mask_token }}|{{ cls_token }}|"
     "{{ sep_token is defined }}{{ mask_token is defined }}",
     "more tokens": "{{ image_token }}{{ sot_token }}{{ sep_token }}\n|{{ eot_token }}|{{ no_token }}",
+    "tokens in macros": "{% macro m(n) %}{{ sot_token * n }}{% endmacro %}{{ m(2) }}{% for i in [1] %}{{ eot_token }}"
+    "{% if i %}{% set sot_token = 'x' %}{% endif %}{% endfor %}{{ sot_token }}{% block b %}"
+    "{{ image_token }}{% endblock %}",
     "a newline first": "\n  {{ sot_token }}\n",
     "loop controls": "{% for i in range(9) %}{% if i == 1 %}{% continue %}{% endif %}{{ i }}{% if i > 3 %}{% break %}"
     "{% endif %}{% endfor %}",
@@ -166,6 +169,7 @@ WRITTEN = {
     "generation with dashes": "b|a",
     "special tokens": "<bos><eos><unk><pad><mask>||FalseTrue",
     "more tokens": "<|\"im'\\\n|><|turn>\n|<turn|>|",
+    "tokens in macros": "<|turn><|turn><turn|><|turn><|\"im'\\\n|>",
     "a newline first": "\n  <|turn>",
     "blocks": "    a\n\tb ",
     "namespaces and dicts": "2{'a': 1}{'k': 2}",

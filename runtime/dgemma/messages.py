@@ -33,14 +33,6 @@ READ = ("role", "content", "refusal", "tool_calls")
 OURS = ("diffusion",)  # figures in the answers of dg-serve
 
 
-class MessageError(UsageError):
-    """A message that is not understood. `place` is where: messages.2.content, the field or part after the number."""
-
-    def __init__(self, at: int, field: str, problem: str) -> None:
-        super().__init__(f"messages[{at}]: {problem}")
-        self.place = f"messages.{at}.{field}" if field else f"messages.{at}"
-
-
 def is_message(value: Any) -> bool:
     """Whether it may be a message, an object of a client included."""
     return isinstance(value, Mapping) or callable(getattr(value, "model_dump", None)) or _is_record(value)
@@ -49,7 +41,7 @@ def is_message(value: Any) -> bool:
 def read(
     messages: Any, known: str | None = None, *, reads_parts: Callable[[str], bool] = lambda role: False
 ) -> list[Plain]:
-    """The messages as a template is given them. Raises MessageError, or UsageError where they are no messages.
+    """The messages as a template is given them. Raises UsageError, whose place is that of a message.
 
     known: the text of the template: fields that it speaks of may be given beside those of every chat.
     reads_parts: whether it writes content that is a list of parts, by role; else the parts are joined.
@@ -100,7 +92,7 @@ def _kind(value: Any) -> str:
 
 def _message(given: Any, at: int, names: dict[str, str], known: str, reads_parts: Callable[[str], bool]) -> Plain:
     def refuse(field: str, problem: str) -> NoReturn:
-        raise MessageError(at, field, problem)
+        raise UsageError(f"messages[{at}]: {problem}", ".".join(filter(None, ("messages", str(at), field))))
 
     try:
         message = plain(given)
