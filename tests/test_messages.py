@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from checkpoints import write_checkpoint
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel
@@ -19,6 +20,7 @@ from pydantic import BaseModel
 import dgemma
 from dgemma.batch import Batch
 from dgemma.conversation import Conversation
+from dgemma.convert import convert
 from dgemma.convert.calibrate import read_prompts
 from dgemma.eval import tasks
 from dgemma.messages import read, read_tools
@@ -301,6 +303,17 @@ def test_what_only_a_template_can_say_needs_one(bundled: dgemma.Model) -> None:
     for more in ({"tools": TOOLS}, {"thinking": True}):
         with pytest.raises(dgemma.UsageError, match=r"needs? a chat template"):
             bundled.tokenizer.chat([{"role": "user", "content": "1"}], **more)  # type: ignore[arg-type]
+
+
+def test_thinking_needs_a_template_that_knows_it(tmp_path: Path) -> None:
+    write_checkpoint(
+        tmp_path, layers=1, dtype="f32", chat_template="{% for m in messages %}{{ m.content }}{% endfor %}"
+    )
+    convert(tmp_path, tmp_path / "x.gguf", type="f32")
+    tokenizer = dgemma.Tokenizer.from_gguf(tmp_path / "x.gguf")
+    assert tokenizer.render([{"role": "user", "content": "Hi"}]) == "Hi"
+    with pytest.raises(dgemma.UsageError, match="knows no thinking"):
+        tokenizer.render([{"role": "user", "content": "Hi"}], thinking=True)
 
 
 @pytest.mark.parametrize("name", ["system", "tools", "thinking", "raw", "fill"])

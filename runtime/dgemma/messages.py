@@ -23,7 +23,7 @@ ROLES = {
     "developer": "system",
     "user": "user",
     "assistant": "assistant",
-    "model": "assistant",  # as Gemma's templates write it
+    "model": "model",  # an assistant, as Gemma's templates write it
     "tool": "tool",
 }
 REASONING = ("reasoning_content", "thinking", "reasoning")  # names of one thing; templates read the first two
@@ -103,7 +103,7 @@ def _message(given: Any, at: int, names: dict[str, str], known: str, reads_parts
     role = _role(message.get("role"), refuse)
     made = _given_on(message, known, refuse)
     calls = [_call(call, i, refuse) for i, call in enumerate(_list(message, "tool_calls", refuse))]
-    if calls and role != "assistant":
+    if calls and role not in ("assistant", "model"):
         refuse("tool_calls", f"only an assistant calls tools, not the role {role}")
     texts = _texts(message.get("content"), role, refuse) + _refusal(message.get("refusal"), refuse)
     if not texts and not calls and not any(made.get(key) for key in ("tool_responses", *REASONING)):
