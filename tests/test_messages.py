@@ -341,7 +341,9 @@ values = st.recursive(
     max_leaves=6,
 )
 FIELDS = ["role", "content", "name", "tool_calls", "tool_call_id", "tool_responses", "thinking", "refusal", "x"]
-message = st.dictionaries(st.sampled_from(FIELDS), values | st.sampled_from(["user", "assistant", "tool", [CALL]]))
+message = st.dictionaries(
+    st.sampled_from(FIELDS), values | st.sampled_from(["user", "assistant", "model", "tool", [CALL]])
+)
 
 
 @settings(max_examples=300, deadline=None)
@@ -353,7 +355,7 @@ def test_any_messages_are_read_or_refused(messages: Any) -> None:
         return
     assert len(made) == len(messages) > 0
     for each, given_ in zip(made, messages, strict=True):
-        assert each["role"] in ("system", "user", "assistant", "tool") and isinstance(each["content"], str)
+        assert each["role"] in ("system", "user", "assistant", "model", "tool") and isinstance(each["content"], str)
         if isinstance(given_.get("content"), str):
             assert given_["content"] in each["content"]
     assert read(made) == made  # what was read is read as itself
