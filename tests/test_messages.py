@@ -171,6 +171,7 @@ REFUSED: dict[str, tuple[Messages, str]] = {
     "a part that is text": (user(content=["x"]), "must be {type, text}, not str"),
     "a part that is null": (user(content=[None]), "must be {type, text}, not nothing"),
     "no content": (user(), "the user message has no content"),
+    "no content but a thought": (user(thinking="x"), "the user message has no content"),
     "null content": (user(content=None), "the user message has no content"),
     "no parts": (user(content=[]), "the user message has no content"),
     "content that is a number": (user(content=3), "must be text or a list of parts, not int"),
@@ -229,8 +230,12 @@ def test_what_is_no_text_is_refused_in_words(tidy: dgemma.Model) -> None:
     deep: Any = []
     for _ in range(100_000):
         deep = [deep]
-    with pytest.raises(dgemma.UsageError, match="nested too deeply"):
+    with pytest.raises(dgemma.UsageError, match=r"messages\[0\]: nested too deeply"):
         tidy.tokenizer.chat([{"role": "user", "content": deep}])
+    with pytest.raises(dgemma.UsageError, match="nested too deeply"):
+        tidy.tokenizer.chat([{"role": "user", "content": "x"}], [{"name": "f", "parameters": {"x": deep}}])
+    with pytest.raises(dgemma.UsageError, match="nested too deeply"):
+        Conversation(tidy, [{"role": "user", "content": deep}])
 
 
 def test_objects_of_clients_are_messages(tidy: dgemma.Model) -> None:

@@ -70,15 +70,24 @@ def text_of(message: Mapping[str, Any]) -> str:
 
 
 def plain(value: Any) -> Any:
-    """Dicts and lists instead of what is like them: other mappings and sequences, records, the objects of clients."""
+    """Dicts and lists instead of what is like them: other mappings and sequences, records, the objects of clients.
+    Raises UsageError for what is nested too deeply.
+    """
+    try:
+        return _plain(value)
+    except RecursionError:
+        raise UsageError("nested too deeply to be messages or tools") from None
+
+
+def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return {key: plain(item) for key, item in value.items()}
+        return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, Sequence) and not isinstance(value, str | bytes | bytearray | memoryview):
-        return [plain(item) for item in value]
+        return [_plain(item) for item in value]
     if callable(getattr(value, "model_dump", None)):
-        return plain(value.model_dump())
+        return _plain(value.model_dump())
     if _is_record(value):
-        return {field.name: plain(getattr(value, field.name)) for field in fields(value)}
+        return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
     return value
 
 
@@ -96,17 +105,19 @@ def _message(given: Any, at: int, names: dict[str, str], known: str, reads_parts
 
     try:
         message = plain(given)
-    except RecursionError:
-        refuse("", "it is nested too deeply")
+    except UsageError as problem:
+        refuse("", str(problem))
     if not isinstance(message, dict):
         refuse("", f"expected {{role, content}}, found {_kind(given)}")
     role = _role(message.get("role"), refuse)
     made = _given_on(message, known, refuse)
     calls = [_call(call, i, refuse) for i, call in enumerate(_list(message, "tool_calls", refuse))]
-    if calls and role not in ("assistant", "model"):
+    assistant = role in ("assistant", "model")
+    if calls and not assistant:
         refuse("tool_calls", f"only an assistant calls tools, not the role {role}")
     texts = _texts(message.get("content"), role, refuse) + _refusal(message.get("refusal"), refuse)
-    if not texts and not calls and not any(made.get(key) for key in ("tool_responses", *REASONING)):
+    instead = ("tool_responses", *REASONING) if assistant else ("tool_responses",)
+    if not texts and not calls and not any(key in made for key in instead):
         refuse("content", f"the {role} message has no content")
     joined = len(texts) <= 1 or not reads_parts(role)
     made["content"] = "".join(texts) if joined else [{"type": "text", "text": text} for text in texts]
@@ -151,7 +162,7 @@ def _role(role: Any, refuse: _Refuse) -> str:
     if role is None:
         refuse("role", "it has no role")
     if not isinstance(role, str) or role not in ROLES:
-        refuse("role", f"unknown role {role}; the roles are {', '.join(ROLES)}")
+        refuse("role", f"unknown role {str(role)[:40]}; the roles are {', '.join(ROLES)}")
     return ROLES[role]
 
 
