@@ -8,10 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from dgemma.convert.safetensors import read_json
-from dgemma.errors import FormatError, SystemFailure, UsageError
+from dgemma.errors import Error, FormatError, SystemFailure, UsageError
 from dgemma.template import render
 
 IN_METADATA = {"bos_token", "eos_token", "unk_token", "pad_token", "mask_token"}  # GGUF files have keys for these
+TOKENS = {name: f"<{name.removesuffix('_token')}>" for name in IN_METADATA}
+SYSTEM, USER, ANSWER = ({"role": role, "content": "Hi"} for role in ("system", "user", "assistant"))
+USUAL = ([USER], [SYSTEM, USER], [USER, ANSWER, USER])
 HOLDERS = ("extra_special_tokens", "model_specific_special_tokens")  # of more, by name
 
 
@@ -37,11 +40,17 @@ def _named(settings: dict[str, Any]) -> dict[str, str]:
 
 
 def try_out(template: str, where: Path) -> None:
-    """Raises FormatError for what is no Jinja template. One that refuses this message may know others."""
-    names = {"messages": [{"role": "user", "content": "Hi"}], "add_generation_prompt": True, "enable_thinking": False}
-    try:
-        render(template, {**names, "tools": None, "documents": None})
-    except FormatError as problem:
-        raise FormatError(f"{where}: {problem}") from None
-    except (UsageError, SystemFailure):
-        pass
+    """Raises FormatError for what is no Jinja template, and for one that writes none of the usual chats."""
+    names = {"tools": None, "documents": None, "add_generation_prompt": True, "enable_thinking": False}
+    refusal: Error | None = None
+    for chat in USUAL:
+        try:
+            render(template, {"messages": chat, **TOKENS, **names})
+            return
+        except UsageError as problem:
+            refusal = problem
+        except FormatError as problem:
+            raise FormatError(f"{where}: {problem}") from None
+        except SystemFailure:  # no process to try it in
+            return
+    raise FormatError(f"{where}: not even a first message can be written: {refusal}")

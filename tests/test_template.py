@@ -148,9 +148,9 @@ TEMPLATES = {
     "parts": "{% for m in messages %}{% if m.content is string %}{{ m.content }}{% else %}{% for p in m.content %}"
     "{{ p.text | trim }}{% endfor %}{% endif %};{% endfor %}",
     "reasoning": "{% for m in messages %}[{{ m.thinking }}|{{ m.reasoning_content }}]{% endfor %}",
-    "a refusal": "{{ raise_exception('no ' ~ messages[0].role ~ ' here') }}",
-    "a name with an underscore": "{% set n = namespace() %}{% set n._a = 1 %}",
-    "undefined added": "{{ nothing + 'x' }}",
+    "a refusal": "{% if messages[1:] %}{{ raise_exception('no ' ~ messages[0].role ~ ' here') }}{% endif %}",
+    "a name with an underscore": "{% if messages[1:] %}{% set n = namespace() %}{% set n._a = 1 %}{% endif %}",
+    "undefined added": "{% if messages[1:] %}{{ nothing + 'x' }}{% endif %}",
 }
 ASKED = [
     {"role": "system", "content": "Be brief."},
@@ -221,7 +221,16 @@ def test_what_a_template_says_of_messages_is_told(tmp_path: Path) -> None:
         rendered(checkpoint(tmp_path, TEMPLATES["a refusal"]))
 
 
-def test_a_template_that_is_none_is_found_when_it_is_converted(tmp_path: Path) -> None:
-    with pytest.raises(dgemma.FormatError, match=f"{tmp_path}: .*no Jinja template"):
-        rendered(checkpoint(tmp_path, "{% for m in messages %}{{ m.content }}"))
+@pytest.mark.parametrize(
+    ("template", "why"),
+    [
+        ("{% for m in messages %}{{ m.content }}", "no Jinja template: Unexpected end of template"),
+        ("{{ messages | first_of_all }}", "no Jinja template: No filter named 'first_of_all'"),
+        ("{{ first_of(messages) }}", "not even a first message can be written: .*'first_of' is undefined"),
+        ("{{ raise_exception('never') }}", "not even a first message can be written: .*never"),
+    ],
+)
+def test_a_template_that_is_none_is_found_when_it_is_converted(template: str, why: str, tmp_path: Path) -> None:
+    with pytest.raises(dgemma.FormatError, match=f"{tmp_path}: .*{why}"):
+        rendered(checkpoint(tmp_path, template))
     assert not (tmp_path / "it.gguf").exists()
