@@ -162,14 +162,14 @@ PARTS = [*ASKED, {"role": "user", "content": [{"type": "text", "text": "a "}, {"
 TOKENS = {
     "sot_token": "<|turn>",
     "eot_token": {"__type": "AddedToken", "content": "<turn|>", "special": True},
-    "extra_special_tokens": {"image_token": "<|\"im'\\\n|>"},
+    "extra_special_tokens": {"image_token": "<|\"im'\\\n\u00e9\U0001f600|>"},
     "mask_token": "<mask>",
 }
 WRITTEN = {
     "generation with dashes": "b|a",
     "special tokens": "<bos><eos><unk><pad><mask>||FalseTrue",
-    "more tokens": "<|\"im'\\\n|><|turn>\n|<turn|>|",
-    "tokens in macros": "<|turn><|turn><turn|><|turn><|\"im'\\\n|>",
+    "more tokens": "<|\"im'\\\n\u00e9\U0001f600|><|turn>\n|<turn|>|",
+    "tokens in macros": "<|turn><|turn><turn|><|turn><|\"im'\\\n\u00e9\U0001f600|>",
     "a newline first": "\n  <|turn>",
     "blocks": "    a\n\tb ",
     "namespaces and dicts": "2{'a': 1}{'k': 2}",
