@@ -33,7 +33,7 @@ def with_tokens(template: str, folder: Path, settings: dict[str, Any]) -> str:
     if "added_tokens_decoder" not in settings and legacy.exists():
         tokens |= _named(read_json(legacy))
     used = [name for name in tokens if name not in IN_METADATA and re.search(rf"\b{re.escape(name)}\b", template)]
-    return "".join(f"{{% set {name} = {json.dumps(tokens[name])} %}}\n" for name in used) + template
+    return "".join(f"{{% set {name} = {json.dumps(tokens[name], ensure_ascii=False)} %}}\n" for name in used) + template
 
 
 def _named(settings: dict[str, Any]) -> dict[str, str]:
