@@ -119,7 +119,9 @@ def read_config(folder: Path) -> Config:
 
     generation_file = folder / "generation_config.json"
     generation = Section(str(generation_file), read_json(generation_file) if generation_file.exists() else {})
-    values |= _sampling(generation)
+    sampling = _sampling(generation)
+    _check_limits(str(generation_file), sampling)
+    values |= sampling
     special = {name: text.values.get(f"{name}_token_id") for name in ("bos", "eos", "pad")}
     end_ids: list[int] = []
     for section in (generation, text, top):
