@@ -215,6 +215,15 @@ static int start_stream(dg_model *m, dg_error *error) {
     return status;
 }
 
+/* What a budget allows is not more than there is: it becomes the process's own, and no file gives it back. */
+static int check_ram(const dg_model *m, dg_error *error) {
+    const budget *b = m->budget;
+    const int64_t left = dg_memory_free(), more = b->plan.ram_used - os_resident();
+    if (more <= left || left == 0) return DG_OK;
+    return fail(error, DG_ERROR_MEMORY, "%s: a RAM budget of %.2f GiB would be spent: weights and work take %.2f GiB more than now, and %.2f GiB of memory are free", m->file->path,
+                (double)b->ram / GIB, (double)more / GIB, (double)left / GIB);
+}
+
 int budget_open(dg_model *m, int64_t ram, dg_error *error) {
     const dg_config *c = &m->config;
     const size_t experts = (size_t)c->n_layer * (size_t)c->n_expert;
@@ -246,6 +255,7 @@ int budget_open(dg_model *m, int64_t ram, dg_error *error) {
     if (status == DG_ERROR_MEMORY)
         return fail(error, DG_ERROR_MEMORY, "%s: a RAM budget of %.2f GiB cannot be kept: it takes at least %.2f GiB, for a context of %d tokens", m->file->path, (double)ram / GIB,
                     least_for(b, session), context);
+    if (status == DG_OK) status = check_ram(m, error);
     if (status == DG_OK) place(m);
     return status;
 }

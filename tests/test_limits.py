@@ -330,6 +330,27 @@ def test_the_published_model_is_far_within_the_limits():
         assert limit.least <= values[limit.field] <= limit.most
 
 
+def test_holes_longer_than_the_context_are_refused_before_they_are_made(bundled):
+    for call in (
+        lambda: bundled.fill("a [[...]] b", lengths=[4, 10**15]),
+        lambda: bundled.edit("1 2 3", (2, 3), "longer", lengths=[10**15]),
+    ):
+        with pytest.raises(
+            dgemma.UsageError, match=f"holes of {10**15} tokens do not fit: the model's context is 1024"
+        ):
+            call()
+
+
+def test_a_budget_that_memory_does_not_hold_is_refused_before_it_is_spent(tmp_path):
+    """Weights that are read into memory of the process's own; zeros of a sparse file here."""
+    path = claims.write(tmp_path / "m.gguf", d_model=2048, d_expert=2048, n_expert=1024, n_layer=16)
+    assert path.stat().st_size > 200 << 30 and os.stat(path).st_blocks * 512 < MEGABYTE
+    with pytest.raises(dgemma.MemoryBudgetError, match=r"a RAM budget of 200\.00 GiB would be spent: .* are free"):
+        dgemma.Model(path, threads=1, ram="200G")
+    with dgemma.Model(path, threads=1, ram="1G") as model:
+        assert model.traffic.experts > 200 << 30
+
+
 def test_filling_takes_a_session_of_its_text(bundled, monkeypatch):
     """Not of the model's whole context, which may be more than memory holds."""
     asked = []

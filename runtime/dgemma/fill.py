@@ -99,6 +99,9 @@ class Layout:
 
     @classmethod
     def of(cls, model: Model, pieces: Pieces, lengths: Sequence[int], special: bool) -> Layout:
+        context = model.config.context_length
+        if sum(lengths) > context:  # before lists of so many are made
+            raise UsageError(f"holes of {sum(lengths)} tokens do not fit: the model's context is {context}")
         ids: list[int] = []
         owners: list[int] = []
         hole = 0
