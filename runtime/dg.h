@@ -80,6 +80,14 @@ typedef struct dg_key {
 } dg_key;
 const dg_key *dg_key_at(int32_t i); /* NULL past the end */
 
+/* One line of limits.def: what a file may claim. */
+typedef struct dg_limit {
+    const char *field; /* of dg_config */
+    const char *named; /* the field of the dg_key that tells it */
+    int64_t least, most;
+} dg_limit;
+const dg_limit *dg_limit_at(int32_t i); /* NULL past the end */
+
 /* One line of tensors.def. */
 typedef struct dg_tensor_entry {
     const char *scope; /* "TOP", "LAYER", "SLIDING", "SPLIT" */
@@ -243,8 +251,9 @@ int dg_detokenize(const dg_tokenizer *tokenizer, const int32_t *ids, size_t n_id
 
 /* ---- Sessions: one timeline each, a cache of what was encoded ------------------------------------------------------ */
 
-/* context: most tokens that can be encoded; 0: the model's own, at most 8192 and what a budget holds. Memory is taken as it
- * is used, but counts against a budget at once: DG_ERROR_MEMORY where that does not hold it. */
+/* context: most tokens that can be encoded; 0: the model's own, at most 8192 and what there is memory for. Memory is taken
+ * as it is used, but counts at once: DG_ERROR_MEMORY where the model's budget, or without one the memory that is free now,
+ * does not hold all of it. */
 int dg_session_new(dg_model *model, int32_t context, dg_session **out, dg_error *error);
 void dg_session_free(dg_session *session);
 int32_t dg_session_length(const dg_session *session);
@@ -524,7 +533,8 @@ int dg_plan_make(const dg_demand *demand, const dg_machine *machine, int64_t ram
 void dg_plan_measure(const dg_demand *demand, const dg_machine *machine, dg_plan *plan);
 /* The plan that a model under a budget follows; false without one, and on a device before its first session. */
 bool dg_model_placed(const dg_model *model, dg_plan *plan);
-/* Bytes of RAM that programs can have now without others losing theirs; half of all where the system does not tell, or 0. */
+/* Bytes of RAM that this process can have now without others losing theirs: of the machine, and of the control groups that
+ * it is in. Half of all where the system does not tell; 0 where it tells nothing. */
 int64_t dg_memory_free(void);
 /* Left to others of `ram` or `vram` bytes that are free. */
 int64_t dg_plan_margin(double bytes, bool vram);

@@ -1,4 +1,5 @@
-/* The operating system (POSIX): files that are read, memory, threads. os_maps.c has those that are mapped. */
+/* The operating system (POSIX): files that are read, memory, threads. os_maps.c has those that are mapped, os_memory.c how
+ * much memory there is. */
 #define _GNU_SOURCE
 #include "os.h"
 
@@ -11,7 +12,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <sys/resource.h>
 #include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
@@ -100,23 +100,6 @@ int64_t os_granule(void) {
     return page > 4096 ? (int64_t)page : 4096;
 }
 
-int64_t os_resident(void) {
-    long long pages = 0;
-    FILE *f = fopen("/proc/self/statm", "r");
-    if (f) {
-        if (fscanf(f, "%*d %lld", &pages) != 1) pages = 0;
-        fclose(f);
-    }
-    if (pages > 0) return pages * sysconf(_SC_PAGESIZE);
-    struct rusage most;
-    if (getrusage(RUSAGE_SELF, &most) != 0) return 0;
-#ifdef __APPLE__
-    return (int64_t)most.ru_maxrss;
-#else
-    return (int64_t)most.ru_maxrss * 1024;
-#endif
-}
-
 void *os_reserve(size_t bytes) {
     void *at = mmap(NULL, bytes ? bytes : 1, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     return at == MAP_FAILED ? NULL : at;
@@ -151,28 +134,6 @@ int32_t os_processors(void) {
 #endif
     const long n = sysconf(_SC_NPROCESSORS_ONLN);
     return n > 0 ? (int32_t)n : 1;
-}
-
-/* Bytes that Linux tells under this name; negative where it does not. */
-static int64_t told_memory(const char *name) {
-    FILE *f = fopen("/proc/meminfo", "re");
-    long long kib = -1;
-    char line[128];
-    while (f && kib < 0 && fgets(line, sizeof line, f))
-        if (strncmp(line, name, strlen(name)) == 0) kib = strtoll(line + strlen(name), NULL, 10);
-    if (f) fclose(f);
-    return kib < 0 ? -1 : (int64_t)kib * 1024;
-}
-
-int64_t os_memory(void) {
-    const int64_t told = told_memory("MemTotal:");
-    const long pages = sysconf(_SC_PHYS_PAGES), page = sysconf(_SC_PAGESIZE);
-    return told >= 0 ? told : pages > 0 && page > 0 ? (int64_t)pages * page : 0;
-}
-
-int64_t dg_memory_free(void) {
-    const int64_t told = told_memory("MemAvailable:");
-    return told >= 0 ? told : os_memory() / 2;
 }
 
 /* The number that a file of a folder begins with; 0 without one. */

@@ -13,7 +13,9 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import gguf
 import pytest
+from fuzz.seeds import finish, vocabulary
 
 from dgemma.model import bundled as bundled_path
 
@@ -313,20 +315,30 @@ same(model)
     )
 
 
-def test_a_process_may_fork_while_threads_open_and_close_files(ids, copy):
+def small_file(folder: Path) -> Path:
+    """A vocabulary alone."""
+    writer = gguf.GGUFWriter(folder / "small.gguf", "any")
+    vocabulary(writer)
+    finish(writer)
+    return folder / "small.gguf"
+
+
+def test_a_process_may_fork_while_threads_open_and_close_files(ids, copy, tmp_path):
     """Whatever lock they hold at that moment: each child opens the same files, and ends."""
     run(
         """
-path, stop = sys.argv[1], threading.Event()
+path, small, stop = *sys.argv[1:], threading.Event()
 def open_all():
     dgemma.Tokenizer.from_gguf(path)
     with File(path), dgemma.Model(path, threads=1), dgemma.Model(path, threads=1, ram="1G"):
         pass
-def busy():
+def busy(opening):
     while not stop.is_set():
-        open_all()
+        opening()
+def open_small():  # most of its time goes by in the library's locks
+    dgemma.Tokenizer.from_gguf(small)
 open_all()  # and so all modules are there
-workers = [threading.Thread(target=busy) for _ in range(3)]
+workers = [threading.Thread(target=busy, args=(opening,)) for opening in (open_all, open_small, open_small)]
 for worker in workers:
     worker.start()
 ended = []
@@ -335,6 +347,8 @@ for _ in range(200):
     if pid == 0:
         signal.alarm(60)
         open_all()
+        for _ in range(20):
+            open_small()
         os._exit(0)
     ended.append(os.waitpid(pid, 0)[1])
     if ended[-1]:
@@ -346,6 +360,7 @@ assert not any(ended), f"child {len(ended)} of 200 ended with {ended[-1]}: {sign
 """,
         ids,
         copy,
+        small_file(tmp_path),
     )
 
 

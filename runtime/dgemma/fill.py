@@ -99,6 +99,9 @@ class Layout:
 
     @classmethod
     def of(cls, model: Model, pieces: Pieces, lengths: Sequence[int], special: bool) -> Layout:
+        context = model.config.context_length
+        if sum(lengths) > context:  # before lists of so many are made
+            raise UsageError(f"holes of {sum(lengths)} tokens do not fit: the model's context is {context}")
         ids: list[int] = []
         owners: list[int] = []
         hole = 0
@@ -156,6 +159,9 @@ class Tried:
     step: Step
 
 
+SPARE = 4  # canvases to spare: those that holes share with the text beside them
+TEMPLATE = 256  # tokens that a chat template may add
+
 Turns: TypeAlias = Generator[Tried | None, None, "T"]  # None: more of the prompt is encoded
 T = TypeVar("T")
 
@@ -164,8 +170,28 @@ def fill(
     model: Model, text: str | Pieces, prompt: Prompt | None = None, *, on_step: OnStep | None = None, **given: Any
 ) -> Filled:
     """Model.fill, which documents it."""
-    with model.session(model.config.context_length) as session:
+    with model.session(room_for(model, text, prompt, given.get("lengths", LENGTHS))) as session:
         return done(filling(session, text, prompt, **given), on_step)
+
+
+def room_for(model: Model, text: str | Pieces, prompt: Prompt | None, lengths: Sequence[int]) -> int:
+    """The context that filling needs: of all tokens, those beside the canvases, and some to spare. The model's whole
+    context may be more than there is memory for.
+    """
+    pieces = pieces_of(text) if isinstance(text, str) else text
+    tokens = 0 if prompt is None else len(model.prompt_ids(prompt))
+    for piece in pieces:
+        if isinstance(piece, Hole):
+            tokens += max(lengths, default=0) if piece.length is None else piece.length
+        else:
+            tokens += len(model.tokenizer.encode(piece))
+    return within(model, tokens)
+
+
+def within(model: Model, tokens: int) -> int:
+    """A context of so many tokens and some canvases, as far as the model has it."""
+    most: int = model.config.context_length
+    return min(most, tokens + TEMPLATE + SPARE * int(model.config.canvas_length))
 
 
 def done(turns: Turns[T], on_step: OnStep | None) -> T:

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dgemma._native import ffi, lib
+from dgemma.arrays import check_free, floats
 from dgemma.config import Config
 from dgemma.errors import Error, UsageError, check, new_error
 from dgemma.events import Block, Result, Step
@@ -182,7 +183,7 @@ class Session:
         if start + n > context:
             behind = f" behind the {start} encoded" if start else ""
             raise UsageError(f"{n} tokens{behind} are more than the session's context of {context}")
-        out = np.empty((rows, self._model.config.n_vocab), np.float32)
+        out = floats((rows, self._model.config.n_vocab), f"logits {logits!r} of {n} tokens")
         try:
             for at in range(0, n, CHUNK):
                 part = array[at : at + CHUNK]
@@ -236,7 +237,9 @@ class Session:
         """
         config = self._model.config
         ids, scaled = canvas_arrays(config, canvas, condition)
-        out = np.empty((config.n_layer + 1, len(ids), config.d_model), np.float32)
+        out = floats(
+            (config.n_layer + 1, len(ids), config.d_model), f"what {config.n_layer} layers make of {len(ids)} ids"
+        )
         given = ffi.NULL if scaled is None else ffi.from_buffer("float[]", scaled)
         error = new_error()
         with self._use() as pointer:
@@ -378,9 +381,12 @@ def denoise_together(canvases: Sequence[tuple[Session, Ids, npt.ArrayLike | None
     native = ffi.new("dg_canvas[]", len(canvases))
     kept: list[Any] = []  # what the native structs point into
     out: list[Floats] = []
+    size = 0
     for each, (session, canvas, condition) in zip(native, canvases, strict=True):
         ids, given = canvas_arrays(session.model.config, canvas, condition)
-        logits = np.empty((len(ids), session.model.config.n_vocab), np.float32)
+        logits = floats((len(ids), session.model.config.n_vocab), f"logits of {len(ids)} ids")
+        size += logits.nbytes
+        check_free(size, f"logits of {len(out) + 1} canvases")
         each.canvas, each.n = ffi.from_buffer("int32_t[]", ids), len(ids)
         each.logits = ffi.from_buffer("float[]", logits, require_writable=True)
         if given is not None:

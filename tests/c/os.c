@@ -52,6 +52,40 @@ static void test_link_rate(void) {
     CHECK(os_link_rate("/tmp/dg-os-nothing") == 0.0, "a folder that is not there");
 }
 
+/* ---- Control groups ---- */
+
+static void tell_group(const char *group, const char *limit, const char *usage, const char *stat, bool unified) {
+    char of[96];
+    snprintf(of, sizeof of, "%s%s", folder, group);
+    mkdir(of, 0700);
+    tell(of, unified ? "memory.max" : "memory.limit_in_bytes", limit);
+    tell(of, unified ? "memory.current" : "memory.usage_in_bytes", usage);
+    tell(of, "memory.stat", stat);
+    if (!limit && group[0]) rmdir(of);
+}
+
+static void test_control_groups(void) {
+    for (int unified = 0; unified < 2; unified++) {
+        const char *stat = unified ? "anon 5\ninactive_file 300\nactive_file 7\n" : "cache 9\ninactive_file 1\ntotal_inactive_file 300\n";
+        tell_group("/a", "2000\n", "900\n", stat, unified);
+        tell_group("/a/b", "max\n", "900\n", stat, unified);
+        CHECK(os_group_memory(folder, "/a", unified) == 1400, "%lld are left", (long long)os_group_memory(folder, "/a", unified));
+        CHECK(os_group_memory(folder, "/a/b", unified) == 1400, "the limit is that of the group above");
+        CHECK(os_group_memory(folder, "/a/b/not-seen-here", unified) == 1400, "nor does a group hide it that is not seen");
+        tell_group("/a/b", "1000\n", "900\n", NULL, unified);
+        CHECK(os_group_memory(folder, "/a/b", unified) == 100, "the lower limit counts");
+        tell_group("/a/b", "1000\n", "1200\n", stat, unified);
+        CHECK(os_group_memory(folder, "/a/b", unified) == 100, "%lld are left", (long long)os_group_memory(folder, "/a/b", unified));
+        tell_group("/a/b", "1000\n", "1400\n", stat, unified);
+        CHECK(os_group_memory(folder, "/a/b", unified) == 0, "nothing is left where more is used than allowed");
+        CHECK(os_group_memory(folder, "/", unified) == -1, "no limit in the root");
+        CHECK(os_group_memory(folder, "", unified) == -1, "no limit in the root, without a slash");
+        CHECK(os_group_memory("/tmp/dg-os-nothing", "/a/b", unified) == -1, "no such file system");
+        tell_group("/a/b", NULL, NULL, NULL, unified);
+        tell_group("/a", NULL, NULL, NULL, unified);
+    }
+}
+
 /* ---- Forks ---- */
 
 enum { FORKS = 400, PATIENCE = 60 }; /* seconds: a child that takes longer hangs */
@@ -128,6 +162,7 @@ int main(void) {
     if (mkdir(device, 0700) != 0) return 1;
     test_link_rate();
     test_forks_beside_threads_that_hold_locks();
+    test_control_groups();
     rmdir(device);
     tell(folder, "max_link_speed", NULL);
     rmdir(folder);

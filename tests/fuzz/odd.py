@@ -188,6 +188,18 @@ def model(whole: bytes) -> Iterator[tuple[str, bytes]]:
     yield number("layers-0", b"block_count", U32, 2, bytes(4))
     yield number("layers-300", b"block_count", U32, 2, struct.pack("<I", 300))
     yield number("size-2-31", b"embedding_length", U32, 32, struct.pack("<I", 1 << 31))
+    for name, field, old, claimed in (
+        ("context", b"context_length", 64, 1 << 24),
+        ("heads", b"attention.head_count", 1, 4096),
+        ("experts", b"expert_count", 2, 1 << 20),
+        ("experts-used", b"expert_used_count", 1, 2),
+        ("window", b"attention.sliding_window", 8, 1 << 24),
+        ("layers", b"block_count", 2, 256),
+    ):
+        yield number(f"claims-{name}", field, U32, old, struct.pack("<I", claimed))
+    for claimed in 1024, 4096, 65536:
+        canvas = struct.pack("<II", U32, 8), struct.pack("<II", U32, claimed), b"diffusion.canvas_length"
+        yield changed(f"claims-canvas-{claimed}", *canvas)
     yield number("size-31", b"embedding_length", U32, 32, struct.pack("<I", 31))
     yield changed("base-of-int", struct.pack("<I", F32), struct.pack("<I", I32), key + b"rope.freq_base")
     yield number("used-2-of-1", b"expert_used_count", U32, 1, struct.pack("<I", 9))
