@@ -1,4 +1,4 @@
-/* The table of formats, expanded from formats.def. */
+/* The tables of formats, expanded from formats.def and unread.def. */
 #include "formats.h"
 
 #include <stddef.h>
@@ -17,6 +17,12 @@ static const dg_format formats[] = {
 #undef DG_FORMAT
 };
 
+static const dg_format unread[] = {
+#define DG_UNREAD(NAME, id, block, bytes) {#NAME, id, block, bytes, NULL, NULL},
+#include "unread.def"
+#undef DG_UNREAD
+};
+
 int32_t dg_format_count(void) { return (int32_t)(sizeof formats / sizeof *formats); }
 
 const dg_format *dg_format_at(int32_t i) { return i >= 0 && i < dg_format_count() ? &formats[i] : NULL; }
@@ -25,4 +31,10 @@ const dg_format *dg_format_find(int32_t id) {
     for (int32_t i = 0; i < dg_format_count(); i++)
         if (formats[i].id == id) return &formats[i];
     return NULL;
+}
+
+const dg_format *dg_type_find(int32_t id) {
+    for (size_t i = 0; i < sizeof unread / sizeof *unread; i++)
+        if (unread[i].id == id) return &unread[i];
+    return dg_format_find(id);
 }

@@ -20,6 +20,7 @@ import numpy as np
 
 from dgemma import formats
 from dgemma._native import ffi, lib
+from dgemma.config import Config
 from dgemma.errors import UsageError, check, new_error
 from dgemma.formats import Format
 
@@ -73,7 +74,7 @@ class Value:
 
 @dataclass(frozen=True)
 class Tensor:
-    """`dims` fastest first; `data` is in the mapped file."""
+    """`dims` fastest first; `data` is in the mapped file, and empty where nobody knows the format."""
 
     name: str
     format: Format
@@ -109,6 +110,12 @@ class File:
         """The value of a key as Python has it, or None."""
         return self.values[key].value if key in self.values else None
 
+    def config(self) -> Config:
+        """What a model's file says beside its weights, whatever their types. Raises FormatError for another file."""
+        out, error = ffi.new("dg_config *"), new_error()
+        check(lib.dg_file_config(self._pointer, out, error), error)
+        return Config(out)
+
     def _values(self) -> Iterator[tuple[str, Value]]:
         found, i = ffi.new("dg_file_value *"), 0
         while lib.dg_file_value_at(self._pointer, i, found):
@@ -121,7 +128,7 @@ class File:
         found, i = ffi.new("dg_file_tensor *"), 0
         while lib.dg_file_tensor_at(self._pointer, i, found):
             name, dims = _text(found.name, found.name_bytes), tuple(found.dims[0 : found.n_dims])
-            yield Tensor(name, formats.by_id(found.type), dims, ffi.buffer(found.data, found.bytes))
+            yield Tensor(name, formats.type_of(found.type), dims, ffi.buffer(found.data, found.bytes))
             i += 1
 
     def check(self) -> None:

@@ -110,15 +110,55 @@ NAMES = ["<pad>", "<unk>", "a", "b", "ab", "\u2581", "\n", "<x>"]
 KINDS = [3, 2, 1, 1, 1, 1, 1, 4]
 
 
+# What the tokenizer's hashes are made of (see runtime/tokenizer.c, tests/c/tokenizer.c), to make keys that collide.
+ODD = 0x9E3779B97F4A7C15
+INVERSE = pow(ODD, -1, 1 << 64)
+WORD = (1 << 64) - 1
+
+
+def _mixed(x: int) -> int:
+    x = x * ODD & WORD
+    return x ^ x >> 32
+
+
 def _unmixed(x: int) -> int:
-    """The inverse of the tokenizer's mix()."""
-    return (x ^ x >> 32) * pow(0x9E3779B97F4A7C15, -1, 1 << 64) % (1 << 64)
+    return (x ^ x >> 32) * INVERSE & WORD
+
+
+def text_with(hash: int, other: int = 0) -> bytes:
+    """A text of 8 bytes with this hash of 32 bits."""
+    return struct.pack("<Q", _unmixed(_unmixed(other << 48 | hash << 16 | 12345)) ^ 9)
 
 
 def alike(n: int) -> list[bytes]:
-    """Texts of 8 bytes, without a space, that all have one hash (see tests/c/tokenizer.c)."""
-    made = (struct.pack("<Q", _unmixed(_unmixed(i << 48 | 12345)) ^ 9) for i in range(2 * n))
+    """Texts of 8 bytes, without a space, that all have one hash."""
+    made = (text_with(0, i) for i in range(2 * n))
     return [one for one in made if b" " not in one][:n]
+
+
+def in_a_row(n: int, first: int = 0) -> list[bytes]:
+    """Texts of 8 bytes whose hashes follow each other. Each goes into a table at once; what is absent and has the first
+    one's hash is looked for among all of them."""
+    return [text_with(first + i) for i in range(n)]
+
+
+def merges_in_a_row(n: int) -> list[bytes]:
+    """Merges of such texts that take the first n places of their table, of at least 2 n: a power of two."""
+    size = 16
+    while size < 2 * n:
+        size *= 2
+    hashes = range(2 * size)
+    texts = {h: text for h in hashes if b" " not in (text := text_with(h))}
+    places: dict[int, bytes] = {}
+    for left, left_text in texts.items():
+        for right in texts:
+            place = _mixed(_mixed(left << 32 | right)) >> 16 & size - 1
+            if place < n and place not in places:
+                places[place] = left_text + b" " + texts[right]
+        if len(places) == n:
+            break
+    assert len(places) == n
+    return list(places.values())
 
 
 def vocabulary(**other: bytes | None) -> bytes:
@@ -164,6 +204,12 @@ def tokenizer() -> Iterator[tuple[str, bytes]]:
     yield "alike-tokens", vocabulary(tokens=array(TOKENS, STRING, ones), types=array(TYPES, U8, [1] * len(ones)))
     pairs = (left + b" " + right for left in ones[:34] for right in ones[:34])
     yield "alike-merges", vocabulary(merges=array(MERGES, STRING, pairs))
+    row = in_a_row(600)
+    text_of_it = PART + b"\xe9ab" * 40
+    yield "row-tokens", vocabulary(tokens=array(TOKENS, STRING, row), types=array(TYPES, U8, [1] * 600)) + text_of_it
+    yield "row-merges", vocabulary(merges=array(MERGES, STRING, merges_in_a_row(600))) + text_of_it
+    short = in_a_row(200)
+    yield "row-short", vocabulary(tokens=array(TOKENS, STRING, short), types=array(TYPES, U8, [1] * 200)) + text_of_it
 
 
 # ---- Models ----
