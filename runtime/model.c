@@ -3,7 +3,6 @@
 
 #include <float.h>
 #include <math.h>
-#include <stdalign.h>
 #include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -170,14 +169,13 @@ enum { ENTRIES = sizeof places / sizeof *places };
 
 struct decoded {
     struct decoded *next;
-    alignas(64) float values[];
+    float values[];
 };
 
 /* Norms, scales and the router are computed with in float32: a copy that the model owns stands for one in another format. */
 static int decode_floats(dg_model *m, tensor *t, dg_error *error) {
     const int64_t count = t->cols * t->rows * t->experts;
-    const size_t unit = alignof(struct decoded), bytes = sizeof(struct decoded) + (size_t)count * sizeof(float);
-    struct decoded *copy = aligned_alloc(unit, (bytes + unit - 1) / unit * unit);
+    struct decoded *copy = malloc(sizeof *copy + (size_t)count * sizeof(float));
     if (!copy) return fail(error, DG_ERROR_SYSTEM, "%s: no memory for %lld values", m->file->path, (long long)count);
     copy->next = m->decoded;
     m->decoded = copy;

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 U8, I8, U16, I16, U32, I32, F32, BOOL, STRING, ARRAY, U64, I64, F64 = range(13)
 CODES = {U8: "B", I8: "b", U16: "H", I16: "h", U32: "I", I32: "i", F32: "f", BOOL: "?", U64: "Q", I64: "q", F64: "d"}
 PART = b"\n[part]\n"  # between the parts of a split file: files.h
-Q4_0, Q8_0, Q4_K = 2, 8, 12
+Q4_0, Q8_0, Q4_K, MXFP4 = 2, 8, 12, 39
 
 
 def text(of: str | bytes) -> bytes:
@@ -77,6 +77,8 @@ def gguf() -> Iterator[tuple[str, bytes]]:
         "dims-overflow": ([1 << 40, 1 << 40], 0, 0),
         "bytes-overflow": ([1 << 31, 1 << 31], 0, 0),
         "type-99": ([32], 99, 0),
+        "type-mxfp4": ([32], MXFP4, 0),
+        "type-99-behind-the-end": ([32], 99, 1 << 40),
         "half-a-block": ([33], Q8_0, 0),
         "askew": ([8], 0, 8),
         "behind-the-end": ([8], 0, 1 << 40),
@@ -185,6 +187,8 @@ def tokenizer() -> Iterator[tuple[str, bytes]]:
     yield "types-9", vocabulary(types=array(TYPES, U8, [9] * len(KINDS)))
     yield "scores-of-text", vocabulary(scores=array("tokenizer.ggml.scores", STRING, NAMES))
     yield "token-too-long", vocabulary(tokens=array(TOKENS, STRING, ["x" * 1025, *NAMES[1:]]))
+    marks = ["<unk>", "<|turn>", "<turn|>", "</s>", "<|tool_response>", "<|channel>", "<|a b>", "<x>"]
+    yield "marks", vocabulary(tokens=array(TOKENS, STRING, marks), types=array(TYPES, I32, [2, 1, 5, 1, 4, 6, 1, 1]))
     yield "merge-of-one", vocabulary(merges=array(MERGES, STRING, ["ab"]))
     yield "merges-of-numbers", vocabulary(merges=array(MERGES, U8, [1]))
     yield "no-merges", vocabulary(merges=None)
@@ -248,6 +252,10 @@ def model(whole: bytes) -> Iterator[tuple[str, bytes]]:
     yield changed("no-tensor", b"output_norm.weight", b"output_nxrm.weight")
     yield changed("no-layer-tensor", b"blk.1.attn_norm.weight", b"blk.1.attn_nxrm.weight")
     yield changed("type-of-norm", struct.pack("<IQI", 1, 32, 0), struct.pack("<IQI", 1, 32, 1), b"output_norm.weight")
+    matrix = struct.pack("<IQQ", 2, 32, 32)
+    for name, kind in ("mxfp4", MXFP4), ("99", 99):
+        old, new = (matrix + struct.pack("<I", of) for of in (Q4_0, kind))
+        yield changed(f"matrix-of-type-{name}", old, new, b"blk.1.ffn_gate.weight")
     yield changed("shape-of-norm", struct.pack("<IQI", 1, 32, 0), struct.pack("<IQI", 1, 16, 0), b"output_norm.weight")
 
 
