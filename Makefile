@@ -68,8 +68,8 @@ test-tsan: $(call C_TESTS,tsan) ## the C tests under ThreadSanitizer
 FUZZERS  = $(filter-out replay,$(patsubst tests/fuzz/%.c,%,$(wildcard tests/fuzz/*.c)))
 REPLAYS  = $(FUZZERS:%=$(BUILD)/asan/fuzz/%)
 MUTATIONS ?= 1500
-fuzz-replay: $(REPLAYS) ## the fuzz targets on their corpora, and on MUTATIONS=1500 of them
-	@set -e; for t in $(FUZZERS); do $(BUILD)/asan/fuzz/$$t $(MUTATIONS) tests/fuzz/corpus/$$t/*; done
+fuzz-replay: $(REPLAYS) ## the fuzz targets on their corpora, and on MUTATIONS=1500 of them; a run of 20 s is a hang
+	@set -e; for t in $(FUZZERS); do FUZZ_SECONDS=20 $(BUILD)/asan/fuzz/$$t $(MUTATIONS) tests/fuzz/corpus/$$t/*; done
 
 N       ?= 100000
 fuzz-files: $(BUILD)/libdgemma.a ## open N=100000 damaged files as models: refused or run, in 2 s and 200 MiB each

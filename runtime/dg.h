@@ -198,6 +198,8 @@ void dg_file_free(dg_file *file);
 /* What the file loses while it is mapped reads as zeros, to whoever reads it: DG_ERROR_SYSTEM where that has happened. Models
  * and tokenizers ask for themselves. (The library handles SIGBUS while files are mapped, and passes on what is not its.) */
 int dg_file_check(const dg_file *file, dg_error *error);
+/* What a model's file says beside its weights; the types of its tensors do not matter. DG_ERROR_FORMAT for what is no model. */
+int dg_file_config(const dg_file *file, dg_config *out, dg_error *error);
 uint64_t dg_file_bytes(const dg_file *file); /* all parts together */
 int32_t dg_file_parts(const dg_file *file);
 
@@ -217,11 +219,11 @@ bool dg_file_value_at(const dg_file *file, int32_t i, dg_file_value *out);
 typedef struct dg_file_tensor {
     const char *name;
     uint64_t name_bytes;
-    int32_t type; /* number of its format */
+    int32_t type; /* number of its format: see dg_type_find */
     int32_t n_dims;
     int64_t dims[4]; /* fastest first; unused ones are 1 */
     const uint8_t *data;
-    uint64_t bytes;
+    uint64_t bytes;  /* 0 where nobody knows the type */
 } dg_file_tensor;
 bool dg_file_tensor_at(const dg_file *file, int32_t i, dg_file_tensor *out);
 
@@ -234,10 +236,14 @@ void dg_tokenizer_free(dg_tokenizer *tokenizer);
 typedef struct dg_vocab {
     int32_t n_vocab;
     int32_t bos_id, eos_id, unk_id, pad_id, mask_id; /* -1 where the file has none */
-    bool add_bos;                                    /* the file asks for bos_id in front of a prompt */
+    bool add_bos;                                    /* a prompt begins with bos_id: the file asks for it, or has Gemma's <bos>,
+                                                        which is needed whatever the file asks for */
     const char *chat_template;                       /* Jinja, or NULL; lives as long as the tokenizer */
 } dg_vocab;
 const dg_vocab *dg_tokenizer_vocab(const dg_tokenizer *tokenizer);
+/* kinds[n_vocab]: the type of each token as it is taken, numbered as in files: 1 normal, 2 unknown, 3 control, 4 user-defined,
+ * 5 unused, 6 byte. Marks are of type 3 or 4 whatever the file says (marks.def). */
+const uint8_t *dg_tokenizer_kinds(const dg_tokenizer *tokenizer);
 
 /* text[n_bytes] (UTF-8; bytes that are not become U+FFFD) -> ids[capacity]. *n_ids is how many ids there are, which may
  * exceed capacity: then nothing past it is written. special: the text of control tokens is read as those tokens.

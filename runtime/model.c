@@ -10,6 +10,7 @@
 
 #include "budget.h"
 #include "error.h"
+#include "mistaken.h"
 #include "ops.h"
 #include "tables.h"
 #include "tokenizer.h"
@@ -70,12 +71,8 @@ static int within(const gguf *f, const char *field, key_id id, int64_t claimed, 
 #define READ_F32 read_float
 
 static int read_config(const gguf *f, dg_config *c, dg_error *error) {
-    gguf_text architecture;
-    if (!gguf_string(gguf_find(f, key_name(KEY_architecture)), &architecture)) return missing_value(f, KEY_architecture, error);
-    if (!gguf_text_is(architecture, "diffusion-gemma"))
-        return fail(error, DG_ERROR_FORMAT, "%s: a model of architecture '%.*s'; this runs 'diffusion-gemma'", f->path,
-                    (int)(architecture.n < 100 ? architecture.n : 100), architecture.at);
-    int status = DG_OK;
+    int status = mistaken_kind(f, error);
+    if (status != DG_OK) return status;
 #define DG_KEY(kind, field, key, absent)                                                            \
     if (status != DG_OK) return status;                                                             \
     c->field = (DG_MEMBER_##kind)(absent);                                                          \
@@ -141,17 +138,20 @@ static int add_end_id(dg_config *c, int64_t id) {
     return true;
 }
 
-/* Files of others name one end id and have no key for the list: the marks that end a turn are added by name. */
+/* Files of others name one end id and have no key for the list: the marks that end an answer are added by name. So is such a
+ * mark where a file has the list and calls the mark ordinary text: whoever made it did not know it. */
 static int read_end_ids(const gguf *f, const dg_tokenizer *tokenizer, dg_config *c, dg_error *error) {
     const gguf_value *list = gguf_find(f, key_name(KEY_end_token_ids));
     for (uint64_t i = 0; list && i < list->count; i++) {
         int64_t id;
         if (!gguf_element(list, i, &id) || !add_end_id(c, id)) return wrong_value(f, KEY_end_token_ids, "an array of at most 16 token ids", error);
     }
-    if (list && c->n_end_ids) return DG_OK;
-    add_end_id(c, dg_tokenizer_vocab(tokenizer)->eos_id);
-    add_end_id(c, tokenizer_find(tokenizer, "<turn|>"));
-    add_end_id(c, tokenizer_find(tokenizer, "<|tool_response>"));
+    const bool listed = c->n_end_ids > 0;
+    if (!listed) add_end_id(c, dg_tokenizer_vocab(tokenizer)->eos_id);
+    int32_t id;
+    bool as_text;
+    for (int32_t i = 0; tokenizer_end_mark(tokenizer, i, &id, &as_text); i++)
+        if (!listed || as_text) add_end_id(c, id);
     return DG_OK;
 }
 
@@ -174,6 +174,34 @@ static const struct { enum scope scope; bool any_format; size_t offset; } places
 };
 enum { ENTRIES = sizeof places / sizeof *places };
 
+struct decoded {
+    struct decoded *next;
+    float values[];
+};
+
+/* Norms, scales and the router are computed with in float32: a copy that the model owns stands for one in another format. */
+static int decode_floats(dg_model *m, tensor *t, dg_error *error) {
+    const int64_t count = t->cols * t->rows * t->experts;
+    struct decoded *copy = malloc(sizeof *copy + (size_t)count * sizeof(float));
+    if (!copy) return fail(error, DG_ERROR_SYSTEM, "%s: no memory for %lld values", m->file->path, (long long)count);
+    copy->next = m->decoded;
+    m->decoded = copy;
+    t->format->decode(t->data, copy->values, count / t->format->block);
+    t->format = dg_format_find(DG_F32);
+    t->data = (const uint8_t *)copy->values;
+    t->row_bytes = t->cols * (int64_t)sizeof(float);
+    t->expert_bytes = t->rows * t->row_bytes;
+    return DG_OK;
+}
+
+static void free_decoded(struct decoded *copy) {
+    while (copy) {
+        struct decoded *next = copy->next;
+        free(copy);
+        copy = next;
+    }
+}
+
 /* Binds entry i of one layer into *out; *found says whether the file has it. */
 static int bind(dg_model *m, int32_t i, int32_t l, tensor *out, bool *found, uint8_t *seen, dg_error *error) {
     const gguf *f = m->file;
@@ -188,11 +216,13 @@ static int bind(dg_model *m, int32_t i, int32_t l, tensor *out, bool *found, uin
     if (t->dims[0] != dims[0] || t->dims[1] != dims[1] || t->dims[2] != dims[2] || t->dims[3] != 1)
         return fail(error, DG_ERROR_FORMAT, "%s: tensor '%s' has shape %lld x %lld x %lld; the metadata asks for %lld x %lld x %lld", f->path, name,
                     (long long)t->dims[0], (long long)t->dims[1], (long long)t->dims[2], (long long)dims[0], (long long)dims[1], (long long)dims[2]);
-    if (!places[i].any_format && t->format->id != DG_F32)
-        return fail(error, DG_ERROR_FORMAT, "%s: tensor '%s' is %s; it must be F32", f->path, name, t->format->name);
+    if (!t->format)
+        return fail(error, DG_ERROR_FORMAT, "%s: tensor '%s' is of type number %u, which nobody knows here: running needs a file of other types", f->path, name, (unsigned)t->type);
+    if (!t->format->decode)
+        return fail(error, DG_ERROR_FORMAT, "%s: tensor '%s' is %s, which this build does not read: running needs a file of other types", f->path, name, t->format->name);
     const int64_t row = dims[0] / t->format->block * t->format->bytes;
     *out = (tensor){t->format, t->data, dims[0], dims[1], dims[2], row, row * dims[1], NULL, 0, NULL, 0, NULL};
-    return DG_OK;
+    return places[i].any_format || t->format->id == DG_F32 ? DG_OK : decode_floats(m, out, error);
 }
 
 /* Files hold gate and up fused, or in two tensors: both become two views. */
@@ -297,15 +327,28 @@ static void *zeros(const ops *o, size_t bytes) {
 
 /* ---- Opening ---- */
 
-static int load(dg_model *m, const char *path, const dg_model_options *options, dg_error *error) {
-    int status = gguf_open(path, &m->file, error);
-    if (status == DG_OK) status = read_config(m->file, &m->config, error);
-    if (status == DG_OK) status = tokenizer_new(m->file, &m->tokenizer, error);
+/* All that a file says beside its weights. *tokenizer is the caller's, whatever comes of it. */
+static int configure(const gguf *f, dg_config *c, dg_tokenizer **tokenizer, dg_error *error) {
+    int status = read_config(f, c, error);
+    if (status == DG_OK) status = tokenizer_new(f, tokenizer, error);
     if (status != DG_OK) return status;
+    c->n_vocab = dg_tokenizer_vocab(*tokenizer)->n_vocab;
+    status = check_config(f, c, error);
+    return status == DG_OK ? read_end_ids(f, *tokenizer, c, error) : status;
+}
+
+int dg_file_config(const dg_file *file, dg_config *out, dg_error *error) {
+    dg_tokenizer *tokenizer = NULL;
+    *out = (dg_config){0};
+    const int status = configure(file, out, &tokenizer, error);
+    dg_tokenizer_free(tokenizer);
+    return gguf_verdict(file, status, error);
+}
+
+static int load(dg_model *m, const char *path, const dg_model_options *options, dg_error *error) {
     dg_config *c = &m->config;
-    c->n_vocab = dg_tokenizer_vocab(m->tokenizer)->n_vocab;
-    status = check_config(m->file, c, error);
-    if (status == DG_OK) status = read_end_ids(m->file, m->tokenizer, c, error);
+    int status = gguf_open(path, &m->file, error);
+    if (status == DG_OK) status = configure(m->file, c, &m->tokenizer, error);
     if (status != DG_OK) return status;
     m->layers = calloc((size_t)c->n_layer, sizeof *m->layers);
     if (!m->layers) return fail(error, DG_ERROR_SYSTEM, "%s: no memory", path);
@@ -351,6 +394,7 @@ void dg_model_free(dg_model *m) {
     if (m->ops) m->ops->release(m->ops, m->rope_full, sizeof(float) * (size_t)(m->config.head_dim / 2));
     if (m->ops) m->ops->release(m->ops, m->rope_swa, sizeof(float) * (size_t)(m->config.head_dim_swa / 2));
     ops_free(m->ops);
+    free_decoded(m->decoded);
     free(m->layers);
     dg_tokenizer_free(m->tokenizer);
     gguf_close(m->file);

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import struct
 import subprocess
 import sys
@@ -11,10 +12,11 @@ from pathlib import Path
 import claims
 import gguf
 import numpy as np
+import odd
 import pytest
 from fuzz.seeds import vocabulary
 from hypothesis import given, settings
-from hypothesis import strategies as some
+from hypothesis import strategies as st
 
 import dgemma
 from dgemma.arrays import check_free
@@ -73,6 +75,66 @@ def test_a_token_without_end_is_refused(tmp_path):
     path = tokens_file(tmp_path / "v.gguf", ["a" * 1025], [1])
     with pytest.raises(dgemma.FormatError, match=r"v\.gguf: token 1 has 1025 bytes, more than the 1024"):
         dgemma.Tokenizer.from_gguf(path)
+
+
+@pytest.fixture
+def alarm():
+    """What would take for ever fails after a minute."""
+
+    def ring(*_):
+        raise TimeoutError("this takes for ever")
+
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.alarm(60)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
+
+
+def raw_vocabulary(path: Path, tokens: list[bytes], merges: list[bytes]) -> Path:
+    made = odd.vocabulary(
+        tokens=odd.array(odd.TOKENS, odd.STRING, [*odd.NAMES, *tokens]),
+        types=odd.array(odd.TYPES, odd.U8, [*odd.KINDS, *[1] * len(tokens)]),
+        merges=odd.array(odd.MERGES, odd.STRING, merges or [b"a b"]),
+    )
+    path.write_bytes(made)
+    return path
+
+
+@pytest.mark.parametrize("n", [257, 1000, 100_000])
+@pytest.mark.parametrize("first", [0, 2**32 - 200])
+def test_tokens_whose_hashes_follow_each_other_are_refused(tmp_path, alarm, n, first):
+    """None of them is hard to find, but each character that is no token would be looked for among all of them."""
+    tokens = [odd.text_with((first + i) % 2**32) for i in range(n)]
+    path = raw_vocabulary(tmp_path / "v.gguf", tokens, [])
+    with pytest.raises(dgemma.FormatError, match=r"v\.gguf: tokenizer\.ggml\.tokens is made so that .* for ever"):
+        dgemma.Tokenizer.from_gguf(path)
+
+
+@pytest.mark.parametrize("n", [257, 1500])
+def test_merges_whose_hashes_follow_each_other_are_refused(tmp_path, alarm, n):
+    path = raw_vocabulary(tmp_path / "v.gguf", [], odd.merges_in_a_row(n))
+    with pytest.raises(dgemma.FormatError, match=r"v\.gguf: tokenizer\.ggml\.merges is made so that .* for ever"):
+        dgemma.Tokenizer.from_gguf(path)
+
+
+def test_the_worst_tokens_that_are_taken_cost_a_bounded_search(tmp_path, alarm):
+    """Rows as long as a file may have, all through its table: a long text goes through them in no time to speak of."""
+    tokens = [odd.text_with(640 * row + i) for row in range(400) for i in range(200)]
+    tokenizer = dgemma.Tokenizer.from_gguf(raw_vocabulary(tmp_path / "v.gguf", tokens, []))
+    text = "".join(map(chr, range(0x4E00, 0x9F00))) * 10
+    assert len(tokenizer.encode(text)) == 1  # unknown characters in a row are one token
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 2**32), n=st.integers(1, 20_000), length=st.integers(1, 12), letters=st.integers(2, 256))
+def test_a_vocabulary_that_nobody_crafted_is_taken(tmp_path_factory, seed, n, length, letters):
+    draw = np.random.default_rng(seed)
+    rows = draw.integers(256 - letters, 256, (n, length), np.uint8)
+    tokens = [row.tobytes() for row in rows] + [str(i).encode() for i in range(n)]
+    merges = [str(i).encode() + b" " + str(i + 1).encode() for i in range(n)]
+    path = raw_vocabulary(tmp_path_factory.mktemp("any") / "v.gguf", tokens, merges)
+    assert dgemma.Tokenizer.from_gguf(path).n_vocab == len(odd.NAMES) + 2 * n
 
 
 @pytest.mark.parametrize("piece", ["\n", "\udc80", "<bos>", "12 "])
@@ -261,11 +323,11 @@ def test_a_session_without_a_context_is_one_that_memory_holds(tmp_path):
             model.generate([5] * 8000)
 
 
-SOME = {limit.field: some.integers(limit.least, limit.most) for limit in SIZES}
+SOME = {limit.field: st.integers(limit.least, limit.most) for limit in SIZES}
 
 
 @settings(max_examples=60, deadline=None)
-@given(claimed=some.fixed_dictionaries({}, optional=SOME), context=some.integers(1, 1 << 24))
+@given(claimed=st.fixed_dictionaries({}, optional=SOME), context=st.integers(1, 1 << 24))
 def test_whatever_is_claimed_together_sizes_stay_numbers(tmp_path_factory, claimed, context):
     """Opened or refused; what a session takes grows with its tokens, whatever is multiplied on the way."""
     for dim in ("d_model", "d_ffn", "d_expert", "head_dim", "head_dim_swa"):

@@ -20,6 +20,7 @@ import numpy as np
 
 from dgemma import formats
 from dgemma._native import ffi, lib
+from dgemma.config import Config
 from dgemma.errors import Error, UsageError, check, new_error
 from dgemma.formats import Format
 from dgemma.handle import Handle
@@ -74,7 +75,7 @@ class Value:
 
 @dataclass(frozen=True)
 class Tensor:
-    """`dims` fastest first; `data` is in the mapped file, and keeps it mapped."""
+    """`dims` fastest first; `data` is in the mapped file, which it keeps mapped; empty where nobody knows the format."""
 
     name: str
     format: Format
@@ -111,6 +112,12 @@ class File:
         """The value of a key as Python has it, or None."""
         return self.values[key].value if key in self.values else None
 
+    def config(self) -> Config:
+        """What a model's file says beside its weights, whatever their types. Raises FormatError for another file."""
+        out, error = ffi.new("dg_config *"), new_error()
+        check(lib.dg_file_config(self._open_handle().pointer, out, error), error)
+        return Config(out)
+
     @staticmethod
     def _values(file: Handle) -> Iterator[tuple[str, Value]]:
         found, i = ffi.new("dg_file_value *"), 0
@@ -125,17 +132,21 @@ class File:
         found, i = ffi.new("dg_file_tensor *"), 0
         while lib.dg_file_tensor_at(file.pointer, i, found):
             name, dims = _text(found.name, found.name_bytes), tuple(found.dims[0 : found.n_dims])
-            yield Tensor(name, formats.by_id(found.type), dims, file.buffer(found.data, found.bytes))
+            yield Tensor(name, formats.type_of(found.type), dims, file.buffer(found.data, found.bytes))
             i += 1
 
     def check(self) -> None:
         """Raises SystemFailure where the file shrank, or could not be read, since it was opened: what was read may be
         zeros. To be called once that is done.
         """
-        handle, error = self._handle, new_error()
+        error = new_error()
+        check(lib.dg_file_check(self._open_handle().pointer, error), error)
+
+    def _open_handle(self) -> Handle:
+        handle = self._handle
         if handle is None:
             raise Error(f"this file is closed: {self._path}")
-        check(lib.dg_file_check(handle.pointer, error), error)
+        return handle
 
     def close(self) -> None:
         """Lets go of the file, which is unmapped once nobody holds data of it any more. Again does nothing."""

@@ -259,7 +259,7 @@ class Model:
     def prompt_ids(self, prompt: Prompt) -> list[int]:
         """The ids that a prompt stands for.
 
-        str: the text exactly as it is, with <bos> in front where the file asks for it and it is missing; messages
+        str: the text exactly as it is, with <bos> in front where it is missing (see Tokenizer.add_bos); messages
         ({"role": ..., "content": ...}): through the file's chat template, or in a file without one the last user
         message's text; ids: themselves. Raises UsageError for an empty prompt or an id outside the vocabulary.
         """

@@ -17,6 +17,7 @@ from dgemma.cli.plan import make_plan, notes, plan_options, refuse_alone, sectio
 from dgemma.cli.routing import routing_columns, routing_facts, routing_rows
 from dgemma.cli.speaker import say_json
 from dgemma.hub import local_model
+from dgemma.keys import keys
 from dgemma.plan import Plan, told
 from dgemma.sizes import size_text
 from dgemma.terminal import is_terminal, shown
@@ -106,6 +107,8 @@ def page(found: dict[str, Any], console: Console) -> None:
         section(console, "Types", ("type", ">tensors", ">parameters", ">size", ">bits each"), rows)
     if found["tokenizer"]:
         section(console, "Tokenizer", ("", ""), tokenizer_rows(found["tokenizer"]))
+        for note in tokenizer_notes(found):
+            line(console, note, "yellow")
     template = found["chat_template"]
     if template:
         lines = template.splitlines()
@@ -159,6 +162,22 @@ def tokenizer_rows(told: dict[str, Any]) -> list[tuple[str, str]]:
     ]
 
 
+def tokenizer_notes(found: dict[str, Any]) -> list[str]:
+    """Where the runtime takes tokens otherwise than the file says."""
+    told, key = found["tokenizer"], keys()["add_bos"].key
+    notes = []
+    if marks := list(told["marks"]):
+        which = ", ".join(marks[:SHOWN]) + (", ..." if len(marks) > SHOWN else "")
+        one = len(marks) == 1
+        looks = "token that looks like a control mark is" if one else "tokens that look like control marks are"
+        notes.append(f"{len(marks)} {looks} taken as such: {which}")
+    asked = found["metadata"].get(key, {}).get("value")
+    if told["add_bos"] and asked is not True:
+        said = "the file does not have" if asked is None else "the file says no by"
+        notes.append(f"prompts begin with {told['texts']['bos']}, though {said} {key}")
+    return notes
+
+
 def value_text(told: dict[str, Any]) -> str:
     value, count = told.get("value"), told.get("count")
     if value is None:
@@ -179,7 +198,7 @@ def human(count: int) -> str:
 
 
 def bits(of: dict[str, int]) -> str:
-    return f"{8 * of['bytes'] / of['parameters']:.2f}"
+    return f"{8 * of['bytes'] / of['parameters']:.2f}" if of["bytes"] else "?"
 
 
 def dims(sizes: Iterable[int]) -> str:
