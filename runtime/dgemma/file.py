@@ -75,7 +75,7 @@ class Value:
 
 @dataclass(frozen=True)
 class Tensor:
-    """`dims` fastest first; `data` is in the mapped file, which it keeps mapped; empty where nobody knows the format."""
+    """`dims` fastest first; `data` is in the mapped file, which it keeps mapped; empty where no format is known."""
 
     name: str
     format: Format
