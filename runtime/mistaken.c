@@ -31,16 +31,17 @@ static const struct { uint64_t at, n; const char *bytes, *what; } beginnings[] =
 
 int mistaken_bytes(const gguf *file, dg_error *error) {
     for (size_t i = 0; i < sizeof beginnings / sizeof *beginnings; i++)
-        if (file->size >= beginnings[i].at + beginnings[i].n && memcmp(file->map + beginnings[i].at, beginnings[i].bytes, beginnings[i].n) == 0)
+        if (file->size >= beginnings[i].at + beginnings[i].n &&
+            memcmp(file->map + beginnings[i].at, beginnings[i].bytes, beginnings[i].n) == 0)
             return fail(error, DG_ERROR_FORMAT, "%s: not a GGUF file but %s", file->path, beginnings[i].what);
     return fail(error, DG_ERROR_FORMAT, "%s: not a GGUF file (it does not begin with 'GGUF')", file->path);
 }
 
 /* ---- GGUF files that are no model ---- */
 
-static gguf_text text_of(const gguf *file, const char *key) {
+static gguf_text text_of(const gguf *file, key_id key) {
     gguf_text text = {"", 0};
-    gguf_string(gguf_find(file, key), &text);
+    gguf_string(gguf_find(file, key_name(key)), &text);
     return text;
 }
 
@@ -50,20 +51,42 @@ static bool first_tensor_has(const gguf *file, const char *ending) {
     return name.n >= n && memcmp(name.at + name.n - n, ending, n) == 0;
 }
 
-int mistaken_kind(const gguf *file, dg_error *error) {
-    const gguf_text type = text_of(file, key_name(KEY_type)), architecture = text_of(file, key_name(KEY_architecture));
-    const int n_type = (int)(type.n < 100 ? type.n : 100), n_architecture = (int)(architecture.n < 100 ? architecture.n : 100);
-    if (gguf_text_is(type, "adapter") || gguf_find(file, "adapter.type") || first_tensor_has(file, ".lora_a") || first_tensor_has(file, ".lora_b"))
-        return fail(error, DG_ERROR_FORMAT, "%s: a LoRA adapter, not a model: merge it into the checkpoint that it was trained on, and convert that", file->path);
+static bool is_adapter(const gguf *file, gguf_text type) {
+    return gguf_text_is(type, "adapter") || gguf_find(file, "adapter.type") || first_tensor_has(file, ".lora_a") ||
+           first_tensor_has(file, ".lora_b");
+}
+
+/* What a file holds that is no model of any architecture, or NULL. */
+static const char *other_than_model(const gguf *file, gguf_text type, gguf_text architecture) {
+    if (is_adapter(file, type))
+        return "a LoRA adapter, not a model: merge it into the checkpoint that it was trained on, and convert that";
     if (gguf_text_is(type, "mmproj") || gguf_text_is(architecture, "clip"))
-        return fail(error, DG_ERROR_FORMAT, "%s: a projector of images or sound (mmproj), which goes beside a model and is none", file->path);
+        return "a projector of images or sound (mmproj), which goes beside a model and is none";
     if (gguf_text_is(type, "imatrix") || gguf_find(file, "imatrix.datasets"))
-        return fail(error, DG_ERROR_FORMAT, "%s: an importance matrix, not a model: it is for dg-convert --imatrix", file->path);
-    if (type.n && !gguf_text_is(type, "model") && !gguf_text_is(type, "vocab"))
-        return fail(error, DG_ERROR_FORMAT, "%s: no model: %s is '%.*s'", file->path, key_name(KEY_type), n_type, type.at);
-    if (gguf_text_is(type, "vocab") || (!file->n_tensors && gguf_find(file, key_name(KEY_tokens))))
-        return fail(error, DG_ERROR_FORMAT, "%s: a vocabulary alone, of architecture '%.*s', without a model's weights", file->path, n_architecture, architecture.at);
-    if (!architecture.n) return fail(error, DG_ERROR_FORMAT, "%s: metadata '%s' is missing", file->path, key_name(KEY_architecture));
-    if (gguf_text_is(architecture, "diffusion-gemma")) return DG_OK;
-    return fail(error, DG_ERROR_FORMAT, "%s: a model of architecture '%.*s'; this runs 'diffusion-gemma'", file->path, n_architecture, architecture.at);
+        return "an importance matrix, not a model: it is for dg-convert --imatrix";
+    return NULL;
+}
+
+static bool is_vocabulary(const gguf *file, gguf_text type) {
+    return gguf_text_is(type, "vocab") || (!file->n_tensors && gguf_find(file, key_name(KEY_tokens)));
+}
+
+static int shown(gguf_text text) { return (int)(text.n < 100 ? text.n : 100); }
+
+int mistaken_kind(const gguf *file, dg_error *error) {
+    const gguf_text type = text_of(file, KEY_type), architecture = text_of(file, KEY_architecture);
+    const char *other = other_than_model(file, type, architecture);
+    if (other) return fail(error, DG_ERROR_FORMAT, "%s: %s", file->path, other);
+    if (is_vocabulary(file, type))
+        return fail(error, DG_ERROR_FORMAT, "%s: a vocabulary alone, of architecture '%.*s', without a model's weights",
+                    file->path, shown(architecture), architecture.at);
+    if (type.n && !gguf_text_is(type, "model"))
+        return fail(error, DG_ERROR_FORMAT, "%s: metadata '%s': expected 'model', found '%.*s'", file->path,
+                    key_name(KEY_type), shown(type), type.at);
+    if (!architecture.n)
+        return fail(error, DG_ERROR_FORMAT, "%s: metadata '%s' is missing", file->path, key_name(KEY_architecture));
+    if (!gguf_text_is(architecture, "diffusion-gemma"))
+        return fail(error, DG_ERROR_FORMAT, "%s: a model of architecture '%.*s'; this runs 'diffusion-gemma'", file->path,
+                    shown(architecture), architecture.at);
+    return DG_OK;
 }

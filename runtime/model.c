@@ -179,7 +179,7 @@ struct decoded {
     float values[];
 };
 
-/* Norms, scales and the router are computed with in float32: a copy that the model owns stands for one in another format. */
+/* Norms, scales and the router are computed with in float32: a copy that the model owns stands for another format. */
 static int decode_floats(dg_model *m, tensor *t, dg_error *error) {
     const int64_t count = t->cols * t->rows * t->experts;
     struct decoded *copy = malloc(sizeof *copy + (size_t)count * sizeof(float));
@@ -217,9 +217,13 @@ static int bind(dg_model *m, int32_t i, int32_t l, tensor *out, bool *found, uin
         return fail(error, DG_ERROR_FORMAT, "%s: tensor '%s' has shape %lld x %lld x %lld; the metadata asks for %lld x %lld x %lld", f->path, name,
                     (long long)t->dims[0], (long long)t->dims[1], (long long)t->dims[2], (long long)dims[0], (long long)dims[1], (long long)dims[2]);
     if (!t->format)
-        return fail(error, DG_ERROR_FORMAT, "%s: tensor '%s' is of type number %u, which nobody knows here: running needs a file of other types", f->path, name, (unsigned)t->type);
+        return fail(error, DG_ERROR_FORMAT, "%s: tensor '%s' is of type number %u, which this build does not know: "
+                    "running needs a file of other types",
+                    f->path, name, (unsigned)t->type);
     if (!t->format->decode)
-        return fail(error, DG_ERROR_FORMAT, "%s: tensor '%s' is %s, which this build does not read: running needs a file of other types", f->path, name, t->format->name);
+        return fail(error, DG_ERROR_FORMAT, "%s: tensor '%s' is %s, which this build does not read: "
+                    "running needs a file of other types",
+                    f->path, name, t->format->name);
     const int64_t row = dims[0] / t->format->block * t->format->bytes;
     *out = (tensor){t->format, t->data, dims[0], dims[1], dims[2], row, row * dims[1], NULL, 0, NULL, 0, NULL};
     return places[i].any_format || t->format->id == DG_F32 ? DG_OK : decode_floats(m, out, error);

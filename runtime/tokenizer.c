@@ -128,6 +128,8 @@ static gguf_text string_at(const uint8_t *strings, uint32_t offset) {
     return gguf_next_string(&cursor);
 }
 
+static gguf_text text_of(const dg_tokenizer *t, int32_t id) { return string_at(t->tokens, t->token_at[id]); }
+
 static int32_t find_token(const dg_tokenizer *t, const char *at, size_t n, uint32_t hash) {
     for (uint32_t i = hash & t->ids.mask;; i = (i + 1) & t->ids.mask) {
         slot s = t->ids.slots[i];
@@ -243,7 +245,9 @@ static const struct { uint8_t kind; bool ends; const char *text; } marks[] = {
 enum { MARKS = sizeof marks / sizeof *marks };
 
 /* Whether a file calls a token ordinary text. */
-static bool text_kind(int64_t kind, gguf_text text) { return kind == NORMAL || kind == UNUSED || (kind == BYTE && byte_of(text) < 0); }
+static bool text_kind(int64_t kind, gguf_text text) {
+    return kind == NORMAL || kind == UNUSED || (kind == BYTE && byte_of(text) < 0);
+}
 
 /* <|name>, <name|> or <|name|>. */
 static bool looks_like_mark(gguf_text text) {
@@ -268,7 +272,7 @@ bool tokenizer_end_mark(const dg_tokenizer *t, int32_t i, int32_t *id, bool *as_
     int64_t kind = NORMAL;
     if (i >= MARKS) return false;
     *id = marks[i].ends ? find_mark(t, i) : -1;
-    *as_text = *id >= 0 && gguf_element(t->types, (uint64_t)*id, &kind) && text_kind(kind, string_at(t->tokens, t->token_at[*id]));
+    *as_text = *id >= 0 && gguf_element(t->types, (uint64_t)*id, &kind) && text_kind(kind, text_of(t, *id));
     return true;
 }
 
@@ -276,10 +280,10 @@ bool tokenizer_end_mark(const dg_tokenizer *t, int32_t i, int32_t *id, bool *as_
 static void take_marks(dg_tokenizer *t) {
     for (int32_t i = 0; i < MARKS; i++) {
         const int32_t id = find_mark(t, i);
-        if (id >= 0 && (marks[i].ends || text_kind(t->kinds[id], string_at(t->tokens, t->token_at[id])))) t->kinds[id] = marks[i].kind;
+        if (id >= 0 && (marks[i].ends || text_kind(t->kinds[id], text_of(t, id)))) t->kinds[id] = marks[i].kind;
     }
     for (int32_t id = 0; id < t->vocab.n_vocab; id++) {
-        const gguf_text text = string_at(t->tokens, t->token_at[id]);
+        const gguf_text text = text_of(t, id);
         if (text_kind(t->kinds[id], text) && looks_like_mark(text)) t->kinds[id] = CONTROL;
     }
 }
@@ -455,7 +459,8 @@ static int read_all(const gguf *file, dg_tokenizer *t, dg_error *error) {
         if (t->byte_ids[byte] < 0)
             return fail(error, DG_ERROR_FORMAT, "%s: neither a token <0x%02X> nor %s for texts that need them",
                         file->path, (unsigned)byte, key_names[KEY_unk_id]);
-    t->vocab.add_bos = t->vocab.bos_id >= 0 && (asks_for_bos(file) || gguf_text_is(string_at(t->tokens, t->token_at[t->vocab.bos_id]), "<bos>"));
+    const int32_t bos = t->vocab.bos_id;
+    t->vocab.add_bos = bos >= 0 && (asks_for_bos(file) || gguf_text_is(text_of(t, bos), "<bos>"));
     return DG_OK;
 }
 

@@ -84,6 +84,19 @@ LACKED = [kind for kind in Type if not formats.type_of(int(kind)).decodes and gg
 WEIGHT = "blk.1.ffn_gate.weight"
 
 
+@pytest.mark.parametrize("kind", [kind for kind in Type if not formats.type_of(int(kind)).decodes])
+def test_every_type_that_we_lack_is_told_by_name_and_size(kind: Type, tmp_path: Path) -> None:
+    block, size = gguf.GGML_QUANT_SIZES[kind]
+    writer = gguf.GGUFWriter(tmp_path / "other.gguf", "diffusion-gemma")
+    writer.add_tensor("a", np.zeros((3, 2 * size), np.uint8), raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    told = facts(tmp_path / "other.gguf")
+    assert told["tensors"] == [{"name": "a", "format": kind.name, "dims": [2 * block, 3], "bytes": 6 * size}]
+
+
 @pytest.mark.parametrize("kind", LACKED, ids=[kind.name for kind in LACKED])
 def test_a_file_with_a_type_that_we_lack_is_told_but_for_its_values(
     kind: Type, plain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -188,7 +201,7 @@ def a_file(out: Path, architecture: str, **values: str) -> Path:
         ("clip", {}, "a projector of images or sound (mmproj)"),
         ("imatrix", {"general__type": "imatrix"}, "an importance matrix, not a model"),
         ("llama", {"general__type": "model"}, "a model of architecture 'llama'"),
-        ("diffusion-gemma", {"general__type": "dataset"}, "no model: general.type is 'dataset'"),
+        ("diffusion-gemma", {"general__type": "dataset"}, "'general.type': expected 'model', found 'dataset'"),
     ],
 )
 def test_a_gguf_file_that_is_no_model_is_told_for_what_it_is(
@@ -280,4 +293,9 @@ def test_dg_info_tells_where_prompts_begin_otherwise_than_the_file_says(
     assert f"prompts begin with <bos>, though {said} {key.decode()}" in out
     assert "though" not in info.run(capsys, plain)[1]
     with dgemma.Model(tmp_path / "other.gguf", threads=1) as model:
-        assert model.prompt_ids("ab") == model.prompt_ids("<bos>ab") == [2, *model.tokenizer.encode("ab")]
+        whole = [2, *model.tokenizer.encode("ab")]
+        assert model.prompt_ids("ab") == model.prompt_ids("<bos>ab") == whole
+        with model.session() as session:
+            for prompt in ("ab", "<bos>ab"):
+                session.prompt(prompt)
+                assert session.ids == whole

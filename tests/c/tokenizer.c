@@ -201,7 +201,8 @@ static void test_crafted(void) {
     for (int way = 0; way < 3; way++) {
         for (uint32_t i = 0; i < CRAFTED; i++) {
             strings[2 * i] = 8;
-            strings[2 * i + 1] = way == 0 ? text_with(777, i) : text_with(way == 1 ? i : UINT32_MAX - CRAFTED / 2 + i, 0); /* round the end */
+            const uint32_t first = way == 1 ? 0 : UINT32_MAX - CRAFTED / 2; /* the second row goes round the table's end */
+            strings[2 * i + 1] = way == 0 ? text_with(777, i) : text_with(first + i, 0);
             kinds[i] = 1;
         }
         made *m = make();
@@ -241,7 +242,8 @@ static void test_odd(void) {
 
 /* Marks are marks whatever a file calls them, and text that merely looks alike is text. */
 static void test_marks(void) {
-    static const char *const own[] = {"<unk>", "<turn|>", "<|tool_response>", "<|turn>", "<|channel>", "</s>", "<|>", "<a|b>", "<b>", "s", "|", "<", ">"};
+    static const char *const own[] = {"<unk>", "<turn|>", "<|tool_response>", "<|turn>", "<|channel>", "</s>", "<|>",
+                                      "<a|b>", "<b>", "s", "|", "<", ">"};
     enum { OWN = sizeof own / sizeof *own };
     int32_t kinds[OWN] = {2, 1, 4, 5, 1, 1, 1, 1, 1, 1, 1, 1, 1};
     made *m = make();
