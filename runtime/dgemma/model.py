@@ -238,7 +238,10 @@ class Model:
         return settings_of(sampling_for(self._open_handle().pointer, options))
 
     def session(self, context: int | None = None) -> Session:
-        """A new timeline. context: most tokens that it can hold; None: the model's own, at most 8192."""
+        """A new timeline. context: most tokens that it can hold; None: the model's own, at most 8192 and what there is
+        memory for. Memory is taken as it is used; raises MemoryBudgetError where all of it is more than the model's
+        budget, or than is free now.
+        """
         return Session(self, context)
 
     def session_bytes(self, tokens: int) -> int:

@@ -169,7 +169,8 @@ class Session:
 
         Returns float32 next-token logits: [n_vocab] behind the last id with logits="last", [len(ids), n_vocab] with
         "all", else None. on_encode(done, total) is called as tokens are encoded.
-        Raises UsageError for ids outside the vocabulary or more than the context holds. Encodes all ids or,
+        Raises UsageError for ids outside the vocabulary or more than the context holds, MemoryBudgetError where the
+        logits are more than the memory that is free. Encodes all ids or,
         when it fails or is interrupted, none.
         """
         if logits not in _LOGITS:
