@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from dgemma.cli.files import write_whole
 from dgemma.errors import UsageError
 from dgemma.options import Option, efforts, options
-from dgemma.regular import read_regular
+from dgemma.regular import opener
 
 if TYPE_CHECKING:
     from dgemma.cli.chat import Chat
@@ -194,7 +194,8 @@ def _quit(chat: Chat, _: str) -> bool:
 def saved(path: Path) -> tuple[list[dict[str, Any]], bool, dict[str, Any]]:
     """Messages, whether to think, and settings of a file that /save wrote. Raises UsageError for another."""
     try:
-        kept = json.loads(read_regular(path))
+        with open(path, "rb", opener=opener) as file:
+            kept = json.loads(file.read())
         messages, thinking, settings = kept["messages"], kept["thinking"], kept["settings"]
         good = isinstance(messages, list) and isinstance(thinking, bool) and isinstance(settings, dict)
         good = good and all(isinstance(m["role"], str) and isinstance(m["content"], str) for m in messages)
