@@ -465,9 +465,6 @@ TEMPLATES = {
         "with tools: the chat template refuses these messages: 'dict object' has no attribute 'parameters'"
     ],
     "Hi": ["with a user's message: the chat template leaves out 'Why is the sky blue?'"],
-    "{{ strftime(messages) }}": [
-        "with a user's message: the chat template refuses these messages: 'strftime' is undefined"
-    ],
 }
 
 

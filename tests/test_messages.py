@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from checkpoints import write_checkpoint
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel
@@ -19,9 +20,10 @@ from pydantic import BaseModel
 import dgemma
 from dgemma.batch import Batch
 from dgemma.conversation import Conversation
+from dgemma.convert import convert
 from dgemma.convert.calibrate import read_prompts
 from dgemma.eval import tasks
-from dgemma.messages import MessageError, read, read_tools
+from dgemma.messages import read, read_tools
 from dgemma.serve.errors import Refusal
 from dgemma.serve.requests import read_request
 
@@ -169,6 +171,7 @@ REFUSED: dict[str, tuple[Messages, str]] = {
     "a part that is text": (user(content=["x"]), "must be {type, text}, not str"),
     "a part that is null": (user(content=[None]), "must be {type, text}, not nothing"),
     "no content": (user(), "the user message has no content"),
+    "no content but a thought": (user(thinking="x"), "the user message has no content"),
     "null content": (user(content=None), "the user message has no content"),
     "no parts": (user(content=[]), "the user message has no content"),
     "content that is a number": (user(content=3), "must be text or a list of parts, not int"),
@@ -227,8 +230,12 @@ def test_what_is_no_text_is_refused_in_words(tidy: dgemma.Model) -> None:
     deep: Any = []
     for _ in range(100_000):
         deep = [deep]
-    with pytest.raises(dgemma.UsageError, match="nested too deeply"):
+    with pytest.raises(dgemma.UsageError, match=r"messages\[0\]: nested too deeply"):
         tidy.tokenizer.chat([{"role": "user", "content": deep}])
+    with pytest.raises(dgemma.UsageError, match="nested too deeply"):
+        tidy.tokenizer.chat([{"role": "user", "content": "x"}], [{"name": "f", "parameters": {"x": deep}}])
+    with pytest.raises(dgemma.UsageError, match="nested too deeply"):
+        Conversation(tidy, [{"role": "user", "content": deep}])
 
 
 def test_objects_of_clients_are_messages(tidy: dgemma.Model) -> None:
@@ -250,7 +257,7 @@ def test_what_clients_add_and_leave_empty_is_no_matter(tidy: dgemma.Model) -> No
 def test_a_field_that_the_template_speaks_of_is_given_to_it() -> None:
     given = [{"role": "user", "content": "x", "mood": "good"}]
     assert read(given, "{{ messages[0].mood }}") == given
-    with pytest.raises(MessageError, match="unknown field 'mood'"):
+    with pytest.raises(dgemma.UsageError, match="unknown field 'mood'"):
         read(given, "{{ messages[0].moods }}")
 
 
@@ -303,6 +310,17 @@ def test_what_only_a_template_can_say_needs_one(bundled: dgemma.Model) -> None:
             bundled.tokenizer.chat([{"role": "user", "content": "1"}], **more)  # type: ignore[arg-type]
 
 
+def test_thinking_needs_a_template_that_knows_it(tmp_path: Path) -> None:
+    write_checkpoint(
+        tmp_path, layers=1, dtype="f32", chat_template="{% for m in messages %}{{ m.content }}{% endfor %}"
+    )
+    convert(tmp_path, tmp_path / "x.gguf", type="f32")
+    tokenizer = dgemma.Tokenizer.from_gguf(tmp_path / "x.gguf")
+    assert tokenizer.render([{"role": "user", "content": "Hi"}]) == "Hi"
+    with pytest.raises(dgemma.UsageError, match="knows no thinking"):
+        tokenizer.render([{"role": "user", "content": "Hi"}], thinking=True)
+
+
 @pytest.mark.parametrize("name", ["system", "tools", "thinking", "raw", "fill"])
 def test_calibration_leaves_nothing_out_of_a_prompt(name: str, tmp_path: Path) -> None:
     (tmp_path / "c.jsonl").write_text('{"prompt": "x"}\n' + json.dumps({"prompt": "x", name: [1]}))
@@ -328,7 +346,9 @@ values = st.recursive(
     max_leaves=6,
 )
 FIELDS = ["role", "content", "name", "tool_calls", "tool_call_id", "tool_responses", "thinking", "refusal", "x"]
-message = st.dictionaries(st.sampled_from(FIELDS), values | st.sampled_from(["user", "assistant", "tool", [CALL]]))
+message = st.dictionaries(
+    st.sampled_from(FIELDS), values | st.sampled_from(["user", "assistant", "model", "tool", [CALL]])
+)
 
 
 @settings(max_examples=300, deadline=None)
@@ -340,7 +360,7 @@ def test_any_messages_are_read_or_refused(messages: Any) -> None:
         return
     assert len(made) == len(messages) > 0
     for each, given_ in zip(made, messages, strict=True):
-        assert each["role"] in ("system", "user", "assistant", "tool") and isinstance(each["content"], str)
+        assert each["role"] in ("system", "user", "assistant", "model", "tool") and isinstance(each["content"], str)
         if isinstance(given_.get("content"), str):
             assert given_["content"] in each["content"]
     assert read(made) == made  # what was read is read as itself

@@ -131,6 +131,9 @@ TEMPLATES = {
     "special tokens": "{{ bos_token }}{{ eos_token }}{{ unk_token }}{{ pad_token }}{{ mask_token }}|{{ cls_token }}|"
     "{{ sep_token is defined }}{{ mask_token is defined }}",
     "more tokens": "{{ image_token }}{{ sot_token }}{{ sep_token }}\n|{{ eot_token }}|{{ no_token }}",
+    "tokens in macros": "{% macro m(n) %}{{ sot_token * n }}{% endmacro %}{{ m(2) }}{% for i in [1] %}{{ eot_token }}"
+    "{% if i %}{% set sot_token = 'x' %}{% endif %}{% endfor %}{{ sot_token }}{% block b %}"
+    "{{ image_token }}{% endblock %}",
     "a newline first": "\n  {{ sot_token }}\n",
     "loop controls": "{% for i in range(9) %}{% if i == 1 %}{% continue %}{% endif %}{{ i }}{% if i > 3 %}{% break %}"
     "{% endif %}{% endfor %}",
@@ -145,9 +148,9 @@ TEMPLATES = {
     "parts": "{% for m in messages %}{% if m.content is string %}{{ m.content }}{% else %}{% for p in m.content %}"
     "{{ p.text | trim }}{% endfor %}{% endif %};{% endfor %}",
     "reasoning": "{% for m in messages %}[{{ m.thinking }}|{{ m.reasoning_content }}]{% endfor %}",
-    "a refusal": "{{ raise_exception('no ' ~ messages[0].role ~ ' here') }}",
-    "a name with an underscore": "{% set n = namespace() %}{% set n._a = 1 %}",
-    "undefined added": "{{ nothing + 'x' }}",
+    "a refusal": "{% if messages[1:] %}{{ raise_exception('no ' ~ messages[0].role ~ ' here') }}{% endif %}",
+    "a name with an underscore": "{% if messages[1:] %}{% set n = namespace() %}{% set n._a = 1 %}{% endif %}",
+    "undefined added": "{% if messages[1:] %}{{ nothing + 'x' }}{% endif %}",
 }
 ASKED = [
     {"role": "system", "content": "Be brief."},
@@ -159,13 +162,14 @@ PARTS = [*ASKED, {"role": "user", "content": [{"type": "text", "text": "a "}, {"
 TOKENS = {
     "sot_token": "<|turn>",
     "eot_token": {"__type": "AddedToken", "content": "<turn|>", "special": True},
-    "extra_special_tokens": {"image_token": "<|\"im'\\\n|>"},
+    "extra_special_tokens": {"image_token": "<|\"im'\\\n\u00e9\U0001f600|>"},
     "mask_token": "<mask>",
 }
 WRITTEN = {
     "generation with dashes": "b|a",
     "special tokens": "<bos><eos><unk><pad><mask>||FalseTrue",
-    "more tokens": "<|\"im'\\\n|><|turn>\n|<turn|>|",
+    "more tokens": "<|\"im'\\\n\u00e9\U0001f600|><|turn>\n|<turn|>|",
+    "tokens in macros": "<|turn><|turn><turn|><|turn><|\"im'\\\n\u00e9\U0001f600|>",
     "a newline first": "\n  <|turn>",
     "blocks": "    a\n\tb ",
     "namespaces and dicts": "2{'a': 1}{'k': 2}",
@@ -217,7 +221,16 @@ def test_what_a_template_says_of_messages_is_told(tmp_path: Path) -> None:
         rendered(checkpoint(tmp_path, TEMPLATES["a refusal"]))
 
 
-def test_a_template_that_is_none_is_found_when_it_is_converted(tmp_path: Path) -> None:
-    with pytest.raises(dgemma.FormatError, match=f"{tmp_path}: .*no Jinja template"):
-        rendered(checkpoint(tmp_path, "{% for m in messages %}{{ m.content }}"))
+@pytest.mark.parametrize(
+    ("template", "why"),
+    [
+        ("{% for m in messages %}{{ m.content }}", "no Jinja template: Unexpected end of template"),
+        ("{{ messages | first_of_all }}", "no Jinja template: No filter named 'first_of_all'"),
+        ("{{ first_of(messages) }}", "not even a first message can be written: .*'first_of' is undefined"),
+        ("{{ raise_exception('never') }}", "not even a first message can be written: .*never"),
+    ],
+)
+def test_a_template_that_is_none_is_found_when_it_is_converted(template: str, why: str, tmp_path: Path) -> None:
+    with pytest.raises(dgemma.FormatError, match=f"{tmp_path}: .*{why}"):
+        rendered(checkpoint(tmp_path, template))
     assert not (tmp_path / "it.gguf").exists()

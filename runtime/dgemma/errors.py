@@ -15,7 +15,11 @@ class Error(Exception):
 
 
 class UsageError(Error):
-    """An argument that makes no sense, or does not fit the model."""
+    """An argument that makes no sense, or does not fit the model. place: where it is in a chat: messages.2.content."""
+
+    def __init__(self, message: str = "", place: str = "") -> None:
+        super().__init__(message)
+        self.place = place
 
 
 class FormatError(Error):

@@ -23,7 +23,7 @@ ROLES = {
     "developer": "system",
     "user": "user",
     "assistant": "assistant",
-    "model": "assistant",  # as Gemma's templates write it
+    "model": "model",  # an assistant, as Gemma's templates write it
     "tool": "tool",
 }
 REASONING = ("reasoning_content", "thinking", "reasoning")  # names of one thing; templates read the first two
@@ -31,14 +31,6 @@ TEXTS = ("name", "tool_call_id", *REASONING)
 GIVEN_ON = (*TEXTS, "tool_responses")
 READ = ("role", "content", "refusal", "tool_calls")
 OURS = ("diffusion",)  # figures in the answers of dg-serve
-
-
-class MessageError(UsageError):
-    """A message that is not understood. `place` is where: messages.2.content, the field or part after the number."""
-
-    def __init__(self, at: int, field: str, problem: str) -> None:
-        super().__init__(f"messages[{at}]: {problem}")
-        self.place = f"messages.{at}.{field}" if field else f"messages.{at}"
 
 
 def is_message(value: Any) -> bool:
@@ -49,7 +41,7 @@ def is_message(value: Any) -> bool:
 def read(
     messages: Any, known: str | None = None, *, reads_parts: Callable[[str], bool] = lambda role: False
 ) -> list[Plain]:
-    """The messages as a template is given them. Raises MessageError, or UsageError where they are no messages.
+    """The messages as a template is given them. Raises UsageError, whose place is that of a message.
 
     known: the text of the template: fields that it speaks of may be given beside those of every chat.
     reads_parts: whether it writes content that is a list of parts, by role; else the parts are joined.
@@ -78,15 +70,24 @@ def text_of(message: Mapping[str, Any]) -> str:
 
 
 def plain(value: Any) -> Any:
-    """Dicts and lists instead of what is like them: other mappings and sequences, records, the objects of clients."""
+    """Dicts and lists instead of what is like them: other mappings and sequences, records, the objects of clients.
+    Raises UsageError for what is nested too deeply.
+    """
+    try:
+        return _plain(value)
+    except RecursionError:
+        raise UsageError("nested too deeply to be messages or tools") from None
+
+
+def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return {key: plain(item) for key, item in value.items()}
+        return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, Sequence) and not isinstance(value, str | bytes | bytearray | memoryview):
-        return [plain(item) for item in value]
+        return [_plain(item) for item in value]
     if callable(getattr(value, "model_dump", None)):
-        return plain(value.model_dump())
+        return _plain(value.model_dump())
     if _is_record(value):
-        return {field.name: plain(getattr(value, field.name)) for field in fields(value)}
+        return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
     return value
 
 
@@ -100,21 +101,23 @@ def _kind(value: Any) -> str:
 
 def _message(given: Any, at: int, names: dict[str, str], known: str, reads_parts: Callable[[str], bool]) -> Plain:
     def refuse(field: str, problem: str) -> NoReturn:
-        raise MessageError(at, field, problem)
+        raise UsageError(f"messages[{at}]: {problem}", ".".join(filter(None, ("messages", str(at), field))))
 
     try:
         message = plain(given)
-    except RecursionError:
-        refuse("", "it is nested too deeply")
+    except UsageError as problem:
+        refuse("", str(problem))
     if not isinstance(message, dict):
         refuse("", f"expected {{role, content}}, found {_kind(given)}")
     role = _role(message.get("role"), refuse)
     made = _given_on(message, known, refuse)
     calls = [_call(call, i, refuse) for i, call in enumerate(_list(message, "tool_calls", refuse))]
-    if calls and role != "assistant":
+    assistant = role in ("assistant", "model")
+    if calls and not assistant:
         refuse("tool_calls", f"only an assistant calls tools, not the role {role}")
     texts = _texts(message.get("content"), role, refuse) + _refusal(message.get("refusal"), refuse)
-    if not texts and not calls and not any(made.get(key) for key in ("tool_responses", *REASONING)):
+    instead = ("tool_responses", *REASONING) if assistant else ("tool_responses",)
+    if not texts and not calls and not any(key in made for key in instead):
         refuse("content", f"the {role} message has no content")
     joined = len(texts) <= 1 or not reads_parts(role)
     made["content"] = "".join(texts) if joined else [{"type": "text", "text": text} for text in texts]
@@ -159,7 +162,7 @@ def _role(role: Any, refuse: _Refuse) -> str:
     if role is None:
         refuse("role", "it has no role")
     if not isinstance(role, str) or role not in ROLES:
-        refuse("role", f"unknown role {role}; the roles are {', '.join(ROLES)}")
+        refuse("role", f"unknown role {str(role)[:40]}; the roles are {', '.join(ROLES)}")
     return ROLES[role]
 
 

@@ -152,6 +152,8 @@ class Tokenizer:
                     f"{'tools need' if given else 'thinking needs'} a chat template, and this file has none"
                 )
             return _last_user_text(read(messages))
+        if thinking and "enable_thinking" not in template:
+            raise UsageError("the file's chat template knows no thinking: it never asks for enable_thinking")
         names = {"bos": self.bos_id, "eos": self.eos_id, "unk": self.unk_id, "pad": self.pad_id, "mask": self.mask_id}
         return render(
             template,

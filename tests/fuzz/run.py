@@ -55,7 +55,7 @@ PYTHON = (
         "requests",
         ("runtime/dgemma/json_lines.py", "runtime/dgemma/messages.py"),
         20_000,
-        ("lines", "values", "as_line", "is_message", "text_of", "plain"),
+        ("lines", "values", "as_line", "is_message", "text_of", "plain", "_plain"),
     ),
     Target("vocabulary", ("convert/tokenizer.py",), 40_000),
     Target(

@@ -21,7 +21,7 @@ import math
 import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import Any, NoReturn, TypeAlias
 
 from dgemma.errors import UsageError
 from dgemma.turns import read_text
@@ -36,6 +36,8 @@ _nothing = object()
 
 
 def exact(answer: str, text: str, strip: bool = False) -> bool:
+    if not isinstance(text, str):
+        raise TypeError(f"text must be text, not {text!r}")
     return answer.strip() == text.strip() if strip else answer == text
 
 
@@ -45,10 +47,14 @@ def regex(answer: str, pattern: str) -> bool:
 
 def json_valid(answer: str, equals: Any = _nothing) -> bool:
     try:
-        value = json.loads(unfenced(answer))
+        value = json.loads(unfenced(answer), parse_constant=_no_json)
     except (ValueError, RecursionError):
         return False
     return equals is _nothing or same(value, equals)
+
+
+def _no_json(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no JSON")
 
 
 def numeric(answer: str, value: float, tolerance: float = 0.0) -> bool:
@@ -153,7 +159,8 @@ def refuse(check: Any) -> None:
         if not isinstance(each, Mapping) or each.get("kind") not in CHECKS:
             raise UsageError(f"a check needs a kind, one of {', '.join(CHECKS)}")
         try:
-            holds("", each)
+            for answer in ("", "0"):
+                holds(answer, each)
         except (TypeError, ValueError, re.error) as problem:
             raise UsageError(f"check {each['kind']}: {problem}") from None
     if isinstance(check, list) and not check:

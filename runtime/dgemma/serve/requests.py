@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
-from dgemma.messages import MessageError
+from dgemma.errors import UsageError
 from dgemma.model import Model
 from dgemma.options import efforts, options
 from dgemma.serve.errors import Refusal, wrong
@@ -266,8 +266,8 @@ def _chat_prompt(model: Model, request: ChatRequest) -> list[int]:
     given = [tool.model_dump(exclude_none=True) for tool in tools] or None
     try:
         ids = model.tokenizer.chat(request.messages, given, thinking)
-    except MessageError as refused:
-        raise wrong(str(refused), refused.place, "invalid_value") from None
+    except UsageError as refused:
+        raise wrong(str(refused), refused.place or None, "invalid_value" if refused.place else None) from None
     if not ids:
         raise wrong("empty prompt", "messages")
     return ids
