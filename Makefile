@@ -68,8 +68,8 @@ test-tsan: $(call C_TESTS,tsan) ## the C tests under ThreadSanitizer
 FUZZERS  = $(filter-out replay,$(patsubst tests/fuzz/%.c,%,$(wildcard tests/fuzz/*.c)))
 REPLAYS  = $(FUZZERS:%=$(BUILD)/asan/fuzz/%)
 MUTATIONS ?= 1500
-fuzz-replay: $(REPLAYS) ## the fuzz targets on their corpora, and on MUTATIONS=1500 of them
-	@set -e; for t in $(FUZZERS); do $(BUILD)/asan/fuzz/$$t $(MUTATIONS) tests/fuzz/corpus/$$t/*; done
+fuzz-replay: $(REPLAYS) ## the fuzz targets on their corpora, and on MUTATIONS=1500 of them; a run of 20 s is a hang
+	@set -e; for t in $(FUZZERS); do FUZZ_SECONDS=20 $(BUILD)/asan/fuzz/$$t $(MUTATIONS) tests/fuzz/corpus/$$t/*; done
 
 N       ?= 100000
 fuzz-files: $(BUILD)/libdgemma.a ## open N=100000 damaged files as models: refused or run, in 2 s and 200 MiB each
@@ -136,8 +136,8 @@ test-oracle: all ## compare logits and canvases with transformers, live (install
 BENCH_CACHE ?= $(HOME)/.cache/dgemma
 BENCH = $(BIN)/dg-bench --shape 26b-a4b --cache $(BENCH_CACHE)
 bench: all ## time the real shapes with random weights: 6 layers and all 30 (20 GB of disk, a quarter of an hour)
-	$(BENCH) --layers 6 --canvases 2 --json tests/bench/26b-a4b-6-layers.json
-	$(BENCH) --canvases 2 --json tests/bench/26b-a4b-30-layers.json
+	$(BENCH) --layers 6 --canvases 2 -o tests/bench/26b-a4b-6-layers.json
+	$(BENCH) --canvases 2 -o tests/bench/26b-a4b-30-layers.json
 
 bench-ram: all ## what RAM budgets of 4, 8 and 12 GB make of a step, beside a plain map; writes a file of 16.8 GB to the cache
 	$(BIN)/python tests/measure_ram.py --cache $(BENCH_CACHE)

@@ -32,10 +32,11 @@ from dgemma.convert.plan import Plan, make_plan
 from dgemma.convert.source import Source, open_source
 from dgemma.convert.tied import compare_copies
 from dgemma.convert.verify import Deviation, verify
-from dgemma.convert.writer import NewFiles, part_paths, refuse_folder, refuse_target
+from dgemma.convert.writer import IMATRIX, NewFiles, part_paths, refuse_full_disk, refuse_target
 from dgemma.errors import FormatError, SystemFailure, UsageError
 from dgemma.hub import PREFIX, local_headers, local_source
 from dgemma.model import Prompt
+from dgemma.output import check_distinct, check_target, readable
 
 __all__ = ["Conversion", "Deviation", "Plan", "convert", "plan"]
 
@@ -115,11 +116,16 @@ def convert(
     refuse(imatrix, calibrate, calibrate_tokens, save_imatrix)
     threads = threads or _processors()
     target = Path(os.path.realpath(out))
-    refuse_folder(target)
+    read = {"source": source, "imatrix": imatrix, "calibrate": calibrate}
+    inputs = [(name, given) for name, given in read.items() if given is not None]
+    saved = [] if save_imatrix is None else [("save_imatrix", os.path.realpath(save_imatrix))]
+    check_distinct([("out", target), *saved], inputs)
     if split_max_size is None:
         refuse_target(target, force, Path(source))
+    else:
+        check_target(target)
     if save_imatrix is not None:
-        refuse_target(Path(os.path.realpath(save_imatrix)), force, Path(source))
+        refuse_target(Path(os.path.realpath(save_imatrix)), force, Path(source), IMATRIX)
     if calibrate is not None:
         numbered_prompts(Path(calibrate))
     if os.fspath(source).startswith(PREFIX):  # whatever is wrong is told before the weights are fetched
@@ -129,16 +135,20 @@ def convert(
     with _system_errors(path), open_source(path) as opened:
         weights = None if imatrix is None else read_imatrix(Path(imatrix), opened.config.values["n_expert"])
         if calibrate is not None:
-            make_plan(opened, type, overrides, split_max_size)  # refuses what cannot be before the long work
+            first = make_plan(opened, type, overrides, split_max_size)  # refuses what cannot be before the long work
+            for part_path in part_paths(target, len(first.parts)):
+                refuse_target(part_path, force, path)
+            refuse_full_disk(target, sum(part.file_bytes for part in first.parts))
             prompts = _check_prompts(opened, Path(calibrate))
             measured = _measured(opened, target, prompts, calibrate_tokens, threads, progress, calibrating)
             of = Path(calibrate)
-            weights = importance_of(of, measured.sums, of.name, measured.passes)
+            weights = importance_of(of, measured.sums, readable(of.name), measured.passes)
             if save_imatrix is not None:
                 place, size = Path(os.path.realpath(save_imatrix)), measured.canvas_length
-                write_imatrix(place, measured.sums, of.name, measured.passes, size, force)
+                write_imatrix(place, measured.sums, readable(of.name), measured.passes, size, force)
         todo = _planned(opened, type, overrides, weights, split_max_size)
         paths = part_paths(target, len(todo.parts))
+        check_distinct([*(("out", part_path) for part_path in paths), *saved], [*inputs, ("source", path)])
         for part_path in paths:
             refuse_target(part_path, force, path)
         done, total = 0, todo.compared_bytes + todo.source_bytes * (1 + verify)

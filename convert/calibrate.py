@@ -192,7 +192,7 @@ def working_file(target: Path) -> Iterator[Path]:
     beside it, held throughout, tells a dead run from one that is at work.
     """
     path, lock = (target.with_name(f".{target.name}.working.{end}") for end in ("part", "lock"))
-    descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import sys
 from pathlib import Path
@@ -10,13 +9,17 @@ from pathlib import Path
 import click
 
 from dgemma.cli import Command, version_option
+from dgemma.cli.files import InputFile, InputPath, OutputFile
 from dgemma.cli.sizes import Size
+from dgemma.cli.speaker import say_json, write
 from dgemma.convert import convert, plan
 from dgemma.convert.calibrate import TOKENS
 from dgemma.convert.imatrix import FEW
 from dgemma.convert.recipe import RECIPES
 from dgemma.convert.report import as_json, describe, deviations, few, summary
+from dgemma.convert.writer import IMATRIX, MODEL
 from dgemma.progress import progress_bar, telling
+from dgemma.terminal import tell
 
 TYPES = "\n".join(f"  {name:<11}{recipe.size:<10}{recipe.help}" for name, recipe in RECIPES.items())
 
@@ -68,8 +71,8 @@ def pairs(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -
 
 
 @click.command(cls=Command, name="dg-convert", help=HELP, context_settings={"help_option_names": ["-h", "--help"]})
-@click.argument("source")
-@click.option("-o", "--out", metavar="FILE", type=click.Path(path_type=Path), help="The GGUF file to write.")
+@click.argument("source", type=InputFile())
+@click.option("-o", "--out", "--output", "out", metavar="FILE", type=OutputFile(MODEL), help="The GGUF file to write.")
 @click.option(
     "--type",
     "type_",
@@ -80,10 +83,8 @@ def pairs(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -
     help="The recipe.",
 )
 @click.option("--set", "overrides", multiple=True, callback=pairs, metavar="PATTERN=TYPE", help="May be repeated.")
-@click.option("--imatrix", type=click.Path(path_type=Path), metavar="FILE", help="Weigh errors by importance.")
-@click.option(
-    "--calibrate", type=click.Path(path_type=Path), metavar="TEXTS", help="Measure importance: run the model."
-)
+@click.option("--imatrix", type=InputPath(), metavar="FILE", help="Weigh errors by importance.")
+@click.option("--calibrate", type=InputPath(), metavar="TEXTS", help="Measure importance: run the model.")
 @click.option(
     "--calibrate-tokens",
     type=click.IntRange(min=1),
@@ -92,7 +93,7 @@ def pairs(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -
 )
 @click.option(
     "--save-imatrix",
-    type=click.Path(path_type=Path),
+    type=OutputFile(IMATRIX),
     metavar="FILE",
     help="Keep what --calibrate measured, for --imatrix.",
 )
@@ -100,10 +101,10 @@ def pairs(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -
 @click.option(
     "--verify", is_flag=True, help="Compare the file with its source: the tensors that lost most, and what it says."
 )
-@click.option("--json", "json_", type=click.Path(path_type=Path), metavar="FILE", help="All figures of --verify.")
+@click.option("--json", "as_json_", is_flag=True, help="Print all figures of --verify as JSON.")
 @click.option("--threads", type=click.IntRange(min=1), metavar="N", help="Default: one per processor.")
 @click.option("--dry-run", is_flag=True, help="Print the plan; read no weights, write nothing.")
-@click.option("--force", is_flag=True, help="Replace FILE if it exists.")
+@click.option("--force", is_flag=True, help="Replace FILE if it is a GGUF file of the same kind.")
 @version_option("dg-convert")
 def main(
     source: str,
@@ -116,13 +117,13 @@ def main(
     save_imatrix: Path | None,
     split_max_size: int | None,
     verify: bool,
-    json_: Path | None,
+    as_json_: bool,
     threads: int | None,
     dry_run: bool,
     force: bool,
 ) -> None:
-    if json_ and not verify:
-        raise click.UsageError("--json has the figures of --verify: give both")
+    if as_json_ and not verify:
+        raise click.UsageError("--json prints the figures of --verify: give both")
     if imatrix and calibrate:
         raise click.UsageError("--imatrix and --calibrate both say how much columns are used: give one")
     for flag, given in (("--calibrate-tokens", calibrate_tokens), ("--save-imatrix", save_imatrix)):
@@ -130,7 +131,7 @@ def main(
             raise click.UsageError(f"{flag} needs --calibrate")
     if dry_run:
         todo = plan(source, type_, overrides, imatrix=imatrix, calibrate=calibrate, split_max_size=split_max_size)
-        click.echo(describe(todo))
+        write(describe(todo) + "\n")
         return
     if out is None:
         raise click.UsageError("nowhere to write to: give -o FILE, or --dry-run")
@@ -154,14 +155,15 @@ def main(
             say=say,
         )
     if verify:
-        click.echo(deviations(done))
-    if json_:
-        json_.write_text(json.dumps(as_json(done), indent=1) + "\n", encoding="utf-8")
+        if as_json_:
+            say_json(as_json(done), indent=1)
+        else:
+            write(deviations(done) + "\n")
     for note in done.plan.notes:
-        click.echo(f"dg-convert: note: {note}", err=True)
+        tell(f"dg-convert: note: {note}")
     if done.few:
-        click.echo(few(done), err=True)
-    click.echo(f"{done.path}: {summary(done.plan)}, in {done.seconds:.1f} s", err=True)
+        tell(few(done))
+    tell(f"{done.path}: {summary(done.plan)}, in {done.seconds:.1f} s")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,8 @@ from typing import Any
 from dgemma._native import ffi, lib
 from dgemma.convert.safetensors import read_json
 from dgemma.errors import FormatError
-from dgemma.keys import keys
+from dgemma.keys import keys, limits
+from dgemma.output import readable
 
 MODEL_TYPE = "diffusion_gemma"
 
@@ -151,10 +152,13 @@ def read_config(folder: Path) -> Config:
     text.known(FIXED.keys() | READ | WITHOUT_EFFECT)
     values, rotary_factor = _text_values(text)
     values["canvas_length"] = top.whole("canvas_length", int(keys()["canvas_length"].absent))
+    _check_limits(str(file), values)
 
     generation_file = folder / "generation_config.json"
     generation = Section(str(generation_file), read_json(generation_file) if generation_file.exists() else {})
-    values |= _sampling(generation)
+    sampling = _sampling(generation)
+    _check_limits(str(generation_file), sampling)
+    values |= sampling
     special = {name: text.values.get(f"{name}_token_id") for name in ("bos", "eos", "pad")}
     end_ids: list[int] = []
     for section in (generation, text, top):
@@ -166,6 +170,15 @@ def read_config(folder: Path) -> Config:
         {name: value for name, value in special.items() if type(value) is int and 0 <= value < values["n_vocab"]},
         _name(folder, top.values.get("_name_or_path")),
     )
+
+
+def _check_limits(file: str, values: dict[str, Any]) -> None:
+    """Raises FormatError for a size that the runtime would refuse."""
+    for field, limit in limits().items():
+        if field in values and not limit.least <= values[field] <= limit.most:
+            raise FormatError(
+                f"{file}: {limit.key.key} would be {values[field]}; the runtime takes {limit.least} to {limit.most}"
+            )
 
 
 def _text_values(text: Section) -> tuple[dict[str, Any], float]:
@@ -329,5 +342,5 @@ def _name(folder: Path, recorded: Any) -> str:
         return recorded.strip("/ ").split("/")[-1]
     folder = folder.resolve()
     if folder.parent.name == "snapshots" and folder.parents[1].name.startswith("models--"):
-        return folder.parents[1].name.split("--")[-1]
-    return folder.name or "model"
+        return readable(folder.parents[1].name.split("--")[-1])
+    return readable(folder.name) or "model"

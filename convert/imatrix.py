@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 from dgemma import formats
 from dgemma.convert.metadata import Pair
 from dgemma.convert.names import Wanted
-from dgemma.convert.writer import NewFile, aligned, header
+from dgemma.convert.writer import IMATRIX, NewFile, aligned, header
 from dgemma.errors import FormatError
 from dgemma.file import File
 from dgemma.formats import Format
+from dgemma.output import readable
 from dgemma.regular import read_regular
 
 LEAST = 1e-4  # of the mean: no column is worth nothing
@@ -88,7 +89,7 @@ class Importance:
     def pairs(self, found: int) -> list[Pair]:
         """What a quantised file says of it."""
         return [
-            Pair("quantize.imatrix.file", "STRING", self.path.name),
+            Pair("quantize.imatrix.file", "STRING", readable(self.path.name)),
             Pair("quantize.imatrix.dataset", "STRING", self.dataset),
             Pair("quantize.imatrix.entries_count", "I32", found),
             Pair("quantize.imatrix.chunks_count", "I32", self.chunks),
@@ -196,7 +197,7 @@ def write_imatrix(
             data.append(values.ljust(aligned(len(values)), b"\0"))
             offset += len(data[-1])
     head = header(pairs, places)
-    with NewFile(path, len(head) + offset) as file:
+    with NewFile(path, len(head) + offset, IMATRIX) as file:
         for piece in (head, *data):
             file.write(piece)
         file.commit(force)

@@ -19,6 +19,7 @@ from dgemma.convert.writer import header
 from dgemma.errors import FormatError, SystemFailure
 from dgemma.file import File
 from dgemma.model import Model
+from dgemma.output import readable
 from dgemma.regular import read_regular
 from dgemma.template import render
 from dgemma.tokenizer import Tokenizer
@@ -105,7 +106,7 @@ class Gguf(Source):
             self.notes = _notes(path, model.tokenizer)
         end_ids = values.pop("end_ids")
         self._file = File(path)
-        self.config = Config(values, 0.0, end_ids, {}, str(self._file.get("general.name") or path.stem))
+        self.config = Config(values, 0.0, end_ids, {}, str(self._file.get("general.name") or readable(path.stem)))
         self._data = {tensor.name: tensor.data for tensor in self._file.tensors}
 
     def origins(self, needed: Sequence[Wanted]) -> Origins:

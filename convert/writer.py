@@ -6,7 +6,6 @@ import contextlib
 import fcntl
 import os
 import re
-import secrets
 import struct
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -15,7 +14,8 @@ from typing import Any
 
 from dgemma.convert.metadata import ENCODED, Pair
 from dgemma.errors import Error, SystemFailure, UsageError
-from dgemma.file import ARRAY, KINDS
+from dgemma.file import ARRAY, KINDS, File
+from dgemma.output import Kind, beside, check_kind, check_target, unfinished
 from dgemma.sizes import size_text
 
 ALIGNMENT = 32
@@ -71,25 +71,33 @@ def _string(key: str, text: str) -> bytes:
     return struct.pack("<Q", len(data)) + data
 
 
-def refuse_folder(out: Path) -> None:
-    """Raises an Error where no file can be made beside `out`."""
-    if not out.parent.is_dir():
-        raise Error(f"{out}: there is no folder {out.parent}")
-    if not os.access(out.parent, os.W_OK | os.X_OK):  # which tells of read-only file systems too
-        raise SystemFailure(f"{out}: no file can be made in {out.parent}")
+def gguf_kind(name: str, type: str, unreadable: bool) -> Kind:
+    """A GGUF file of this general.type. unreadable: so is one whose header is damaged, or a later part of a split."""
+
+    def holds(path: Path) -> bool:
+        with path.open("rb") as file:
+            if file.read(len(MAGIC)) != MAGIC:
+                return False
+        try:
+            with File(path) as gguf:
+                return (gguf.get("general.type") or "model") == type
+        except Error:
+            return unreadable
+
+    return Kind(name, holds)
 
 
-def refuse_target(out: Path, force: bool, source: Path) -> None:
-    """Raises an Error where a file cannot or must not be written to `out`."""
-    refuse_folder(out)
-    if out.is_dir():
-        raise Error(f"{out}: this is a folder; name a file")
-    if out.exists() and not out.is_file():
-        raise Error(f"{out}: not a regular file")
+MODEL = gguf_kind("a model in a GGUF file", "model", unreadable=True)
+IMATRIX = gguf_kind("an imatrix", "imatrix", unreadable=False)
+
+
+def refuse_target(out: Path, force: bool, source: Path, kind: Kind = MODEL) -> None:
+    """Raises an Error where a file cannot or must not be written to `out`. See also check_distinct()."""
     if _set_of(out) == _set_of(source.resolve()):
         raise UsageError(f"{out}: this is the source; call the new file something else")
     if out.parent == source.resolve() and out.suffix != ".gguf":
         raise UsageError(f"{out}: a file inside the source; call it something.gguf")
+    check_target(out, kind)
     if out.exists() and not force:
         raise Error(f"{out}: this file exists; --force replaces it")
 
@@ -107,17 +115,30 @@ def part_paths(target: Path, count: int) -> list[Path]:
     return [target.with_name(f"{stem}-{i + 1:05}-of-{count:05}.gguf") for i in range(count)]
 
 
+@contextlib.contextmanager
+def folder_lock(folder: Path) -> Iterator[None]:
+    """Waits until no other conversion gives its files their names in this folder: the parts of two never mix."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
 class NewFile:
     """A file written beside its target, under another name until it is complete. Any failure leaves nothing behind.
 
     The temporary is locked while its writer lives: one that can be locked is a dead run's, and is removed.
     """
 
-    def __init__(self, target: Path, size: int) -> None:
+    def __init__(self, target: Path, size: int, kind: Kind | None = MODEL) -> None:
         self.target = target
+        self._kind = kind
         self._remove_stale()
-        _refuse_full_disk(target, size)
-        self._temporary = target.parent / f".{target.name}.{secrets.token_hex(6)}.part"
+        refuse_full_disk(target, size)
+        self._temporary = beside(target)
         with self._named_errors():
             flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
             self._descriptor = os.open(self._temporary, flags, 0o666)
@@ -132,9 +153,10 @@ class NewFile:
 
     def commit(self, force: bool) -> None:
         """Puts the complete file under its name, safely on disk."""
-        self.finish(force)
-        self.rename()
-        self.sync_folder()
+        with folder_lock(self.target.parent):
+            self.finish(force)
+            self.rename(force)
+            self.sync_folder()
 
     def finish(self, force: bool) -> None:
         """The file is complete: on disk, though not under its name."""
@@ -142,9 +164,19 @@ class NewFile:
             os.fsync(self._descriptor)
         if self.target.exists() and not force:
             raise Error(f"{self.target}: this file appeared meanwhile; --force replaces it")
+        check_kind(self.target, self._kind)
 
-    def rename(self) -> None:
+    def rename(self, force: bool) -> None:
+        """Gives the file its name; without `force` only where nothing has that name."""
         with self._named_errors():
+            if not force:
+                try:
+                    os.link(self._temporary, self.target)
+                    return
+                except FileExistsError:
+                    raise Error(f"{self.target}: this file appeared meanwhile; --force replaces it") from None
+                except OSError:
+                    pass  # a file system without hard links
             os.replace(self._temporary, self.target)
 
     def sync_folder(self) -> None:
@@ -163,7 +195,7 @@ class NewFile:
             raise SystemFailure(f"{self.target}: {(problem.strerror or str(problem)).lower()}") from None
 
     def _remove_stale(self) -> None:
-        for path in self.target.parent.glob(f".{_escaped(self.target.name)}.*.part"):
+        for path in unfinished(self.target):
             with contextlib.suppress(OSError):
                 descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
                 try:
@@ -187,7 +219,7 @@ class NewFiles:
     """
 
     def __init__(self, targets: Sequence[Path], sizes: Sequence[int]) -> None:
-        _refuse_full_disk(targets[0], sum(sizes))
+        refuse_full_disk(targets[0], sum(sizes))
         self._named: list[Path] = []
         self.files: list[NewFile] = []
         with contextlib.ExitStack() as stack:
@@ -196,16 +228,17 @@ class NewFiles:
             self._stack = stack.pop_all()
 
     def commit(self, force: bool) -> None:
-        for file in self.files:
-            file.finish(force)
         first, *others = self.files
-        if others:
-            first.target.unlink(missing_ok=True)
-        for file in (*others, first):
-            self._named.append(file.target)
-            file.rename()
-        first.sync_folder()
-        self._named.clear()
+        with folder_lock(first.target.parent):
+            for file in self.files:
+                file.finish(force)
+            if others:
+                first.target.unlink(missing_ok=True)
+            for file in (*others, first):
+                file.rename(force)
+                self._named.append(file.target)
+            first.sync_folder()
+            self._named.clear()
 
     def __enter__(self) -> NewFiles:
         return self
@@ -217,12 +250,9 @@ class NewFiles:
                 path.unlink(missing_ok=True)
 
 
-def _refuse_full_disk(target: Path, size: int) -> None:
+def refuse_full_disk(target: Path, size: int) -> None:
+    """Raises a SystemFailure where so many bytes do not fit beside `target`."""
     free = os.statvfs(target.parent)
     if free.f_blocks and size > free.f_bavail * free.f_frsize:
         needs, has = size_text(size), size_text(free.f_bavail * free.f_frsize)
         raise SystemFailure(f"{target}: no space left on device: it needs {needs}, {target.parent} has {has}")
-
-
-def _escaped(name: str) -> str:
-    return "".join(f"[{letter}]" if letter in "*?[" else letter for letter in name)

@@ -1,6 +1,7 @@
 /* The device itself: opening it, its memory, copies, recordings, and the table of operations. */
 #include "cuda.h"
 
+#include <atomic>
 #include <new>
 #include <stdio.h>
 #include <string.h>
@@ -25,7 +26,7 @@ bool gpu_check(gpu *g, cudaError_t status, const char *op) {
 
 int cuda_status(const ops *o, dg_error *error) {
     gpu *g = gpu_of(o);
-    const std::lock_guard<std::recursive_mutex> lock(g->turns);
+    const std::lock_guard<gpu> lock(*g);
     if (g->failure == cudaSuccess) return DG_OK;
     return fail(error, g->failure == cudaErrorMemoryAllocation ? DG_ERROR_MEMORY : DG_ERROR_BACKEND, "cuda: %s: %s", g->failed, cudaGetErrorString(g->failure));
 }
@@ -35,6 +36,7 @@ int cuda_status(const ops *o, dg_error *error) {
 void cuda_reserve(const ops *o, void **out, size_t bytes) {
     const turn t(o, "reserve");
     *out = nullptr;
+    if (t.g->forked()) return;
     const cudaError_t status = cudaMalloc(out, bytes);
     if (status == cudaErrorMemoryAllocation) {
         cudaGetLastError(); /* no memory is the caller's to report */
@@ -46,13 +48,13 @@ void cuda_reserve(const ops *o, void **out, size_t bytes) {
 
 void cuda_release(const ops *o, void *memory, size_t) {
     const turn t(o, "release");
-    gpu_check(t.g, cudaFree(memory), t.op);
+    if (!t.g->forked()) gpu_check(t.g, cudaFree(memory), t.op);
 }
 
 void cuda_available(const ops *o, int64_t *bytes) {
     const turn t(o, "available");
     size_t left = 0, all = 0;
-    gpu_check(t.g, cudaMemGetInfo(&left, &all), t.op);
+    if (!t.g->forked()) gpu_check(t.g, cudaMemGetInfo(&left, &all), t.op);
     *bytes = static_cast<int64_t>(left);
 }
 
@@ -78,11 +80,11 @@ void cuda_copy(const ops *o, void *to, const void *from, size_t bytes) {
 
 void cuda_record(const ops *o, recording *r, bool *replayed) {
     gpu *g = gpu_of(o);
-    g->turns.lock();
+    g->lock();
     *replayed = r->graph != nullptr && !o->profile && !watched(g);
     if (*replayed) {
         if (g->failure == cudaSuccess) gpu_check(g, cudaGraphLaunch(static_cast<cudaGraphExec_t>(r->graph), g->stream), "record");
-        g->turns.unlock();
+        g->unlock();
         return;
     }
     /* the turn lasts until `recorded`; while parts are timed, each op runs by itself */
@@ -100,12 +102,12 @@ void cuda_recorded(const ops *o, recording *r) {
         if (graph) cudaGraphDestroy(graph);
         r->graph = ready;
     }
-    g->turns.unlock();
+    g->unlock();
 }
 
 void cuda_forget(const ops *o, recording *r) {
     const turn t(o, "forget");
-    if (r->graph) gpu_check(t.g, cudaGraphExecDestroy(static_cast<cudaGraphExec_t>(r->graph)), t.op);
+    if (r->graph && !t.g->forked()) gpu_check(t.g, cudaGraphExecDestroy(static_cast<cudaGraphExec_t>(r->graph)), t.op);
     r->graph = nullptr;
 }
 
@@ -144,13 +146,13 @@ static int no_device(cudaError_t status, dg_error *error) {
 }
 
 bool cuda_usable() {
-    static const bool usable = [] {
+    static std::atomic<int> known{-1}; /* without the lock that a static value of its own would be made under: see os_forks */
+    if (known < 0) {
         int count = 0;
-        const bool found = cudaGetDeviceCount(&count) == cudaSuccess && count > 0;
+        known = cudaGetDeviceCount(&count) == cudaSuccess && count > 0;
         cudaGetLastError();
-        return found;
-    }();
-    return usable;
+    }
+    return known > 0;
 }
 
 int cuda_open(ops *o, bool exact, dg_error *error) {
@@ -170,6 +172,7 @@ int cuda_open(ops *o, bool exact, dg_error *error) {
     g->architecture = 10 * major + minor;
     g->processors = processors;
     g->exact = exact;
+    g->forks = os_forks();
     o->device = g;
     if ((status = cudaStreamCreateWithFlags(&g->stream, cudaStreamNonBlocking)) != cudaSuccess || (status = cudaHostAlloc(&g->staging, STAGING, 0)) != cudaSuccess ||
         (status = cudaMalloc(reinterpret_cast<void **>(&g->longest), sizeof *g->longest)) != cudaSuccess) {
@@ -189,6 +192,7 @@ void cuda_close(ops *o) {
     gpu *g = gpu_of(o);
     if (!g) return;
     o->device = nullptr;
+    if (g->forked()) return; /* all of it is the parent's */
     close_homes(g);
     while (g->weights) {
         placed_weight *w = g->weights;

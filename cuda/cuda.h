@@ -35,6 +35,20 @@ struct gpu {
     placed_weight *weights;     /* copies of the file's, WEIGHT_MARGIN bytes longer: loads may run over the end */
     void *staging;              /* page-locked, STAGING bytes: small copies to the caller */
     std::recursive_mutex turns; /* ops of several threads follow one another; a recording is one turn */
+    int32_t forks;              /* os_forks() of the process that opened it: a child can use neither device nor lock */
+
+    bool forked() const { return os_forks() != forks; }
+    void lock() {
+        if (!forked()) {
+            turns.lock();
+            return;
+        }
+        failure = cudaErrorInitializationError;
+        failed = "a model on a GPU cannot be used in a forked process";
+    }
+    void unlock() {
+        if (!forked()) turns.unlock();
+    }
 };
 enum { STAGING = 1 << 16, WEIGHT_MARGIN = 256 };
 
@@ -47,8 +61,8 @@ bool gpu_check(gpu *g, cudaError_t status, const char *op);
 struct turn {
     gpu *g;
     const char *op;
-    turn(const ops *o, const char *name) : g(gpu_of(o)), op(name) { g->turns.lock(); }
-    ~turn() { g->turns.unlock(); }
+    turn(const ops *o, const char *name) : g(gpu_of(o)), op(name) { g->lock(); }
+    ~turn() { g->unlock(); }
     turn(const turn &) = delete;
     turn &operator=(const turn &) = delete;
 

@@ -262,7 +262,7 @@ static void copy_next(gpu *g, const char *op) {
 void cuda_begin_pass(const ops *o, int32_t layers, int32_t *found) {
     gpu *g = gpu_of(o);
     expert_homes *s = g->homes;
-    g->turns.lock(); /* until end_pass: the ring is one pass's */
+    g->lock(); /* until end_pass: the ring is one pass's */
     if (g->failure == cudaSuccess) gpu_check(g, cudaMemsetAsync(found, 0, sizeof *found, g->stream), "begin_pass");
     if (!s || g->failure != cudaSuccess) return;
     s->next = 0;
@@ -279,8 +279,8 @@ void cuda_begin_pass(const ops *o, int32_t layers, int32_t *found) {
 
 void cuda_end_pass(const ops *o) {
     gpu *g = gpu_of(o);
-    if (watched(g)) add_up(g);
-    g->turns.unlock();
+    if (watched(g) && !g->forked()) add_up(g);
+    g->unlock();
 }
 
 portion job_arrived(const turn &t, const expert_home *h, int32_t job) {

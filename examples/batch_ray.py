@@ -41,7 +41,7 @@ def main() -> None:
         compute=ray.data.ActorPoolStrategy(size=given.workers),
         num_cpus=given.cpus,
     )
-    with open(given.answers, "w", encoding="utf-8", errors="replace") as out:
+    with open(given.answers, "x", encoding="utf-8", errors="replace") as out:  # which replaces nothing
         for row in answers.iter_rows():
             out.write(row["answer"] + "\n")
 

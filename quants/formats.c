@@ -1,4 +1,4 @@
-/* The table of formats, expanded from formats.def. */
+/* The tables of formats, expanded from formats.def and unread.def. */
 #include "formats.h"
 
 #include <stddef.h>
@@ -16,6 +16,12 @@ static const dg_format formats[] = {
     {#NAME, id, block, sizeof(block_##stem), stem##_decode_blocks, DG_ENCODER_##encodes(stem)},
 #include "formats.def"
 #undef DG_FORMAT
+};
+
+static const dg_format unread[] = {
+#define DG_UNREAD(NAME, id, block, bytes) {#NAME, id, block, bytes, NULL, NULL},
+#include "unread.def"
+#undef DG_UNREAD
 };
 
 int32_t dg_format_count(void) { return (int32_t)(sizeof formats / sizeof *formats); }
@@ -41,4 +47,10 @@ int64_t dg_first_not_finite(const dg_format *f, const void *blocks, int64_t n_bl
             if ((float_to_bits(values[i]) & 0x7f800000u) == 0x7f800000u) return b * f->block + i;
     }
     return -1;
+}
+
+const dg_format *dg_type_find(int32_t id) {
+    for (size_t i = 0; i < sizeof unread / sizeof *unread; i++)
+        if (unread[i].id == id) return &unread[i];
+    return dg_format_find(id);
 }

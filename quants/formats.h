@@ -18,7 +18,7 @@ typedef struct dg_format {
     int32_t id;       /* number in GGUF files */
     int32_t block;    /* values per block; a row is a whole number of blocks */
     int32_t bytes;    /* bytes per block */
-    /* blocks[n_blocks] -> values[n_blocks * block], float32 */
+    /* blocks[n_blocks] -> values[n_blocks * block], float32; NULL in dg_type_find's alone, where the type is not read */
     void (*decode)(const void *blocks, float *values, int64_t n_blocks);
     /* values[n_blocks * block] -> blocks[n_blocks]; NULL where the format is only read. importance: NULL, or a positive
      * weight, around 1, for the squared error of each value. A block with a value beyond what the format holds decodes
@@ -31,6 +31,8 @@ int32_t dg_format_count(void);
 const dg_format *dg_format_at(int32_t i);
 /* The format with this GGUF number, or NULL. */
 const dg_format *dg_format_find(int32_t id);
+/* The same for every type that GGUF files are known to have, those of unread.def among them. */
+const dg_format *dg_type_find(int32_t id);
 
 /* The number of the first value of the blocks that is infinite or NaN, or -1. */
 int64_t dg_first_not_finite(const dg_format *f, const void *blocks, int64_t n_blocks);

@@ -82,10 +82,17 @@ static double least_for(const budget *b, int64_t sessions) {
     return ceil((double)placement_least_ram(&d, 0) / GIB * 100) / 100;
 }
 
-int budget_take(dg_model *m, int64_t bytes, const char *what, dg_error *error) {
+/* Without a budget: memory is taken when it is touched, so that what is too much would end the process, not fail. */
+static int take_free(int64_t bytes, const char *what, const char *parts, dg_error *error) {
+    const int64_t left = dg_memory_free();
+    if (bytes <= left || left == 0) return DG_OK;
+    return fail(error, DG_ERROR_MEMORY, "%s takes %.2f GiB%s, and %.2f GiB of memory are free", what, (double)bytes / GIB, parts, (double)left / GIB);
+}
+
+int budget_take(dg_model *m, int64_t bytes, const char *what, const char *parts, dg_error *error) {
     budget *b = m->budget;
     if (m->vram) return vram_take(m, bytes, what, error);
-    if (!b) return DG_OK;
+    if (!b) return take_free(bytes, what, parts, error);
     monitor_enter(b->m);
     int status = DG_OK;
     const int64_t taken = b->taken + bytes;
@@ -115,21 +122,25 @@ void budget_give(dg_model *m, int64_t bytes) {
     monitor_leave(b->m);
 }
 
+static bool holds(const budget *b, int64_t sessions) {
+    dg_demand d = b->demand;
+    d.cache_bytes = sessions;
+    return sessions <= b->reserved || placement_least_ram(&d, 0) <= b->ram;
+}
+
 int32_t budget_context(const dg_model *m, int32_t most) {
     const budget *b = m->budget;
     if (m->vram) return vram_context(m, most);
-    if (!b) return most;
-    monitor_enter(b->m);
+    if (b) monitor_enter(b->m);
+    const int64_t left = b ? 0 : dg_memory_free();
     int32_t from = 1;
     while (from < most) {
         const int32_t middle = from + (most - from + 1) / 2;
-        const int64_t bytes = b->taken + session_bytes(m, middle);
-        dg_demand d = b->demand;
-        d.cache_bytes = bytes;
-        if (bytes <= b->reserved || placement_least_ram(&d, 0) <= b->ram) from = middle;
+        const int64_t bytes = session_bytes(m, middle);
+        if (b ? holds(b, b->taken + bytes) : bytes <= left || left == 0) from = middle;
         else most = middle - 1;
     }
-    monitor_leave(b->m);
+    if (b) monitor_leave(b->m);
     return from;
 }
 
@@ -204,6 +215,15 @@ static int start_stream(dg_model *m, dg_error *error) {
     return status;
 }
 
+/* What a budget allows is not more than there is: it becomes the process's own, and no file gives it back. */
+static int check_ram(const dg_model *m, dg_error *error) {
+    const budget *b = m->budget;
+    const int64_t left = dg_memory_free(), more = b->plan.ram_used - os_resident();
+    if (more <= left || left == 0) return DG_OK;
+    return fail(error, DG_ERROR_MEMORY, "%s: a RAM budget of %.2f GiB would be spent: weights and work take %.2f GiB more than now, and %.2f GiB of memory are free", m->file->path,
+                (double)b->ram / GIB, (double)more / GIB, (double)left / GIB);
+}
+
 int budget_open(dg_model *m, int64_t ram, dg_error *error) {
     const dg_config *c = &m->config;
     const size_t experts = (size_t)c->n_layer * (size_t)c->n_expert;
@@ -235,6 +255,7 @@ int budget_open(dg_model *m, int64_t ram, dg_error *error) {
     if (status == DG_ERROR_MEMORY)
         return fail(error, DG_ERROR_MEMORY, "%s: a RAM budget of %.2f GiB cannot be kept: it takes at least %.2f GiB, for a context of %d tokens", m->file->path, (double)ram / GIB,
                     least_for(b, session), context);
+    if (status == DG_OK) status = check_ram(m, error);
     if (status == DG_OK) place(m);
     return status;
 }

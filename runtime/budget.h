@@ -11,8 +11,9 @@ typedef struct budget budget;
 int budget_open(dg_model *model, int64_t ram, dg_error *error);
 void budget_free(dg_model *model);
 
-/* Memory for `what`, of the process or, where a device computes, of it; such as "a session of 100 tokens": weights make room for it. A model without a budget has plenty. */
-int budget_take(dg_model *model, int64_t bytes, const char *what, dg_error *error);
+/* Memory for `what`, of the process or, where a device computes, of it; such as "a session of 100 tokens": weights make
+ * room for it. Without a budget it is of what is free now, and a refusal tells the `parts` too. */
+int budget_take(dg_model *model, int64_t bytes, const char *what, const char *parts, dg_error *error);
 void budget_give(dg_model *model, int64_t bytes);
 /* The longest session of at most this many tokens that there is room for; at least 1. */
 int32_t budget_context(const dg_model *model, int32_t most);

@@ -9,8 +9,10 @@
  *
  * Every function that can fail returns a dg_status, 0 being success, and then writes a message to *error.
  * Token ids are int32, logits float32, sizes in bytes; arrays are row-major and the caller's unless it is said otherwise.
- * A model may be shared by threads; a session belongs to one thread at a time. A forked process may go on with both, with
- * threads of its own.
+ * A model may be shared by threads; a session belongs to one thread at a time.
+ * A process may fork at any time, whatever its threads are doing. The child may open models, and go on with those that it
+ * finds open, with threads of its own, and with sessions and generators that no other thread was using at the fork; those
+ * it may free. A model on a GPU is refused there with DG_ERROR_BACKEND.
  */
 #ifndef DG_H
 #define DG_H
@@ -77,6 +79,14 @@ typedef struct dg_key {
     double absent;     /* else its value where a file lacks it */
 } dg_key;
 const dg_key *dg_key_at(int32_t i); /* NULL past the end */
+
+/* One line of limits.def: what a file may claim. */
+typedef struct dg_limit {
+    const char *field; /* of dg_config */
+    const char *named; /* the field of the dg_key that tells it */
+    int64_t least, most;
+} dg_limit;
+const dg_limit *dg_limit_at(int32_t i); /* NULL past the end */
 
 /* One line of tensors.def. */
 typedef struct dg_tensor_entry {
@@ -188,6 +198,8 @@ void dg_file_free(dg_file *file);
 /* What the file loses while it is mapped reads as zeros, to whoever reads it: DG_ERROR_SYSTEM where that has happened. Models
  * and tokenizers ask for themselves. (The library handles SIGBUS while files are mapped, and passes on what is not its.) */
 int dg_file_check(const dg_file *file, dg_error *error);
+/* What a model's file says beside its weights; the types of its tensors do not matter. DG_ERROR_FORMAT for what is no model. */
+int dg_file_config(const dg_file *file, dg_config *out, dg_error *error);
 uint64_t dg_file_bytes(const dg_file *file); /* all parts together */
 int32_t dg_file_parts(const dg_file *file);
 
@@ -207,11 +219,11 @@ bool dg_file_value_at(const dg_file *file, int32_t i, dg_file_value *out);
 typedef struct dg_file_tensor {
     const char *name;
     uint64_t name_bytes;
-    int32_t type; /* number of its format */
+    int32_t type; /* number of its format: see dg_type_find */
     int32_t n_dims;
     int64_t dims[4]; /* fastest first; unused ones are 1 */
     const uint8_t *data;
-    uint64_t bytes;
+    uint64_t bytes;  /* 0 where nobody knows the type */
 } dg_file_tensor;
 bool dg_file_tensor_at(const dg_file *file, int32_t i, dg_file_tensor *out);
 
@@ -224,10 +236,14 @@ void dg_tokenizer_free(dg_tokenizer *tokenizer);
 typedef struct dg_vocab {
     int32_t n_vocab;
     int32_t bos_id, eos_id, unk_id, pad_id, mask_id; /* -1 where the file has none */
-    bool add_bos;                                    /* the file asks for bos_id in front of a prompt */
+    bool add_bos;                                    /* a prompt begins with bos_id: the file asks for it, or has Gemma's <bos>,
+                                                        which is needed whatever the file asks for */
     const char *chat_template;                       /* Jinja, or NULL; lives as long as the tokenizer */
 } dg_vocab;
 const dg_vocab *dg_tokenizer_vocab(const dg_tokenizer *tokenizer);
+/* kinds[n_vocab]: the type of each token as it is taken, numbered as in files: 1 normal, 2 unknown, 3 control, 4 user-defined,
+ * 5 unused, 6 byte. Marks are of type 3 or 4 whatever the file says (marks.def). */
+const uint8_t *dg_tokenizer_kinds(const dg_tokenizer *tokenizer);
 
 /* text[n_bytes] (UTF-8; bytes that are not become U+FFFD) -> ids[capacity]. *n_ids is how many ids there are, which may
  * exceed capacity: then nothing past it is written. special: the text of control tokens is read as those tokens.
@@ -241,8 +257,9 @@ int dg_detokenize(const dg_tokenizer *tokenizer, const int32_t *ids, size_t n_id
 
 /* ---- Sessions: one timeline each, a cache of what was encoded ------------------------------------------------------ */
 
-/* context: most tokens that can be encoded; 0: the model's own, at most 8192 and what a budget holds. Memory is taken as it
- * is used, but counts against a budget at once: DG_ERROR_MEMORY where that does not hold it. */
+/* context: most tokens that can be encoded; 0: the model's own, at most 8192 and what there is memory for. Memory is taken
+ * as it is used, but counts at once: DG_ERROR_MEMORY where the model's budget, or without one the memory that is free now,
+ * does not hold all of it. */
 int dg_session_new(dg_model *model, int32_t context, dg_session **out, dg_error *error);
 void dg_session_free(dg_session *session);
 int32_t dg_session_length(const dg_session *session);
@@ -522,7 +539,8 @@ int dg_plan_make(const dg_demand *demand, const dg_machine *machine, int64_t ram
 void dg_plan_measure(const dg_demand *demand, const dg_machine *machine, dg_plan *plan);
 /* The plan that a model under a budget follows; false without one, and on a device before its first session. */
 bool dg_model_placed(const dg_model *model, dg_plan *plan);
-/* Bytes of RAM that programs can have now without others losing theirs; half of all where the system does not tell, or 0. */
+/* Bytes of RAM that this process can have now without others losing theirs: of the machine, and of the control groups that
+ * it is in. Half of all where the system does not tell; 0 where it tells nothing. */
 int64_t dg_memory_free(void);
 /* Left to others of `ram` or `vram` bytes that are free. */
 int64_t dg_plan_margin(double bytes, bool vram);

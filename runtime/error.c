@@ -3,10 +3,13 @@
 #include <stdarg.h>
 #include <stdio.h>
 
-/* Messages quote what files hold: they stay one line, whatever that is. */
+/* Messages quote what files hold: they stay one line, and nothing that a terminal obeys, whatever that is. U+0080 to
+   U+009F are controls too, in UTF-8 the bytes C2 80 to C2 9F. */
 static void make_one_line(char *message) {
-    for (unsigned char *c = (unsigned char *)message; *c; c++)
+    for (unsigned char *c = (unsigned char *)message; *c; c++) {
+        if (*c == 0xc2 && c[1] >= 0x80 && c[1] < 0xa0) *c = c[1] = '?';
         if (*c < ' ' || *c == 127) *c = '?';
+    }
 }
 
 int fail(dg_error *error, dg_status status, const char *format, ...) {

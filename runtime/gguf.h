@@ -26,11 +26,12 @@ typedef struct gguf_value {
 
 typedef struct gguf_tensor {
     gguf_text name;
-    const dg_format *format;
+    int32_t type;          /* its number in the file */
+    const dg_format *format; /* NULL: nobody knows the number; without decode: this build does not read the type */
     int32_t n_dims;
     int64_t dims[4];       /* fastest first; unused ones are 1 */
     const uint8_t *data;
-    uint64_t bytes;
+    uint64_t bytes;        /* 0 where nobody knows the type */
 } gguf_tensor;
 
 typedef struct gguf {

@@ -10,12 +10,11 @@
 
 #include "budget.h"
 #include "error.h"
+#include "mistaken.h"
 #include "ops.h"
 #include "tables.h"
 #include "tokenizer.h"
 #include "vram.h"
-
-enum { LARGEST_SIZE = 1 << 24 }; /* of any one dimension: products of three stay far from overflow */
 
 /* ---- Configuration ---- */
 
@@ -30,7 +29,7 @@ static int missing_value(const gguf *f, key_id id, dg_error *error) {
 static int read_integer(const gguf *f, key_id id, int32_t *out, dg_error *error) {
     int64_t v;
     const gguf_value *value = gguf_find(f, key_name(id));
-    if (!gguf_integer(value, &v) || v < 0 || v > LARGEST_SIZE) return wrong_value(f, id, "a whole number of at most 2^24", error);
+    if (!gguf_integer(value, &v) || v < 0 || v > INT32_MAX) return wrong_value(f, id, "a whole number of at most 2^31 - 1", error);
     *out = (int32_t)v;
     return DG_OK;
 }
@@ -49,8 +48,19 @@ static int read_per_layer(const gguf *f, key_id id, int32_t *out, int32_t n_laye
         int64_t v;
         const bool found = value->kind == GGUF_ARRAY ? value->count == (uint64_t)n_layer && gguf_element(value, (uint64_t)l, &v)
                                                      : gguf_integer(value, &v);
-        if (!found || v < 0 || v > LARGEST_SIZE) return wrong_value(f, id, "one whole number per layer", error);
+        if (!found || v < 0 || v > INT32_MAX) return wrong_value(f, id, "one whole number per layer", error);
         out[l] = (int32_t)v;
+    }
+    return DG_OK;
+}
+
+/* Where a claim is within limits.def. */
+static int within(const gguf *f, const char *field, key_id id, int64_t claimed, dg_error *error) {
+    for (int32_t i = 0; dg_limit_at(i); i++) {
+        const dg_limit *l = dg_limit_at(i);
+        if (strcmp(l->field, field) != 0 || (claimed >= l->least && claimed <= l->most)) continue;
+        return fail(error, DG_ERROR_FORMAT, "%s: metadata '%s' claims %lld%s; this runs %lld to %lld", f->path, key_name(id), (long long)claimed, id == KEY_tokens ? " tokens" : "",
+                    (long long)l->least, (long long)l->most);
     }
     return DG_OK;
 }
@@ -61,12 +71,8 @@ static int read_per_layer(const gguf *f, key_id id, int32_t *out, int32_t n_laye
 #define READ_F32 read_float
 
 static int read_config(const gguf *f, dg_config *c, dg_error *error) {
-    gguf_text architecture;
-    if (!gguf_string(gguf_find(f, key_name(KEY_architecture)), &architecture)) return missing_value(f, KEY_architecture, error);
-    if (!gguf_text_is(architecture, "diffusion-gemma"))
-        return fail(error, DG_ERROR_FORMAT, "%s: a model of architecture '%.*s'; this runs 'diffusion-gemma'", f->path,
-                    (int)(architecture.n < 100 ? architecture.n : 100), architecture.at);
-    int status = DG_OK;
+    int status = mistaken_kind(f, error);
+    if (status != DG_OK) return status;
 #define DG_KEY(kind, field, key, absent)                                                            \
     if (status != DG_OK) return status;                                                             \
     c->field = (DG_MEMBER_##kind)(absent);                                                          \
@@ -78,7 +84,8 @@ static int read_config(const gguf *f, dg_config *c, dg_error *error) {
 #undef DG_KEY
 #undef DG_LAYER_KEY
     if (status != DG_OK) return status;
-    if (c->n_layer < 1 || c->n_layer > DG_MAX_LAYERS) return wrong_value(f, KEY_n_layer, "1 to 256 layers", error);
+    status = within(f, "n_layer", KEY_n_layer, c->n_layer, error);
+    if (status != DG_OK) return status;
 #define DG_KEY(kind, field, key, absent)
 #define DG_LAYER_KEY(kind, field, key, absent)                                                      \
     if (status != DG_OK) return status;                                                             \
@@ -90,15 +97,18 @@ static int read_config(const gguf *f, dg_config *c, dg_error *error) {
     return status;
 }
 
-/* What the mathematics takes for granted. */
+enum { MOST_HEADS = 1 << 16 }; /* values of all heads together, of a row */
+
+/* What a file may claim, and what the mathematics takes for granted. */
 static int check_config(const gguf *f, const dg_config *c, dg_error *error) {
+#define DG_LIMIT(field, named, least, most) \
+    if (within(f, #field, KEY_##named, c->field, error) != DG_OK) return DG_ERROR_FORMAT;
+#include "limits.def"
+#undef DG_LIMIT
     const struct { bool holds; key_id id; const char *expected; } rules[] = {
-        {c->d_model > 0, KEY_d_model, "a positive size"},
-        {c->d_ffn > 0, KEY_d_ffn, "a positive size"},
-        {c->d_expert > 0, KEY_d_expert, "a positive size"},
-        {c->n_head > 0 && c->n_head <= 4096, KEY_n_head, "1 to 4096 heads"},
-        {c->head_dim > 0 && c->head_dim % 2 == 0 && c->head_dim <= 1 << 14, KEY_head_dim, "an even size of at most 16384"},
-        {c->head_dim_swa > 0 && c->head_dim_swa % 2 == 0 && c->head_dim_swa <= 1 << 14, KEY_head_dim_swa, "an even size of at most 16384"},
+        {c->head_dim % 2 == 0, KEY_head_dim, "an even size"},
+        {c->head_dim_swa % 2 == 0, KEY_head_dim_swa, "an even size"},
+        {c->n_head * c->head_dim <= MOST_HEADS && c->n_head * c->head_dim_swa <= MOST_HEADS, KEY_n_head, "at most 65536 values of all heads together"},
         {c->value_dim == c->head_dim, KEY_value_dim, "the key length (other sizes are not supported)"},
         {c->value_dim_swa == c->head_dim_swa, KEY_value_dim_swa, "the key length (other sizes are not supported)"},
         {c->rope_dim == c->head_dim, KEY_rope_dim, "the key length"},
@@ -107,16 +117,10 @@ static int check_config(const gguf *f, const dg_config *c, dg_error *error) {
         {c->rope_base_swa > 0, KEY_rope_base_swa, "a positive base"},
         {c->rms_eps > 0, KEY_rms_eps, "a positive number"},
         {c->softcap > 0, KEY_softcap, "a positive number"},
-        {c->n_expert > 0 && c->n_expert <= 4096, KEY_n_expert, "1 to 4096 experts"},
-        {c->n_expert_used > 0 && c->n_expert_used <= c->n_expert, KEY_n_expert_used, "1 to expert_count"},
-        {c->sliding_window > 0, KEY_sliding_window, "a positive size"},
+        {c->n_expert_used <= c->n_expert, KEY_n_expert_used, "1 to expert_count"},
         {c->shared_kv_layers == 0, KEY_shared_kv_layers, "0 (sharing is not supported)"},
         {c->d_per_layer_input == 0, KEY_d_per_layer_input, "0 (per-layer inputs are not supported)"},
         {c->causal == 0, KEY_causal, "false"},
-        {c->context_length > 0, KEY_context_length, "a positive size"},
-        {c->canvas_length > 0 && c->canvas_length <= 1 << 16, KEY_canvas_length, "1 to 65536 tokens"},
-        {c->steps > 0, KEY_steps, "a positive number"},
-        {c->n_vocab > 0 && c->n_vocab <= LARGEST_SIZE, KEY_tokens, "1 to 2^24 tokens"},
     };
     for (size_t i = 0; i < sizeof rules / sizeof *rules; i++)
         if (!rules[i].holds) return wrong_value(f, rules[i].id, rules[i].expected, error);
@@ -134,17 +138,20 @@ static int add_end_id(dg_config *c, int64_t id) {
     return true;
 }
 
-/* Files of others name one end id and have no key for the list: the marks that end a turn are added by name. */
+/* Files of others name one end id and have no key for the list: the marks that end an answer are added by name. So is such a
+ * mark where a file has the list and calls the mark ordinary text: whoever made it did not know it. */
 static int read_end_ids(const gguf *f, const dg_tokenizer *tokenizer, dg_config *c, dg_error *error) {
     const gguf_value *list = gguf_find(f, key_name(KEY_end_token_ids));
     for (uint64_t i = 0; list && i < list->count; i++) {
         int64_t id;
         if (!gguf_element(list, i, &id) || !add_end_id(c, id)) return wrong_value(f, KEY_end_token_ids, "an array of at most 16 token ids", error);
     }
-    if (list && c->n_end_ids) return DG_OK;
-    add_end_id(c, dg_tokenizer_vocab(tokenizer)->eos_id);
-    add_end_id(c, tokenizer_find(tokenizer, "<turn|>"));
-    add_end_id(c, tokenizer_find(tokenizer, "<|tool_response>"));
+    const bool listed = c->n_end_ids > 0;
+    if (!listed) add_end_id(c, dg_tokenizer_vocab(tokenizer)->eos_id);
+    int32_t id;
+    bool as_text;
+    for (int32_t i = 0; tokenizer_end_mark(tokenizer, i, &id, &as_text); i++)
+        if (!listed || as_text) add_end_id(c, id);
     return DG_OK;
 }
 
@@ -167,6 +174,34 @@ static const struct { enum scope scope; bool any_format; size_t offset; } places
 };
 enum { ENTRIES = sizeof places / sizeof *places };
 
+struct decoded {
+    struct decoded *next;
+    float values[];
+};
+
+/* Norms, scales and the router are computed with in float32: a copy that the model owns stands for one in another format. */
+static int decode_floats(dg_model *m, tensor *t, dg_error *error) {
+    const int64_t count = t->cols * t->rows * t->experts;
+    struct decoded *copy = malloc(sizeof *copy + (size_t)count * sizeof(float));
+    if (!copy) return fail(error, DG_ERROR_SYSTEM, "%s: no memory for %lld values", m->file->path, (long long)count);
+    copy->next = m->decoded;
+    m->decoded = copy;
+    t->format->decode(t->data, copy->values, count / t->format->block);
+    t->format = dg_format_find(DG_F32);
+    t->data = (const uint8_t *)copy->values;
+    t->row_bytes = t->cols * (int64_t)sizeof(float);
+    t->expert_bytes = t->rows * t->row_bytes;
+    return DG_OK;
+}
+
+static void free_decoded(struct decoded *copy) {
+    while (copy) {
+        struct decoded *next = copy->next;
+        free(copy);
+        copy = next;
+    }
+}
+
 /* Binds entry i of one layer into *out; *found says whether the file has it. */
 static int bind(dg_model *m, int32_t i, int32_t l, tensor *out, bool *found, uint8_t *seen, dg_error *error) {
     const gguf *f = m->file;
@@ -181,11 +216,13 @@ static int bind(dg_model *m, int32_t i, int32_t l, tensor *out, bool *found, uin
     if (t->dims[0] != dims[0] || t->dims[1] != dims[1] || t->dims[2] != dims[2] || t->dims[3] != 1)
         return fail(error, DG_ERROR_FORMAT, "%s: tensor '%s' has shape %lld x %lld x %lld; the metadata asks for %lld x %lld x %lld", f->path, name,
                     (long long)t->dims[0], (long long)t->dims[1], (long long)t->dims[2], (long long)dims[0], (long long)dims[1], (long long)dims[2]);
-    if (!places[i].any_format && t->format->id != DG_F32)
-        return fail(error, DG_ERROR_FORMAT, "%s: tensor '%s' is %s; it must be F32", f->path, name, t->format->name);
+    if (!t->format)
+        return fail(error, DG_ERROR_FORMAT, "%s: tensor '%s' is of type number %u, which nobody knows here: running needs a file of other types", f->path, name, (unsigned)t->type);
+    if (!t->format->decode)
+        return fail(error, DG_ERROR_FORMAT, "%s: tensor '%s' is %s, which this build does not read: running needs a file of other types", f->path, name, t->format->name);
     const int64_t row = dims[0] / t->format->block * t->format->bytes;
     *out = (tensor){t->format, t->data, dims[0], dims[1], dims[2], row, row * dims[1], NULL, 0, NULL, 0, NULL};
-    return DG_OK;
+    return places[i].any_format || t->format->id == DG_F32 ? DG_OK : decode_floats(m, out, error);
 }
 
 /* Files hold gate and up fused, or in two tensors: both become two views. */
@@ -290,15 +327,28 @@ static void *zeros(const ops *o, size_t bytes) {
 
 /* ---- Opening ---- */
 
-static int load(dg_model *m, const char *path, const dg_model_options *options, dg_error *error) {
-    int status = gguf_open(path, &m->file, error);
-    if (status == DG_OK) status = read_config(m->file, &m->config, error);
-    if (status == DG_OK) status = tokenizer_new(m->file, &m->tokenizer, error);
+/* All that a file says beside its weights. *tokenizer is the caller's, whatever comes of it. */
+static int configure(const gguf *f, dg_config *c, dg_tokenizer **tokenizer, dg_error *error) {
+    int status = read_config(f, c, error);
+    if (status == DG_OK) status = tokenizer_new(f, tokenizer, error);
     if (status != DG_OK) return status;
+    c->n_vocab = dg_tokenizer_vocab(*tokenizer)->n_vocab;
+    status = check_config(f, c, error);
+    return status == DG_OK ? read_end_ids(f, *tokenizer, c, error) : status;
+}
+
+int dg_file_config(const dg_file *file, dg_config *out, dg_error *error) {
+    dg_tokenizer *tokenizer = NULL;
+    *out = (dg_config){0};
+    const int status = configure(file, out, &tokenizer, error);
+    dg_tokenizer_free(tokenizer);
+    return gguf_verdict(file, status, error);
+}
+
+static int load(dg_model *m, const char *path, const dg_model_options *options, dg_error *error) {
     dg_config *c = &m->config;
-    c->n_vocab = dg_tokenizer_vocab(m->tokenizer)->n_vocab;
-    status = check_config(m->file, c, error);
-    if (status == DG_OK) status = read_end_ids(m->file, m->tokenizer, c, error);
+    int status = gguf_open(path, &m->file, error);
+    if (status == DG_OK) status = configure(m->file, c, &m->tokenizer, error);
     if (status != DG_OK) return status;
     m->layers = calloc((size_t)c->n_layer, sizeof *m->layers);
     if (!m->layers) return fail(error, DG_ERROR_SYSTEM, "%s: no memory", path);
@@ -344,6 +394,7 @@ void dg_model_free(dg_model *m) {
     if (m->ops) m->ops->release(m->ops, m->rope_full, sizeof(float) * (size_t)(m->config.head_dim / 2));
     if (m->ops) m->ops->release(m->ops, m->rope_swa, sizeof(float) * (size_t)(m->config.head_dim_swa / 2));
     ops_free(m->ops);
+    free_decoded(m->decoded);
     free(m->layers);
     dg_tokenizer_free(m->tokenizer);
     gguf_close(m->file);

@@ -56,6 +56,7 @@ struct ops;
 struct stream;
 struct budget;
 struct vram;
+struct decoded;
 
 struct dg_model {
     gguf *file;
@@ -64,6 +65,7 @@ struct dg_model {
     layer *layers;           /* [n_layer] */
     float *rope_full, *rope_swa; /* [head_dim / 2] inverse frequencies */
     dg_tokenizer *tokenizer;
+    struct decoded *decoded; /* float32 values of tensors that are stored otherwise: a list */
     struct ops *ops;
     _Atomic int64_t *routing; /* [n_layer][n_expert] tokens so far */
     struct stream *stream;   /* where weights come from under a budget, else NULL */

@@ -1,4 +1,5 @@
-/* The operating system (POSIX): files that are read, memory, threads. os_maps.c has those that are mapped. */
+/* The operating system (POSIX): files that are read, memory, threads. os_maps.c has those that are mapped, os_memory.c how
+ * much memory there is. */
 #define _GNU_SOURCE
 #include "os.h"
 
@@ -11,7 +12,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <sys/resource.h>
 #include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
@@ -100,23 +100,6 @@ int64_t os_granule(void) {
     return page > 4096 ? (int64_t)page : 4096;
 }
 
-int64_t os_resident(void) {
-    long long pages = 0;
-    FILE *f = fopen("/proc/self/statm", "r");
-    if (f) {
-        if (fscanf(f, "%*d %lld", &pages) != 1) pages = 0;
-        fclose(f);
-    }
-    if (pages > 0) return pages * sysconf(_SC_PAGESIZE);
-    struct rusage most;
-    if (getrusage(RUSAGE_SELF, &most) != 0) return 0;
-#ifdef __APPLE__
-    return (int64_t)most.ru_maxrss;
-#else
-    return (int64_t)most.ru_maxrss * 1024;
-#endif
-}
-
 void *os_reserve(size_t bytes) {
     void *at = mmap(NULL, bytes ? bytes : 1, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     return at == MAP_FAILED ? NULL : at;
@@ -151,28 +134,6 @@ int32_t os_processors(void) {
 #endif
     const long n = sysconf(_SC_NPROCESSORS_ONLN);
     return n > 0 ? (int32_t)n : 1;
-}
-
-/* Bytes that Linux tells under this name; negative where it does not. */
-static int64_t told_memory(const char *name) {
-    FILE *f = fopen("/proc/meminfo", "re");
-    long long kib = -1;
-    char line[128];
-    while (f && kib < 0 && fgets(line, sizeof line, f))
-        if (strncmp(line, name, strlen(name)) == 0) kib = strtoll(line + strlen(name), NULL, 10);
-    if (f) fclose(f);
-    return kib < 0 ? -1 : (int64_t)kib * 1024;
-}
-
-int64_t os_memory(void) {
-    const int64_t told = told_memory("MemTotal:");
-    const long pages = sysconf(_SC_PHYS_PAGES), page = sysconf(_SC_PAGESIZE);
-    return told >= 0 ? told : pages > 0 && page > 0 ? (int64_t)pages * page : 0;
-}
-
-int64_t dg_memory_free(void) {
-    const int64_t told = told_memory("MemAvailable:");
-    return told >= 0 ? told : os_memory() / 2;
 }
 
 /* The number that a file of a folder begins with; 0 without one. */
@@ -233,17 +194,17 @@ struct monitor {
 /* ---- Forks: a child has none of its parent's threads, and every lock as it stood ---- */
 
 static atomic_int generation; /* of processes: how many forks lie behind this one */
-static pthread_once_t fork_once = PTHREAD_ONCE_INIT;
-static pthread_mutex_t lists = PTHREAD_MUTEX_INITIALIZER; /* of the two that follow */
+static pthread_mutex_t lists = PTHREAD_MUTEX_INITIALIZER; /* of the two that follow, the oldest first */
 static pool *pools;
 static monitor *monitors;
 
-#define LINK(list, item)                 \
-    do {                                 \
-        pthread_mutex_lock(&lists);      \
-        (item)->next = list;             \
-        list = (item);                   \
-        pthread_mutex_unlock(&lists);    \
+#define LINK(list, item)                                \
+    do {                                                \
+        pthread_mutex_lock(&lists);                     \
+        __typeof__(item) *at = &list;                   \
+        while (*at) at = &(*at)->next;                  \
+        *at = (item);                                   \
+        pthread_mutex_unlock(&lists);                   \
     } while (0)
 
 #define UNLINK(list, item)                              \
@@ -270,8 +231,16 @@ static void make_monitor_locks(monitor *m) {
     pthread_cond_init(&m->bell, NULL);
 }
 
-static void before_fork(void) { pthread_mutex_lock(&lists); }
-static void behind_fork(void) { pthread_mutex_unlock(&lists); }
+/* Nobody is inside a monitor while the process forks: what it guards is whole in the child. */
+static void before_fork(void) {
+    pthread_mutex_lock(&lists);
+    for (monitor *m = monitors; m; m = m->next) pthread_mutex_lock(&m->lock);
+}
+
+static void behind_fork(void) {
+    for (monitor *m = monitors; m; m = m->next) pthread_mutex_unlock(&m->lock);
+    pthread_mutex_unlock(&lists);
+}
 
 static void in_child(void) {
     atomic_fetch_add(&generation, 1);
@@ -280,7 +249,10 @@ static void in_child(void) {
     pthread_mutex_unlock(&lists);
 }
 
-static void on_forks(void) { pthread_atfork(before_fork, behind_fork, in_child); }
+/* Before there are threads, so that none is amid this when another one forks. */
+__attribute__((constructor)) static void on_forks(void) { pthread_atfork(before_fork, behind_fork, in_child); }
+
+int32_t os_forks(void) { return atomic_load(&generation); }
 
 /* ---- Pools ---- */
 
@@ -353,7 +325,6 @@ pool *pool_new(int32_t threads) {
     p->threads = threads;
     make_pool_locks(p);
     p->workers = calloc((size_t)threads, sizeof *p->workers);
-    pthread_once(&fork_once, on_forks);
     LINK(pools, p);
     if (p->workers && start_workers(p)) return p;
     pool_free(p);
@@ -431,7 +402,6 @@ monitor *monitor_new(void) {
     monitor *m = calloc(1, sizeof *m);
     if (!m) return NULL;
     make_monitor_locks(m);
-    pthread_once(&fork_once, on_forks);
     LINK(monitors, m);
     return m;
 }

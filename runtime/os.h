@@ -50,6 +50,9 @@ void os_discard(void *memory, size_t bytes);
 
 int32_t os_processors(void); /* that this process may use */
 int64_t os_memory(void); /* bytes of RAM that the machine has; 0 where the system does not tell */
+/* What the limits of a control group ("/a/b", seen from the folder of its file system) and of those above it leave, in bytes;
+ * negative without a limit. unified: as version 2 tells it. */
+int64_t os_group_memory(const char *folder, const char *group, bool unified);
 /* Bytes per second that the link of a PCI device carries each way, from its folder in sysfs and that of the port it is in;
  * 0 where they do not tell. */
 double os_link_rate(const char *folder);
@@ -71,7 +74,10 @@ os_thread *os_thread_start(void (*work)(void *arg), void *arg); /* NULL without 
 void os_thread_join(os_thread *t);
 bool os_thread_runs(const os_thread *t);
 
-/* A lock, and a bell for those who wait inside for something to change. Free in a forked process, whoever held it. */
+int32_t os_forks(void); /* that lie behind this process: another number than before in a forked one */
+
+/* A lock, and a bell for those who wait inside for something to change. A fork waits until nobody is inside; so who enters
+ * one within another enters the older one first. Free in the forked process. */
 typedef struct monitor monitor;
 monitor *monitor_new(void); /* NULL without memory */
 void monitor_free(monitor *m);

@@ -32,6 +32,11 @@ static int32_t maps;
 static struct sigaction before; /* who handled SIGBUS */
 static uintptr_t page_bytes;
 
+/* A fork waits until nobody holds the lock, and both processes find it free. */
+static void before_fork(void) { pthread_mutex_lock(&lock); }
+static void behind_fork(void) { pthread_mutex_unlock(&lock); }
+__attribute__((constructor)) static void on_forks(void) { pthread_atfork(before_fork, behind_fork, behind_fork); }
+
 static region *region_of(uintptr_t at) {
     for (region *r = atomic_load(&regions); r; r = r->next)
         if (at < atomic_load(&r->to) && at >= atomic_load(&r->from)) return r;

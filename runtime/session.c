@@ -7,10 +7,12 @@
 
 #include "budget.h"
 #include "error.h"
+#include "tables.h"
 
 enum { DEFAULT_CONTEXT = 8192, ALIGNMENT = 64 };
 
 static int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
+static double gibibytes(int64_t bytes) { return (double)bytes / (1 << 30); }
 
 /* Hands out the next `bytes` behind *used, or only counts them while there is no memory yet. */
 static void *carve(void *memory, size_t *used, size_t bytes) {
@@ -133,10 +135,12 @@ int dg_session_new(dg_model *model, int32_t context, dg_session **out, dg_error 
     s->rows = session_rows(model);
     s->k = calloc((size_t)c->n_layer, sizeof *s->k);
     s->v = calloc((size_t)c->n_layer, sizeof *s->v);
-    char what[64];
+    char what[64], parts[200];
+    const int64_t bytes = session_bytes(model, context), cache = session_cache_bytes(model, context);
     snprintf(what, sizeof what, "a session of %d tokens", context);
-    const int64_t bytes = session_bytes(model, context);
-    int status = budget_take(model, bytes, what, error);
+    snprintf(parts, sizeof parts, " (keys and values of its context of %d: %.2f GiB; room to work in, with '%s' %d: %.2f GiB)", context, gibibytes(cache), key_name(KEY_canvas_length),
+             c->canvas_length, gibibytes(bytes - cache));
+    int status = budget_take(model, bytes, what, parts, error);
     if (status == DG_OK) s->counted = bytes;
     if (status == DG_OK) status = room_new(model, s->rows, &s->room, error);
     if (status == DG_OK && s->k && s->v) {
@@ -173,7 +177,7 @@ int session_room(dg_session *s, int64_t n, room **out, dg_error *error) {
     const int64_t had = s->together_rows ? room_bytes(s->model, s->together_rows) : 0, bytes = room_bytes(s->model, n);
     char what[64];
     snprintf(what, sizeof what, "a pass over %lld tokens at once", (long long)n);
-    int status = budget_take(s->model, bytes - had, what, error);
+    int status = budget_take(s->model, bytes - had, what, "", error);
     if (status != DG_OK) return status;
     s->counted += bytes - had;
     room_free(s->model, &s->together);

@@ -18,6 +18,12 @@ static const dg_key keys[] = {
 #undef DG_TEXT
 };
 
+static const dg_limit limits[] = {
+#define DG_LIMIT(field, named, least, most) {#field, #named, least, most},
+#include "limits.def"
+#undef DG_LIMIT
+};
+
 static const dg_tensor_entry tensors[] = {
 #define DG_TENSOR(scope, kind, field, gguf, hf, n0, n1, n2) {#scope, #kind, #field, gguf, hf},
 #include "tensors.def"
@@ -41,6 +47,7 @@ static const dg_effort efforts[] = {
 #define AT(table, i) ((i) >= 0 && (size_t)(i) < sizeof(table) / sizeof *(table) ? &(table)[i] : NULL)
 
 const dg_key *dg_key_at(int32_t i) { return AT(keys, i); }
+const dg_limit *dg_limit_at(int32_t i) { return AT(limits, i); }
 const dg_tensor_entry *dg_tensor_entry_at(int32_t i) { return AT(tensors, i); }
 const dg_option *dg_option_at(int32_t i) { return AT(options, i); }
 const dg_effort *dg_effort_at(int32_t i) { return AT(efforts, i); }

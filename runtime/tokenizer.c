@@ -78,8 +78,19 @@ static uint32_t hash_pair(uint32_t left, uint32_t right) {
     return (uint32_t)(mix(mix((uint64_t)left << 32 | right)) >> 16);
 }
 
-/* The longest search in a table that is half full: chance makes a tenth of this, so whoever needs more made it so. */
-enum { MOST_PROBES = 1024 };
+/* The longest search in a table that is half full, for what is there and for what is not: chance makes a quarter of this
+ * (60 in Gemma's vocabulary), so whoever needs more made it so. */
+enum { MOST_PROBES = 256 };
+
+/* A search for what is absent runs to the end of a cluster: whether none is too long. */
+static bool short_clusters(const table *t) {
+    uint32_t length = 0;
+    for (uint64_t i = 0; i <= (uint64_t)t->mask + MOST_PROBES; i++) { /* one may go on at the beginning */
+        length = t->slots[i & t->mask].value == NONE ? 0 : length + 1;
+        if (length > MOST_PROBES) return false;
+    }
+    return true;
+}
 
 /* Bytes of a token: what a text costs per byte, where a file is made so that tokens of all lengths nearly fit. */
 enum { MOST_BYTES = 1024 };
@@ -99,8 +110,9 @@ struct dg_tokenizer {
     gguf *owned;          /* the same, where dg_tokenizer_open opened it */
     char *chat_template;
     const uint8_t *tokens, *merges; /* the arrays' first elements, in the map */
+    const gguf_value *types; /* as the file has them */
     uint32_t *token_at;   /* [n_vocab] offset of each token in its array */
-    uint8_t *kinds;       /* [n_vocab] */
+    uint8_t *kinds;       /* [n_vocab] as they are taken: see take_marks */
     table ids;            /* token text -> id */
     table ranks;          /* merge -> offset in its array, which grows as the rank does */
     size_t longest_token, longest_merge;
@@ -135,6 +147,7 @@ int32_t tokenizer_find(const dg_tokenizer *tokenizer, const char *token) {
 }
 
 const dg_vocab *dg_tokenizer_vocab(const dg_tokenizer *tokenizer) { return &tokenizer->vocab; }
+const uint8_t *dg_tokenizer_kinds(const dg_tokenizer *tokenizer) { return tokenizer->kinds; }
 
 void dg_tokenizer_free(dg_tokenizer *tokenizer) {
     if (tokenizer == NULL) return;
@@ -220,6 +233,59 @@ static int byte_of(gguf_text text) {
     return high < 0 || low < 0 ? -1 : high * 16 + low;
 }
 
+/* ---- Marks ---- */
+
+static const struct { uint8_t kind; bool ends; const char *text; } marks[] = {
+#define DG_MARK(kind, ends, text) {kind, ends, text},
+#include "marks.def"
+#undef DG_MARK
+};
+enum { MARKS = sizeof marks / sizeof *marks };
+
+/* Whether a file calls a token ordinary text. */
+static bool text_kind(int64_t kind, gguf_text text) { return kind == NORMAL || kind == UNUSED || (kind == BYTE && byte_of(text) < 0); }
+
+/* <|name>, <name|> or <|name|>. */
+static bool looks_like_mark(gguf_text text) {
+    if (text.n < 4 || text.at[0] != '<' || text.at[text.n - 1] != '>') return false;
+    const bool left = text.at[1] == '|', right = text.at[text.n - 2] == '|';
+    const uint64_t begin = 1 + left, end = text.n - 1 - right;
+    bool name = (left || right) && begin < end;
+    for (uint64_t i = begin; name && i < end; i++) {
+        const char c = text.at[i];
+        name = (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || c == '_' || c == '-';
+    }
+    return name;
+}
+
+/* The id of a mark, or -1 where the vocabulary has no such token or means something else by it. */
+static int32_t find_mark(const dg_tokenizer *t, int32_t i) {
+    const bool markup = strcmp(marks[i].text, "</s>") == 0 && tokenizer_find(t, "<|tool_response>") >= 0;
+    return markup ? -1 : tokenizer_find(t, marks[i].text);
+}
+
+bool tokenizer_end_mark(const dg_tokenizer *t, int32_t i, int32_t *id, bool *as_text) {
+    int64_t kind = NORMAL;
+    if (i >= MARKS) return false;
+    *id = marks[i].ends ? find_mark(t, i) : -1;
+    *as_text = *id >= 0 && gguf_element(t->types, (uint64_t)*id, &kind) && text_kind(kind, string_at(t->tokens, t->token_at[*id]));
+    return true;
+}
+
+/* Tokens that are marks are taken as marks, whatever the file calls them. */
+static void take_marks(dg_tokenizer *t) {
+    for (int32_t i = 0; i < MARKS; i++) {
+        const int32_t id = find_mark(t, i);
+        if (id >= 0 && (marks[i].ends || text_kind(t->kinds[id], string_at(t->tokens, t->token_at[id])))) t->kinds[id] = marks[i].kind;
+    }
+    for (int32_t id = 0; id < t->vocab.n_vocab; id++) {
+        const gguf_text text = string_at(t->tokens, t->token_at[id]);
+        if (text_kind(t->kinds[id], text) && looks_like_mark(text)) t->kinds[id] = CONTROL;
+    }
+}
+
+/* ---- Special tokens ---- */
+
 static bool special_kind(uint8_t kind) { return kind == CONTROL || kind == USER_DEFINED || kind == UNKNOWN; }
 
 /* The slot of a node's child, or the empty one where it would be; NULL where the search takes too long. */
@@ -257,8 +323,10 @@ static int plant_specials(const gguf *file, dg_tokenizer *t, dg_error *error) {
         t->nodes[at].id = id;
         t->begins_special[(uint8_t)text.at[0]] = true;
     }
-    return DG_OK;
+    return short_clusters(&t->children) ? DG_OK : crafted(file, KEY_tokens, error);
 }
+
+/* ---- Tokens and merges ---- */
 
 static int read_tokens(const gguf *file, dg_tokenizer *t, dg_error *error) {
     const gguf_value *tokens, *types, *scores;
@@ -274,6 +342,7 @@ static int read_tokens(const gguf *file, dg_tokenizer *t, dg_error *error) {
 
     int32_t n = t->vocab.n_vocab = (int32_t)tokens->count;
     t->tokens = tokens->data;
+    t->types = types;
     t->token_at = malloc((size_t)n * sizeof *t->token_at);
     t->kinds = malloc((size_t)n);
     if (t->token_at == NULL || t->kinds == NULL || !table_new(&t->ids, (uint64_t)n)) return no_memory(file, error);
@@ -305,6 +374,8 @@ static int read_tokens(const gguf *file, dg_tokenizer *t, dg_error *error) {
         /* Of equals, the first encodes. */
         if (t->ids.slots[i].value == NONE) t->ids.slots[i] = (slot){hash, (uint32_t)id};
     }
+    if (!short_clusters(&t->ids)) return crafted(file, KEY_tokens, error);
+    take_marks(t);
 
     for (int byte = 0; byte < 256; byte++) {
         static const char digits[] = "0123456789ABCDEF";
@@ -348,7 +419,12 @@ static int read_merges(const gguf *file, dg_tokenizer *t, dg_error *error) {
         }
         t->ranks.slots[i] = (slot){hash, offset}; /* of equals, the last counts */
     }
-    return DG_OK;
+    return short_clusters(&t->ranks) ? DG_OK : crafted(file, KEY_merges, error);
+}
+
+static bool asks_for_bos(const gguf *file) {
+    const gguf_value *add_bos = gguf_find(file, key_names[KEY_add_bos]);
+    return add_bos != NULL && add_bos->kind == GGUF_BOOL && *add_bos->data != 0;
 }
 
 static int read_all(const gguf *file, dg_tokenizer *t, dg_error *error) {
@@ -379,8 +455,7 @@ static int read_all(const gguf *file, dg_tokenizer *t, dg_error *error) {
         if (t->byte_ids[byte] < 0)
             return fail(error, DG_ERROR_FORMAT, "%s: neither a token <0x%02X> nor %s for texts that need them",
                         file->path, (unsigned)byte, key_names[KEY_unk_id]);
-    const gguf_value *add_bos = gguf_find(file, key_names[KEY_add_bos]);
-    t->vocab.add_bos = add_bos != NULL && add_bos->kind == GGUF_BOOL && *add_bos->data != 0 && t->vocab.bos_id >= 0;
+    t->vocab.add_bos = t->vocab.bos_id >= 0 && (asks_for_bos(file) || gguf_text_is(string_at(t->tokens, t->token_at[t->vocab.bos_id]), "<bos>"));
     return DG_OK;
 }
 

@@ -25,6 +25,8 @@ class Hub:
     stalled: threading.Event = field(default_factory=threading.Event)
     over: threading.Event = field(default_factory=threading.Event)
     ranges: bool = True
+    refuses: dict[str, tuple[int, dict[str, str]]] = field(default_factory=dict)  # "api" or a file: status, headers
+    listing: bytes | None = None  # what is answered instead of a list of files
     url: str = ""
 
     def commit(self, repository: str) -> str:
@@ -75,6 +77,10 @@ class _Handler(BaseHTTPRequestHandler):
         if rest[1:] and rest[1] not in ("main", commit):
             return self._json({"error": "no such revision"}, 404, {"X-Error-Code": "RevisionNotFound"})
         files = self.hub.repositories[repository]
+        if refused := self.hub.refuses.get("api" if api else "/".join(rest[2:])):
+            return self._json({"error": "refused"}, *refused)
+        if api and self.hub.listing is not None:
+            return self._send(self.hub.listing)
         if not api:
             return self._file("/".join(rest[2:]), files, commit)
         if rest[:1] == ["tree"]:
@@ -84,7 +90,9 @@ class _Handler(BaseHTTPRequestHandler):
         return self._json({"id": repository, "modelId": repository, "sha": commit, "siblings": siblings, "tags": []})
 
     def _json(self, value: Any, status: int = 200, more: dict[str, str] | None = None) -> None:
-        body = json.dumps(value).encode()
+        self._send(json.dumps(value).encode(), status, more)
+
+    def _send(self, body: bytes, status: int = 200, more: dict[str, str] | None = None) -> None:
         self._head(status, {"Content-Type": "application/json", "Content-Length": str(len(body)), **(more or {})})
         if self.command == "GET":
             self.wfile.write(body)

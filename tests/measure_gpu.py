@@ -29,7 +29,7 @@ def bench(options: argparse.Namespace, kind: str, more: list[str]) -> dict[str, 
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "figures.json"
         command = [sys.executable, "-m", "dgemma.cli.bench", "--shape", options.shape, "--type", kind]
-        command += ["--backend", "cuda", "--cache", str(options.cache), "--runs", str(options.runs), "--json", str(out)]
+        command += ["--backend", "cuda", "--cache", str(options.cache), "--runs", str(options.runs), "-o", str(out)]
         command += ["--layers", str(options.layers)] if options.layers else []
         subprocess.run([*command, *more], check=True)
         figures: dict[str, Any] = json.loads(out.read_text())

@@ -31,11 +31,11 @@ def main(out: Path, count: int, seeds: int) -> None:
     tasks = ["--task", "sudoku", "--count", str(count), "--seeds", str(seeds)]
     with tempfile.TemporaryDirectory() as folder:
         f32, q8_0 = (str(convert(SUDOKU, Path(folder) / f"{kind}.gguf", kind).path) for kind in ("f32", "q8_0"))
-        run([q8_0, "--against", f32, "--layers", "--json", str(out / "quality-q8_0.json")])
-        drawn = ["--json", str(out / "quality-settings.json"), "--plot", str(out / "quality-settings.svg")]
+        run([q8_0, "--against", f32, "--layers", "-o", str(out / "quality-q8_0.json")])
+        drawn = ["-o", str(out / "quality-settings.json"), "--plot", str(out / "quality-settings.svg")]
         run([q8_0, *tasks, *HARD, *SWEEP, *drawn])
-        run([q8_0, *tasks, *HARD, "--approximations", "--json", str(out / "quality-approximations.json")])
-        run([bundled("tidy"), *tasks[2:], "--json", str(out / "quality-tidy.json")])
+        run([q8_0, *tasks, *HARD, "--approximations", "-o", str(out / "quality-approximations.json")])
+        run([bundled("tidy"), *tasks[2:], "-o", str(out / "quality-tidy.json")])
 
 
 def run(arguments: list[str]) -> None:

@@ -1,4 +1,4 @@
-"""dg-run as a person meets it: on a terminal."""
+"""Commands as a person meets them: on a terminal."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import struct
 import subprocess
 import sys
 import time
+from collections.abc import Collection
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,46 @@ def on_terminal(
             data += part
     os.close(ours)
     return process.wait(timeout=60), data.decode()
+
+
+def streams(
+    *command: str, terminals: Collection[str] = ("out", "err"), given: bytes = b"", **environ: str
+) -> tuple[int, str, str]:
+    """Runs a command of this environment with these of its streams on a terminal of their own, the others in pipes: its
+    status, and what it wrote to each, a terminal's ends of lines as newlines."""
+    pty = pytest.importorskip("pty")
+    reading, writing = {}, {}
+    for name in ("out", "err"):
+        reading[name], writing[name] = pty.openpty() if name in terminals else os.pipe()
+    binary = str(Path(sys.executable).with_name(command[0]))
+    process = subprocess.Popen(
+        [binary, *command[1:]],
+        stdin=subprocess.PIPE,
+        stdout=writing["out"],
+        stderr=writing["err"],
+        env=environment(environ),
+    )
+    assert process.stdin is not None
+    process.stdin.write(given)
+    process.stdin.close()
+    for end in writing.values():
+        os.close(end)
+    data = dict.fromkeys(reading, b"")
+    names = {end: name for name, end in reading.items()}
+    began = time.monotonic()
+    while names and time.monotonic() - began < 60:
+        for end in select.select(list(names), [], [], 0.1)[0]:
+            try:
+                part = os.read(end, 65536)
+            except OSError:  # the other side of a terminal is closed
+                part = b""
+            data[names[end]] += part
+            if not part:
+                del names[end]
+    for end in reading.values():
+        os.close(end)
+    told = {n: d.replace(b"\r\n", b"\n") if n in terminals else d for n, d in data.items()}
+    return process.wait(timeout=60), told["out"].decode(), told["err"].decode()
 
 
 def screen(written: str) -> list[str]:

@@ -232,7 +232,7 @@ LABELS += ["self-conditioning", "**the whole step**", "encoding 64 tokens", "a c
 
 def test_the_table_is_complete_and_json_says_the_same(capsys, cache: Path, tiny: Path, tmp_path: Path):
     file = tmp_path / "figures.json"
-    arguments = ("--shape", "tiny", "--cache", cache, "--runs", 2, "--threads", 2, "--json", file)
+    arguments = ("--shape", "tiny", "--cache", cache, "--runs", 2, "--threads", 2, "-o", file)
     status, out, err = run(capsys, *arguments)
     assert (status, err) == (0, "")
     rows = [line for line in out.splitlines() if line.startswith("| ")]
@@ -268,7 +268,7 @@ def lib_measures_a_device() -> bool:
 def test_canvases_together_are_timed_part_by_part(capsys, cache: Path, tmp_path: Path):
     file = tmp_path / "figures.json"
     flags = ["--shape", "tiny", "--cache", cache, "--runs", 2, "--prompt", 8]
-    code, out, err = run(capsys, *flags, "--canvases", 3, "--long", 40, "--json", file)
+    code, out, err = run(capsys, *flags, "--canvases", 3, "--long", 40, "-o", file)
     assert code == 0, err
     figures = json.loads(file.read_text())
     told, behind = figures["together"], figures["behind"]
@@ -283,7 +283,7 @@ def test_canvases_together_are_timed_part_by_part(capsys, cache: Path, tmp_path:
 def test_a_budget_is_measured_and_predicted(capsys, tiny: Path, tmp_path: Path):
     """Before and after: what is predicted from the machine and the first layer, and what steps then take and read."""
     out_file = tmp_path / "figures.json"
-    status, out, err = run(capsys, tiny, "--ram", "1G", "--runs", "1", "--json", out_file)
+    status, out, err = run(capsys, tiny, "--ram", "1G", "--runs", "1", "-o", out_file)
     assert (status, err) == (0, "")
     assert "within 1.0 GiB" in out and "a step, predicted" in out and "weights that stay" in out
     budget = json.loads(out_file.read_text())["budget"]
@@ -327,7 +327,7 @@ def test_wrong_usage_is_refused(capsys, tiny: Path, tmp_path: Path):
     assert "7b" in refused(capsys, 2, "--shape", "7b")
     assert "--runs" in refused(capsys, 2, tiny, "--runs", 0)
     assert ".svg" in refused(capsys, 2, tiny, "--plot", "step.gif")
-    assert "no folder" in refused(capsys, 1, tiny, "--json", tmp_path / "none" / "x.json")
+    assert "no folder" in refused(capsys, 1, tiny, "-o", tmp_path / "none" / "x.json")
     assert "missing.gguf" in refused(capsys, 1, tmp_path / "missing.gguf")
 
 
@@ -349,7 +349,7 @@ def test_the_batch_from_which_decoding_writes_more():
 def test_llama_cpp_runs_the_same_backbone(capsys, cache: Path, tmp_path: Path):
     pytest.importorskip("llama_cpp")
     file = tmp_path / "figures.json"
-    arguments = ("--shape", "tiny", "--cache", cache, "--runs", 1, "--against", "llama-cpp", "--json", file)
+    arguments = ("--shape", "tiny", "--cache", cache, "--runs", 1, "--against", "llama-cpp", "-o", file)
     status, out, _ = run(capsys, *arguments, "--plot", tmp_path / "step.svg")
     assert status == 0 and "times as fast" in out
     writing = json.loads(file.read_text())["against"]["writing"]

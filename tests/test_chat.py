@@ -128,7 +128,7 @@ def test_what_is_wrong_is_told_in_a_line_and_the_chat_goes_on(chatting: str, tmp
         "/regenerate": "nothing was said",
         "/edit": "nothing was said",
         "/save": "needs a file",
-        f"/save {tmp_path}/none/a.json": "none/a.json: No such file",
+        f"/save {tmp_path}/none/a.json": "none/a.json: there is no folder",
         f"/load {tmp_path}/bad.json": "bad.json holds no chat",
         f"/load {tmp_path}/missing.json": "missing.json: No such file",
         "why " * 600: "need a context of",

@@ -639,9 +639,9 @@ def test_a_set_that_cannot_be_done_is_wrong_usage(
 
 def test_an_existing_file_is_replaced_by_force_alone(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = checkpoint / "out.gguf"
-    out.write_text("precious")
+    out.write_text("GGUF, precious")
     assert "out.gguf: this file exists; --force" in refused(capsys, 1, checkpoint, "-o", out)
-    assert out.read_text() == "precious"
+    assert out.read_text() == "GGUF, precious"
     code, stdout, err = run(capsys, checkpoint, "-o", out, "--force", "--type", "q8_0")
     assert (code, stdout) == (0, "") and out.read_bytes()[:4] == b"GGUF"
     assert err.startswith(f"{out}: q8_0, ") and "KiB" in err and err.count("\n") == 1
@@ -658,7 +658,7 @@ def test_a_full_disk_is_told_and_leaves_the_old_file(
     checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "out.gguf"
-    out.write_text("old")
+    out.write_text("GGUF, old")
     written = 0
 
     def write(descriptor: int, data: Any) -> int:
@@ -670,7 +670,7 @@ def test_a_full_disk_is_told_and_leaves_the_old_file(
 
     monkeypatch.setattr(os, "write", write)
     assert "out.gguf: no space left on device" in refused(capsys, 1, checkpoint, "-o", out, "--force")
-    assert out.read_text() == "old" and leftovers(tmp_path) == ["out.gguf"]
+    assert out.read_text() == "GGUF, old" and leftovers(tmp_path) == ["out.gguf"]
 
 
 def test_a_disk_that_is_too_small_is_told_before_the_work(

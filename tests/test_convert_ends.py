@@ -108,7 +108,7 @@ def test_killed_anywhere_parts_are_all_old_or_all_new_or_cannot_be_opened(
     out = tmp_path / "out.gguf"
     convert(folder, out, "q8_0", split_max_size=LIMIT)
     new = contents(tmp_path)
-    first, old = min(new), {name: b"an old " + name.encode() for name in new if replacing}
+    first, old = min(new), {name: b"GGUF, an old " + name.encode() for name in new if replacing}
     assert len(new) > 2
 
     restore(tmp_path, old)

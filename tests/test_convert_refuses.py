@@ -174,6 +174,15 @@ BAD: dict[str, tuple[Damage, list[str]]] = {
     "untied": (top_config(tie_word_embeddings=False), ["tie_word_embeddings"]),
     "bias": (text_config(attention_bias=True), ["attention_bias"]),
     "activation": (text_config(hidden_activation="silu"), ["hidden_activation", "'silu'", "'gelu_pytorch_tanh'"]),
+    "canvas beyond the limit": (
+        top_config(canvas_length=65536),
+        ["config.json: diffusion.canvas_length would be 65536; the runtime takes 1 to 4096"],
+    ),
+    "experts beyond the limit": (text_config(num_experts=1 << 20), ["expert_count would be 1048576", "1 to 1024"]),
+    "steps beyond the limit": (
+        generation(max_denoising_steps=1 << 20),
+        ["generation_config.json: diffusion.eb_max_steps would be 1048576"],
+    ),
     "shared KV layers": (text_config(num_kv_shared_layers=2), ["num_kv_shared_layers"]),
     "per-layer input": (text_config(hidden_size_per_layer_input=256), ["hidden_size_per_layer_input"]),
     "bidirectional prompt": (text_config(use_bidirectional_attention="all"), ["use_bidirectional_attention"]),
@@ -276,7 +285,7 @@ def test_options_that_change_no_number_are_taken(checkpoint: Path, tmp_path: Pat
         (["{in}", "-o", "{in}/config.json/out.gguf"], 1, "there is no folder"),
         (["{in}", "-o", "{in}/no/out.gguf", "--split-max-size", "1M"], 1, "there is no folder"),
         (["{in}", "-o", "/dev/full", "--force"], 1, "/dev/full: not a regular file"),
-        (["{in}", "-o", "{in}/config.json", "--force"], 2, "config.json: a file inside the source"),
+        (["{in}", "-o", "{in}/config.json", "--force"], 2, "config.json: this is SOURCE"),
     ],
 )
 def test_wrong_usage_ends_with_2_and_a_failure_with_1(

@@ -37,6 +37,25 @@ def test_it_is_listed():
     assert "cuda" in dgemma.backends()
 
 
+def test_a_forked_process_is_refused_the_parents_model(files):
+    """In words, whatever it asks, and it ends; the parent goes on."""
+    with dgemma.Model(files[GOLDEN[0].name], backend="cuda") as model, model.session() as session:
+        ids = model.generate([2, 7], steps=2).ids
+        pid = os.fork()
+        if pid == 0:
+            said = []
+            for use in (model.session, lambda: session.encode([7]), lambda: model.generate([2, 7], steps=2)):
+                try:
+                    use()
+                except dgemma.BackendError as refused:
+                    said.append("a model on a GPU cannot be used in a forked process" in str(refused))
+            session.close()
+            model.close()
+            os._exit(0 if said == [True] * 3 else 1)
+        assert os.waitpid(pid, 0)[1] == 0
+        assert model.generate([2, 7], steps=2).ids == ids
+
+
 @pytest.mark.parametrize("case", GOLDEN, ids=lambda case: case.name)
 def test_exact_logits_are_those_of_transformers(case: Case, files):
     with dgemma.Model(files[case.name], backend="cuda", exact=True) as model, model.session() as session:

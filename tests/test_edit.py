@@ -19,9 +19,9 @@ from test_run import run
 
 import dgemma
 from dgemma.cli import edit as command
-from dgemma.cli.files import write_whole
 from dgemma.edit import FOLLOWS, Edited, lengths_for
 from dgemma.model import bundled
+from dgemma.output import write_whole
 
 TEXT = "the sky is blue and the sky is why\nit was on the sky\n"
 NOTES = "# sea\nzoo fig bat\n- owl: 12\n"
@@ -222,7 +222,7 @@ def test_a_write_that_fails_leaves_the_old_file(notes: Path, monkeypatch: pytest
         raise OSError(28, "No space left on device", str(notes))
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(dgemma.SystemFailure, match=r"notes\.md: no space"):
         write_whole(str(notes), b"new")
     assert notes.read_text() == NOTES and os.listdir(notes.parent) == ["notes.md"]
 

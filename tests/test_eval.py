@@ -20,12 +20,12 @@ from dgemma.convert import convert
 from dgemma.errors import FormatError, UsageError
 from dgemma.eval import checks, tasks, written
 from dgemma.eval.approximations import APPROXIMATIONS, faster, optional, trials, work
-from dgemma.eval.base import identity
 from dgemma.eval.checks import holds
 from dgemma.eval.results import Log, Tried, Variant, run, scores, shown
 from dgemma.eval.statistics import mean_of, share_of, wilson
 from dgemma.eval.sweep import front, named, read_axes, settings
 from dgemma.fill import Hole, pieces_of
+from dgemma.identity import identity
 from dgemma.model import bundled as bundled_path
 
 SUDOKU = Path(__file__).parent / "models" / "sudoku"
@@ -279,7 +279,7 @@ def test_what_was_done_before_a_kill_is_not_done_again(bundled, few, tmp_path, m
         run([variant], changed, log)  # and so is another check
     assert len(asked) == 4
     path.write_text("{}\n")
-    with pytest.raises(FormatError, match="line 1: not a result"):
+    with pytest.raises(FormatError, match="line 1: not a line of dg-eval's results"):
         Log(path)
 
 
@@ -384,7 +384,7 @@ def test_a_tolerance_of_nothing_conditions_on_the_whole_vocabulary(few):
 def test_one_file_against_another(capsys, tmp_path):
     """The JSON has the four numbers on top, and those of the file itself are perfect."""
     report, base = tmp_path / "report.json", tmp_path / "base.npz"
-    arguments = ["--against", bundled_path(), "--prompts", 2, "--layers", "--save-base", base, "--json", report]
+    arguments = ["--against", bundled_path(), "--prompts", 2, "--layers", "--save-base", base, "-o", report]
     status, out, err = run_eval(capsys, bundled_path(), *arguments)
     assert status == 0, err
     told = json.loads(report.read_text())
@@ -398,7 +398,7 @@ def test_one_file_against_another(capsys, tmp_path):
 def test_within_a_budget(capsys, tmp_path):
     """The same figures and answers; the report says so."""
     report = tmp_path / "report.json"
-    arguments = ["--against", bundled_path(), "--prompts", 1, "--task", "sudoku", "--count", 1, "--json", report]
+    arguments = ["--against", bundled_path(), "--prompts", 1, "--task", "sudoku", "--count", 1, "-o", report]
     status, out, err = run_eval(capsys, bundled_path(), *arguments, "--ram", "4G")
     assert status == 0 and "within 4.0 GiB" in out, err
     told = json.loads(report.read_text())
@@ -412,7 +412,7 @@ def test_a_line_per_file(capsys, tmp_path):
         convert(SUDOKU, path, type=path.stem)
     report = tmp_path / "report.json"
     status, out, err = run_eval(
-        capsys, *files, "--against", files[0], "--prompts", 2, "--task", "sudoku", "--count", 1, "--json", report
+        capsys, *files, "--against", files[0], "--prompts", 2, "--task", "sudoku", "--count", 1, "-o", report
     )
     assert status == 0, err
     lines = out.splitlines()
@@ -440,7 +440,7 @@ def test_a_task_file_and_a_sweep_drawn(capsys, tmp_path, bundled):
     ]
     mine.write_text("".join(json.dumps(line) + "\n" for line in lines))
     status, out, err = run_eval(
-        capsys, "--task", mine, "--sweep", "steps=1,4,entropy_bound=0.1,1", "--plot", picture, "--json", report
+        capsys, "--task", mine, "--sweep", "steps=1,4,entropy_bound=0.1,1", "--plot", picture, "-o", report
     )
     assert status == 0, err
     assert out.count("\n| steps=") == 4 and "steps=4, entropy_bound=1" in out
@@ -468,7 +468,7 @@ def test_wrong_usage_is_one_line(capsys, tmp_path):
     ):
         assert message in refused(capsys, 2, *arguments)
     assert "no such file" in refused(capsys, 1, "--task", tmp_path / "none.jsonl")
-    assert "there is no folder" in refused(capsys, 1, "--json", tmp_path / "none" / "x.json")
+    assert "there is no folder" in refused(capsys, 1, "-o", tmp_path / "none" / "x.json")
     assert "x.gguf" in refused(capsys, 1, tmp_path / "x.gguf")
 
 

@@ -13,7 +13,9 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import gguf
 import pytest
+from fuzz.seeds import finish, vocabulary
 
 from dgemma.model import bundled as bundled_path
 
@@ -308,6 +310,94 @@ stop.set()
 for worker in workers:
     worker.join()
 same(model)
+""",
+        ids,
+    )
+
+
+def small_file(folder: Path) -> Path:
+    """A vocabulary alone."""
+    writer = gguf.GGUFWriter(folder / "small.gguf", "any")
+    vocabulary(writer)
+    finish(writer)
+    return folder / "small.gguf"
+
+
+def test_a_process_may_fork_while_threads_open_and_close_files(ids, copy, tmp_path):
+    """Whatever lock they hold at that moment: each child opens the same files, and ends."""
+    run(
+        """
+path, small, stop = *sys.argv[1:], threading.Event()
+def open_all():
+    dgemma.Tokenizer.from_gguf(path)
+    with File(path), dgemma.Model(path, threads=1), dgemma.Model(path, threads=1, ram="1G"):
+        pass
+def busy(opening):
+    while not stop.is_set():
+        opening()
+def open_small():  # most of its time goes by in the library's locks
+    dgemma.Tokenizer.from_gguf(small)
+open_all()  # and so all modules are there
+workers = [threading.Thread(target=busy, args=(opening,)) for opening in (open_all, open_small, open_small)]
+for worker in workers:
+    worker.start()
+ended = []
+for _ in range(200):
+    pid = os.fork()
+    if pid == 0:
+        signal.alarm(60)
+        open_all()
+        for _ in range(20):
+            open_small()
+        os._exit(0)
+    ended.append(os.waitpid(pid, 0)[1])
+    if ended[-1]:
+        break
+stop.set()
+for worker in workers:
+    worker.join()
+assert not any(ended), f"child {len(ended)} of 200 ended with {ended[-1]}: {signal.SIGALRM} is one that hung"
+""",
+        ids,
+        copy,
+        small_file(tmp_path),
+    )
+
+
+def test_a_forked_process_is_refused_what_a_thread_was_using_or_goes_on_with_it(ids):
+    """A session that answers in another thread at the fork: no call hangs, errors are in words, and closing works."""
+    run(
+        """
+model = dgemma.Model(threads=2)
+session, stop, stepped = model.session(), threading.Event(), threading.Event()
+def busy():
+    while not stop.is_set():
+        for event in session.stream(PROMPT, steps=20, confidence=0.0, on_encode=lambda done, total: stepped.set()):
+            stepped.set()
+worker = threading.Thread(target=busy)
+worker.start()
+stepped.wait()
+for _ in range(30):
+    pid = os.fork()
+    if pid == 0:
+        signal.alarm(60)
+        try:
+            for use in (lambda: session.length, lambda: session.ids, lambda: repr(session),
+                        lambda: session.denoise([5, 6]), lambda: session.generate(PROMPT, steps=3)):
+                try:
+                    use()
+                except dgemma.Error as failure:
+                    assert "this session is generating; finish its stream or close it first" in str(failure), failure
+            session.close()
+            same(model)
+            model.close()
+        except BaseException as failure:
+            print(repr(failure), file=sys.stderr, flush=True)
+            os._exit(1)
+        os._exit(0)
+    assert os.waitpid(pid, 0)[1] == 0, "the child failed"
+stop.set()
+worker.join()
 """,
         ids,
     )

@@ -20,7 +20,7 @@ from test_run import run
 
 import dgemma
 from dgemma.cli.run import main
-from dgemma.fill import LENGTHS, Hole, Layout, fill, pieces_of
+from dgemma.fill import LENGTHS, Hole, Layout, done, fill, filling, pieces_of
 from dgemma.model import bundled
 
 CANVAS = 16
@@ -209,6 +209,19 @@ def test_control_tokens_in_a_text_are_text_unless_asked_for(small):
     text, control = (Layout.of(small, pieces, [1], special).ids for special in (False, True))
     assert control == [1, 0] and len(text) > 3
     assert fill(small, pieces, special=True, steps=1).text.startswith("<eos>")
+
+
+@pytest.mark.parametrize("text", ["the [[2]] is", "[[2]] sky", "the sky is blue and " * 9 + "[[2]] why"])
+def test_a_text_without_a_prompt_begins_with_bos_once(small, text):
+    """Whether it has <bos> of its own or not."""
+    seen = []
+    for begins in ("", "<bos>"):
+        with small.session(256) as session:
+            filled = done(filling(session, begins + text, special=True, steps=2, seed=1), None)
+            seen.append((session.ids, filled.text.removeprefix(begins), filled.holes))
+    assert seen[0] == seen[1]
+    assert seen[0][0][0] == small.tokenizer.bos_id and seen[0][0].count(small.tokenizer.bos_id) == 1
+    assert len(Layout.of(small, pieces_of("<bos>" + text), [2], special=True).ids) > 2  # behind a prompt it is text
 
 
 # ---- on the command line ----

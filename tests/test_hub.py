@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import huggingface_hub.constants
 import pytest
 from checkpoints import write_checkpoint
 from hub_server import Hub, serving
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
+import dgemma.hub
 from dgemma.convert import convert
-from dgemma.errors import FormatError, UsageError
-from dgemma.hub import _of_type, parse
+from dgemma.errors import Error, FormatError, SystemFailure, UsageError
+from dgemma.hub import _of_type, local_model, parse
 from dgemma.model import bundled
 
 GGUF, FOLDER = "someone/sudoku-GGUF", "someone/sudoku"
@@ -124,6 +130,90 @@ def test_what_fits_no_file_or_several_is_told_what_there_is(type_: str, kind: ty
         _of_type(parse(f"hf:a/b{type_}"), FILES)
 
 
+TYPES = ["Q4_0", "Q4_0_4_4", "Q4_K", "Q4_K_M", "Q4_K_S", "IQ4_NL", "IQ4_NL_XL", "UD-Q4_K_XL", "Q8_0", "F16", "BF16"]
+BESIDE = [
+    "mmproj-{}",
+    "M.mmproj-{}",
+    "M-{}-mmproj",
+    "mmproj/M-{}",
+    "M.imatrix-{}",
+    "lora-{}",
+    "M-adapter-{}",
+    "M-vocab-{}",
+]
+
+
+@st.composite
+def repositories_by_type(draw: st.DrawFn) -> dict[str, list[str]]:
+    """Files of each of some types, named as people name them, among files that are no models."""
+    out: dict[str, list[str]] = {}
+    for type_ in draw(st.lists(st.sampled_from(TYPES), min_size=1, unique=True)):
+        written = draw(st.sampled_from([type_, type_.lower(), type_.replace("_", "-"), type_.replace("-", ".")]))
+        stem = draw(
+            st.sampled_from(["M-{}", "M_{}", "M.{}", "{}", "x.y-1.5B_it-{}", "{}/model", "gguf_{}/M", "{}/M-{}"])
+        )
+        whole, parts = stem.format(written, written), draw(st.sampled_from([0, 0, 1, 3]))
+        ending = draw(st.sampled_from([".gguf", ".GGUF"]))
+        out[type_] = [f"{whole}-{i + 1:05}-of-{parts:05}{ending}" for i in range(parts)] or [whole + ending]
+    return out
+
+
+@given(repositories_by_type(), st.data())
+def test_a_type_finds_its_files_and_nothing_else(models: dict[str, list[str]], data: st.DataObject) -> None:
+    type_ = data.draw(st.sampled_from(TYPES))
+    beside = [name.format(type_) + ".gguf" for name in data.draw(st.lists(st.sampled_from(BESIDE), unique=True))]
+    files = data.draw(st.permutations([*(file for own in models.values() for file in own), *beside, "README.md"]))
+    asked = data.draw(st.sampled_from([type_, type_.lower(), type_.replace("_", "-"), type_.replace("_", ".")]))
+    if type_ in models:
+        assert _of_type(parse(f"hf:a/b:{asked}"), files) == models[type_]
+    else:
+        with pytest.raises(UsageError, match="no file is of that type"):
+            _of_type(parse(f"hf:a/b:{asked}"), files)
+
+
+@given(repositories_by_type(), st.sampled_from(["-", "_", "."]))
+def test_a_type_that_two_files_have_is_refused_with_both(models: dict[str, list[str]], sep: str) -> None:
+    type_ = next(iter(models))
+    files = [*(file for own in models.values() for file in own), f"other{sep}{type_}.gguf"]
+    with pytest.raises(UsageError, match="several files fit") as refused:
+        _of_type(parse(f"hf:a/b:{type_}"), files)
+    assert f"other{sep}{type_}.gguf" in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("files", "type_", "found"),
+    [
+        (["M.mmproj-Q8_0.gguf", "M_Q4_K_M.gguf", "Q8_0/model.gguf"], "q8_0", ["Q8_0/model.gguf"]),
+        (["M.mmproj-Q8_0.gguf", "M_Q4_K_M.gguf", "Q8_0/model.gguf"], "Q4_K_M", ["M_Q4_K_M.gguf"]),
+        (["M-Q4_K_XL.gguf", "M-UD-Q4_K_XL.gguf"], "q4_k_xl", ["M-Q4_K_XL.gguf"]),
+        (["M-UD-Q4_K_XL.gguf"], "q4_k_xl", ["M-UD-Q4_K_XL.gguf"]),
+        (["M.i1-Q4_K_M.gguf"], "i1-Q4_K_M", ["M.i1-Q4_K_M.gguf"]),
+        (["m-Q8_0.gguf", "other/m-Q8_0.gguf"], "m-Q8_0.gguf", ["m-Q8_0.gguf"]),
+        (["m-Q8_0.gguf", "m-Q8_0-00001-of-00001.gguf"], "m-Q8_0.gguf", ["m-Q8_0.gguf"]),
+        (["m-Q8_0.gguf", "m-lora-merged-Q8_0.gguf"], "m-lora-merged-Q8_0.gguf", ["m-lora-merged-Q8_0.gguf"]),
+        (["mmproj-F16.gguf", "model.gguf"], "", ["model.gguf"]),
+    ],
+)
+def test_a_file_is_found_among_others(files: list[str], type_: str, found: list[str]) -> None:
+    assert _of_type(parse(f"hf:a/b:{type_}" if type_ else "hf:a/b"), files) == found
+
+
+@pytest.mark.parametrize(
+    ("files", "type_", "complaint"),
+    [
+        (["M-Q4_K_M.gguf", "M-Q5_K_M.gguf"], "k_m", "no file is of that type"),
+        (["M-Q4_0.gguf", "M-Q8_0.gguf"], "0", "no file is of that type"),
+        (["mmproj-F16.gguf"], "f16", "no GGUF file there is a model: mmproj-F16.gguf"),
+        (["M-Q8_0.gguf", "M-Q8_0-00001-of-00001.gguf"], "q8_0", "several.*: M-Q8_0-00001-of-00001.gguf, M-Q8_0.gguf$"),
+        (["M-Q8_0-00001-of-00002.gguf", "M-Q8_0-00003-of-00002.gguf"], "q8_0", "has 2 parts, of which there are 2"),
+        (["m/Q8_0/a.gguf", "m/Q8_0/b.gguf"], "q8_0", "several files fit.*: m/Q8_0/a.gguf, m/Q8_0/b.gguf"),
+    ],
+)
+def test_a_type_that_is_no_ones_or_not_one_s_alone_is_refused(files: list[str], type_: str, complaint: str) -> None:
+    with pytest.raises((UsageError, FormatError), match=complaint):
+        _of_type(parse(f"hf:a/b:{type_}"), files)
+
+
 # ---- Fetching ----
 
 
@@ -181,6 +271,195 @@ def test_without_huggingface_hub_one_line_says_what_to_install() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert failure(done, 2) == "dg-info: hf:a/b: needs huggingface_hub: pip install 'dgemma[hub]'\n"
+
+
+# ---- A Hub that refuses ----
+
+REFUSALS = {
+    (401, ""): "hf auth login",
+    (401, "GatedRepo"): "access has to be asked for",
+    (403, ""): "access is refused",
+    (403, "GatedRepo"): "access has to be asked for",
+    (404, "RepoNotFound"): "there is no such repository",
+    (404, "RevisionNotFound"): "no revision",
+    (404, ""): "there is no such",
+    (429, ""): "wait 7 s",
+    (500, ""): "try again later",
+    (503, ""): "try again later",
+}
+
+
+@pytest.mark.parametrize("where", ["api", FILE])
+@pytest.mark.parametrize(("refusal", "helps"), REFUSALS.items())
+def test_what_the_cache_has_is_used_where_the_hub_refuses_and_a_line_says_so(
+    refusal: tuple[int, str], helps: str, where: str, here: Hub, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = f"hf:{GGUF}:q8_0"
+    refused = (refusal[0], {"Retry-After": "7", **({"X-Error-Code": refusal[1]} if refusal[1] else {})})
+    here.refuses[where] = refused
+    with pytest.raises(SystemFailure, match=f"{helps}.*HTTP {refusal[0]}.*not in the cache"):
+        local_model(name)
+
+    here.refuses.clear()
+    there = local_model(name)
+    assert capsys.readouterr().err == ""
+    here.repositories[GGUF] |= {FILE: here.repositories[GGUF][FILE] + b"more", "README.md": b"A newer one."}
+    here.refuses[where] = refused
+    assert local_model(name) == there
+    told = capsys.readouterr().err
+    assert told.startswith(name) and told.count("\n") == 1 and f"HTTP {refusal[0]}" in told and "cache" in told
+
+
+def test_a_command_says_that_it_uses_the_cache(run: Run, hub: Hub) -> None:
+    whole = run("dg-info", f"hf:{GGUF}:q8_0").stdout
+    hub.refuses["api"] = (429, {"Retry-After": "60"})
+    again = run("dg-info", f"hf:{GGUF}:q8_0")
+    told = "too many requests: wait 60 s, or hf auth login (HTTP 429); what the cache has is used\n"
+    assert (again.returncode, again.stdout, again.stderr) == (0, whole, f"hf:{GGUF}:q8_0: {told}")
+
+
+def test_a_file_of_an_earlier_commit_is_known_in_a_later_one(run: Run, hub: Hub) -> None:
+    name = f"hf:{GGUF}:q8_0"
+    assert run("dg-info", name).returncode == 0
+    hub.repositories[GGUF]["README.md"] = b"A newer one."
+    assert run("dg-info", f"hf:{GGUF}:BF16/split.gguf").returncode == 0  # now main is the newer commit
+    assert run("dg-info", name, HF_HUB_OFFLINE="1").returncode == 0
+    assert len(hub.bytes_of(FILE)) == 1
+
+
+def test_a_part_of_a_checkpoint_is_not_taken_for_all_of_it(run: Run, hub: Hub, tmp_path: Path) -> None:
+    last = sorted(n for n in hub.repositories[FOLDER] if n.endswith(".safetensors"))[-1]
+    hub.refuses[last] = (403, {})
+    convert_it = ("dg-convert", f"hf:{FOLDER}", "-o", tmp_path / "out.gguf", "--type", "q8_0")
+    assert "HTTP 403" in failure(run(*convert_it), 1)
+    for more in ({}, {"HF_HUB_OFFLINE": "1"}):
+        failure(run(*convert_it, **more), 1)
+    hub.refuses.clear()
+    assert run(*convert_it).returncode == 0
+    hub.refuses["api"] = (429, {})
+    again = run(*convert_it, "--force")
+    assert again.returncode == 0 and "too many requests" in again.stderr
+
+
+def test_a_hub_that_does_not_answer_is_not_waited_for_long(here: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    there = local_model(f"hf:{GGUF}:q8_0")
+    silent = socket.create_server(("127.0.0.1", 0))
+    for endpoint in (f"http://127.0.0.1:{silent.getsockname()[1]}", "http://no-such-host.invalid", "http://[::1]:9"):
+        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", endpoint)
+        monkeypatch.setattr(dgemma.hub, "ASKED", 0.2)
+        assert local_model(f"hf:{GGUF}:q8_0") == there
+        with pytest.raises(SystemFailure, match="not in the cache"):
+            local_model("hf:someone/else")
+    silent.close()
+
+
+# ---- A Hub that lies ----
+
+
+@pytest.fixture
+def here(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
+    """The Hub of this process."""
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", hub.url)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "in/the/cache"))
+    monkeypatch.setattr(dgemma.hub, "PAUSE", 0.001)
+    return hub
+
+
+SHA = "a" * 64
+BAD = {
+    "no JSON": b"<html>Please sign in</html>",
+    "no object": b"[1]",
+    "nothing": b"",
+    "deep": b"[" * 100_000,
+    "no commit": b'{"siblings": []}',
+    "a commit that leads out": {"sha": "../../../evil"},
+    "no list": {"siblings": "m-Q8_0.gguf"},
+    "an entry that is none": {"siblings": ["m-Q8_0.gguf"]},
+    "an entry without a name": {"siblings": [{"size": 1}]},
+    "a name that is none": {"siblings": [{"rfilename": 7}]},
+    "a name that leads out": {"siblings": [{"rfilename": "../../../../m-Q8_0.gguf", "size": 4}]},
+    "an absolute name": {"siblings": [{"rfilename": "/tmp/m-Q8_0.gguf", "size": 4}]},
+    "backslashes": {"siblings": [{"rfilename": "..\\..\\m-Q8_0.gguf", "size": 4}]},
+    "NUL": {"siblings": [{"rfilename": "m\0-Q8_0.gguf", "size": 4}]},
+    "an endless name": {"siblings": [{"rfilename": "m" * 5000 + "-Q8_0.gguf", "size": 4}]},
+    "a textual size": {"siblings": [{"rfilename": "m-Q8_0.gguf", "size": "4"}]},
+    "a negative size": {"siblings": [{"rfilename": "m-Q8_0.gguf", "size": -4}]},
+    "a real size": {"siblings": [{"rfilename": "m-Q8_0.gguf", "size": 4.5}]},
+    "a huge size": {"siblings": [{"rfilename": "m-Q8_0.gguf", "lfs": {"sha256": SHA, "size": 10**30}}]},
+    "a large size": {"siblings": [{"rfilename": "m-Q8_0.gguf", "lfs": {"sha256": SHA, "size": 10**18}}]},
+    "lfs that is none": {"siblings": [{"rfilename": "m-Q8_0.gguf", "size": 4, "lfs": "yes"}]},
+    "no checksum": {"siblings": [{"rfilename": "m-Q8_0.gguf", "lfs": {"size": 4}}]},
+    "a checksum that leads out": {
+        "siblings": [{"rfilename": "m-Q8_0.gguf", "lfs": {"sha256": "../../../x", "size": 4}}]
+    },
+    "an absolute checksum": {"siblings": [{"rfilename": "m-Q8_0.gguf", "lfs": {"sha256": "/tmp/x", "size": 4}}]},
+    "a short checksum": {"siblings": [{"rfilename": "m-Q8_0.gguf", "lfs": {"sha256": "a" * 63, "size": 4}}]},
+    "a checksum and a newline": {"siblings": [{"rfilename": "m-Q8_0.gguf", "lfs": {"sha256": SHA + "\n", "size": 4}}]},
+    "a number": {"siblings": [{"rfilename": "m-Q8_0.gguf", "lfs": {"sha256": 7, "size": 4}}]},
+}
+
+
+def listing(hub: Hub, told: dict[str, object] | bytes) -> bytes:
+    return told if isinstance(told, bytes) else json.dumps({"sha": hub.commit(GGUF), "siblings": [], **told}).encode()
+
+
+@pytest.mark.parametrize("what", BAD)
+def test_a_listing_that_makes_no_sense_is_refused_in_a_line(what: str, here: Hub, tmp_path: Path) -> None:
+    here.listing = listing(here, BAD[what])
+    before = {*tmp_path.rglob("*")}
+    with pytest.raises(Error) as refused:
+        local_model(f"hf:{GGUF}:q8_0")
+    told = str(refused.value)
+    assert told.startswith(f"hf:{GGUF}:q8_0: ") and ("cannot be used" in told or "no space left" in told), told
+    assert all(path.is_relative_to(tmp_path / "in") for path in {*tmp_path.rglob("*")} - before)
+
+
+def test_what_the_cache_has_is_used_where_a_listing_makes_no_sense(run: Run, hub: Hub) -> None:
+    hub.listing = listing(hub, BAD["a checksum that leads out"])
+    assert "not 64 hexadecimal digits" in failure(run("dg-info", f"hf:{GGUF}:q8_0"), 1)
+    hub.listing = None
+    whole = run("dg-info", f"hf:{GGUF}:q8_0").stdout
+    for said in ("no JSON", "a textual size"):
+        hub.listing = listing(hub, BAD[said])
+        again = run("dg-info", f"hf:{GGUF}:q8_0")
+        assert (again.returncode, again.stdout) == (0, whole) and again.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("size", [None, 3, 5])
+def test_a_small_file_of_another_size_is_refused_and_one_of_none_is_taken(size: int | None, here: Hub) -> None:
+    here.repositories[GGUF] = {"m-Q8_0.gguf": b"data"}
+    here.listing = listing(
+        here, {"siblings": [{"rfilename": "m-Q8_0.gguf", **({} if size is None else {"size": size})}]}
+    )
+    if size is None:
+        assert Path(local_model(f"hf:{GGUF}:q8_0")).read_bytes() == b"data"
+    else:
+        with pytest.raises((FormatError, SystemFailure), match=f"{size}"):
+            local_model(f"hf:{GGUF}:q8_0")
+
+
+NAMES = st.sampled_from(["m-Q8_0.gguf", "../m-Q8_0.gguf", "/tmp/m-Q8_0.gguf", "a/../../m-Q8_0.gguf", "m-Q8_0.gguf/x"])
+VALUES = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.just(SHA) | st.just("../x")
+ENTRIES = st.fixed_dictionaries(
+    {"rfilename": NAMES | st.text().map(lambda text: f"{text}-Q8_0.gguf") | VALUES},
+    optional={"size": VALUES, "lfs": VALUES | st.dictionaries(st.sampled_from(["sha256", "oid", "size"]), VALUES)},
+)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(st.fixed_dictionaries({"sha": st.just("") | VALUES, "siblings": st.lists(ENTRIES, max_size=3) | VALUES}))
+def test_nothing_is_written_outside_of_the_cache_whatever_the_hub_says(
+    here: Hub, tmp_path: Path, told: dict[str, object]
+) -> None:
+    here.listing = json.dumps(told | {"sha": told["sha"] or here.commit(GGUF)}).encode()
+    try:
+        local_model(f"hf:{GGUF}:q8_0")
+    except Error as refused:
+        assert "\n" not in str(refused)
+    outside = [path for path in tmp_path.rglob("*") if not path.is_relative_to(tmp_path / "in")]
+    assert outside == [] and sorted(p.name for p in tmp_path.glob("in/*/*")) in ([], ["cache"])
+    if (kept := tmp_path / "in/the/cache").exists():
+        assert [p.name for p in kept.iterdir()] == [f"models--{GGUF.replace('/', '--')}"]
 
 
 # ---- Downloads that break off ----

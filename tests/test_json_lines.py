@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -13,9 +14,9 @@ from hypothesis import strategies as st
 import dgemma
 from dgemma import json_lines
 from dgemma.batch import Batch
-from dgemma.cli.batch import _lines as requests
 from dgemma.convert.calibrate import read_prompts
 from dgemma.eval import tasks
+from dgemma.json_lines import lines as requests
 from dgemma.serve.app import _event
 
 BREAKS = "\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029"  # what str.splitlines() breaks at, and JSON lines do not
@@ -116,3 +117,10 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
         for read in (json_lines.lines, read_prompts, tasks.load):
             with pytest.raises(dgemma.Error, match=str(path)):
                 list(read(path))
+
+
+def test_a_name_that_is_no_unicode_text_is_itself_again() -> None:
+    name = os.fsdecode(b"a\xff")
+    for indent in (None, 1):
+        written = json_lines.as_bytes({"path": name, "text": "ü\u2028"}, indent)
+        assert json.loads(written) == {"path": name, "text": "ü\u2028"} and "ü".encode() in written

@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import struct
+import subprocess
+import sys
 from pathlib import Path
 
+import claims
 import gguf
 import numpy as np
+import odd
 import pytest
 from fuzz.seeds import vocabulary
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import dgemma
+from dgemma.arrays import check_free
 from dgemma.file import File
+from dgemma.keys import Limit, limits
+from dgemma.sizes import size_text
 
 MEGABYTE = 1 << 20
 
@@ -64,6 +75,66 @@ def test_a_token_without_end_is_refused(tmp_path):
     path = tokens_file(tmp_path / "v.gguf", ["a" * 1025], [1])
     with pytest.raises(dgemma.FormatError, match=r"v\.gguf: token 1 has 1025 bytes, more than the 1024"):
         dgemma.Tokenizer.from_gguf(path)
+
+
+@pytest.fixture
+def alarm():
+    """What would take for ever fails after a minute."""
+
+    def ring(*_):
+        raise TimeoutError("this takes for ever")
+
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.alarm(60)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
+
+
+def raw_vocabulary(path: Path, tokens: list[bytes], merges: list[bytes]) -> Path:
+    made = odd.vocabulary(
+        tokens=odd.array(odd.TOKENS, odd.STRING, [*odd.NAMES, *tokens]),
+        types=odd.array(odd.TYPES, odd.U8, [*odd.KINDS, *[1] * len(tokens)]),
+        merges=odd.array(odd.MERGES, odd.STRING, merges or [b"a b"]),
+    )
+    path.write_bytes(made)
+    return path
+
+
+@pytest.mark.parametrize("n", [257, 1000, 100_000])
+@pytest.mark.parametrize("first", [0, 2**32 - 200])
+def test_tokens_whose_hashes_follow_each_other_are_refused(tmp_path, alarm, n, first):
+    """None of them is hard to find, but each character that is no token would be looked for among all of them."""
+    tokens = [odd.text_with((first + i) % 2**32) for i in range(n)]
+    path = raw_vocabulary(tmp_path / "v.gguf", tokens, [])
+    with pytest.raises(dgemma.FormatError, match=r"v\.gguf: tokenizer\.ggml\.tokens is made so that .* for ever"):
+        dgemma.Tokenizer.from_gguf(path)
+
+
+@pytest.mark.parametrize("n", [257, 1500])
+def test_merges_whose_hashes_follow_each_other_are_refused(tmp_path, alarm, n):
+    path = raw_vocabulary(tmp_path / "v.gguf", [], odd.merges_in_a_row(n))
+    with pytest.raises(dgemma.FormatError, match=r"v\.gguf: tokenizer\.ggml\.merges is made so that .* for ever"):
+        dgemma.Tokenizer.from_gguf(path)
+
+
+def test_the_worst_tokens_that_are_taken_cost_a_bounded_search(tmp_path, alarm):
+    """Rows as long as a file may have, all through its table: a long text goes through them in no time to speak of."""
+    tokens = [odd.text_with(640 * row + i) for row in range(400) for i in range(200)]
+    tokenizer = dgemma.Tokenizer.from_gguf(raw_vocabulary(tmp_path / "v.gguf", tokens, []))
+    text = "".join(map(chr, range(0x4E00, 0x9F00))) * 10
+    assert len(tokenizer.encode(text)) == 1  # unknown characters in a row are one token
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 2**32), n=st.integers(1, 20_000), length=st.integers(1, 12), letters=st.integers(2, 256))
+def test_a_vocabulary_that_nobody_crafted_is_taken(tmp_path_factory, seed, n, length, letters):
+    draw = np.random.default_rng(seed)
+    rows = draw.integers(256 - letters, 256, (n, length), np.uint8)
+    tokens = [row.tobytes() for row in rows] + [str(i).encode() for i in range(n)]
+    merges = [str(i).encode() + b" " + str(i + 1).encode() for i in range(n)]
+    path = raw_vocabulary(tmp_path_factory.mktemp("any") / "v.gguf", tokens, merges)
+    assert dgemma.Tokenizer.from_gguf(path).n_vocab == len(odd.NAMES) + 2 * n
 
 
 @pytest.mark.parametrize("piece", ["\n", "\udc80", "<bos>", "12 "])
@@ -177,3 +248,177 @@ def test_a_vocabulary_is_read_once(tmp_path):
         bad.write_bytes(data[:at] + struct.pack("<Q", count) + data[at + 8 :])
         with pytest.raises(dgemma.FormatError):
             dgemma.Tokenizer.from_gguf(bad)
+
+
+# ---- Claims: sizes that no byte of the file backs ----
+
+SIZES = [limit for limit in limits().values() if limit.field != "n_vocab"]  # whose tokens are bytes of the file
+SLACK = 8 * MEGABYTE  # beside a session, whatever the claims: tables by layers and experts, and Python's own
+GOES_WITH = {"n_expert_used": {"n_expert": 128}}  # else another rule refuses it first
+
+
+def used(path: Path, context: int = 0) -> tuple[int, int, list[str]]:
+    """What a session of the file takes by what the library says, what a step took of memory, and why it was refused."""
+    script = Path(claims.__file__)
+    environment = dict(os.environ, PYTHONPATH=os.pathsep.join([str(script.parent), str(script.parent / "fuzz")]))
+    done = subprocess.run(
+        [sys.executable, script, path, str(context)], capture_output=True, text=True, check=True, env=environment
+    )
+    told, taken, *refusal = done.stdout.splitlines()
+    return int(told), int(taken), refusal
+
+
+@pytest.mark.parametrize("limit", SIZES, ids=lambda limit: limit.field)
+def test_a_claim_beyond_its_limit_is_refused_with_its_key(limit: Limit, tmp_path):
+    claimed = limit.most + 32
+    path = claims.write(tmp_path / "m.gguf", **{**GOES_WITH.get(limit.field, {}), limit.field: claimed})
+    assert os.stat(path).st_blocks * 512 < MEGABYTE
+    told, taken, refusal = used(path)
+    assert told == 0 and taken < SLACK
+    said = f"{path}: metadata '{limit.key.key}' claims {claimed}; this runs {limit.least} to {limit.most}"
+    assert refusal == ["FormatError", said]
+
+
+def test_a_vocabulary_beyond_its_limit_is_refused_with_its_key(tmp_path):
+    limit = limits()["n_vocab"]
+    tokens = [*claims.TOKENS, *(f"{i:x}" for i in range(limit.most))]
+    with pytest.raises(dgemma.FormatError, match=f"'{limit.key.key}' claims {len(tokens)} tokens; this runs 1 to"):
+        dgemma.Model(claims.write(tmp_path / "m.gguf", tokens))
+
+
+@pytest.mark.parametrize("limit", SIZES, ids=lambda limit: limit.field)
+def test_at_its_limit_a_claim_takes_no_more_than_is_told(limit: Limit, tmp_path):
+    path = claims.write(tmp_path / "m.gguf", **{**GOES_WITH.get(limit.field, {}), limit.field: limit.most})
+    told, taken, refusal = used(path)
+    assert not refusal
+    assert taken <= told + SLACK, f"{size_text(taken)} of {size_text(told)}"
+
+
+def test_heads_that_are_too_wide_together_are_refused(tmp_path):
+    path = claims.write(tmp_path / "m.gguf", n_head=128, head_dim=1024)
+    with pytest.raises(dgemma.FormatError, match=r"'diffusion-gemma\.attention\.head_count': expected at most 65536"):
+        dgemma.Model(path)
+
+
+def test_a_session_that_memory_does_not_hold_is_refused_before_it_is_taken(tmp_path):
+    """With what was asked for, and the key that says so: a context of the caller's, or a canvas of the file's."""
+    context = limits()["context_length"].most
+    long = claims.write(tmp_path / "long.gguf", context_length=context, n_head=64, n_head_kv=64, head_dim=1024)
+    told, taken, refusal = used(long, context)
+    assert told == 0 and taken < SLACK and refusal[0] == "MemoryBudgetError"
+    assert f"a session of {context} tokens takes" in refusal[1] and "GiB of memory are free" in refusal[1]
+    assert f"its context of {context}" in refusal[1] and "'diffusion.canvas_length' 8" in refusal[1]
+
+
+def test_a_session_without_a_context_is_one_that_memory_holds(tmp_path):
+    path = claims.write(tmp_path / "m.gguf", context_length=8192, n_layer=256, n_head=64, n_head_kv=64, head_dim=1024)
+    with dgemma.Model(path, threads=1) as model:
+        assert model.session_bytes(8192) > 2**40
+        with model.session() as session:
+            assert 1 <= session.context < 8192
+            assert model.session_bytes(session.context) < 2**40
+        with pytest.raises(dgemma.MemoryBudgetError, match="a session of 8192 tokens takes"):
+            model.session(8192)
+        with pytest.raises(dgemma.MemoryBudgetError, match="a session of 8000 tokens takes"):
+            model.generate([5] * 8000)
+
+
+SOME = {limit.field: st.integers(limit.least, limit.most) for limit in SIZES}
+
+
+@settings(max_examples=60, deadline=None)
+@given(claimed=st.fixed_dictionaries({}, optional=SOME), context=st.integers(1, 1 << 24))
+def test_whatever_is_claimed_together_sizes_stay_numbers(tmp_path_factory, claimed, context):
+    """Opened or refused; what a session takes grows with its tokens, whatever is multiplied on the way."""
+    for dim in ("d_model", "d_ffn", "d_expert", "head_dim", "head_dim_swa"):
+        if dim in claimed:
+            claimed[dim] = max(32, claimed[dim] // 32 * 32)
+    claimed["n_layer"] = min(claimed.get("n_layer", 1), 2)
+    heads = claimed.get("n_head", 1)
+    path = tmp_path_factory.getbasetemp() / "claims.gguf"
+    try:
+        model = dgemma.Model(claims.write(path, **{**claimed, "n_head_kv": heads}), threads=1)
+    except (dgemma.FormatError, OSError):  # OSError: longer than a file of this system can be
+        return
+    with model:
+        most = model.config.context_length
+        sizes = [model.session_bytes(tokens) for tokens in (1, min(context, most), most)]
+        assert 0 < sizes[0] <= sizes[1] <= sizes[2] < 2**62
+        assert sizes[0] > 4 * model.config.canvas_length * (model.config.d_model + heads)
+        try:
+            model.session(min(context, most)).close()
+        except dgemma.MemoryBudgetError as refused:
+            assert f"a session of {min(context, most)} tokens takes" in str(refused)
+
+
+def test_logits_that_memory_does_not_hold_are_refused_before_they_are_made(bundled, monkeypatch):
+    with bundled.session() as session:
+        monkeypatch.setattr("dgemma.arrays.SMALL", 0)
+        monkeypatch.setattr("dgemma.arrays.lib", Free(100_000))
+        with pytest.raises(
+            dgemma.MemoryBudgetError, match=r"logits 'all' of 1000 tokens take 250\.0 KiB, and 97\.7 KiB"
+        ):
+            session.encode([7] * 1000, logits="all")
+        assert session.length == 0
+        with pytest.raises(dgemma.MemoryBudgetError, match="logits of 5 canvases take"):
+            other = [bundled.session(16) for _ in range(5)]
+            bundled.denoise([(one, [5] * 90, None) for one in other])
+        assert session.encode([7] * 1000, logits="last") is not None
+
+
+class Free:
+    """A library that tells of so much free memory."""
+
+    def __init__(self, left: int) -> None:
+        self.dg_memory_free = lambda: left
+
+
+def test_free_memory_is_asked_for_large_arrays_alone(monkeypatch):
+    monkeypatch.setattr("dgemma.arrays.lib", Free(10))
+    check_free(MEGABYTE, "something small")
+    with pytest.raises(dgemma.MemoryBudgetError, match=r"giants take 1\.0 GiB, and 10 bytes of memory are free"):
+        check_free(1 << 30, "giants")
+    monkeypatch.setattr("dgemma.arrays.lib", Free(0))  # the system does not tell
+    check_free(1 << 30, "giants")
+
+
+def test_the_published_model_is_far_within_the_limits():
+    from dgemma.bench.synthetic import Synthetic, config_of
+
+    values = config_of(Synthetic("26b-a4b")).values
+    for limit in limits().values():
+        if limit.field not in ("n_layer", "steps"):
+            assert limit.least <= 4 * values[limit.field] <= limit.most or limit.field in ("head_dim", "head_dim_swa")
+        assert limit.least <= values[limit.field] <= limit.most
+
+
+def test_holes_longer_than_the_context_are_refused_before_they_are_made(bundled):
+    for call in (
+        lambda: bundled.fill("a [[...]] b", lengths=[4, 10**15]),
+        lambda: bundled.edit("1 2 3", (2, 3), "longer", lengths=[10**15]),
+    ):
+        with pytest.raises(
+            dgemma.UsageError, match=f"holes of {10**15} tokens do not fit: the model's context is 1024"
+        ):
+            call()
+
+
+def test_a_budget_that_memory_does_not_hold_is_refused_before_it_is_spent(tmp_path):
+    """Weights that are read into memory of the process's own; zeros of a sparse file here."""
+    path = claims.write(tmp_path / "m.gguf", d_model=2048, d_expert=2048, n_expert=1024, n_layer=16)
+    assert path.stat().st_size > 200 << 30 and os.stat(path).st_blocks * 512 < MEGABYTE
+    with pytest.raises(dgemma.MemoryBudgetError, match=r"a RAM budget of 200\.00 GiB would be spent: .* are free"):
+        dgemma.Model(path, threads=1, ram="200G")
+    with dgemma.Model(path, threads=1, ram="1G") as model:
+        assert model.traffic.experts > 200 << 30
+
+
+def test_filling_takes_a_session_of_its_text(bundled, monkeypatch):
+    """Not of the model's whole context, which may be more than memory holds."""
+    asked = []
+    session = dgemma.Model.session
+    monkeypatch.setattr(
+        dgemma.Model, "session", lambda model, context: (asked.append(context), session(model, context))[1]
+    )
+    bundled.fill("12345678[[1]]\n", "12345678.\n" * 9, steps=1)
+    assert asked == [1 + 90 + 10 + 256 + 4 * 96]  # <bos>, prompt, text, template, canvases

@@ -222,7 +222,7 @@ def test_a_long_answer_is_recorded_by_its_end() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "code", "told"), [("a.mp4", 2, "must end in .cast, .svg or .gif"), ("none/a.svg", 1, "no such folder")]
+    ("name", "code", "told"), [("a.mp4", 2, "must end in .cast, .svg or .gif"), ("none/a.svg", 1, "there is no folder")]
 )
 def test_a_recording_that_cannot_be_is_refused_before_any_work(name: str, code: int, told: str, tmp_path: Path) -> None:
     done = run("--record", str(tmp_path / name))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,9 +18,9 @@ from commands import Inside
 from models.tidy import tasks
 
 import dgemma
-from dgemma import json_lines
 from dgemma.batch import Batch
 from dgemma.cli.run import main
+from dgemma.convert import convert
 from dgemma.model import bundled
 
 RUN = Inside(main, "dg-run")
@@ -39,8 +40,7 @@ def written(path: Path, *lines: object) -> Path:
 
 def told(path: Path) -> list[dict[str, Any]]:
     """The lines of answers, without what differs from run to run."""
-    lines = [line for _, line in json_lines.values(path)]
-    return [{k: v for k, v in line.items() if k not in ("seconds", "encoded_tokens")} for line in lines]
+    return told_of(path.read_bytes())
 
 
 def test_every_line_is_answered_as_alone(tidy: dgemma.Model, tmp_path: Path, capsys: Any) -> None:
@@ -136,10 +136,86 @@ def test_another_files_answers_are_not_gone_on_with(tmp_path: Path, capsys: Any)
     assert RUN.run(capsys, bundled("tidy"), "--batch", prompts, "-o", out)[0] == 0
     written(prompts, {"prompt": "Sort:\nsea ant"})
     kept = out.read_bytes()
-    assert "line 1 does not answer line 1" in RUN.refused(capsys, 2, bundled("tidy"), "--batch", prompts, "-o", out)
+    assert "1 of its 1 line answer none of" in RUN.refused(capsys, 2, bundled("tidy"), "--batch", prompts, "-o", out)
+    assert out.read_bytes() == kept
     out.write_text("my notes\n")
-    RUN.refused(capsys, 2, bundled("tidy"), "--batch", prompts, "-o", out)
-    assert out.read_text() == "my notes\n" and kept
+    RUN.refused(capsys, 1, bundled("tidy"), "--batch", prompts, "-o", out)
+    assert out.read_text() == "my notes\n"
+
+
+def test_answers_of_another_model_or_other_settings_are_not_mixed(tmp_path: Path, capsys: Any) -> None:
+    prompts, out = written(tmp_path / "p.jsonl", {"prompt": "Sort:\nsea fig"}, {"prompt": "a"}), tmp_path / "a.jsonl"
+    model, other = tmp_path / "m.gguf", tmp_path / "other.gguf"
+    shutil.copy(bundled("tidy"), model)
+    convert(model, other, "q4_0")
+    asked = ("--batch", prompts, "-o", out)
+    assert RUN.run(capsys, model, *asked, "--seed", 1)[0] == 0
+    kept = out.read_bytes()
+    for wrong, named in (
+        ([other, "--seed", 1], "model "),
+        ([model, "--seed", 2], "seed 1, not 2"),
+        ([model, "--seed", 1, "--effort", "low"], "steps 48, not "),
+        ([model, "--seed", 1, "--exact"], "exact False, not True"),
+        ([model, "--seed", 1, "--system", "Be brief."], "system None, not Be brief."),
+        ([model, "--seed", 1, "--raw"], "raw None, not True"),
+    ):
+        told = RUN.refused(capsys, 2, *wrong, *asked)
+        assert named in told and "--restart" in told and out.read_bytes() == kept
+    assert RUN.run(capsys, model, *asked, "--seed", 1, "--threads", 1, "--ram", "1G")[0] == 0
+    assert out.read_bytes() == kept, "what makes no other answer is no other setting"
+    shutil.move(model, tmp_path / "elsewhere.gguf")
+    assert RUN.run(capsys, tmp_path / "elsewhere.gguf", *asked, "--seed", 1)[0] == 0 and out.read_bytes() == kept
+    out.write_bytes(kept.replace(dgemma.__version__.encode(), b"0.0.9"))
+    assert "version 0.0.9, not " in RUN.refused(capsys, 2, tmp_path / "elsewhere.gguf", *asked, "--seed", 1)
+    assert RUN.run(capsys, other, *asked, "--seed", 1, "--restart")[0] == 0
+    assert len(told_lines(out)) == 2 and out.read_bytes() != kept
+
+
+def test_a_mended_line_does_not_void_the_other_answers(tmp_path: Path, capsys: Any) -> None:
+    lines: list[object] = [{"prompt": "Sort:\nsea fig", "id": i} for i in range(4)]
+    prompts, out = written(tmp_path / "p.jsonl", *lines[:2], '{"prompt": 7}', lines[3]), tmp_path / "a.jsonl"
+    asked = (bundled("tidy"), "--batch", prompts, "-o", out)
+    assert RUN.run(capsys, *asked)[0] == 1
+    before = told_lines(out)
+    written(prompts, *lines)
+    _, _, err = RUN.run(capsys, *asked)
+    assert "1 line answered, 3 were there already, 1 of changed lines were taken out" in err
+    after = told_lines(out)
+    assert [line["line"] for line in after] == [1, 2, 3, 4] and [line["id"] for line in after] == [0, 1, 2, 3]
+    assert [after[i] for i in (0, 1, 3)] == [before[i] for i in (0, 1, 3)] and "error" not in after[2]
+    written(prompts, "", lines[0], {"prompt": "new"}, *lines[1:])  # lines come in between, and numbers change
+    _, _, err = RUN.run(capsys, *asked)
+    assert "1 line answered, 4 were there already" in err
+    last = told_lines(out)
+    assert [line["line"] for line in last] == [2, 3, 4, 5, 6] and [line.get("id") for line in last] == [
+        0,
+        None,
+        1,
+        2,
+        3,
+    ]
+    assert [{**line, "line": 0} for line in last if "id" in line] == [{**line, "line": 0} for line in after]
+
+
+def test_a_last_line_without_its_end_is_kept_if_it_is_whole(tmp_path: Path, capsys: Any) -> None:
+    prompts, out = written(tmp_path / "p.jsonl", {"prompt": "Sort:\nsea fig"}, {"prompt": "a"}), tmp_path / "a.jsonl"
+    asked = (bundled("tidy"), "--batch", prompts, "-o", out)
+    assert RUN.run(capsys, *asked)[0] == 0
+    whole = out.read_bytes()
+    out.write_bytes(whole[:-1])
+    assert "0 lines answered, 2 were there already" in RUN.run(capsys, *asked)[2] and out.read_bytes() == whole
+    for cut in (whole[:-2], whole[: whole.index(b"\n") + 9], whole[: whole.index(b"\n") + 2], whole[:1]):
+        out.write_bytes(cut)
+        assert RUN.run(capsys, *asked)[0] == 0 and told(out) == told_of(whole), cut
+
+
+def told_of(data: bytes) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in data.splitlines()]
+    return [{k: v for k, v in line.items() if k not in ("seconds", "encoded_tokens")} for line in lines]
+
+
+def told_lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def test_two_at_once_are_refused(tmp_path: Path, capsys: Any) -> None:
@@ -156,6 +232,7 @@ def test_two_at_once_are_refused(tmp_path: Path, capsys: Any) -> None:
     [
         (["--batch", "p"], "-o"),
         (["-o", "a"], "--batch"),
+        (["--restart", "-p", "fig"], "--batch"),
         (["--batch", "p", "-o", "a", "-p", "fig"], "--prompt"),
         (["--batch", "p", "-o", "a", "--chat"], "--chat"),
         (["--batch", "p", "-o", "a", "--json"], "--json"),

@@ -120,6 +120,23 @@ def test_a_forked_process_has_its_own() -> None:
     assert render("3", {}) == "3"
 
 
+def test_a_renderer_ends_while_a_forked_process_lives() -> None:
+    """Which holds a copy of its pipes, so that closing them is no end to it."""
+    made = Renderer()
+    assert made.render("1", {}) == "1"
+    ends = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.close(ends[1])
+        os.read(ends[0], 1)
+        os._exit(0)
+    process = made._process
+    made.close()
+    assert process is not None and process.returncode is not None
+    os.close(ends[1])
+    assert os.waitpid(pid, 0)[1] == 0
+
+
 # ---- as transformers ----
 
 TEMPLATES = {
@@ -226,8 +243,6 @@ def test_what_a_template_says_of_messages_is_told(tmp_path: Path) -> None:
     [
         ("{% for m in messages %}{{ m.content }}", "no Jinja template: Unexpected end of template"),
         ("{{ messages | first_of_all }}", "no Jinja template: No filter named 'first_of_all'"),
-        ("{{ first_of(messages) }}", "not even a first message can be written: .*'first_of' is undefined"),
-        ("{{ raise_exception('never') }}", "not even a first message can be written: .*never"),
     ],
 )
 def test_a_template_that_is_none_is_found_when_it_is_converted(template: str, why: str, tmp_path: Path) -> None:

@@ -27,6 +27,8 @@ HAVE_GEMMA = DATA is not None and Path(DATA, "gemma-4-vocab.gguf").exists()
 BLANK = "\u2581"
 CONTROL, USER_DEFINED, BYTE = (int(gguf.TokenType[kind]) for kind in ("CONTROL", "USER_DEFINED", "BYTE"))
 
+ENDS = ("<eos>", "<turn|>", "<|tool_response>")  # are control tokens; the last is user-defined in published files
+
 
 def gemma_file(ending):
     if not HAVE_GEMMA:
@@ -64,7 +66,8 @@ class Vocabulary:
         fields = metadata(path)
         self.ours = dgemma.Tokenizer.from_gguf(path)
         self.tokens = fields["tokenizer.ggml.tokens"]
-        self.kinds = fields["tokenizer.ggml.token_type"]
+        types = fields["tokenizer.ggml.token_type"]
+        self.kinds = [CONTROL if t in ENDS else kind for t, kind in zip(self.tokens, types, strict=True)]
         merges = fields.get("tokenizer.ggml.merges", [])
         cuts = [(merge, merge.index(" ", 1)) for merge in merges]
         vocab = {token: i for i, token in enumerate(self.tokens)}
@@ -301,6 +304,95 @@ def test_gemma_opens_fast(capsys):
         seconds.append(time.perf_counter() - began)
     with capsys.disabled():
         print(f"\nopening {path.name}: {min(seconds):.3f} s", end="")
+
+
+# ---- Types that a file has wrong, and <bos> ----
+
+
+def changed_file(path, source=TINY, kinds=None, without=(), **values):
+    """A copy of a file, vocabulary alone, with other types for some tokens and other values for some keys."""
+    fields = metadata(source) | {f"tokenizer.ggml.{name}": [value] for name, value in values.items()}
+    tokens, types = fields["tokenizer.ggml.tokens"], fields["tokenizer.ggml.token_type"]
+    types = [(kinds or {}).get(token, kind) for token, kind in zip(tokens, types, strict=True)]
+    writer = gguf.GGUFWriter(path, "diffusion-gemma")
+    writer.add_tokenizer_model("gemma4")
+    writer.add_token_list(tokens)
+    writer.add_token_types(types)
+    writer.add_token_merges(fields["tokenizer.ggml.merges"])
+    for name in ("bos", "eos", "unknown", "padding", "mask"):
+        writer.add_uint32(f"tokenizer.ggml.{name}_token_id", fields[f"tokenizer.ggml.{name}_token_id"][0])
+    if "add_bos_token" not in without:
+        writer.add_add_bos_token(bool(fields["tokenizer.ggml.add_bos_token"][0]))
+    writer.add_chat_template(fields["tokenizer.chat_template"][0])
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    return dgemma.Tokenizer.from_gguf(path)
+
+
+NORMAL, UNUSED = 1, 5
+RIGHT = ["<|tool>", "<tool|>", "<|think|>", "<|turn>", "<turn|>", "<|image>", "<|image|>", "<|tool_call>"]
+RIGHT += ["<tool_call|>", "<|tool_response>", "<tool_response|>", '<|"|>', "<|channel>", "<channel|>"]
+RIGHT += ["<eos>", "<bos>", "<pad>"]
+
+
+@settings(max_examples=30, deadline=None)
+@given(data=st.data())
+def test_marks_are_marks_whatever_type_a_file_gives_them(tiny, tmp_path_factory, data):
+    wrong = {t: data.draw(st.sampled_from([NORMAL, UNUSED, BYTE])) for t in data.draw(st.sets(st.sampled_from(RIGHT)))}
+    if data.draw(st.booleans()):
+        wrong |= dict.fromkeys(ENDS, USER_DEFINED)
+    ours = changed_file(tmp_path_factory.mktemp("wrong") / "v.gguf", kinds=wrong)
+    assert list(ours.kinds) == list(tiny.ours.kinds)
+    text = "".join(data.draw(st.lists(st.sampled_from([*RIGHT, "the ", "\n", "<|", "|>", "</s>", "<b>"]))))
+    for special in (True, False):
+        ids = tiny.ours.encode(text, special=special)
+        assert ours.encode(text, special=special) == ids
+        assert ours.decode(ids, special=special) == tiny.ours.decode(ids, special=special)
+
+
+@settings(max_examples=200, deadline=None)
+@given(text=st.text('<>|/sab_"', min_size=2, max_size=8))
+def test_what_merely_looks_like_a_mark_keeps_its_meaning(tmp_path_factory, text):
+    """A token that is no <|name>, <name|> or <|name|>, and none of marks.def, is what its file says."""
+    name = text[1:-1].removeprefix("|").removesuffix("|")
+    mark = len(text) > 3 and text[0] == "<" and text[-1] == ">" and "|" in (text[1], text[-2])
+    mark = (mark and name != "" and all(c.isalnum() or c == "_" for c in name)) or text == "</s>"
+    path = tmp_path_factory.mktemp("alike") / "v.gguf"
+    writer = gguf.GGUFWriter(path, "any")
+    writer.add_tokenizer_model("gemma4")
+    writer.add_token_list(["<unk>", *'<>|/sab_"', text])
+    writer.add_token_types([2, *[NORMAL] * 9, NORMAL])
+    writer.add_unk_token_id(0)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    kind = USER_DEFINED if text == '<|"|>' else CONTROL if mark else NORMAL
+    assert dgemma.Tokenizer.from_gguf(path).kinds[-1] == kind
+
+
+def test_gemma_has_no_text_that_looks_like_a_mark(gemma):
+    """Its own types are right but for one, and </s> is HTML: it stays text beside <|tool_response>."""
+    declared = metadata(gemma_file("gguf"))["tokenizer.ggml.token_type"]
+    taken = list(gemma.ours.kinds)
+    assert [gemma.tokens[i] for i in range(len(taken)) if taken[i] != declared[i]] == ["<|tool_response>"]
+    assert taken[gemma.tokens.index("</s>")] == NORMAL
+
+
+@pytest.mark.parametrize("value", [True, False, None])
+def test_gemma_prompts_begin_with_bos_whatever_the_file_asks(tmp_path, value):
+    without = ("add_bos_token",) if value is None else ()
+    ours = changed_file(tmp_path / "v.gguf", without=without, **({} if value is None else {"add_bos_token": value}))
+    assert ours.add_bos
+    assert ours.prompt("the") == [2, *ours.encode("the")] == ours.prompt("<bos>the")
+    assert ours.chat([{"role": "user", "content": "w?"}]).count(2) == 1
+
+
+def test_a_vocabulary_without_gemmas_bos_does_as_the_file_asks(tmp_path):
+    for value in (True, False):
+        ours = changed_file(tmp_path / "v.gguf", add_bos_token=value, bos_token_id=5)  # <|tool>
+        assert ours.add_bos is value
+        assert ours.prompt("the") == [5] * value + ours.encode("the")
 
 
 def test_unknown_characters_fuse(sudoku):

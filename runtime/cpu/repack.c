@@ -63,9 +63,11 @@ int gemm_repack(const ops *o, layer *layers, int32_t n_layer, int64_t budget, ui
         total += count[l] * each;
         if (count[l] < n) break;
     }
+    const int64_t left = dg_memory_free();
     int status = DG_OK;
     if (!least) status = fail(error, DG_ERROR_BACKEND, "repack is not available on %s %s", o->name, o->gemm ? "for this model's experts" : "in float32");
     else if (!total) status = fail(error, DG_ERROR_MEMORY, "repack: expected at least the %lld bytes of one expert, got %lld", (long long)least, (long long)budget);
+    else if (total > left && left > 0) status = fail(error, DG_ERROR_MEMORY, "repack: the copies take %lld bytes, and %lld bytes of memory are free", (long long)total, (long long)left);
     else if (!(*memory = os_reserve((size_t)total))) status = fail(error, DG_ERROR_SYSTEM, "repack: no memory for %lld bytes", (long long)total);
     else *bytes = (size_t)total;
     uint8_t *at = *memory;

@@ -6,14 +6,16 @@ from pathlib import Path
 from typing import Any
 
 from dgemma.errors import Error, UsageError
+from dgemma.output import MARK, marked_kind, whole_file
 
-KINDS = (".svg", ".png")
+MAKER = {".svg": "Creator", ".png": "Software"}  # the kinds of charts: what each calls the field of who made it
+CHART = marked_kind("a chart of dgemma", MARK.encode())
 
 
 def refuse_chart(path: Path, extra: str) -> None:
     """Raises where --plot could not work, before anything is measured. extra: what brings matplotlib."""
-    if path.suffix.lower() not in KINDS:
-        raise UsageError(f"--plot {path}: expected a name that ends in {' or '.join(KINDS)}")
+    if path.suffix.lower() not in MAKER:
+        raise UsageError(f"--plot {path}: expected a name that ends in {' or '.join(MAKER)}")
     try:
         import matplotlib  # noqa: F401
     except ImportError:
@@ -49,8 +51,8 @@ def save(figure: Any, *paths: Path) -> None:
 
     try:
         for path in paths:
-            figure.savefig(path, dpi=150)
-    except OSError as problem:
-        raise Error(f"{path}: {(problem.strerror or str(problem)).lower()}") from None
+            name = path.suffix.lower()
+            with whole_file(path, CHART) as file:
+                figure.savefig(file, format=name[1:], dpi=150, metadata={MAKER[name]: MARK})
     finally:
         pyplot.close(figure)

@@ -159,11 +159,11 @@ class Conversation:
     def _stream(
         self, ids: list[int], on_encode: OnEncode | None, options: dict[str, Any]
     ) -> Generator[Told, None, None]:
-        if not self._busy.acquire(blocking=False):
-            raise Error(BUSY)
         tokenizer = self.model.tokenizer
         marks = tokenizer.chat_template is not None
         reader = Reader(tokenizer, marks and opens_thought(tokenizer, ids), marks)
+        if not self._busy.acquire(blocking=False):
+            raise Error(BUSY)
         result: Result | None = None
         reused = 0
         self.last = None

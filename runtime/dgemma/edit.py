@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from dgemma.errors import UsageError
-from dgemma.fill import Filled, Hole, Layout, Turns, done, filling
+from dgemma.fill import Filled, Hole, Layout, Turns, done, filling, within
 from dgemma.session import OnEncode, OnStep, Session
 
 if TYPE_CHECKING:
@@ -78,8 +78,15 @@ def edit(
     model: Model, text: str, span: tuple[int, int], instruction: str, *, on_step: OnStep | None = None, **given: Any
 ) -> Edited:
     """Model.edit, which documents it."""
-    with model.session(model.config.context_length) as session:
+    with model.session(room_for(model, text, instruction, given.get("lengths"))) as session:
         return done(editing(session, text, span, instruction, **given), on_step)
+
+
+def room_for(model: Model, text: str, instruction: str, lengths: Sequence[int] | None) -> int:
+    """The context that editing needs: what follows the passage may take half of it, beside the message."""
+    tokens = len(model.tokenizer.encode(text))
+    longest = max(lengths_for(tokens) if lengths is None else lengths, default=0)
+    return within(model, 4 * tokens + 2 * len(model.tokenizer.encode(instruction)) + longest)
 
 
 def editing(

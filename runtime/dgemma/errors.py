@@ -4,7 +4,8 @@ from typing import Any
 
 from dgemma._native import ffi, lib
 
-_ONE_LINE = dict.fromkeys([*range(32), 127, 0x85, 0x2028, 0x2029], "?")  # as the library does
+# As the library does: controls, ends of lines, and overrides of the direction of text.
+_ONE_LINE = dict.fromkeys([*range(32), *range(127, 160), *range(0x2028, 0x202F), *range(0x2066, 0x206A)], "?")
 
 
 class Error(Exception):

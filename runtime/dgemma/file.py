@@ -20,8 +20,10 @@ import numpy as np
 
 from dgemma import formats
 from dgemma._native import ffi, lib
-from dgemma.errors import UsageError, check, new_error
+from dgemma.config import Config
+from dgemma.errors import Error, UsageError, check, new_error
 from dgemma.formats import Format
+from dgemma.handle import Handle
 
 # GGUF's kinds of values: their numbers, and how struct packs them. An array's kind is its elements' with an S.
 KINDS = {
@@ -34,7 +36,7 @@ _NAMES = {number: name for name, (number, _) in KINDS.items()} | {ARRAY: "ARRAY"
 
 @dataclass(frozen=True)
 class Value:
-    """A key's value. `data` is in the mapped file: use it, and what is computed from it, while the file is open."""
+    """A key's value. `data` is in the mapped file, and keeps it mapped."""
 
     kind: str  # "U32", "STRINGS", ...; arrays of arrays are "ARRAYS"
     count: int  # of an array, otherwise 1
@@ -73,7 +75,7 @@ class Value:
 
 @dataclass(frozen=True)
 class Tensor:
-    """`dims` fastest first; `data` is in the mapped file."""
+    """`dims` fastest first; `data` is in the mapped file, which it keeps mapped; empty where no format is known."""
 
     name: str
     format: Format
@@ -97,31 +99,40 @@ class File:
             raise UsageError(f"a path cannot hold a null character: {path!r}")
         out, error = ffi.new("dg_file **"), new_error()
         check(lib.dg_file_open(name, out, error), error)
-        self._pointer = ffi.gc(out[0], lib.dg_file_free)
-        self.bytes = int(lib.dg_file_bytes(self._pointer))
-        self.parts = int(lib.dg_file_parts(self._pointer))
+        self._path = os.fsdecode(name)
+        self._handle: Handle | None = Handle(out[0], lib.dg_file_free)
+        self.bytes = int(lib.dg_file_bytes(self._handle.pointer))
+        self.parts = int(lib.dg_file_parts(self._handle.pointer))
         self.values: dict[str, Value] = {}
-        for key, value in self._values():
+        for key, value in self._values(self._handle):
             self.values.setdefault(key, value)  # the runtime too takes the first of equal keys
-        self.tensors: list[Tensor] = list(self._tensors())
+        self.tensors: list[Tensor] = list(self._tensors(self._handle))
 
     def get(self, key: str) -> Any:
         """The value of a key as Python has it, or None."""
         return self.values[key].value if key in self.values else None
 
-    def _values(self) -> Iterator[tuple[str, Value]]:
+    def config(self) -> Config:
+        """What a model's file says beside its weights, whatever their types. Raises FormatError for another file."""
+        out, error = ffi.new("dg_config *"), new_error()
+        check(lib.dg_file_config(self._open_handle().pointer, out, error), error)
+        return Config(out)
+
+    @staticmethod
+    def _values(file: Handle) -> Iterator[tuple[str, Value]]:
         found, i = ffi.new("dg_file_value *"), 0
-        while lib.dg_file_value_at(self._pointer, i, found):
+        while lib.dg_file_value_at(file.pointer, i, found):
             kind = f"{_NAMES[found.element]}S" if found.kind == ARRAY else _NAMES[found.kind]
-            data = ffi.buffer(found.data, found.bytes)
+            data = file.buffer(found.data, found.bytes)
             yield _text(found.key, found.key_bytes), Value(kind, int(found.count), data)
             i += 1
 
-    def _tensors(self) -> Iterator[Tensor]:
+    @staticmethod
+    def _tensors(file: Handle) -> Iterator[Tensor]:
         found, i = ffi.new("dg_file_tensor *"), 0
-        while lib.dg_file_tensor_at(self._pointer, i, found):
+        while lib.dg_file_tensor_at(file.pointer, i, found):
             name, dims = _text(found.name, found.name_bytes), tuple(found.dims[0 : found.n_dims])
-            yield Tensor(name, formats.by_id(found.type), dims, ffi.buffer(found.data, found.bytes))
+            yield Tensor(name, formats.type_of(found.type), dims, file.buffer(found.data, found.bytes))
             i += 1
 
     def check(self) -> None:
@@ -129,12 +140,18 @@ class File:
         zeros. To be called once that is done.
         """
         error = new_error()
-        check(lib.dg_file_check(self._pointer, error), error)
+        check(lib.dg_file_check(self._open_handle().pointer, error), error)
+
+    def _open_handle(self) -> Handle:
+        handle = self._handle
+        if handle is None:
+            raise Error(f"this file is closed: {self._path}")
+        return handle
 
     def close(self) -> None:
-        """Unmaps the file: nothing of it may be read any more. Again does nothing."""
+        """Lets go of the file, which is unmapped once nobody holds data of it any more. Again does nothing."""
         self.values, self.tensors = {}, []
-        ffi.release(self._pointer)
+        self._handle = None
 
     def __enter__(self) -> File:
         return self

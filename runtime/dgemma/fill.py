@@ -96,9 +96,15 @@ class Layout:
     owners: list[int]  # which hole a token is of, in order; -1: none
     first: int
     last: int
+    begun: bool = False  # the text begins with <bos>, which is not among the ids: see _beginning
 
     @classmethod
-    def of(cls, model: Model, pieces: Pieces, lengths: Sequence[int], special: bool) -> Layout:
+    def of(
+        cls, model: Model, pieces: Pieces, lengths: Sequence[int], special: bool, behind_prompt: bool = True
+    ) -> Layout:
+        context = model.config.context_length
+        if sum(lengths) > context:  # before lists of so many are made
+            raise UsageError(f"holes of {sum(lengths)} tokens do not fit: the model's context is {context}")
         ids: list[int] = []
         owners: list[int] = []
         hole = 0
@@ -111,15 +117,18 @@ class Layout:
                 more = model.tokenizer.encode(piece, special=special)
                 ids += more
                 owners += [-1] * len(more)
+        begun = not behind_prompt and ids[:1] == [model.tokenizer.bos_id] and owners[0] < 0
+        if begun:
+            del ids[0], owners[0]
         inside = [at for at, owner in enumerate(owners) if owner >= 0]
         n, begin, end = model.config.canvas_length, inside[0], inside[-1] + 1
         if len(ids) <= n:
-            return cls(ids, owners, 0, len(ids))
+            return cls(ids, owners, 0, len(ids), begun)
         if end - begin <= n:  # one canvas, the holes in its middle
             first = min(max(0, begin - (n - (end - begin)) // 2), len(ids) - n)
-            return cls(ids, owners, first, first + n)
+            return cls(ids, owners, first, first + n, begun)
         first = max(0, begin - n // 4)
-        return cls(ids, owners, first, min(len(ids), first + -(-(end - first) // n) * n))
+        return cls(ids, owners, first, min(len(ids), first + -(-(end - first) // n) * n), begun)
 
     def canvas(self, model: Model, end_id: int) -> tuple[list[int], list[bool]]:
         """Ids and pins. Where the text ends on a canvas, an end id and pad ids are pinned behind it."""
@@ -156,6 +165,9 @@ class Tried:
     step: Step
 
 
+SPARE = 4  # canvases to spare: those that holes share with the text beside them
+TEMPLATE = 256  # tokens that a chat template may add
+
 Turns: TypeAlias = Generator[Tried | None, None, "T"]  # None: more of the prompt is encoded
 T = TypeVar("T")
 
@@ -164,8 +176,28 @@ def fill(
     model: Model, text: str | Pieces, prompt: Prompt | None = None, *, on_step: OnStep | None = None, **given: Any
 ) -> Filled:
     """Model.fill, which documents it."""
-    with model.session(model.config.context_length) as session:
+    with model.session(room_for(model, text, prompt, given.get("lengths", LENGTHS))) as session:
         return done(filling(session, text, prompt, **given), on_step)
+
+
+def room_for(model: Model, text: str | Pieces, prompt: Prompt | None, lengths: Sequence[int]) -> int:
+    """The context that filling needs: of all tokens, those beside the canvases, and some to spare. The model's whole
+    context may be more than there is memory for.
+    """
+    pieces = pieces_of(text) if isinstance(text, str) else text
+    tokens = 0 if prompt is None else len(model.prompt_ids(prompt))
+    for piece in pieces:
+        if isinstance(piece, Hole):
+            tokens += max(lengths, default=0) if piece.length is None else piece.length
+        else:
+            tokens += len(model.tokenizer.encode(piece))
+    return within(model, tokens)
+
+
+def within(model: Model, tokens: int) -> int:
+    """A context of so many tokens and some canvases, as far as the model has it."""
+    most: int = model.config.context_length
+    return min(most, tokens + TEMPLATE + SPARE * int(model.config.canvas_length))
 
 
 def done(turns: Turns[T], on_step: OnStep | None) -> T:
@@ -208,7 +240,7 @@ def filling(
 
     def made(lengths: tuple[int, ...]) -> Turns[Trial]:
         if lengths not in trials:
-            layout = Layout.of(model, pieces, lengths, special)
+            layout = Layout.of(model, pieces, lengths, special, bool(before))
             trials[lengths] = yield from _try(
                 session, layout, before, lengths, several, len(trials), on_encode, options
             )
@@ -290,9 +322,9 @@ def _encode(session: Session, prompt: list[int], on_encode: OnEncode | None) -> 
 
 
 def _beginning(model: Model, layout: Layout) -> list[int]:
-    """What a text without a prompt begins with; a canvas needs something before it."""
+    """What a text without a prompt begins with: <bos>, once. A canvas needs something before it."""
     bos = model.tokenizer.bos_id
-    if bos is not None and (model.tokenizer.add_bos or layout.first == 0):
+    if bos is not None and (model.tokenizer.add_bos or layout.begun or layout.first == 0):
         return [bos]
     if layout.first == 0:
         raise UsageError("this model's file has no <bos>: a text whose holes are on its first canvas needs a prompt")

@@ -15,12 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dgemma._native import ffi, lib
+from dgemma.errors import FormatError
 
 
 class Format:
-    """One line of the table: `name`, GGUF `id`, values per `block`, `bytes` per block, and whether it `encodes`."""
+    """One line of the table: `name`, GGUF `id`, values per `block`, `bytes` per block; what it can do."""
 
-    __slots__ = ("_native", "block", "bytes", "encodes", "id", "name")
+    __slots__ = ("_native", "block", "bytes", "decodes", "encodes", "id", "name")
 
     def __init__(self, native: Any) -> None:
         """Describes the `const dg_format *` native."""
@@ -29,6 +30,7 @@ class Format:
         self.id: int = native.id
         self.block: int = native.block
         self.bytes: int = native.bytes
+        self.decodes: bool = native.decode != ffi.NULL
         self.encodes: bool = native.encode != ffi.NULL
 
     def __repr__(self) -> str:
@@ -101,6 +103,8 @@ class Format:
 
     def decode(self, blocks: Any) -> NDArray[np.float32]:
         """Blocks [..., n / block * bytes], an array or any buffer of bytes -> values [..., n]. The GIL is released."""
+        if not self.decodes:
+            raise FormatError(f"values of type {self.name} are not read by this build")
         if not isinstance(blocks, np.ndarray):
             blocks = np.frombuffer(blocks, dtype=np.uint8)
         blocks = np.ascontiguousarray(blocks).view(np.uint8)
@@ -128,6 +132,22 @@ def by_name(name: str) -> Format:
 def by_id(number: int) -> Format:
     """The format that GGUF files number so; KeyError when there is none."""
     return _numbered()[number]
+
+
+class Unknown(Format):
+    """A type that nobody knows: its number is all there is to tell."""
+
+    __slots__ = ()
+
+    def __init__(self, number: int) -> None:
+        self.name, self.id, self.block, self.bytes = f"type {number}", number, 1, 0
+        self.decodes = self.encodes = False
+
+
+def type_of(number: int) -> Format:
+    """The same for every type that a file may have; those that are not in the table do not decode."""
+    native = lib.dg_type_find(number)
+    return _numbered().get(number) or (Format(native) if native else Unknown(number))
 
 
 @cache

@@ -1,34 +1,81 @@
-"""Ownership of what the C library allocates."""
+"""Ownership of what the C library allocates, and the locks of what Python owns."""
 
 from __future__ import annotations
 
+import os
+import threading
 import weakref
 from collections.abc import Callable
 from typing import Any
+from weakref import WeakSet
+
+from dgemma._native import ffi
 
 
 class Handle:
-    """Owns one C object: frees it when closed or forgotten, and never after its parent, which it keeps alive.
+    """Owns one C object, which is freed when nobody holds its pointer any more, and never before its children.
 
-    An object made for another one (a session for its model) dies before it, in whatever order Python forgets them.
+    `pointer` is itself an owner: a call into the library keeps its arguments until it returns, so that whatever closes
+    the handle meanwhile, in whatever thread, the object outlives the call. An object made for another one (a session
+    for its model) keeps that one, and so dies before it.
     """
 
-    __slots__ = ("__weakref__", "_finalizer", "_pointer")
+    __slots__ = ("_pointer",)
 
     def __init__(self, pointer: Any, free: Callable[[Any], None], parent: Handle | None = None) -> None:
-        self._pointer = pointer
-        self._finalizer = weakref.finalize(self, _free, pointer, free, parent)
-        self._finalizer.atexit = False  # a daemon thread may still be inside; the process's end frees it all
+        owner = ffi.cast(ffi.typeof(pointer), pointer)
+        _when_dead(owner, _free, free, pointer, None if parent is None else parent.pointer)
+        self._pointer = owner
 
     @property
     def pointer(self) -> Any:
+        """The C object, to be passed as it is. A pointer that was read out of it is not an owner."""
         return self._pointer
 
+    def buffer(self, part: Any, size: int) -> Any:
+        """`size` bytes of the object's memory, at a pointer that was read out of it: a buffer that keeps the object."""
+        _when_dead(part, _let_go, self._pointer)
+        return ffi.buffer(part, size)
+
     def close(self) -> None:
-        """Frees the object now; again does nothing. Whoever calls this makes sure that nothing uses it."""
-        self._finalizer()
+        """Lets go of the object: it is freed now, or when the last call that is inside has ended. Again does nothing.
+
+        Whoever calls this makes sure that nobody asks for the pointer again.
+        """
+        self._pointer = None
 
 
-def _free(pointer: Any, free: Callable[[Any], None], parent: Handle | None) -> None:
-    del parent  # held by the finalizer's arguments until here
+def _when_dead(owner: Any, then: Callable[..., None], *held: Any) -> None:
+    """Calls then(*held) once nobody holds the object `owner` any more. `held` is kept from outside until then: what
+    Python finds forgotten all at once, it forgets in any order.
+    """
+    finalizer = weakref.finalize(owner, then, *held)
+    finalizer.atexit = False  # a daemon thread may still be inside; the process's end frees it all
+
+
+def _free(free: Callable[[Any], None], pointer: Any, above: Any) -> None:
     free(pointer)
+    del above
+
+
+def _let_go(above: Any) -> None:
+    del above
+
+
+_owners: WeakSet[Any] = WeakSet()
+
+
+def give_lock(owner: Any) -> None:
+    """Gives an object a re-entrant lock, as owner._lock. It is free in a forked process, which has none of the threads
+    that may have held it.
+    """
+    owner._lock = threading.RLock()
+    _owners.add(owner)
+
+
+def _in_child() -> None:
+    for owner in list(_owners):
+        owner._lock = threading.RLock()
+
+
+os.register_at_fork(after_in_child=_in_child)

@@ -2,57 +2,42 @@
 
     dgemma.Model("hf:unsloth/diffusiongemma-26B-A4B-it-GGUF:Q4_K_M")
 
-Files are kept in the Hub's own cache (HF_HOME), which other programs share, and fetched once: with HF_HUB_OFFLINE=1, or
-where the Hub cannot be reached, what is there is used. The endpoint, tokens and proxies are those of `huggingface_hub`,
-which is an optional extra. It starts a download over when a process dies in it; large files are therefore fetched here,
-go on where they broke off, and are put into the cache once their SHA-256 is right.
+Files are kept in the Hub's own cache (HF_HOME), which other programs share, and fetched once: with HF_HUB_OFFLINE=1
+what is there is used, and so it is where the Hub cannot be asked or refuses, which a line on standard error then says.
+The endpoint, tokens and proxies are those of `huggingface_hub`, which is an optional extra. Files are fetched here, not
+by it: they go on where they broke off, get their name in the cache when their SHA-256 is right, and nothing that a
+server says becomes a path unchecked.
 """
 
 from __future__ import annotations
 
 import fcntl
-import hashlib
+import json
 import os
-import re
+import secrets
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, TypeVar
+from urllib.parse import quote
 
 from dgemma.errors import Error, FormatError, SystemFailure, UsageError
+from dgemma.hub_cache import COMMIT, SHA256, blob, cached, folder_of, git_checksum, link, remember, sha256, snapshot
+from dgemma.hub_names import PREFIX, Name, is_checkpoint, is_relative, lacks_parts, parse, small, weights
+from dgemma.hub_names import of_type as _of_type
 from dgemma.progress import progress_bar
 from dgemma.sizes import size_text
+from dgemma.terminal import one_line, tell
 
-PREFIX = "hf:"
 TRIES = 5  # without a byte in between
 PAUSE = 1.0  # seconds before the second, then twice as long each time
-CHUNK = 1 << 20
-SHAPE = re.compile(r"hf:([\w.-]+/[\w.-]+)(?:@([^:@\s]+))?(?::([^:\s]+))?")
-PART = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf", re.IGNORECASE)
-NO_MODEL = re.compile(r"(mmproj|imatrix)", re.IGNORECASE)  # GGUF files beside models
-
-
-@dataclass(frozen=True)
-class Name:
-    """hf:owner/name[@revision][:type]."""
-
-    repository: str
-    revision: str | None
-    type: str | None
-
-    def __str__(self) -> str:
-        revision = f"@{self.revision}" if self.revision else ""
-        return f"{PREFIX}{self.repository}{revision}" + (f":{self.type}" if self.type else "")
-
-
-def parse(text: str) -> Name:
-    found = SHAPE.fullmatch(text)
-    if not found:
-        raise UsageError(f"{text}: expected hf:owner/name, hf:owner/name@revision or hf:owner/name:TYPE")
-    return Name(*found.groups())
+ASKED = 10.0  # seconds that the Hub may take to list a repository
+LISTING = 64 << 20  # bytes of a repository's listing at most
+LARGEST = 1 << 62  # bytes of a file at most
+T = TypeVar("T")
 
 
 def local_model(path: str | os.PathLike[str]) -> str:
@@ -64,9 +49,7 @@ def local_model(path: str | os.PathLike[str]) -> str:
     if not text.startswith(PREFIX):
         return text
     name = parse(text)
-    with _hub_errors(name):
-        repository = _look(name)
-        return os.fspath(repository.fetch(_of_type(name, repository.files))[0])
+    return os.fspath(_from_hub(name, lambda repository: repository.fetch(_of_type(name, repository.files))[0]))
 
 
 def local_source(path: str | os.PathLike[str]) -> Path:
@@ -77,12 +60,7 @@ def local_source(path: str | os.PathLike[str]) -> Path:
     if not text.startswith(PREFIX):
         return Path(text)
     name = parse(text)
-    with _hub_errors(name):
-        repository = _look(name)
-        if name.type or not _is_checkpoint(repository.files):
-            return repository.fetch(_of_type(name, repository.files))[0]
-        repository.fetch(_small(repository.files))  # first: whoever finds the weights finds them all
-        return repository.fetch(_weights(repository.files))[0].parent
+    return _from_hub(name, lambda repository: _source(name, repository))
 
 
 def local_headers(path: str | os.PathLike[str], folder: Path) -> Path:
@@ -93,72 +71,77 @@ def local_headers(path: str | os.PathLike[str], folder: Path) -> Path:
     if not text.startswith(PREFIX):
         return Path(text)
     name = parse(text)
-    with _hub_errors(name):
-        repository = _look(name)
-        if name.type or not _is_checkpoint(repository.files) or not repository.online:
-            return local_source(path)
+
+    def headers(repository: _Repository) -> Path:
+        if name.type or not is_checkpoint(repository.files) or not repository.online:
+            return _source(name, repository)
         out = folder / name.repository.rpartition("/")[2]
         out.mkdir()
-        for file in repository.fetch(_small(repository.files)):
+        for file in repository.fetch(small(repository.files)):
             shutil.copyfile(file, out / file.name)
-        for file_name in _weights(repository.files):
+        for file_name in weights(repository.files):
             repository.copy_header(file_name, out / file_name)
         return out
 
-
-# ---- Which files ----
-
-
-def _is_checkpoint(files: Iterable[str]) -> bool:
-    return "config.json" in files and any(_is_weights(file) for file in files)
+    return _from_hub(name, headers)
 
 
-def _is_weights(file: str) -> bool:
-    return file.endswith(".safetensors") and "/" not in file
+def _source(name: Name, repository: _Repository) -> Path:
+    files = repository.files
+    if name.type or not is_checkpoint(files):
+        return repository.fetch(_of_type(name, files))[0]
+    if not repository.online and lacks_parts(files):
+        raise FormatError(f"{name}: some of its weights are not in the cache")
+    repository.fetch(small(files))  # first: whoever finds the weights finds them all
+    return repository.fetch(weights(files))[0].parent
 
 
-def _weights(files: Sequence[str]) -> list[str]:
-    return ["model.safetensors"] if "model.safetensors" in files else [file for file in files if _is_weights(file)]
+# ---- The Hub, or its cache ----
 
 
-def _small(files: Iterable[str]) -> list[str]:
-    """What a converter reads beside the weights."""
-    return [f for f in files if "/" not in f and f.endswith((".json", ".jinja", "tokenizer.model"))]
+def _from_hub(name: Name, use: Callable[[_Repository], T]) -> T:
+    """What `use` makes of a repository: the Hub's, or where that cannot be asked or refuses, what the cache has."""
+    try:
+        from huggingface_hub.errors import HFValidationError, OfflineModeIsEnabled
+        from huggingface_hub.utils import validate_repo_id
+    except ImportError:
+        raise UsageError(f"{name}: needs huggingface_hub: pip install 'dgemma[hub]'") from None
+    except ValueError as problem:  # an HF_ENDPOINT that is no address
+        raise SystemFailure(f"{name}: huggingface_hub: {problem}") from None
+    try:
+        validate_repo_id(name.repository)
+    except HFValidationError as problem:
+        raise UsageError(f"{name}: {problem}") from None
+    refused: Exception
+    try:
+        return use(_Repository(name, *_listing(name)))
+    except (_http_error(), OfflineModeIsEnabled, _Broken, _Strange, ValueError) as problem:
+        refused = problem  # a ValueError: of an endpoint or a proxy that is none
+    except OSError as problem:
+        raise SystemFailure(f"{name}: {problem.filename or 'the cache'}: {problem.strerror or problem}") from None
+    offline, why = isinstance(refused, OfflineModeIsEnabled), _reason(name, refused)
+    kind = FormatError if isinstance(refused, _Strange) else SystemFailure
+    found = cached(name)
+    if found is None:
+        raise kind(f"{name}: {why}; and it is not in the cache") from None
+    try:
+        result = use(_Repository(name, None, dict.fromkeys(found[1]), found[0]))
+    except Error as problem:
+        if offline:
+            raise
+        lacking = str(problem).removeprefix(f"{name}: ")
+        raise kind(f"{name}: {why}; and the cache has not all of it: {lacking}") from None
+    if not offline:
+        tell(one_line(f"{name}: {why}; what the cache has is used"))
+    return result
 
 
-def _of_type(name: Name, files: Sequence[str]) -> list[str]:
-    """The one GGUF file, or the parts of the one, that a name asks for."""
-    wholes: dict[str, list[str]] = {}
-    for file in sorted(files):
-        if file.lower().endswith(".gguf") and not NO_MODEL.match(PurePosixPath(file).name):
-            part = PART.fullmatch(file)
-            wholes.setdefault(f"{part[1]}.gguf" if part else file, []).append(file)
-    fitting = [whole for whole in wholes if name.type is None or _fits(whole, wholes[whole], name.type)]
-    if len(fitting) != 1:
-        raise UsageError(f"{name}: {_complaint(name, fitting, wholes, files)}")
-    parts = wholes[fitting[0]]
-    if (part := PART.fullmatch(parts[0])) and len(parts) != int(part[3]):
-        raise FormatError(f"{name}: {fitting[0]} has {int(part[3])} parts, of which there are {len(parts)}")
-    return parts
+class _Broken(Exception):
+    """A connection that ended too early."""
 
 
-def _fits(whole: str, parts: Sequence[str], type: str) -> bool:
-    if type.lower() in (whole.lower(), PurePosixPath(whole).name.lower(), parts[0].lower()):
-        return True
-    return bool(re.search(rf"(^|[-./]){re.escape(type.lower())}\.gguf$", whole.lower()))
-
-
-def _complaint(name: Name, fitting: list[str], wholes: Iterable[str], files: Iterable[str]) -> str:
-    if fitting:
-        return f"several files fit; give one, as {PREFIX}owner/name:TYPE or :FILE: {', '.join(fitting)}"
-    if wholes:
-        return f"no file is of that type; there are {', '.join(wholes)}"
-    if _is_checkpoint(list(files)):
-        return f"no GGUF file there, but a checkpoint: dg-convert {name} -o FILE makes one of it"
-    return "no GGUF file there" if any(files) else "nothing of it is in the cache"
-
-
-# ---- Repositories ----
+class _Strange(Exception):
+    """An answer that is none of the Hub's."""
 
 
 @dataclass(frozen=True)
@@ -168,10 +151,10 @@ class _File:
 
 
 class _Repository:
-    """The files of one commit; offline those that are in the cache."""
+    """The files of one commit; offline those that are in a folder of the cache."""
 
-    def __init__(self, name: Name, files: dict[str, _File], commit: str | None, folder: Path | None) -> None:
-        self._name, self._files, self._commit, self._folder = name, files, commit, folder
+    def __init__(self, name: Name, commit: str | None, files: dict[str, Any], folder: Path | None = None) -> None:
+        self._name, self._commit, self._files, self._folder = name, commit, files, folder
 
     @property
     def files(self) -> list[str]:
@@ -183,23 +166,50 @@ class _Repository:
 
     def fetch(self, wanted: Sequence[str]) -> list[Path]:
         """The wanted files, in the cache."""
-        if self._folder is None:
-            for file in wanted:
-                if self._files[file].sha256:
-                    _fetch_blob(self._name, file, self._files[file], self._url(file))
-            folder = Path(_snapshot(self._name, wanted, local_only=False))
-        else:
-            folder = self._folder
-        found = [folder / file for file in wanted]
-        for path in found:
-            if not path.exists():
-                raise SystemFailure(f"{self._name}: {path.name} could not be fetched")
+        if self._commit is None:
+            assert self._folder is not None
+            return [self._folder / file for file in wanted]
+        about = [_about(file, self._files[file]) for file in wanted]  # all, before anything is fetched
+        found = [self._fetch(file, of) for file, of in zip(wanted, about, strict=True)]
+        self._link_known()
+        remember(self._name, self._commit)
         return found
+
+    def _fetch(self, file: str, of: _File) -> Path:
+        assert self._commit is not None
+        there = snapshot(self._name, self._commit) / file
+        if there.exists():
+            return there
+        to = _fetch_large(self._name, file, of, self._url(file)) if of.sha256 else self._fetch_small(file, of)
+        return link(self._name, self._commit, file, to)
+
+    def _fetch_small(self, file: str, of: _File) -> Path:
+        """A file that has no SHA-256, from its beginning, under git's checksum."""
+        part = folder_of(self._name) / "blobs" / f"{secrets.token_hex(8)}.incomplete"
+        part.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with part.open("wb") as out:
+                _download(self._url(file), of.size, out, None)
+            to = blob(self._name, git_checksum(part))
+            os.replace(part, to)
+        finally:
+            part.unlink(missing_ok=True)
+        return to
+
+    def _link_known(self) -> None:
+        """What the cache has from an earlier commit is this one's too: it is found when the Hub cannot be asked."""
+        assert self._commit is not None
+        for file, told in self._files.items():
+            with suppress(_Strange, OSError):
+                of = _about(file, told)
+                if of.sha256 and (there := blob(self._name, of.sha256)).is_file():
+                    link(self._name, self._commit, file, there)
 
     def copy_header(self, file: str, to: Path) -> None:
         """The header of a safetensors file, as a file of the whole one's length."""
-        size = self._files[file].size
-        assert size is not None
+        size = _about(file, self._files[file]).size
+        if size is None:
+            raise _Strange(f"{file} has no size there")
         length = int.from_bytes(self._read(file, 0, 8), "little")
         if not 2 <= length <= min(size, 100_000_000):
             raise FormatError(f"{self._name}: {file}: not a safetensors file")
@@ -219,80 +229,80 @@ class _Repository:
         return bytes(data[:count])
 
     def _url(self, file: str) -> str:
-        from huggingface_hub import hf_hub_url
+        from huggingface_hub import constants
 
-        return str(hf_hub_url(self._name.repository, file, revision=self._commit))
+        return f"{constants.ENDPOINT}/{self._name.repository}/resolve/{self._commit}/{quote(file)}"
 
 
-def _look(name: Name) -> _Repository:
-    """Asks the Hub; where it cannot be asked, the cache."""
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+# ---- What the Hub says ----
 
+
+def _listing(name: Name) -> tuple[str, dict[str, Any]]:
+    """The commit that a name stands for, and what is told of each of its files."""
+    from huggingface_hub import constants
+
+    revision = quote(name.revision or constants.DEFAULT_REVISION, safe="")
+    url = f"{constants.ENDPOINT}/api/models/{name.repository}/revision/{revision}?blobs=true"
+    data = bytearray()
+    with _get(url, timeout=ASKED) as response:
+        for chunk in response.iter_bytes():
+            data += chunk
+            if len(data) > LISTING:
+                raise _Strange(f"its list of files is longer than {size_text(LISTING)}")
     try:
-        info = HfApi().model_info(name.repository, revision=name.revision, timeout=10, files_metadata=True)
-    except (_http_error(), OfflineModeIsEnabled) as problem:
-        status = problem.response.status_code if isinstance(problem, HfHubHTTPError) else 503
-        folder = _cached(name)
-        if status < 500 or not folder:
-            raise
-        names = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
-        return _Repository(name, dict.fromkeys(names, _File(None, None)), None, folder)
-    files = {s.rfilename: _File(s.size, s.lfs.sha256 if s.lfs else None) for s in info.siblings or []}
-    return _Repository(name, files, info.sha, None)
+        told = json.loads(data)
+        commit, files = told["sha"], {sibling["rfilename"]: sibling for sibling in told.get("siblings") or []}
+        good = isinstance(commit, str) and COMMIT.fullmatch(commit) and all(isinstance(file, str) for file in files)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        good = None
+    if not good:
+        raise _Strange("its list of files is not understood")
+    return commit, files
 
 
-def _cached(name: Name) -> Path | None:
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
-    try:
-        return Path(_snapshot(name, (), local_only=True))
-    except LocalEntryNotFoundError:
-        return None
-
-
-def _snapshot(name: Name, files: Iterable[str], local_only: bool) -> str:
-    """The folder of the cache that has a commit's files, these among them."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.utils import disable_progress_bars, enable_progress_bars
-
-    patterns = [re.sub(r"([*?[])", r"[\1]", file) for file in files]
-    disable_progress_bars()
-    try:
-        return str(
-            snapshot_download(
-                name.repository, revision=name.revision, allow_patterns=patterns, local_files_only=local_only
-            )
-        )
-    finally:
-        enable_progress_bars()
+def _about(file: str, told: dict[str, Any]) -> _File:
+    """What is told of a file, once it makes sense."""
+    if not is_relative(file):
+        raise _Strange(f"it has a file of the name {file!r}, which is no path within a repository")
+    large = told.get("lfs")
+    if not isinstance(large, (dict, type(None))):
+        raise _Strange(f"{file} has lfs {large!r:.60} there, not an object")
+    size = told.get("size") if large is None or large.get("size") is None else large["size"]
+    if size is not None and (not isinstance(size, int) or isinstance(size, bool) or not 0 <= size <= LARGEST):
+        raise _Strange(f"{file} has size {size!r:.60} there, not a number of bytes")
+    if not large:
+        return _File(size, None)
+    checksum = large.get("sha256", large.get("oid"))
+    if not isinstance(checksum, str) or not SHA256.fullmatch(checksum.lower()):
+        raise _Strange(f"{file} has SHA-256 {checksum!r:.80} there, not 64 hexadecimal digits")
+    return _File(size, checksum.lower())
 
 
 # ---- Downloads ----
 
 
-def _fetch_blob(name: Name, file: str, of: _File, url: str) -> None:
-    """A large file into the cache, under its checksum: huggingface_hub finds it there. What was there of it is kept."""
-    from huggingface_hub.constants import HF_HUB_CACHE
-
-    assert of.sha256 is not None and of.size is not None
-    blob = Path(HF_HUB_CACHE).expanduser() / f"models--{name.repository.replace('/', '--')}" / "blobs" / of.sha256
-    if blob.exists():
-        return
-    blob.parent.mkdir(parents=True, exist_ok=True)
-    partial = blob.with_name(f"{blob.name}.incomplete")
+def _fetch_large(name: Name, file: str, of: _File, url: str) -> Path:
+    """A file into the cache, under its SHA-256. What was there of it is kept."""
+    assert of.sha256 is not None
+    to = blob(name, of.sha256)
+    if to.exists():
+        return to
+    to.parent.mkdir(parents=True, exist_ok=True)
+    partial = to.with_name(f"{to.name}.incomplete")
     with _locked(partial) as out, progress_bar(PurePosixPath(file).name) as progress:
-        if blob.exists():  # another process fetched it meanwhile
+        if to.exists():  # another process fetched it meanwhile
             partial.unlink()
-            return
-        _refuse_full_disk(name, file, blob.parent, of.size - out.tell())
-        _download(name, file, url, of.size, out, progress)
+            return to
+        if of.size is not None:
+            _refuse_full_disk(name, file, to.parent, of.size - out.tell())
+        _download(url, of.size, out, progress)
         out.flush()
         os.fsync(out.fileno())
-        if (found := _sha256(partial)) != of.sha256:
+        if (found := sha256(partial)) != of.sha256:
             partial.unlink()
             raise SystemFailure(f"{name}: {file} came damaged, with SHA-256 {found} instead of {of.sha256}: try again")
-        os.replace(partial, blob)
+        os.replace(partial, to)
+    return to
 
 
 @contextmanager
@@ -315,51 +325,46 @@ def _is_at(path: Path, descriptor: int) -> bool:
         return False
 
 
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while data := file.read(CHUNK):
-            digest.update(data)
-    return digest.hexdigest()
-
-
-def _download(
-    name: Name, file: str, url: str, size: int, out: Any, progress: Callable[[int, int], None] | None
-) -> None:
-    """Appends to `out` until it has `size` bytes. A connection that breaks is taken up again."""
-    tries = 0
-    while out.tell() < size:
+def _download(url: str, size: int | None, out: Any, progress: Callable[[int, int], None] | None) -> None:
+    """Appends to `out` until it has `size` bytes; None: until the server has sent all. A connection that breaks is
+    taken up again.
+    """
+    if size is None:
+        out.truncate(0)
+    tries, whole = 0, False
+    while not whole and (size is None or out.tell() < size):
         before = out.tell()
         try:
-            with _get(url, f"bytes={before}-") as response:
+            with _get(url, f"bytes={before}-" if before or size else None) as response:
                 if response.status_code != 206 and before:  # all of it, from the start
                     out.truncate(0)
                     before = 0
                 for chunk in response.iter_bytes():
                     out.write(chunk)
-                    if progress:
+                    if progress and size is not None:
                         progress(out.tell(), size)
-                    if out.tell() > size:
-                        return
-            if out.tell() < size:
+                    if size is not None and out.tell() > size:
+                        raise _Strange(f"a file is longer than the {size} bytes that it has there")
+            whole = size is None
+            if size is not None and out.tell() < size:
                 raise _Broken(f"the connection ended at byte {out.tell()} of {size}")
         except (_http_error(), _Broken) as problem:
             tries = 1 if out.tell() > before else tries + 1
-            if tries >= TRIES or _status(problem) in (401, 403, 404):
+            if tries >= TRIES or (_status(problem) or 500) < 500:
                 raise
             time.sleep(PAUSE * 2 ** (tries - 1))
 
 
-class _Broken(Exception):
-    pass
-
-
 @contextmanager
-def _get(url: str, range_: str) -> Iterator[Any]:
+def _get(url: str, range_: str | None = None, timeout: float = 30) -> Iterator[Any]:
+    from huggingface_hub import constants, errors
     from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
-    headers = {**build_hf_headers(library_name="dgemma"), "Range": range_, "Accept-Encoding": "identity"}
-    with get_session().stream("GET", url, headers=headers, follow_redirects=True, timeout=30) as response:
+    if constants.HF_HUB_OFFLINE:
+        raise errors.OfflineModeIsEnabled
+    headers = {**build_hf_headers(library_name="dgemma"), **({"Range": range_} if range_ else {})}
+    headers["Accept-Encoding"] = "identity"
+    with get_session().stream("GET", url, headers=headers, follow_redirects=True, timeout=timeout) as response:
         hf_raise_for_status(response)
         yield response
 
@@ -385,27 +390,30 @@ def _status(problem: Exception) -> int | None:
     return getattr(getattr(problem, "response", None), "status_code", None)
 
 
-@contextmanager
-def _hub_errors(name: Name) -> Iterator[None]:
-    """One line, that names the repository, of all that can go wrong."""
-    try:
-        from huggingface_hub import errors
-    except ImportError:
-        raise UsageError(f"{name}: needs huggingface_hub: pip install 'dgemma[hub]'") from None
-    try:
-        yield
-    except Error:
-        raise
-    except errors.GatedRepoError:
-        raise SystemFailure(f"{name}: access has to be asked for on its page, then: hf auth login") from None
-    except errors.RepositoryNotFoundError:
-        raise SystemFailure(f"{name}: there is no such repository, or it is private: hf auth login") from None
-    except errors.RevisionNotFoundError:
-        raise SystemFailure(f"{name}: the repository has no revision {name.revision}") from None
-    except errors.OfflineModeIsEnabled:
-        raise SystemFailure(f"{name}: not in the cache, and HF_HUB_OFFLINE is set") from None
-    except errors.HFValidationError as problem:
-        raise UsageError(f"{name}: {problem}") from None
-    except (_http_error(), _Broken, errors.LocalEntryNotFoundError, OSError, ValueError) as problem:
+def _reason(name: Name, problem: Exception) -> str:
+    """Why the Hub gives nothing, with its status, and what may help."""
+    from huggingface_hub import errors
+
+    status = _status(problem)
+    if isinstance(problem, errors.OfflineModeIsEnabled):
+        return "HF_HUB_OFFLINE is set"
+    if isinstance(problem, _Strange):
+        return f"the Hub's answer cannot be used: {problem}"
+    if isinstance(problem, errors.GatedRepoError):
+        return f"access has to be asked for on its page, then: hf auth login (HTTP {status})"
+    if isinstance(problem, errors.RepositoryNotFoundError):
+        return f"there is no such repository, or it is private: hf auth login (HTTP {status})"
+    if isinstance(problem, errors.RevisionNotFoundError):
+        return f"the repository has no revision {name.revision or 'main'} (HTTP {status})"
+    if status is None:
         text = (str(problem).strip() or type(problem).__name__).splitlines()[0]
-        raise SystemFailure(f"{name}: not in the cache, and it cannot be fetched: {text}") from None
+        return f"it cannot be fetched: {text}"
+    wait = problem.response.headers.get("Retry-After", "")  # type: ignore[attr-defined]
+    helps = {
+        401: "the token is missing or wrong: hf auth login, or HF_TOKEN",
+        403: "access is refused: ask for it on its page, then: hf auth login",
+        404: "there is no such file or page",
+        429: f"too many requests: wait {f'{wait} s' if wait.isdecimal() else 'some minutes'}, or hf auth login",
+    }
+    other = "the Hub fails: try again later" if status >= 500 else "the Hub refuses"
+    return f"{helps.get(status, other)} (HTTP {status})"

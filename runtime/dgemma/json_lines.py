@@ -21,7 +21,8 @@ TOO_DEEP = f"has more than {DEEPEST} levels of lists and objects"
 MOST_DIGITS = 300  # of an integer: a float64 holds no more
 BLANKS = b" \t\r\n"  # what JSON calls white space
 BOM = "\ufeff"
-_ESCAPED = {code: f"\\u{code:04x}" for code in (0x85, 0x2028, 0x2029)}  # they stand in strings alone
+# Ends of a line to some readers, and the halves of characters that stand for bytes of a file's name that are no UTF-8.
+_ESCAPED = {code: f"\\u{code:04x}" for code in (0x85, 0x2028, 0x2029, *range(0xD800, 0xE000))}  # in strings alone
 
 
 def lines(path: str | os.PathLike[str]) -> Iterator[tuple[int, bytes]]:
@@ -83,7 +84,18 @@ def value(line: str | bytes, name: str = "the line") -> Any:
 
 def as_line(value: Any, compact: bool = False) -> str:
     """A value as JSON without a line's end in it, not even one that only some readers take for one, such as U+2028."""
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":") if compact else None).translate(_ESCAPED)
+    return _escaped(json.dumps(value, ensure_ascii=False, separators=(",", ":") if compact else None))
+
+
+def as_bytes(value: Any, indent: int | None = None) -> bytes:
+    """A value as JSON in UTF-8, with a newline: as_line(), or indented over several lines."""
+    text = as_line(value) if indent is None else _escaped(json.dumps(value, ensure_ascii=False, indent=indent))
+    return f"{text}\n".encode()
+
+
+def _escaped(text: str) -> str:
+    """Python's reader makes the same value of it: of a name that is no Unicode text the same name."""
+    return text.translate(_ESCAPED)
 
 
 class _NotRead(Exception):

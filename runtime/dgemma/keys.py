@@ -1,4 +1,4 @@
-"""The library's table of metadata keys (metadata.def)."""
+"""The library's tables of metadata keys (metadata.def) and of limits for what they claim (limits.def)."""
 
 from __future__ import annotations
 
@@ -19,6 +19,26 @@ class Key:
     per_layer: bool
     required: bool
     absent: float  # the value where a file lacks a key that is not required
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """One line of limits.def: what a file may claim of a size."""
+
+    field: str  # of a model's config
+    key: Key  # that tells it
+    least: int
+    most: int
+
+
+@cache
+def limits() -> dict[str, Limit]:
+    """All limits by field."""
+    table: dict[str, Limit] = {}
+    while entry := lib.dg_limit_at(len(table)):
+        field, named = (ffi.string(text).decode() for text in (entry.field, entry.named))
+        table[field] = Limit(field, keys()[named], int(entry.least), int(entry.most))
+    return table
 
 
 @cache

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 import os
+import threading
 from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 from weakref import WeakSet
 
 import numpy as np
@@ -17,7 +18,7 @@ from dgemma._native import ffi, lib
 from dgemma.config import Config
 from dgemma.errors import Error, UsageError, check, new_error
 from dgemma.events import Result
-from dgemma.handle import Handle
+from dgemma.handle import Handle, give_lock
 from dgemma.hub import local_model
 from dgemma.messages import is_message
 from dgemma.options import sampling_for, settings_of
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from dgemma.fill import Filled, Pieces
 
 BUNDLED = ("sudoku", "tidy")
+Kept = TypeVar("Kept")
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +68,8 @@ class Traffic:
 
 class Model:
     """A model from a GGUF file, mapped and checked; a context manager. Threads may share it, each with its own session.
+    After close() its methods raise Error. A forked process may go on with it, on threads of its own; where it is on a
+    GPU it cannot, and is told so in a BackendError.
     hf:owner/name[:TYPE] stands for a file of the Hugging Face Hub, fetched once: see dgemma.hub.
 
     path: the file; None is the Sudoku model that comes with dgemma. backend: "auto", or a name of backends().
@@ -85,6 +89,8 @@ class Model:
     Raises FormatError for a file that is not understood, SystemFailure for one that cannot be read, BackendError,
     MemoryBudgetError, with the least that would do, for a budget that cannot be kept.
     """
+
+    _lock: threading.RLock  # of _handle and _sessions, where one is changed
 
     def __init__(
         self,
@@ -120,6 +126,7 @@ class Model:
         check(lib.dg_model_open(name, options, out, error), error)
         self._handle: Handle | None = Handle(out[0], lib.dg_model_free)
         self._sessions: WeakSet[Session] = WeakSet()
+        give_lock(self)
         self._config = Config(lib.dg_model_config(out[0]))
         self._tokenizer: Tokenizer | None = Tokenizer._borrow(lib.dg_model_tokenizer(out[0]), self._handle)
         self._backend: str = ffi.string(lib.dg_model_backend(out[0])).decode()
@@ -130,10 +137,16 @@ class Model:
             prefer_routed(self)
 
     def close(self) -> None:
-        """Closes its sessions and lets go of the file, once its tokenizer is forgotten too. Again does nothing."""
-        for session in list(self._sessions):
+        """Closes its sessions and lets go of the file, once its tokenizer is forgotten too. Again does nothing.
+
+        Any thread may call it: what others are doing with the model ends first, and all that they begin after it raises
+        Error.
+        """
+        with self._lock:
+            self._handle = self._tokenizer = None
+            sessions = list(self._sessions)
+        for session in sessions:
             session.close()
-        self._handle = self._tokenizer = None
 
     def __enter__(self) -> Model:
         return self
@@ -148,9 +161,21 @@ class Model:
         raise TypeError("a dgemma.Model cannot be pickled or copied: open its path again, or share it between threads")
 
     def _open_handle(self) -> Handle:
-        if self._handle is None:
+        return self._unless_closed(self._handle)
+
+    def _unless_closed(self, kept: Kept | None) -> Kept:
+        if kept is None:
             raise Error(f"this model is closed: {self._path}")
-        return self._handle
+        return kept
+
+    def _adopt(self, session: Session) -> None:
+        """close() closes this session too; at once, and with an Error, where the model was closed meanwhile."""
+        with self._lock:
+            self._sessions.add(session)
+            closed = self._handle is None
+        if closed:
+            session.close()
+            self._open_handle()
 
     @property
     def path(self) -> str:
@@ -163,9 +188,7 @@ class Model:
 
     @property
     def tokenizer(self) -> Tokenizer:
-        self._open_handle()
-        assert self._tokenizer is not None
-        return self._tokenizer
+        return self._unless_closed(self._tokenizer)
 
     @property
     def backend(self) -> str:
@@ -236,7 +259,7 @@ class Model:
     def prompt_ids(self, prompt: Prompt) -> list[int]:
         """The ids that a prompt stands for.
 
-        str: the text exactly as it is, with <bos> in front where the file asks for it and it is missing; messages
+        str: the text exactly as it is, with <bos> in front where it is missing (see Tokenizer.add_bos); messages
         ({"role": ..., "content": ...}): through the file's chat template, or in a file without one the last user
         message's text; ids: themselves. Raises UsageError for an empty prompt or an id outside the vocabulary.
         """

@@ -11,6 +11,8 @@ import numpy.typing as npt
 
 from dgemma._native import ffi, lib
 from dgemma.errors import Error
+from dgemma.json_lines import as_bytes
+from dgemma.output import json_kind, write_whole
 from dgemma.regular import opener
 
 if TYPE_CHECKING:
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
 
 VERSION = 1
 SUFFIX = ".routing.json"
+ROUTING = json_kind("counts of a model's experts", "version", "tokens")
 MOST = 2**62  # tokens of an expert: sums of two files stay within int64
 
 
@@ -48,21 +51,12 @@ def save_routing(model: Model, path: str | os.PathLike[str] | None = None) -> st
     """Model.save_routing."""
     target = routing_path(model.path) if path is None else os.fspath(path)
     counts = model.routing
-    if os.path.exists(target):
+    if os.path.exists(target) and os.path.getsize(target):
         before = load_routing(target)
         if before.shape != counts.shape:
             raise Error(f"{target}: counts of {shape_text(before)}; this model has {shape_text(counts)}")
         counts = counts + np.minimum(before, MOST - counts)
-    part = f"{target}.{os.getpid()}.part"
-    try:
-        with open(part, "w", encoding="utf-8") as file:
-            json.dump({"version": VERSION, "tokens": counts.tolist()}, file)
-            file.write("\n")
-        os.replace(part, target)
-    except BaseException:
-        if os.path.exists(part):
-            os.unlink(part)
-        raise
+    write_whole(target, as_bytes({"version": VERSION, "tokens": counts.tolist()}), ROUTING)
     return target
 
 

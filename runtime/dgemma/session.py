@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
@@ -10,16 +9,16 @@ from dataclasses import dataclass, replace
 from time import perf_counter
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeAlias
-from weakref import WeakSet
 
 import numpy as np
 import numpy.typing as npt
 
 from dgemma._native import ffi, lib
+from dgemma.arrays import check_free, floats
 from dgemma.config import Config
 from dgemma.errors import Error, UsageError, check, new_error
 from dgemma.events import Block, Result, Step
-from dgemma.handle import Handle
+from dgemma.handle import Handle, give_lock
 from dgemma.options import sampling_for
 from dgemma.steps import in_threads, last_of
 
@@ -68,23 +67,14 @@ class Start:
         return cls(id_array(ids, n_vocab, "canvas"), np.ascontiguousarray(mask))
 
 
-_alive: WeakSet[Session] = WeakSet()
-
-
-def _in_child() -> None:
-    """A forked process has none of the threads that may have been using a session: its locks are free."""
-    for session in list(_alive):
-        session._lock = threading.RLock()
-
-
-os.register_at_fork(after_in_child=_in_child)
-
-
 class Session:
     """Made by `model.session()`; a context manager. It may be used by one thread at a time.
 
-    After close() (its own, or the model's), its methods raise Error.
+    After close() (its own, or the model's), its methods raise Error. In a forked process it goes on as it stood, but
+    for a stream that another thread was running: closing the session ends it.
     """
+
+    _lock: threading.RLock  # re-entrant: a forgotten stream may be collected at any time
 
     def __init__(self, model: Model, context: int | None = None) -> None:
         if context is not None and not 1 <= context <= model.config.context_length:
@@ -96,9 +86,8 @@ class Session:
         self._generator: Handle | None = None
         self._ids: list[int] = []  # what is encoded
         self._model = model
-        self._lock = threading.RLock()  # re-entrant: a forgotten stream may be collected at any time
-        model._sessions.add(self)
-        _alive.add(self)
+        give_lock(self)
+        model._adopt(self)
 
     def close(self) -> None:
         """Frees the session, and ends a stream that runs in it. Again does nothing."""
@@ -117,9 +106,10 @@ class Session:
         self.close()
 
     def __repr__(self) -> str:
-        if self._handle is None:
-            return "<dgemma.Session, closed>"
-        return f"<dgemma.Session, {self.length} of {self.context} tokens>"
+        with self._lock:
+            if self._handle is None:
+                return "<dgemma.Session, closed>"
+            return f"<dgemma.Session, {self.length} of {self.context} tokens>"
 
     def __reduce__(self) -> tuple[Any, ...]:
         raise TypeError("a dgemma.Session cannot be pickled or copied: encode its tokens again in another session")
@@ -193,7 +183,7 @@ class Session:
         if start + n > context:
             behind = f" behind the {start} encoded" if start else ""
             raise UsageError(f"{n} tokens{behind} are more than the session's context of {context}")
-        out = np.empty((rows, self._model.config.n_vocab), np.float32)
+        out = floats((rows, self._model.config.n_vocab), f"logits {logits!r} of {n} tokens")
         try:
             for at in range(0, n, CHUNK):
                 part = array[at : at + CHUNK]
@@ -247,7 +237,9 @@ class Session:
         """
         config = self._model.config
         ids, scaled = canvas_arrays(config, canvas, condition)
-        out = np.empty((config.n_layer + 1, len(ids), config.d_model), np.float32)
+        out = floats(
+            (config.n_layer + 1, len(ids), config.d_model), f"what {config.n_layer} layers make of {len(ids)} ids"
+        )
         given = ffi.NULL if scaled is None else ffi.from_buffer("float[]", scaled)
         error = new_error()
         with self._use() as pointer:
@@ -308,14 +300,8 @@ class Session:
         began = perf_counter()
         encoded = self.prompt(prompt, on_encode) if prompt is not None else 0
         seconds = perf_counter() - began
-        event, out = ffi.new("dg_event *"), ffi.new("dg_generator **")
-        error = new_error()
-        with self._use() as pointer:
-            prompt_tokens = int(lib.dg_session_length(pointer))
-            if prompt_tokens == 0:
-                raise UsageError("empty prompt: nothing is encoded")
-            check(lib.dg_generator_fill(pointer, sampling, _start(start), out, error), error)
-            self._generator = generator = Handle(out[0], lib.dg_generator_free, self._handle)
+        event, error = ffi.new("dg_event *"), new_error()
+        generator, prompt_tokens = self._begin(sampling, start)
         try:
             while True:
                 with self._use(generating=True):
@@ -354,6 +340,17 @@ class Session:
                     self._generator = None
                     generator.close()
 
+    def _begin(self, sampling: Any, start: Start | None) -> tuple[Handle, int]:
+        """A `dg_generator *` behind what is encoded, and how many tokens that is."""
+        out, error = ffi.new("dg_generator **"), new_error()
+        with self._use() as pointer:
+            tokens = int(lib.dg_session_length(pointer))
+            if tokens == 0:
+                raise UsageError("empty prompt: nothing is encoded")
+            check(lib.dg_generator_fill(pointer, sampling, _start(start), out, error), error)
+            self._generator = generator = Handle(out[0], lib.dg_generator_free, self._handle)
+        return generator, tokens
+
     def _check_runs(self, generator: Handle) -> None:
         if self._generator is not generator:
             raise Error("this stream was closed")
@@ -384,9 +381,12 @@ def denoise_together(canvases: Sequence[tuple[Session, Ids, npt.ArrayLike | None
     native = ffi.new("dg_canvas[]", len(canvases))
     kept: list[Any] = []  # what the native structs point into
     out: list[Floats] = []
+    size = 0
     for each, (session, canvas, condition) in zip(native, canvases, strict=True):
         ids, given = canvas_arrays(session.model.config, canvas, condition)
-        logits = np.empty((len(ids), session.model.config.n_vocab), np.float32)
+        logits = floats((len(ids), session.model.config.n_vocab), f"logits of {len(ids)} ids")
+        size += logits.nbytes
+        check_free(size, f"logits of {len(out) + 1} canvases")
         each.canvas, each.n = ffi.from_buffer("int32_t[]", ids), len(ids)
         each.logits = ffi.from_buffer("float[]", logits, require_writable=True)
         if given is not None:
@@ -428,7 +428,7 @@ def id_array(ids: Ids, n_vocab: int, what: str) -> npt.NDArray[np.int32]:
     if outside.size:
         at = int(outside[0])
         raise UsageError(f"{what}[{at}] is {array[at]}, outside the vocabulary of {n_vocab}")
-    return np.ascontiguousarray(array, np.int32)
+    return np.array(array, np.int32)  # the library's own: the caller may change theirs meanwhile
 
 
 def last(events: Generator[Event, None, None]) -> Result:

@@ -101,9 +101,9 @@ class Renderer:
         return process.wait()
 
     def close(self) -> None:
-        """Ends the process; the next text starts another."""
+        """Ends the process, though a forked one may hold its pipes open; the next text starts another."""
         with self._lock:
-            self._stop(kill=False)
+            self._stop(kill=True)
 
     def forget(self) -> None:
         """In a forked process: the other one is the parent's."""

@@ -78,8 +78,13 @@ class Tokenizer:
         return int(value) if value >= 0 else None
 
     @property
+    def kinds(self) -> bytes:
+        """The type of each token as it is taken, numbered as in files; marks are marks whatever a file calls them."""
+        return bytes(ffi.buffer(lib.dg_tokenizer_kinds(self._pointer), self.n_vocab))
+
+    @property
     def add_bos(self) -> bool:
-        """Whether the file asks for bos_id in front of a prompt."""
+        """Whether a prompt begins with bos_id: the file asks for it, or has Gemma's <bos>, whatever it asks for."""
         return bool(self._vocab.add_bos)
 
     @property
@@ -118,8 +123,11 @@ class Tokenizer:
             room = count[0]
 
     def prompt(self, text: str) -> list[int]:
-        """encode(), with bos_id in front where the file asks for it and the text does not begin with it."""
-        ids = self.encode(text)
+        """encode(), with bos_id in front (see add_bos) unless the text begins with it."""
+        return self.begun(self.encode(text))
+
+    def begun(self, ids: list[int]) -> list[int]:
+        """The ids of a text with bos_id in front, once, where prompts begin with it."""
         return ids if not self.add_bos or ids[:1] == [self.bos_id] else [self._vocab.bos_id, *ids]
 
     def chat(

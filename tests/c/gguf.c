@@ -95,7 +95,7 @@ static void test_damaged(void) {
         {"a tensor count of 2^63", &n_tensors_at, 1ull << 63, 8}, {"2 tensors where 1 is", &n_tensors_at, 2, 8},
         {"an array of 2^62", &array_at, 1ull << 62, 8}, {"an array of 5", &array_at, 5, 8},
         {"a dim of 0", &dims_at, 0, 8}, {"dims whose product overflows", &dims_at, 1ull << 62, 8}, {"a row of half a block", &dims_at, 16, 8},
-        {"more data than there is", &dims_at, 64, 8}, {"an unknown type", &type_at, 9999, 4}, {"an offset past the end", &offset_at, 1ull << 40, 8},
+        {"more data than there is", &dims_at, 64, 8}, {"more data of a type that is not read", &type_at, 25 /* I16 */, 4}, {"an offset past the end", &offset_at, 1ull << 40, 8},
         {"an offset that overflows", &offset_at, ~31ull, 8}, {"an offset of 2^63", &offset_at, 1ull << 63, 8},
         {"an unaligned offset", &offset_at, 4, 8},
     };
@@ -120,6 +120,44 @@ static void test_damaged(void) {
     dg_error error = {0};
     CHECK(gguf_open("/nonexistent/model.gguf", &file, &error) == DG_ERROR_SYSTEM && strstr(error.message, "/nonexistent/model.gguf"), "%s", error.message);
     CHECK(gguf_open("/tmp", &file, &error) == DG_ERROR_SYSTEM && strstr(error.message, "regular"), "%s", error.message);
+}
+
+/* A file with types that this build does not read, or that nobody knows, is told all the same. */
+static void test_other_types(void) {
+    const struct { uint32_t type; const char *name; uint64_t bytes; } types[] = {{39, "MXFP4", 34}, {3, "Q4_1", 40}, {24, "I8", 64}, {9999, NULL, 0}, {0x80000000u, NULL, 0}};
+    for (size_t i = 0; i < sizeof types / sizeof *types; i++) {
+        gguf *file;
+        dg_error error = {0};
+        build();
+        memcpy(bytes + type_at, &types[i].type, 4);
+        CHECK(open_bytes(&file, &error) == DG_OK, "%s", error.message);
+        if (!file) continue;
+        const gguf_tensor *t = gguf_find_tensor(file, "w");
+        CHECK(t && (uint32_t)t->type == types[i].type && t->bytes == types[i].bytes, "type %u", types[i].type);
+        CHECK(types[i].name ? t->format && strcmp(t->format->name, types[i].name) == 0 && !t->format->decode : !t->format, "type %u", types[i].type);
+        gguf_close(file);
+    }
+}
+
+/* What is given in a GGUF file's place is told for what it is. */
+static void test_mistaken(void) {
+    const struct { const char *data; size_t n; const char *expected; } files[] = {
+        {"", 0, "the file is empty"},
+        {"\x10\0\0\0\0\0\0\0{\"a\":[]}       ", 24, "but safetensors"},
+        {"PK\3\4", 4, "but a zip archive"},
+        {"\x80\2c", 3, "but a Python pickle"},
+        {"version https://git-lfs.github.com/spec/v1", 42, "but a Git LFS pointer"},
+        {"<!DOCTYPE html>", 15, "but a web page"},
+        {"GGU", 3, "does not begin with 'GGUF'"},
+        {"P", 1, "does not begin with 'GGUF'"},
+    };
+    for (size_t i = 0; i < sizeof files / sizeof *files; i++) {
+        gguf *file;
+        dg_error error = {0};
+        n_bytes = 0;
+        put(files[i].data, files[i].n);
+        CHECK(open_bytes(&file, &error) == DG_ERROR_FORMAT && strstr(error.message, files[i].expected), "'%s' says nothing of '%s'", error.message, files[i].expected);
+    }
 }
 
 /* Two tensors of one block in one file, the second where `offset` says. */
@@ -244,6 +282,8 @@ int main(void) {
     close(fd);
     test_whole();
     test_damaged();
+    test_other_types();
+    test_mistaken();
     test_pairs();
     if (!mkdtemp(folder)) return 1;
     test_parts();

@@ -3,9 +3,12 @@
 #include "os.h"
 
 #include <math.h>
+#include <pthread.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include "check.h"
@@ -49,11 +52,117 @@ static void test_link_rate(void) {
     CHECK(os_link_rate("/tmp/dg-os-nothing") == 0.0, "a folder that is not there");
 }
 
+/* ---- Control groups ---- */
+
+static void tell_group(const char *group, const char *limit, const char *usage, const char *stat, bool unified) {
+    char of[96];
+    snprintf(of, sizeof of, "%s%s", folder, group);
+    mkdir(of, 0700);
+    tell(of, unified ? "memory.max" : "memory.limit_in_bytes", limit);
+    tell(of, unified ? "memory.current" : "memory.usage_in_bytes", usage);
+    tell(of, "memory.stat", stat);
+    if (!limit && group[0]) rmdir(of);
+}
+
+static void test_control_groups(void) {
+    for (int unified = 0; unified < 2; unified++) {
+        const char *stat = unified ? "anon 5\ninactive_file 300\nactive_file 7\n" : "cache 9\ninactive_file 1\ntotal_inactive_file 300\n";
+        tell_group("/a", "2000\n", "900\n", stat, unified);
+        tell_group("/a/b", "max\n", "900\n", stat, unified);
+        CHECK(os_group_memory(folder, "/a", unified) == 1400, "%lld are left", (long long)os_group_memory(folder, "/a", unified));
+        CHECK(os_group_memory(folder, "/a/b", unified) == 1400, "the limit is that of the group above");
+        CHECK(os_group_memory(folder, "/a/b/not-seen-here", unified) == 1400, "nor does a group hide it that is not seen");
+        tell_group("/a/b", "1000\n", "900\n", NULL, unified);
+        CHECK(os_group_memory(folder, "/a/b", unified) == 100, "the lower limit counts");
+        tell_group("/a/b", "1000\n", "1200\n", stat, unified);
+        CHECK(os_group_memory(folder, "/a/b", unified) == 100, "%lld are left", (long long)os_group_memory(folder, "/a/b", unified));
+        tell_group("/a/b", "1000\n", "1400\n", stat, unified);
+        CHECK(os_group_memory(folder, "/a/b", unified) == 0, "nothing is left where more is used than allowed");
+        CHECK(os_group_memory(folder, "/", unified) == -1, "no limit in the root");
+        CHECK(os_group_memory(folder, "", unified) == -1, "no limit in the root, without a slash");
+        CHECK(os_group_memory("/tmp/dg-os-nothing", "/a/b", unified) == -1, "no such file system");
+        tell_group("/a/b", NULL, NULL, NULL, unified);
+        tell_group("/a", NULL, NULL, NULL, unified);
+    }
+}
+
+/* ---- Forks ---- */
+
+enum { FORKS = 400, PATIENCE = 60 }; /* seconds: a child that takes longer hangs */
+
+static atomic_bool stop;
+static char mapped[64];
+static monitor *inside;
+static volatile int64_t first, second; /* the same for whoever is inside */
+
+static void *open_and_close(void *arg) {
+    while (!atomic_load(&stop)) {
+        const uint8_t *map;
+        uint64_t size;
+        if (os_map(mapped, &map, &size, NULL, NULL) == DG_OK) os_unmap(map, size);
+    }
+    return arg;
+}
+
+static void *change(void *arg) {
+    while (!atomic_load(&stop)) {
+        monitor_enter(inside);
+        first++;
+        for (volatile int i = 0; i < 1000; i++) {}
+        second++;
+        monitor_leave(inside);
+    }
+    return arg;
+}
+
+/* In a child: 0 if all is as it should be. */
+static int child(void) {
+    const uint8_t *map;
+    uint64_t size;
+    alarm(PATIENCE);
+    for (int i = 0; i < 3; i++) {
+        if (os_map(mapped, &map, &size, NULL, NULL) != DG_OK) return 1;
+        os_unmap(map, size);
+    }
+    monitor_enter(inside);
+    const bool same = first == second;
+    monitor_leave(inside);
+    return same ? 0 : 2;
+}
+
+static void test_forks_beside_threads_that_hold_locks(void) {
+    const int32_t before = os_forks();
+    int hung = 0, torn = 0, failed = 0;
+    pthread_t threads[3];
+    snprintf(mapped, sizeof mapped, "%s/mapped", folder);
+    tell(folder, "mapped", "something");
+    inside = monitor_new();
+    for (int i = 0; i < 3; i++)
+        if (pthread_create(&threads[i], NULL, i ? open_and_close : change, NULL) != 0) exit(1);
+    for (int i = 0; i < FORKS && !hung; i++) {
+        const pid_t pid = fork();
+        if (pid == 0) _exit(os_forks() == before + 1 ? child() : 3);
+        int status = 0;
+        if (waitpid(pid, &status, 0) != pid) failed++;
+        else if (WIFSIGNALED(status)) hung++;
+        else if (WEXITSTATUS(status) == 2) torn++;
+        else if (WEXITSTATUS(status)) failed++;
+    }
+    atomic_store(&stop, true);
+    for (int i = 0; i < 3; i++) pthread_join(threads[i], NULL);
+    CHECK(!hung && !torn && !failed, "of %d children %d hung, %d found a monitor's state half changed, %d failed", FORKS, hung, torn, failed);
+    CHECK(os_forks() == before, "the parent counts %d forks", os_forks());
+    monitor_free(inside);
+    tell(folder, "mapped", NULL);
+}
+
 int main(void) {
     if (!mkdtemp(folder)) return 1;
     snprintf(device, sizeof device, "%s/0000:01:00.0", folder);
     if (mkdir(device, 0700) != 0) return 1;
     test_link_rate();
+    test_forks_beside_threads_that_hold_locks();
+    test_control_groups();
     rmdir(device);
     tell(folder, "max_link_speed", NULL);
     rmdir(folder);

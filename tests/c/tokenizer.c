@@ -184,21 +184,32 @@ static uint64_t unmixed(uint64_t x) {
     return (x ^ x >> 32) * inverse;
 }
 
-/* Tokens of 8 bytes that all have one hash: reading them would take the square of their number. */
+/* Of 8 bytes, with this hash: bits 16 to 47 of what is unmixed; 9 is what hash_text begins with. */
+static uint64_t text_with(uint32_t hash, uint64_t other) { return unmixed(unmixed(other << 48 | (uint64_t)hash << 16)) ^ 9; }
+
+enum { CRAFTED = 1500 };
+
+static void put_crafted(made *m, const char *key, const uint64_t *strings, uint64_t n) {
+    put(m, key, GGUF_ARRAY, GGUF_STRING, n, strings, n * 16);
+}
+
+/* Tokens of 8 bytes whose hashes are alike: with one hash, reading them would take the square of their number; with hashes
+ * that follow each other each is read at once, but a search for what is absent passes all of them. */
 static void test_crafted(void) {
-    enum { CRAFTED = 1500 };
     uint64_t *strings = malloc(CRAFTED * 2 * sizeof *strings);
     int32_t *kinds = malloc(CRAFTED * sizeof *kinds);
-    for (uint64_t i = 0; i < CRAFTED; i++) {
-        strings[2 * i] = 8;
-        strings[2 * i + 1] = unmixed(unmixed(i << 48 | 12345)) ^ 9; /* bits 16 to 47 are the hash, 9 is what it begins with */
-        kinds[i] = 1;
+    for (int way = 0; way < 3; way++) {
+        for (uint32_t i = 0; i < CRAFTED; i++) {
+            strings[2 * i] = 8;
+            strings[2 * i + 1] = way == 0 ? text_with(777, i) : text_with(way == 1 ? i : UINT32_MAX - CRAFTED / 2 + i, 0); /* round the end */
+            kinds[i] = 1;
+        }
+        made *m = make();
+        for (int i = TOKENS; i <= TYPES; i++) m->values[i].key.n--;
+        put_crafted(m, "tokenizer.ggml.tokens", strings, CRAFTED);
+        put(m, "tokenizer.ggml.token_type", GGUF_ARRAY, GGUF_I32, CRAFTED, kinds, CRAFTED * sizeof *kinds);
+        refused(m, "its hashes are alike");
     }
-    made *m = make();
-    for (int i = TOKENS; i <= TYPES; i++) m->values[i].key.n--;
-    put(m, "tokenizer.ggml.tokens", GGUF_ARRAY, GGUF_STRING, CRAFTED, strings, CRAFTED * 2 * sizeof *strings);
-    put(m, "tokenizer.ggml.token_type", GGUF_ARRAY, GGUF_I32, CRAFTED, kinds, CRAFTED * sizeof *kinds);
-    refused(m, "its hashes are alike");
     free(strings), free(kinds);
 }
 
@@ -223,6 +234,39 @@ static void test_odd(void) {
         TAKES(t, "ababab", true, 9, 2, 4);
         GIVES(t, "\xEF\xBF\xBDz", true, 6);  /* a token that is not UTF-8 */
         GIVES(t, "\n", true, 5, 0);
+        dg_tokenizer_free(t);
+    }
+    drop(m);
+}
+
+/* Marks are marks whatever a file calls them, and text that merely looks alike is text. */
+static void test_marks(void) {
+    static const char *const own[] = {"<unk>", "<turn|>", "<|tool_response>", "<|turn>", "<|channel>", "</s>", "<|>", "<a|b>", "<b>", "s", "|", "<", ">"};
+    enum { OWN = sizeof own / sizeof *own };
+    int32_t kinds[OWN] = {2, 1, 4, 5, 1, 1, 1, 1, 1, 1, 1, 1, 1};
+    made *m = make();
+    for (int i = TOKENS; i <= MERGES; i++) m->values[i].key.n--;
+    put_strings(m, "tokenizer.ggml.tokens", GGUF_ARRAY, OWN, own);
+    put(m, "tokenizer.ggml.token_type", GGUF_ARRAY, GGUF_I32, OWN, kinds, sizeof kinds);
+    memcpy((uint8_t *)(uintptr_t)m->values[UNK].data, (int32_t[]){0}, 4);
+    dg_error error = {0};
+    dg_tokenizer *t = NULL;
+    CHECK(tokenizer_new(&m->file, &t, &error) == DG_OK, "%s", error.message);
+    if (t != NULL) {
+        static const uint8_t taken[OWN] = {2, 3, 3, 3, 4, 1, 1, 1, 1, 1, 1, 1, 1};
+        CHECK(memcmp(dg_tokenizer_kinds(t), taken, OWN) == 0, "kinds");
+        TAKES(t, "s<turn|>s", true, 9, 1, 9);
+        TAKES(t, "<|tool_response><|turn><|channel>", true, 2, 3, 4);
+        TAKES(t, "<|channel><|turn>", false, 4, 11, 10, 0, 12); /* of these two, the channel's mark is always one */
+        TAKES(t, "<|>", true, 11, 10, 12);
+        GIVES(t, "s<|channel></s>", false, 9, 1, 2, 3, 4, 5);
+        int32_t id, ends = 0;
+        bool as_text;
+        for (int32_t i = 0; tokenizer_end_mark(t, i, &id, &as_text); i++) {
+            ends += id >= 0;
+            CHECK(id < 0 || (id == 1 && as_text) || (id == 2 && !as_text), "an answer ends at %d", id);
+        }
+        CHECK(ends == 2, "%d marks end an answer", ends);
         dg_tokenizer_free(t);
     }
     drop(m);
@@ -265,6 +309,7 @@ int main(void) {
     test_damaged();
     test_crafted();
     test_odd();
+    test_marks();
     test_tiny();
     return check_done("tokenizer");
 }

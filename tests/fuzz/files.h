@@ -172,7 +172,7 @@ static size_t dice(size_t n) {
 }
 
 static uint64_t odd_number(const uint8_t *data, size_t n, const layout *l, uint64_t old) {
-    static const uint64_t odd[] = {0, 1, 2, 3, 7, 31, 255, 65535, 65536, INT32_MAX, UINT32_MAX, UINT64_C(1) << 32, INT64_MAX, UINT64_C(1) << 63, UINT64_MAX, UINT64_MAX - 31};
+    static const uint64_t odd[] = {0, 1, 2, 3, 7, 31, 255, 1024, 4096, 65535, 65536, 1 << 24, INT32_MAX, UINT32_MAX, UINT64_C(1) << 32, INT64_MAX, UINT64_C(1) << 63, UINT64_MAX, UINT64_MAX - 31};
     uint64_t v = 0;
     switch (dice(6)) {
         case 0: return odd[dice(sizeof odd / sizeof *odd)];

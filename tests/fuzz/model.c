@@ -1,10 +1,16 @@
 #define _GNU_SOURCE
-/* Models: a file is refused, or it runs, whatever its weights are. */
+/* Models: a file is refused, or it runs, whatever its weights are; and a session takes no more memory than was told before. */
 #include "files.h"
+#include "os.h"
 
 size_t LLVMFuzzerCustomMutator(uint8_t *data, size_t n, size_t room, unsigned seed) { return mutate_file(data, n, room, seed); }
 
-enum { MOST_TOKENS = 4096, MOST_CANVAS = 64 };
+enum {
+    MOST_TOKENS = 4096,
+    MOST_BYTES = 64 << 20, /* of a session that is run; a larger one is made, which takes next to nothing */
+    SLACK = 16 << 20,      /* what else a run takes, with the watch of ASan over it */
+    SHORT = 64,            /* canvases that are short enough for a second step */
+};
 
 /* Nothing is chosen from numbers that are none. */
 static bool check_step(const dg_event *e, void *user) {
@@ -19,13 +25,24 @@ static bool check_step(const dg_event *e, void *user) {
 /* A prompt, one canvas in few steps, and one more encoded: on every backend, since each has its own kernels. */
 static void use_model(dg_model *model) {
     const dg_config *c = dg_model_config(model);
-    if (c->n_vocab > MOST_TOKENS || c->canvas_length > MOST_CANVAS) return;
+    const int32_t context = c->context_length < 32 ? c->context_length : 32;
+    const int64_t told = dg_session_bytes(model, context), before = os_resident();
     dg_error error = {0};
     dg_session *session;
-    MUST(dg_session_new(model, c->context_length < 32 ? c->context_length : 32, &session, &error) == DG_OK, "%s", error.message);
+    const int made = dg_session_new(model, context, &session, &error);
+    if (made != DG_OK) {
+        check_refusal(made, &error);
+        MUST(made == DG_ERROR_MEMORY && told > MOST_BYTES, "%lld bytes: %s", (long long)told, error.message);
+        return;
+    }
+    MUST(os_resident() - before <= SLACK, "%lld bytes for a session that does nothing", (long long)(os_resident() - before));
+    if (c->n_vocab > MOST_TOKENS || told > MOST_BYTES) {
+        dg_session_free(session);
+        return;
+    }
     dg_sampling sampling;
     dg_sampling_default(model, &sampling);
-    sampling.steps = 2;
+    sampling.steps = c->canvas_length > SHORT ? 1 : 2;
     sampling.max_tokens = c->canvas_length;
     const int32_t ids[3] = {0, c->n_vocab / 2, c->n_vocab - 1};
     float *logits = malloc(sizeof *logits * (size_t)c->n_vocab);
@@ -45,6 +62,7 @@ static void use_model(dg_model *model) {
     dg_model_routing(model, counts);
     for (int32_t i = 0; i < c->n_layer * c->n_expert; i++) MUST(counts[i] >= 0, "%lld rows", (long long)counts[i]);
     free(counts), free(logits);
+    MUST(os_resident() - before <= told + SLACK, "%lld bytes where %lld were told", (long long)(os_resident() - before), (long long)told);
     dg_session_free(session);
 }
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 U8, I8, U16, I16, U32, I32, F32, BOOL, STRING, ARRAY, U64, I64, F64 = range(13)
 CODES = {U8: "B", I8: "b", U16: "H", I16: "h", U32: "I", I32: "i", F32: "f", BOOL: "?", U64: "Q", I64: "q", F64: "d"}
 PART = b"\n[part]\n"  # between the parts of a split file: files.h
-Q4_0, Q8_0, Q4_K = 2, 8, 12
+Q4_0, Q8_0, Q4_K, MXFP4 = 2, 8, 12, 39
 
 
 def text(of: str | bytes) -> bytes:
@@ -77,6 +77,8 @@ def gguf() -> Iterator[tuple[str, bytes]]:
         "dims-overflow": ([1 << 40, 1 << 40], 0, 0),
         "bytes-overflow": ([1 << 31, 1 << 31], 0, 0),
         "type-99": ([32], 99, 0),
+        "type-mxfp4": ([32], MXFP4, 0),
+        "type-99-behind-the-end": ([32], 99, 1 << 40),
         "half-a-block": ([33], Q8_0, 0),
         "askew": ([8], 0, 8),
         "behind-the-end": ([8], 0, 1 << 40),
@@ -110,15 +112,55 @@ NAMES = ["<pad>", "<unk>", "a", "b", "ab", "\u2581", "\n", "<x>"]
 KINDS = [3, 2, 1, 1, 1, 1, 1, 4]
 
 
+# What the tokenizer's hashes are made of (see runtime/tokenizer.c, tests/c/tokenizer.c), to make keys that collide.
+ODD = 0x9E3779B97F4A7C15
+INVERSE = pow(ODD, -1, 1 << 64)
+WORD = (1 << 64) - 1
+
+
+def _mixed(x: int) -> int:
+    x = x * ODD & WORD
+    return x ^ x >> 32
+
+
 def _unmixed(x: int) -> int:
-    """The inverse of the tokenizer's mix()."""
-    return (x ^ x >> 32) * pow(0x9E3779B97F4A7C15, -1, 1 << 64) % (1 << 64)
+    return (x ^ x >> 32) * INVERSE & WORD
+
+
+def text_with(hash: int, other: int = 0) -> bytes:
+    """A text of 8 bytes with this hash of 32 bits."""
+    return struct.pack("<Q", _unmixed(_unmixed(other << 48 | hash << 16 | 12345)) ^ 9)
 
 
 def alike(n: int) -> list[bytes]:
-    """Texts of 8 bytes, without a space, that all have one hash (see tests/c/tokenizer.c)."""
-    made = (struct.pack("<Q", _unmixed(_unmixed(i << 48 | 12345)) ^ 9) for i in range(2 * n))
+    """Texts of 8 bytes, without a space, that all have one hash."""
+    made = (text_with(0, i) for i in range(2 * n))
     return [one for one in made if b" " not in one][:n]
+
+
+def in_a_row(n: int, first: int = 0) -> list[bytes]:
+    """Texts of 8 bytes whose hashes follow each other. Each goes into a table at once; what is absent and has the first
+    one's hash is looked for among all of them."""
+    return [text_with(first + i) for i in range(n)]
+
+
+def merges_in_a_row(n: int) -> list[bytes]:
+    """Merges of such texts that take the first n places of their table, of at least 2 n: a power of two."""
+    size = 16
+    while size < 2 * n:
+        size *= 2
+    hashes = range(2 * size)
+    texts = {h: text for h in hashes if b" " not in (text := text_with(h))}
+    places: dict[int, bytes] = {}
+    for left, left_text in texts.items():
+        for right in texts:
+            place = _mixed(_mixed(left << 32 | right)) >> 16 & size - 1
+            if place < n and place not in places:
+                places[place] = left_text + b" " + texts[right]
+        if len(places) == n:
+            break
+    assert len(places) == n
+    return list(places.values())
 
 
 def vocabulary(**other: bytes | None) -> bytes:
@@ -145,6 +187,8 @@ def tokenizer() -> Iterator[tuple[str, bytes]]:
     yield "types-9", vocabulary(types=array(TYPES, U8, [9] * len(KINDS)))
     yield "scores-of-text", vocabulary(scores=array("tokenizer.ggml.scores", STRING, NAMES))
     yield "token-too-long", vocabulary(tokens=array(TOKENS, STRING, ["x" * 1025, *NAMES[1:]]))
+    marks = ["<unk>", "<|turn>", "<turn|>", "</s>", "<|tool_response>", "<|channel>", "<|a b>", "<x>"]
+    yield "marks", vocabulary(tokens=array(TOKENS, STRING, marks), types=array(TYPES, I32, [2, 1, 5, 1, 4, 6, 1, 1]))
     yield "merge-of-one", vocabulary(merges=array(MERGES, STRING, ["ab"]))
     yield "merges-of-numbers", vocabulary(merges=array(MERGES, U8, [1]))
     yield "no-merges", vocabulary(merges=None)
@@ -164,6 +208,12 @@ def tokenizer() -> Iterator[tuple[str, bytes]]:
     yield "alike-tokens", vocabulary(tokens=array(TOKENS, STRING, ones), types=array(TYPES, U8, [1] * len(ones)))
     pairs = (left + b" " + right for left in ones[:34] for right in ones[:34])
     yield "alike-merges", vocabulary(merges=array(MERGES, STRING, pairs))
+    row = in_a_row(600)
+    text_of_it = PART + b"\xe9ab" * 40
+    yield "row-tokens", vocabulary(tokens=array(TOKENS, STRING, row), types=array(TYPES, U8, [1] * 600)) + text_of_it
+    yield "row-merges", vocabulary(merges=array(MERGES, STRING, merges_in_a_row(600))) + text_of_it
+    short = in_a_row(200)
+    yield "row-short", vocabulary(tokens=array(TOKENS, STRING, short), types=array(TYPES, U8, [1] * 200)) + text_of_it
 
 
 # ---- Models ----
@@ -188,6 +238,18 @@ def model(whole: bytes) -> Iterator[tuple[str, bytes]]:
     yield number("layers-0", b"block_count", U32, 2, bytes(4))
     yield number("layers-300", b"block_count", U32, 2, struct.pack("<I", 300))
     yield number("size-2-31", b"embedding_length", U32, 32, struct.pack("<I", 1 << 31))
+    for name, field, old, claimed in (
+        ("context", b"context_length", 64, 1 << 24),
+        ("heads", b"attention.head_count", 1, 4096),
+        ("experts", b"expert_count", 2, 1 << 20),
+        ("experts-used", b"expert_used_count", 1, 2),
+        ("window", b"attention.sliding_window", 8, 1 << 24),
+        ("layers", b"block_count", 2, 256),
+    ):
+        yield number(f"claims-{name}", field, U32, old, struct.pack("<I", claimed))
+    for claimed in 1024, 4096, 65536:
+        canvas = struct.pack("<II", U32, 8), struct.pack("<II", U32, claimed), b"diffusion.canvas_length"
+        yield changed(f"claims-canvas-{claimed}", *canvas)
     yield number("size-31", b"embedding_length", U32, 32, struct.pack("<I", 31))
     yield changed("base-of-int", struct.pack("<I", F32), struct.pack("<I", I32), key + b"rope.freq_base")
     yield number("used-2-of-1", b"expert_used_count", U32, 1, struct.pack("<I", 9))
@@ -202,6 +264,10 @@ def model(whole: bytes) -> Iterator[tuple[str, bytes]]:
     yield changed("no-tensor", b"output_norm.weight", b"output_nxrm.weight")
     yield changed("no-layer-tensor", b"blk.1.attn_norm.weight", b"blk.1.attn_nxrm.weight")
     yield changed("type-of-norm", struct.pack("<IQI", 1, 32, 0), struct.pack("<IQI", 1, 32, 1), b"output_norm.weight")
+    matrix = struct.pack("<IQQ", 2, 32, 32)
+    for name, kind in ("mxfp4", MXFP4), ("99", 99):
+        old, new = (matrix + struct.pack("<I", of) for of in (Q4_0, kind))
+        yield changed(f"matrix-of-type-{name}", old, new, b"blk.1.ffn_gate.weight")
     yield changed("shape-of-norm", struct.pack("<IQI", 1, 32, 0), struct.pack("<IQI", 1, 16, 0), b"output_norm.weight")
 
 

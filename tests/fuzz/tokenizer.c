@@ -2,6 +2,7 @@
 /* Texts and ids through a real vocabulary: what goes in comes back, and nothing is written past what there is room for.
  * And vocabularies that are GGUF files (a text may follow behind PART): they are refused, or take any text and their own ids. */
 #include "files.h"
+#include "tokenizer.h"
 
 enum { MOST_TEXT = 512 }; /* of a run: many short texts find more than few long ones */
 
@@ -103,6 +104,9 @@ static int use_any(const void *arg, dg_error *error) {
     const int32_t beyond = dg_tokenizer_vocab(t)->n_vocab;
     dg_error refusal = {0};
     size_t n;
+    int32_t end;
+    bool as_text;
+    for (int32_t i = 0; tokenizer_end_mark(t, i, &end, &as_text); i++) MUST(end >= -1 && end < beyond, "an answer ends at %d of %d", end, beyond);
     MUST(dg_detokenize(t, &beyond, 1, true, NULL, 0, &n, &refusal) == DG_ERROR_USAGE, "id %d", beyond);
     dg_tokenizer_free(t);
     return status;

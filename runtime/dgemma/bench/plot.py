@@ -68,6 +68,11 @@ def plot_writing(report: Report, path: Path) -> None:
     save(figure, path)
 
 
+def writing_path(path: Path) -> Path:
+    """Where the second chart of --plot goes."""
+    return path.with_stem(path.stem + "-writing")
+
+
 def overtaken(row: dict[str, Any]) -> str:
     """What a measured batch does to one number of steps."""
     if row["crossover"] is None:

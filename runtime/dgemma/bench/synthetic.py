@@ -25,7 +25,7 @@ from dgemma.convert.metadata import Pair, metadata
 from dgemma.convert.names import Wanted, wanted
 from dgemma.convert.tokenizer import BYTE, CONTROL, NORMAL, SPECIAL, Vocabulary
 from dgemma.convert.writer import NewFile, aligned, header
-from dgemma.errors import SystemFailure, UsageError
+from dgemma.errors import Error, SystemFailure, UsageError
 from dgemma.formats import Format
 from dgemma.keys import keys
 
@@ -224,12 +224,14 @@ def make(folder: Path, model: Synthetic, progress: Callable[[int, int], None] | 
     path = folder / f"{model.name}.gguf"
     if _is(path, plan):
         return path
+    if path.exists() and not _was(path, plan):
+        raise Error(f"{path}: another file than dg-bench would make here; move it, or give another --cache")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as problem:
         raise SystemFailure(f"{folder}: {(problem.strerror or str(problem)).lower()}") from None
     total = plan.file_bytes
-    with NewFile(path, total) as file:
+    with NewFile(path, total, kind=None) as file:
         file.write(plan.header)
         done = len(plan.header)
         for piece in weights(plan):
@@ -243,9 +245,16 @@ def make(folder: Path, model: Synthetic, progress: Callable[[int, int], None] | 
 
 def _is(path: Path, plan: Blueprint) -> bool:
     try:
-        if path.stat().st_size != plan.file_bytes:
-            return False
-        with path.open("rb") as file:
-            return file.read(len(plan.header)) == plan.header
+        return path.stat().st_size == plan.file_bytes and _header_of(path, plan) == plan.header
     except OSError:
         return False
+
+
+def _was(path: Path, plan: Blueprint) -> bool:
+    """Whether it was the file once, and was cut or damaged since."""
+    return path.is_file() and (path.stat().st_size == plan.file_bytes or _header_of(path, plan) == plan.header)
+
+
+def _header_of(path: Path, plan: Blueprint) -> bytes:
+    with path.open("rb") as file:
+        return file.read(len(plan.header))

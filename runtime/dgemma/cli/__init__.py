@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Callable
@@ -9,7 +10,9 @@ from typing import Any, NoReturn
 
 import click
 
+from dgemma.cli.files import check_files
 from dgemma.errors import Error, UsageError
+from dgemma.terminal import one_line, tell
 
 FAILURE, WRONG_USAGE, INTERRUPTED = 1, 2, 130
 
@@ -17,8 +20,13 @@ FAILURE, WRONG_USAGE, INTERRUPTED = 1, 2, 130
 class Command(click.Command):
     """A command that ends with 0, 1 (a failure), 2 (wrong usage) or 130 (Ctrl-C) and one line on standard error."""
 
+    def invoke(self, ctx: click.Context) -> Any:
+        check_files(self, ctx.params)
+        return super().invoke(ctx)
+
     def main(self, *args: Any, **extra: Any) -> NoReturn:
         extra["standalone_mode"] = False
+        show_any_text()
         name = str(extra.setdefault("prog_name", self.name))
         try:
             code = super().main(*args, **extra)
@@ -44,21 +52,28 @@ class Command(click.Command):
             end(name, f"internal error, please report it: {type(failure).__name__}: {failure}", FAILURE)
 
 
+def show_any_text() -> None:
+    """Makes text that a stream's encoding lacks, such as a file name that is no Unicode text, print as escapes."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
 def version_option(name: str) -> Callable[[Any], Any]:
     """--version of the command `name`."""
 
-    def tell(ctx: click.Context, param: click.Parameter, wanted: bool) -> None:
+    def say(ctx: click.Context, param: click.Parameter, wanted: bool) -> None:
         if wanted:
             import dgemma
 
             click.echo(f"{name} {dgemma.__version__}")
             ctx.exit()
 
-    more: dict[str, Any] = dict(is_flag=True, is_eager=True, expose_value=False, callback=tell)
+    more: dict[str, Any] = dict(is_flag=True, is_eager=True, expose_value=False, callback=say)
     return click.option("--version", **more, help="Print the version.")
 
 
 def end(name: str, message: str, code: int) -> NoReturn:
     """Tells a failure in one line and exits."""
-    click.echo(f"{name}: {' '.join(message.split())}", err=True)
+    tell(f"{name}: {one_line(message)}")
     sys.exit(code)

@@ -7,7 +7,6 @@ from contextlib import closing
 from dataclasses import asdict
 from typing import Any
 
-from dgemma import json_lines
 from dgemma.cli.display import Silent
 from dgemma.cli.frames import Framer
 from dgemma.cli.record import Recorder
@@ -70,11 +69,11 @@ def work(
     raise AssertionError("a stream ends with a Result")
 
 
-def as_object(model: Model, result: Result, reader: Reader, settings: dict[str, int | float]) -> str:
-    """The line of JSON that --json asks for."""
+def as_object(model: Model, result: Result, reader: Reader, settings: dict[str, int | float]) -> dict[str, Any]:
+    """What --json asks for."""
     parts = reader.answer
     told = {**asdict(result), "text": parts.text, "thinking": parts.thinking}
     told["tool_calls"] = [{"name": call.name, "arguments": call.arguments} for call in parts.calls]
     told |= {"settings": settings, "model": model.path, "backend": model.backend, "threads": model.threads}
     told |= traffic_facts(model)
-    return json_lines.as_line(told) + "\n"
+    return told

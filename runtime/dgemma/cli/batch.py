@@ -3,31 +3,38 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import os
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from itertools import islice
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import click
 
+import dgemma
 from dgemma import json_lines
 from dgemma.batch import FIELDS, Batch
 from dgemma.cli.display import count
+from dgemma.cli.files import InputPath, OutputFile
 from dgemma.errors import Error, UsageError
+from dgemma.identity import identity
+from dgemma.line_log import DIGITS, HEX, LineLog, beginning, literal
 from dgemma.model import Model
 from dgemma.progress import progress_bar
 
 PACE = 30.0  # seconds between two lines of progress where there is no terminal
 
 _FIELDS = "\n".join(f"  {name:<10}{text}" for name, text in FIELDS.items())
+# How a line of answers begins: which request it answers.
+LINE = beginning([*literal('{"line": '), *DIGITS, *literal(', "input": "'), *HEX, *literal('"')])
+
 HELP = f"""With --batch FILE every line of FILE is a request, a JSON object, and -o OUT gets a line for each, in order:
-"line" (its number in FILE), "input" (the beginning of its SHA-256), and the answer with its figures, or "error" with
-the reason. Each line is on the disk before the next is begun. After a kill, the same command goes on behind the last
-whole line. The exit status is 1 where a line was not answered. A request's fields:
+"line" (its number in FILE), "input" (the beginning of its SHA-256), "run" (what answers: model, settings, version), and
+the answer with its figures, or "error" with the reason. Each line is on the disk before the next is begun. After a
+kill, the same command goes on where it was; lines of FILE that were changed are answered anew. It refuses an OUT of
+another model or other settings: --restart begins anew. The exit status is 1 where a line was not answered. A request's
+fields:
 
 \b
 {_FIELDS}
@@ -40,24 +47,31 @@ whole line. The exit status is 1 where a line was not answered. A request's fiel
 
 def batch_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """The flags of this file."""
-    file = click.Path(dir_okay=False, path_type=Path)
+    restart = "Of --batch: forget the answers that are in OUT."
+    command = click.option("--restart", "restart", is_flag=True, help=restart)(command)
     out = "Where the answers of --batch go. One that is there already is gone on with."
-    command = click.option("-o", "--output", "output", type=file, metavar="OUT", help=out)(command)
+    command = click.option("-o", "--output", "output", type=OutputFile(None), metavar="OUT", help=out)(command)
     text = "Answer every line of this file: see above."
-    return click.option("--batch", "batch", type=file, metavar="FILE", help=text)(command)
+    return click.option("--batch", "batch", type=InputPath(), metavar="FILE", help=text)(command)
 
 
-def run(model: Model, batch: Path, output: Path, quiet: bool, **defaults: Any) -> int:
+def run(model: Model, batch: Path, output: Path, quiet: bool, restart: bool, exact: bool, **defaults: Any) -> int:
     """Answers what is not answered yet; an exit status."""
-    total = sum(1 for _ in _lines(batch))
-    with Batch(model, **defaults) as answers, _opened(output) as out:
-        done, failed = _resume(batch, output, out)
-        before, tokens, began = done, 0, time.monotonic()
+    requests = [(number, _digest(line)) for number, line in json_lines.lines(batch)]
+    total = len(requests)
+    with Batch(model, **defaults) as answers, LineLog(output, LINE, "dg-run --batch") as out:
+        made_by = run_of(model, exact, **defaults)
+        kept = _resume(out, requests, made_by, batch, output, restart)
+        before = done = len(kept.done)
+        failed, tokens, began = kept.failed, 0, time.monotonic()
         told = began
         with progress_bar("answers", "lines") as bar:
-            for number, line in _lines(batch, done):
+            for place, (number, line) in enumerate(json_lines.lines(batch)):
+                if place in kept.done:
+                    continue
                 answer = answers.answer(line)
-                _append(out, {"line": number, "input": _digest(line), **answer})
+                out.append({"line": number, "input": _digest(line), "run": made_by, **answer})
+                kept.places.append(place)
                 done, failed, tokens = done + 1, failed + ("error" in answer), tokens + answer.get("tokens", 0)
                 if quiet:
                     continue
@@ -66,9 +80,12 @@ def run(model: Model, batch: Path, output: Path, quiet: bool, **defaults: Any) -
                 elif time.monotonic() - told >= PACE:
                     told = time.monotonic()
                     click.echo(f"{done} of {count(total, 'line')}, {told - began:.0f} s", err=True)
+        if kept.places != list(range(total)) or kept.moved:
+            out.replace(_in_order(out, kept.places, requests))
     seconds = time.monotonic() - began
     if not quiet:
         there = f", {before} were there already" if before else ""
+        there += f", {kept.changed} of changed lines were taken out" if kept.changed else ""
         click.echo(
             f"{count(done - before, 'line')} answered{there}: {tokens} tokens, {seconds:.1f} s,"
             f" {tokens / max(seconds, 1e-9):.1f} tokens/s",
@@ -79,55 +96,75 @@ def run(model: Model, batch: Path, output: Path, quiet: bool, **defaults: Any) -
     return 0
 
 
-def _lines(path: Path, skip: int = 0) -> Iterator[tuple[int, bytes]]:
-    """The requests of a file behind the first `skip`, with their line numbers; empty lines are none."""
-    return islice(json_lines.lines(path), skip, None)
+def run_of(model: Model, exact: bool, **defaults: Any) -> dict[str, Any]:
+    """What makes an answer beside its request: another model, setting or version may make another."""
+    chat = {name: defaults[name] for name in FIELDS if defaults.get(name) is not None}
+    options = {name: value for name, value in defaults.items() if name not in FIELDS and value is not None}
+    about = {"version": dgemma.__version__, "model": identity(model.path)["sha256"][:16]}
+    return {**about, "backend": model.backend.split()[0], "exact": exact, **chat, **model.settings(**options)}
 
 
 def _digest(line: bytes) -> str:
     return hashlib.sha256(line).hexdigest()[:16]
 
 
-@contextmanager
-def _opened(path: Path) -> Iterator[BinaryIO]:
-    """A file to read and append to, for this process alone."""
-    with open(path, "a+b") as opened:
-        try:
-            import fcntl
+@dataclass(slots=True)
+class Kept:
+    """The lines of OUT when a batch begins or goes on."""
 
-            fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except ImportError:
-            pass  # no locks on this system
-        except BlockingIOError:
-            raise UsageError(f"{path} is being written by another process") from None
-        yield opened
+    places: list[int | None]  # of each line: the request that it answers, counted from 0; None: that was changed
+    done: frozenset[int]
+    failed: int  # of them, with an error
+    changed: int
+    moved: bool  # whether some tell another line's number than their request has by now
 
 
-def _resume(batch: Path, output: Path, out: BinaryIO) -> tuple[int, int]:
-    """How many requests are answered already, and how many of them with an error; a line that was cut is taken away.
-    Raises UsageError for a file that holds anything else.
-    """
-    out.seek(0)
-    done = failed = end = 0
-    requests = _lines(batch)
-    for line in out:
-        if not line.endswith(b"\n"):
-            break
-        number, request = next(requests, (0, b""))
-        try:
-            answer = json.loads(line)
-            same = (answer["line"], answer["input"]) == (number, _digest(request))
-        except (ValueError, KeyError, TypeError, RecursionError):
-            same = False
-        if not same:
-            raise UsageError(f"{output}: line {done + 1} does not answer line {number or done + 1} of {batch}")
-        done, failed, end = done + 1, failed + ("error" in answer), end + len(line)
-    out.truncate(end)
-    return done, failed
+def _resume(
+    out: LineLog, requests: Sequence[tuple[int, str]], run: dict[str, Any], batch: Path, output: Path, restart: bool
+) -> Kept:
+    """What OUT holds already. Raises UsageError for one that answers other requests or was made by another run."""
+    there: list[tuple[int, str, bool]] = []
+    other: dict[str, Any] | None = None
+
+    def read(value: dict[str, Any]) -> None:
+        nonlocal other
+        there.append((int(value["line"]), str(value["input"]), "error" in value))
+        if other is None and value.get("run") != run:
+            other = dict(value.get("run") or {})
+
+    out.recover(read)
+    if restart:
+        out.clear()
+        return Kept([], frozenset(), 0, 0, False)
+    if other is not None:
+        raise UsageError(f"{output}: its answers were made with {_difference(other, run)}: --restart begins anew")
+    asked: dict[str, deque[int]] = {}
+    for place, (_, digest) in enumerate(requests):
+        asked.setdefault(digest, deque()).append(place)
+    places = [asked[digest].popleft() if asked.get(digest) else None for _, digest, _ in there]
+    done = frozenset(place for place in places if place is not None)
+    lost = sum(place is None and not error for place, (_, _, error) in zip(places, there, strict=True))
+    if lost > len(done):
+        raise UsageError(
+            f"{output}: {lost} of its {count(len(there), 'line')} answer none of {batch}: --restart begins anew"
+        )
+    failed = sum(place is not None and error for place, (_, _, error) in zip(places, there, strict=True))
+    moved = any(p is not None and requests[p][0] != line for p, (line, _, _) in zip(places, there, strict=True))
+    return Kept(places, done, failed, places.count(None), moved)
 
 
-def _append(out: BinaryIO, answer: dict[str, Any]) -> None:
-    """Adds a line, on the disk when this returns."""
-    out.write((json.dumps(answer, ensure_ascii=False) + "\n").encode("utf-8", "replace"))
-    out.flush()
-    os.fsync(out.fileno())
+def _difference(before: dict[str, Any], now: dict[str, Any]) -> str:
+    """In words: "seed 1, not 2"."""
+    names = [name for name in (*now, *before) if before.get(name) != now.get(name)]
+    if not before:
+        return "another version of dgemma"
+    return ", ".join(f"{name} {before.get(name)}, not {now.get(name)}" for name in dict.fromkeys(names))
+
+
+def _in_order(
+    out: LineLog, places: Sequence[int | None], requests: Sequence[tuple[int, str]]
+) -> Iterator[dict[str, Any]]:
+    """The lines of OUT in the order of the requests, without those that answer none."""
+    answers = {place: value for place, value in zip(places, out.values(), strict=True) if place is not None}
+    for place in sorted(answers):
+        yield {**answers[place], "line": requests[place][0]}

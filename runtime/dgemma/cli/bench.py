@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import sys
@@ -17,21 +16,25 @@ from dgemma.bench.device import time_behind
 from dgemma.bench.llama import Theirs, compare, refuse_llama
 from dgemma.bench.machine import apart
 from dgemma.bench.measure import FLAT, bench
-from dgemma.bench.plot import plot, plot_writing
+from dgemma.bench.plot import plot, plot_writing, writing_path
 from dgemma.bench.report import markdown
 from dgemma.bench.synthetic import SHAPES, Synthetic, cache_folder, make
 from dgemma.bench.together import together
-from dgemma.charts import refuse_chart
+from dgemma.charts import CHART, refuse_chart
 from dgemma.cli import Command, version_option
+from dgemma.cli.files import InputFile, OutputFile
 from dgemma.cli.running import running_options
 from dgemma.cli.sizes import ram_option
+from dgemma.cli.speaker import say_json, write
 from dgemma.convert.recipe import RECIPES
-from dgemma.errors import Error
 from dgemma.hub import local_model
+from dgemma.json_lines import as_bytes
 from dgemma.model import Model, bundled
+from dgemma.output import json_kind, readable, write_whole
 from dgemma.plan import placed, this_machine, with_device
 from dgemma.progress import progress_bar, telling
 
+FIGURES = json_kind("figures of dg-bench", "schema", "machine", "peaks", "step")
 SHARP = 0.05  # at this temperature random logits leave as few words as a trained model's do
 
 NAMES = ", ".join(f"{name} of {shape['layers']} layers" for name, shape in SHAPES.items())
@@ -46,19 +49,20 @@ any other.
   dg-bench model.gguf
   dg-bench --shape 26b-a4b --layers 6                  3.5 GiB, a fifth of the real model
   dg-bench --shape 26b-a4b --layers 6 --against llama-cpp
-  dg-bench model.gguf --json figures.json --plot step.svg
+  dg-bench model.gguf -o figures.json --plot step.svg
 
 \b
 Shapes: {NAMES}
 
 Operations are two per multiply-add, as the sizes of the model ask for them, whatever was really done; limits are
-measured in the same run. The tables go to standard output, in Markdown. --plot and --against need extra packages:
+measured in the same run. The tables go to standard output, in Markdown; --json prints all figures instead, and -o
+writes them to a file. --plot and --against need extra packages:
 pip install 'dgemma[bench]'. The exit status is 0, 1 for a failure, 2 for wrong usage, 130 after Ctrl-C.
 """
 
 
 @click.command(cls=Command, name="dg-bench", help=HELP, context_settings={"help_option_names": ["-h", "--help"]})
-@click.argument("model", required=False)
+@click.argument("model", required=False, type=InputFile())
 @click.option("--shape", type=click.Choice(list(SHAPES)), metavar="NAME", help="Measure random weights of this shape.")
 @click.option("--layers", type=click.IntRange(1, 256), metavar="N", help="Of the shape; default: all there are.")
 @click.option(
@@ -108,11 +112,12 @@ pip install 'dgemma[bench]'. The exit status is 0, 1 for a failure, 2 for wrong 
 )
 @running_options
 @ram_option
-@click.option("--json", "json_file", type=click.Path(path_type=Path), metavar="FILE", help="Write all figures as JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print all figures as JSON instead of tables.")
+@click.option("-o", "--output", type=OutputFile(FIGURES), metavar="FILE", help="Write all figures, as JSON.")
 @click.option(
     "--plot",
     "plot_file",
-    type=click.Path(path_type=Path),
+    type=OutputFile(CHART, more=lambda path: [writing_path(path)]),
     metavar="FILE",
     help="Draw the parts, .svg or .png, and with --against beside it, with -writing in its name, tokens by batch.",
 )
@@ -135,7 +140,8 @@ def main(
     vram: int | None,
     exact: bool,
     ram: int | None,
-    json_file: Path | None,
+    as_json: bool,
+    output: Path | None,
     plot_file: Path | None,
 ) -> None:
     if model is not None and shape is not None:
@@ -151,9 +157,6 @@ def main(
         refuse_chart(plot_file, "bench")
     if against is not None:
         refuse_llama()
-    for file in (json_file, plot_file):
-        if file is not None and not file.absolute().parent.is_dir():
-            raise Error(f"{file}: there is no folder {file.absolute().parent}")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
 
     asked = None
@@ -171,7 +174,7 @@ def main(
         if ram is not None:
             say("this machine, for a prediction")
             machine = apart(this_machine, opened.path, **options)
-        about: dict[str, Any] = {"path": opened.path, "name": Path(opened.path).name}
+        about: dict[str, Any] = {"path": opened.path, "name": readable(Path(opened.path).name)}
         about |= {"shape": shape, "layers": opened.config.n_layer, "type": asked.type if asked else None}
         if asked:
             about["name"] = f"{shape}, {opened.config.n_layer} layers, {asked.type}, random weights"
@@ -206,13 +209,18 @@ def main(
                 report.comparison["writing"] = decoding(
                     opened, theirs, runs=runs, temperature=temperature, seed=seed, say=say
                 )
-    click.echo(markdown(report))
-    if json_file is not None:
-        json_file.write_text(json.dumps(report.told(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    if plot_file is not None:
-        plot(report, plot_file)
-        if report.comparison is not None:
-            plot_writing(report, plot_file.with_stem(plot_file.stem + "-writing"))
+    try:
+        if output is not None:
+            write_whole(output, as_bytes(report.told(), indent=1), FIGURES)
+        if plot_file is not None:
+            plot(report, plot_file)
+            if report.comparison is not None:
+                plot_writing(report, writing_path(plot_file))
+    finally:
+        if as_json:
+            say_json(report.told(), indent=1)
+        else:
+            write(markdown(report) + "\n")
 
 
 def synthetic(wanted: Synthetic, cache: Path | None) -> Path:

@@ -6,8 +6,6 @@ from collections.abc import Iterator
 from contextlib import closing
 from typing import Any
 
-import click
-
 from dgemma.cli import FAILURE
 from dgemma.cli.answer import Watch
 from dgemma.cli.commands import FILES, TABLE, run
@@ -18,6 +16,7 @@ from dgemma.conversation import Conversation, Reply, Told
 from dgemma.errors import Error, UsageError
 from dgemma.events import Block, Result, Step
 from dgemma.model import Model
+from dgemma.terminal import one_line, tell
 from dgemma.turns import Delta
 
 LONGEST = 2048  # tokens of an answer, if --max-tokens says nothing
@@ -172,7 +171,7 @@ class Chat:
     def tell(self, *lines: str) -> None:
         """On standard error, beside the answers."""
         for line in lines:
-            click.secho(line, err=True, dim=True)
+            tell(line, dim=True)
 
     def _figures(self, reply: Reply) -> list[str]:
         prompt = f"{reply.encoded} encoded, {reply.reused} reused"
@@ -214,5 +213,5 @@ class Chat:
 def told(failure: Error | OSError) -> str:
     """A failure in a line."""
     if isinstance(failure, Error):
-        return " ".join(str(failure).split())
-    return f"{failure.filename or 'standard output'}: {failure.strerror or failure}"
+        return one_line(str(failure))
+    return one_line(f"{failure.filename or 'standard output'}: {failure.strerror or failure}")

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from dgemma.cli.files import write_whole
 from dgemma.errors import UsageError
+from dgemma.json_lines import as_bytes
 from dgemma.options import Option, efforts, options
+from dgemma.output import check_target, json_kind, write_whole
 from dgemma.regular import opener
 
 if TYPE_CHECKING:
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 Do: TypeAlias = Callable[["Chat", str], bool | None]  # with what stands behind the name; False ends the chat
 
 FILES = "FILE"
+
+CHAT = json_kind("a saved chat", "messages", "thinking", "settings")
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +160,8 @@ def _save(chat: Chat, name: str) -> None:
     conversation = chat.conversation
     kept = {"messages": conversation.messages, "thinking": conversation.thinking, "settings": chat.settings}
     path = Path(name).expanduser()
-    write_whole(path, (json.dumps(kept, ensure_ascii=False, indent=1) + "\n").encode("utf-8", "replace"))
+    check_target(path, CHAT)
+    write_whole(path, as_bytes(kept, indent=1), CHAT)
     chat.tell(f"{len(conversation.messages)} messages in {path}")
 
 

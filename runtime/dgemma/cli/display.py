@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 from dgemma.cli.frames import Cell, Frame, Look, lines, shown
 from dgemma.cli.palette import of_terminal
 from dgemma.cli.region import Region
+from dgemma.terminal import is_terminal
+from dgemma.terminal import shown as named
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -74,7 +76,7 @@ class Progress(Silent):
         self._say(frame.status)
 
     def pend(self, text: str, thought: bool = False) -> None:
-        self._pending = (Cell(shown(text), mark=thought, done=True),) if text else ()
+        self._pending = (Cell(shown(named(text)), mark=thought, done=True),) if text else ()
 
     def hide(self) -> None:
         self._region.clear()
@@ -145,7 +147,7 @@ def styled(line: str, style: str = "dim") -> Text:
 
 def display(visual: bool, quiet: bool) -> Silent:
     """The display for standard error: nothing where it is no terminal."""
-    if sys.stderr is None or not sys.stderr.isatty() or (quiet and not visual):
+    if not is_terminal(sys.stderr) or (quiet and not visual):
         return Silent()
     from rich.console import Console
 

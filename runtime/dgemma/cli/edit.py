@@ -8,7 +8,9 @@ from typing import Any
 
 import click
 
+from dgemma.cli.files import InputFile
 from dgemma.edit import Edited, lines_of
+from dgemma.terminal import shown
 
 COLOURS = {"+": "green", "-": "red", "@": "cyan"}
 
@@ -23,7 +25,8 @@ def edit_options(command: Callable[..., Any]) -> Callable[..., Any]:
         ("--span", "span", "A:B", "The passage is characters A to B of the file, counted from 0, B not included."),
         ("--edit", "edit", "FILE", "Rewrite a passage of this file, and print the change as a unified diff."),
     ):
-        command = click.option(flag, name, metavar=metavar, help=text)(command)
+        type_ = InputFile() if metavar == "FILE" else None
+        command = click.option(flag, name, type=type_, metavar=metavar, help=text)(command)
     return command
 
 
@@ -45,12 +48,12 @@ def passage(text: str, span: str | None, match: str | None, file: str) -> tuple[
 
 
 def diff(edited: Edited, name: str, colour: bool) -> str:
-    """The change, coloured for a terminal."""
-    lines = lines_of(edited.diff(name))
+    """The change: coloured for a terminal, what that would obey being shown; or as it is."""
+    told = edited.diff(name)
     if not colour:
-        return "".join(lines)
+        return told
     bold = {0: True, 1: True}  # the two names
     return "".join(
         click.style(line, fg=None if at in bold else COLOURS.get(line[0]), bold=at in bold or None)
-        for at, line in enumerate(lines)
+        for at, line in enumerate(lines_of(shown(told)))
     )

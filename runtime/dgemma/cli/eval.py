@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import sys
@@ -12,23 +11,28 @@ from typing import Any
 
 import click
 
-from dgemma.charts import refuse_chart
+from dgemma.charts import CHART, refuse_chart
 from dgemma.cli import Command, version_option
+from dgemma.cli.files import InputFile, InputPath, OutputFile
 from dgemma.cli.running import running_options
 from dgemma.cli.sizes import ram_option
-from dgemma.errors import Error, UsageError
+from dgemma.cli.speaker import say_json, write
+from dgemma.errors import UsageError
 from dgemma.eval.approximations import trials
-from dgemma.eval.base import Base, identity
+from dgemma.eval.base import BASE, Base
 from dgemma.eval.checks import CHECKS
 from dgemma.eval.evaluation import Evaluation, Files, about
 from dgemma.eval.fidelity import compare, make_base
-from dgemma.eval.plot import plot
+from dgemma.eval.plot import beside, plot
 from dgemma.eval.report import markdown, told
 from dgemma.eval.results import Log, Variant, run, scores
 from dgemma.eval.sweep import named, read_axes, settings, sweep
 from dgemma.eval.tasks import SHIPPED, Task, load, shipped, suitable
 from dgemma.hub import local_model
+from dgemma.identity import identity
+from dgemma.json_lines import as_bytes
 from dgemma.model import Model, bundled
+from dgemma.output import json_kind, write_whole
 from dgemma.progress import telling
 
 
@@ -61,24 +65,37 @@ A task file has a JSON object per line: id, prompt or messages, and a check
 (kinds: {", ".join(CHECKS)});
 see the docstrings of dgemma.eval.tasks and dgemma.eval.checks. The canvases of --against are those that the base's
 sampler makes on shipped prompts; both models see the same ones, each conditioned on what the base said of the one
-before, one file at a time. Intervals are of 95 %. Tables go to standard output, in Markdown. --plot needs an extra
-package: pip install 'dgemma[eval]'. The exit status is 0, 1 for a failure, 2 for wrong usage, 130 after Ctrl-C.
+before, one file at a time. Intervals are of 95 %. Tables go to standard output, in Markdown; --json prints all figures
+instead, and -o writes them to a file. --plot needs an extra package: pip
+install 'dgemma[eval]'. The exit status is 0, 1 for a failure, 2 for wrong usage, 130 after Ctrl-C.
 """
 
 
-def path_option(flag: str, name: str, text: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    return click.option(flag, name, type=click.Path(path_type=Path), metavar="FILE", help=text)
+FIGURES = json_kind("figures of dg-eval", "schema", "files", "sweep", "approximations")
+
+
+def path_option(
+    flag: str, name: str, type_: InputPath | OutputFile, text: str
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    return click.option(flag, name, type=type_, metavar="FILE", help=text)
 
 
 @click.command(cls=Command, name="dg-eval", help=HELP, context_settings={"help_option_names": ["-h", "--help"]})
-@click.argument("models", nargs=-1)
-@click.option("--against", metavar="BASE", help="Compare the distributions and answers with this file's.")
-@path_option("--base", "base_file", "Compare with a base that --save-base kept.")
-@path_option("--save-base", "save_base", "Keep what the pass over the base found, for --base.")
+@click.argument("models", nargs=-1, type=InputFile())
+@click.option(
+    "--against", type=InputFile(), metavar="BASE", help="Compare the distributions and answers with this file's."
+)
+@path_option("--base", "base_file", InputPath(), "Compare with a base that --save-base kept.")
+@path_option("--save-base", "save_base", OutputFile(BASE), "Keep what the pass over the base found, for --base.")
 @click.option("--layers", is_flag=True, help="Compare the hidden states behind each layer too.")
 @click.option("--prompts", type=click.IntRange(min=1), metavar="N", help="Of the shipped ones; default: all 16.")
 @click.option(
-    "--task", "tasks", multiple=True, metavar="FILE", help="A task file, or shipped tasks by name. Repeatable."
+    "--task",
+    "tasks",
+    multiple=True,
+    type=InputFile(),
+    metavar="FILE",
+    help="A task file, or shipped tasks by name. Repeatable.",
 )
 @click.option(
     "--count", type=click.IntRange(min=1), default=20, show_default=True, metavar="N", help="Most tasks of a level."
@@ -90,13 +107,18 @@ def path_option(flag: str, name: str, text: str) -> Callable[[Callable[..., Any]
 @click.option(
     "--seed", type=click.IntRange(0, 2**62), default=0, show_default=True, metavar="N", help="The first of the seeds."
 )
-@path_option("--results", "results_file", "Keep every answer here at once; what is there is not done again.")
+@path_option(
+    "--results", "results_file", OutputFile(None), "Keep every answer here at once; what is there is not done again."
+)
 @click.option("--sweep", "axes", multiple=True, metavar="OPTION=A,B,...", help="Try these values, all combinations.")
 @click.option("--approximations", is_flag=True, help="Try what is done for speed, each on against off.")
 @running_options
 @ram_option
-@path_option("--json", "json_file", "Write all figures as JSON.")
-@path_option("--plot", "plot_file", "Draw --sweep: .svg or .png; the other is written beside it.")
+@click.option("--json", "as_json", is_flag=True, help="Print all figures as JSON instead of tables.")
+@click.option("-o", "--output", type=OutputFile(FIGURES), metavar="FILE", help="Write all figures, as JSON.")
+@path_option(
+    "--plot", "plot_file", OutputFile(CHART, more=beside), "Draw --sweep: .svg or .png; the other is written beside it."
+)
 @version_option("dg-eval")
 def main(
     models: tuple[str, ...],
@@ -118,7 +140,8 @@ def main(
     vram: int | None,
     exact: bool,
     ram: int | None,
-    json_file: Path | None,
+    as_json: bool,
+    output: Path | None,
     plot_file: Path | None,
 ) -> None:
     compares = against is not None or base_file is not None
@@ -139,9 +162,6 @@ def main(
     chosen = settings(read_axes(axes)) if axes else []
     if plot_file is not None:
         refuse_chart(plot_file, "eval")
-    for file in (json_file, plot_file, save_base, results_file):
-        if file is not None and not file.absolute().parent.is_dir():
-            raise Error(f"{file}: there is no folder {file.absolute().parent}")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
 
     files = [local_model(model) for model in models] or [bundled()]
@@ -177,11 +197,16 @@ def main(
                     measured.scores = scores(run([variant], given, log, seeds=seeds, seed=seed, say=say)[""])
             if approximations:
                 found.trials = trials(path, given, log, seeds=seeds, seed=seed, model=arguments, say=say)
-    click.echo(markdown(found))
-    if json_file is not None:
-        json_file.write_text(json.dumps(told(found), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    if plot_file is not None:
-        plot(found, plot_file)
+    try:
+        if output is not None:
+            write_whole(output, as_bytes(told(found), indent=1), FIGURES)
+        if plot_file is not None:
+            plot(found, plot_file)
+    finally:
+        if as_json:
+            say_json(told(found), indent=1)
+        else:
+            write(markdown(found) + "\n")
 
 
 def refuse(wrong: dict[str, bool]) -> None:

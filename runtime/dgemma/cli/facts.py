@@ -30,12 +30,14 @@ PARTS = {
 }
 OTHER = "others"
 TOKEN_KINDS = {1: "normal", 2: "unknown", 3: "control", 4: "user-defined", 5: "unused", 6: "byte"}
+CONTROL = 3
+MARKS = (CONTROL, 4)  # of TOKEN_KINDS
 
 
 def facts(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Raises an Error for what is no GGUF file; a GGUF file of another kind is told as far as it goes."""
     with File(path) as file:
-        model, refusal = _model(path)
+        model, refusal = _config(file), _refusal(path)
         found = {
             "path": str(Path(path)),
             "bytes": file.bytes,
@@ -56,13 +58,21 @@ def facts(path: str | os.PathLike[str]) -> dict[str, Any]:
         return found
 
 
-def _model(path: str | os.PathLike[str]) -> tuple[dict[str, Any] | None, str | None]:
-    """The configuration, or why the runtime does not take the file."""
+def _config(file: File) -> dict[str, Any] | None:
+    """None where the file is not of a model that dgemma knows. The types of its tensors do not matter."""
     try:
-        with Model(path, backend="cpu", threads=1) as model:
-            return dict(model.config), None
+        return dict(file.config())
+    except FormatError:
+        return None
+
+
+def _refusal(path: str | os.PathLike[str]) -> str | None:
+    """Why the runtime does not take the file, if it does not."""
+    try:
+        with Model(path, backend="cpu", threads=1):
+            return None
     except Error as refusal:
-        return None, str(refusal)
+        return str(refusal)
 
 
 def _value(file: File, key: str) -> dict[str, Any]:
@@ -114,7 +124,9 @@ def _tokenizer(path: str | os.PathLike[str], file: File) -> dict[str, Any] | Non
         tokenizer = Tokenizer.from_gguf(path)
     except FormatError:
         return None
-    kinds = Counter(file.get(keys()["token_type"].key) or [])
+    declared = file.get(keys()["token_type"].key) or []
+    taken = [i for i, kind in enumerate(tokenizer.kinds) if kind in MARKS and declared[i] not in (kind, CONTROL)]
+    kinds = Counter(declared)
     names = ("bos", "eos", "unk", "pad", "mask")
     ids = {name: getattr(tokenizer, f"{name}_id") for name in names}
     merges = file.values.get(keys()["merges"].key)
@@ -126,4 +138,5 @@ def _tokenizer(path: str | os.PathLike[str], file: File) -> dict[str, Any] | Non
         "ids": {name: i for name, i in ids.items() if i is not None},
         "texts": {name: tokenizer.decode([i], special=True) for name, i in ids.items() if i is not None},
         "add_bos": tokenizer.add_bos,
+        "marks": {tokenizer.decode([i], special=True): i for i in taken},
     }

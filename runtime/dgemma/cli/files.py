@@ -1,28 +1,123 @@
-"""Files that are written whole or not at all."""
+"""Files on a command line: which options read one and which write one, and that the two never meet.
+
+Every option that names a file has one of the types of this module. Command calls check_files() with all of them before
+the work begins, so a command need not look at its own targets.
+"""
 
 from __future__ import annotations
 
-import contextlib
 import os
-import secrets
+import stat
+import sys
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
+
+import click
+
+from dgemma.hub import PREFIX
+from dgemma.output import Kind, check_distinct, check_target
+
+STDIN = "-"
 
 
-def write_whole(path: str | os.PathLike[str], data: bytes) -> None:
-    """Makes a file, or replaces what one holds, keeping its mode; whoever reads it sees the old or the new, whatever
-    happens. A link stays one. Raises OSError with the name that was given."""
-    target = Path(os.path.realpath(path))
-    beside = target.parent / f".{target.name}.{secrets.token_hex(6)}.part"
-    try:
-        with open(beside, "xb") as opened:
-            opened.write(data)
-            opened.flush()
-            os.fsync(opened.fileno())
-        with contextlib.suppress(FileNotFoundError):
-            os.chmod(beside, os.stat(target).st_mode & 0o7777)
-        os.replace(beside, target)
-    except OSError as failure:
-        raise type(failure)(failure.errno, failure.strerror, os.fspath(path)) from None
-    finally:
-        with contextlib.suppress(OSError):
-            os.unlink(beside)
+class InputFile(click.ParamType):  # type: ignore[type-arg, unused-ignore]  # generic in click 8.2 and later
+    """A file that a command reads; the value is the text that was given. It may be the name of something else too."""
+
+    name = "file"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return str(value)
+
+
+class InputPath(InputFile):
+    """A file that a command reads, as a Path."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return Path(value)
+
+
+class OutputFile(click.ParamType):  # type: ignore[type-arg, unused-ignore]  # generic in click 8.2 and later
+    """A file that a command writes.
+
+    kind: what a file that is there must be to be replaced; None: whoever appends to it looks for itself. more: other
+    files that are written with it.
+    """
+
+    name = "file"
+
+    def __init__(self, kind: Kind | None, more: Callable[[Path], Iterable[Path]] = lambda path: ()) -> None:
+        self.kind = kind
+        self._more = more
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        path = Path(value)
+        if not path.name:
+            self.fail(f"{os.fspath(value)!r} names no file", param, ctx)
+        return path
+
+    def all(self, path: Path) -> list[Path]:
+        return [path, *self._more(path)]
+
+
+class OutputBeside(click.Option):
+    """A flag that writes a file whose name comes from another parameter's value."""
+
+    def __init__(self, *arguments: Any, of: str, beside: Callable[[str], str], kind: Kind, **more: Any) -> None:
+        super().__init__(*arguments, **{**more, "is_flag": True})
+        self.of, self.kind = of, kind
+        self._beside = beside
+
+    def target(self, values: dict[str, Any]) -> Path | None:
+        """The file that is written with these values of the command's parameters."""
+        of: str | None = values.get(self.of)
+        if not values.get(self.name or "") or of is None or of.startswith(PREFIX):  # a file that is not known yet
+            return None
+        return Path(self._beside(of))
+
+
+def check_files(command: click.Command, values: dict[str, Any]) -> None:
+    """Raises where a file that the command would write is one that it reads or writes already, standard streams among
+    them, holds something of another kind, or cannot be written.
+    """
+    if values.get("dry_run"):
+        return
+    reads = [(what, path) for what, path, _ in _given(command, values, InputFile)]
+    reads += [(name, f"/dev/fd/{number}") for name, number in _regular_streams()]
+    writes = list(_outputs(command, values))
+    check_distinct([(what, path) for what, path, _ in writes], reads)
+    for _, path, kind in writes:
+        check_target(path, kind)
+
+
+def _outputs(command: click.Command, values: dict[str, Any]) -> Iterator[tuple[str, Path, Kind | None]]:
+    for what, path, type_ in _given(command, values, OutputFile):
+        for each in type_.all(path):
+            yield what, each, type_.kind
+    for param in command.params:
+        if isinstance(param, OutputBeside) and (path := param.target(values)) is not None:
+            yield param.opts[0], path, param.kind
+
+
+def _given(command: click.Command, values: dict[str, Any], type_: type[Any]) -> Iterator[tuple[str, Any, Any]]:
+    """What parameters of this type were given: its name in messages, the file, the type."""
+    for param in command.params:
+        if isinstance(param.type, type_):
+            value = values.get(param.name or "")
+            name = param.human_readable_name if isinstance(param, click.Argument) else max(param.opts, key=len)
+            for each in value if isinstance(value, tuple) else (value,):
+                if each is not None and each != STDIN:
+                    yield name, each, param.type
+
+
+def _regular_streams() -> Iterator[tuple[str, int]]:
+    """Standard streams that are files of a disk: `< FILE`, `> FILE`."""
+    streams = (("standard input", sys.stdin), ("standard output", sys.stdout), ("standard error", sys.stderr))
+    for number, (name, stream) in enumerate(streams):
+        if stream is not None:
+            try:
+                regular = stat.S_ISREG(os.fstat(number).st_mode)
+            except OSError:
+                continue
+            if regular:
+                yield name, number

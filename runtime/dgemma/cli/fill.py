@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from dgemma.cli.display import count
+from dgemma.cli.files import InputFile
 from dgemma.fill import LENGTHS, Filled, Hole, Pieces
 from dgemma.model import Model
 
@@ -46,7 +47,8 @@ def fill_options(command: Callable[..., Any]) -> Callable[..., Any]:
             "The prompt, if one is given by -p or -f, says what it is about. - is standard input.",
         ),
     ):
-        command = click.option(*flags, name, metavar=metavar, help=text)(command)
+        type_ = InputFile() if metavar == "FILE" else None
+        command = click.option(*flags, name, type=type_, metavar=metavar, help=text)(command)
     return command
 
 

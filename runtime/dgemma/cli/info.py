@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -12,12 +11,16 @@ import click
 
 from dgemma.cli import Command, version_option
 from dgemma.cli.facts import facts
+from dgemma.cli.files import InputFile
 from dgemma.cli.plan import HELP as PLAN_HELP
 from dgemma.cli.plan import make_plan, notes, plan_options, refuse_alone, sections, summary, title
 from dgemma.cli.routing import routing_columns, routing_facts, routing_rows
+from dgemma.cli.speaker import say_json
 from dgemma.hub import local_model
+from dgemma.keys import keys
 from dgemma.plan import Plan, told
 from dgemma.sizes import size_text
+from dgemma.terminal import is_terminal, shown
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -46,7 +49,7 @@ LINES = 24  # of a chat template
 
 
 @click.command(cls=Command, name="dg-info", help=HELP, context_settings={"help_option_names": ["-h", "--help"]})
-@click.argument("model")
+@click.argument("model", type=InputFile())
 @click.option("--tensors", is_flag=True, help="List every tensor.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a page.")
 @click.option("--routing", is_flag=True, help="Tell which experts were chosen how often.")
@@ -60,11 +63,11 @@ def main(model: str, tensors: bool, as_json: bool, routing: bool, as_plan: bool,
     plan = make_plan(path, **flags) if as_plan else None
     found = told(plan) if plan else routing_facts(path) if routing else facts(path)
     if as_json:
-        click.echo(json.dumps(found, indent=1))
+        say_json(found, indent=1)
         return
     from rich.console import Console
 
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else WIDE)
+    console = Console(highlight=False, width=None if is_terminal(sys.stdout) else WIDE)
     if plan:
         plan_page(path, plan, console)
         return
@@ -104,6 +107,8 @@ def page(found: dict[str, Any], console: Console) -> None:
         section(console, "Types", ("type", ">tensors", ">parameters", ">size", ">bits each"), rows)
     if found["tokenizer"]:
         section(console, "Tokenizer", ("", ""), tokenizer_rows(found["tokenizer"]))
+        for note in tokenizer_notes(found):
+            line(console, note, "yellow")
     template = found["chat_template"]
     if template:
         lines = template.splitlines()
@@ -157,6 +162,22 @@ def tokenizer_rows(told: dict[str, Any]) -> list[tuple[str, str]]:
     ]
 
 
+def tokenizer_notes(found: dict[str, Any]) -> list[str]:
+    """Where the runtime takes tokens otherwise than the file says."""
+    told, key = found["tokenizer"], keys()["add_bos"].key
+    notes = []
+    if marks := list(told["marks"]):
+        which = ", ".join(marks[:SHOWN]) + (", ..." if len(marks) > SHOWN else "")
+        one = len(marks) == 1
+        looks = "token that looks like a control mark is" if one else "tokens that look like control marks are"
+        notes.append(f"{len(marks)} {looks} taken as such: {which}")
+    asked = found["metadata"].get(key, {}).get("value")
+    if told["add_bos"] and asked is not True:
+        said = "the file does not have" if asked is None else "the file says no by"
+        notes.append(f"prompts begin with {told['texts']['bos']}, though {said} {key}")
+    return notes
+
+
 def value_text(told: dict[str, Any]) -> str:
     value, count = told.get("value"), told.get("count")
     if value is None:
@@ -177,7 +198,7 @@ def human(count: int) -> str:
 
 
 def bits(of: dict[str, int]) -> str:
-    return f"{8 * of['bytes'] / of['parameters']:.2f}"
+    return f"{8 * of['bytes'] / of['parameters']:.2f}" if of["bytes"] else "?"
 
 
 def dims(sizes: Iterable[int]) -> str:
@@ -207,8 +228,8 @@ def line(console: Console, text: str, style: str) -> None:
 
 
 def printable(text: str) -> str:
-    """Without what a terminal would obey."""
-    return "".join(c if c.isprintable() else "    " if c == "\t" else "\u00b7" for c in text)
+    """In one line, and with what a terminal would obey shown, wherever the page goes: --json has it exactly."""
+    return shown(text.replace("\t", "    ")).replace("\n", "^J")
 
 
 if __name__ == "__main__":

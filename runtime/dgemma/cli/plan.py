@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from dgemma.cli.files import InputFile
 from dgemma.cli.sizes import Size
 from dgemma.model import Model
 from dgemma.plan import STEPS, Machine, Plan, find_machine, machines, plan, rates, this_machine
@@ -39,7 +40,9 @@ def plan_options(command: Any) -> Any:
         click.option(
             "--context", type=click.IntRange(1, 2**31 - 1), metavar="N", help="Of --plan: tokens to keep in mind."
         ),
-        click.option("--machine", metavar="FILE|NAME", help="Of --plan: for which; default: this machine."),
+        click.option(
+            "--machine", type=InputFile(), metavar="FILE|NAME", help="Of --plan: for which; default: this machine."
+        ),
         click.option("--vram", type=Size(), metavar="SIZE", help="Of --plan: of the GPU's memory at most."),
         click.option(
             "--ram", type=Size(), metavar="SIZE", help="Of --plan: at most; default: what there is, less a margin."

@@ -9,8 +9,8 @@ from time import monotonic
 
 import click
 
-from dgemma.cli.files import write_whole
 from dgemma.cli.frames import Frame, Line, lines
+from dgemma.output import MARK, Kind, marked_kind, write_whole
 
 WIDEST, NARROWEST, TALLEST = 80, 40, 30  # characters of a page
 FASTEST, SLOWEST, HELD = 0.15, 0.5, 3.0  # seconds that a step is shown: as long as it took, within these; the last one
@@ -37,6 +37,8 @@ class Recording:
 
 Writer = Callable[[Recording], bytes]
 
+RECORDING: Kind = marked_kind("a recording of dg-run", MARK.encode())
+
 
 def writer(path: Path) -> Writer:
     """What makes the kind of file that a path's name asks for; refuses other names, and what it cannot do here."""
@@ -62,8 +64,6 @@ class Recorder:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._make = writer(path)
-        if not path.absolute().parent.is_dir():
-            raise FileNotFoundError(2, "there is no such folder", str(path.absolute().parent))
         self._frames: list[Frame] = []
         self._took: list[float] = []
         self._since = monotonic()
@@ -77,7 +77,7 @@ class Recorder:
     def write(self) -> None:
         """Writes the file, whole or not at all. Without a step there is none."""
         if self._frames:
-            write_whole(self._path, self._make(recording(self._frames, self._took)))
+            write_whole(self._path, self._make(recording(self._frames, self._took)), RECORDING)
 
 
 def recording(frames: Sequence[Frame], took: Sequence[float]) -> Recording:

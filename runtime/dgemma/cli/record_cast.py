@@ -6,6 +6,7 @@ from dgemma import json_lines
 from dgemma.cli.frames import sparkline
 from dgemma.cli.palette import DARK
 from dgemma.cli.record import Page, Recording
+from dgemma.output import MARK
 
 
 def cast(recording: Recording) -> bytes:
@@ -15,7 +16,7 @@ def cast(recording: Recording) -> bytes:
         "version": 2,
         "width": recording.columns,
         "height": height,
-        "title": "dgemma",
+        "title": MARK,
         "env": {"TERM": "xterm-256color"},
     }
     rows: list[object] = [header]

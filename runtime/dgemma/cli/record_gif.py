@@ -13,6 +13,7 @@ from dgemma.cli.frames import LOOKS, Line
 from dgemma.cli.palette import DARK
 from dgemma.cli.record import Page, Recording
 from dgemma.errors import Error
+from dgemma.output import MARK
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -47,7 +48,8 @@ def gif(recording: Recording) -> bytes:
     pages = [pictures.draw(page) for page in recording.pages]
     out = io.BytesIO()
     times = [round(page.seconds * 100) * 10 for page in recording.pages]  # milliseconds, as GIF counts
-    pages[0].save(out, "GIF", save_all=True, append_images=pages[1:], duration=times, loop=0, optimize=False)
+    more = dict(append_images=pages[1:], duration=times, loop=0, comment=MARK.encode())
+    pages[0].save(out, "GIF", save_all=True, optimize=False, **more)
     return out.getvalue()
 
 

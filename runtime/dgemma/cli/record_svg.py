@@ -9,6 +9,7 @@ from rich.cells import cell_len
 from dgemma.cli.frames import LOOKS, Line
 from dgemma.cli.palette import DARK
 from dgemma.cli.record import Page, Recording
+from dgemma.output import MARK
 
 SIZE = 16  # pixels of a letter
 ADVANCE, HEIGHT = 9.6, 22  # from a letter to the next, from a line to the next
@@ -41,6 +42,7 @@ def svg(recording: Recording) -> bytes:
     label = quoteattr(recording.pages[-1].status)
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" {size} role="img" aria-label={label}>',
+        f"<metadata>{MARK}</metadata>",
         f"<style>{''.join(style)}</style>",
         f'<rect width="100%" height="100%" rx="{CORNER}" fill="{DARK.ground}"/>',
         _legend(width - MARGIN, top + HEIGHT + BAR),

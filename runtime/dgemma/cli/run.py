@@ -4,28 +4,30 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import click
 
-from dgemma import json_lines
 from dgemma.cli import WRONG_USAGE, Command, batch, version_option
 from dgemma.cli.answer import Watch, as_object, reader_for, work
 from dgemma.cli.display import display, figures
 from dgemma.cli.edit import edit_options
+from dgemma.cli.files import InputFile, OutputBeside, OutputFile
 from dgemma.cli.fill import fill_options
-from dgemma.cli.record import Recorder
+from dgemma.cli.record import RECORDING, Recorder
 from dgemma.cli.running import running_options
 from dgemma.cli.sizes import ram_option, traffic_facts, traffic_line
-from dgemma.cli.speaker import Speaker, say
+from dgemma.cli.speaker import Speaker, say_json
 from dgemma.cli.texts import Task
 from dgemma.errors import UsageError
 from dgemma.keys import keys
 from dgemma.model import Model
 from dgemma.options import REFERENCE, Option, efforts, options
+from dgemma.output import check_target
+from dgemma.routing import ROUTING, routing_path
 from dgemma.session import Prompt
 from dgemma.sizes import size
 
@@ -124,9 +126,16 @@ def sentence(text: str) -> str:
 
 
 @click.command(cls=Command, name="dg-run", help=HELP, context_settings={"help_option_names": ["-h", "--help"]})
-@click.argument("model", required=False)
+@click.argument("model", required=False, type=InputFile())
 @click.option("-p", "--prompt", "text", metavar="TEXT", help="The prompt.")
-@click.option("-f", "--file", "file", metavar="FILE", help="The prompt is what this file holds; - is standard input.")
+@click.option(
+    "-f",
+    "--file",
+    "file",
+    type=InputFile(),
+    metavar="FILE",
+    help="The prompt is what this file holds; - is standard input.",
+)
 @click.option("--system", metavar="TEXT", help="A system message before the prompt. Needs a chat template.")
 @click.option("--think", is_flag=True, help="Let the model think before it answers. Needs a chat template.")
 @click.option("--raw", is_flag=True, help="No chat template: the model goes on from the text.")
@@ -145,7 +154,10 @@ def sentence(text: str) -> str:
 @ram_option
 @click.option(
     "--save-routing",
-    is_flag=True,
+    cls=OutputBeside,
+    of="model",
+    beside=routing_path,
+    kind=ROUTING,
     help="Add to MODEL.routing.json how often each expert was chosen: under --ram those chosen most stay in memory.",
 )
 @click.option(
@@ -157,7 +169,7 @@ def sentence(text: str) -> str:
 @click.option(
     "--record",
     "records",
-    type=click.Path(dir_okay=False, path_type=Path),
+    type=OutputFile(RECORDING),
     multiple=True,
     metavar="FILE",
     help="Keep how the canvas settled: .cast for asciinema, .svg, or .gif (needs Pillow). May be given again.",
@@ -187,35 +199,31 @@ def main(
     **settings: Any,
 ) -> int | None:
     task = Task.take(settings)
-    lines, output = settings.pop("batch"), settings.pop("output")
+    lines, output, restart = settings.pop("batch"), settings.pop("output"), settings.pop("restart")
     opening: dict[str, Any] = dict(backend=backend, threads=threads, exact=exact, repack=repack, ram=ram, vram=vram)
     if output is not None and lines is None:
         raise click.UsageError("-o belongs to --batch FILE")
+    if restart and lines is None:
+        raise click.UsageError("--restart belongs to --batch FILE")
     if lines is not None:
         if output is None:
             raise click.UsageError("--batch needs -o OUT, a file for the answers")
         others = dict(prompt=text is not None, file=file is not None, chat=chat, json=as_json, record=bool(records))
         refuse_beside("batch", task, **others, visual=visual)
         asked = {"system": system, "thinking": think or None, "raw": raw or None}
-        with Model(model, **opening) as opened:
+        with Model(model, **opening) as opened, saving_routing(opened, save_routing):
             refuse_without_template(opened, system, think)
-            code = batch.run(opened, lines, output, quiet, **asked, **settings)
-            if save_routing:
-                opened.save_routing()
-            return code
+            return batch.run(opened, lines, output, quiet, restart, exact, **asked, **settings)
     if chat:
         refuse_beside("chat", task, raw=raw, record=bool(records), json=as_json)
         if file == "-":
             raise click.UsageError("-f - and --chat both read standard input")
         first = read_prompt(text, file) if text is not None or file is not None else None
-        with Model(model, **opening) as opened:
+        with Model(model, **opening) as opened, saving_routing(opened, save_routing):
             refuse_without_template(opened, system, think)
             from dgemma.cli.chat import Chat
 
-            code = Chat(opened, settings, system=system, thinking=think, visual=visual, quiet=quiet).run(first)
-            if save_routing:
-                opened.save_routing()
-            return code
+            return Chat(opened, settings, system=system, thinking=think, visual=visual, quiet=quiet).run(first)
     if task is None and text is None and file is None and sys.stdin.isatty():
         if model is None:
             click.echo(GUIDE, err=True)
@@ -228,7 +236,7 @@ def main(
     if task is not None:
         task.check(prompted, stdin=file == "-", templated=system is not None or think)
     message = read_prompt(text, file) if task is None or prompted else None
-    with Model(model, **opening) as opened:
+    with Model(model, **opening) as opened, saving_routing(opened, save_routing):
         prompt = to_prompt(opened, message, system, think, raw) if message is not None else None
         used = opened.settings(**settings)
         shown = display(visual, quiet)
@@ -237,7 +245,13 @@ def main(
             with shown:
                 done = task.run(opened, prompt, settings, on_step=watch.step, on_encode=shown.encoded)
             told = {**done.facts(), "settings": used, "model": opened.path, **traffic_facts(opened)}
-            say(json_lines.as_line(told) + "\n" if as_json else done.output())
+            try:
+                if as_json:
+                    say_json(told)
+                else:
+                    done.say()
+            finally:
+                done.write()
             lines = done.figures()
         else:
             assert prompt is not None
@@ -245,17 +259,25 @@ def main(
             with Speaker(shown, late=quiet) if not as_json else nullcontext() as speaker:
                 result = work(opened, prompt, settings, reader, shown, watch, speaker)
             if as_json:
-                say(as_object(opened, result, reader, used))
+                say_json(as_object(opened, result, reader, used))
             lines = figures(result)
         lines += filter(None, [traffic_line(opened)])
-        if save_routing:
-            opened.save_routing()
     for recorder in recorders:
         recorder.write()
     if not quiet:
         for line in lines:
             click.echo(line, err=True)
     return None
+
+
+@contextmanager
+def saving_routing(model: Model, wanted: bool) -> Iterator[None]:
+    """Adds what the block's tokens met to the counts beside the model, which are looked at before it."""
+    if wanted:
+        check_target(routing_path(model.path), ROUTING)
+    yield
+    if wanted:
+        model.save_routing()
 
 
 def read_prompt(text: str | None, file: str | None) -> str:

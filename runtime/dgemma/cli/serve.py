@@ -7,11 +7,13 @@ from typing import Any
 import click
 
 from dgemma.cli import Command, version_option
+from dgemma.cli.files import InputFile
 from dgemma.cli.running import running_options
 from dgemma.cli.sizes import Size, ram_option
 from dgemma.errors import UsageError
 from dgemma.model import Model
 from dgemma.sizes import size_text
+from dgemma.terminal import one_line, tell
 
 try:
     from dgemma.serve.app import Limits, Server
@@ -70,7 +72,7 @@ earlier one did encodes only what is new. Ctrl-C finishes what is at work, withi
 
 
 @click.command(cls=Command, name="dg-serve", help=help_text(), context_settings={"help_option_names": ["-h", "--help"]})
-@click.argument("model", required=False)
+@click.argument("model", required=False, type=InputFile())
 @click.option("--host", default="127.0.0.1", metavar="ADDRESS", help="Where to listen.")
 @click.option(
     "--port", type=click.IntRange(0, 65535), default=8080, show_default=True, metavar="N", help="0: any free one."
@@ -155,10 +157,9 @@ def main(
             address, number = at.getsockname()[:2]
             shown = f"[{address}]" if ":" in address else address
             url = f"http://{shown}:{number}"
-            click.echo(
-                f"dg-serve: {server.name} at {url}, its API at {url}/v1, context {limits.context},"
-                f" cache {size_text(cache)}",
-                err=True,
+            tell(
+                f"dg-serve: {one_line(server.name)} at {url}, its API at {url}/v1, context {limits.context},"
+                f" cache {size_text(cache)}"
             )
         Running(server, sockets, grace).serve_here()
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import sys
 from types import TracebackType
-from typing import BinaryIO
-
-import click
+from typing import Any, BinaryIO
 
 from dgemma.cli.display import Silent, count
+from dgemma.json_lines import as_bytes
+from dgemma.terminal import is_terminal, shown, shown_json, tell
 from dgemma.turns import Delta
 
 
@@ -16,15 +16,16 @@ class Speaker:
     """Prints deltas between the steps that a display shows.
 
     On a terminal that the display draws on too, the last line is printed once it is complete: until then the display
-    holds it. Everywhere else all is written at once, exactly. late: nothing is printed before the end, and nothing at
+    holds it. Everywhere else all is written at once. What a terminal would obey is shown there; where there is none
+    all is exact. late: nothing is printed before the end, and nothing at
     all if that does not come. end_line: a last line without an end gets one; None: on a terminal. A context manager.
     """
 
     def __init__(self, shown: Silent, late: bool = False, end_line: bool | None = None) -> None:
         self._shown = shown
         self._late: list[str] | None = [] if late else None
-        self._end_line = sys.stdout is not None and sys.stdout.isatty() if end_line is None else end_line
-        self._holding = shown.holds and sys.stdout is not None and sys.stdout.isatty()
+        self._end_line = is_terminal(sys.stdout) if end_line is None else end_line
+        self._holding = shown.holds and is_terminal(sys.stdout)
         self._held = self._thought = ""
         self._last = "\n"
 
@@ -53,7 +54,7 @@ class Speaker:
         self._shown.pend("")
         if thought.strip() and self._shown.holds:
             self._shown.hide()
-            click.echo(click.style(f"thought of {count(len(thought.split()), 'word')}", dim=True), err=True)
+            tell(f"thought of {count(len(thought.split()), 'word')}", dim=True)
 
     def _say(self, text: str) -> None:
         if self._late is not None:
@@ -73,15 +74,28 @@ class Speaker:
             write(text)
 
 
-def say(text: str) -> None:
-    """Writes to standard output, exactly; on a terminal the last line is ended."""
-    write(text + "\n" if sys.stdout is not None and sys.stdout.isatty() and not text.endswith("\n") else text)
+def say(text: str, safe: bool = False) -> None:
+    """As `write`; on a terminal the last line is ended."""
+    write(text + "\n" if is_terminal(sys.stdout) and not text.endswith("\n") else text, safe)
 
 
-def write(text: str) -> None:
-    """Writes to standard output, exactly."""
+def say_json(value: Any, indent: int | None = None) -> None:
+    """Writes a value to standard output as a line of JSON, or as several."""
+    text = as_bytes(value, indent).decode()
+    write(shown_json(text) if is_terminal(sys.stdout) else text, safe=True)
+
+
+def write(text: str, safe: bool = False) -> None:
+    """Writes to standard output: exactly, but that what a terminal would obey is shown on one. safe: it holds our own
+    styles and nothing else to show.
+    """
     if sys.stdout is None:
         raise OSError("it is closed")
+    sys.stdout.flush()
+    if is_terminal(sys.stdout):
+        data = (text if safe else shown(text)).encode(sys.stdout.encoding, "replace")
+    else:
+        data = text.encode("utf-8", "replace")
     output: BinaryIO = sys.stdout.buffer
-    output.write(text.encode("utf-8", "replace"))
+    output.write(data)
     output.flush()

@@ -5,17 +5,21 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
 import click
 
 from dgemma.cli.edit import diff, passage
-from dgemma.cli.files import write_whole
 from dgemma.cli.fill import fill_figures, pinned_pieces
+from dgemma.cli.speaker import say
 from dgemma.edit import Edited
+from dgemma.errors import Error
 from dgemma.fill import Filled, Hole, pieces_of
 from dgemma.model import Model
+from dgemma.output import check_target, write_whole
 from dgemma.session import Prompt
+from dgemma.terminal import is_terminal
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,23 +77,18 @@ class Task:
             settings = {**settings, "lengths": self.lengths}
         if self.edit is not None:
             span = passage(text, self.span, self.match, self.edit)
-            edited = model.edit(text, span, str(self.instruct), **callbacks, **settings)
             if self.in_place:
-                write_whole(self.edit, edited.text.encode())
-            return Done(edited.filled, edited, self.edit)
+                check_target(self.edit)
+            edited = model.edit(text, span, str(self.instruct), **callbacks, **settings)
+            return Done(edited.filled, edited, self.edit, text if self.in_place else None)
         pieces = pieces_of(text) if self.canvas is None else pinned_pieces(model, text, str(self.pin))
         if not any(isinstance(piece, Hole) for piece in pieces):
             missing = "[[...]] or [[n]]" if self.canvas is None else "all of it matches --pin"
             raise click.UsageError(f"{self.file} has no hole to fill: {missing}")
-        return Done(model.fill(pieces, prompt, **callbacks, **settings), None, self.file)
+        return Done(model.fill(pieces, prompt, **callbacks, **settings), None, self.file, None)
 
     def _read(self) -> str:
-        data = b""
-        if self.file == "-":
-            data = sys.stdin.buffer.read()
-        else:
-            with open(self.file, "rb") as opened:
-                data = opened.read()
+        data = sys.stdin.buffer.read() if self.file == "-" else Path(self.file).read_bytes()
         try:
             return data.decode()
         except UnicodeDecodeError as failure:
@@ -98,15 +97,23 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """A text that was filled or edited."""
+    """A text that was filled or edited. replaces: what the file held, if the edited text goes into it."""
 
     filled: Filled
     edited: Edited | None
     file: str
+    replaces: str | None
 
     def output(self) -> str:
-        """For standard output: the text, or the diff of an edit."""
-        return diff(self.edited, self.file, sys.stdout.isatty()) if self.edited else self.filled.text
+        """The text, or the diff of an edit."""
+        return diff(self.edited, self.file, colour=False) if self.edited else self.filled.text
+
+    def say(self) -> None:
+        """On standard output; a diff is coloured on a terminal."""
+        if self.edited and is_terminal(sys.stdout):
+            say(diff(self.edited, self.file, colour=True), safe=True)
+        else:
+            say(self.output())
 
     def facts(self) -> dict[str, Any]:
         """For --json."""
@@ -123,3 +130,10 @@ class Done:
 
     def figures(self) -> list[str]:
         return fill_figures(self.filled)
+
+    def write(self) -> None:
+        """Writes the edited text to its file, unless that was changed meanwhile."""
+        if self.edited is not None and self.replaces is not None:
+            if Path(self.file).read_bytes() != self.replaces.encode():
+                raise Error(f"{self.file}: this file was changed meanwhile, and is left as it is")
+            write_whole(self.file, self.edited.text.encode())

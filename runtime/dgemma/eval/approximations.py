@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from dgemma.eval.base import Say, identity
+from dgemma.eval.base import Say
 from dgemma.eval.fidelity import compare, make_base
 from dgemma.eval.results import Log, Score, Tried, Variant, run, score
 from dgemma.eval.sweep import said
 from dgemma.eval.tasks import Task
+from dgemma.identity import identity
 from dgemma.model import Model
 from dgemma.options import efforts, options
 

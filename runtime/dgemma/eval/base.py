@@ -6,7 +6,6 @@ can be saved and used again. Its trajectories lie in a temporary file: one at a 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import pickle
@@ -26,15 +25,14 @@ from dgemma.errors import FormatError, MemoryBudgetError, SystemFailure
 from dgemma.eval import rows
 from dgemma.eval.rows import Rows, State
 from dgemma.events import Result, Step
-from dgemma.file import File
 from dgemma.model import Model
+from dgemma.output import Kind, whole_file
 from dgemma.regular import opener
 from dgemma.session import Session
 from dgemma.sizes import size, size_text
 
 SCHEMA = 1  # of a saved base
 POSITIONS = 32  # of a canvas whose hidden states are kept
-SAMPLE = 4096  # bytes of each tensor that its file is known by
 ROOM = 64 << 20  # bytes: a trajectory's likely ids, and what Python takes
 
 Say = Callable[[str], None]
@@ -112,16 +110,8 @@ class Base:
             arrays |= {f"{i}/rows/{name}": getattr(t.rows, name) for name in ROWS}
             arrays |= {f"{i}/state/{name}": getattr(t.rows.state, name) for name in State.__slots__}
             arrays |= {f"{i}/answer": np.array(json.dumps(answer)), f"{i}/committed": t.answer.canvas}
-        name = os.fspath(path)
-        part = f"{name}.part"
-        try:
-            with open(part, "wb") as file:
-                np.savez_compressed(file, **arrays)
-            os.replace(part, name)
-        except OSError as problem:
-            raise SystemFailure(f"{name}: {(problem.strerror or str(problem)).lower()}") from None
-        finally:
-            Path(part).unlink(missing_ok=True)
+        with whole_file(path, BASE) as file:
+            np.savez_compressed(file, **arrays)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Base:
@@ -139,6 +129,16 @@ class Base:
             raise FormatError(f"{os.fspath(path)}: not a saved base: {problem}") from None
 
 
+def is_base(path: Path) -> bool:
+    """Whether save() made the file, in whatever version."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return "schema" in json.loads(str(file["about"]))
+    except (KeyError, ValueError, EOFError, zipfile.BadZipFile, TypeError, AttributeError):
+        return False
+
+
+BASE = Kind("a base that --save-base kept", is_base)
 ARRAYS = ("prompt", "canvases", "temperature", "noise", "hidden")
 ROWS = ("temperature", "ends", "ids", "logits")
 
@@ -148,27 +148,6 @@ def _trajectory(file: Any, i: int) -> Trajectory:
     state = State(**{name: file[f"{i}/state/{name}"] for name in State.__slots__})
     its_rows = Rows(state=state, **{name: file[f"{i}/rows/{name}"] for name in ROWS})
     return Trajectory(**{name: file[f"{i}/{name}"] for name in ARRAYS}, answer=answer, rows=its_rows)
-
-
-def identity(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """What a model file is known by: name, bytes, and a SHA-256 of its keys, its tensors' names, formats and shapes,
-    and the first bytes of each. `vocabulary` is one of the tokens alone.
-    """
-    whole, tokens = hashlib.sha256(), hashlib.sha256()
-    with File(path) as file:
-        for key, value in file.values.items():
-            whole.update(key.encode() + b"\0" + value.encoded)
-            if key == "tokenizer.ggml.tokens":
-                tokens.update(value.encoded)
-        for tensor in file.tensors:
-            whole.update(f"{tensor.name} {tensor.format.name} {tensor.dims}\n".encode() + bytes(tensor.data[:SAMPLE]))
-        size = file.bytes
-    return {
-        "name": Path(path).name,
-        "bytes": size,
-        "sha256": whole.hexdigest(),
-        "vocabulary": tokens.hexdigest(),
-    }
 
 
 def opened(path: str | os.PathLike[str], arguments: Mapping[str, Any] | None, layers: bool) -> Model:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dgemma.charts import KINDS, blank, logarithmic, save
+from dgemma.charts import MAKER, blank, logarithmic, save
 from dgemma.eval.evaluation import Evaluation
 from dgemma.eval.report import where
 from dgemma.eval.sweep import Point
@@ -49,9 +49,14 @@ def plot(found: Evaluation, path: Path) -> list[Path]:
     tasks = ", ".join(found.about["tasks"] + found.about["levels"])
     axes.set_title(f"{found.files[0].identity['name']}: {tasks}, by {axis}", loc="left", fontsize=12, pad=24)
     axes.annotate(where(found), (0, 1), (0, 8), "axes fraction", textcoords="offset points", fontsize=8, color=FAINT)
-    both = [path, path.with_suffix(KINDS[path.suffix.lower() == KINDS[0]])]
+    both = [path, *beside(path)]
     save(figure, *both)
     return both
+
+
+def beside(path: Path) -> list[Path]:
+    """The same chart as a file of the other kind."""
+    return [path.with_suffix(kind) for kind in MAKER if path.suffix.lower() in MAKER and path.suffix.lower() != kind]
 
 
 def draw(axes: Any, its: Sequence[tuple[str, Point]], name: str, i: int) -> None:

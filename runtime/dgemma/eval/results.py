@@ -9,13 +9,13 @@ from dataclasses import asdict, dataclass
 from types import TracebackType
 from typing import Any
 
-from dgemma.errors import FormatError, SystemFailure
 from dgemma.eval.base import Say
 from dgemma.eval.checks import holds
 from dgemma.eval.statistics import Share, mean_of, share_of
 from dgemma.eval.tasks import Task
 from dgemma.events import Result
 from dgemma.fill import Filled
+from dgemma.line_log import HEX, LineLog, beginning, literal
 from dgemma.model import Model
 from dgemma.turns import Reader, opens_thought
 
@@ -47,39 +47,32 @@ class Log:
 
     def __init__(self, path: str | os.PathLike[str] | None = None) -> None:
         self.tried: dict[tuple[str, str, str, int], Tried] = {}
-        self._file: Any = None
-        if path is not None:
-            self._open(os.fspath(path))
+        self._file = LineLog(path, LINE, "dg-eval's results") if path is not None else None
+        if self._file is not None:
+            try:
+                self._file.recover(lambda value: self._keep(Tried(**value)))
+            except BaseException:
+                self._file.__exit__(None, None, None)
+                raise
 
-    def _open(self, name: str) -> None:
-        try:
-            self._file = open(name, "a+b")  # noqa: SIM115
-            self._file.seek(0)
-            data: bytes = self._file.read()
-            whole = data.rfind(b"\n") + 1
-            for number, line in enumerate(data[:whole].splitlines(), 1):
-                try:
-                    found = Tried(**json.loads(line))
-                except (ValueError, TypeError):
-                    self._file.close()
-                    raise FormatError(f"{name}, line {number}: not a result of dg-eval") from None
-                self.tried[found.key] = found
-            self._file.truncate(whole)  # what a kill left half-written
-        except OSError as problem:
-            raise SystemFailure(f"{name}: {(problem.strerror or str(problem)).lower()}") from None
+    def _keep(self, tried: Tried) -> None:
+        self.tried[tried.key] = tried
 
     def add(self, tried: Tried) -> None:
-        self.tried[tried.key] = tried
+        self._keep(tried)
         if self._file is not None:
-            self._file.write(json.dumps(asdict(tried), ensure_ascii=False).encode() + b"\n")
-            self._file.flush()
+            self._file.append(asdict(tried))
 
     def __enter__(self) -> Log:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, at: TracebackType | None) -> None:
         if self._file is not None:
-            self._file.close()
+            self._file.__exit__(kind, value, at)
+
+
+# How a line begins: the run (see Variant), whose first part is the model's digest.
+LINE = beginning([*literal('{"run": "[\\"'), *HEX, *literal('\\", ')])
 
 
 @dataclass(frozen=True, slots=True)

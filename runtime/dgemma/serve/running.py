@@ -16,6 +16,7 @@ import uvicorn
 
 from dgemma.errors import SystemFailure
 from dgemma.serve.app import Server
+from dgemma.terminal import one_line, shown
 
 HEADERS = 10  # seconds for an idle connection
 M_MMAP_THRESHOLD = -3  # of malloc.h
@@ -105,7 +106,20 @@ def return_large_blocks() -> None:
         ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 128 << 10)  # its first value; set, it does not move
 
 
+class OneLine(logging.Formatter):
+    """A message is one line, whatever it quotes; only a traceback has others, and nothing that a terminal obeys."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        record.message = one_line(record.message)
+        return super().formatMessage(record)
+
+    def format(self, record: logging.LogRecord) -> str:
+        return shown(super().format(record))
+
+
 def log_to_stderr() -> None:
     """A line per request and per trouble, without the text of anybody."""
-    logging.basicConfig(format="%(asctime)s %(message)s", level=logging.INFO)
+    handler = logging.StreamHandler()
+    handler.setFormatter(OneLine("%(asctime)s %(message)s"))
+    logging.basicConfig(handlers=[handler], level=logging.INFO)
     logging.getLogger("uvicorn").setLevel(logging.WARNING)

@@ -1,0 +1,84 @@
+"""What one thread closes, others may be using: they end what they are within, and are refused afterwards."""
+
+from __future__ import annotations
+
+import gc
+import subprocess
+import sys
+import weakref
+from pathlib import Path
+
+import closing
+import numpy as np
+import pytest
+
+import dgemma
+from dgemma.file import File
+from dgemma.handle import Handle
+from dgemma.model import bundled as bundled_path
+
+LONG = 300  # seconds after which a process is taken to hang, on however busy a machine
+
+
+@pytest.mark.parametrize("name", closing.CLASSES)
+def test_closing_beside_every_method_frees_nothing_that_is_in_use(name: str) -> None:
+    """A crash is told with the line that each thread was at."""
+    script = Path(__file__).with_name("closing.py")
+    done = subprocess.run([sys.executable, script, name], capture_output=True, text=True, timeout=LONG, check=False)
+    assert done.returncode == 0, f"status {done.returncode}\n{done.stdout}{done.stderr[-4000:]}"
+    assert int(done.stdout.split()[0]) > 0
+
+
+def test_an_object_is_freed_when_its_last_pointer_is_dropped() -> None:
+    ffi, freed = closing.ffi, []
+    memory = ffi.new("int[2]")
+    parent = Handle(ffi.addressof(memory, 0), lambda pointer: freed.append("parent"))
+    child = Handle(ffi.addressof(memory, 1), lambda pointer: freed.append("child"), parent)
+    held = child.pointer
+    parent.close()
+    child.close()
+    del parent, child
+    assert freed == []
+    del held
+    assert freed == ["child", "parent"]
+
+
+def test_what_is_forgotten_in_a_circle_is_freed_in_order() -> None:
+    freed: list[str] = []
+
+    class Owner:
+        handles: tuple[Handle, Handle]
+        itself: Owner
+
+    for first in (0, 1):
+        memory = closing.ffi.new("int[2]")
+        owner = Owner()
+        parent = Handle(closing.ffi.addressof(memory, 0), lambda pointer: freed.append("parent"))
+        child = Handle(closing.ffi.addressof(memory, 1), lambda pointer: freed.append("child"), parent)
+        owner.handles = (child, parent) if first else (parent, child)
+        owner.itself = owner
+        gone = weakref.ref(owner)
+        del owner, parent, child
+        gc.collect()
+        assert gone() is None
+    assert freed == ["child", "parent"] * 2
+
+
+def test_data_of_a_file_outlives_it() -> None:
+    with File(bundled_path()) as file:
+        tensor, value = max(file.tensors, key=lambda one: one.bytes), file.values["tokenizer.ggml.tokens"]
+        want, tokens = bytes(tensor.data), value.value
+    gc.collect()
+    assert bytes(tensor.data) == want and value.value == tokens
+    with pytest.raises(dgemma.Error, match="this file is closed"):
+        file.check()
+
+
+def test_ids_are_taken_as_they_are_when_they_are_given(bundled) -> None:
+    """What the caller writes into an array later is not seen, where it was checked already."""
+    from dgemma.session import id_array
+
+    ids = np.array([2, 7], np.int32)
+    taken = id_array(ids, 64, "ids")
+    ids[:] = 10**6
+    assert taken.tolist() == [2, 7]
