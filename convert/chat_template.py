@@ -47,18 +47,25 @@ def _named(settings: dict[str, Any]) -> dict[str, str]:
 
 def try_out(where: Path, ask: Callable[[dict[str, Any]], str]) -> list[str]:
     """What a template does with conversations that people have: a note for each that it refuses or whose text it leaves
-    out. ask: renders the template with such names. Raises FormatError for what is no Jinja template.
+    out. ask: renders the template with such names. Raises FormatError for what is no Jinja template, and for one that
+    refuses all of them.
     """
     notes: list[str] = []
+    refusals: list[UsageError] = []
     for what, given in TRIALS.items():
         names = {"tools": None, "documents": None, "add_generation_prompt": True, "enable_thinking": False, **given}
         try:
             text = ask(names)
         except FormatError as problem:
             raise FormatError(f"{where}: {problem}") from None
-        except (UsageError, SystemFailure) as problem:
+        except UsageError as problem:
+            refusals.append(problem)
             notes.append(f"with {what}: {problem}")
             continue
+        except SystemFailure as problem:  # no process to try it in
+            return [f"the chat template was not tried: {problem}"]
         if lost := next((m["content"] for m in names["messages"] if m["content"] not in text), None):
             notes.append(f"with {what}: the chat template leaves out {lost!r}")
+    if len(refusals) == len(TRIALS):
+        raise FormatError(f"{where}: not even a first message can be written: {refusals[0]}")
     return notes[:1] if len(notes) == len(TRIALS) else notes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
@@ -62,6 +63,8 @@ class Folder(Source):
 
     def __init__(self, path: Path) -> None:
         self.path, self.notes = path, []
+        if os.path.lexists(adapter := path / "adapter_config.json"):
+            raise FormatError(f"{adapter}: this adapter would be left out; merge it into the weights, or remove it")
         self._checkpoint = Checkpoint(path)
         try:
             self.config = read_config(path)

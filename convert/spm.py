@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dgemma.convert.steps import SPACE, merged
-from dgemma.convert.tokenizer import BYTE, CONTROL, NORMAL, SPECIAL, USER_DEFINED, VISIBLE, Vocabulary, fill
+from dgemma.convert.tokenizer import BYTE, CONTROL, NORMAL, SPECIAL, USER_DEFINED, VISIBLE, Vocabulary, fill, is_byte
 from dgemma.errors import Error, FormatError
 from dgemma.regular import read_regular
 
@@ -34,6 +34,8 @@ def from_sentencepiece(file: Path, n_vocab: int) -> Vocabulary:
     # A BPE model's scores count its merges down; a unigram model's are logarithms of probabilities.
     if not all(scores[i] == int(scores[i]) for i in range(n) if types[i] == NORMAL):
         raise FormatError(f"{file}: not a BPE model, which is the only kind that the runtime knows")
+    if odd := next((t for t, kind in zip(tokens, types, strict=False) if kind != BYTE and is_byte(t or "")), None):
+        raise FormatError(f"{file}: {odd!r} is no byte there, and in the runtime it is")
     _check_normalizer(file, pieces)
     merges = list(_merges(tokens, types, scores))
     _check_user_defined(file, pieces, types, merges)

@@ -147,6 +147,8 @@ class Tokenizer:
         early, late = [], []
         for entry in self.added:
             text = entry["content"]
+            if text not in self.model["vocab"] and re.fullmatch(r"<0x[0-9A-F]{2}>", text):
+                self.refuse(f"added token {text!r}", "in the runtime it is a byte")
             for key, effect in (
                 ("lstrip", "it takes the white space before it"),
                 ("rstrip", "it takes the white space behind it"),

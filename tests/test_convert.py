@@ -465,9 +465,6 @@ TEMPLATES = {
         "with tools: the chat template refuses these messages: 'dict object' has no attribute 'parameters'"
     ],
     "Hi": ["with a user's message: the chat template leaves out 'Why is the sky blue?'"],
-    "{{ strftime(messages) }}": [
-        "with a user's message: the chat template refuses these messages: 'strftime' is undefined"
-    ],
 }
 
 
@@ -576,6 +573,7 @@ def test_tokenizer_model_alone_is_enough(spm_checkpoint: Path, tmp_path: Path) -
         ({"normalization_rule_name": "nfkc"}, "its normalizer changes '\\xa0'"),
         ({"normalization_rule_name": "nmt_nfkc"}, "its normalizer changes '\\x01'"),
         ({"normalization_rule_name": "nfkc_cf"}, "its normalizer changes 'A'"),
+        ({"user_defined_symbols": ["<0x41>"], "byte_fallback": False, "vocab_size": 100}, "'<0x41>' is no byte there"),
         ({"user_defined_symbols": ["\u2581zq\u2581"]}, "user-defined piece '\u2581zq\u2581'"),
         ({"vocab_size": 520, "user_defined_symbols": [f"<{i}>" for i in range(190)]}, "more than vocab_size"),
         (None, "not a SentencePiece model"),

@@ -134,6 +134,10 @@ BAD: dict[str, tuple[Damage, list[str]]] = {
     "missing shard, no index": (lose_shard_and_index, ["model-00003-of-00003.safetensors: this shard"]),
     "index promises": (promise_what_is_not_there, ["model-00003-of-00003.safetensors", NORM, "index"]),
     "index points outside": (point_outside, ["index.json", "../elsewhere.safetensors"]),
+    "an adapter beside it": (
+        lambda folder: (folder / "adapter_config.json").write_text("{}"),
+        ["adapter_config.json: this adapter would be left out"],
+    ),
     # safetensors
     "unknown tensor": (
         extra_tensor("model.decoder.extra"),

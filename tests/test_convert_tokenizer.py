@@ -318,7 +318,7 @@ def test_each_change_of_tokens_and_merges_is_known_or_refused(name: str, folder:
 
 
 @given(st.data())
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=250, deadline=None)
 def test_any_tokenizer_is_refused_or_gives_the_same_ids(
     folder: Path, plain: dict[str, Any], data: st.DataObject
 ) -> None:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from dgemma import formats
+from dgemma.convert.encode import HELD
 
 ALL = [f.name for f in formats.all_formats()]
 WRITTEN = [f.name for f in formats.all_formats() if f.encodes]
@@ -325,7 +326,7 @@ weights = st.none() | st.floats(2**-13, 2**13).map(lambda scale: np.geomspace(1,
 
 @pytest.mark.parametrize("name", WRITTEN)
 @given(values=arrays(np.float32, 512, elements=all_finite | large | finite, fill=finite), importance=weights)
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_finite_values_come_back_near_or_the_first_that_does_not_is_told(name, values, importance):
     """Nothing is cut off in silence: a block with a value that a format cannot hold has one that is not finite."""
     f, rows = formats.by_name(name), values.reshape(2, 256)
@@ -340,13 +341,23 @@ def test_finite_values_come_back_near_or_the_first_that_does_not_is_told(name, v
         assert (errors <= FARTHEST[name] * peak + SMALLEST)[held].all()
 
 
+modest = st.sampled_from([HELD, -HELD, HELD / 2, -1.0, 0.0, 1e-30]) | st.floats(-HELD, HELD, width=32)
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+@given(values=arrays(np.float32, 256, elements=modest, fill=modest))
+@settings(max_examples=60, deadline=None)
+def test_every_format_holds_values_up_to_what_the_converter_does_not_look_at(name, values):
+    assert formats.by_name(name).first_not_finite(formats.by_name(name).encode(values)) is None
+
+
 @pytest.mark.parametrize("name", WRITTEN)
 @pytest.mark.parametrize("sign", [1, -1])
 def test_the_largest_value_of_a_format_is_where_its_scales_end(name, sign):
     f, most = formats.by_name(name), formats.by_name(name).most(sign)
     block = np.zeros(f.block, np.float32)
     block[-1] = most
-    assert np.isfinite(f.decode(f.encode(block))).all() and most * sign > 60_000
+    assert np.isfinite(f.decode(f.encode(block))).all() and most * sign > HELD
     with np.errstate(over="ignore"):
         block[-1] = np.nextafter(np.float32(most), np.float32(sign * np.inf))
     assert f.first_not_finite(f.encode(block)) is not None

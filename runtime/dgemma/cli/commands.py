@@ -12,7 +12,7 @@ from dgemma.errors import UsageError
 from dgemma.json_lines import as_bytes
 from dgemma.options import Option, efforts, options
 from dgemma.output import check_target, json_kind, write_whole
-from dgemma.regular import read_regular
+from dgemma.regular import opener
 
 if TYPE_CHECKING:
     from dgemma.cli.chat import Chat
@@ -198,7 +198,8 @@ def _quit(chat: Chat, _: str) -> bool:
 def saved(path: Path) -> tuple[list[dict[str, Any]], bool, dict[str, Any]]:
     """Messages, whether to think, and settings of a file that /save wrote. Raises UsageError for another."""
     try:
-        kept = json.loads(read_regular(path))
+        with open(path, "rb", opener=opener) as file:
+            kept = json.loads(file.read())
         messages, thinking, settings = kept["messages"], kept["thinking"], kept["settings"]
         good = isinstance(messages, list) and isinstance(thinking, bool) and isinstance(settings, dict)
         good = good and all(isinstance(m["role"], str) and isinstance(m["content"], str) for m in messages)
