@@ -128,6 +128,18 @@ test-emulated: ## products of the x86 sets that this processor may lack, emulate
 test-python: all ## the Python tests alone
 	$(BIN)/python -m pytest -m "not oracle and not cuda"
 
+# The lowest versions that pyproject.toml allows, together: what imports and calls other packages is tested with them. CI
+# installs the newest everywhere else. Needs a Python that these have wheels for: 3.10 to 3.12.
+LOWEST       = $(BUILD)/lowest
+LOWEST_TESTS = $(patsubst %,tests/test_%.py,serve template hub info record terminal bench)
+test-lowest: all ## the parts that call other packages, with the lowest versions of pyproject.toml, in build/lowest
+	@rm -rf $(LOWEST) && mkdir -p $(LOWEST)
+	$(PYTHON) -m venv $(LOWEST)/venv
+	$(BIN)/python tests/lowest.py pins > $(LOWEST)/pins.txt
+	env -u PIP_CONSTRAINT PYTHONWARNINGS=ignore $(LOWEST)/venv/bin/python -m pip install --quiet --constraint $(LOWEST)/pins.txt --editable '.[test]'
+	$(LOWEST)/venv/bin/python tests/lowest.py imports
+	$(LOWEST)/venv/bin/python -m pytest -q -m "not oracle and not cuda" $(LOWEST_TESTS)
+
 test-oracle: all ## compare logits and canvases with transformers, live (installs torch)
 	$(PIP) --editable '.[test,oracle]'
 	$(BIN)/python -m pytest -m oracle

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from lowest import pins, required
 
 from dgemma import _native
 
@@ -55,6 +56,21 @@ def test_dependencies_are_few_and_have_lower_bounds():
         *(r for extra in PROJECT["optional-dependencies"].values() for r in extra),
     ]:
         assert re.match(r"[A-Za-z0-9_.-]+(\[[a-z,]+\])?(>=|==)[0-9]", requirement), requirement
+
+
+def test_a_package_has_one_lower_bound_and_tests_can_have_it():
+    """make test-lowest installs these together; here they are found, one each, and no higher than what CI has."""
+    found = dict(pin.split("==") for pin in pins(required()))
+    lock = (ROOT / ".ci/requirements.txt").read_text().lower()
+    for name, lowest in found.items():
+        locked = re.search(rf"^{re.escape(name)}==([0-9.]+)", lock, re.MULTILINE)
+        assert locked is None or numbers(lowest) <= numbers(locked[1]), (name, lowest)
+    with pytest.raises(ValueError, match="a>=1 and for a>=2"):
+        pins(["a>=1", "b==3", "a[x]>=2"])
+
+
+def numbers(version: str) -> list[int]:
+    return [int(part) for part in version.split(".")]
 
 
 def test_the_lock_has_every_dependency():

@@ -40,6 +40,11 @@ from dgemma.serve.sessions import Pool
 from dgemma.serve.worker import Job, Worker
 
 log = logging.getLogger("dgemma.serve")
+ENDPOINTS: dict[str, Endpoint] = {
+    "/v1/chat/completions": "chat",
+    "/v1/completions": "completions",
+    "/v1/edits": "edits",
+}
 ALIVE = 15.0  # seconds of silence in a stream before a comment says that it goes on
 CLOSED = 499  # the status in figures of a request whose client left
 
@@ -70,14 +75,12 @@ class Server:
         )
         self.app = Starlette(
             routes=[
-                Route("/health", self._answering(self._health), methods=["GET"]),
-                Route("/metrics", self._answering(self._metrics_text), methods=["GET"]),
-                Route("/v1/models", self._answering(self._models), methods=["GET"]),
-                Route("/v1/models/{name:path}", self._answering(self._one_model), methods=["GET"]),
-                Route("/v1/chat/completions", self._answering(partial(self._complete, "chat")), methods=["POST"]),
-                Route("/v1/completions", self._answering(partial(self._complete, "completions")), methods=["POST"]),
-                Route("/v1/edits", self._answering(partial(self._complete, "edits")), methods=["POST"]),
-                *(Route(f"/{path}", self._answering(self._page), methods=["GET"]) for path in page_files()),
+                self._route("GET", "/health", self._health),
+                self._route("GET", "/metrics", self._metrics_text),
+                self._route("GET", "/v1/models", self._models),
+                self._route("GET", "/v1/models/{name:path}", self._one_model),
+                *(self._route("POST", path, partial(self._complete, e, path)) for path, e in ENDPOINTS.items()),
+                *(self._route("GET", f"/{path}", self._page) for path in page_files()),
             ],
             exception_handlers={HTTPException: self._no_route},
         )
@@ -85,12 +88,11 @@ class Server:
     def close(self) -> None:
         self.worker.close()
 
-    def _answering(self, handler: Any) -> Any:
-        """A handler behind the guard, whose failures are answers."""
+    def _route(self, method: str, path: str, handler: Any) -> Route:
+        """A path's handler behind the guard, whose failures are answers."""
 
         async def answer(request: Request) -> Response:
             began = monotonic()
-            path = request.scope["route"].path
             try:
                 self._guard.check(request)
                 response: Response = await handler(request)
@@ -106,7 +108,7 @@ class Server:
                 self._count(path, status, began)
             return response
 
-        return answer
+        return Route(path, answer, methods=[method])
 
     def _count(self, path: str, status: int, began: float) -> None:
         self.metrics.requests.labels(path, str(status)).inc()
@@ -158,7 +160,7 @@ class Server:
             raise Refusal(404, f"there is no such model here; {self.name!r} is served", "model_not_found", "model")
         return JSONResponse(self._card())
 
-    async def _complete(self, endpoint: Endpoint, request: Request) -> Response:
+    async def _complete(self, endpoint: Endpoint, path: str, request: Request) -> Response:
         self.worker.refuse_if_full()
         body = await self._guard.body(request)
         work = await asyncio.to_thread(self._read, endpoint, body)
@@ -166,7 +168,7 @@ class Server:
         about = (self.model.tokenizer, self.name, self._fingerprint)
         reply = EditReply(work, *about) if isinstance(work, EditWork) else Reply(work, *about)
         client = f"{request.client.host if request.client else ''} {work.user}"
-        answer = Answering(self, work, reply, client, min(given, default=None), request.scope["route"].path)
+        answer = Answering(self, work, reply, client, min(given, default=None), path)
         headers = {"X-Request-Id": reply.id, "Cache-Control": "no-store"}
         if work.ignored:
             headers["X-Ignored-Parameters"] = ", ".join(work.ignored)
