@@ -15,7 +15,7 @@ from typing import Any
 
 import click
 
-from dgemma.hub import PREFIX
+from dgemma.hub_names import PREFIX
 from dgemma.output import Kind, check_distinct, check_target
 
 STDIN = "-"
