@@ -34,7 +34,8 @@ from dgemma.convert.tied import compare_copies
 from dgemma.convert.verify import Deviation, verify
 from dgemma.convert.writer import IMATRIX, NewFiles, part_paths, refuse_full_disk, refuse_target
 from dgemma.errors import FormatError, SystemFailure, UsageError
-from dgemma.hub import PREFIX, local_headers, local_source
+from dgemma.hub import local_headers, local_source
+from dgemma.hub_names import PREFIX
 from dgemma.model import Prompt
 from dgemma.output import check_distinct, check_target, readable
 

@@ -88,12 +88,17 @@ def local_headers(path: str | os.PathLike[str], folder: Path) -> Path:
 
 def _source(name: Name, repository: _Repository) -> Path:
     files = repository.files
+    lacking = lacks_parts(files) if is_checkpoint(files) else "config.json" in files and not _has_gguf(files)
+    if not name.type and not repository.online and lacking:  # a plan leaves config.json there and no weights
+        raise FormatError(f"{name}: some of its weights are not in the cache")
     if name.type or not is_checkpoint(files):
         return repository.fetch(_of_type(name, files))[0]
-    if not repository.online and lacks_parts(files):
-        raise FormatError(f"{name}: some of its weights are not in the cache")
     repository.fetch(small(files))  # first: whoever finds the weights finds them all
     return repository.fetch(weights(files))[0].parent
+
+
+def _has_gguf(files: Sequence[str]) -> bool:
+    return any(file.lower().endswith(".gguf") for file in files)
 
 
 # ---- The Hub, or its cache ----
