@@ -148,7 +148,8 @@ def test_no_line_for_people_orders_a_terminal_about(text: str) -> None:
         with pytest.raises(SystemExit):
             end("dg-run", text, 1)
         changed = Edited(f"{text}\nb", f"{text}\na", (0, 0), None)  # type: ignore[arg-type]
-        say(diff(changed, text, colour=True), safe=True)
+        for name in (text.encode("utf-8", "replace"), text.encode("utf-16", "surrogatepass")):  # any bytes
+            say(diff(changed, os.fsdecode(name), colour=True), safe=True)
     assert not orders(out.written) and not orders(err.written)
     assert "\n" not in one_line(text) and not ORDERS.search(one_line(text))
     assert "\n" not in printable(text) and not ORDERS.search(printable(text))
@@ -308,7 +309,7 @@ def test_figures_name_a_file_without_orders(tmp_path: Path) -> None:
 
 
 def test_what_a_template_says_is_told_in_a_line(tmp_path: Path) -> None:
-    write_checkpoint(tmp_path, layers=1, chat_template="{{ raise_exception(messages[0].content) }}")
+    write_checkpoint(tmp_path, layers=1, chat_template="{% if 'PWNED' in messages[0].content %}{{ raise_exception(messages[0].content) }}{% endif %}Hi")
     convert(tmp_path, tmp_path / "m.gguf", type="f32")
     code, out, err = streams("dg-run", str(tmp_path / "m.gguf"), "-p", EVIL)
     assert code != 0 and not orders(out + err) and err.count("\n") == 1 and "PWNED" in err
