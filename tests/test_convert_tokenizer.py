@@ -18,7 +18,6 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer as Reference
 
 import dgemma
-from dgemma.convert import convert
 from dgemma.convert.config import read_config
 from dgemma.convert.metadata import metadata
 from dgemma.convert.tokenizer import read_vocabulary
