@@ -125,8 +125,10 @@ test-neon: ## the operations on 64-bit Arm, emulated (packages gcc-aarch64-linux
 test-emulated: ## products of the x86 sets that this processor may lack, emulated (package libsimde-dev)
 	@$(call elsewhere,$(BUILD)/emulated,$(CC) -DDG_EMULATE,-O1 -Wno-psabi,,gemm)
 
+# Files of tests side by side: a worker per processor, each of which may open a few models.
+WORKERS ?= -n auto --maxprocesses 4 --dist loadfile
 test-python: all ## the Python tests alone
-	$(BIN)/python -m pytest -m "not oracle and not cuda"
+	$(BIN)/python -m pytest $(WORKERS) -m "not oracle and not cuda"
 
 # The lowest versions that pyproject.toml allows, together: what imports and calls other packages is tested with them. CI
 # installs the newest everywhere else. Needs a Python that these have wheels for: 3.10 to 3.12.
