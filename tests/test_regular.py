@@ -18,6 +18,7 @@ from converting import refused
 import dgemma
 from dgemma.cli.bench import main as bench
 from dgemma.cli.commands import saved
+from dgemma.cli.eval import main as eval
 from dgemma.cli.info import main as info
 from dgemma.cli.run import main as run
 from dgemma.convert import convert, plan
@@ -145,6 +146,13 @@ def test_a_model(odd: Path, tmp_path: Path, capsys: Any) -> None:
     ):
         status, _, err = command.run(capsys, odd, *more)
         assert status == 1 and str(odd) in err and err.count("\n") == 1, err
+
+
+def test_requests_and_tasks(odd: Path, tmp_path: Path, capsys: Any) -> None:
+    """Requests are read twice, which a pipe cannot be: the second time there would be none."""
+    flags = ["--batch", odd, "-o", tmp_path / "out.jsonl"]
+    for command, more in ((Inside(run, "dg-run"), flags), (Inside(eval, "dg-eval"), ["--task", odd])):
+        assert f"{odd}: expected a file, found a " in command.refused(capsys, 1, *more)
 
 
 def test_what_is_read_beside_a_model(odd: Path) -> None:

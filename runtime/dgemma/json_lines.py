@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from typing import Any, BinaryIO, NoReturn
 
 from dgemma.errors import FormatError, SystemFailure, UsageError
+from dgemma.regular import opener
 
 MOST_BYTES = 1 << 26  # of a line
 DEEPEST = 100  # levels of lists and objects
@@ -31,7 +32,7 @@ def lines(path: str | os.PathLike[str]) -> Iterator[tuple[int, bytes]]:
     """
     name = os.fsdecode(path)
     try:
-        with open(path, "rb") as opened:
+        with open(path, "rb", opener=opener) as opened:
             yield from split(opened, name)
     except OSError as problem:
         raise SystemFailure(f"{name}: {(problem.strerror or str(problem)).lower()}") from None
