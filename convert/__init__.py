@@ -172,8 +172,7 @@ def convert(
         try:
             deviations = _verify(opened, todo, paths[0], threads, advance) if verify else []
         except FormatError:
-            for part_path in paths:
-                part_path.unlink(missing_ok=True)
+            new.withdraw()
             raise
     shown = part_paths(Path(out), len(paths))
     seconds, few = time.monotonic() - started, weights.few if weights else []

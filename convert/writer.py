@@ -142,6 +142,8 @@ class NewFile:
         with self._named_errors():
             flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
             self._descriptor = os.open(self._temporary, flags, 0o666)
+            made = os.fstat(self._descriptor)
+            self._identity = made.st_dev, made.st_ino
             with contextlib.suppress(OSError):  # a file system without locks
                 fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
@@ -178,6 +180,13 @@ class NewFile:
                 except OSError:
                     pass  # a file system without hard links
             os.replace(self._temporary, self.target)
+
+    def withdraw(self) -> None:
+        """Takes the name away again, if it is still this file's."""
+        with contextlib.suppress(FileNotFoundError):
+            found = os.stat(self.target, follow_symlinks=False)
+            if (found.st_dev, found.st_ino) == self._identity:
+                self.target.unlink()
 
     def sync_folder(self) -> None:
         with self._named_errors():
@@ -220,7 +229,7 @@ class NewFiles:
 
     def __init__(self, targets: Sequence[Path], sizes: Sequence[int]) -> None:
         refuse_full_disk(targets[0], sum(sizes))
-        self._named: list[Path] = []
+        self._named: list[NewFile] = []
         self.files: list[NewFile] = []
         with contextlib.ExitStack() as stack:
             for target, size in zip(targets, sizes, strict=True):
@@ -235,10 +244,16 @@ class NewFiles:
             if others:
                 first.target.unlink(missing_ok=True)
             for file in (*others, first):
+                self._named.append(file)
                 file.rename(force)
-                self._named.append(file.target)
             first.sync_folder()
             self._named.clear()
+
+    def withdraw(self) -> None:
+        """Takes the names away again, unless another conversion has given them to its own files meanwhile."""
+        with folder_lock(self.files[0].target.parent):
+            for file in self.files:
+                file.withdraw()
 
     def __enter__(self) -> NewFiles:
         return self
@@ -246,8 +261,8 @@ class NewFiles:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._stack.__exit__(kind, error, at)
         if len(self.files) > 1:
-            for path in self._named:  # a commit that was cut off
-                path.unlink(missing_ok=True)
+            for file in self._named:  # a commit that was cut off
+                file.withdraw()
 
 
 def refuse_full_disk(target: Path, size: int) -> None:

@@ -343,6 +343,23 @@ def test_verify_reads_the_file_and_not_what_was_meant(
     assert leftovers(tmp_path) == []
 
 
+def test_a_failed_verify_leaves_what_another_conversion_put_there(
+    lossless: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out.gguf"
+
+    def replaced(*_: Any) -> None:
+        other = tmp_path / "other"
+        other.write_bytes(b"GGUF of another conversion")
+        os.replace(other, out)
+        raise dgemma.FormatError("out.gguf: is not what was written")
+
+    monkeypatch.setattr("dgemma.convert._verify", replaced)
+    with pytest.raises(dgemma.FormatError):
+        convert(lossless, out, "q8_0", verify=True)
+    assert out.read_bytes() == b"GGUF of another conversion"
+
+
 def test_verify_works_for_parts_and_its_json_needs_it(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -445,6 +445,13 @@ def test_a_file_appears_complete_or_not_at_all(tmp_path: Path) -> None:
     assert target.read_bytes() == b"new" and link.is_symlink() and stat.S_IMODE(target.stat().st_mode) == 0o640
 
 
+def test_a_folders_name_is_no_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for use in OUTPUTS:
+        for name in ("", f"{tmp_path}/new/", "/"):
+            assert "names no file" in use.refused(capsys, 2, *needed(use), *use.given(name))
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_strangers_part_file_is_not_taken_for_one_of_ours(tmp_path: Path) -> None:
     for name in (".t.gguf.mine.part", ".t.gguf.0123456789abcdef.part", ".t.gguf.part", ".tXgguf.0123456789ab.part"):
         (tmp_path / name).write_bytes(STRANGER)

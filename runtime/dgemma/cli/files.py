@@ -52,7 +52,7 @@ class OutputFile(click.ParamType):  # type: ignore[type-arg, unused-ignore]  # g
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
         path = Path(value)
-        if not path.name:
+        if not path.name or os.fspath(value).endswith(os.sep):
             self.fail(f"{os.fspath(value)!r} names no file", param, ctx)
         return path
 
