@@ -91,24 +91,23 @@ def _from_json(file: Path, n_vocab: int, settings_file: Path, settings: dict[str
 
 def _begin(folder: Path, vocabulary: Vocabulary, add_bos: Any) -> None:
     """Whether <bos> goes before a text: the post_processor says it, as transformers has it, else add_bos_token."""
-    vocabulary.add_bos = add_bos if isinstance(add_bos, bool) else True
-    if vocabulary.around is None:
-        return
-    before, behind = vocabulary.around
-    bos = vocabulary.ids.get("bos")
-    if behind or before not in ([], [bos]):
-        file = folder / "tokenizer.json"
-        found = [vocabulary.tokens[i] if 0 <= i < len(vocabulary.tokens) else i for i in before + behind]
-        raise FormatError(
-            f"{file}: post_processor puts {found} around a text; the runtime puts <bos> before it, or nothing"
-        )
-    vocabulary.add_bos = before == [bos]
-    if isinstance(add_bos, bool) and add_bos != vocabulary.add_bos:
-        does = "puts <bos> before texts" if vocabulary.add_bos else "puts no <bos> before texts"
-        says = f"add_bos_token of tokenizer_config.json is {str(add_bos).lower()}"
-        vocabulary.notes.append(
-            f"the post_processor of tokenizer.json {does}, though {says}: the first counts, as in transformers"
-        )
+    asked = add_bos if isinstance(add_bos, bool) else None
+    vocabulary.add_bos = asked is not False
+    told = "add_bos_token of tokenizer_config.json is false"
+    if vocabulary.around is not None:
+        before, behind = vocabulary.around
+        bos = vocabulary.ids.get("bos")
+        if behind or before not in ([], [bos]):
+            found = [vocabulary.tokens[i] if 0 <= i < len(vocabulary.tokens) else i for i in before + behind]
+            what = f"post_processor puts {found} around a text; the runtime puts <bos> before it"
+            raise FormatError(f"{folder / 'tokenizer.json'}: {what}")
+        vocabulary.add_bos = before == [bos]
+        if vocabulary.add_bos and asked is False:
+            says = "the post_processor of tokenizer.json puts <bos> before texts"
+            vocabulary.notes.append(f"{says}, though {told}: the first counts, as in transformers")
+        told = "the post_processor of tokenizer.json puts no <bos> before texts"
+    if not vocabulary.add_bos:
+        vocabulary.notes.append(f"{told}: the file says so too, and dgemma puts Gemma's <bos> there all the same")
 
 
 def _added(file: Path, top: dict[str, Any]) -> list[dict[str, Any]]:

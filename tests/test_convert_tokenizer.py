@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import gguf
 import pytest
 from checkpoints import write_checkpoint, write_json
 from converting import edit_json, run
@@ -17,7 +18,6 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer as Reference
 
 import dgemma
-from dgemma.convert import convert
 from dgemma.convert.config import read_config
 from dgemma.convert.metadata import metadata
 from dgemma.convert.tokenizer import read_vocabulary
@@ -75,7 +75,13 @@ def equal(ours: dgemma.Tokenizer, top: dict[str, Any], texts: list[str] = TEXTS)
         ids = theirs.encode(text, add_special_tokens=False).ids
         assert ours.encode(text) == ids, text
         assert ours.decode(ids, special=True) == theirs.decode(ids, skip_special_tokens=False), text
-        assert ours.prompt(text or "a") == theirs.encode(text or "a").ids or text.startswith("<bos>"), text
+        if text and not text.startswith("<bos>"):
+            assert ours.prompt(text) == begun(theirs.encode(text).ids), text
+
+
+def begun(ids: list[int]) -> list[int]:
+    """Gemma's <bos> comes first in the runtime, whatever a tokenizer does."""
+    return ids if ids[:1] == [2] else [2, *ids]
 
 
 # ---- every part of a tokenizer.json ----
@@ -272,7 +278,7 @@ def refused_or_equal(folder: Path, top: dict[str, Any], texts: list[str] = TEXTS
     try:
         ours = with_tokenizer(folder, top)
     except dgemma.FormatError as refusal:
-        assert "tokenizer.json: " in str(refusal) and "\n" not in str(refusal)
+        assert ".json: " in str(refusal) and "\n" not in str(refusal)
         return False
     equal(ours, top, texts)
     return True
@@ -402,29 +408,38 @@ def test_what_is_not_known_at_all_is_refused_by_name(place: str, folder: Path, p
 
 # ---- where <bos> comes first ----
 
+CHANGED = (
+    "the post_processor of tokenizer.json puts <bos> before texts, though add_bos_token of tokenizer_config.json is"
+)
+PUTS_NONE = "the post_processor of tokenizer.json puts no <bos> before texts: "
+SAYS_NONE = "add_bos_token of tokenizer_config.json is false: "
 BEGINS = [
-    (post, add, "<bos>" if (post is None and add is not False) or post == template(BOS, TEXT) else "")
-    for post in (None, template(BOS, TEXT), template(TEXT))
-    for add in (None, True, False)
+    # post_processor, add_bos_token, whether the file asks for <bos>, what is noted
+    (None, None, True, ""),
+    (None, True, True, ""),
+    (None, False, False, SAYS_NONE),
+    (template(BOS, TEXT), None, True, ""),
+    (template(BOS, TEXT), True, True, ""),
+    (template(BOS, TEXT), False, True, CHANGED),
+    (template(TEXT), None, False, PUTS_NONE),
+    (template(TEXT), True, False, PUTS_NONE),
+    (template(TEXT), False, False, PUTS_NONE),
 ]
 
 
-@pytest.mark.parametrize(("post", "add", "begin"), BEGINS)
+@pytest.mark.parametrize(("post", "add", "asks", "note"), BEGINS)
 def test_the_post_processor_says_whether_bos_comes_first(
-    post: Any, add: bool | None, begin: str, tmp_path: Path, capsys: Any
+    post: Any, add: bool | None, asks: bool, note: str, tmp_path: Path, capsys: Any
 ) -> None:
     write_checkpoint(tmp_path / "in", layers=1)
     edit_json(tmp_path / "in" / "tokenizer.json", lambda t: t.update(post_processor=post))
     if add is not None:
         edit_json(tmp_path / "in" / "tokenizer_config.json", lambda t: t.update(add_bos_token=add))
-    convert(tmp_path / "in", tmp_path / "out.gguf", "q8_0")
-    ours = dgemma.Tokenizer.from_gguf(tmp_path / "out.gguf")
-    assert ours.add_bos is bool(begin)
-    if post is not None:
-        top = json.loads((tmp_path / "in" / "tokenizer.json").read_text())
-        assert ours.prompt(SPLIT_TEXT) == Reference.from_str(json.dumps(top)).encode(SPLIT_TEXT).ids
-    told = post is not None and add is not None and add is not bool(begin)
-    status, out, _ = run(capsys, tmp_path / "in", "--dry-run")
-    assert status == 0 and ("note: the post_processor of tokenizer.json puts" in out) is told, out
-    status, _, err = run(capsys, tmp_path / "in", "-o", tmp_path / "again.gguf")
-    assert status == 0 and ("dg-convert: note: the post_processor of tokenizer.json puts" in err) is told, err
+    _, out, _ = run(capsys, tmp_path / "in", "--dry-run")
+    assert f"\nnote: {note}" in out if note else "note: " not in out, out
+    status, _, err = run(capsys, tmp_path / "in", "-o", tmp_path / "out.gguf")
+    assert status == 0 and (f"dg-convert: note: {note}" in err if note else "note: " not in err), err
+    assert gguf.GGUFReader(tmp_path / "out.gguf").fields["tokenizer.ggml.add_bos_token"].contents() is asks
+    top = json.loads((tmp_path / "in" / "tokenizer.json").read_text())
+    theirs = Reference.from_str(json.dumps(top)).encode(SPLIT_TEXT).ids
+    assert dgemma.Tokenizer.from_gguf(tmp_path / "out.gguf").prompt(SPLIT_TEXT) == begun(theirs)
