@@ -31,14 +31,20 @@ def add_special(
     by_id = settings.get("added_tokens_decoder")
     for key, entry in by_id.items() if isinstance(by_id, dict) else ():
         text = text_of(entry)
-        i = known[text]["id"] if text in known else vocab.get(text) if isinstance(text, str) else None
+        i = None
+        if isinstance(text, str):
+            i = known[text]["id"] if text in known else vocab.get(text)
         if not isinstance(entry, dict) or str(i) != key:
             raise FormatError(f"{file}: added_tokens_decoder: {key} is {text!r}, whose id in tokenizer.json is {i}")
         flags = {flag: entry[flag] for flag in FLAGS if flag in entry}
         known[text] = known.get(text, {"content": text, "id": i}) | flags
     for token in _special(settings):
         text = text_of(token)
-        if isinstance(text, str) and text not in known and text in vocab:
+        if not isinstance(text, str):
+            if isinstance(token, dict):
+                raise FormatError(f"{file}: a special token without a text: {str(token)[:80]}")
+            continue
+        if text not in known and text in vocab:
             known[text] = {"content": text, "id": vocab[text], "special": True, "normalized": False}
         if isinstance(token, dict) and text in known:
             known[text] |= {flag: token[flag] for flag in FLAGS if flag != "special" and flag in token}

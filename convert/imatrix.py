@@ -20,6 +20,7 @@ from dgemma.formats import Format
 from dgemma.output import readable
 from dgemma.regular import read_regular
 
+LOSSLESS = ("F32", "F16", "BF16")  # types that sums may have
 LEAST = 1e-4  # of the mean: no column is worth nothing
 MOST = 1e4
 STEADY = 0.1  # of the mean variance, added to each: a column that hardly varied when it was measured may do so in use
@@ -103,6 +104,9 @@ def read_imatrix(path: Path, n_expert: int) -> Importance:
     with File(path) as file:
         if file.get("general.type") != "imatrix":
             raise FormatError(f"{path}: expected an imatrix, found a GGUF file of type {file.get('general.type')!r}")
+        for t in file.tensors:
+            if t.format.name not in LOSSLESS:
+                raise FormatError(f"{path}: tensor {t.name} is {t.format.name}; sums are F32")
         sums = {t.name: (t.dims, t.format.decode(t.data)) for t in file.tensors}
         datasets, chunks = file.get("imatrix.datasets") or [], file.get("imatrix.chunk_count") or 0
     if not isinstance(datasets, list) or not all(isinstance(each, str) for each in datasets):
