@@ -213,7 +213,8 @@ class Tokenizer:
         pieces, known = step.get("single"), step.get("special_tokens")
         for piece in pieces if isinstance(pieces, list) else []:
             token = piece.get("SpecialToken") if isinstance(piece, dict) else None
-            entry = known.get(token.get("id")) if isinstance(token, dict) and isinstance(known, dict) else None
+            name = token.get("id") if isinstance(token, dict) else None
+            entry = known.get(name) if isinstance(name, str) and isinstance(known, dict) else None
             ids = entry.get("ids") if isinstance(entry, dict) else None
             if (
                 isinstance(piece, dict)

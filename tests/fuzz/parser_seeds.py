@@ -178,13 +178,31 @@ TOKENIZER: JSON = {
         "normalizers": [{"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"}],
     },
     "pre_tokenizer": {"type": "Split", "pattern": {"String": " "}, "behavior": "MergedWithPrevious"},
+    "decoder": {
+        "type": "Sequence",
+        "decoders": [
+            {"type": "Replace", "pattern": {"String": "\u2581"}, "content": " "},
+            {"type": "ByteFallback"},
+            {"type": "Fuse"},
+        ],
+    },
     "model": {
         "type": "BPE",
         "byte_fallback": True,
-        "vocab": {"a": 4, "b": 5, "ab": 6, "\u2581": 7, "<0x41>": 8},
-        "merges": [["a", "b"], "a b"],
+        "unk_token": "<unk>",
+        "fuse_unk": True,
+        "vocab": {"<pad>": 0, "<eos>": 1, "<bos>": 2, "<unk>": 3, "a": 4, "b": 5, "ab": 6, "\u2581": 7, "<0x41>": 8},
+        "merges": [["a", "b"]],
     },
 }
+
+
+def _around(token: str, number: int) -> JSON:
+    """A post_processor that puts this token before a text; none for an empty one."""
+    text = [{"Sequence": {"id": "A", "type_id": 0}}]
+    single = [{"SpecialToken": {"id": token, "type_id": 0}}, *text] if token else text
+    known = {token: {"id": token, "ids": [number], "tokens": [token]}} if token else {}
+    return {"type": "TemplateProcessing", "single": single, "pair": [*single, *text], "special_tokens": known}
 
 
 def vocabulary() -> dict[str, bytes]:
@@ -196,7 +214,11 @@ def vocabulary() -> dict[str, bytes]:
         )
         return _files(("tokenizer.json", top), ("tokenizer_config.json", settings), *more)
 
+    begun = _set(TOKENIZER, "post_processor", _around("<bos>", 2))
     made = {
+        "seed-begun": of(begun),
+        "seed-not-begun": of(_set(TOKENIZER, "post_processor", _around("", 2))),
+        "odd-begun": of(_set(TOKENIZER, "post_processor", _around("<eos>", 1))),
         "seed-whole": of(TOKENIZER, None, ("chat_template.jinja", "{{ messages }}")),
         "seed-alone": json.dumps(TOKENIZER).encode(),
         "seed-template": of(TOKENIZER, {"chat_template": [{"name": "default", "template": "x"}, 5]}),
@@ -215,6 +237,7 @@ def vocabulary() -> dict[str, bytes]:
         "no-model": ("model", None),
         "suffix": ("model/end_of_word_suffix", "x"),
         "added": ("added_tokens", {"a": 1}),
+        "added-number": ("added_tokens", [{"id": 4, "content": 5}]),
         "id-beyond": ("model/vocab", {"a": 16}),
         "id-twice": ("model/vocab", {"a": 4, "b": 4}),
         "id-text": ("added_tokens", [{"id": "1", "content": "a"}]),
