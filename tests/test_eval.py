@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import json
 import re
 from collections.abc import Iterator
@@ -281,6 +283,29 @@ def test_what_was_done_before_a_kill_is_not_done_again(bundled, few, tmp_path, m
     path.write_text("{}\n")
     with pytest.raises(FormatError, match="line 1: not a line of dg-eval's results"):
         Log(path)
+
+
+def test_another_model_is_another_whatever_byte_differs(tmp_path):
+    path = tmp_path / "m.gguf"
+    data = bytearray(Path(bundled_path()).read_bytes())
+    path.write_bytes(data)
+    before = identity(path)
+    assert before["sha256"] == identity(bundled_path())["sha256"] == hashlib.sha256(data).hexdigest()
+    for at in (len(data) // 2, len(data) - 1):
+        data[at] ^= 1
+        path.write_bytes(data)
+        assert identity(path)["sha256"] != before["sha256"] and identity(path)["vocabulary"] == before["vocabulary"]
+
+
+def test_lines_of_others_are_no_results(tmp_path):
+    path = tmp_path / "results.jsonl"
+    names = [field.name for field in dataclasses.fields(Tried)]
+    for line in (dict.fromkeys(names), {"run": '["0123456789abcdef", "cpu"]'}, {"run": "mine"}):
+        text = json.dumps(line) + "\n"
+        path.write_text(text)
+        with pytest.raises(FormatError, match="line 1: not a line"):
+            Log(path)
+        assert path.read_text() == text
 
 
 def test_a_thought_is_not_part_of_the_answer():

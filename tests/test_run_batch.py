@@ -134,7 +134,7 @@ def test_a_kill_loses_and_doubles_no_line(tmp_path: Path, capsys: Any) -> None:
 def test_another_files_answers_are_not_gone_on_with(tmp_path: Path, capsys: Any) -> None:
     prompts, out = written(tmp_path / "p.jsonl", {"prompt": "Sort:\nsea fig"}), tmp_path / "a.jsonl"
     assert RUN.run(capsys, bundled("tidy"), "--batch", prompts, "-o", out)[0] == 0
-    written(prompts, {"prompt": "Sort:\nsea ant"})
+    prompts = written(tmp_path / "q.jsonl", {"prompt": "Sort:\nsea ant"})
     kept = out.read_bytes()
     assert "1 of its 1 line answer none of" in RUN.refused(capsys, 2, bundled("tidy"), "--batch", prompts, "-o", out)
     assert out.read_bytes() == kept
@@ -195,6 +195,63 @@ def test_a_mended_line_does_not_void_the_other_answers(tmp_path: Path, capsys: A
         3,
     ]
     assert [{**line, "line": 0} for line in last if "id" in line] == [{**line, "line": 0} for line in after]
+
+
+def test_the_only_answers_so_far_may_be_of_mended_lines(tmp_path: Path, capsys: Any) -> None:
+    """A run that was ended early, of a file whose first line was wrong."""
+    lines: list[object] = [{"prompt": "Sort:\nsea fig", "id": i} for i in range(3)]
+    prompts, out = written(tmp_path / "p.jsonl", *lines), tmp_path / "a.jsonl"
+    assert RUN.run(capsys, bundled("tidy"), "--batch", prompts, "-o", out)[0] == 0
+    out.write_bytes(out.read_bytes().splitlines(keepends=True)[0])
+    written(prompts, {"prompt": "Sort:\nsea ant", "id": 9}, *lines[1:])
+    _, _, err = RUN.run(capsys, bundled("tidy"), "--batch", prompts, "-o", out)
+    assert "3 lines answered, 1 of changed lines were taken out" in err
+    assert [(line["line"], line["id"]) for line in told_lines(out)] == [(1, 9), (2, 1), (3, 2)]
+
+
+def test_requests_that_change_while_they_are_answered(tmp_path: Path, capsys: Any, monkeypatch: Any) -> None:
+    lines: list[object] = [
+        {"prompt": "Sort:\nsea fig", "id": 9000 * f"{i}"} for i in range(3)
+    ]  # more than is read at once
+    prompts, out = tmp_path / "p.jsonl", tmp_path / "a.jsonl"
+    answer = Batch.answer
+
+    def changes(line: object) -> Any:
+        def answer_and_write(self: Batch, asked: bytes) -> dict[str, Any]:
+            written(prompts, *lines[:2], line, "more")
+            return answer(self, asked)
+
+        return answer_and_write
+
+    for last, code, told_so in ((lines[2], 0, "3 lines answered"), ({"prompt": "x"}, 1, "line 3: it was changed")):
+        written(prompts, *lines)
+        with monkeypatch.context() as patched:
+            patched.setattr(Batch, "answer", changes(last))
+            status, _, err = RUN.run(capsys, bundled("tidy"), "--batch", prompts, "-o", out)
+        assert status == code and told_so in err and "internal" not in err
+        out.unlink()
+
+
+@pytest.mark.parametrize("text", [
+    b'{"line": 1, "input": "hello there", "label": "mine"}\n', b'{"line": 1, "input": "x"}',
+    b'{"line": Infinity, "input": "x"}\n',
+    b'{"line": 1, "input": "0123456789abcdef"}\n', b'{"line": 1, "input": "0123456789abcdef", "run": 5}',
+])  # fmt: skip
+def test_lines_of_others_are_no_answers(text: bytes, tmp_path: Path, capsys: Any) -> None:
+    prompts, out = written(tmp_path / "p.jsonl", {"prompt": "Sort:\nsea fig"}), tmp_path / "a.jsonl"
+    for more in ([], ["--restart"]):
+        out.write_bytes(text)
+        told = RUN.refused(capsys, 1, bundled("tidy"), "--batch", prompts, "-o", out, *more)
+        assert "line 1: not a line of dg-run --batch" in told and out.read_bytes() == text
+
+
+def test_a_refused_batch_leaves_even_a_half_line(tmp_path: Path, capsys: Any) -> None:
+    prompts, out = written(tmp_path / "p.jsonl", {"prompt": "Sort:\nsea fig"}), tmp_path / "a.jsonl"
+    asked = (bundled("tidy"), "--batch", prompts, "-o", out)
+    assert RUN.run(capsys, *asked)[0] == 0
+    for text in (out.read_bytes() + b'{"line": 2', out.read_bytes()[:-1]):
+        out.write_bytes(text)
+        assert "seed 0, not 5" in RUN.refused(capsys, 2, *asked, "--seed", 5) and out.read_bytes() == text
 
 
 def test_a_last_line_without_its_end_is_kept_if_it_is_whole(tmp_path: Path, capsys: Any) -> None:

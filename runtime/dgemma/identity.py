@@ -1,4 +1,4 @@
-"""What a model file is known by, cheaply: the same for copies of a file, another for any other model."""
+"""What a model file is known by: the same for copies of a file, another for any other."""
 
 from __future__ import annotations
 
@@ -8,27 +8,32 @@ from pathlib import Path
 from typing import Any
 
 from dgemma.file import File
-from dgemma.output import readable
+from dgemma.output import parts, readable
 
-SAMPLE = 4096  # bytes of each tensor that are looked at
+AT_ONCE = 1 << 20  # bytes
 
 
 def identity(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """What a model file is known by: name, bytes, and a SHA-256 of its keys, its tensors' names, formats and shapes,
-    and the first bytes of each. `vocabulary` is one of the tokens alone.
+    """Name, bytes, and the SHA-256 of the file, or of all parts of a split file one behind the other. `vocabulary` is
+    one of the tokens alone. Reads the whole file: about a second per GB.
     """
-    whole, tokens = hashlib.sha256(), hashlib.sha256()
+    tokens = hashlib.sha256()
     with File(path) as file:
-        for key, value in file.values.items():
-            whole.update(key.encode() + b"\0" + value.encoded)
-            if key == "tokenizer.ggml.tokens":
-                tokens.update(value.encoded)
-        for tensor in file.tensors:
-            whole.update(f"{tensor.name} {tensor.format.name} {tensor.dims}\n".encode() + bytes(tensor.data[:SAMPLE]))
         size = file.bytes
+        if "tokenizer.ggml.tokens" in file.values:
+            tokens.update(file.values["tokenizer.ggml.tokens"].encoded)
     return {
         "name": readable(Path(path).name),
         "bytes": size,
-        "sha256": whole.hexdigest(),
+        "sha256": _digest(path),
         "vocabulary": tokens.hexdigest(),
     }
+
+
+def _digest(path: str | os.PathLike[str]) -> str:
+    whole = hashlib.sha256()
+    for part in parts(Path(path)):
+        with part.open("rb") as file:
+            while data := file.read(AT_ONCE):
+                whole.update(data)
+    return whole.hexdigest()

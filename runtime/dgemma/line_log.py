@@ -6,13 +6,14 @@ import json
 import os
 import re
 import stat
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
 
 from dgemma import json_lines
-from dgemma.errors import FormatError, UsageError
+from dgemma.errors import FormatError, SystemFailure, UsageError
 from dgemma.output import StrPath, named, whole_file
 
 LONGEST = 64 << 20  # bytes of a line: more is no line of ours
@@ -25,24 +26,36 @@ def literal(text: str) -> list[str]:
     return [re.escape(letter) for letter in text]
 
 
-def beginning(pieces: Sequence[str]) -> re.Pattern[bytes]:
-    """What fully matches a line that begins with these pieces, and such a line that was cut off anywhere."""
-    pattern = "(?s:.*)"
-    for piece in reversed(pieces):
-        pattern = f"(?:{piece}{pattern})?"
-    return re.compile(pattern.encode())
+class Beginning:
+    """How every line of a log begins: patterns, each of one letter or of digits."""
+
+    def __init__(self, *pieces: str) -> None:
+        cut = "(?s:.*)"
+        for piece in reversed(pieces):
+            cut = f"(?:{piece}{cut})?"
+        self._cut = re.compile(cut.encode())
+        self._whole = re.compile("".join(pieces).encode())
+
+    def of_line(self, line: bytes) -> bool:
+        """Whether a line begins so."""
+        return self._whole.match(line) is not None
+
+    def of_part(self, line: bytes) -> bool:
+        """Whether it may be what is left of such a line that was cut off anywhere."""
+        return self._cut.fullmatch(line) is not None
 
 
 class LineLog:
     """Appends JSON lines to a file, for this process alone. A context manager.
 
-    head: how each line begins (see `beginning`). Raises UsageError where another process is writing the file.
+    head: how each line begins. Raises UsageError where another process is writing the file.
     """
 
-    def __init__(self, path: StrPath, head: re.Pattern[bytes], maker: str) -> None:
+    def __init__(self, path: StrPath, head: Beginning, maker: str) -> None:
         self._name = os.fspath(path)
         self._head = head
         self._maker = maker
+        self._end: int | None = None  # of the whole lines, where something has to be mended behind them
         try:
             self._file: BinaryIO = os.fdopen(_open(self._name), "a+b")
         except OSError as failure:
@@ -55,9 +68,9 @@ class LineLog:
 
     def recover(self, read: Callable[[Any], object]) -> None:
         """Gives every line's value to `read`, which raises ValueError, KeyError or TypeError for a foreign one. A last
-        line that was cut off is taken away, if it begins as ours do.
+        line that was cut off is left out, if it begins as ours do; mend() takes it away.
 
-        Raises FormatError for a line, or the beginning of one, that is not ours; then nothing was changed.
+        Raises FormatError for a line, or the beginning of one, that is not ours. Nothing is changed.
         """
         end = number = 0
         self._file.seek(0)
@@ -65,28 +78,41 @@ class LineLog:
             number += 1
             whole = line.endswith(b"\n")
             try:
+                if not self._head.of_line(line):
+                    raise ValueError
                 read(json.loads(line))
-            except (ValueError, KeyError, TypeError, RecursionError):
-                if whole or not self._head.fullmatch(line):
+            except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
+                if whole or not self._head.of_part(line):
                     raise FormatError(f"{self._name}, line {number}: not a line of {self._maker}") from None
-                self._file.truncate(end)
+                self._end = end
                 return
             end += len(line)
             if not whole:
-                self._file.write(b"\n")
+                self._end = end
+
+    def mend(self) -> None:
+        """Takes away what recover() left out, and ends a last line that lacks its end."""
+        end, self._end = self._end, None
+        if end is not None:
+            with self._named():
+                self._file.seek(0, os.SEEK_END)
+                cut = self._file.tell() > end
+                self._file.truncate(end)
+                self._file.write(b"" if cut or not end else b"\n")
+                self._file.flush()
 
     def append(self, value: Any) -> None:
         """Adds a line, on the disk when this returns."""
-        try:
+        with self._named():
             self._file.write(json_lines.as_bytes(value))
             self._file.flush()
             os.fsync(self._file.fileno())
-        except OSError as failure:
-            raise named(failure, self._name) from None
 
     def clear(self) -> None:
         """Takes all lines away."""
-        self._file.truncate(0)
+        self._end = None
+        with self._named():
+            self._file.truncate(0)
 
     def values(self) -> list[Any]:
         """All lines, in their order."""
@@ -103,7 +129,20 @@ class LineLog:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, at: TracebackType | None) -> None:
-        self._file.close()
+        try:
+            with self._named():
+                self._file.close()
+        except SystemFailure:  # what could not be written is told once
+            if kind is None:
+                raise
+
+    @contextmanager
+    def _named(self) -> Iterator[None]:
+        """Errors of the system name the file."""
+        try:
+            yield
+        except OSError as failure:
+            raise named(failure, self._name) from None
 
 
 def _open(name: str) -> int:

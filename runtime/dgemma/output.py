@@ -77,12 +77,16 @@ def input_files(path: StrPath) -> list[Path]:
     name = Path(os.path.realpath(path))
     if name.is_dir():
         return sorted(each for each in name.iterdir() if each.is_file() and each.suffix != ".gguf")
-    parts = {Path(path), name}
-    for each in (Path(os.path.abspath(path)), name):
-        if found := _PART.search(each.name):
-            stem, count = each.name[: found.start()], found[1]
-            parts.update(each.with_name(f"{stem}-{i:05}-of-{count}.gguf") for i in range(1, min(int(count), 9999) + 1))
-    return sorted(part for part in parts if part.exists())
+    return sorted(part for part in {*parts(Path(os.path.abspath(path))), *parts(name)} if part.exists())
+
+
+def parts(path: Path) -> list[Path]:
+    """All parts of a split file, by the name of one of them; of another file, itself."""
+    found = _PART.search(path.name)
+    if not found:
+        return [path]
+    stem, count = path.name[: found.start()], min(int(found[1]), 9999)
+    return [path.with_name(f"{stem}-{i:05}-of-{found[1]}.gguf") for i in range(1, count + 1)]
 
 
 def check_distinct(outputs: Iterable[tuple[str, StrPath]], inputs: Iterable[tuple[str, StrPath]]) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +21,16 @@ from dgemma.cli.display import count
 from dgemma.cli.files import InputPath, OutputFile
 from dgemma.errors import Error, UsageError
 from dgemma.identity import identity
-from dgemma.line_log import DIGITS, HEX, LineLog, beginning, literal
+from dgemma.line_log import DIGITS, HEX, Beginning, LineLog, literal
 from dgemma.model import Model
+from dgemma.output import readable
 from dgemma.progress import progress_bar
 
 PACE = 30.0  # seconds between two lines of progress where there is no terminal
 
 _FIELDS = "\n".join(f"  {name:<10}{text}" for name, text in FIELDS.items())
 # How a line of answers begins: which request it answers.
-LINE = beginning([*literal('{"line": '), *DIGITS, *literal(', "input": "'), *HEX, *literal('"')])
+LINE = Beginning(*literal('{"line": '), *DIGITS, *literal(', "input": "'), *HEX, *literal('", "run": {"'))
 
 HELP = f"""With --batch FILE every line of FILE is a request, a JSON object, and -o OUT gets a line for each, in order:
 "line" (its number in FILE), "input" (the beginning of its SHA-256), "run" (what answers: model, settings, version), and
@@ -60,13 +63,15 @@ def run(model: Model, batch: Path, output: Path, quiet: bool, restart: bool, exa
     requests = [(number, _digest(line)) for number, line in json_lines.lines(batch)]
     total = len(requests)
     with Batch(model, **defaults) as answers, LineLog(output, LINE, "dg-run --batch") as out:
-        made_by = run_of(model, exact, **defaults)
+        made_by = {"batch": readable(os.path.abspath(batch)), **run_of(model, exact, **defaults)}
         kept = _resume(out, requests, made_by, batch, output, restart)
         before = done = len(kept.done)
         failed, tokens, began = kept.failed, 0, time.monotonic()
         told = began
         with progress_bar("answers", "lines") as bar:
-            for place, (number, line) in enumerate(json_lines.lines(batch)):
+            for place, (number, line) in islice(enumerate(json_lines.lines(batch)), total):
+                if _digest(line) != requests[place][1]:
+                    raise Error(f"{batch}, line {number}: it was changed meanwhile; the same command goes on from here")
                 if place in kept.done:
                     continue
                 answer = answers.answer(line)
@@ -122,15 +127,21 @@ class Kept:
 def _resume(
     out: LineLog, requests: Sequence[tuple[int, str]], run: dict[str, Any], batch: Path, output: Path, restart: bool
 ) -> Kept:
-    """What OUT holds already. Raises UsageError for one that answers other requests or was made by another run."""
+    """What OUT holds already. Raises UsageError for one that was made by another run, or answers another file's
+    requests: one of another name, most of whose lines have no answer in it.
+    """
     there: list[tuple[int, str, bool]] = []
     other: dict[str, Any] | None = None
 
+    same_name = True
+
     def read(value: dict[str, Any]) -> None:
-        nonlocal other
-        there.append((int(value["line"]), str(value["input"]), "error" in value))
-        if other is None and value.get("run") != run:
-            other = dict(value.get("run") or {})
+        nonlocal other, same_name
+        there.append((value["line"], value["input"], "error" in value))
+        made_by = dict(value["run"])
+        same_name &= made_by.get("batch") == run["batch"]
+        if other is None and made_by | {"batch": run["batch"]} != run:
+            other = made_by
 
     out.recover(read)
     if restart:
@@ -144,10 +155,11 @@ def _resume(
     places = [asked[digest].popleft() if asked.get(digest) else None for _, digest, _ in there]
     done = frozenset(place for place in places if place is not None)
     lost = sum(place is None and not error for place, (_, _, error) in zip(places, there, strict=True))
-    if lost > len(done):
+    if lost > len(done) and not same_name:
         raise UsageError(
             f"{output}: {lost} of its {count(len(there), 'line')} answer none of {batch}: --restart begins anew"
         )
+    out.mend()
     failed = sum(place is not None and error for place, (_, _, error) in zip(places, there, strict=True))
     moved = any(p is not None and requests[p][0] != line for p, (line, _, _) in zip(places, there, strict=True))
     return Kept(places, done, failed, places.count(None), moved)
@@ -155,9 +167,7 @@ def _resume(
 
 def _difference(before: dict[str, Any], now: dict[str, Any]) -> str:
     """In words: "seed 1, not 2"."""
-    names = [name for name in (*now, *before) if before.get(name) != now.get(name)]
-    if not before:
-        return "another version of dgemma"
+    names = [name for name in (*now, *before) if before.get(name) != now.get(name) and name != "batch"]
     return ", ".join(f"{name} {before.get(name)}, not {now.get(name)}" for name in dict.fromkeys(names))
 
 

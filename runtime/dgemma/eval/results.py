@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from types import TracebackType
 from typing import Any
 
@@ -15,7 +15,7 @@ from dgemma.eval.statistics import Share, mean_of, share_of
 from dgemma.eval.tasks import Task
 from dgemma.events import Result
 from dgemma.fill import Filled
-from dgemma.line_log import HEX, LineLog, beginning, literal
+from dgemma.line_log import HEX, Beginning, LineLog, literal
 from dgemma.model import Model
 from dgemma.turns import Reader, opens_thought
 
@@ -37,6 +37,16 @@ class Tried:
     seconds: float
     text: str  # what was checked
 
+    @classmethod
+    def read(cls, value: Any) -> Tried:
+        """From what asdict() makes. Raises TypeError for anything else."""
+        kinds: dict[str, tuple[type, ...]] = {"str": (str,), "int": (int,), "bool": (bool,), "float": (int, float)}
+        found = cls(**value)
+        for field in fields(cls):
+            if not isinstance(getattr(found, field.name), kinds[str(field.type)]):
+                raise TypeError(f"{field.name} is no {field.type}")
+        return found
+
     @property
     def key(self) -> tuple[str, str, str, int]:
         return self.run, self.task, self.id, self.seed
@@ -50,7 +60,8 @@ class Log:
         self._file = LineLog(path, LINE, "dg-eval's results") if path is not None else None
         if self._file is not None:
             try:
-                self._file.recover(lambda value: self._keep(Tried(**value)))
+                self._file.recover(lambda value: self._keep(Tried.read(value)))
+                self._file.mend()
             except BaseException:
                 self._file.__exit__(None, None, None)
                 raise
@@ -72,7 +83,7 @@ class Log:
 
 
 # How a line begins: the run (see Variant), whose first part is the model's digest.
-LINE = beginning([*literal('{"run": "[\\"'), *HEX, *literal('\\", ')])
+LINE = Beginning(*literal('{"run": "[\\"'), *HEX, *literal('\\", '))
 
 
 @dataclass(frozen=True, slots=True)
