@@ -23,7 +23,6 @@ from dgemma.convert.calibrate import (
     measure,
     numbered_prompts,
     refuse,
-    working_file,
 )
 from dgemma.convert.encode import encoded
 from dgemma.convert.imatrix import Importance, importance_of, read_imatrix, unmeasured, write_imatrix
@@ -32,7 +31,7 @@ from dgemma.convert.plan import Plan, make_plan
 from dgemma.convert.source import Source, open_source
 from dgemma.convert.tied import compare_copies
 from dgemma.convert.verify import Deviation, verify
-from dgemma.convert.writer import IMATRIX, NewFiles, part_paths, refuse_full_disk, refuse_target
+from dgemma.convert.writer import IMATRIX, NewFiles, part_paths, refuse_full_disk, refuse_target, working_file
 from dgemma.errors import FormatError, SystemFailure, UsageError
 from dgemma.hub import local_headers, local_source
 from dgemma.hub_names import PREFIX

@@ -5,7 +5,6 @@ The one place of the converter that runs a model, through dgemma's Python API.
 
 from __future__ import annotations
 
-import fcntl
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -20,7 +19,7 @@ from dgemma import json_lines
 from dgemma._native import ffi, lib
 from dgemma.convert.imatrix import Sums
 from dgemma.convert.names import Wanted
-from dgemma.errors import Error, FormatError, UsageError, check, new_error
+from dgemma.errors import FormatError, UsageError, check, new_error
 from dgemma.events import Step
 from dgemma.file import File
 from dgemma.messages import read
@@ -184,30 +183,6 @@ def _read(pointer: Any, name: str, want: Wanted) -> Sums:
         counts[expert] = count[0]
     inputs, squared = found.astype(np.float32)
     return Sums(squared, counts, inputs)
-
-
-@contextmanager
-def working_file(target: Path) -> Iterator[Path]:
-    """A name beside the target for the file that runs, gone afterwards; what a dead run left there is removed. A lock
-    beside it, held throughout, tells a dead run from one that is at work.
-    """
-    path, lock = (target.with_name(f".{target.name}.working.{end}") for end in ("part", "lock"))
-    descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise Error(f"{target}: another conversion to it is at work") from None
-        except OSError:
-            pass  # a file system without locks
-        path.unlink(missing_ok=True)
-        try:
-            yield path
-        finally:
-            path.unlink(missing_ok=True)
-            lock.unlink(missing_ok=True)
-    finally:
-        os.close(descriptor)
 
 
 def refuse(imatrix: object, calibrate: object, tokens: int | None, save: object) -> None:

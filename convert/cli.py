@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import signal
-import sys
 from pathlib import Path
 
 import click
@@ -71,7 +69,7 @@ def pairs(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -
 
 
 @click.command(cls=Command, name="dg-convert", help=HELP, context_settings={"help_option_names": ["-h", "--help"]})
-@click.argument("source", type=InputFile())
+@click.argument("source", type=InputFile(folder=True))
 @click.option("-o", "--out", "--output", "out", metavar="FILE", type=OutputFile(MODEL), help="The GGUF file to write.")
 @click.option(
     "--type",
@@ -135,7 +133,6 @@ def main(
         return
     if out is None:
         raise click.UsageError("nowhere to write to: give -o FILE, or --dry-run")
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     with progress_bar() as progress, progress_bar("calibrating", "tokens") as calibrating, telling() as say:
         done = convert(
             source,

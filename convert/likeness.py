@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from dgemma.convert.calibrate import working_file
+from dgemma.convert.writer import working_file
 from dgemma.errors import SystemFailure, UsageError
 
 PROMPTS = 4  # of the shipped ones: each is a denoising trajectory of the source and two of the file

@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import os
 import re
+import shutil
 import struct
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ from dgemma.output import Kind, beside, check_kind, check_target, unfinished
 from dgemma.sizes import size_text
 
 ALIGNMENT = 32
+LOCK = "lock"  # the file of a working folder that is locked
 MAGIC, VERSION = b"GGUF", 3
 
 
@@ -127,6 +129,40 @@ def folder_lock(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
+def remove_stale(target: Path) -> None:
+    """Removes what dead runs left beside a target: temporaries that nobody holds the lock of."""
+    for path in unfinished(target):
+        with contextlib.suppress(OSError):
+            locked = path / LOCK if path.is_dir() else path
+            descriptor = os.open(locked, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if locked == path:
+                    path.unlink()
+                else:
+                    shutil.rmtree(path)
+            finally:
+                os.close(descriptor)
+
+
+@contextlib.contextmanager
+def working_file(target: Path) -> Iterator[Path]:
+    """A name for a file that is needed while the target is made: in a folder of its own beside it, which is gone with
+    all that is in it afterwards. A locked file in it tells that its writer lives.
+    """
+    remove_stale(target)
+    folder = beside(target)
+    folder.mkdir()
+    descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield folder / "working.gguf"
+    finally:
+        os.close(descriptor)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 class NewFile:
     """A file written beside its target, under another name until it is complete. Any failure leaves nothing behind.
 
@@ -136,7 +172,7 @@ class NewFile:
     def __init__(self, target: Path, size: int, kind: Kind | None = MODEL) -> None:
         self.target = target
         self._kind = kind
-        self._remove_stale()
+        remove_stale(target)
         refuse_full_disk(target, size)
         self._temporary = beside(target)
         with self._named_errors():
@@ -202,16 +238,6 @@ class NewFile:
             yield
         except OSError as problem:
             raise SystemFailure(f"{self.target}: {(problem.strerror or str(problem)).lower()}") from None
-
-    def _remove_stale(self) -> None:
-        for path in unfinished(self.target):
-            with contextlib.suppress(OSError):
-                descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
-                try:
-                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    path.unlink()
-                finally:
-                    os.close(descriptor)
 
     def __enter__(self) -> NewFile:
         return self

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -25,6 +28,7 @@ from dgemma.cli.bench import main
 from dgemma.config import Config
 from dgemma.convert.recipe import RECIPES
 from dgemma.errors import UsageError
+from dgemma.model import bundled
 
 TINY = Synthetic("tiny")
 
@@ -278,6 +282,15 @@ def test_canvases_together_are_timed_part_by_part(capsys, cache: Path, tmp_path:
     assert behind["lengths"] == [8, 40] and behind["ratio"] == behind["seconds"][1] / behind["seconds"][0]
     assert "behind 40 tokens" in out and f"{behind['ratio']:.3f}" in out
     assert figures["device"] is None and not lib_measures_a_device()
+
+
+def test_a_chart_of_a_file_with_any_name(tmp_path: Path, capsys: Any) -> None:
+    pytest.importorskip("matplotlib")
+    model = tmp_path / (os.fsdecode(b"m$\\frac$\x1b]0;\xff") + ".gguf")
+    shutil.copy(bundled("tidy"), model)
+    code, _, err = run(capsys, model, "--runs", 1, "--plot", tmp_path / "a.svg")
+    assert code == 0, err
+    ElementTree.parse(tmp_path / "a.svg")
 
 
 def test_a_budget_is_measured_and_predicted(capsys, tiny: Path, tmp_path: Path):

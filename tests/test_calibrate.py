@@ -24,6 +24,7 @@ from dgemma.convert.calibrate import _observed, _read, measure, read_prompts
 from dgemma.convert.names import wanted
 from dgemma.convert.source import open_source
 from dgemma.errors import FormatError, UsageError, new_error
+from dgemma.output import unfinished
 
 EXPERTS, TOP, LAYER = 6, 2, "model.decoder.layers.0."
 PROMPTS = [f"the sky is {word}" for word in ("blue", "high", "wide", "near", "far", "red")]
@@ -203,15 +204,30 @@ def test_a_run_that_was_killed_leaves_what_the_next_one_removes(folder: Path, te
     out = tmp_path / "out.gguf"
     command = [sys.executable, "-m", "dgemma.convert.cli", folder, "-o", out, "--type", "q4_0", "--calibrate", texts]
     with subprocess.Popen([*map(str, command), "--calibrate-tokens", "100000000"]) as process:
-        while ".out.gguf.working.part" not in leftovers(tmp_path):
+        while not list(tmp_path.glob(".out.gguf.*.part/working.gguf")):
             assert process.poll() is None
             time.sleep(0.01)
-        with pytest.raises(dgemma.Error, match=r"out\.gguf: another conversion to it is at work"):
-            convert(folder, out, "q4_0", calibrate=texts, calibrate_tokens=100)
+        (at_work,) = unfinished(out)
+        convert(folder, out, "q4_0")
+        assert unfinished(out) == [at_work], "another conversion removes what a living one works with"
         process.send_signal(signal.SIGKILL)
-    assert leftovers(tmp_path) == [".out.gguf.working.lock", ".out.gguf.working.part"]
-    convert(folder, out, "q4_0", calibrate=texts, calibrate_tokens=100)
+    assert unfinished(out) == [at_work]
+    convert(folder, out, "q4_0", force=True)
     assert leftovers(tmp_path) == ["out.gguf"]
+
+
+@pytest.mark.parametrize("how", [signal.SIGHUP, signal.SIGTERM, signal.SIGINT])
+def test_a_run_that_is_told_to_end_leaves_nothing(how: int, folder: Path, texts: Path, tmp_path: Path) -> None:
+    texts.write_text("\n\n".join(PROMPTS * 500))
+    stranger = tmp_path / ".out.gguf.working.part"
+    stranger.write_text("mine")
+    command = [sys.executable, "-m", "dgemma.convert.cli", folder, "-o", tmp_path / "out.gguf", "--calibrate", texts]
+    with subprocess.Popen([*map(str, command), "--calibrate-tokens", "100000000"]) as process:
+        while not list(tmp_path.glob(".out.gguf.*.part/working.gguf")):
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.send_signal(how)
+    assert process.returncode == 128 + how and leftovers(tmp_path) == [stranger.name] and stranger.read_text() == "mine"
 
 
 def test_calibrated_files_are_nearer_on_puzzles_that_were_not_seen(tmp_path: Path) -> None:

@@ -130,6 +130,9 @@ def test_what_is_wrong_is_told_in_a_line_and_the_chat_goes_on(chatting: str, tmp
         "/save": "needs a file",
         f"/save {tmp_path}/none/a.json": "none/a.json: there is no folder",
         f"/load {tmp_path}/bad.json": "bad.json holds no chat",
+        "/save ~nosuchuser/x.json": "there is no such user",
+        "/load ~nosuchuser/x.json": "there is no such user",
+        "/save a\0b": "cannot hold a null character",
         f"/load {tmp_path}/missing.json": "missing.json: No such file",
         "why " * 600: "need a context of",
     }

@@ -343,7 +343,36 @@ def test_standard_streams_are_inputs_and_outputs_too(tmp_path: Path) -> None:
     with open(notes, "ab") as out:
         done = subprocess.run(bench_it, stdout=out, stderr=subprocess.PIPE, text=True)
     assert done.returncode == 2 and "this is standard output" in done.stderr
+    with open(notes, "ab") as out:
+        edit = ["--edit", str(notes), "--match", "my", "--instruct", "x", "--in-place"]
+        done = subprocess.run([*run_it[:3], *edit], stdout=out, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 2 and "this is standard output" in done.stderr
     assert notes.read_bytes() == STRANGER
+
+
+def test_a_chat_is_not_saved_where_its_answers_go(tmp_path: Path) -> None:
+    for stream in ("stdout", "stderr"):
+        out = tmp_path / stream
+        with open(out, "wb") as opened:
+            streams: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, stream: opened}
+            given = f"/save {out}\n/save {bundled('tidy')}\nSort:\\\nfig\n".encode()
+            chat = [sys.executable, "-m", "dgemma.cli.run", bundled("tidy"), "--chat", "--max-tokens", "9"]
+            done = subprocess.run(chat, input=given, **streams)
+        assert done.returncode == 1 and out.stat().st_size and b'"messages"' not in out.read_bytes()
+
+
+@pytest.mark.parametrize("flags", [[], ["-f", "-"], ["--chat"], ["--fill", "-"], ["--canvas", "-", "--pin", "a"]])
+def test_a_closed_standard_input_is_told(flags: list[str]) -> None:
+    run_it = [sys.executable, "-m", "dgemma.cli.run", bundled("tidy"), *flags]
+    done = subprocess.run(["sh", "-c", 'exec "$@" <&-', "sh", *run_it], capture_output=True, text=True)
+    assert done.returncode in (1, 2) and "standard input is closed" in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_what_never_ends_is_not_read_for_ever(capsys: pytest.CaptureFixture[str]) -> None:
+    dg_run = Inside(run.main, "dg-run")
+    assert "/dev/zero: more than 256.0 MiB" in dg_run.refused(capsys, 2, bundled("tidy"), "-f", "/dev/zero")
+    edit = ("--edit", "/dev/zero", "--span", "0:1", "--instruct", "x")
+    assert "/dev/zero: expected a file" in dg_run.refused(capsys, 1, bundled("tidy"), *edit)
 
 
 def test_python_replaces_no_strangers_file_either(tmp_path: Path) -> None:
@@ -447,7 +476,7 @@ def test_a_file_appears_complete_or_not_at_all(tmp_path: Path) -> None:
 
 def test_a_folders_name_is_no_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for use in OUTPUTS:
-        for name in ("", f"{tmp_path}/new/", "/"):
+        for name in ("", f"{tmp_path}/new/", "/", "-"):
             assert "names no file" in use.refused(capsys, 2, *needed(use), *use.given(name))
     assert not list(tmp_path.iterdir())
 

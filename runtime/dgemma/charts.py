@@ -7,6 +7,7 @@ from typing import Any
 
 from dgemma.errors import Error, UsageError
 from dgemma.output import MARK, marked_kind, whole_file
+from dgemma.terminal import shown
 
 MAKER = {".svg": "Creator", ".png": "Software"}  # the kinds of charts: what each calls the field of who made it
 CHART = marked_kind("a chart of dgemma", MARK.encode())
@@ -48,7 +49,10 @@ def logarithmic(axes: Any, which: str) -> None:
 def save(figure: Any, *paths: Path) -> None:
     """Writes a figure and closes it."""
     from matplotlib import pyplot
+    from matplotlib.text import Text
 
+    for text in figure.findobj(Text):  # names of files may hold anything
+        text.set_text(shown(text.get_text()).replace("$", r"\$"))
     try:
         for path in paths:
             name = path.suffix.lower()

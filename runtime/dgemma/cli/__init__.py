@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import os
+import signal
 import sys
+import threading
 from collections.abc import Callable
 from typing import Any, NoReturn
 
@@ -27,6 +29,7 @@ class Command(click.Command):
     def main(self, *args: Any, **extra: Any) -> NoReturn:
         extra["standalone_mode"] = False
         show_any_text()
+        end_in_order()
         name = str(extra.setdefault("prog_name", self.name))
         try:
             code = super().main(*args, **extra)
@@ -50,6 +53,15 @@ class Command(click.Command):
             end(name, "out of memory", FAILURE)
         except Exception as failure:
             end(name, f"internal error, please report it: {type(failure).__name__}: {failure}", FAILURE)
+
+
+def end_in_order() -> None:
+    """Who asks the process to end, or closes its terminal, is obeyed as Ctrl-C is: what is half-written is removed."""
+    if threading.current_thread() is not threading.main_thread():
+        return
+    for each in (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
+        if signal.getsignal(each) is signal.SIG_DFL:  # not where nohup or a shell's trap says otherwise
+            signal.signal(each, lambda number, _: sys.exit(128 + number))
 
 
 def show_any_text() -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
-import sys
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -157,7 +155,6 @@ def main(
         refuse_chart(plot_file, "bench")
     if against is not None:
         refuse_llama()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
 
     asked = None
     if shape is not None:

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from dgemma.cli.files import open_streams
 from dgemma.errors import UsageError
 from dgemma.json_lines import as_bytes
 from dgemma.options import Option, efforts, options
-from dgemma.output import check_target, json_kind, write_whole
+from dgemma.output import check_distinct, check_target, json_kind, write_whole
 from dgemma.regular import opener
 
 if TYPE_CHECKING:
@@ -155,11 +156,10 @@ def _stats(chat: Chat, _: str) -> None:
 
 @command("/save", FILES, "keep messages and settings as JSON")
 def _save(chat: Chat, name: str) -> None:
-    if not name:
-        raise UsageError("/save needs a file's name")
+    path = path_of("/save", name)
     conversation = chat.conversation
     kept = {"messages": conversation.messages, "thinking": conversation.thinking, "settings": chat.settings}
-    path = Path(name).expanduser()
+    check_distinct([("/save", path)], [("the model", chat.model.path), *open_streams()])
     check_target(path, CHAT)
     write_whole(path, as_bytes(kept, indent=1), CHAT)
     chat.tell(f"{len(conversation.messages)} messages in {path}")
@@ -167,9 +167,7 @@ def _save(chat: Chat, name: str) -> None:
 
 @command("/load", FILES, "go on with what /save kept")
 def _load(chat: Chat, name: str) -> None:
-    if not name:
-        raise UsageError("/load needs a file's name")
-    path = Path(name).expanduser()
+    path = path_of("/load", name)
     messages, thinking, settings = saved(path)
     if thinking or any(message["role"] == "system" for message in messages):
         chat.need_template(f"{path}: thinking or a system message")
@@ -193,6 +191,18 @@ def _clear(chat: Chat, _: str) -> None:
 @command("/quit", "", "leave; so does Ctrl-D")
 def _quit(chat: Chat, _: str) -> bool:
     return False
+
+
+def path_of(command: str, name: str) -> Path:
+    """The file that a command is given. Raises UsageError for what names none."""
+    if not name:
+        raise UsageError(f"{command} needs a file's name")
+    if "\0" in name:
+        raise UsageError(f"{command}: a file's name cannot hold a null character")
+    try:
+        return Path(name).expanduser()
+    except RuntimeError:
+        raise UsageError(f"{command} {name}: there is no such user") from None
 
 
 def saved(path: Path) -> tuple[list[dict[str, Any]], bool, dict[str, Any]]:

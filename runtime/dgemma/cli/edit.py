@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from dgemma.cli.files import InputFile
+from dgemma.cli.files import InPlace, InputFile
 from dgemma.edit import Edited, lines_of
 from dgemma.terminal import shown
 
@@ -18,7 +18,7 @@ COLOURS = {"+": "green", "-": "red", "@": "cyan"}
 def edit_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """The flags of this file."""
     in_place = "Write the edited text to the file: all of it or, if anything fails, nothing."
-    command = click.option("--in-place", is_flag=True, help=in_place)(command)
+    command = click.option("--in-place", cls=InPlace, of="edit", help=in_place)(command)
     for flag, name, metavar, text in (
         ("--instruct", "instruct", "TEXT", "What is to be done with the passage."),
         ("--match", "match", "TEXT", "The passage is this text, which stands in the file once."),

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -162,7 +160,6 @@ def main(
     chosen = settings(read_axes(axes)) if axes else []
     if plot_file is not None:
         refuse_chart(plot_file, "eval")
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
 
     files = [local_model(model) for model in models] or [bundled()]
     arguments: dict[str, Any] = {"backend": backend, "threads": threads}

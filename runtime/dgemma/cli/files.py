@@ -11,20 +11,29 @@ import stat
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import click
 
+from dgemma.errors import UsageError
 from dgemma.hub_names import PREFIX
 from dgemma.output import Kind, check_distinct, check_target
+from dgemma.sizes import size_text
 
 STDIN = "-"
+MOST = 256 << 20  # bytes of a prompt, or of a text to fill or edit
 
 
 class InputFile(click.ParamType):  # type: ignore[type-arg, unused-ignore]  # generic in click 8.2 and later
-    """A file that a command reads; the value is the text that was given. It may be the name of something else too."""
+    """A file that a command reads; the value is the text that was given. It may be the name of something else too.
+
+    folder: it may be a folder, whose files are all read.
+    """
 
     name = "file"
+
+    def __init__(self, folder: bool = False) -> None:
+        self.folder = folder
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         return str(value)
@@ -52,7 +61,7 @@ class OutputFile(click.ParamType):  # type: ignore[type-arg, unused-ignore]  # g
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
         path = Path(value)
-        if not path.name or os.fspath(value).endswith(os.sep):
+        if not path.name or os.fspath(value).endswith(os.sep) or os.fspath(value) == STDIN:
             self.fail(f"{os.fspath(value)!r} names no file", param, ctx)
         return path
 
@@ -76,14 +85,53 @@ class OutputBeside(click.Option):
         return Path(self._beside(of))
 
 
+class InPlace(click.Option):
+    """A flag that makes a command write to a file that it reads."""
+
+    def __init__(self, *arguments: Any, of: str, **more: Any) -> None:
+        super().__init__(*arguments, **{**more, "is_flag": True})
+        self.of = of
+
+    def target(self, values: dict[str, Any]) -> Path | None:
+        of: str | None = values.get(self.of)
+        return Path(of) if values.get(self.name or "") and of is not None else None
+
+
+def standard_input() -> TextIO:
+    """sys.stdin. Raises UsageError where the process was started without one."""
+    if sys.stdin is None:
+        raise UsageError("standard input is closed")
+    return sys.stdin
+
+
+def read_file(name: str) -> bytes:
+    """What a file holds, or standard input for -. Raises UsageError for more than MOST bytes, as /dev/zero has."""
+    if name == STDIN:
+        data = standard_input().buffer.read(MOST + 1)
+    else:
+        with open(name, "rb") as opened:
+            data = opened.read(MOST + 1)
+    if len(data) > MOST:
+        raise UsageError(f"{'standard input' if name == STDIN else name}: more than {size_text(MOST)}")
+    return data
+
+
 def check_files(command: click.Command, values: dict[str, Any]) -> None:
     """Raises where a file that the command would write is one that it reads or writes already, standard streams among
     them, holds something of another kind, or cannot be written.
     """
     if values.get("dry_run"):
         return
-    reads = [(what, path) for what, path, _ in _given(command, values, InputFile)]
-    reads += [(name, f"/dev/fd/{number}") for name, number in _regular_streams()]
+    reads = [
+        (what, path)
+        for what, path, type_ in _given(command, values, InputFile)
+        if type_.folder or not os.path.isdir(path)
+    ]
+    streams = open_streams()
+    for param in command.params:
+        if isinstance(param, InPlace) and (path := param.target(values)) is not None:
+            check_distinct([(param.opts[0], path)], streams)
+    reads += streams
     writes = list(_outputs(command, values))
     check_distinct([(what, path) for what, path, _ in writes], reads)
     for _, path, kind in writes:
@@ -106,12 +154,13 @@ def _given(command: click.Command, values: dict[str, Any], type_: type[Any]) -> 
             value = values.get(param.name or "")
             name = param.human_readable_name if isinstance(param, click.Argument) else max(param.opts, key=len)
             for each in value if isinstance(value, tuple) else (value,):
-                if each is not None and each != STDIN:
+                if each is not None and not (isinstance(param.type, InputFile) and each == STDIN):
                     yield name, each, param.type
 
 
-def _regular_streams() -> Iterator[tuple[str, int]]:
-    """Standard streams that are files of a disk: `< FILE`, `> FILE`."""
+def open_streams() -> list[tuple[str, str]]:
+    """Standard streams that are files of a disk, `< FILE` and `> FILE`: what each is called, and a path to it."""
+    found = []
     streams = (("standard input", sys.stdin), ("standard output", sys.stdout), ("standard error", sys.stderr))
     for number, (name, stream) in enumerate(streams):
         if stream is not None:
@@ -120,4 +169,5 @@ def _regular_streams() -> Iterator[tuple[str, int]]:
             except OSError:
                 continue
             if regular:
-                yield name, number
+                found.append((name, f"/dev/fd/{number}"))
+    return found

@@ -10,6 +10,9 @@ from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any, Protocol
 
+from dgemma.cli.files import standard_input
+from dgemma.terminal import is_terminal
+
 if TYPE_CHECKING:
     from prompt_toolkit.completion import Completion
 
@@ -56,7 +59,7 @@ class Piped:
     def read(self, default: str = "") -> str:
         parts: list[str] = []
         while True:
-            data = sys.stdin.buffer.readline()
+            data = standard_input().buffer.readline()
             if not data and not parts:
                 raise EOFError
             line = data.decode("utf-8", "replace").rstrip("\r\n")
@@ -152,7 +155,7 @@ def unechoed() -> Iterator[None]:
     except ImportError:  # another kind of system
         yield
         return
-    if not sys.stdin.isatty():
+    if sys.stdin is None or not sys.stdin.isatty():
         yield
         return
     keyboard = sys.stdin.fileno()
@@ -168,6 +171,6 @@ def unechoed() -> Iterator[None]:
 
 def lines(commands: Sequence[tuple[str, bool]]) -> Lines:
     """What fits standard input."""
-    if sys.stdin.isatty() and (sys.stderr.isatty() or sys.stdout.isatty()):
+    if standard_input().isatty() and (is_terminal(sys.stderr) or is_terminal(sys.stdout)):
         return Typed(commands)
     return Piped()

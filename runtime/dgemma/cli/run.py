@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -15,7 +14,7 @@ from dgemma.cli import WRONG_USAGE, Command, batch, version_option
 from dgemma.cli.answer import Watch, as_object, reader_for, work
 from dgemma.cli.display import display, figures
 from dgemma.cli.edit import edit_options
-from dgemma.cli.files import InputFile, OutputBeside, OutputFile
+from dgemma.cli.files import STDIN, InputFile, OutputBeside, OutputFile, read_file, standard_input
 from dgemma.cli.fill import fill_options
 from dgemma.cli.record import RECORDING, Recorder
 from dgemma.cli.running import running_options
@@ -224,7 +223,7 @@ def main(
             from dgemma.cli.chat import Chat
 
             return Chat(opened, settings, system=system, thinking=think, visual=visual, quiet=quiet).run(first)
-    if task is None and text is None and file is None and sys.stdin.isatty():
+    if task is None and text is None and file is None and standard_input().isatty():
         if model is None:
             click.echo(GUIDE, err=True)
             return WRONG_USAGE
@@ -284,13 +283,7 @@ def read_prompt(text: str | None, file: str | None) -> str:
     """The prompt's text; bytes that are not UTF-8 become U+FFFD."""
     if text is not None and file is not None:
         raise click.UsageError("-p and -f both give a prompt; give one")
-    if text is not None:
-        data = os.fsencode(text)
-    elif file is None or file == "-":
-        data = sys.stdin.buffer.read()
-    else:
-        with open(file, "rb") as opened:
-            data = opened.read()
+    data = os.fsencode(text) if text is not None else read_file(file or STDIN)
     if not data:
         source = "-p" if text is not None else file if file not in (None, "-") else "standard input"
         raise click.UsageError(f"empty prompt: {source} holds nothing")

@@ -5,12 +5,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any
 
 import click
 
 from dgemma.cli.edit import diff, passage
+from dgemma.cli.files import read_file
 from dgemma.cli.fill import fill_figures, pinned_pieces
 from dgemma.cli.speaker import say
 from dgemma.edit import Edited
@@ -18,6 +18,7 @@ from dgemma.errors import Error
 from dgemma.fill import Filled, Hole, pieces_of
 from dgemma.model import Model
 from dgemma.output import check_target, write_whole
+from dgemma.regular import read_regular
 from dgemma.session import Prompt
 from dgemma.terminal import is_terminal
 
@@ -72,13 +73,13 @@ class Task:
     def run(
         self, model: Model, prompt: Prompt | None, settings: dict[str, Any], **callbacks: Callable[..., Any]
     ) -> Done:
+        if self.edit is not None and self.in_place:
+            check_target(self.edit)
         text = self._read()
         if self.lengths is not None:
             settings = {**settings, "lengths": self.lengths}
         if self.edit is not None:
             span = passage(text, self.span, self.match, self.edit)
-            if self.in_place:
-                check_target(self.edit)
             edited = model.edit(text, span, str(self.instruct), **callbacks, **settings)
             return Done(edited.filled, edited, self.edit, text if self.in_place else None)
         pieces = pieces_of(text) if self.canvas is None else pinned_pieces(model, text, str(self.pin))
@@ -88,7 +89,7 @@ class Task:
         return Done(model.fill(pieces, prompt, **callbacks, **settings), None, self.file, None)
 
     def _read(self) -> str:
-        data = sys.stdin.buffer.read() if self.file == "-" else Path(self.file).read_bytes()
+        data = read_file(self.file) if self.edit is None else read_regular(self.edit)
         try:
             return data.decode()
         except UnicodeDecodeError as failure:
@@ -134,6 +135,6 @@ class Done:
     def write(self) -> None:
         """Writes the edited text to its file, unless that was changed meanwhile."""
         if self.edited is not None and self.replaces is not None:
-            if Path(self.file).read_bytes() != self.replaces.encode():
+            if read_regular(self.file) != self.replaces.encode():
                 raise Error(f"{self.file}: this file was changed meanwhile, and is left as it is")
             write_whole(self.file, self.edited.text.encode())
