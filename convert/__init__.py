@@ -160,7 +160,8 @@ def convert(
                 progress(done, total)
 
         compare_copies(opened, todo.copies, advance)
-        with NewFiles(paths, [part.file_bytes for part in todo.parts]) as new:
+        real = [Path(os.path.realpath(part_path)) for part_path in paths]  # a link stays a link
+        with NewFiles(real, [part.file_bytes for part in todo.parts]) as new:
             for part, file in zip(todo.parts, new.files, strict=True):
                 file.write(part.header)
                 with closing(encoded(opened, part.tensors, threads, weights)) as pieces:

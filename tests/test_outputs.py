@@ -29,6 +29,7 @@ from dgemma.cli.files import InputFile, OutputBeside, OutputFile
 from dgemma.convert import cli as convert
 from dgemma.convert.writer import NewFile, NewFiles
 from dgemma.eval.base import Base
+from dgemma.line_log import Beginning, LineLog, literal
 from dgemma.model import bundled
 from dgemma.output import check_distinct, input_files, unfinished, whole_file, write_whole
 
@@ -41,6 +42,7 @@ COMMANDS = {
     "dg-convert": convert.main,
 }
 STRANGER = b"my notes\nkept for years"
+ANY = Beginning(*literal('{"line": '))
 NO_FILES = {"cache"}  # a folder of files that dg-bench made, and a size of dg-serve
 
 
@@ -440,6 +442,33 @@ def test_parts_of_two_conversions_never_mix(tmp_path: Path, monkeypatch: pytest.
         thread.join()
     assert [path.read_bytes() for path in targets] == [b"GGUF 2"] * 3
     assert sorted(tmp_path.iterdir()) == targets
+
+
+def test_a_part_that_is_a_link_stays_one(tmp_path: Path) -> None:
+    target = tmp_path / "m.gguf"
+    first = convert.convert(bundled("tidy"), target, "q8_0", split_max_size=1 << 20)
+    second = first.paths[1]
+    real = second.rename(tmp_path / "real.gguf")
+    second.symlink_to(real)
+    real.write_bytes(b"GGUF of before")
+    convert.convert(bundled("tidy"), target, "q8_0", split_max_size=1 << 20, force=True)
+    assert second.is_symlink() and real.stat().st_size > 100
+    dgemma.Model(first.path).close()
+
+
+def test_a_log_on_a_disk_that_fills_up_names_its_file(full: Path) -> None:
+    (full / "filler").write_bytes(b"x" * 20_000)
+    with (
+        pytest.raises(dgemma.SystemFailure, match=r"log: no space left on device"),
+        LineLog(full / "log", ANY, "x") as log,
+    ):
+        for i in range(100):
+            log.append({"line": i, "text": 1000 * "x"})
+    found: list[Any] = []
+    with LineLog(full / "log", ANY, "x") as log:
+        log.recover(found.append)
+        log.mend()
+    assert [value["line"] for value in found] == list(range(len(found))) and found
 
 
 def test_a_file_that_appears_meanwhile_is_not_replaced(tmp_path: Path) -> None:

@@ -129,9 +129,14 @@ void __tsan_vptr_update(void **, void *) {}
 void __tsan_vptr_read(void **) {}
 
 /* The host's atomics, which no kernel has. */
-uint64_t __tsan_atomic64_load(const volatile uint64_t *p, int) { return __atomic_load_n(p, __ATOMIC_SEQ_CST); }
-void __tsan_atomic64_store(volatile uint64_t *p, uint64_t v, int) { __atomic_store_n(p, v, __ATOMIC_SEQ_CST); }
-uint64_t __tsan_atomic64_fetch_add(volatile uint64_t *p, uint64_t v, int) { return __atomic_fetch_add(p, v, __ATOMIC_SEQ_CST); }
+#define HOST_ATOMIC(bits)                                                                                                                      \
+    uint##bits##_t __tsan_atomic##bits##_load(const volatile uint##bits##_t *p, int) { return __atomic_load_n(p, __ATOMIC_SEQ_CST); }     \
+    void __tsan_atomic##bits##_store(volatile uint##bits##_t *p, uint##bits##_t v, int) { __atomic_store_n(p, v, __ATOMIC_SEQ_CST); }     \
+    uint##bits##_t __tsan_atomic##bits##_fetch_add(volatile uint##bits##_t *p, uint##bits##_t v, int) {                                   \
+        return __atomic_fetch_add(p, v, __ATOMIC_SEQ_CST);                                                                                \
+    }
+HOST_ATOMIC(32)
+HOST_ATOMIC(64)
 
 /* Of kernels' own calls (linked with --wrap). */
 void *__real_memcpy(void *, const void *, size_t);
