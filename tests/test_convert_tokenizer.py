@@ -12,7 +12,7 @@ from typing import Any
 import gguf
 import pytest
 from checkpoints import write_checkpoint, write_json
-from converting import edit_json, run
+from converting import edit_json, refused, run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer as Reference
@@ -59,13 +59,18 @@ def tokenizer_of(folder: Path) -> dgemma.Tokenizer:
         return dgemma.Tokenizer.from_gguf(file)
 
 
-def with_tokenizer(folder: Path, top: dict[str, Any], **tokenizer_config: Any) -> dgemma.Tokenizer:
+def with_tokenizer(
+    folder: Path, top: dict[str, Any], beside: dict[str, Any] | None = None, **tokenizer_config: Any
+) -> dgemma.Tokenizer:
+    """beside: further files, by name."""
     with tempfile.TemporaryDirectory() as name:
         other = Path(name)
         (other / "config.json").write_bytes((folder / "config.json").read_bytes())
         write_json(other / "tokenizer.json", top)
         found = json.loads((folder / "tokenizer_config.json").read_text())
         write_json(other / "tokenizer_config.json", found | tokenizer_config)
+        for name, value in (beside or {}).items():
+            write_json(other / name, value)
         return tokenizer_of(other)
 
 
@@ -378,6 +383,109 @@ def test_tokens_that_settings_call_special_are_special(
     ours = with_tokenizer(folder, plain, **settings)
     assert ours.encode("the sky") == [*ours.encode("the "), i] != with_tokenizer(folder, plain).encode("the sky")
     assert ours.decode([i]) == ""
+
+
+# ---- special_tokens_map.json and added_tokens.json, of older checkpoints ----
+
+MAP, ADDED = "special_tokens_map.json", "added_tokens.json"
+NORMALIZED = {"content": "the", "lstrip": False, "rstrip": False, "single_word": False, "normalized": False}
+# tokenizer_config.json, the other file, its content, and which of "the" and "sky" is a token added by it. As
+# transformers 5.24 does, which these were tried with.
+OLDER: list[tuple[dict[str, Any], str, dict[str, Any], str]] = [
+    ({}, MAP, {"additional_special_tokens": ["the"]}, "the"),
+    ({}, MAP, {"extra_special_tokens": ["the"]}, "the"),
+    ({}, MAP, {"extra_special_tokens": {"a_token": "the"}}, "the"),
+    ({}, MAP, {"sep_token": "the"}, "the"),
+    ({}, MAP, {"cls_token": NORMALIZED}, "the"),
+    ({"sep_token": "sky"}, MAP, {"sep_token": "the"}, "the"),
+    ({"extra_special_tokens": ["sky"]}, MAP, {"additional_special_tokens": ["the"]}, "sky"),
+    ({"additional_special_tokens": ["sky"]}, MAP, {"additional_special_tokens": ["the"]}, "sky"),
+    ({"extra_special_tokens": ["sky"]}, MAP, {"extra_special_tokens": ["the"]}, "the sky"),
+    ({"extra_special_tokens": {"s_token": "sky"}}, MAP, {"additional_special_tokens": ["the"]}, "the sky"),
+    ({"extra_special_tokens": ["sky"]}, MAP, {"extra_special_tokens": {"a_token": "the"}}, "the"),
+    ({"added_tokens_decoder": {}}, MAP, {"additional_special_tokens": ["the"]}, ""),
+    ({}, ADDED, {"the": 372}, "the"),
+    ({}, ADDED, {"<|think|>": 7, "<bos>": 2, "sky": 375}, "sky"),
+    ({"added_tokens_decoder": {}}, ADDED, {"the": 372}, ""),
+]
+
+
+@pytest.mark.parametrize(("settings", "name", "content", "added"), OLDER)
+def test_older_files_add_tokens_as_in_transformers(
+    settings: dict[str, Any], name: str, content: Any, added: str, folder: Path, plain: dict[str, Any]
+) -> None:
+    expected = copy.deepcopy(plain)
+    for word in added.split():
+        flag(word, special=name == MAP, normalized=name == ADDED)(expected)
+    ours = with_tokenizer(folder, plain, {name: content}, **settings)
+    equal(ours, expected)
+    for word in ("the", "sky"):
+        assert (ours.decode([plain["model"]["vocab"][word]]) == "") is (word in added and name == MAP)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "complaint"),
+    [
+        (MAP, {"pad_token": "<new>"}, "pad_token is '<new>', which is no token of the vocabulary"),
+        (MAP, {"a_token": {"lstrip": True}}, "a special token without a text"),
+        (ADDED, {"the": 373}, "'the' has id 373, and 372 in the vocabulary"),
+        (ADDED, {"<new>": 512}, "'<new>' has id 512, and None in the vocabulary"),
+        (ADDED, {"the": "372"}, "'the' has id '372', and 372 in the vocabulary"),
+        (ADDED, [], "expected a JSON object, found a list"),
+    ],
+)
+def test_older_files_that_would_need_other_ids_are_refused(
+    name: str, content: Any, complaint: str, folder: Path, plain: dict[str, Any]
+) -> None:
+    with pytest.raises(dgemma.FormatError) as refusal:
+        with_tokenizer(folder, plain, {name: content})
+    assert f"/{name}: {complaint}" in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "key"),
+    [
+        (MAP, {"additional_special_tokens": ["<new>"]}, "extra_special_tokens"),
+        (MAP, {"sep_token": "<new>"}, "sep_token"),
+        ("tokenizer_config.json", {"sep_token": "<new>"}, "sep_token"),
+        ("tokenizer_config.json", {"extra_special_tokens": {"a_token": "<new>"}}, "a_token"),
+    ],
+)
+def test_a_special_token_that_is_no_token_is_told_and_refused_where_it_would_get_an_id(
+    name: str, content: Any, key: str, tmp_path: Path, capsys: Any
+) -> None:
+    write_checkpoint(tmp_path / "in", layers=1)
+    write_json(tmp_path / "in" / name, content)
+    told = f"{name}: {key} is '<new>', which is no token of the vocabulary"
+    _, out, _ = run(capsys, tmp_path / "in", "--dry-run")
+    assert told in out
+    edit_json(tmp_path / "in" / "tokenizer.json", lambda t: t["model"]["vocab"].pop("<unused0>"))
+    assert told in refused(capsys, 1, tmp_path / "in", "--dry-run")
+
+
+def test_another_beginning_token_in_an_older_file_is_refused(folder: Path, plain: dict[str, Any]) -> None:
+    with pytest.raises(dgemma.FormatError, match=r"puts \['<bos>'\] around a text; the runtime puts '<eos>' before"):
+        with_tokenizer(folder, plain, {MAP: {"bos_token": "<eos>"}})
+    with_tokenizer(folder, plain, {MAP: {"bos_token": "<bos>"}}, bos_token="the")
+
+
+# ---- whose program it is ----
+
+
+@pytest.mark.parametrize("found", [None, "PreTrainedTokenizerFast", "TokenizersBackend", "GemmaTokenizer"])
+def test_classes_that_do_what_tokenizer_json_says_are_taken(found: Any, folder: Path, plain: dict[str, Any]) -> None:
+    equal(with_tokenizer(folder, plain, tokenizer_class=found), plain)
+
+
+@pytest.mark.parametrize("found", ["LlamaTokenizerFast", "CodeLlamaTokenizer", "GPT2TokenizerFast", "Qwen2Tokenizer"])
+def test_classes_that_do_otherwise_are_refused_by_name(found: Any, folder: Path, plain: Any, tmp_path: Path) -> None:
+    """transformers makes the steps of these anew, whatever tokenizer.json says."""
+    with pytest.raises(dgemma.FormatError, match=f"tokenizer_config.json: tokenizer_class is {found!r}"):
+        with_tokenizer(folder, plain, tokenizer_class=found)
+    config = json.loads((folder / "config.json").read_text()) | {"tokenizer_class": found}
+    with pytest.raises(dgemma.FormatError, match=f"/config.json: tokenizer_class is {found!r}"):
+        with_tokenizer(folder, plain, {"config.json": config}, tokenizer_class=None)
+    with_tokenizer(folder, plain, {"config.json": config}, tokenizer_class="GemmaTokenizerFast")
 
 
 def test_the_unknown_token_is_the_models(folder: Path, plain: dict[str, Any]) -> None:

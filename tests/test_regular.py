@@ -88,13 +88,13 @@ def odd(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 
 
 NAMES = ["model.safetensors", "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"]
-NAMES += ["chat_template.jinja"]
+NAMES += ["chat_template.jinja", "special_tokens_map.json", "added_tokens.json"]
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_file_of_a_checkpoint(name: str, odd: Path, folder: Path, tmp_path: Path, capsys: Any) -> None:
     shutil.copytree(folder, copy := tmp_path / "copy")
-    (copy / name).unlink()
+    (copy / name).unlink(missing_ok=True)
     (copy / name).symlink_to(odd)
     err = refused(capsys, 1, copy, "-o", tmp_path / "out.gguf")
     assert f"{copy / name}: expected a file, found a " in err, err
