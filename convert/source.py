@@ -6,16 +6,15 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from dgemma.convert.chat_template import try_out
 from dgemma.convert.config import Config, read_config
 from dgemma.convert.metadata import Pair, carried, metadata
 from dgemma.convert.names import Origins, Wanted, match
+from dgemma.convert.opening import open_vocabulary
 from dgemma.convert.safetensors import Checkpoint, SourceTensor
 from dgemma.convert.tokenizer import read_vocabulary
-from dgemma.convert.writer import header
 from dgemma.errors import FormatError, SystemFailure
 from dgemma.file import File
 from dgemma.model import Model
@@ -63,6 +62,7 @@ class Folder(Source):
 
     def __init__(self, path: Path) -> None:
         self.path, self.notes = path, []
+        self._tokenizer: Tokenizer | None = None
         if os.path.lexists(adapter := path / "adapter_config.json"):
             raise FormatError(f"{adapter}: this adapter would be left out; merge it into the weights, or remove it")
         self._checkpoint = Checkpoint(path)
@@ -77,17 +77,17 @@ class Folder(Source):
 
     def pairs(self, needed: Sequence[Wanted], file_type: int) -> list[Pair]:
         vocabulary = read_vocabulary(self.path, self.config.values["n_vocab"], self.config.special_ids)
-        self.notes = vocabulary.notes
+        self.notes, self._tokenizer = vocabulary.notes, open_vocabulary(self.config, vocabulary)
         if (template := vocabulary.chat_template) is not None:
             names = {f"{name}_token": vocabulary.tokens[i] for name, i in vocabulary.ids.items()}
             self.notes += try_out(self.path, lambda given: render(template, {**names, **given}))
         return metadata(self.config, vocabulary, needed, file_type)
 
     def tokenizer(self) -> Tokenizer:
-        with TemporaryDirectory(prefix="dgemma-") as room:
-            file = Path(room) / f"{self.path.name}.gguf"
-            file.write_bytes(header(self.pairs([], 0), []))
-            return Tokenizer.from_gguf(file)
+        if self._tokenizer is None:
+            self.pairs([], 0)
+            assert self._tokenizer is not None
+        return self._tokenizer
 
     def read(self, tensor: SourceTensor, start: int, count: int) -> Any:
         return self._checkpoint.read(tensor, start, count)

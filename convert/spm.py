@@ -41,6 +41,7 @@ def from_sentencepiece(file: Path, n_vocab: int) -> Vocabulary:
     _check_user_defined(file, pieces, types, merges)
     named = {"bos": pieces.bos_id(), "eos": pieces.eos_id(), "unk": pieces.unk_id(), "pad": pieces.pad_id()}
     return Vocabulary(
+        file=file,
         tokens=fill(tokens + [None] * (n_vocab - n)),
         types=types + [NORMAL] * (n_vocab - n),
         merges=merges,

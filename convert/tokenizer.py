@@ -32,6 +32,7 @@ SPECIAL = {"bos": "<bos>", "eos": "<eos>", "unk": "<unk>", "pad": "<pad>", "mask
 class Vocabulary:
     """What a GGUF file says of a tokenizer. `ids` has those of SPECIAL that exist."""
 
+    file: Path  # where the tokens are from
     tokens: list[str]
     types: list[int]
     merges: list[str]
@@ -92,7 +93,7 @@ def _from_json(file: Path, n_vocab: int, settings: Settings) -> Vocabulary:
     merges = model.get("merges") or []
     if not isinstance(merges, list):
         raise FormatError(f"{file}: merges is no list")
-    vocabulary = Vocabulary(fill(tokens), types, list(_merges(file, merges)), notes=notes)
+    vocabulary = Vocabulary(file, fill(tokens), types, list(_merges(file, merges)), notes=notes)
     bytes_ = {text for text in model["vocab"] if is_byte(text)}
     steps = Tokenizer(file, top, added, vocabulary.merges, bytes_)
     steps.check()

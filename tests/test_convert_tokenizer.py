@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -19,9 +20,8 @@ from tokenizers import Tokenizer as Reference
 
 import dgemma
 from dgemma.convert.config import read_config
-from dgemma.convert.metadata import metadata
+from dgemma.convert.opening import open_vocabulary
 from dgemma.convert.tokenizer import read_vocabulary
-from dgemma.convert.writer import header
 
 SPACE = "\u2581"
 SPLIT_TEXT = "why <|think|> the sky"
@@ -52,11 +52,7 @@ def plain(folder: Path) -> dict[str, Any]:
 def tokenizer_of(folder: Path) -> dgemma.Tokenizer:
     """The runtime's tokenizer of a checkpoint's files."""
     config = read_config(folder)
-    vocabulary = read_vocabulary(folder, config.values["n_vocab"], config.special_ids)
-    with tempfile.TemporaryDirectory() as name:
-        file = Path(name) / "vocabulary.gguf"
-        file.write_bytes(header(metadata(config, vocabulary, [], 0), []))
-        return dgemma.Tokenizer.from_gguf(file)
+    return open_vocabulary(config, read_vocabulary(folder, config.values["n_vocab"], config.special_ids))
 
 
 def with_tokenizer(
@@ -251,6 +247,20 @@ def flag(text: str, **flags: Any) -> Change:
     return change
 
 
+def rename(text: str) -> Change:
+    """Gives an unused token another text."""
+
+    def change(top: dict[str, Any]) -> None:
+        vocab = top["model"]["vocab"]
+        vocab[text] = vocab.pop(next(token for token in vocab if token.startswith("<unused")))
+
+    return change
+
+
+def not_added(text: str) -> Change:
+    return lambda top: top.update(added_tokens=[entry for entry in top["added_tokens"] if entry["content"] != text])
+
+
 def all_normalized(top: dict[str, Any]) -> None:
     for entry in top["added_tokens"]:
         entry["normalized"] = True
@@ -274,6 +284,8 @@ CHANGES: dict[str, Change] = {
     "added with a space, normalized": flag(SPACE + "the"),
     "added newlines": flag("\n\n", normalized=False),
     "added with a mark": lambda top: (merge("x", "<|turn>")(top), flag("x<|turn>")(top)),
+    "a mark is text": not_added("<|turn>"),
+    "text that is a mark": rename("<|x|>"),
     "added with half a mark": lambda top: (merge("x", "<|t")(top), flag("x<|t")(top)),
 }
 
@@ -326,6 +338,43 @@ def test_each_change_of_tokens_and_merges_is_known_or_refused(name: str, folder:
     harmless = {"normalized", "all normalized", "added letters", "added letters, not normalized", "added newlines"}
     harmless |= {"no bytes", "some bytes", "added with a space"}
     assert refused_or_equal(folder, top) is (name in harmless)
+
+
+MARKS = ["<|foo|>", "<|foo>", "<foo|>", "<|im_end|>", "<end_of_turn>", "<start_of_turn>", "<|endoftext|>", "<EOT>"]
+UNADDED = ["<|turn>", "<turn|>", "<|think|>", "<|tool_call>", '<|"|>']
+
+
+@pytest.mark.parametrize("text", MARKS + UNADDED)
+def test_a_mark_that_is_ordinary_text_in_the_vocabulary_is_refused(
+    text: str, folder: Path, plain: dict[str, Any]
+) -> None:
+    """`tokenizers` takes such texts apart, or merges them; the runtime takes them as what they look like."""
+    top = copy.deepcopy(plain)
+    (not_added if text in UNADDED else rename)(text)(top)
+    i = top["model"]["vocab"][text]
+    named = f"tokenizer.json: token {i}, {text!r}, is ordinary text there, and a mark in the runtime"
+    with pytest.raises(dgemma.FormatError, match=re.escape(named)):
+        with_tokenizer(folder, top)
+    if text in MARKS:  # as one that is added it is taken
+        flag(text, special=True, normalized=False)(top)
+        equal(with_tokenizer(folder, top), top, [*TEXTS, f"x{text}y"])
+
+
+@pytest.mark.parametrize("text", ["</s>", "<|a b|>", "<||>", "<||", "<|\u65e5|>", "<b>", "<h1>"])
+def test_what_only_resembles_a_mark_is_text(text: str, folder: Path, plain: dict[str, Any]) -> None:
+    """`</s>` is HTML in Gemma's vocabulary."""
+    top = copy.deepcopy(plain)
+    rename(text)(top)
+    equal(with_tokenizer(folder, top), top, [*TEXTS, f"x{text}y"])
+
+
+def test_what_the_runtime_does_not_read_is_refused_before_any_weight_is_read(tmp_path: Path, capsys: Any) -> None:
+    write_checkpoint(tmp_path / "in", layers=1)
+    edit_json(tmp_path / "in" / "tokenizer.json", rename("x" * 1500))
+    for more in (["-o", tmp_path / "out.gguf"], ["--dry-run"]):
+        err = refused(capsys, 1, tmp_path / "in", *more)
+        assert "in/tokenizer.json: token " in err and "has 1500 bytes, more than the 1024" in err
+    assert not (tmp_path / "out.gguf").exists()
 
 
 @given(st.data())
