@@ -138,8 +138,8 @@ static int add_end_id(dg_config *c, int64_t id) {
     return true;
 }
 
-/* Files of others name one end id and have no key for the list: the marks that end an answer are added by name. So is such a
- * mark where a file has the list and calls the mark ordinary text: whoever made it did not know it. */
+/* Files of others name one end id and have no key for the list: the marks that end an answer are added by name. Where a file
+ * has the list, the mark that ends the turns of its template is, and any that it calls ordinary text. */
 static int read_end_ids(const gguf *f, const dg_tokenizer *tokenizer, dg_config *c, dg_error *error) {
     const gguf_value *list = gguf_find(f, key_name(KEY_end_token_ids));
     for (uint64_t i = 0; list && i < list->count; i++) {
@@ -149,9 +149,9 @@ static int read_end_ids(const gguf *f, const dg_tokenizer *tokenizer, dg_config 
     const bool listed = c->n_end_ids > 0;
     if (!listed) add_end_id(c, dg_tokenizer_vocab(tokenizer)->eos_id);
     int32_t id;
-    bool as_text;
-    for (int32_t i = 0; tokenizer_end_mark(tokenizer, i, &id, &as_text); i++)
-        if (!listed || as_text) add_end_id(c, id);
+    bool always;
+    for (int32_t i = 0; tokenizer_end_mark(tokenizer, i, &id, &always); i++)
+        if (!listed || always) add_end_id(c, id);
     return DG_OK;
 }
 

@@ -240,8 +240,8 @@ def test_what_is_no_gguf_file_is_told_for_what_it_is(tmp_path: Path, capsys: pyt
 TURN = TOKENS.index("<turn|>")
 
 
-def with_ends(folder: Path, kind: int, ends: Sequence[int] | None) -> Path:
-    """A model of random weights; `kind` is what its file calls <turn|>."""
+def with_ends(folder: Path, kind: int, ends: Sequence[int] | None, written: bool = False) -> Path:
+    """A model of random weights; `kind` is what its file calls <turn|>. written: by its chat template."""
     path = folder / f"ends-{kind}-{'none' if ends is None else len(ends)}.gguf"
     types = [kind if token == "<turn|>" else t for token, t in zip(TOKENS, TYPES, strict=True)]
     write_model(path, Type.F32, layers=1, types=types)
@@ -251,23 +251,54 @@ def with_ends(folder: Path, kind: int, ends: Sequence[int] | None) -> Path:
         data = data.replace(key, key[:-1] + b"z")
     else:
         data = data[:at] + struct.pack("<2i", *(2 * list(ends))[:2]) + data[at + 8 :]
+    if written:
+        template = b"{{ messages[0].content }}"
+        assert data.count(template) == 1
+        data = data.replace(template, b"{{ messages }}<turn|>".ljust(len(template)))
     path.write_bytes(data)
     return path
 
 
+@pytest.mark.parametrize("written", [True, False], ids=["in the template", "not there"])
 @pytest.mark.parametrize("kind", [1, 3, 4, 5, 6])
 @pytest.mark.parametrize("ends", [None, (1, TURN), (1,)], ids=["no list", "listed", "a list that lacks it"])
 def test_an_answer_ends_at_the_mark_whatever_its_file_calls_it(
-    kind: int, ends: tuple[int, ...] | None, tmp_path: Path
+    kind: int, ends: tuple[int, ...] | None, written: bool, tmp_path: Path
 ) -> None:
-    """A list is taken at its word where the file knows that the mark is one."""
-    with dgemma.Model(with_ends(tmp_path, kind, ends), threads=1) as model:
+    """A list without it is taken at its word only where the file knows the mark, and has no template that writes it."""
+    with dgemma.Model(with_ends(tmp_path, kind, ends, written), threads=1) as model:
         assert 1 in model.config.end_ids
-        assert (TURN in model.config.end_ids) == (kind not in (3, 4) or ends != (1,))
+        assert (TURN in model.config.end_ids) == (kind not in (3, 4) or ends != (1,) or written)
         ours = [model.generate("ab", seed=seed, max_tokens=24, steps=4) for seed in range(20)]
     with dgemma.Model(with_ends(tmp_path, 3, (1, TURN) if TURN in model.config.end_ids else (1,)), threads=1) as right:
         assert [a.ids for a in ours] == [right.generate("ab", seed=s, max_tokens=24, steps=4).ids for s in range(20)]
     assert any(TURN in answer.ids for answer in ours) == (TURN not in model.config.end_ids)
+
+
+@pytest.mark.parametrize("ends", [(1,), (1, TURN), None])
+@pytest.mark.parametrize("written", [True, False])
+def test_dg_info_tells_of_a_turns_end_that_the_list_lacks(
+    ends: tuple[int, ...] | None, written: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = info.run(capsys, with_ends(tmp_path, 3, ends, written))[1]
+    key = "diffusion-gemma.end_token_ids"
+    assert (f"an answer ends at {TURN} too, by name: {key} lacks it" in out) is (ends == (1,) and written)
+    assert (f"an answer goes on behind <turn|>, {TURN}: {key} lacks it" in out) is (ends == (1,) and not written)
+
+
+def test_dg_info_tells_which_bos_it_takes(plain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    key, data = b"tokenizer.ggml.bos_token_id", plain.read_bytes()
+    at = data.index(key) + len(key) + 4
+    without = tmp_path / "without.gguf"
+    without.write_bytes(data.replace(key, key[:-1] + b"z"))
+    assert f"bos is 2, the id of <bos>: the file has no {key.decode()}" in info.run(capsys, without)[1]
+    with dgemma.Model(without, threads=1) as model:
+        assert model.prompt_ids("ab") == [2, *model.tokenizer.encode("ab")]
+    other = tmp_path / "other.gguf"
+    other.write_bytes(data[:at] + struct.pack("<I", 1) + data[at + 4 :])
+    out = info.run(capsys, other)[1]
+    assert f"bos is 1, <eos>, by {key.decode()}, though <bos>, 2, is in the vocabulary" in out
+    assert "bos is" not in info.run(capsys, plain)[1]
 
 
 def test_dg_info_tells_which_tokens_it_takes_as_marks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
