@@ -57,7 +57,7 @@ def read_vocabulary(folder: Path, n_vocab: int, config_ids: dict[str, int]) -> V
         raise FormatError(f"{folder}: neither tokenizer.json nor tokenizer.model here")
     _add_special_ids(vocabulary, settings, config_ids)
     _begin(folder, vocabulary, settings.values.get("add_bos_token"))
-    template = _chat_template(folder, settings.values)
+    template = _chat_template(folder, settings.values, vocabulary.notes)
     vocabulary.chat_template = with_tokens(template, settings.values) if template else None
     return vocabulary
 
@@ -201,19 +201,27 @@ def _add_special_ids(vocabulary: Vocabulary, settings: Settings, config_ids: dic
     vocabulary.ids = found
 
 
-def _chat_template(folder: Path, settings: dict[str, Any]) -> str | None:
+def _chat_template(folder: Path, settings: dict[str, Any], notes: list[str]) -> str | None:
+    """The default one, where there are several. A note tells of one that cannot be taken."""
     file = folder / "chat_template.jinja"
-    if file.exists():
+    if os.path.lexists(file):
         try:
-            return read_regular(file).decode("utf-8")
+            found: Any = read_regular(file).decode("utf-8")
         except UnicodeDecodeError:
             raise FormatError(f"{file}: not UTF-8 text") from None
-    found = settings.get("chat_template")
-    for name in ("chat_template.json", "processor_config.json"):
-        if found is None and (folder / name).exists():
-            found = read_json(folder / name).get("chat_template")
-    if isinstance(found, dict):
-        found = found.get("default")
+    else:
+        file, found = folder / "tokenizer_config.json", settings.get("chat_template")
+        for name in ("chat_template.json", "processor_config.json"):
+            if found is None and os.path.lexists(folder / name):
+                file, found = folder / name, read_json(folder / name).get("chat_template")
+    template = found
     if isinstance(found, list):
-        found = next((t.get("template") for t in found if isinstance(t, dict) and t.get("name") == "default"), None)
-    return found if isinstance(found, str) and found else None
+        found = {t["name"]: t.get("template") for t in found if isinstance(t, dict) and isinstance(t.get("name"), str)}
+    if isinstance(found, dict):
+        template = found.get("default")
+    if isinstance(template, str) and template:
+        return template
+    if found is not None:
+        told = f"templates by name: {', '.join(map(repr, found))}" if isinstance(found, dict) else repr(found)[:80]
+        notes.append(f"{file}: no chat template is taken: expected a text, alone or named 'default', found {told}")
+    return None

@@ -514,6 +514,33 @@ def test_a_chat_template_is_found_wherever_checkpoints_keep_it(place: str, tmp_p
     assert (field and field.contents()) == (None if place == "nowhere" else "yes")
 
 
+RAG, TOOL_USE = ({"name": name, "template": "no"} for name in ("rag", "tool_use"))
+UNTAKEN: list[tuple[Any, str]] = [
+    ([RAG, TOOL_USE], "templates by name: 'rag', 'tool_use'"),
+    ({"rag": "no"}, "templates by name: 'rag'"),
+    ([{"name": "default", "template": 5}], "templates by name: 'default'"),
+    ([], "templates by name: "),
+    (5, "5"),
+    ("", "''"),
+]
+UNTAKEN_IN = [(n, *case) for n in ("tokenizer_config.json", "chat_template.json") for case in UNTAKEN]
+
+
+@pytest.mark.parametrize(("name", "template", "found"), [*UNTAKEN_IN, ("chat_template.jinja", None, "''")])
+def test_a_chat_template_that_cannot_be_taken_is_told(
+    name: str, template: Any, found: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_checkpoint(tmp_path / "in", layers=1, chat_template=None)
+    if template is None:
+        (tmp_path / "in" / name).touch()
+    else:
+        write_json(tmp_path / "in" / name, {"chat_template": template})
+    status, _, err = run(capsys, tmp_path / "in", "-o", tmp_path / "out.gguf")
+    told = f"{name}: no chat template is taken: expected a text, alone or named 'default', found {found}\n"
+    assert status == 0 and told in err, err
+    assert dgemma.Tokenizer.from_gguf(tmp_path / "out.gguf").chat_template is None
+
+
 def train_sentencepiece(file: Path, **options: Any) -> Any:
     sentencepiece = pytest.importorskip("sentencepiece")
     arguments: dict[str, Any] = {
