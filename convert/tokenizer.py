@@ -51,8 +51,7 @@ def read_vocabulary(folder: Path, n_vocab: int, config_ids: dict[str, int]) -> V
     elif os.path.lexists(folder / "tokenizer.model"):
         from dgemma.convert.spm import from_sentencepiece
 
-        vocabulary = from_sentencepiece(folder / "tokenizer.model", n_vocab)
-        _check_added(vocabulary, settings)
+        vocabulary = from_sentencepiece(folder / "tokenizer.model", n_vocab, settings)
     else:
         raise FormatError(f"{folder}: neither tokenizer.json nor tokenizer.model here")
     _add_special_ids(vocabulary, settings, config_ids)
@@ -60,17 +59,6 @@ def read_vocabulary(folder: Path, n_vocab: int, config_ids: dict[str, int]) -> V
     template = _chat_template(folder, settings.values, vocabulary.notes)
     vocabulary.chat_template = with_tokens(template, settings.values) if template else None
     return vocabulary
-
-
-def _check_added(vocabulary: Vocabulary, settings: Settings) -> None:
-    """Raises FormatError where other files make a token special that tokenizer.model has as ordinary text."""
-    ids = {text: i for i, text in enumerate(vocabulary.tokens)}
-    added = [{"content": text, "id": i} for text, i in ids.items() if vocabulary.types[i] in (CONTROL, USER_DEFINED)]
-    known = {entry["content"] for entry in added}
-    for entry in add_special(settings, added, ids, len(ids), vocabulary.notes):
-        if entry["content"] not in known or any(entry.get(flag) for flag in ("lstrip", "rstrip", "single_word")):
-            what = f"another token than in tokenizer.model is made of {entry['content']!r}"
-            raise FormatError(f"{settings.file.parent}: {what}; expected it in a tokenizer.json")
 
 
 def _from_json(file: Path, n_vocab: int, settings: Settings) -> Vocabulary:
