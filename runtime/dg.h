@@ -223,7 +223,7 @@ typedef struct dg_file_tensor {
     int32_t n_dims;
     int64_t dims[4]; /* fastest first; unused ones are 1 */
     const uint8_t *data;
-    uint64_t bytes;  /* 0 where nobody knows the type */
+    uint64_t bytes;  /* 0 where nobody knows the type, or its rows are no whole number of blocks */
 } dg_file_tensor;
 bool dg_file_tensor_at(const dg_file *file, int32_t i, dg_file_tensor *out);
 

@@ -224,6 +224,9 @@ static int bind(dg_model *m, int32_t i, int32_t l, tensor *out, bool *found, uin
         return fail(error, DG_ERROR_FORMAT, "%s: tensor '%s' is %s, which this build does not read: "
                     "running needs a file of other types",
                     f->path, name, t->format->name);
+    if (dims[0] % t->format->block)
+        return fail(error, DG_ERROR_FORMAT, "%s: tensor '%s': rows of %lld values are no whole number of %s blocks of %d", f->path, name,
+                    (long long)dims[0], t->format->name, t->format->block);
     const int64_t row = dims[0] / t->format->block * t->format->bytes;
     *out = (tensor){t->format, t->data, dims[0], dims[1], dims[2], row, row * dims[1], NULL, 0, NULL, 0, NULL};
     return places[i].any_format || t->format->id == DG_F32 ? DG_OK : decode_floats(m, out, error);

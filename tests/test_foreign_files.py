@@ -129,6 +129,45 @@ def test_a_type_that_nobody_knows_is_told_by_its_number(
     assert f"tensor '{WEIGHT}' is of type number 777" in run.refused(capsys, 1, tmp_path / "other.gguf", "-p", "a")
 
 
+WIDE = [kind for kind in Type if gguf.GGML_QUANT_SIZES[kind][0] > 32]
+
+
+@pytest.mark.parametrize("kind", WIDE, ids=[kind.name for kind in WIDE])
+def test_rows_that_are_no_whole_number_of_blocks_are_told_as_any_other_type(
+    kind: Type, plain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its rows have 32 values."""
+    data = plain.read_bytes()
+    at = data.index(WEIGHT.encode()) + len(WEIGHT) + 4 + 2 * 8  # behind n_dims and the dims
+    (other := tmp_path / "other.gguf").write_bytes(data[:at] + struct.pack("<I", kind) + data[at + 4 :])
+    whole, told = facts(plain), facts(other)
+    for part in ("config", "tokenizer", "chat_template", "metadata"):
+        assert told[part] == whole[part], part
+    (tensor,) = (t for t in told["tensors"] if t["name"] == WEIGHT)
+    assert (tensor["format"], tensor["bytes"]) == (kind.name, 0) and not told["runs"]
+    ours = formats.type_of(int(kind)).decodes
+    block = gguf.GGML_QUANT_SIZES[kind][0]
+    why = f": rows of 32 values are no whole number of {kind.name} blocks of {block}" if ours else f" is {kind.name}, "
+    refusal = f"{other}: tensor '{WEIGHT}'{why}"
+    assert refusal in told["refusal"] and refusal in run.refused(capsys, 1, other, "-p", "a")
+    assert kind.name in info.run(capsys, other)[1]
+    with pytest.raises(dgemma.FormatError, match=kind.name):
+        convert(other, tmp_path / "out.gguf", "q8_0")
+
+
+@pytest.mark.parametrize("version", [1, 2, 3])
+def test_a_big_endian_file_is_told_as_one(version: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    writer = gguf.GGUFWriter(tmp_path / "big.gguf", "diffusion-gemma", endianess=gguf.GGUFEndian.BIG)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    data = (tmp_path / "big.gguf").read_bytes()
+    (tmp_path / "big.gguf").write_bytes(data[:4] + struct.pack(">I", version) + data[8:])
+    for command, more in ((info, ()), (run, ("-p", "a"))):
+        err = command.refused(capsys, 1, tmp_path / "big.gguf", *more)
+        assert "big.gguf: a big-endian GGUF file; this build reads little-endian ones" in err
+
+
 # ---- Norms, scales and the router in any format ----
 
 SMALL = [f for f in formats.all_formats() if f.encodes and f.block <= 32 and f.name != "F32"]
@@ -233,6 +272,36 @@ def test_what_is_no_gguf_file_is_told_for_what_it_is(tmp_path: Path, capsys: pyt
         for command, more in ((info, ()), (run, ("-p", "a"))):
             err = command.refused(capsys, 1, tmp_path / name, *more)
             assert f"{name}: not a GGUF file but {what}" in err
+
+
+# ---- Pairs that do not turn ----
+
+
+@pytest.mark.parametrize(("kind", "off"), [(Type.F16, np.inf), (Type.BF16, 1e30), (Type.F32, np.inf)])
+def test_what_switches_a_pair_off_is_1e30_or_infinity(kind: Type, off: float, plain: Path, tmp_path: Path) -> None:
+    """1e30 stored as F16 is infinity."""
+    name, factors = "rope_freqs.weight", np.where(np.arange(16) % 2, np.float32(1), np.float32(1e30))
+    usual = rewritten(plain, tmp_path / "usual.gguf", {name: (factors, Type.F32)})
+    stored = gguf.quants.quantize(np.where(factors > 1, np.float32(off), factors), kind)
+    other = rewritten(plain, tmp_path / "other.gguf", {name: (stored, kind)})
+    expected = logits_of(usual)
+    assert not np.array_equal(expected[0], logits_of(plain)[0])
+    for path in (other, tmp_path / "out.gguf"):
+        for ours, theirs in zip(logits_of(path), expected, strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+        if path == other:
+            convert(other, tmp_path / "out.gguf", "f32", verify=True)
+    with File(tmp_path / "out.gguf") as file:
+        (tensor,) = (t for t in file.tensors if t.name == name)
+        np.testing.assert_allclose(tensor.format.decode(tensor.data), factors, rtol=0.01)
+
+
+@pytest.mark.parametrize("value", [np.nan, -np.inf])
+def test_other_factors_that_are_not_finite_are_refused(value: float, plain: Path, tmp_path: Path) -> None:
+    factors = np.full(16, value, np.float32)
+    other = rewritten(plain, tmp_path / "other.gguf", {"rope_freqs.weight": (factors, Type.F32)})
+    with pytest.raises(dgemma.FormatError, match=r"rope_freqs.weight holds -?(nan|inf) at .* not finite"):
+        convert(other, tmp_path / "out.gguf", "f32")
 
 
 # ---- Marks that a file calls text, and ends ----
