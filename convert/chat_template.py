@@ -10,6 +10,7 @@ from typing import Any
 
 from dgemma.convert.added import NAMED, text_of
 from dgemma.errors import FormatError, SystemFailure, UsageError
+from dgemma.template import TakesTooLong
 
 IN_METADATA = {"bos_token", "eos_token", "unk_token", "pad_token", "mask_token"}  # GGUF files have keys for these
 
@@ -40,11 +41,12 @@ def _named(settings: dict[str, Any]) -> dict[str, str]:
 
 def try_out(where: Path, ask: Callable[[dict[str, Any]], str]) -> list[str]:
     """What a template does with conversations that people have: a note for each that it refuses or whose text it leaves
-    out. ask: renders the template with such names. Raises FormatError for what is no Jinja template, and for one that
-    refuses all of them.
+    out. The first that takes too long is the last. ask: renders the template with such names. Raises FormatError for
+    what is no Jinja template, and for one that writes none of them.
     """
     notes: list[str] = []
     refusals: list[UsageError] = []
+    written = 0
     for what, given in TRIALS.items():
         names = {"tools": None, "documents": None, "add_generation_prompt": True, "enable_thinking": False, **given}
         try:
@@ -54,11 +56,14 @@ def try_out(where: Path, ask: Callable[[dict[str, Any]], str]) -> list[str]:
         except UsageError as problem:
             refusals.append(problem)
             notes.append(f"with {what}: {problem}")
+            if isinstance(problem, TakesTooLong):
+                break
             continue
         except SystemFailure as problem:  # no process to try it in
             return [f"the chat template was not tried: {problem}"]
+        written += 1
         if lost := next((m["content"] for m in names["messages"] if m["content"] not in text), None):
             notes.append(f"with {what}: the chat template leaves out {lost!r}")
-    if len(refusals) == len(TRIALS):
+    if not written:
         raise FormatError(f"{where}: not even a first message can be written: {refusals[0]}")
     return notes[:1] if len(notes) == len(TRIALS) else notes
