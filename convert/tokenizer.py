@@ -32,7 +32,6 @@ SPECIAL = {"bos": "<bos>", "eos": "<eos>", "unk": "<unk>", "pad": "<pad>", "mask
 class Vocabulary:
     """What a GGUF file says of a tokenizer. `ids` has those of SPECIAL that exist."""
 
-    file: Path  # where the tokens are from
     tokens: list[str]
     types: list[int]
     merges: list[str]
@@ -41,6 +40,7 @@ class Vocabulary:
     around: tuple[list[int], list[int]] | None = None  # ids that go before and behind texts, where its file says it
     notes: list[str] = field(default_factory=list)  # what people should know of it
     chat_template: str | None = None
+    file: Path = Path()  # where the tokens are from
 
 
 def read_vocabulary(folder: Path, n_vocab: int, config_ids: dict[str, int]) -> Vocabulary:
@@ -81,7 +81,7 @@ def _from_json(file: Path, n_vocab: int, settings: Settings) -> Vocabulary:
     merges = model.get("merges") or []
     if not isinstance(merges, list):
         raise FormatError(f"{file}: merges is no list")
-    vocabulary = Vocabulary(file, fill(tokens), types, list(_merges(file, merges)), notes=notes)
+    vocabulary = Vocabulary(fill(tokens), types, list(_merges(file, merges)), notes=notes, file=file)
     bytes_ = {text for text in model["vocab"] if is_byte(text)}
     steps = Tokenizer(file, top, added, vocabulary.merges, bytes_)
     steps.check()
