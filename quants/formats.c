@@ -14,7 +14,8 @@
 static bool worse_than_zeros(const float *decoded, const float *values, const float *importance, int32_t n) {
     double errors = 0.0, squares = 0.0;
     for (int32_t i = 0; i < n; i++) {
-        const double weight = (double)importance[i], value = (double)values[i], error = (double)decoded[i] - value;
+        const double weight = (double)importance[i], value = (double)values[i];
+        const double error = (double)decoded[i] - value;
         errors += weight * error * error;
         squares += weight * value * value;
     }
@@ -25,7 +26,8 @@ typedef void encoder(const float *values, void *blocks, int64_t n_blocks, const 
 
 /* Blocks of tiny values that are worse than zeros become zeros, where errors have weights: without, formats are written as
  * GGML writes them. */
-static void keep_tiny(const dg_format *f, encoder *encode, const float *values, uint8_t *blocks, int64_t n_blocks, const float *importance) {
+static void keep_tiny(const dg_format *f, encoder *encode, const float *values, uint8_t *blocks, int64_t n_blocks,
+                      const float *importance) {
     enum { MOST_BLOCK = 256 };
     static const float zeros[MOST_BLOCK];
     float decoded[MOST_BLOCK];

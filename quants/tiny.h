@@ -14,6 +14,8 @@ static inline float largest(const float *values, int64_t n) {
     return most;
 }
 
-static inline bool far_too_large(const float *decoded, int64_t n, float most) { return largest(decoded, n) > 2.0f * most; }
+static inline bool far_too_large(const float *decoded, int64_t n, float most) {
+    return largest(decoded, n) > 2.0f * most;
+}
 
 #endif
