@@ -182,7 +182,8 @@ def convert(
         def make_base(base: Path) -> object:
             return convert(path, base, likeness.BASE_TYPE, threads=threads, force=True)
 
-        fidelity = likeness.likeness(path, paths[0], target, threads, make_base, say)
+        runs = not path.is_dir() and not todo.copies
+        fidelity = likeness.likeness(path, paths[0], target, threads, None if runs else make_base, say)
     return Conversion(shown[0], shown, todo, seconds, deviations, few, fidelity)
 
 

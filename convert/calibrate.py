@@ -19,7 +19,8 @@ from dgemma import json_lines
 from dgemma._native import ffi, lib
 from dgemma.convert.imatrix import Sums
 from dgemma.convert.names import Wanted
-from dgemma.errors import FormatError, UsageError, check, new_error
+from dgemma.convert.source import SourceModel
+from dgemma.errors import Error, FormatError, UsageError, check, new_error
 from dgemma.events import Step
 from dgemma.file import File
 from dgemma.messages import read
@@ -125,7 +126,7 @@ def measure(
     the prompts, or with the step at which `tokens` have gone through the layers.
     """
     limit, done, passes = tokens or TOKENS, 0, 0
-    with Model(path, threads=threads) as model, _observed(model) as observed:
+    with SourceModel(path, threads=threads) as model, _observed(model) as observed:
         canvas = int(model.config.canvas_length)
         for i, prompt in enumerate(prompts):
             ids = _ids(model.tokenizer, prompt)

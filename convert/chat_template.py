@@ -8,11 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from dgemma.convert.safetensors import read_json
+from dgemma.convert.added import NAMED, text_of
 from dgemma.errors import FormatError, SystemFailure, UsageError
+from dgemma.template import TakesTooLong
 
 IN_METADATA = {"bos_token", "eos_token", "unk_token", "pad_token", "mask_token"}  # GGUF files have keys for these
-HOLDERS = ("extra_special_tokens", "model_specific_special_tokens")  # of more, by name
 
 _USER = {"role": "user", "content": "Why is the sky blue?"}
 _TOOL = {"name": "get_weather", "description": "Tells the weather.", "parameters": {"type": "object", "properties": {}}}
@@ -24,34 +24,29 @@ TRIALS: dict[str, dict[str, Any]] = {
 }
 
 
-def with_tokens(template: str, folder: Path, settings: dict[str, Any]) -> str:
+def with_tokens(template: str, settings: dict[str, Any]) -> str:
     """The template with the special tokens that it names and that GGUF files have no key for, such as sep_token and
     image_token, set at its beginning: transformers gives a template all that the tokenizer's files name.
     """
     tokens = _named(settings)
-    legacy = folder / "special_tokens_map.json"
-    if "added_tokens_decoder" not in settings and legacy.exists():
-        tokens |= _named(read_json(legacy))
     used = [name for name in tokens if name not in IN_METADATA and re.search(rf"\b{re.escape(name)}\b", template)]
     return "".join(f"{{% set {name} = {json.dumps(tokens[name], ensure_ascii=False)} %}}\n" for name in used) + template
 
 
 def _named(settings: dict[str, Any]) -> dict[str, str]:
-    holders = [settings[name] for name in HOLDERS if isinstance(settings.get(name), dict)]
-    found = {name: value for name, value in settings.items() if name.endswith("_token")}
-    for more in holders:
-        found |= more
-    texts = {name: value.get("content") if isinstance(value, dict) else value for name, value in found.items()}
+    found = {name: value for name, value in settings.items() if name.endswith("_token")} | settings[NAMED]
+    texts = {name: text_of(value) for name, value in found.items()}
     return {name: text for name, text in texts.items() if name.isidentifier() and isinstance(text, str)}
 
 
 def try_out(where: Path, ask: Callable[[dict[str, Any]], str]) -> list[str]:
     """What a template does with conversations that people have: a note for each that it refuses or whose text it leaves
-    out. ask: renders the template with such names. Raises FormatError for what is no Jinja template, and for one that
-    refuses all of them.
+    out. The first that takes too long is the last. ask: renders the template with such names. Raises FormatError for
+    what is no Jinja template, and for one that writes none of them.
     """
     notes: list[str] = []
     refusals: list[UsageError] = []
+    written = 0
     for what, given in TRIALS.items():
         names = {"tools": None, "documents": None, "add_generation_prompt": True, "enable_thinking": False, **given}
         try:
@@ -61,11 +56,14 @@ def try_out(where: Path, ask: Callable[[dict[str, Any]], str]) -> list[str]:
         except UsageError as problem:
             refusals.append(problem)
             notes.append(f"with {what}: {problem}")
+            if isinstance(problem, TakesTooLong):
+                break
             continue
         except SystemFailure as problem:  # no process to try it in
             return [f"the chat template was not tried: {problem}"]
+        written += 1
         if lost := next((m["content"] for m in names["messages"] if m["content"] not in text), None):
             notes.append(f"with {what}: the chat template leaves out {lost!r}")
-    if len(refusals) == len(TRIALS):
+    if not written:
         raise FormatError(f"{where}: not even a first message can be written: {refusals[0]}")
     return notes[:1] if len(notes) == len(TRIALS) else notes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -155,7 +156,8 @@ def read_config(folder: Path) -> Config:
     _check_limits(str(file), values)
 
     generation_file = folder / "generation_config.json"
-    generation = Section(str(generation_file), read_json(generation_file) if generation_file.exists() else {})
+    there = os.path.lexists(generation_file)
+    generation = Section(str(generation_file), read_json(generation_file) if there else {})
     sampling = _sampling(generation)
     _check_limits(str(generation_file), sampling)
     values |= sampling
@@ -340,7 +342,7 @@ def _name(folder: Path, recorded: Any) -> str:
     """The model's name: what config.json recorded, else the folder's; a hub cache's snapshot has its repository's."""
     if isinstance(recorded, str) and recorded.strip("/ "):
         return recorded.strip("/ ").split("/")[-1]
-    folder = folder.resolve()
+    folder = Path(os.path.realpath(folder))  # resolve() raises at a link to itself
     if folder.parent.name == "snapshots" and folder.parents[1].name.startswith("models--"):
         return readable(folder.parents[1].name.split("--")[-1])
     return readable(folder.name) or "model"

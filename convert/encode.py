@@ -88,7 +88,11 @@ def source_values(source: Source, tensor: Planned, piece: Slice) -> tuple[Any, N
         made = tensor.made[piece.offset : piece.offset + piece.count]
         return made.tobytes(), made
     data = source.read(piece.source, piece.offset, piece.bytes)
-    return data, formats.by_name(piece.source.dtype).decode(data)
+    values = formats.by_name(piece.source.dtype).decode(data)
+    if tensor.want.kind == "MADE" and (off := np.isposinf(values)).any():  # as F16 has what switches a pair off
+        values = np.where(off, np.float32(STANDS), values)
+        data = values.tobytes() if tensor.format.name == piece.source.dtype else data
+    return data, values
 
 
 def _encode(source: Source, tensor: Planned, piece: Slice, importance: Importance | None) -> Any:
@@ -136,9 +140,12 @@ def _too_large(
     )
 
 
+STANDS = 1e30  # a factor that leaves nothing of a frequency: the pair does not turn
+
+
 def rope_freqs(config: Config) -> NDArray[np.float32]:
     """What divides each frequency of full layers: 1 for the pairs that turn, so much for the others that they stand."""
     head_dim = config.values["head_dim"]
-    factors = np.full(head_dim // 2, 1e30, np.float32)
+    factors = np.full(head_dim // 2, STANDS, np.float32)
     factors[: int(config.rotary_factor * head_dim // 2)] = 1.0
     return factors

@@ -26,9 +26,9 @@ def present() -> bool:
         return False
 
 
-def likeness(source: Path, out: Path, target: Path, threads: int, make_base: MakeBase, say: Say) -> Any:
-    """A dgemma.eval.fidelity.Fidelity of the file `out`, or the reason why it could not be measured. A source that is a
-    folder runs from a working file beside the target.
+def likeness(source: Path, out: Path, target: Path, threads: int, make_base: MakeBase | None, say: Say) -> Any:
+    """A dgemma.eval.fidelity.Fidelity of the file `out`, or the reason why it could not be measured. make_base: of a
+    source that does not run as it is, makes a working file beside the target.
     """
     from dgemma.eval.fidelity import fidelity
 
@@ -40,8 +40,8 @@ def likeness(source: Path, out: Path, target: Path, threads: int, make_base: Mak
 
 
 @contextmanager
-def _base(source: Path, target: Path, make_base: MakeBase, say: Say) -> Iterator[Path]:
-    if not source.is_dir():
+def _base(source: Path, target: Path, make_base: MakeBase | None, say: Say) -> Iterator[Path]:
+    if make_base is None:
         yield source
         return
     with working_file(target) as path:

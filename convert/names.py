@@ -19,6 +19,8 @@ UNNEEDED = ("model.encoder.vision_tower.", "model.encoder.embed_vision.")
 TIED = {"model.decoder.embed_tokens.": "lm_head.", "model.decoder.": "model.encoder.language_model."}
 ONE_OF_A_KIND = "model.decoder.self_conditioning."  # which the encoder does not have
 
+HEAD = ffi.string(lib.dg_head_name()).decode()  # of a GGUF file that has the embedding's copy as a head, or it alone
+
 # The tensors that older files have in place of a fused one, in the order of its rows.
 HALVES = {"ffn_gate_up_exps": ("ffn_gate_exps", "ffn_up_exps")}
 

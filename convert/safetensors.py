@@ -102,9 +102,9 @@ def read_json(file: Path) -> dict[str, Any]:
 def _shards(folder: Path) -> dict[Path, set[str]]:
     """The files of a checkpoint, each with the tensors that its index promises there."""
     whole, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
-    if whole.exists():
+    if os.path.lexists(whole):
         return {whole: set()}
-    if index.exists():
+    if os.path.lexists(index):
         return _indexed(folder, index)
     files = sorted(folder.glob("*.safetensors"))
     if not files:
@@ -114,7 +114,7 @@ def _shards(folder: Path) -> dict[Path, set[str]]:
             head, number, of, count, tail = numbered.groups()
             for i in range(1, min(int(count), 100_000) + 1):
                 shard = folder / f"{head}{i:0{len(number)}}{of}{count}{tail}"
-                if not shard.exists():
+                if not os.path.lexists(shard):
                     raise FormatError(f"{shard}: this shard of the checkpoint is missing")
     return {file: set() for file in files}
 

@@ -6,18 +6,17 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from dgemma.convert.chat_template import try_out
 from dgemma.convert.config import Config, read_config
 from dgemma.convert.metadata import Pair, carried, metadata
-from dgemma.convert.names import Origins, Wanted, match
+from dgemma.convert.names import HEAD, Origins, Wanted, match
+from dgemma.convert.opening import open_vocabulary
 from dgemma.convert.safetensors import Checkpoint, SourceTensor
 from dgemma.convert.tokenizer import read_vocabulary
-from dgemma.convert.writer import header
 from dgemma.errors import FormatError, SystemFailure
-from dgemma.file import File
+from dgemma.file import File, Tensor
 from dgemma.model import Model
 from dgemma.output import readable
 from dgemma.regular import read_regular
@@ -63,6 +62,7 @@ class Folder(Source):
 
     def __init__(self, path: Path) -> None:
         self.path, self.notes = path, []
+        self._tokenizer: Tokenizer | None = None
         if os.path.lexists(adapter := path / "adapter_config.json"):
             raise FormatError(f"{adapter}: this adapter would be left out; merge it into the weights, or remove it")
         self._checkpoint = Checkpoint(path)
@@ -77,17 +77,17 @@ class Folder(Source):
 
     def pairs(self, needed: Sequence[Wanted], file_type: int) -> list[Pair]:
         vocabulary = read_vocabulary(self.path, self.config.values["n_vocab"], self.config.special_ids)
-        self.notes = vocabulary.notes
+        self.notes, self._tokenizer = vocabulary.notes, open_vocabulary(self.config, vocabulary)
         if (template := vocabulary.chat_template) is not None:
             names = {f"{name}_token": vocabulary.tokens[i] for name, i in vocabulary.ids.items()}
             self.notes += try_out(self.path, lambda given: render(template, {**names, **given}))
         return metadata(self.config, vocabulary, needed, file_type)
 
     def tokenizer(self) -> Tokenizer:
-        with TemporaryDirectory(prefix="dgemma-") as room:
-            file = Path(room) / f"{self.path.name}.gguf"
-            file.write_bytes(header(self.pairs([], 0), []))
-            return Tokenizer.from_gguf(file)
+        if self._tokenizer is None:
+            self.pairs([], 0)
+            assert self._tokenizer is not None
+        return self._tokenizer
 
     def read(self, tensor: SourceTensor, start: int, count: int) -> Any:
         return self._checkpoint.read(tensor, start, count)
@@ -96,12 +96,18 @@ class Folder(Source):
         self._checkpoint.close()
 
 
+class SourceModel(Model):
+    """A model whose file may have its embedding as an output head too: they are compared when it is converted."""
+
+    _head_copy = True
+
+
 class Gguf(Source):
     """A GGUF file, or the first part of a split one. The runtime checks it as if to run it."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        with Model(path, backend="cpu", threads=1) as model:
+        with SourceModel(path, backend="cpu", threads=1) as model:
             values = {name: list(v) if isinstance(v, tuple) else v for name, v in model.config}
             self.notes = _notes(path, model.tokenizer)
         end_ids = values.pop("end_ids")
@@ -111,15 +117,23 @@ class Gguf(Source):
 
     def origins(self, needed: Sequence[Wanted]) -> Origins:
         tensors = {tensor.name: tensor for tensor in self._file.tensors}
-        found = {}
+        found, copies = {}, list[tuple[SourceTensor, SourceTensor]]()
         for want in needed:
-            names = (want.gguf,) if want.gguf in tensors else want.halves
-            found[want.gguf] = tuple(
-                SourceTensor(name, self.path, t.format.name, t.dims[::-1], 0, t.bytes)
-                for name in names
-                for t in [tensors[name]]
-            )
-        return Origins(found, [], 0)  # the runtime refuses a file with any other tensor
+            names = [name for name in (want.gguf, *((HEAD,) if want.kind == "TABLE" else ())) if name in tensors]
+            one, *others = [self._tensor(tensors[name]) for name in names or want.halves]
+            found[want.gguf] = (one,) if names else (one, *others)
+            copies += [(one, other) for other in others if names]
+        for one, other in copies:
+            kept = tensors[other.name].format
+            if other.shape != one.shape or not kept.decodes or other.bytes != other.count // kept.block * kept.bytes:
+                raise FormatError(
+                    f"{self.path}: tensor {other.name} must equal {one.name}, which is the output head: found"
+                    f" {other.dtype} {list(other.shape)} there, {one.dtype} {list(one.shape)} here"
+                )
+        return Origins(found, copies, 0)  # the runtime refuses a file with any other tensor
+
+    def _tensor(self, of: Tensor) -> SourceTensor:
+        return SourceTensor(of.name, self.path, of.format.name, of.dims[::-1], 0, of.bytes)
 
     def pairs(self, needed: Sequence[Wanted], file_type: int) -> list[Pair]:
         return carried(self._file, file_type)

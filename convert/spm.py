@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from dgemma.convert.added import Settings, add_special
 from dgemma.convert.steps import SPACE, merged
 from dgemma.convert.tokenizer import BYTE, CONTROL, NORMAL, SPECIAL, USER_DEFINED, VISIBLE, Vocabulary, fill, is_byte
 from dgemma.errors import Error, FormatError
@@ -15,7 +16,7 @@ from dgemma.regular import read_regular
 COMPOSED = ("e\u0301", "\u1100\u1161\u11a8", "\u0915\u093c", "\u304b\u3099")  # what normal forms join
 
 
-def from_sentencepiece(file: Path, n_vocab: int) -> Vocabulary:
+def from_sentencepiece(file: Path, n_vocab: int, settings: Settings) -> Vocabulary:
     try:
         from sentencepiece import SentencePieceProcessor
     except ImportError:
@@ -40,12 +41,27 @@ def from_sentencepiece(file: Path, n_vocab: int) -> Vocabulary:
     merges = list(_merges(tokens, types, scores))
     _check_user_defined(file, pieces, types, merges)
     named = {"bos": pieces.bos_id(), "eos": pieces.eos_id(), "unk": pieces.unk_id(), "pad": pieces.pad_id()}
-    return Vocabulary(
+    vocabulary = Vocabulary(
+        file=file,
         tokens=fill(tokens + [None] * (n_vocab - n)),
         types=types + [NORMAL] * (n_vocab - n),
         merges=merges,
         ids={name: i for name, i in named.items() if i >= 0},
+        notes=[] if BYTE in types else [f"{file}: no tokens of bytes: characters that are no token become <unk>"],
     )
+    _check_added(vocabulary, settings)
+    return vocabulary
+
+
+def _check_added(vocabulary: Vocabulary, settings: Settings) -> None:
+    """Raises FormatError where other files make a token special that tokenizer.model has as ordinary text."""
+    ids = {text: i for i, text in enumerate(vocabulary.tokens)}
+    added = [{"content": text, "id": i} for text, i in ids.items() if vocabulary.types[i] in (CONTROL, USER_DEFINED)]
+    known = {entry["content"] for entry in added}
+    for entry in add_special(settings, added, ids, len(ids), vocabulary.notes):
+        if entry["content"] not in known or any(entry.get(flag) for flag in ("lstrip", "rstrip", "single_word")):
+            what = f"another token than in tokenizer.model is made of {entry['content']!r}"
+            raise FormatError(f"{settings.file.parent}: {what}; expected it in a tokenizer.json")
 
 
 def _check_normalizer(file: Path, pieces: Any) -> None:

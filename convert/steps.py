@@ -3,7 +3,7 @@ is refused, by the step and what it would change. Steps are judged by what they 
 
 The runtime cuts out added tokens, leftmost and longest first; replaces ' ' by U+2581; splits runs of newlines from the
 rest; takes a run of newlines that is a token as that; and applies merges to the characters of all else. Characters that
-are no token become their bytes' tokens, or where one of these is missing, neighbours together the unknown token.
+are no token become their bytes' tokens, or where there are none, neighbours together the unknown token.
 """
 
 from __future__ import annotations
@@ -85,7 +85,13 @@ class Tokenizer:
                 f"byte_fallback is false and {min(self.bytes)} a token",
                 "unknown characters would not become bytes; in the runtime they do",
             )
-        if len(self.bytes) < 256:  # so characters may be unknown
+        if 0 < len(self.bytes) < 256:
+            missing = next(name for i in range(256) if (name := f"<0x{i:02X}>") not in self.bytes)
+            self.refuse(
+                f"{min(self.bytes)} is a token and {missing} is none",
+                "unknown characters would come before or behind others than in the runtime; expected all 256, or none",
+            )
+        if not self.bytes:  # so characters may be unknown
             unk = model.get("unk_token")
             if not isinstance(unk, str) or unk not in model["vocab"]:
                 self.refuse(
@@ -147,8 +153,8 @@ class Tokenizer:
         early, late = [], []
         for entry in self.added:
             text = entry["content"]
-            if text not in self.model["vocab"] and re.fullmatch(r"<0x[0-9A-F]{2}>", text):
-                self.refuse(f"added token {text!r}", "in the runtime it is a byte")
+            if re.fullmatch(r"<0x[0-9A-Fa-f]{2}>", text):
+                self.refuse(f"added token {text!r}", "in the runtime it is a byte, or else stays what it is in texts")
             for key, effect in (
                 ("lstrip", "it takes the white space before it"),
                 ("rstrip", "it takes the white space behind it"),

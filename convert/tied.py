@@ -27,7 +27,7 @@ def _compare(source: Source, one: SourceTensor, other: SourceTensor, start: int,
     """The bytes that were read for `count` values from number `start` on."""
     kept = [formats.by_name(tensor.dtype) for tensor in (one, other)]
     data = [
-        source.read(tensor, start * stored.bytes, count * stored.bytes)
+        source.read(tensor, start // stored.block * stored.bytes, count // stored.block * stored.bytes)
         for tensor, stored in zip((one, other), kept, strict=True)
     ]
     if one.dtype != other.dtype or data[0] != data[1]:

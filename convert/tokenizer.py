@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dgemma.convert.added import add_special, text_of
+from dgemma.convert.added import Settings, add_special, read_settings, text_of
 from dgemma.convert.chat_template import with_tokens
 from dgemma.convert.safetensors import read_json
 from dgemma.convert.steps import Tokenizer
@@ -39,28 +40,28 @@ class Vocabulary:
     around: tuple[list[int], list[int]] | None = None  # ids that go before and behind texts, where its file says it
     notes: list[str] = field(default_factory=list)  # what people should know of it
     chat_template: str | None = None
+    file: Path = Path()  # where the tokens are from
 
 
 def read_vocabulary(folder: Path, n_vocab: int, config_ids: dict[str, int]) -> Vocabulary:
     """`config_ids`: special ids that config.json names, for what the tokenizer's files leave open."""
-    settings_file = folder / "tokenizer_config.json"
-    settings = read_json(settings_file) if settings_file.exists() else {}
-    if (folder / "tokenizer.json").exists():
-        vocabulary = _from_json(folder / "tokenizer.json", n_vocab, settings_file, settings)
-    elif (folder / "tokenizer.model").exists():
+    settings = read_settings(folder)
+    if os.path.lexists(folder / "tokenizer.json"):
+        vocabulary = _from_json(folder / "tokenizer.json", n_vocab, settings)
+    elif os.path.lexists(folder / "tokenizer.model"):
         from dgemma.convert.spm import from_sentencepiece
 
-        vocabulary = from_sentencepiece(folder / "tokenizer.model", n_vocab)
+        vocabulary = from_sentencepiece(folder / "tokenizer.model", n_vocab, settings)
     else:
         raise FormatError(f"{folder}: neither tokenizer.json nor tokenizer.model here")
-    _add_special_ids(vocabulary, settings_file, settings, config_ids)
-    _begin(folder, vocabulary, settings.get("add_bos_token"))
-    template = _chat_template(folder, settings)
-    vocabulary.chat_template = with_tokens(template, folder, settings) if template else None
+    _add_special_ids(vocabulary, settings, config_ids)
+    _begin(folder, vocabulary, settings.values.get("add_bos_token"))
+    template = _chat_template(folder, settings.values, vocabulary.notes)
+    vocabulary.chat_template = with_tokens(template, settings.values) if template else None
     return vocabulary
 
 
-def _from_json(file: Path, n_vocab: int, settings_file: Path, settings: dict[str, Any]) -> Vocabulary:
+def _from_json(file: Path, n_vocab: int, settings: Settings) -> Vocabulary:
     top = read_json(file)
     model = top.get("model")
     if not isinstance(model, dict) or model.get("type") != "BPE" or not isinstance(model.get("vocab"), dict):
@@ -71,7 +72,8 @@ def _from_json(file: Path, n_vocab: int, settings_file: Path, settings: dict[str
         _put(file, tokens, i, text)
         if is_byte(text):
             types[i] = BYTE
-    added = add_special(settings_file, settings, _added(file, top), model["vocab"])
+    notes: list[str] = []
+    added = add_special(settings, _added(file, top), model["vocab"], n_vocab, notes)
     for entry in added:
         text, i = entry["content"], entry["id"]
         _put(file, tokens, i, text)
@@ -79,7 +81,7 @@ def _from_json(file: Path, n_vocab: int, settings_file: Path, settings: dict[str
     merges = model.get("merges") or []
     if not isinstance(merges, list):
         raise FormatError(f"{file}: merges is no list")
-    vocabulary = Vocabulary(fill(tokens), types, list(_merges(file, merges)))
+    vocabulary = Vocabulary(fill(tokens), types, list(_merges(file, merges)), notes=notes, file=file)
     bytes_ = {text for text in model["vocab"] if is_byte(text)}
     steps = Tokenizer(file, top, added, vocabulary.merges, bytes_)
     steps.check()
@@ -99,7 +101,8 @@ def _begin(folder: Path, vocabulary: Vocabulary, add_bos: Any) -> None:
         bos = vocabulary.ids.get("bos")
         if behind or before not in ([], [bos]):
             found = [vocabulary.tokens[i] if 0 <= i < len(vocabulary.tokens) else i for i in before + behind]
-            what = f"post_processor puts {found} around a text; the runtime puts <bos> before it"
+            name = repr(vocabulary.tokens[bos]) if bos is not None else "no bos_token"
+            what = f"post_processor puts {found} around a text; the runtime puts {name} before it"
             raise FormatError(f"{folder / 'tokenizer.json'}: {what}")
         vocabulary.add_bos = before == [bos]
         if vocabulary.add_bos and asked is False:
@@ -165,13 +168,14 @@ def _merges(file: Path, merges: Iterable[Any]) -> Iterator[str]:
         yield text
 
 
-def _add_special_ids(vocabulary: Vocabulary, file: Path, settings: dict[str, Any], config_ids: dict[str, int]) -> None:
-    """Special ids from the first that names them: tokenizer_config.json, tokenizer.model, config.json, usual texts."""
+def _add_special_ids(vocabulary: Vocabulary, settings: Settings, config_ids: dict[str, int]) -> None:
+    """Special ids from the first that names them: the settings, tokenizer.model, config.json, usual texts."""
     index = {token: i for i, token in enumerate(vocabulary.tokens)}
     found = {name: index[text] for name, text in SPECIAL.items() if text in index}
     found |= config_ids | vocabulary.ids
     for name in SPECIAL:
-        text = text_of(settings.get(f"{name}_token"))
+        key = f"{name}_token"
+        file, text = settings.where(key), text_of(settings.values.get(key))
         if text is None:
             continue
         if not isinstance(text, str) or text not in index:
@@ -185,19 +189,27 @@ def _add_special_ids(vocabulary: Vocabulary, file: Path, settings: dict[str, Any
     vocabulary.ids = found
 
 
-def _chat_template(folder: Path, settings: dict[str, Any]) -> str | None:
+def _chat_template(folder: Path, settings: dict[str, Any], notes: list[str]) -> str | None:
+    """The default one, where there are several. A note tells of one that cannot be taken."""
     file = folder / "chat_template.jinja"
-    if file.exists():
+    if os.path.lexists(file):
         try:
-            return read_regular(file).decode("utf-8")
+            found: Any = read_regular(file).decode("utf-8")
         except UnicodeDecodeError:
             raise FormatError(f"{file}: not UTF-8 text") from None
-    found = settings.get("chat_template")
-    for name in ("chat_template.json", "processor_config.json"):
-        if found is None and (folder / name).exists():
-            found = read_json(folder / name).get("chat_template")
-    if isinstance(found, dict):
-        found = found.get("default")
+    else:
+        file, found = folder / "tokenizer_config.json", settings.get("chat_template")
+        for name in ("chat_template.json", "processor_config.json"):
+            if found is None and os.path.lexists(folder / name):
+                file, found = folder / name, read_json(folder / name).get("chat_template")
+    template = found
     if isinstance(found, list):
-        found = next((t.get("template") for t in found if isinstance(t, dict) and t.get("name") == "default"), None)
-    return found if isinstance(found, str) and found else None
+        found = {t["name"]: t.get("template") for t in found if isinstance(t, dict) and isinstance(t.get("name"), str)}
+    if isinstance(found, dict):
+        template = found.get("default")
+    if isinstance(template, str) and template:
+        return template
+    if found is not None:
+        told = f"templates by name: {', '.join(map(repr, found))}" if isinstance(found, dict) else repr(found)[:80]
+        notes.append(f"{file}: no chat template is taken: expected a text, alone or named 'default', found {told}")
+    return None

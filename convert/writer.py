@@ -95,9 +95,10 @@ IMATRIX = gguf_kind("an imatrix", "imatrix", unreadable=False)
 
 def refuse_target(out: Path, force: bool, source: Path, kind: Kind = MODEL) -> None:
     """Raises an Error where a file cannot or must not be written to `out`. See also check_distinct()."""
-    if _set_of(out) == _set_of(source.resolve()):
+    real = Path(os.path.realpath(source))  # resolve() raises at a link to itself
+    if _set_of(out) == _set_of(real):
         raise UsageError(f"{out}: this is the source; call the new file something else")
-    if out.parent == source.resolve() and out.suffix != ".gguf":
+    if out.parent == real and out.suffix != ".gguf":
         raise UsageError(f"{out}: a file inside the source; call it something.gguf")
     check_target(out, kind)
     if out.exists() and not force:

@@ -1,15 +1,56 @@
 /* The tables of formats, expanded from formats.def and unread.def. */
 #include "formats.h"
 
+#include <stdbool.h>
 #include <stddef.h>
 
 #include "blocks.h"
 #include "encode.h"
+#include "tiny.h"
 
 #include "decoders.h"
 
+/* Whether a block's values, as they decode, are worse than zeros: by the errors, or by far too large ones. */
+static bool worse_than_zeros(const float *decoded, const float *values, const float *importance, int32_t n) {
+    double errors = 0.0, squares = 0.0;
+    for (int32_t i = 0; i < n; i++) {
+        const double weight = (double)importance[i], value = (double)values[i];
+        const double error = (double)decoded[i] - value;
+        errors += weight * error * error;
+        squares += weight * value * value;
+    }
+    return errors > squares || far_too_large(decoded, n, largest(values, n));
+}
+
+typedef void encoder(const float *values, void *blocks, int64_t n_blocks, const float *importance);
+
+/* Blocks of tiny values that are worse than zeros become zeros, where errors have weights: without, formats are written as
+ * GGML writes them. */
+static void keep_tiny(const dg_format *f, encoder *encode, const float *values, uint8_t *blocks, int64_t n_blocks,
+                      const float *importance) {
+    enum { MOST_BLOCK = 256 };
+    static const float zeros[MOST_BLOCK];
+    float decoded[MOST_BLOCK];
+    for (int64_t b = 0; importance && f->block > 1 && b < n_blocks; b++) {
+        const float *of = values + b * f->block;
+        uint8_t *block = blocks + b * f->bytes;
+        if (largest(of, f->block) >= TINY) continue;
+        f->decode(block, decoded, 1);
+        if (worse_than_zeros(decoded, of, importance + b * f->block, f->block)) encode(zeros, block, 1, NULL);
+    }
+}
+
 #define DG_ENCODER_0(stem) NULL
-#define DG_ENCODER_1(stem) stem##_encode
+#define DG_ENCODER_1(stem) stem##_keeping
+#define DG_KEEPING_0(stem, at)
+#define DG_KEEPING_1(stem, at)                                                                                   \
+    static void stem##_keeping(const float *values, void *blocks, int64_t n_blocks, const float *importance) { \
+        stem##_encode(values, blocks, n_blocks, importance);                                                   \
+        keep_tiny(dg_format_find(at), stem##_encode, values, blocks, n_blocks, importance);                    \
+    }
+#define DG_FORMAT(NAME, id, stem, block, encodes) DG_KEEPING_##encodes(stem, id)
+#include "formats.def"
+#undef DG_FORMAT
 
 static const dg_format formats[] = {
 #define DG_FORMAT(NAME, id, stem, block, encodes) \

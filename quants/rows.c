@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "formats.h"
+#include "tiny.h"
 
 enum { ROWS = 4 /* side by side, as many as the encoders search at once */, MOST_BLOCK = 256, MOST_BYTES = 2 * MOST_BLOCK };
 
@@ -12,6 +13,7 @@ typedef struct side_by_side {
     float values[ROWS * MOST_BLOCK], importance[ROWS * MOST_BLOCK];
     uint8_t blocks[ROWS * MOST_BYTES];
     double off[ROWS];
+    float most[ROWS]; /* the largest value of each row */
 } side_by_side;
 
 static double absorbed(const float *mean, const float *pull, int64_t n) {
@@ -31,6 +33,11 @@ static void encode_block(const dg_format *f, const float *values, uint8_t *block
     }
     f->encode(s->values, s->blocks, n, s->importance);
     f->decode(s->blocks, s->values, n);
+    for (int64_t r = 0; r < n; r++) { /* a move that is more than all of a tiny row */
+        if (s->most[r] >= TINY || !far_too_large(s->values + r * size, size, s->most[r])) continue;
+        f->encode(values + r * n_cols + at, s->blocks + r * f->bytes, 1, of->importance + at);
+        f->decode(s->blocks + r * f->bytes, s->values + r * size, 1);
+    }
     for (int64_t r = 0; r < n; r++) {
         memcpy(blocks + r * row_bytes + b * f->bytes, s->blocks + r * f->bytes, (size_t)f->bytes);
         for (int64_t j = 0; j < size; j++)
@@ -44,8 +51,9 @@ void dg_encode_rows(const dg_format *f, const float *values, void *blocks, int64
     for (int64_t row = 0; row < n_rows; row += ROWS) {
         side_by_side s = {.off = {0.0}};
         double rest = all;
+        const int64_t n = n_rows - row < ROWS ? n_rows - row : ROWS;
+        for (int64_t r = 0; r < n; r++) s.most[r] = largest(values + (row + r) * n_cols, n_cols);
         for (int64_t b = 0; b < n_blocks; b++) {
-            const int64_t n = n_rows - row < ROWS ? n_rows - row : ROWS;
             encode_block(f, values + row * n_cols, (uint8_t *)blocks + row * n_blocks * f->bytes, n, n_cols, b, of, rest, &s);
             rest -= absorbed(of->mean + b * f->block, of->pull + b * f->block, f->block);
             rest = rest > 0.0 ? rest : 0.0; /* which it is, but for rounding */

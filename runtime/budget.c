@@ -1,6 +1,8 @@
 #include "budget.h"
 
 #include <math.h>
+#include <stdatomic.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -82,11 +84,31 @@ static double least_for(const budget *b, int64_t sessions) {
     return ceil((double)placement_least_ram(&d, 0) / GIB * 100) / 100;
 }
 
-/* Without a budget: memory is taken when it is touched, so that what is too much would end the process, not fail. */
+/* Without a budget memory is taken when it is touched: what is too much would end the process, not fail. So it counts as
+ * taken once it is granted: what all sessions of the process were granted, and what the process held before the first. */
+static _Atomic int64_t granted, before;
+
+/* Bytes of what was granted that nobody has touched yet: all but what the process holds more than before. */
+static int64_t untouched(int64_t of) {
+    const int64_t held = of > 0 ? os_anonymous() - before : 0;
+    return held <= 0 ? of : held < of ? of - held : 0;
+}
+
+/* What is free for a further session; 0 where the system does not tell. */
+static int64_t free_beside(int64_t of) {
+    const int64_t left = dg_memory_free(), taken = untouched(of);
+    return left == 0 ? 0 : left > taken ? left - taken : 1;
+}
+
 static int take_free(int64_t bytes, const char *what, const char *parts, dg_error *error) {
-    const int64_t left = dg_memory_free();
+    const int64_t others = atomic_fetch_add(&granted, bytes);
+    if (others == 0) before = os_anonymous();
+    const int64_t left = free_beside(others), taken = untouched(others);
     if (bytes <= left || left == 0) return DG_OK;
-    return fail(error, DG_ERROR_MEMORY, "%s takes %.2f GiB%s, and %.2f GiB of memory are free", what, (double)bytes / GIB, parts, (double)left / GIB);
+    granted -= bytes;
+    char beside[80] = "";
+    if (taken > 0) snprintf(beside, sizeof beside, " beside %.2f GiB that other sessions may still take", (double)taken / GIB);
+    return fail(error, DG_ERROR_MEMORY, "%s takes %.2f GiB%s, and %.2f GiB of memory are free%s", what, (double)bytes / GIB, parts, (double)left / GIB, beside);
 }
 
 int budget_take(dg_model *m, int64_t bytes, const char *what, const char *parts, dg_error *error) {
@@ -116,6 +138,7 @@ int budget_take(dg_model *m, int64_t bytes, const char *what, const char *parts,
 void budget_give(dg_model *m, int64_t bytes) {
     budget *b = m->budget;
     if (m->vram) vram_give(m, bytes);
+    else if (!b) granted -= bytes;
     if (!b) return;
     monitor_enter(b->m);
     b->taken -= bytes;
@@ -132,7 +155,7 @@ int32_t budget_context(const dg_model *m, int32_t most) {
     const budget *b = m->budget;
     if (m->vram) return vram_context(m, most);
     if (b) monitor_enter(b->m);
-    const int64_t left = b ? 0 : dg_memory_free();
+    const int64_t left = b ? 0 : free_beside(granted);
     int32_t from = 1;
     while (from < most) {
         const int32_t middle = from + (most - from + 1) / 2;

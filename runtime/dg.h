@@ -97,6 +97,8 @@ typedef struct dg_tensor_entry {
     const char *hf;      /* name in checkpoints, or "" */
 } dg_tensor_entry;
 const dg_tensor_entry *dg_tensor_entry_at(int32_t i); /* NULL past the end */
+/* The name in GGUF files of an output head of its own. Here the embedding is the head, under either name. */
+const char *dg_head_name(void);
 /* Dims of entry i in this layer, fastest first, unused ones 1; returns how many there are, 0 where the layer has none. */
 int32_t dg_tensor_dims(int32_t i, const dg_config *config, int32_t layer, int64_t dims[3]);
 
@@ -131,6 +133,7 @@ typedef struct dg_model_options {
     int32_t layers;      /* for measuring: run through the first so many layers alone; 0: all */
     float tolerance;     /* how far self-conditioning may be off for speed, as a part of its length, where a bound of it is
                           * known; 0: 0.001. Negative: it is never left to a bound. Of no effect where exact */
+    bool head_copy;      /* take a file that has the embedding under both names, unread under the second: the caller compares */
 } dg_model_options;
 
 /* Maps a GGUF file, checks every tensor, and makes it ready to run. options may be NULL. DG_ERROR_MEMORY where `ram` is too
@@ -223,7 +226,7 @@ typedef struct dg_file_tensor {
     int32_t n_dims;
     int64_t dims[4]; /* fastest first; unused ones are 1 */
     const uint8_t *data;
-    uint64_t bytes;  /* 0 where nobody knows the type */
+    uint64_t bytes;  /* 0 where nobody knows the type, or its rows are no whole number of blocks */
 } dg_file_tensor;
 bool dg_file_tensor_at(const dg_file *file, int32_t i, dg_file_tensor *out);
 

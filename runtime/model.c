@@ -138,8 +138,8 @@ static int add_end_id(dg_config *c, int64_t id) {
     return true;
 }
 
-/* Files of others name one end id and have no key for the list: the marks that end an answer are added by name. So is such a
- * mark where a file has the list and calls the mark ordinary text: whoever made it did not know it. */
+/* Files of others name one end id and have no key for the list: the marks that end an answer are added by name. Where a file
+ * has the list, the mark that ends the turns of its template is, and any that it calls ordinary text. */
 static int read_end_ids(const gguf *f, const dg_tokenizer *tokenizer, dg_config *c, dg_error *error) {
     const gguf_value *list = gguf_find(f, key_name(KEY_end_token_ids));
     for (uint64_t i = 0; list && i < list->count; i++) {
@@ -149,9 +149,9 @@ static int read_end_ids(const gguf *f, const dg_tokenizer *tokenizer, dg_config 
     const bool listed = c->n_end_ids > 0;
     if (!listed) add_end_id(c, dg_tokenizer_vocab(tokenizer)->eos_id);
     int32_t id;
-    bool as_text;
-    for (int32_t i = 0; tokenizer_end_mark(tokenizer, i, &id, &as_text); i++)
-        if (!listed || as_text) add_end_id(c, id);
+    bool always;
+    for (int32_t i = 0; tokenizer_end_mark(tokenizer, i, &id, &always); i++)
+        if (!listed || always) add_end_id(c, id);
     return DG_OK;
 }
 
@@ -202,12 +202,15 @@ static void free_decoded(struct decoded *copy) {
     }
 }
 
+static bool is_embedding(int32_t i) { return places[i].scope == SCOPE_TOP && places[i].offset == offsetof(top_weights, token_embd); }
+
 /* Binds entry i of one layer into *out; *found says whether the file has it. */
 static int bind(dg_model *m, int32_t i, int32_t l, tensor *out, bool *found, uint8_t *seen, dg_error *error) {
     const gguf *f = m->file;
     char name[128];
     snprintf(name, sizeof name, dg_tensor_entry_at(i)->gguf, l);
     const gguf_tensor *t = gguf_find_tensor(f, name);
+    if (!t && is_embedding(i)) t = gguf_find_tensor(f, strcpy(name, dg_head_name()));
     *found = t != NULL;
     if (!t) return DG_OK;
     seen[t - f->tensors] = 1;
@@ -224,6 +227,9 @@ static int bind(dg_model *m, int32_t i, int32_t l, tensor *out, bool *found, uin
         return fail(error, DG_ERROR_FORMAT, "%s: tensor '%s' is %s, which this build does not read: "
                     "running needs a file of other types",
                     f->path, name, t->format->name);
+    if (dims[0] % t->format->block)
+        return fail(error, DG_ERROR_FORMAT, "%s: tensor '%s': rows of %lld values are no whole number of %s blocks of %d", f->path, name,
+                    (long long)dims[0], t->format->name, t->format->block);
     const int64_t row = dims[0] / t->format->block * t->format->bytes;
     *out = (tensor){t->format, t->data, dims[0], dims[1], dims[2], row, row * dims[1], NULL, 0, NULL, 0, NULL};
     return places[i].any_format || t->format->id == DG_F32 ? DG_OK : decode_floats(m, out, error);
@@ -237,7 +243,16 @@ static void split_gate_up(layer *w, int32_t d_expert) {
     w->ffn_up_exps.data += d_expert * w->ffn_up_exps.row_bytes;
 }
 
-static int bind_all(dg_model *m, dg_error *error) {
+/* A head that the file has beside the embedding. */
+static int refuse_head(const dg_model *m, dg_error *error) {
+    int32_t i = 0;
+    while (!is_embedding(i)) i++;
+    return fail(error, DG_ERROR_FORMAT, "%s: tensor '%s' beside '%s': here the embedding is the output head; dg-convert compares "
+                "them, and makes a file without it where they are equal",
+                m->file->path, dg_head_name(), dg_tensor_entry_at(i)->gguf);
+}
+
+static int bind_all(dg_model *m, bool head_copy, dg_error *error) {
     const gguf *f = m->file;
     const dg_config *c = &m->config;
     if (f->n_tensors > (uint64_t)ENTRIES * (uint64_t)(c->n_layer + 1)) /* each name is looked for among them all */
@@ -262,10 +277,14 @@ static int bind_all(dg_model *m, dg_error *error) {
             }
         }
     }
-    for (uint64_t i = 0; i < f->n_tensors && status == DG_OK; i++)
-        if (!seen[i])
+    for (uint64_t i = 0; i < f->n_tensors && status == DG_OK; i++) {
+        const bool head = gguf_text_is(f->tensors[i].name, dg_head_name());
+        if (seen[i] || (head && head_copy)) continue;
+        if (head) status = refuse_head(m, error);
+        else
             status = fail(error, DG_ERROR_FORMAT, "%s: tensor '%.*s' is not part of a diffusion-gemma model", f->path,
                           (int)(f->tensors[i].name.n < 200 ? f->tensors[i].name.n : 200), f->tensors[i].name.at);
+    }
     for (int32_t l = 0; l < c->n_layer; l++) split_gate_up(&m->layers[l], c->d_expert);
     free(seen);
     return status;
@@ -356,7 +375,7 @@ static int load(dg_model *m, const char *path, const dg_model_options *options, 
     if (status != DG_OK) return status;
     m->layers = calloc((size_t)c->n_layer, sizeof *m->layers);
     if (!m->layers) return fail(error, DG_ERROR_SYSTEM, "%s: no memory", path);
-    status = bind_all(m, error);
+    status = bind_all(m, options && options->head_copy, error);
     if (status != DG_OK) return status;
     const dg_model_options none = {0};
     if (!options) options = &none;

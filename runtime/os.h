@@ -37,6 +37,7 @@ bool os_file_direct(const os_file *file); /* reads go past the page cache */
 int64_t os_file_bytes(const os_file *file);
 int64_t os_granule(void); /* a power of two: of memory that can be given back and of direct reads */
 int64_t os_resident(void); /* bytes of memory that this process takes now */
+int64_t os_anonymous(void); /* of that what is no file's, where the system tells it apart */
 
 /* Zeroed address space whose pages are taken when first written; NULL without memory. */
 void *os_reserve(size_t bytes);

@@ -41,6 +41,11 @@ static int64_t number_behind(const char *path, const char *name) {
     return found;
 }
 
+int64_t os_anonymous(void) {
+    const int64_t kib = number_behind("/proc/self/status", "RssAnon:");
+    return kib < 0 || kib > INT64_MAX / 1024 ? os_resident() : kib * 1024;
+}
+
 static int64_t meminfo(const char *name) {
     const int64_t kib = number_behind("/proc/meminfo", name);
     return kib < 0 || kib > INT64_MAX / 1024 ? -1 : kib * 1024;

@@ -49,6 +49,7 @@ static const dg_effort efforts[] = {
 const dg_key *dg_key_at(int32_t i) { return AT(keys, i); }
 const dg_limit *dg_limit_at(int32_t i) { return AT(limits, i); }
 const dg_tensor_entry *dg_tensor_entry_at(int32_t i) { return AT(tensors, i); }
+const char *dg_head_name(void) { return "output.weight"; }
 const dg_option *dg_option_at(int32_t i) { return AT(options, i); }
 const dg_effort *dg_effort_at(int32_t i) { return AT(efforts, i); }
 

@@ -237,14 +237,14 @@ static int byte_of(gguf_text text) {
 
 /* ---- Marks ---- */
 
-static const struct { uint8_t kind; bool ends; const char *text; } marks[] = {
+static const struct { uint8_t kind, ends; const char *text; } marks[] = {
 #define DG_MARK(kind, ends, text) {kind, ends, text},
 #include "marks.def"
 #undef DG_MARK
 };
-enum { MARKS = sizeof marks / sizeof *marks };
+enum { MARKS = sizeof marks / sizeof *marks, IF_WRITTEN = 2 };
 
-/* Whether a file calls a token ordinary text. */
+/* Whether a kind that a file gives a token makes it ordinary text. */
 static bool text_kind(int64_t kind, gguf_text text) {
     return kind == NORMAL || kind == UNUSED || (kind == BYTE && byte_of(text) < 0);
 }
@@ -268,11 +268,13 @@ static int32_t find_mark(const dg_tokenizer *t, int32_t i) {
     return markup ? -1 : tokenizer_find(t, marks[i].text);
 }
 
-bool tokenizer_end_mark(const dg_tokenizer *t, int32_t i, int32_t *id, bool *as_text) {
+bool tokenizer_end_mark(const dg_tokenizer *t, int32_t i, int32_t *id, bool *always) {
     int64_t kind = NORMAL;
     if (i >= MARKS) return false;
     *id = marks[i].ends ? find_mark(t, i) : -1;
-    *as_text = *id >= 0 && gguf_element(t->types, (uint64_t)*id, &kind) && text_kind(kind, text_of(t, *id));
+    const bool as_text = *id >= 0 && gguf_element(t->types, (uint64_t)*id, &kind) && text_kind(kind, text_of(t, *id));
+    const bool written = t->chat_template != NULL && strstr(t->chat_template, marks[i].text) != NULL;
+    *always = as_text || (*id >= 0 && marks[i].ends == IF_WRITTEN && written);
     return true;
 }
 
@@ -447,12 +449,15 @@ static int read_all(const gguf *file, dg_tokenizer *t, dg_error *error) {
     if (status == DG_OK) status = read_merges(file, t, error);
     if (status == DG_OK) status = read_template(file, t, error);
 
-    const struct { enum key key; int32_t *id; } ids[] = {
-        {KEY_bos_id, &t->vocab.bos_id}, {KEY_eos_id, &t->vocab.eos_id}, {KEY_unk_id, &t->vocab.unk_id},
-        {KEY_pad_id, &t->vocab.pad_id}, {KEY_mask_id, &t->vocab.mask_id},
+    const struct { enum key key; const char *usual; int32_t *id; } ids[] = {
+        {KEY_bos_id, "<bos>", &t->vocab.bos_id}, {KEY_eos_id, "<eos>", &t->vocab.eos_id},
+        {KEY_unk_id, "<unk>", &t->vocab.unk_id}, {KEY_pad_id, "<pad>", &t->vocab.pad_id},
+        {KEY_mask_id, "<mask>", &t->vocab.mask_id},
     };
-    for (size_t i = 0; i < sizeof ids / sizeof *ids && status == DG_OK; i++)
+    for (size_t i = 0; i < sizeof ids / sizeof *ids && status == DG_OK; i++) {
         status = read_id(file, ids[i].key, t->vocab.n_vocab, ids[i].id, error);
+        if (*ids[i].id < 0) *ids[i].id = tokenizer_find(t, ids[i].usual); /* Gemma's, where a file lacks the key */
+    }
     if (status != DG_OK) return status;
 
     for (int byte = 0; byte < 256 && t->vocab.unk_id < 0; byte++)

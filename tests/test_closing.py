@@ -5,6 +5,8 @@ from __future__ import annotations
 import gc
 import subprocess
 import sys
+import threading
+import time
 import weakref
 from pathlib import Path
 
@@ -27,6 +29,40 @@ def test_closing_beside_every_method_frees_nothing_that_is_in_use(name: str) -> 
     done = subprocess.run([sys.executable, script, name], capture_output=True, text=True, timeout=LONG, check=False)
     assert done.returncode == 0, f"status {done.returncode}\n{done.stdout}{done.stderr[-4000:]}"
     assert int(done.stdout.split()[0]) > 0
+
+
+@pytest.mark.parametrize("whose", ["model", "session"])
+def test_a_session_that_is_being_closed_is_not_told_to_be_in_use(whose: str) -> None:
+    """Closing waits for the thread that is inside; meanwhile another one comes."""
+    with dgemma.Model(threads=1) as model:
+        session = model.session(64)
+        inside, leave = threading.Event(), threading.Event()
+
+        def stay() -> None:
+            with session._use():
+                inside.set()
+                leave.wait(60)
+
+        with pytest.raises(dgemma.Error, match="in use by another thread"):
+            threads = [threading.Thread(target=stay, daemon=True)]
+            threads[0].start()
+            inside.wait(60)
+            session.rewind(0)
+        threads.append(threading.Thread(target=(model if whose == "model" else session).close, daemon=True))
+        threads[1].start()
+        for _ in range(60_000):
+            if "closed" in repr(model) if whose == "model" else session._closing:
+                break
+            time.sleep(0.001)
+        try:
+            with pytest.raises(dgemma.Error, match=f"this {whose} is closed"):
+                session.rewind(0)
+        finally:
+            leave.set()
+            for thread in threads:
+                thread.join()
+        with pytest.raises(dgemma.Error, match="this session is closed"):
+            session.rewind(0)
 
 
 def test_an_object_is_freed_when_its_last_pointer_is_dropped() -> None:

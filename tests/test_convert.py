@@ -514,6 +514,33 @@ def test_a_chat_template_is_found_wherever_checkpoints_keep_it(place: str, tmp_p
     assert (field and field.contents()) == (None if place == "nowhere" else "yes")
 
 
+RAG, TOOL_USE = ({"name": name, "template": "no"} for name in ("rag", "tool_use"))
+UNTAKEN: list[tuple[Any, str]] = [
+    ([RAG, TOOL_USE], "templates by name: 'rag', 'tool_use'"),
+    ({"rag": "no"}, "templates by name: 'rag'"),
+    ([{"name": "default", "template": 5}], "templates by name: 'default'"),
+    ([], "templates by name: "),
+    (5, "5"),
+    ("", "''"),
+]
+UNTAKEN_IN = [(n, *case) for n in ("tokenizer_config.json", "chat_template.json") for case in UNTAKEN]
+
+
+@pytest.mark.parametrize(("name", "template", "found"), [*UNTAKEN_IN, ("chat_template.jinja", None, "''")])
+def test_a_chat_template_that_cannot_be_taken_is_told(
+    name: str, template: Any, found: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_checkpoint(tmp_path / "in", layers=1, chat_template=None)
+    if template is None:
+        (tmp_path / "in" / name).touch()
+    else:
+        write_json(tmp_path / "in" / name, {"chat_template": template})
+    status, _, err = run(capsys, tmp_path / "in", "-o", tmp_path / "out.gguf")
+    told = f"{name}: no chat template is taken: expected a text, alone or named 'default', found {found}\n"
+    assert status == 0 and told in err, err
+    assert dgemma.Tokenizer.from_gguf(tmp_path / "out.gguf").chat_template is None
+
+
 def train_sentencepiece(file: Path, **options: Any) -> Any:
     sentencepiece = pytest.importorskip("sentencepiece")
     arguments: dict[str, Any] = {
@@ -588,6 +615,39 @@ def test_a_sentencepiece_model_of_another_kind_is_refused(
         train_sentencepiece(spm_checkpoint / "tokenizer.model", **options)
     err = refused(capsys, 1, spm_checkpoint, "-o", spm_checkpoint / "out.gguf")
     assert "tokenizer.model" in err and complaint in err
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("tokenizer_config.json", {"extra_special_tokens": ["\u2581the"]}),
+        ("tokenizer_config.json", {"mask_token": {"content": "<mask>", "lstrip": True}}),
+        ("special_tokens_map.json", {"sep_token": "\u2581the"}),
+        ("added_tokens.json", {"\u2581the": None}),
+    ],
+)
+def test_tokens_that_other_files_add_to_a_sentencepiece_model_are_refused(
+    name: str, content: Any, spm_checkpoint: Path, capsys: Any
+) -> None:
+    pieces = train_sentencepiece(spm_checkpoint / "tokenizer.model")
+    write_json(
+        spm_checkpoint / "special_tokens_map.json", {"bos_token": "<bos>", "additional_special_tokens": ["<|turn>"]}
+    )
+    convert(spm_checkpoint, spm_checkpoint / "out.gguf", "q8_0", force=True)
+    if None in content.values():
+        content = dict.fromkeys(content, pieces.piece_to_id("\u2581the"))
+    write_json(spm_checkpoint / name, content)
+    err = refused(capsys, 1, spm_checkpoint, "-o", spm_checkpoint / "out.gguf", "--force")
+    assert "another token than in tokenizer.model is made of" in err
+
+
+def test_a_sentencepiece_model_without_bytes_is_told_of(spm_checkpoint: Path, capsys: Any) -> None:
+    pieces = train_sentencepiece(spm_checkpoint / "tokenizer.model", byte_fallback=False, vocab_size=90)
+    status, _, err = run(capsys, spm_checkpoint, "-o", spm_checkpoint / "out.gguf")
+    assert status == 0 and "tokenizer.model: no tokens of bytes: characters that are no token become <unk>" in err
+    tokenizer = dgemma.Tokenizer.from_gguf(spm_checkpoint / "out.gguf")
+    for text in ("the quick", "\u00fc the \u4f60\u597d", "fox\u00fc\u00fc"):
+        assert tokenizer.encode(text) == pieces.encode(text), text
 
 
 def test_without_sentencepiece_one_line_says_what_to_install(

@@ -166,8 +166,8 @@ def test_who_asks_it_to_end_finds_nothing(how: signal.Signals, split: str | None
 
 def test_a_dead_runs_temporary_is_removed_and_a_living_ones_is_not(folder: Path, tmp_path: Path) -> None:
     out, seen = tmp_path / "out.gguf", []
-    assert dies_before(20, lambda: convert(folder, out, "q8_0", threads=1))
-    [dead] = leftovers(tmp_path)
+    endings = deaths(lambda: convert(folder, out, "q8_0", threads=1), least=5)
+    dead = next(left[0] for _ in endings if (left := leftovers(tmp_path)))
 
     def second(done: int, total: int) -> None:
         if not seen:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -129,23 +130,100 @@ def test_a_checkpoint_that_says_it_is_untied_is_refused(folder: Path, tmp_path: 
         convert(folder, tmp_path / "out.gguf", "bf16")
 
 
-def test_a_gguf_file_with_a_head_of_its_own_is_refused(folder: Path, tmp_path: Path) -> None:
-    convert(folder, tmp_path / "in.gguf", "bf16")
-    source = gguf.GGUFReader(tmp_path / "in.gguf")
-    writer = gguf.GGUFWriter(tmp_path / "head.gguf", "diffusion-gemma")
+Tensors = dict[str, tuple[np.ndarray, gguf.GGMLQuantizationType]]
+
+
+def gguf_with(folder: Path, out: Path, change: Callable[[Tensors], object]) -> Path:
+    """A GGUF file of a checkpoint, with other tensors."""
+    convert(folder, out.with_suffix(".in.gguf"), "bf16")
+    source = gguf.GGUFReader(out.with_suffix(".in.gguf"))
+    writer = gguf.GGUFWriter(out, "diffusion-gemma")
     for name, field in source.fields.items():
         if not name.startswith("GGUF.") and name != "general.architecture":
             kinds = field.types
             writer.add_key_value(name, field.contents(), kinds[0], sub_type=kinds[-1] if len(kinds) > 1 else None)
-    for tensor in source.tensors:
-        for name in (tensor.name, *(["output.weight"] if tensor.name == "token_embd.weight" else [])):
-            writer.add_tensor(name, tensor.data, raw_dtype=tensor.tensor_type)
+    tensors: Tensors = {tensor.name: (np.array(tensor.data), tensor.tensor_type) for tensor in source.tensors}
+    change(tensors)
+    for name, (data, kind) in tensors.items():
+        writer.add_tensor(name, data, raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    with pytest.raises(dgemma.FormatError, match=r"output\.weight"):
-        convert(tmp_path / "head.gguf", tmp_path / "out.gguf", "q8_0")
+    return out
+
+
+OWN_HEAD, TABLE = "output.weight", "token_embd.weight"
+Kind = gguf.GGMLQuantizationType
+
+
+def as_kind(kind: gguf.GGMLQuantizationType, tensors: Tensors) -> np.ndarray:
+    """The embedding in another type."""
+    return gguf.quants.quantize(gguf.quants.dequantize(*tensors[TABLE]), kind)
+
+
+@pytest.mark.parametrize("kind", [Kind.BF16, Kind.F32])
+def test_a_gguf_file_with_its_embedding_as_a_head_too_converts(
+    kind: gguf.GGMLQuantizationType, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = gguf_with(folder, tmp_path / "m.gguf", lambda t: t.update({OWN_HEAD: (as_kind(kind, t), kind)}))
+    convert(tmp_path / "m.in.gguf", tmp_path / "expected.gguf", "q8_0")
+    done = convert(source, tmp_path / "out.gguf", "q8_0", verify=True)
+    assert len(done.plan.copies) == 1
+    assert (tmp_path / "out.gguf").read_bytes() == (tmp_path / "expected.gguf").read_bytes()
+    with pytest.raises(dgemma.FormatError, match=f"'{OWN_HEAD}' beside '{TABLE}': .* dg-convert compares them"):
+        dgemma.Model(source)
+
+
+def test_a_gguf_file_with_quantised_copies_is_compared_by_values(folder: Path, tmp_path: Path) -> None:
+    def change(tensors: Tensors) -> None:
+        data = as_kind(Kind.Q8_0, tensors)
+        tensors[TABLE] = (data, Kind.Q8_0)
+        tensors[OWN_HEAD] = (gguf.quants.dequantize(data, Kind.Q8_0), Kind.F32)
+
+    source = gguf_with(folder, tmp_path / "m.gguf", change)
+    convert(source, tmp_path / "out.gguf", "q8_0")
+    with dgemma.Model(tmp_path / "out.gguf", threads=1) as model:
+        assert model.config.n_layer > 0
+
+
+def test_a_gguf_file_with_a_head_of_its_own_is_refused(folder: Path, tmp_path: Path) -> None:
+    def differ(tensors: Tensors) -> None:
+        data = as_kind(Kind.F32, tensors)
+        data[3, 5] += 1
+        tensors[OWN_HEAD] = (data, Kind.F32)
+
+    def shorter(tensors: Tensors) -> None:
+        tensors[OWN_HEAD] = (as_kind(Kind.F32, tensors)[1:], Kind.F32)
+
+    def unread(tensors: Tensors) -> None:
+        rows, columns = as_kind(Kind.F32, tensors).shape
+        tensors[OWN_HEAD] = (np.zeros((rows, columns // 32 * 17), np.uint8), Kind.MXFP4)
+
+    for change, why in ((differ, r"at \[3, 5\] it is "), (shorter, "found F32 "), (unread, "found MXFP4 ")):
+        source = gguf_with(folder, tmp_path / "m.gguf", change)
+        with pytest.raises(dgemma.FormatError, match=rf"tensor output\.weight must equal token_embd\.weight, .*{why}"):
+            convert(source, tmp_path / "out.gguf", "q8_0")
+        assert not (tmp_path / "out.gguf").exists()
+        (tmp_path / "m.in.gguf").unlink()
+
+
+def test_a_gguf_file_with_the_head_alone_runs_and_converts(folder: Path, tmp_path: Path) -> None:
+    source = gguf_with(folder, tmp_path / "m.gguf", lambda t: t.update({OWN_HEAD: t.pop(TABLE)}))
+    convert(tmp_path / "m.in.gguf", tmp_path / "expected.gguf", "q8_0")
+    convert(source, tmp_path / "out.gguf", "q8_0", verify=True)
+    assert (tmp_path / "out.gguf").read_bytes() == (tmp_path / "expected.gguf").read_bytes()
+    answers = []
+    for path in (source, tmp_path / "m.in.gguf"):
+        with dgemma.Model(path, threads=1) as model:
+            answers.append(model.generate("Hi", steps=3, max_tokens=32).ids)
+    assert answers[0] == answers[1]
+
+
+def test_a_gguf_file_without_either_lacks_the_embedding(folder: Path, tmp_path: Path) -> None:
+    source = gguf_with(folder, tmp_path / "m.gguf", lambda t: t.pop(TABLE))
+    with pytest.raises(dgemma.FormatError, match=f"tensor '{TABLE}' is missing"):
+        dgemma.Model(source)
 
 
 FLOATS = ["bf16", "f16", "f32"]

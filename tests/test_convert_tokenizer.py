@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -12,16 +13,15 @@ from typing import Any
 import gguf
 import pytest
 from checkpoints import write_checkpoint, write_json
-from converting import edit_json, run
+from converting import edit_json, refused, run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer as Reference
 
 import dgemma
 from dgemma.convert.config import read_config
-from dgemma.convert.metadata import metadata
+from dgemma.convert.opening import open_vocabulary
 from dgemma.convert.tokenizer import read_vocabulary
-from dgemma.convert.writer import header
 
 SPACE = "\u2581"
 SPLIT_TEXT = "why <|think|> the sky"
@@ -52,20 +52,21 @@ def plain(folder: Path) -> dict[str, Any]:
 def tokenizer_of(folder: Path) -> dgemma.Tokenizer:
     """The runtime's tokenizer of a checkpoint's files."""
     config = read_config(folder)
-    vocabulary = read_vocabulary(folder, config.values["n_vocab"], config.special_ids)
-    with tempfile.TemporaryDirectory() as name:
-        file = Path(name) / "vocabulary.gguf"
-        file.write_bytes(header(metadata(config, vocabulary, [], 0), []))
-        return dgemma.Tokenizer.from_gguf(file)
+    return open_vocabulary(config, read_vocabulary(folder, config.values["n_vocab"], config.special_ids))
 
 
-def with_tokenizer(folder: Path, top: dict[str, Any], **tokenizer_config: Any) -> dgemma.Tokenizer:
+def with_tokenizer(
+    folder: Path, top: dict[str, Any], beside: dict[str, Any] | None = None, **tokenizer_config: Any
+) -> dgemma.Tokenizer:
+    """beside: further files, by name."""
     with tempfile.TemporaryDirectory() as name:
         other = Path(name)
         (other / "config.json").write_bytes((folder / "config.json").read_bytes())
         write_json(other / "tokenizer.json", top)
         found = json.loads((folder / "tokenizer_config.json").read_text())
         write_json(other / "tokenizer_config.json", found | tokenizer_config)
+        for name, value in (beside or {}).items():
+            write_json(other / name, value)
         return tokenizer_of(other)
 
 
@@ -246,6 +247,20 @@ def flag(text: str, **flags: Any) -> Change:
     return change
 
 
+def rename(text: str) -> Change:
+    """Gives an unused token another text."""
+
+    def change(top: dict[str, Any]) -> None:
+        vocab = top["model"]["vocab"]
+        vocab[text] = vocab.pop(next(token for token in vocab if token.startswith("<unused")))
+
+    return change
+
+
+def not_added(text: str) -> Change:
+    return lambda top: top.update(added_tokens=[entry for entry in top["added_tokens"] if entry["content"] != text])
+
+
 def all_normalized(top: dict[str, Any]) -> None:
     for entry in top["added_tokens"]:
         entry["normalized"] = True
@@ -257,6 +272,11 @@ CHANGES: dict[str, Change] = {
     "newlines and letters": merge("k", "\n"),
     "newlines and letters last": merge("\n\n", SPACE, first=False),
     "newlines otherwise": without_merge("\n", "\n"),
+    "one byte": lambda top: [top["model"]["vocab"].pop(f"<0x{i:02X}>") for i in range(256) if i != 0x41],
+    "all bytes but one": lambda top: top["model"]["vocab"].pop("<0x41>"),
+    "an added byte": flag("<0x41>"),
+    "an added byte, not normalized": flag("<0x41>", normalized=False),
+    "an added byte, special": flag("<0x41>", special=True, normalized=False),
     "bytes merged": merge("<0xE4>", "<0xBD>"),
     "lstrip": flag("<|think|>", lstrip=True),
     "rstrip": flag("<|think|>", rstrip=True),
@@ -269,6 +289,8 @@ CHANGES: dict[str, Change] = {
     "added with a space, normalized": flag(SPACE + "the"),
     "added newlines": flag("\n\n", normalized=False),
     "added with a mark": lambda top: (merge("x", "<|turn>")(top), flag("x<|turn>")(top)),
+    "a mark is text": not_added("<|turn>"),
+    "text that is a mark": rename("<|x|>"),
     "added with half a mark": lambda top: (merge("x", "<|t")(top), flag("x<|t")(top)),
 }
 
@@ -319,8 +341,45 @@ def test_each_change_of_tokens_and_merges_is_known_or_refused(name: str, folder:
     top = copy.deepcopy(plain)
     CHANGES[name](top)
     harmless = {"normalized", "all normalized", "added letters", "added letters, not normalized", "added newlines"}
-    harmless |= {"no bytes", "some bytes", "added with a space"}
+    harmless |= {"no bytes", "added with a space"}
     assert refused_or_equal(folder, top) is (name in harmless)
+
+
+MARKS = ["<|foo|>", "<|foo>", "<foo|>", "<|im_end|>", "<end_of_turn>", "<start_of_turn>", "<|endoftext|>", "<EOT>"]
+UNADDED = ["<|turn>", "<turn|>", "<|think|>", "<|tool_call>", '<|"|>']
+
+
+@pytest.mark.parametrize("text", MARKS + UNADDED)
+def test_a_mark_that_is_ordinary_text_in_the_vocabulary_is_refused(
+    text: str, folder: Path, plain: dict[str, Any]
+) -> None:
+    """`tokenizers` takes such texts apart, or merges them; the runtime takes them as what they look like."""
+    top = copy.deepcopy(plain)
+    (not_added if text in UNADDED else rename)(text)(top)
+    i = top["model"]["vocab"][text]
+    named = f"tokenizer.json: token {i}, {text!r}, is ordinary text there, and a mark in the runtime"
+    with pytest.raises(dgemma.FormatError, match=re.escape(named)):
+        with_tokenizer(folder, top)
+    if text in MARKS:  # as one that is added it is taken
+        flag(text, special=True, normalized=False)(top)
+        equal(with_tokenizer(folder, top), top, [*TEXTS, f"x{text}y"])
+
+
+@pytest.mark.parametrize("text", ["</s>", "<|a b|>", "<||>", "<||", "<|\u65e5|>", "<b>", "<h1>"])
+def test_what_only_resembles_a_mark_is_text(text: str, folder: Path, plain: dict[str, Any]) -> None:
+    """`</s>` is HTML in Gemma's vocabulary."""
+    top = copy.deepcopy(plain)
+    rename(text)(top)
+    equal(with_tokenizer(folder, top), top, [*TEXTS, f"x{text}y"])
+
+
+def test_what_the_runtime_does_not_read_is_refused_before_any_weight_is_read(tmp_path: Path, capsys: Any) -> None:
+    write_checkpoint(tmp_path / "in", layers=1)
+    edit_json(tmp_path / "in" / "tokenizer.json", rename("x" * 1500))
+    for more in (["-o", tmp_path / "out.gguf"], ["--dry-run"]):
+        err = refused(capsys, 1, tmp_path / "in", *more)
+        assert "in/tokenizer.json: token " in err and "has 1500 bytes, more than the 1024" in err
+    assert not (tmp_path / "out.gguf").exists()
 
 
 @given(st.data())
@@ -378,6 +437,109 @@ def test_tokens_that_settings_call_special_are_special(
     ours = with_tokenizer(folder, plain, **settings)
     assert ours.encode("the sky") == [*ours.encode("the "), i] != with_tokenizer(folder, plain).encode("the sky")
     assert ours.decode([i]) == ""
+
+
+# ---- special_tokens_map.json and added_tokens.json, of older checkpoints ----
+
+MAP, ADDED = "special_tokens_map.json", "added_tokens.json"
+NORMALIZED = {"content": "the", "lstrip": False, "rstrip": False, "single_word": False, "normalized": False}
+# tokenizer_config.json, the other file, its content, and which of "the" and "sky" is a token added by it. As
+# transformers 5.24 does, which these were tried with.
+OLDER: list[tuple[dict[str, Any], str, dict[str, Any], str]] = [
+    ({}, MAP, {"additional_special_tokens": ["the"]}, "the"),
+    ({}, MAP, {"extra_special_tokens": ["the"]}, "the"),
+    ({}, MAP, {"extra_special_tokens": {"a_token": "the"}}, "the"),
+    ({}, MAP, {"sep_token": "the"}, "the"),
+    ({}, MAP, {"cls_token": NORMALIZED}, "the"),
+    ({"sep_token": "sky"}, MAP, {"sep_token": "the"}, "the"),
+    ({"extra_special_tokens": ["sky"]}, MAP, {"additional_special_tokens": ["the"]}, "sky"),
+    ({"additional_special_tokens": ["sky"]}, MAP, {"additional_special_tokens": ["the"]}, "sky"),
+    ({"extra_special_tokens": ["sky"]}, MAP, {"extra_special_tokens": ["the"]}, "the sky"),
+    ({"extra_special_tokens": {"s_token": "sky"}}, MAP, {"additional_special_tokens": ["the"]}, "the sky"),
+    ({"extra_special_tokens": ["sky"]}, MAP, {"extra_special_tokens": {"a_token": "the"}}, "the"),
+    ({"added_tokens_decoder": {}}, MAP, {"additional_special_tokens": ["the"]}, ""),
+    ({}, ADDED, {"the": 372}, "the"),
+    ({}, ADDED, {"<|think|>": 7, "<bos>": 2, "sky": 375}, "sky"),
+    ({"added_tokens_decoder": {}}, ADDED, {"the": 372}, ""),
+]
+
+
+@pytest.mark.parametrize(("settings", "name", "content", "added"), OLDER)
+def test_older_files_add_tokens_as_in_transformers(
+    settings: dict[str, Any], name: str, content: Any, added: str, folder: Path, plain: dict[str, Any]
+) -> None:
+    expected = copy.deepcopy(plain)
+    for word in added.split():
+        flag(word, special=name == MAP, normalized=name == ADDED)(expected)
+    ours = with_tokenizer(folder, plain, {name: content}, **settings)
+    equal(ours, expected)
+    for word in ("the", "sky"):
+        assert (ours.decode([plain["model"]["vocab"][word]]) == "") is (word in added and name == MAP)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "complaint"),
+    [
+        (MAP, {"pad_token": "<new>"}, "pad_token is '<new>', which is no token of the vocabulary"),
+        (MAP, {"a_token": {"lstrip": True}}, "a special token without a text"),
+        (ADDED, {"the": 373}, "'the' has id 373, and 372 in the vocabulary"),
+        (ADDED, {"<new>": 512}, "'<new>' has id 512, and None in the vocabulary"),
+        (ADDED, {"the": "372"}, "'the' has id '372', and 372 in the vocabulary"),
+        (ADDED, [], "expected a JSON object, found a list"),
+    ],
+)
+def test_older_files_that_would_need_other_ids_are_refused(
+    name: str, content: Any, complaint: str, folder: Path, plain: dict[str, Any]
+) -> None:
+    with pytest.raises(dgemma.FormatError) as refusal:
+        with_tokenizer(folder, plain, {name: content})
+    assert f"/{name}: {complaint}" in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "key"),
+    [
+        (MAP, {"additional_special_tokens": ["<new>"]}, "extra_special_tokens"),
+        (MAP, {"sep_token": "<new>"}, "sep_token"),
+        ("tokenizer_config.json", {"sep_token": "<new>"}, "sep_token"),
+        ("tokenizer_config.json", {"extra_special_tokens": {"a_token": "<new>"}}, "a_token"),
+    ],
+)
+def test_a_special_token_that_is_no_token_is_told_and_refused_where_it_would_get_an_id(
+    name: str, content: Any, key: str, tmp_path: Path, capsys: Any
+) -> None:
+    write_checkpoint(tmp_path / "in", layers=1)
+    write_json(tmp_path / "in" / name, content)
+    told = f"{name}: {key} is '<new>', which is no token of the vocabulary"
+    _, out, _ = run(capsys, tmp_path / "in", "--dry-run")
+    assert told in out
+    edit_json(tmp_path / "in" / "tokenizer.json", lambda t: t["model"]["vocab"].pop("<unused0>"))
+    assert told in refused(capsys, 1, tmp_path / "in", "--dry-run")
+
+
+def test_another_beginning_token_in_an_older_file_is_refused(folder: Path, plain: dict[str, Any]) -> None:
+    with pytest.raises(dgemma.FormatError, match=r"puts \['<bos>'\] around a text; the runtime puts '<eos>' before"):
+        with_tokenizer(folder, plain, {MAP: {"bos_token": "<eos>"}})
+    with_tokenizer(folder, plain, {MAP: {"bos_token": "<bos>"}}, bos_token="the")
+
+
+# ---- whose program it is ----
+
+
+@pytest.mark.parametrize("found", [None, "PreTrainedTokenizerFast", "TokenizersBackend", "GemmaTokenizer"])
+def test_classes_that_do_what_tokenizer_json_says_are_taken(found: Any, folder: Path, plain: dict[str, Any]) -> None:
+    equal(with_tokenizer(folder, plain, tokenizer_class=found), plain)
+
+
+@pytest.mark.parametrize("found", ["LlamaTokenizerFast", "CodeLlamaTokenizer", "GPT2TokenizerFast", "Qwen2Tokenizer"])
+def test_classes_that_do_otherwise_are_refused_by_name(found: Any, folder: Path, plain: Any, tmp_path: Path) -> None:
+    """transformers makes the steps of these anew, whatever tokenizer.json says."""
+    with pytest.raises(dgemma.FormatError, match=f"tokenizer_config.json: tokenizer_class is {found!r}"):
+        with_tokenizer(folder, plain, tokenizer_class=found)
+    config = json.loads((folder / "config.json").read_text()) | {"tokenizer_class": found}
+    with pytest.raises(dgemma.FormatError, match=f"/config.json: tokenizer_class is {found!r}"):
+        with_tokenizer(folder, plain, {"config.json": config}, tokenizer_class=None)
+    with_tokenizer(folder, plain, {"config.json": config}, tokenizer_class="GemmaTokenizerFast")
 
 
 def test_the_unknown_token_is_the_models(folder: Path, plain: dict[str, Any]) -> None:

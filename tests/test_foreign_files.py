@@ -129,6 +129,45 @@ def test_a_type_that_nobody_knows_is_told_by_its_number(
     assert f"tensor '{WEIGHT}' is of type number 777" in run.refused(capsys, 1, tmp_path / "other.gguf", "-p", "a")
 
 
+WIDE = [kind for kind in Type if gguf.GGML_QUANT_SIZES[kind][0] > 32]
+
+
+@pytest.mark.parametrize("kind", WIDE, ids=[kind.name for kind in WIDE])
+def test_rows_that_are_no_whole_number_of_blocks_are_told_as_any_other_type(
+    kind: Type, plain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its rows have 32 values."""
+    data = plain.read_bytes()
+    at = data.index(WEIGHT.encode()) + len(WEIGHT) + 4 + 2 * 8  # behind n_dims and the dims
+    (other := tmp_path / "other.gguf").write_bytes(data[:at] + struct.pack("<I", kind) + data[at + 4 :])
+    whole, told = facts(plain), facts(other)
+    for part in ("config", "tokenizer", "chat_template", "metadata"):
+        assert told[part] == whole[part], part
+    (tensor,) = (t for t in told["tensors"] if t["name"] == WEIGHT)
+    assert (tensor["format"], tensor["bytes"]) == (kind.name, 0) and not told["runs"]
+    ours = formats.type_of(int(kind)).decodes
+    block = gguf.GGML_QUANT_SIZES[kind][0]
+    why = f": rows of 32 values are no whole number of {kind.name} blocks of {block}" if ours else f" is {kind.name}, "
+    refusal = f"{other}: tensor '{WEIGHT}'{why}"
+    assert refusal in told["refusal"] and refusal in run.refused(capsys, 1, other, "-p", "a")
+    assert kind.name in info.run(capsys, other)[1]
+    with pytest.raises(dgemma.FormatError, match=kind.name):
+        convert(other, tmp_path / "out.gguf", "q8_0")
+
+
+@pytest.mark.parametrize("version", [1, 2, 3])
+def test_a_big_endian_file_is_told_as_one(version: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    writer = gguf.GGUFWriter(tmp_path / "big.gguf", "diffusion-gemma", endianess=gguf.GGUFEndian.BIG)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    data = (tmp_path / "big.gguf").read_bytes()
+    (tmp_path / "big.gguf").write_bytes(data[:4] + struct.pack(">I", version) + data[8:])
+    for command, more in ((info, ()), (run, ("-p", "a"))):
+        err = command.refused(capsys, 1, tmp_path / "big.gguf", *more)
+        assert "big.gguf: a big-endian GGUF file; this build reads little-endian ones" in err
+
+
 # ---- Norms, scales and the router in any format ----
 
 SMALL = [f for f in formats.all_formats() if f.encodes and f.block <= 32 and f.name != "F32"]
@@ -235,13 +274,43 @@ def test_what_is_no_gguf_file_is_told_for_what_it_is(tmp_path: Path, capsys: pyt
             assert f"{name}: not a GGUF file but {what}" in err
 
 
+# ---- Pairs that do not turn ----
+
+
+@pytest.mark.parametrize(("kind", "off"), [(Type.F16, np.inf), (Type.BF16, 1e30), (Type.F32, np.inf)])
+def test_what_switches_a_pair_off_is_1e30_or_infinity(kind: Type, off: float, plain: Path, tmp_path: Path) -> None:
+    """1e30 stored as F16 is infinity."""
+    name, factors = "rope_freqs.weight", np.where(np.arange(16) % 2, np.float32(1), np.float32(1e30))
+    usual = rewritten(plain, tmp_path / "usual.gguf", {name: (factors, Type.F32)})
+    stored = gguf.quants.quantize(np.where(factors > 1, np.float32(off), factors), kind)
+    other = rewritten(plain, tmp_path / "other.gguf", {name: (stored, kind)})
+    expected = logits_of(usual)
+    assert not np.array_equal(expected[0], logits_of(plain)[0])
+    for path in (other, tmp_path / "out.gguf"):
+        for ours, theirs in zip(logits_of(path), expected, strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+        if path == other:
+            convert(other, tmp_path / "out.gguf", "f32", verify=True)
+    with File(tmp_path / "out.gguf") as file:
+        (tensor,) = (t for t in file.tensors if t.name == name)
+        np.testing.assert_allclose(tensor.format.decode(tensor.data), factors, rtol=0.01)
+
+
+@pytest.mark.parametrize("value", [np.nan, -np.inf])
+def test_other_factors_that_are_not_finite_are_refused(value: float, plain: Path, tmp_path: Path) -> None:
+    factors = np.full(16, value, np.float32)
+    other = rewritten(plain, tmp_path / "other.gguf", {"rope_freqs.weight": (factors, Type.F32)})
+    with pytest.raises(dgemma.FormatError, match=r"rope_freqs.weight holds -?(nan|inf) at .* not finite"):
+        convert(other, tmp_path / "out.gguf", "f32")
+
+
 # ---- Marks that a file calls text, and ends ----
 
 TURN = TOKENS.index("<turn|>")
 
 
-def with_ends(folder: Path, kind: int, ends: Sequence[int] | None) -> Path:
-    """A model of random weights; `kind` is what its file calls <turn|>."""
+def with_ends(folder: Path, kind: int, ends: Sequence[int] | None, written: bool = False) -> Path:
+    """A model of random weights; `kind` is what its file calls <turn|>. written: by its chat template."""
     path = folder / f"ends-{kind}-{'none' if ends is None else len(ends)}.gguf"
     types = [kind if token == "<turn|>" else t for token, t in zip(TOKENS, TYPES, strict=True)]
     write_model(path, Type.F32, layers=1, types=types)
@@ -251,23 +320,54 @@ def with_ends(folder: Path, kind: int, ends: Sequence[int] | None) -> Path:
         data = data.replace(key, key[:-1] + b"z")
     else:
         data = data[:at] + struct.pack("<2i", *(2 * list(ends))[:2]) + data[at + 8 :]
+    if written:
+        template = b"{{ messages[0].content }}"
+        assert data.count(template) == 1
+        data = data.replace(template, b"{{ messages }}<turn|>".ljust(len(template)))
     path.write_bytes(data)
     return path
 
 
+@pytest.mark.parametrize("written", [True, False], ids=["in the template", "not there"])
 @pytest.mark.parametrize("kind", [1, 3, 4, 5, 6])
 @pytest.mark.parametrize("ends", [None, (1, TURN), (1,)], ids=["no list", "listed", "a list that lacks it"])
 def test_an_answer_ends_at_the_mark_whatever_its_file_calls_it(
-    kind: int, ends: tuple[int, ...] | None, tmp_path: Path
+    kind: int, ends: tuple[int, ...] | None, written: bool, tmp_path: Path
 ) -> None:
-    """A list is taken at its word where the file knows that the mark is one."""
-    with dgemma.Model(with_ends(tmp_path, kind, ends), threads=1) as model:
+    """A list without it is taken at its word only where the file knows the mark, and has no template that writes it."""
+    with dgemma.Model(with_ends(tmp_path, kind, ends, written), threads=1) as model:
         assert 1 in model.config.end_ids
-        assert (TURN in model.config.end_ids) == (kind not in (3, 4) or ends != (1,))
+        assert (TURN in model.config.end_ids) == (kind not in (3, 4) or ends != (1,) or written)
         ours = [model.generate("ab", seed=seed, max_tokens=24, steps=4) for seed in range(20)]
     with dgemma.Model(with_ends(tmp_path, 3, (1, TURN) if TURN in model.config.end_ids else (1,)), threads=1) as right:
         assert [a.ids for a in ours] == [right.generate("ab", seed=s, max_tokens=24, steps=4).ids for s in range(20)]
     assert any(TURN in answer.ids for answer in ours) == (TURN not in model.config.end_ids)
+
+
+@pytest.mark.parametrize("ends", [(1,), (1, TURN), None])
+@pytest.mark.parametrize("written", [True, False])
+def test_dg_info_tells_of_a_turns_end_that_the_list_lacks(
+    ends: tuple[int, ...] | None, written: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = info.run(capsys, with_ends(tmp_path, 3, ends, written))[1]
+    key = "diffusion-gemma.end_token_ids"
+    assert (f"an answer ends at {TURN} too, by name: {key} lacks it" in out) is (ends == (1,) and written)
+    assert (f"an answer goes on behind <turn|>, {TURN}: {key} lacks it" in out) is (ends == (1,) and not written)
+
+
+def test_dg_info_tells_which_bos_it_takes(plain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    key, data = b"tokenizer.ggml.bos_token_id", plain.read_bytes()
+    at = data.index(key) + len(key) + 4
+    without = tmp_path / "without.gguf"
+    without.write_bytes(data.replace(key, key[:-1] + b"z"))
+    assert f"bos is 2, the id of <bos>: the file has no {key.decode()}" in info.run(capsys, without)[1]
+    with dgemma.Model(without, threads=1) as model:
+        assert model.prompt_ids("ab") == [2, *model.tokenizer.encode("ab")]
+    other = tmp_path / "other.gguf"
+    other.write_bytes(data[:at] + struct.pack("<I", 1) + data[at + 4 :])
+    out = info.run(capsys, other)[1]
+    assert f"bos is 1, <eos>, by {key.decode()}, though <bos>, 2, is in the vocabulary" in out
+    assert "bos is" not in info.run(capsys, plain)[1]
 
 
 def test_dg_info_tells_which_tokens_it_takes_as_marks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

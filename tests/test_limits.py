@@ -323,6 +323,35 @@ def test_a_session_without_a_context_is_one_that_memory_holds(tmp_path):
             model.generate([5] * 8000)
 
 
+HALVES = """
+import sys, dgemma
+from dgemma._native import lib
+with dgemma.Model(sys.argv[1], threads=1) as model:
+    free, context = int(lib.dg_memory_free()), 1
+    while model.session_bytes(context + 1) <= free // 5 * 2:
+        context += 1
+    for round in range(2):  # what is closed is free again
+        held = [model.session(context), model.session(context)]
+        try:
+            model.session(context)
+        except dgemma.MemoryBudgetError as refusal:
+            print(refusal)
+        assert len(held) * model.session_bytes(context) <= free
+        small = model.session(1)  # others find room beside them
+        for session in (*held, small):
+            session.close()
+"""
+
+
+def test_sessions_together_are_no_more_than_memory_holds(tmp_path):
+    """Each takes two fifths of what is free, and touches none of it yet."""
+    path = claims.write(tmp_path / "m.gguf", context_length=8192, n_layer=256, n_head=64, n_head_kv=64, head_dim=1024)
+    done = subprocess.run([sys.executable, "-c", HALVES, path], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    told = done.stdout.splitlines()
+    assert len(told) == 2 and all("GiB that other sessions may still take" in line for line in told), told
+
+
 SOME = {limit.field: st.integers(limit.least, limit.most) for limit in SIZES}
 
 

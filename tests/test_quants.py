@@ -264,6 +264,37 @@ def test_rows_are_encoded_each_alone_and_without_means_as_by_importance(name):
         f.encode_rows(rows, importance[:256], mean, pull)
 
 
+tiny = st.floats(2.0**-149, 2.0**-11, width=32).flatmap(
+    lambda most: arrays(np.float32, 512, elements=st.floats(-most, most, width=32) | st.just(np.float32(most)))
+)
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+@settings(max_examples=60, deadline=None)
+@given(values=tiny, scale=st.floats(0, 4), seed=st.integers(0, 3))
+def test_tiny_values_never_come_back_worse_than_zeros(name, values, scale, seed):
+    """Their scales are near the least that half precision holds, or below it."""
+    of, rng = formats.by_name(name), np.random.default_rng(seed)
+    weights = (10 ** rng.uniform(-scale, scale, values.size)).astype(np.float32)
+    mean = rng.standard_normal(values.size).astype(np.float32)
+    rows = of.encode_rows(values[None], weights, mean, mean / weights)[0]
+    errors = weights * (of.decode(of.encode(values, weights)).astype(np.float64) - values) ** 2
+    zeros = weights * values.astype(np.float64) ** 2
+    assert (errors.reshape(-1, of.block).sum(1) <= zeros.reshape(-1, of.block).sum(1) * (1 + 1e-6)).all()
+    for blocks in (of.encode(values, weights), rows):
+        assert np.abs(of.decode(blocks)).max() <= 2 * np.abs(values).max()
+
+
+@pytest.mark.parametrize(("name", "value"), [("Q5_K", 1e-12), ("Q4_K", 1e-7), ("Q4_K", 1e-6), ("Q6_K", 1e-6)])
+def test_a_tiny_constant_with_importance_stays_tiny(name, value):
+    of, rng = formats.by_name(name), np.random.default_rng(1)
+    values = np.full((4, 1024), value, np.float32)
+    weights = rng.uniform(1e-4, 1e4, 1024).astype(np.float32)
+    mean = rng.standard_normal(1024).astype(np.float32)
+    for blocks in (of.encode(values, weights), of.encode_rows(values, weights, mean, mean / weights)):
+        assert np.abs(of.decode(blocks)).max() <= 2 * np.float32(value)
+
+
 def test_importance_is_one_number_per_column():
     with pytest.raises(ValueError, match="Q4_K: importance of shape"):
         formats.by_name("q4_k").encode(np.zeros((2, 256), np.float32), np.ones(512, np.float32))

@@ -88,16 +88,40 @@ def odd(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 
 
 NAMES = ["model.safetensors", "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"]
-NAMES += ["chat_template.jinja"]
+NAMES += ["chat_template.jinja", "special_tokens_map.json", "added_tokens.json"]
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_file_of_a_checkpoint(name: str, odd: Path, folder: Path, tmp_path: Path, capsys: Any) -> None:
     shutil.copytree(folder, copy := tmp_path / "copy")
-    (copy / name).unlink()
+    (copy / name).unlink(missing_ok=True)
     (copy / name).symlink_to(odd)
     err = refused(capsys, 1, copy, "-o", tmp_path / "out.gguf")
     assert f"{copy / name}: expected a file, found a " in err, err
+
+
+@pytest.mark.parametrize("name", [*NAMES, "model.safetensors.index.json", "adapter_config.json", "tokenizer.model"])
+def test_a_link_to_nothing_is_no_missing_file(name: str, folder: Path, tmp_path: Path, capsys: Any) -> None:
+    """As a Hub's cache has them, of a file that was not fetched."""
+    shutil.copytree(folder, copy := tmp_path / "copy")
+    others = {"model.safetensors.index.json": "model.safetensors", "tokenizer.model": "tokenizer.json"}
+    for file in (name, others.get(name, name)):
+        (copy / file).unlink(missing_ok=True)
+    (copy / name).symlink_to("../../blobs/0123")
+    err = refused(capsys, 1, copy, "-o", tmp_path / "out.gguf")
+    said = "this adapter would be left out" if name == "adapter_config.json" else "no such file"
+    assert f"{copy / name}: {said}" in err, err
+
+
+def test_a_link_to_itself(model: Path, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """pathlib's resolve() raises what is no OSError for one."""
+    monkeypatch.chdir(tmp_path)
+    Path("loop").symlink_to("loop")
+    calls = [("loop", "-o", "out.gguf"), ("loop/in", "-o", "out.gguf"), (model, "-o", "loop/out.gguf")]
+    calls += [(model, "-o", "out.gguf", flag, "loop") for flag in ("--calibrate", "--imatrix")]
+    for arguments in calls:
+        assert "loop: " in (err := refused(capsys, 1, *arguments)) or "loop/" in err, err
+    assert not Path("out.gguf").exists()
 
 
 def test_a_shard_and_its_index(odd: Path, tmp_path: Path, capsys: Any) -> None:

@@ -8,6 +8,7 @@ import signal
 import threading
 from collections import UserDict, UserList
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from checkpoints import write_checkpoint
 
 import dgemma
 from dgemma.convert import convert
+from dgemma.convert.chat_template import TRIALS, try_out
 from dgemma.template import Renderer, render
 
 MESSAGES = [{"role": "user", "content": "x"}]
@@ -35,6 +37,7 @@ HOSTILE = {
     "a power": "{{ 10 ** (10 ** 10) }}",
     "a power of what is given": "{{ (messages | length + 9) ** ((messages | length + 9) ** 10) }}",
     "a string times": "{{ 'a' * 10 ** 12 }}",
+    "a long constant": "{{ 'a' * 10 ** 8 }}",
     "a list times": "{{ ([0] * 10 ** 11) | length }}",
     "doubling": "{% set n = namespace(x='ab') %}{% for i in range(60) %}{% set n.x = n.x ~ n.x %}{% endfor %}",
     "a width": "{{ '%999999999999d' % 1 }}",
@@ -67,6 +70,34 @@ def test_what_was_too_much_is_named(renderer: Renderer) -> None:
     ):
         with pytest.raises(dgemma.UsageError, match=why):
             renderer.render(HOSTILE[name], {"messages": MESSAGES})
+
+
+def test_a_constant_that_is_too_much_is_no_error_of_syntax() -> None:
+    """Jinja works it out when it compiles."""
+    with closing(Renderer(seconds=60, memory=1 << 28)) as patient:
+        with pytest.raises(dgemma.UsageError, match="refuses these messages: it takes more than 256 MiB of memory"):
+            patient.render("{{ 'a' * 150000000 }}", {"messages": MESSAGES})
+        assert patient.render("{{ messages[0].content }}", {"messages": MESSAGES}) == "x"
+
+
+@pytest.mark.parametrize("first", [0, 1, 3])
+def test_trials_of_a_template_end_at_the_first_that_takes_too_long(first: int, renderer: Renderer) -> None:
+    asked = []
+
+    def ask(names: dict[str, Any]) -> str:
+        asked.append(names)
+        template = "{{ messages | map(attribute='content') | list }}" if len(asked) <= first else HOSTILE["loops"]
+        return renderer.render(template, names)
+
+    if first == 0:
+        with pytest.raises(
+            dgemma.FormatError, match=r"a\.gguf: not even a first message can be written: .* 0\.2 seconds"
+        ):
+            try_out(Path("a.gguf"), ask)
+    else:
+        (note,) = try_out(Path("a.gguf"), ask)
+        assert note.startswith(f"with {list(TRIALS)[first]}: ") and "it takes more than 0.2 seconds" in note
+    assert len(asked) == first + 1
 
 
 def test_names_reach_the_template_as_they_are() -> None:

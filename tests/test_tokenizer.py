@@ -319,7 +319,7 @@ def changed_file(path, source=TINY, kinds=None, without=(), **values):
     writer.add_token_list(tokens)
     writer.add_token_types(types)
     writer.add_token_merges(fields["tokenizer.ggml.merges"])
-    for name in ("bos", "eos", "unknown", "padding", "mask"):
+    for name in {"bos", "eos", "unknown", "padding", "mask"} - set(without):
         writer.add_uint32(f"tokenizer.ggml.{name}_token_id", fields[f"tokenizer.ggml.{name}_token_id"][0])
     if "add_bos_token" not in without:
         writer.add_add_bos_token(bool(fields["tokenizer.ggml.add_bos_token"][0]))
@@ -386,6 +386,24 @@ def test_gemma_prompts_begin_with_bos_whatever_the_file_asks(tmp_path, value):
     assert ours.add_bos
     assert ours.prompt("the") == [2, *ours.encode("the")] == ours.prompt("<bos>the")
     assert ours.chat([{"role": "user", "content": "w?"}]).count(2) == 1
+
+
+IDS = {"bos": 2, "eos": 1, "unknown": 3, "padding": 0, "mask": 4}
+
+
+@pytest.mark.parametrize("name", IDS)
+def test_a_special_id_that_no_key_names_is_that_of_gemmas_text(tmp_path, name):
+    ours = changed_file(tmp_path / "v.gguf", without=(name,))
+    found = {"bos": ours.bos_id, "eos": ours.eos_id, "unknown": ours.unk_id, "padding": ours.pad_id}
+    assert found | {"mask": ours.mask_id} == IDS
+
+
+@pytest.mark.parametrize("value", [True, False, None])
+def test_prompts_begin_with_bos_where_no_key_names_its_id(tmp_path, value):
+    without = ("bos", *(("add_bos_token",) if value is None else ()))
+    ours = changed_file(tmp_path / "v.gguf", without=without, **({} if value is None else {"add_bos_token": value}))
+    assert ours.add_bos and ours.prompt("the") == [2, *ours.encode("the")]
+    assert ours.render([{"role": "user", "content": "w?"}]).startswith("<bos>")
 
 
 def test_a_vocabulary_without_gemmas_bos_does_as_the_file_asks(tmp_path):

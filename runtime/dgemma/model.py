@@ -91,6 +91,7 @@ class Model:
     """
 
     _lock: threading.RLock  # of _handle and _sessions, where one is changed
+    _head_copy = False  # whether a file may hold its embedding as an output head too, which the caller compares
 
     def __init__(
         self,
@@ -123,6 +124,7 @@ class Model:
         if tolerance is not None and not 0 <= tolerance < math.inf:
             raise UsageError(f"tolerance must be a number from 0 on, not {tolerance}")
         options.tolerance = 0 if tolerance is None else tolerance or -1
+        options.head_copy = self._head_copy
         check(lib.dg_model_open(name, options, out, error), error)
         self._handle: Handle | None = Handle(out[0], lib.dg_model_free)
         self._sessions: WeakSet[Session] = WeakSet()

@@ -86,11 +86,13 @@ class Session:
         self._generator: Handle | None = None
         self._ids: list[int] = []  # what is encoded
         self._model = model
+        self._closing = False  # or closed
         give_lock(self)
         model._adopt(self)
 
     def close(self) -> None:
         """Frees the session, and ends a stream that runs in it. Again does nothing."""
+        self._closing = True  # before it waits: other threads are told what is going on
         with self._lock:
             if self._generator is not None:
                 self._generator.close()
@@ -119,6 +121,9 @@ class Session:
         """The `dg_session *`, for one call into the library."""
         lock = self._lock
         if not lock.acquire(blocking=False):
+            self._model._open_handle()  # raises where it is closed, as its sessions are in turn
+            if self._closing:
+                raise Error("this session is closed")
             raise Error("this session is in use by another thread; give each thread a session of its own")
         try:
             if self._handle is None:

@@ -26,6 +26,10 @@ from dgemma.template_worker import read, write
 WORKER = Path(__file__).with_name("template_worker.py")
 
 
+class TakesTooLong(UsageError):
+    """A template was stopped at its limit of time."""
+
+
 class Renderer:
     """The process, and the turns of threads that want something of it. For one text it may take so many seconds of
     processor time, and write so many characters; memory: bytes of its address space.
@@ -49,7 +53,8 @@ class Renderer:
         if "invalid" in reply:
             raise FormatError(f"the file's chat template is no Jinja template: {reply['invalid']}")
         if "refused" in reply:
-            raise UsageError(f"the chat template refuses these messages: {reply['refused']}")
+            kind = TakesTooLong if reply.get("late") else UsageError
+            raise kind(f"the chat template refuses these messages: {reply['refused']}")
         return str(reply["text"])
 
     def _ask(self, request: Any) -> dict[str, str]:
@@ -64,7 +69,7 @@ class Renderer:
             return dict(reply)
         status = self._stop(kill=False)
         if status == -signal.SIGPROF:
-            return {"refused": f"it takes more than {self._limits[0]:g} seconds"}
+            return {"refused": f"it takes more than {self._limits[0]:g} seconds", "late": "yes"}
         return {"refused": f"it ended the process that renders it (status {status})"}
 
     def _start(self) -> subprocess.Popen[bytes]:

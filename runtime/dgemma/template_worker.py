@@ -113,9 +113,13 @@ def render(template: Any, names: dict[str, Any], memory: int, most: int) -> dict
                 return {"refused": f"it writes more than {most} characters"}
         return {"text": "".join(pieces)}
     except MemoryError:
-        return {"refused": f"it takes more than {memory >> 20} MiB of memory"}
+        return too_large(memory)
     except Exception as failure:  # whatever the template's code stumbles over
         return {"refused": told(failure)}
+
+
+def too_large(memory: int) -> dict[str, str]:
+    return {"refused": f"it takes more than {memory >> 20} MiB of memory"}
 
 
 def told(failure: BaseException) -> str:
@@ -134,7 +138,9 @@ def serve(requests: BinaryIO, replies: BinaryIO, seconds: float, memory: int, mo
                 known.clear()
                 known[request["template"]] = compiled(request["template"])
             reply = render(known[request["template"]], request["names"], memory, most)
-        except (TemplateError, RecursionError, MemoryError, ValueError, OverflowError) as failure:
+        except MemoryError:  # Jinja works out constants when it compiles
+            reply = too_large(memory)
+        except (TemplateError, RecursionError, ValueError, OverflowError) as failure:
             reply = {"invalid": told(failure)}
         signal.setitimer(signal.ITIMER_PROF, 0)
         write(replies, reply)

@@ -94,7 +94,7 @@ static void test_damaged(void) {
         {"version 1", &version_at, 1, 4}, {"a big-endian version", &version_at, 0x03000000, 4},
         {"a tensor count of 2^63", &n_tensors_at, 1ull << 63, 8}, {"2 tensors where 1 is", &n_tensors_at, 2, 8},
         {"an array of 2^62", &array_at, 1ull << 62, 8}, {"an array of 5", &array_at, 5, 8},
-        {"a dim of 0", &dims_at, 0, 8}, {"dims whose product overflows", &dims_at, 1ull << 62, 8}, {"a row of half a block", &dims_at, 16, 8},
+        {"a dim of 0", &dims_at, 0, 8}, {"dims whose product overflows", &dims_at, 1ull << 62, 8},
         {"more data than there is", &dims_at, 64, 8}, 
         {"more data of a type that is not read", &type_at, 25 /* I16 */, 4}, {"an offset past the end", &offset_at, 1ull << 40, 8},
         {"an offset that overflows", &offset_at, ~31ull, 8}, {"an offset of 2^63", &offset_at, 1ull << 63, 8},
@@ -127,6 +127,7 @@ static void test_damaged(void) {
 static void test_other_types(void) {
     const struct { uint32_t type; const char *name; uint64_t bytes; } types[] = {
         {39, "MXFP4", 34}, {3, "Q4_1", 40}, {24, "I8", 64}, {9999, NULL, 0}, {0x80000000u, NULL, 0},
+        {12, "Q4_K", 0}, {16, "IQ2_XXS", 0}, /* rows of 32 values are no whole number of their blocks */
     };
     for (size_t i = 0; i < sizeof types / sizeof *types; i++) {
         gguf *file;
@@ -138,7 +139,7 @@ static void test_other_types(void) {
         const gguf_tensor *t = gguf_find_tensor(file, "w");
         CHECK(t && (uint32_t)t->type == types[i].type && t->bytes == types[i].bytes, "type %u", types[i].type);
         const bool told = t->format ? types[i].name && strcmp(t->format->name, types[i].name) == 0 : !types[i].name;
-        CHECK(told && (!t->format || !t->format->decode), "type %u", types[i].type);
+        CHECK(told && (!t->format || !t->format->decode || !t->bytes), "type %u", types[i].type);
         gguf_close(file);
     }
 }

@@ -56,6 +56,13 @@ static made *make(void) {
 
 enum { MODEL, TOKENS, SCORES, TYPES, MERGES, UNK };
 
+/* Another text of as many bytes. */
+static void rename_token(made *m, int id, const char *text) {
+    uint8_t *at = (uint8_t *)(uintptr_t)m->values[TOKENS].data;
+    for (int i = 0; i < id; i++) at += 8 + strlen(tokens[i]);
+    memcpy(at + 8, text, strlen(text));
+}
+
 static void drop(made *m) {
     for (uint64_t i = 0; i < m->file.n_values; i++) free((void *)(uintptr_t)m->values[i].data);
     free(m);
@@ -102,7 +109,8 @@ static void test_made(void) {
     CHECK(tokenizer_new(&m->file, &t, &error) == DG_OK, "%s", error.message);
     if (t == NULL) return;
     const dg_vocab *v = dg_tokenizer_vocab(t);
-    CHECK(v->n_vocab == N && v->unk_id == 3 && v->bos_id == -1 && v->mask_id == -1 && !v->add_bos, "vocab");
+    CHECK(v->n_vocab == N && v->unk_id == 3 && v->mask_id == -1, "vocab");
+    CHECK(v->bos_id == 2 && v->eos_id == 1 && v->pad_id == 0 && v->add_bos, "ids that no key names, by their texts");
     CHECK(v->chat_template == NULL, "template");
     CHECK(tokenizer_find(t, "ab") == 6 && tokenizer_find(t, "abc") == -1 && tokenizer_find(t, "") == -1, "find");
 
@@ -156,7 +164,7 @@ static void test_damaged(void) {
     (m = make())->values[SCORES].element = GGUF_I32, refused(m, "scores is not an array of float32");
     (m = make())->values[MERGES].element = GGUF_I32, refused(m, "merges is not an array of strings");
     (m = make())->values[UNK].kind = GGUF_F32, refused(m, "unknown_token_id is not an integer");
-    (m = make())->values[UNK].key.n--, refused(m, "neither a token <0x00> nor");
+    m = make(), m->values[UNK].key.n--, rename_token(m, 3, "<Unk>"), refused(m, "neither a token <0x00> nor");
 
     m = make();
     memcpy((uint8_t *)(uintptr_t)m->values[TYPES].data + 8, (int32_t[]){7}, 4);
@@ -216,7 +224,7 @@ static void test_crafted(void) {
 
 /* Odd, but harmless. */
 static void test_odd(void) {
-    static const char *const own[] = {"", "<bos>", "a", "a", "b", "<0x0a>", "\xFFz", "\xE2\x96\x81", "c", "abab"};
+    static const char *const own[] = {"", "<sot>", "a", "a", "b", "<0x0a>", "\xFFz", "\xE2\x96\x81", "c", "abab"};
     static const int32_t kinds[] = {4, 3, 1, 1, 1, 1, 1, 1, 1, 4};
     static const char *const joins[] = {"a b", "b b", "x y", "c  c", "b a"};
     made *m = make();
@@ -263,10 +271,10 @@ static void test_marks(void) {
         TAKES(t, "<|>", true, 11, 10, 12);
         GIVES(t, "s<|channel></s>", false, 9, 1, 2, 3, 4, 5);
         int32_t id, ends = 0;
-        bool as_text;
-        for (int32_t i = 0; tokenizer_end_mark(t, i, &id, &as_text); i++) {
+        bool always;
+        for (int32_t i = 0; tokenizer_end_mark(t, i, &id, &always); i++) {
             ends += id >= 0;
-            CHECK(id < 0 || (id == 1 && as_text) || (id == 2 && !as_text), "an answer ends at %d", id);
+            CHECK(id < 0 || (id == 1 && always) || (id == 2 && !always), "an answer ends at %d", id);
         }
         CHECK(ends == 2, "%d marks end an answer", ends);
         dg_tokenizer_free(t);

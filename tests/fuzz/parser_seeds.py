@@ -171,6 +171,7 @@ def config() -> dict[str, bytes]:
 
 ADDED = [{"id": i, "content": text, "special": True} for i, text in enumerate(("<pad>", "<eos>", "<bos>", "<unk>"))]
 ADDED += [{"id": 13, "content": "<|tool_call>", "special": True}, {"id": 14, "content": "<x>"}]
+MAP, OLD = "special_tokens_map.json", "additional_special_tokens"
 TOKENIZER: JSON = {
     "added_tokens": ADDED,
     "normalizer": {
@@ -191,7 +192,7 @@ TOKENIZER: JSON = {
         "byte_fallback": True,
         "unk_token": "<unk>",
         "fuse_unk": True,
-        "vocab": {"<pad>": 0, "<eos>": 1, "<bos>": 2, "<unk>": 3, "a": 4, "b": 5, "ab": 6, "\u2581": 7, "<0x41>": 8},
+        "vocab": {"<pad>": 0, "<eos>": 1, "<bos>": 2, "<unk>": 3, "a": 4, "b": 5, "ab": 6, "\u2581": 7},
         "merges": [["a", "b"]],
     },
 }
@@ -223,6 +224,13 @@ def vocabulary() -> dict[str, bytes]:
         "seed-alone": json.dumps(TOKENIZER).encode(),
         "seed-template": of(TOKENIZER, {"chat_template": [{"name": "default", "template": "x"}, 5]}),
         "seed-processor": of(TOKENIZER, {}, ("processor_config.json", {"chat_template": {"default": "x"}})),
+        "seed-older": of(TOKENIZER, {}, (MAP, {"sep_token": "a", OLD: ["b"], "bos_token": {"content": "<bos>"}})),
+        "seed-older-added": of(TOKENIZER, {"tokenizer_class": "GemmaTokenizer"}, ("added_tokens.json", {"ab": 6})),
+        "odd-older": of(TOKENIZER, {}, (MAP, {"pad_token": "<s>", "x_token": {}})),
+        "odd-older-added": of(TOKENIZER, {}, ("added_tokens.json", {"ab": "6"})),
+        "seed-no-template": of(TOKENIZER, {"chat_template": [{"name": "rag", "template": "x"}]}),
+        "odd-unknown": of(TOKENIZER, {"unk_token": "<pad>"}),
+        "odd-class": of(TOKENIZER, {"tokenizer_class": "LlamaTokenizer"}),
         "odd-nothing": _files(("x", {})),
         "odd-settings": of(TOKENIZER, []),
         "odd-no-token": of(TOKENIZER, {"bos_token": "<s>"}),
@@ -247,6 +255,8 @@ def vocabulary() -> dict[str, bytes]:
         "merge-of-spaces": ("model/merges", [["a b", "c"]]),
         "merge-of-one": ("model/merges", ["ab"]),
         "merges-5": ("model/merges", 5),
+        "one-byte": ("model/vocab/<0x41>", 8),
+        "byte-added": ("added_tokens", [*ADDED, {"id": 8, "content": "<0x41>"}]),
         "normalizer-of-text": ("normalizer", "x"),
         "nested": ("normalizer/normalizers", [{"type": "Sequence", "normalizers": []}]),
         "normalizers-5": ("normalizer/normalizers", 5),

@@ -105,8 +105,8 @@ static int use_any(const void *arg, dg_error *error) {
     dg_error refusal = {0};
     size_t n;
     int32_t end;
-    bool as_text;
-    for (int32_t i = 0; tokenizer_end_mark(t, i, &end, &as_text); i++)
+    bool always;
+    for (int32_t i = 0; tokenizer_end_mark(t, i, &end, &always); i++)
         MUST(end >= -1 && end < beyond, "an answer ends at %d of %d", end, beyond);
     MUST(dg_detokenize(t, &beyond, 1, true, NULL, 0, &n, &refusal) == DG_ERROR_USAGE, "id %d", beyond);
     dg_tokenizer_free(t);

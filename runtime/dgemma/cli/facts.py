@@ -32,6 +32,7 @@ OTHER = "others"
 TOKEN_KINDS = {1: "normal", 2: "unknown", 3: "control", 4: "user-defined", 5: "unused", 6: "byte"}
 CONTROL = 3
 MARKS = (CONTROL, 4)  # of TOKEN_KINDS
+BOS, TURN_END = "<bos>", "<turn|>"  # Gemma's
 
 
 def facts(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -118,6 +119,12 @@ def _formats(tensors: Iterable[Tensor]) -> dict[str, dict[str, int]]:
     return dict(sorted(found.items(), key=lambda item: -item[1]["bytes"]))
 
 
+def _find(tokenizer: Tokenizer, mark: str) -> int | None:
+    """The id of a mark, if it is a token."""
+    ids = tokenizer.encode(mark)
+    return ids[0] if len(ids) == 1 and tokenizer.decode(ids, special=True) == mark else None
+
+
 def _tokenizer(path: str | os.PathLike[str], file: File) -> dict[str, Any] | None:
     """None where the file has no vocabulary that the runtime reads."""
     try:
@@ -138,5 +145,7 @@ def _tokenizer(path: str | os.PathLike[str], file: File) -> dict[str, Any] | Non
         "ids": {name: i for name, i in ids.items() if i is not None},
         "texts": {name: tokenizer.decode([i], special=True) for name, i in ids.items() if i is not None},
         "add_bos": tokenizer.add_bos,
+        "bos_by_text": _find(tokenizer, BOS),
+        "turn_end": _find(tokenizer, TURN_END),
         "marks": {tokenizer.decode([i], special=True): i for i in taken},
     }

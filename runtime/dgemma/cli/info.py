@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from dgemma.cli import Command, version_option
-from dgemma.cli.facts import facts
+from dgemma.cli.facts import BOS, TURN_END, facts
 from dgemma.cli.files import InputFile
 from dgemma.cli.plan import HELP as PLAN_HELP
 from dgemma.cli.plan import make_plan, notes, plan_options, refuse_alone, sections, summary, title
@@ -175,6 +175,31 @@ def tokenizer_notes(found: dict[str, Any]) -> list[str]:
     if told["add_bos"] and asked is not True:
         said = "the file does not have" if asked is None else "the file says no by"
         notes.append(f"prompts begin with {told['texts']['bos']}, though {said} {key}")
+    return notes + bos_notes(found) + end_notes(found)
+
+
+def bos_notes(found: dict[str, Any]) -> list[str]:
+    told, key = found["tokenizer"], keys()["bos_id"].key
+    named, by_text = told["ids"].get("bos"), told["bos_by_text"]
+    if key not in found["metadata"]:
+        return [f"bos is {by_text}, the id of {BOS}: the file has no {key}"] if by_text is not None else []
+    if by_text in (None, named):
+        return []
+    return [f"bos is {named}, {told['texts']['bos']}, by {key}, though {BOS}, {by_text}, is in the vocabulary"]
+
+
+def end_notes(found: dict[str, Any]) -> list[str]:
+    """Where the file's list of the ids that an answer ends at lacks a mark."""
+    key, turn = keys()["end_token_ids"].key, found["tokenizer"]["turn_end"]
+    listed = found["metadata"].get(key, {}).get("value")
+    if not listed or found["config"] is None:
+        return []
+    ends = found["config"]["end_ids"]
+    notes = []
+    if more := [str(i) for i in ends if i not in listed]:
+        notes.append(f"an answer ends at {', '.join(more)} too, by name: {key} lacks it")
+    if turn is not None and turn not in ends:
+        notes.append(f"an answer goes on behind {TURN_END}, {turn}: {key} lacks it")
     return notes
 
 

@@ -1,0 +1,33 @@
+"""The runtime's own tokenizer of a checkpoint's files, before any weight is read: what it refuses, or takes otherwise
+than those files say, is found in time.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from dgemma.convert.config import Config
+from dgemma.convert.metadata import metadata
+from dgemma.convert.tokenizer import NORMAL, Vocabulary
+from dgemma.convert.writer import header
+from dgemma.errors import FormatError
+from dgemma.tokenizer import Tokenizer
+
+
+def open_vocabulary(config: Config, vocabulary: Vocabulary) -> Tokenizer:
+    """Raises FormatError, which names the vocabulary's file."""
+    with TemporaryDirectory(prefix="dgemma-") as room:
+        file = Path(room) / "vocabulary.gguf"
+        file.write_bytes(header(metadata(config, vocabulary, [], 0), []))
+        try:
+            tokenizer = Tokenizer.from_gguf(file)
+        except FormatError as problem:
+            raise FormatError(str(problem).replace(str(file), str(vocabulary.file))) from None
+    for i, (said, taken) in enumerate(zip(vocabulary.types, tokenizer.kinds, strict=True)):
+        if said == NORMAL != taken:
+            raise FormatError(
+                f"{vocabulary.file}: token {i}, {vocabulary.tokens[i]!r}, is ordinary text there, and a mark in the"
+                " runtime; expected it in added_tokens, or under another name"
+            )
+    return tokenizer
