@@ -26,6 +26,7 @@ from dgemma.eval import tasks
 from dgemma.messages import read, read_tools
 from dgemma.serve.errors import Refusal
 from dgemma.serve.requests import read_request
+from dgemma.template import reads
 
 Messages = list[dict[str, Any]]
 
@@ -157,6 +158,16 @@ def arguments(value: Any) -> Messages:
     return call(type="function", function={"name": "f", "arguments": value})
 
 
+def answer(**message: Any) -> Messages:
+    return [{"role": "user", "content": "Hi"}, {"role": "assistant", **message}]
+
+
+def response(**message: Any) -> Messages:
+    called = [{"role": "user", "content": "Hi"}, {"role": "assistant", "tool_calls": [{"id": "1", **CALL}]}]
+    return [*called, {"role": "tool", "content": "18", **message}]
+
+
+RESPONSES = [{"name": "get_fig", "response": "18"}]
 REFUSED: dict[str, tuple[Messages, str]] = {
     "image_url": (
         part(type="image_url", image_url={"url": "data:"}),
@@ -171,7 +182,16 @@ REFUSED: dict[str, tuple[Messages, str]] = {
     "a part that is text": (user(content=["x"]), "must be {type, text}, not str"),
     "a part that is null": (user(content=[None]), "must be {type, text}, not nothing"),
     "no content": (user(), "the user message has no content"),
-    "no content but a thought": (user(thinking="x"), "the user message has no content"),
+    "a user that thinks": (user(thinking="x"), "thinking is of assistant or model, not of the role user"),
+    "a user that thinks beside": (user(content="x", reasoning="x"), "reasoning is of assistant or model"),
+    "a user that refuses": (user(content="x", refusal="y"), "refusal is of assistant or model, not of the role user"),
+    "a user that responds": (user(tool_responses=RESPONSES), "tool_responses is of assistant or model or tool"),
+    "a user that responds beside": (user(content="x", tool_responses=RESPONSES), "tool_responses is of assistant or"),
+    "a user with a call's id": (user(content="x", tool_call_id="1"), "tool_call_id is of tool, not of the role user"),
+    "responses that are not read": (answer(content=None, tool_responses=RESPONSES), "reads no tool_responses"),
+    "responses beside": (answer(content="x", tool_responses=RESPONSES), "reads no tool_responses of a message"),
+    "a thought that is not read": (answer(content=None, reasoning="x"), "the assistant message has no content"),
+    "a name that is not written": (user(content="x", name="Bob"), "leaves out the name of a user message"),
     "null content": (user(content=None), "the user message has no content"),
     "no parts": (user(content=[]), "the user message has no content"),
     "content that is a number": (user(content=3), "must be text or a list of parts, not int"),
@@ -181,7 +201,7 @@ REFUSED: dict[str, tuple[Messages, str]] = {
     "no role": ([{"content": "x"}], "it has no role"),
     "a role that is none": ([{"role": "usr", "content": "x"}], "unknown role usr"),
     "a role that is a list": ([{"role": ["user"], "content": "x"}], "unknown role"),
-    "function": ([{"role": "function", "name": "f", "content": "x"}], "unknown role function"),
+    "the role function": ([{"role": "function", "name": "f", "content": "x"}], "unknown role function"),
     "an unknown field": (user(content="x", images=["a"]), "unknown field 'images'"),
     "audio": (user(content="x", audio={"id": "1"}), "unknown field 'audio'"),
     "function_call": (user(content="x", function_call={"name": "f"}), "unknown field 'function_call'"),
@@ -194,6 +214,15 @@ REFUSED: dict[str, tuple[Messages, str]] = {
     "a custom tool": (call(type="custom", custom={"name": "f", "input": ""}), "call 0 is of type custom"),
     "calls that are no list": ([{"role": "assistant", "tool_calls": {"a": 1}}], "must be a list, not dict"),
     "a user that calls": (user(content="x", tool_calls=[CALL]), "only an assistant calls tools"),
+    "text": (user(content="x", text="y"), "unknown field 'text'"),
+    "function": (user(content="x", function="y"), "unknown field 'function'"),
+    "arguments": (user(content="x", arguments="y"), "unknown field 'arguments'"),
+    "parameters": (user(content="x", parameters="y"), "unknown field 'parameters'"),
+    "type": (user(content="x", type="image"), "unknown field 'type'"),
+    "a response without an id": (response(), "needs the tool_call_id of a call before, or a tool's name"),
+    "a response of another tool": (response(name="get_fog"), "no call before is of this tool, 'get_fog'"),
+    "a response that says two things": (response(name="get_fog", tool_call_id="1"), "no call before is of this tool"),
+    "a response alone": ([{"role": "tool", "name": "f", "content": "y"}], "no call before is of this tool, 'f'"),
     "a response to no call": (
         [{"role": "user", "content": "x"}, {"role": "tool", "tool_call_id": "7", "content": "y"}],
         "no call before has this tool_call_id",
@@ -254,11 +283,123 @@ def test_what_clients_add_and_leave_empty_is_no_matter(tidy: dgemma.Model) -> No
     assert tidy.tokenizer.chat(given) == tidy.tokenizer.chat([{"role": "user", "content": "Hi"}])
 
 
-def test_a_field_that_the_template_speaks_of_is_given_to_it() -> None:
+# Ways in which templates read the field `mood` of a message; and in which they read another thing of that name.
+MOODS = [
+    "{{ messages[0].mood }}",
+    "{% for m in messages[1:] %}{{ m['mood'] }}{% endfor %}",
+    "{% for m in messages | reverse if m.get('mood') %}{% endfor %}",
+    "{% set ns = namespace(all=messages) %}{% for m in ns.all %}{{ m.mood }}{% endfor %}",
+    "{% set ns.last = messages[-1] %}{{ ns.last.mood }}",
+    "{% macro turn(m) %}{{ m.mood }}{% endmacro %}{% for m in messages %}{{ turn(m) }}{% endfor %}",
+    "{% macro turn(m) %}{{ m.mood }}{% endmacro %}{{ turn(m=messages | last) }}",
+    "{{ messages | map(attribute='mood') | join }}",
+    "{{ messages | selectattr('mood') | list | length }}",
+    "{% for m in messages %}{{ loop.previtem.mood }}{% endfor %}",
+    "{% set first, rest = messages[0], messages[1:] %}{{ first.mood }}",
+    "{% with m = messages[0] %}{{ m.mood }}{% endwith %}",
+    "{{ messages | tojson }}",
+    "{% for m in messages %}{% for key, value in m.items() %}{{ key }}{{ value }}{% endfor %}{% endfor %}",
+]
+NO_MOODS = [
+    "{{ messages[0].moods }}",
+    "mood {# messages[0].mood #} {{ 'mood' }}",
+    "{% for tool in tools %}{{ tool.mood }}{% endfor %}",
+    "{% for m in messages %}{% for part in m.content %}{{ part.mood }}{% endfor %}{% endfor %}",
+    "{% for m in messages %}{% if m.role == 'mood' %}{{ mood }}{% endif %}{% endfor %}",
+    "{{ messages[0].tool_calls[0].function['mood'] }}",
+]
+
+
+@pytest.mark.parametrize("template", MOODS)
+def test_a_field_of_messages_that_the_template_reads_is_given_to_it(template: str) -> None:
     given = [{"role": "user", "content": "x", "mood": "good"}]
-    assert read(given, "{{ messages[0].mood }}") == given
+    assert read(given, reads(template).fields) == given
+
+
+@pytest.mark.parametrize("template", NO_MOODS)
+def test_a_field_that_the_template_reads_of_other_things_is_refused(template: str) -> None:
     with pytest.raises(dgemma.UsageError, match="unknown field 'mood'"):
-        read(given, "{{ messages[0].moods }}")
+        read([{"role": "user", "content": "x", "mood": "good"}], reads(template).fields)
+
+
+# As some of Gemma's: it writes marks for images, and no images.
+SEEING = """{{ bos_token }}{% for tool in tools or [] %}{{ tool['function']['description'] }}{% endfor -%}
+{% for message in messages %}<|turn>{{ message['role'] }}
+{% for call in message['tool_calls'] or [] %}call:{{ call['function']['name'] }}{% endfor -%}
+{% for item in message['tool_responses'] or [] %}response:{{ item['name'] }}{{ item['response'] }}{% endfor -%}
+{% if message['content'] is string %}{{ message['content'] | trim }}{% else %}{% for item in message['content'] -%}
+{% if item['type'] == 'image' or message['image'] %}<|image|>{% elif item['type'] == 'text' %}{{ item['text'] -}}
+{% endif %}{% endfor %}{% endif %}<turn|>
+{% endfor %}<|turn>model
+"""
+
+
+def tokenizer_with(template: str, folder: Path) -> dgemma.Tokenizer:
+    write_checkpoint(folder, layers=1, dtype="f32", chat_template=template)
+    convert(folder, folder / "x.gguf", type="f32")
+    return dgemma.Tokenizer.from_gguf(folder / "x.gguf")
+
+
+def test_no_word_of_a_template_is_a_field_that_vanishes(tidy: dgemma.Model, tmp_path: Path) -> None:
+    """Whatever is said in a field of such a name reaches the prompt, or is refused."""
+    for tokenizer in (tidy.tokenizer, tokenizer_with(SEEING, tmp_path)):
+        words = {*re.findall(r"\w+", str(tokenizer.chat_template)), *FIELDS, "images", "audio", "video", "image_url"}
+        for word in sorted(words - {"role", "content"}):
+            for said in ("dropped", ["dropped"], {"dropped": "dropped"}):
+                for role in ("user", "assistant", "system", "tool"):
+                    asked = [{"role": role, "content": "Hi", word: said}, {"role": "user", "content": "x"}]
+                    try:
+                        text = tokenizer.render(asked)
+                    except dgemma.UsageError as problem:
+                        assert "messages[0]" in str(problem), problem
+                        continue
+                    silent = role == "assistant" and word in ("thinking", "reasoning", "reasoning_content")
+                    assert "dropped" in text or silent, (role, word, said)
+
+
+PLAIN_TEMPLATE = (
+    "{{ bos_token }}{% for m in messages if m.role != 'system' %}{{ m.role }}\n{{ m.content | upper }}\n{% endfor %}"
+)
+
+
+def test_what_a_template_never_reads_is_refused_by_name(tmp_path: Path) -> None:
+    tokenizer = tokenizer_with(PLAIN_TEMPLATE, tmp_path)
+    asked: Messages = [{"role": "user", "content": " Hi "}]
+    assert tokenizer.render(asked) == "<bos>user\n HI \n"
+    with pytest.raises(dgemma.UsageError, match="knows no tools"):
+        tokenizer.render(asked, TOOLS)
+    assert tokenizer.render(asked, []) == tokenizer.render(asked)
+    for more, problem in (
+        ([{"role": "assistant", "content": "x", "tool_calls": [CALL]}], "reads no tool_calls of a message"),
+        ([{"role": "assistant", "tool_calls": [{"id": "1", **CALL}]}], "reads no tool_calls of a message"),
+        ([{"role": "assistant", "content": None, "tool_responses": RESPONSES}], "reads no tool_responses"),
+        ([{"role": "assistant", "reasoning_content": "x"}], "the assistant message has no content"),
+        ([{"role": "user", "content": "x", "name": "Bob"}], "reads no name of a message"),
+        ([{"role": "system", "content": "Be brief."}], "leaves out the content of a system message here"),
+    ):
+        with pytest.raises(dgemma.UsageError, match=rf"messages\[1\]: .*{problem}"):
+            tokenizer.render([*asked, *more])
+    with dgemma.Model(tmp_path / "x.gguf", threads=1) as model:
+        for given, place in (
+            ({"messages": asked, "tools": TOOLS}, "tools"),
+            ({"messages": [*asked, {"role": "assistant", "tool_calls": [CALL]}]}, "messages.1.tool_calls"),
+        ):
+            with pytest.raises(Refusal) as refusal:
+                read_request("chat", {"model": "m", **given}, model, "m", 2048)
+            assert (refusal.value.status, refusal.value.param) == (400, place)
+            with Batch(model) as batch:
+                assert "reads no" in (said := batch.answer(json.dumps(given))["error"]["message"]) or "no tools" in said
+
+
+def test_a_file_without_a_template_has_room_for_a_users_text_alone(bundled: dgemma.Model) -> None:
+    asked: Messages = [{"role": "user", "content": "1"}]
+    for more, problem in (
+        ([{"role": "developer", "content": "x"}], "a system message needs a chat template"),
+        ([{"role": "assistant", "tool_calls": [CALL]}], "a call of a tool needs a chat template"),
+    ):
+        with pytest.raises(dgemma.UsageError, match=rf"messages\[1\]: {problem}"):
+            bundled.tokenizer.chat([*asked, *more])
+    assert bundled.tokenizer.chat([*asked, {"role": "assistant", "content": "2"}]) == bundled.prompt_ids("1")
 
 
 def test_parts_are_joined_where_a_template_reads_text_alone(chatting: str, tidy: dgemma.Model) -> None:

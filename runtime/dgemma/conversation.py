@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from dgemma.errors import Error, UsageError
 from dgemma.events import Block, Result, Step
-from dgemma.messages import plain, read
+from dgemma.messages import plain
 from dgemma.session import Event, OnEncode, Session
 from dgemma.turns import Answer, Delta, Reader, opens_thought
 
@@ -68,7 +68,7 @@ class Conversation:
     ) -> None:
         self.messages: list[dict[str, Any]] = plain([*messages])
         if self.messages:
-            read(self.messages, model.tokenizer.chat_template)  # refuses what no prompt could be made of
+            model.tokenizer.read(self.messages)  # refuses what no prompt could be made of
         self.tools = tools
         self.thinking = thinking
         self.last: Reply | None = None

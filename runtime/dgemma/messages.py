@@ -6,9 +6,8 @@ also as the objects of its Python client; and the templates' own form (arguments
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields, is_dataclass
+from collections.abc import Callable, Container, Mapping, Sequence, Set
+from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, NoReturn, TypeAlias
 
 from dgemma import json_lines
@@ -31,6 +30,20 @@ TEXTS = ("name", "tool_call_id", *REASONING)
 GIVEN_ON = (*TEXTS, "tool_responses")
 READ = ("role", "content", "refusal", "tool_calls")
 OURS = ("diffusion",)  # figures in the answers of dg-serve
+ASSISTANT = ("assistant", "model")
+# Whose messages alone have a field.
+ONLY_OF = {
+    **dict.fromkeys(("refusal", "tool_calls", *REASONING), ASSISTANT),
+    "tool_responses": (*ASSISTANT, "tool"),
+    "tool_call_id": ("tool",),
+}
+# No fields of messages, whatever a template does with them: this model is given text, which stands in content, and
+# the others are fields of parts, tools and calls.
+NEVER = {
+    *("image", "images", "image_url", "audio", "input_audio", "video", "videos", "file", "files"),
+    *("text", "parts", "type", "function", "function_call", "arguments", "parameters"),
+}
+WHOLE = "*"  # among the fields that a template reads: it writes messages whole
 
 
 def is_message(value: Any) -> bool:
@@ -39,19 +52,20 @@ def is_message(value: Any) -> bool:
 
 
 def read(
-    messages: Any, known: str | None = None, *, reads_parts: Callable[[str], bool] = lambda role: False
+    messages: Any, known: Set[str] | None = None, *, reads_parts: Callable[[str], bool] = lambda role: False
 ) -> list[Plain]:
     """The messages as a template is given them. Raises UsageError, whose place is that of a message.
 
-    known: the text of the template: fields that it speaks of may be given beside those of every chat.
+    known: the fields of messages that the template reads (see template.reads): it may be given these beside role and
+    content, and what it does not read would be left out. None: any template, which reads those of every chat.
     reads_parts: whether it writes content that is a list of parts, by role; else the parts are joined.
     """
     if isinstance(messages, str | bytes | Mapping) or not isinstance(messages, Sequence):
         raise UsageError(f"messages must be a list of {{role, content}}, not {_kind(messages)}")
     if not messages:
         raise UsageError("no messages: a chat template needs a user message to answer")
-    names: dict[str, str] = {}  # of the tools, by the ids of their calls
-    return [_message(message, at, names, known or "", reads_parts) for at, message in enumerate(messages)]
+    calls = _Calls()
+    return [_message(message, at, calls, known, reads_parts) for at, message in enumerate(messages)]
 
 
 def read_tools(tools: Any) -> list[Plain] | None:
@@ -99,7 +113,19 @@ def _kind(value: Any) -> str:
     return "nothing" if value is None else type(value).__name__
 
 
-def _message(given: Any, at: int, names: dict[str, str], known: str, reads_parts: Callable[[str], bool]) -> Plain:
+@dataclass
+class _Calls:
+    """The calls of tools so far."""
+
+    names: set[str] = field(default_factory=set)  # of the tools
+    ids: dict[str, str] = field(default_factory=dict)  # the tools' names, by the ids of their calls
+
+    def add(self, calls: Sequence[Plain]) -> None:
+        self.names |= {call["function"]["name"] for call in calls}
+        self.ids |= {call["id"]: call["function"]["name"] for call in calls if "id" in call}
+
+
+def _message(given: Any, at: int, calls: _Calls, known: Set[str] | None, reads_parts: Callable[[str], bool]) -> Plain:
     def refuse(field: str, problem: str) -> NoReturn:
         raise UsageError(f"messages[{at}]: {problem}", ".".join(filter(None, ("messages", str(at), field))))
 
@@ -110,42 +136,84 @@ def _message(given: Any, at: int, names: dict[str, str], known: str, reads_parts
     if not isinstance(message, dict):
         refuse("", f"expected {{role, content}}, found {_kind(given)}")
     role = _role(message.get("role"), refuse)
-    made = _given_on(message, known, refuse)
-    calls = [_call(call, i, refuse) for i, call in enumerate(_list(message, "tool_calls", refuse))]
-    assistant = role in ("assistant", "model")
-    if calls and not assistant:
-        refuse("tool_calls", f"only an assistant calls tools, not the role {role}")
+    made = _given_on(message, role, known, refuse)
+    called = [_call(call, i, refuse) for i, call in enumerate(_list(message, "tool_calls", refuse))]
     texts = _texts(message.get("content"), role, refuse) + _refusal(message.get("refusal"), refuse)
-    instead = ("tool_responses", *REASONING) if assistant else ("tool_responses",)
-    if not texts and not calls and not any(key in made for key in instead):
+    if not texts and not called and not _says_more(made, known):
         refuse("content", f"the {role} message has no content")
     joined = len(texts) <= 1 or not reads_parts(role)
     made["content"] = "".join(texts) if joined else [{"type": "text", "text": text} for text in texts]
-    if calls:
-        made["tool_calls"] = calls
-        names.update({call["id"]: call["function"]["name"] for call in calls if "id" in call})
-    if role == "tool" and "tool_call_id" in made:
-        if made["tool_call_id"] not in names:
-            refuse("tool_call_id", f"no call before has this tool_call_id, {made['tool_call_id']!r}")
-        made.setdefault("name", names[made["tool_call_id"]])
+    if called:
+        made["tool_calls"] = called
+        calls.add(called)
+    if role == "tool" and "tool_responses" not in made:
+        made["name"] = _answered(made, calls, refuse)
     return _with_reasoning({"role": role, **made})
 
 
-def _given_on(message: Plain, known: str, refuse: _Refuse) -> Plain:
+def _given_on(message: Plain, role: str, known: Set[str] | None, refuse: _Refuse) -> Plain:
     """The fields that templates are given as they are; what is null or empty says nothing."""
     made: Plain = {}
     for key, value in message.items():
-        if key in READ or key in OURS or _empty(value):
+        if _empty(value) or key in ("role", "content", *OURS):
             continue
-        if key not in GIVEN_ON and not re.search(rf"\b{re.escape(str(key))}\b", known):
+        if key not in READ and key not in GIVEN_ON and (key in NEVER or not _reads(known or (), key)):
             refuse(str(key), f"unknown field {key!r}; a message has {', '.join((*READ, *GIVEN_ON))}")
+        if role not in ONLY_OF.get(key, (role,)):
+            refuse(key, _only_of(key, role))
+        if known is not None and not _says(message, key, known):
+            refuse(key, f"the file's chat template reads no {key} of a message: it would be left out")
         if key in TEXTS and not isinstance(value, str):
             refuse(key, f"{key} must be text, not {_kind(value)}")
-        made[key] = value
+        if key not in READ:
+            made[key] = value
     for response in _list(made, "tool_responses", refuse):
         if not isinstance(response, dict) or "response" not in response:
             refuse("tool_responses", "a tool's response is {name, response}")
     return made
+
+
+def _reads(known: Container[str], key: str) -> bool:
+    return key in known or WHOLE in known
+
+
+def _says(message: Plain, key: str, known: Set[str]) -> bool:
+    """Whether a field that is known to every chat reaches the prompt, or need not: a thought beside an answer is left
+    out by many templates, and a response's id or name stands for the call's.
+    """
+    if key in ("name", "tool_call_id") and message.get("role") == "tool":
+        return True
+    return key in ("refusal", *REASONING) or _reads(known, key)
+
+
+def _says_more(made: Plain, known: Set[str] | None) -> bool:
+    """Whether there is something to write of a message without content and calls."""
+    if "tool_responses" in made:
+        return True
+    given = any(name in made for name in REASONING)
+    return given and (known is None or any(_reads(known, name) for name in REASONING))
+
+
+def _only_of(key: str, role: str) -> str:
+    if key == "tool_calls":
+        return f"only an assistant calls tools, not the role {role}"
+    return f"{key} is of {' or '.join(ONLY_OF[key])}, not of the role {role}"
+
+
+def _answered(made: Plain, calls: _Calls, refuse: _Refuse) -> str:
+    """The name of the tool whose response a message is: of the call with its tool_call_id, as OpenAI has it, or by the
+    name alone, as templates have it.
+    """
+    name, call = made.get("name"), made.get("tool_call_id")
+    if call is None and name is None:
+        refuse("tool_call_id", "a tool's response needs the tool_call_id of a call before, or a tool's name")
+    if call is not None and call not in calls.ids:
+        refuse("tool_call_id", f"no call before has this tool_call_id, {call!r}")
+    if name is not None and name not in calls.names:
+        refuse("name", f"no call before is of this tool, {name!r}")
+    if call is not None and name not in (None, calls.ids[call]):
+        refuse("name", f"the call {call!r} is of the tool {calls.ids[call]!r}, not {name!r}")
+    return str(name if call is None else calls.ids[call])
 
 
 def _empty(value: Any) -> bool:

@@ -16,6 +16,7 @@ import sys
 import threading
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,14 @@ WORKER = Path(__file__).with_name("template_worker.py")
 
 class TakesTooLong(UsageError):
     """A template was stopped at its limit of time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reads:
+    """What a template reads: fields of messages ("*": messages are written whole), and names that it is given."""
+
+    fields: frozenset[str]
+    names: frozenset[str]
 
 
 class Renderer:
@@ -44,9 +53,17 @@ class Renderer:
         """The text of a template. Raises FormatError for what is no template, UsageError where it refuses what it is
         given or takes too much time, memory or room, SystemFailure where no process can be started.
         """
+        return str(self._answer({"template": template, "names": names})["text"])
+
+    def reads(self, template: str) -> Reads:
+        """What a template reads. Raises as render() does."""
+        found = self._answer({"template": template})
+        return Reads(frozenset(found["fields"]), frozenset(found["names"]))
+
+    def _answer(self, request: Any) -> dict[str, Any]:
         with self._lock:
             try:
-                reply = self._ask({"template": template, "names": names})
+                reply = self._ask(request)
             except BaseException:  # Ctrl-C too: what it would still say belongs to no one
                 self._stop(kill=True)
                 raise
@@ -55,9 +72,9 @@ class Renderer:
         if "refused" in reply:
             kind = TakesTooLong if reply.get("late") else UsageError
             raise kind(f"the chat template refuses these messages: {reply['refused']}")
-        return str(reply["text"])
+        return reply
 
-    def _ask(self, request: Any) -> dict[str, str]:
+    def _ask(self, request: Any) -> dict[str, Any]:
         process = self._process or self._start()
         assert process.stdin is not None and process.stdout is not None
         try:
@@ -118,6 +135,47 @@ class Renderer:
 _renderer = Renderer()
 atexit.register(_renderer.close)
 os.register_at_fork(after_in_child=_renderer.forget)
+
+
+@lru_cache(256)
+def reads(template: str) -> Reads:
+    """Renderer.reads, of the one there is."""
+    return _renderer.reads(template)
+
+
+def render_chat(template: str, names: Mapping[str, Any]) -> str:
+    """render(), of a chat whose messages were read. Raises UsageError also where the template leaves out the content or
+    the name of a message, as some do with a system message that is not the first. (One that never reads content is a
+    text by itself, as dg-convert says.)
+    """
+    text = render(template, names)
+    messages = names["messages"]
+    if reads(template).fields.isdisjoint(("content", "*")):
+        return text
+    unseen = [(i, field) for i, message in enumerate(messages) for field in _unseen(message, text)]
+    if not unseen:
+        return text
+    # A template may write a text in its own way: then it writes a plain word there, if it writes any at all.
+    words = {(i, field): f"{field}{i}word" for i, field in unseen}
+    marked = [{**m, **{field: word for (at, field), word in words.items() if at == i}} for i, m in enumerate(messages)]
+    try:
+        tried = render(template, {**names, "messages": marked}).casefold()
+    except UsageError:
+        return text
+    for (i, field), word in words.items():
+        if word not in tried:
+            problem = f"the chat template leaves out the {field} of a {messages[i]['role']} message here"
+            raise UsageError(f"messages[{i}]: {problem}", f"messages.{i}.{field}")
+    return text
+
+
+def _unseen(message: Mapping[str, Any], text: str) -> list[str]:
+    """The fields of a message that a prompt may lack. The name of a tool says what its call says."""
+    content = message["content"]
+    parts = [content] if isinstance(content, str) else [part["text"] for part in content]
+    lacks = not all(part.strip() in text for part in parts)  # as templates mostly write it
+    named = "name" in message and message["role"] != "tool"
+    return ["content"] * lacks + ["name"] * named
 
 
 def render(template: str, names: Mapping[str, Any]) -> str:

@@ -13,7 +13,11 @@ import resource
 import signal
 import struct
 import sys
+from pathlib import Path
+from runpy import run_path
 from typing import Any, BinaryIO
+
+FIELDS = Path(__file__).with_name("template_fields.py")
 
 
 def read(stream: BinaryIO) -> Any:
@@ -33,8 +37,8 @@ def write(stream: BinaryIO, message: Any) -> None:
     stream.flush()
 
 
-def compiled(template: str) -> Any:
-    """A template in the environment that transformers gives to chat templates: see its utils/chat_template_utils.py."""
+def environment() -> Any:
+    """What transformers gives to chat templates: see its utils/chat_template_utils.py."""
     from datetime import datetime
 
     from jinja2 import TemplateError
@@ -91,15 +95,21 @@ def compiled(template: str) -> Any:
     ) -> str:
         return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
-    environment = ImmutableSandboxedEnvironment(
+    made = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[Generation, "jinja2.ext.loopcontrols"]
     )
-    environment.filters["tojson"] = tojson
-    environment.globals["raise_exception"] = refuse
-    environment.globals["strftime_now"] = lambda format: datetime.now().strftime(format)
-    environment.globals["dict"] = NewDict()
-    environment.globals["namespace"] = Names
-    return environment.from_string(template)
+    made.filters["tojson"] = tojson
+    made.globals["raise_exception"] = refuse
+    made.globals["strftime_now"] = lambda format: datetime.now().strftime(format)
+    made.globals["dict"] = NewDict()
+    made.globals["namespace"] = Names
+    return made
+
+
+def reads(template: str) -> dict[str, list[str]]:
+    """{"fields": of messages, "names": that it is given}: what a template reads."""
+    found: dict[str, list[str]] = run_path(str(FIELDS))["reads"](environment().parse(template))
+    return found
 
 
 def render(template: Any, names: dict[str, Any], memory: int, most: int) -> dict[str, str]:
@@ -130,14 +140,16 @@ def serve(requests: BinaryIO, replies: BinaryIO, seconds: float, memory: int, mo
     from jinja2 import TemplateError
 
     known: dict[str, Any] = {}
+    reply: dict[str, Any]
     write(replies, "ready")
     while (request := read(requests)) is not None:
         signal.setitimer(signal.ITIMER_PROF, seconds)  # of processor time; then SIGPROF ends the process
         try:
-            if request["template"] not in known:
+            template = request["template"]
+            if "names" in request and template not in known:
                 known.clear()
-                known[request["template"]] = compiled(request["template"])
-            reply = render(known[request["template"]], request["names"], memory, most)
+                known[template] = environment().from_string(template)
+            reply = render(known[template], request["names"], memory, most) if "names" in request else reads(template)
         except MemoryError:  # Jinja works out constants when it compiles
             reply = too_large(memory)
         except (TemplateError, RecursionError, ValueError, OverflowError) as failure:

@@ -11,7 +11,7 @@ from dgemma._native import ffi, lib
 from dgemma.errors import UsageError, check, new_error
 from dgemma.handle import Handle
 from dgemma.messages import read, read_tools, text_of
-from dgemma.template import reads_parts, render
+from dgemma.template import reads, reads_parts, render_chat
 
 
 class Tokenizer:
@@ -160,13 +160,16 @@ class Tokenizer:
                     f"{'tools need' if given else 'thinking needs'} a chat template, and this file has none"
                 )
             return _last_user_text(read(messages))
-        if thinking and "enable_thinking" not in template:
+        known = reads(template).names
+        if thinking and "enable_thinking" not in known:
             raise UsageError("the file's chat template knows no thinking: it never asks for enable_thinking")
+        if given and "tools" not in known:
+            raise UsageError("the file's chat template knows no tools: it never asks for tools", "tools")
         names = {"bos": self.bos_id, "eos": self.eos_id, "unk": self.unk_id, "pad": self.pad_id, "mask": self.mask_id}
-        return render(
+        return render_chat(
             template,
             {
-                "messages": read(messages, template, reads_parts=partial(reads_parts, template)),
+                "messages": self.read(messages),
                 "tools": given,
                 "documents": None,
                 "add_generation_prompt": True,
@@ -175,9 +178,23 @@ class Tokenizer:
             },
         )
 
+    def read(self, messages: Any) -> list[dict[str, Any]]:
+        """The messages as the file's chat template is given them: see messages.py. Raises UsageError for what would be
+        left out of a prompt.
+        """
+        template = self.chat_template
+        if template is None:
+            return read(messages)
+        return read(messages, reads(template).fields, reads_parts=partial(reads_parts, template))
+
 
 def _last_user_text(messages: Sequence[Mapping[str, Any]]) -> str:
-    for message in reversed(messages):
-        if message["role"] == "user":
-            return text_of(message)
-    raise UsageError("no user message among the messages, and this file has no chat template")
+    asked = [message for message in messages if message["role"] == "user"]
+    if not asked:
+        raise UsageError("no user message among the messages, and this file has no chat template")
+    for at, message in enumerate(messages):
+        if message["role"] in ("system", "tool") or "tool_calls" in message:
+            said = "a call of a tool" if "tool_calls" in message else f"a {message['role']} message"
+            problem = f"{said} needs a chat template, and this file has none"
+            raise UsageError(f"messages[{at}]: {problem}", f"messages.{at}.role")
+    return text_of(asked[-1])

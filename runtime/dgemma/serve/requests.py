@@ -260,9 +260,6 @@ def _chat_prompt(model: Model, request: ChatRequest) -> list[int]:
     if model.tokenizer.chat_template is None and (thinking or tools):
         name = "tools" if tools else "reasoning_effort"
         raise wrong(f"{name} needs a chat template, and this model has none", name)
-    for at, message in enumerate(request.messages):
-        if message.get("role") == "tool" and message.get("tool_call_id") is None:
-            raise wrong(f"messages[{at}]: a tool's response needs a tool_call_id", f"messages.{at}.tool_call_id")
     given = [tool.model_dump(exclude_none=True) for tool in tools] or None
     try:
         ids = model.tokenizer.chat(request.messages, given, thinking)
