@@ -20,7 +20,7 @@ from dgemma._native import ffi, lib
 from dgemma.convert.imatrix import Sums
 from dgemma.convert.names import Wanted
 from dgemma.convert.source import SourceModel
-from dgemma.errors import Error, FormatError, UsageError, check, new_error
+from dgemma.errors import FormatError, UsageError, check, new_error
 from dgemma.events import Step
 from dgemma.file import File
 from dgemma.messages import read

@@ -38,7 +38,8 @@ CHAT_TEMPLATE = """{{ bos_token }}{% if enable_thinking or tools or messages[0].
 {% if enable_thinking %}<|think|>{% endif %}{% if messages[0].role == 'system' %}{{ messages[0].content }}{% endif -%}
 {% for tool in tools or [] %}<|tool>declaration:{{ tool.function | tojson }}<tool|>{% endfor %}<turn|>
 {% endif %}{% for m in messages if m.role != 'system' %}<|turn>{{ 'model' if m.role == 'assistant' else m.role }}
-{{ m.content }}{% for c in m.tool_calls or [] %}<|tool_call>call:{{ c.function | tojson }}<tool_call|>{% endfor %}<turn|>
+{{ m.content }}{% for c in m.tool_calls or [] -%}
+<|tool_call>call:{{ c.function | tojson }}<tool_call|>{% endfor %}<turn|>
 {% endfor %}<|turn>model
 {% if not enable_thinking %}<|channel>thought
 <channel|>{% endif %}"""
