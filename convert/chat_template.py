@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from dgemma.convert.added import NAMED, text_of
 from dgemma.errors import FormatError, SystemFailure, UsageError
 from dgemma.template import TakesTooLong
+from dgemma.tokenizer import Tokenizer
 
 IN_METADATA = {"bos_token", "eos_token", "unk_token", "pad_token", "mask_token"}  # GGUF files have keys for these
 
@@ -39,18 +39,17 @@ def _named(settings: dict[str, Any]) -> dict[str, str]:
     return {name: text for name, text in texts.items() if name.isidentifier() and isinstance(text, str)}
 
 
-def try_out(where: Path, ask: Callable[[dict[str, Any]], str]) -> list[str]:
+def try_out(where: Path, tokenizer: Tokenizer) -> list[str]:
     """What a template does with conversations that people have: a note for each that it refuses or whose text it leaves
-    out. The first that takes too long is the last. ask: renders the template with such names. Raises FormatError for
-    what is no Jinja template, and for one that writes none of them.
+    out. The first that takes too long is the last. Raises FormatError for what is no Jinja template, and for one that
+    writes none of them.
     """
     notes: list[str] = []
     refusals: list[UsageError] = []
     written = 0
     for what, given in TRIALS.items():
-        names = {"tools": None, "documents": None, "add_generation_prompt": True, "enable_thinking": False, **given}
         try:
-            text = ask(names)
+            text = tokenizer.render(given["messages"], given.get("tools"))
         except FormatError as problem:
             raise FormatError(f"{where}: {problem}") from None
         except UsageError as problem:
@@ -62,7 +61,7 @@ def try_out(where: Path, ask: Callable[[dict[str, Any]], str]) -> list[str]:
         except SystemFailure as problem:  # no process to try it in
             return [f"the chat template was not tried: {problem}"]
         written += 1
-        if lost := next((m["content"] for m in names["messages"] if m["content"] not in text), None):
+        if lost := next((m["content"] for m in given["messages"] if m["content"] not in text), None):
             notes.append(f"with {what}: the chat template leaves out {lost!r}")
     if not written:
         raise FormatError(f"{where}: not even a first message can be written: {refusals[0]}")

@@ -20,7 +20,6 @@ from dgemma.file import File, Tensor
 from dgemma.model import Model
 from dgemma.output import readable
 from dgemma.regular import read_regular
-from dgemma.template import render
 from dgemma.tokenizer import Tokenizer
 
 
@@ -78,9 +77,8 @@ class Folder(Source):
     def pairs(self, needed: Sequence[Wanted], file_type: int) -> list[Pair]:
         vocabulary = read_vocabulary(self.path, self.config.values["n_vocab"], self.config.special_ids)
         self.notes, self._tokenizer = vocabulary.notes, open_vocabulary(self.config, vocabulary)
-        if (template := vocabulary.chat_template) is not None:
-            names = {f"{name}_token": vocabulary.tokens[i] for name, i in vocabulary.ids.items()}
-            self.notes += try_out(self.path, lambda given: render(template, {**names, **given}))
+        if self._tokenizer.chat_template is not None:
+            self.notes += try_out(self.path, self._tokenizer)
         return metadata(self.config, vocabulary, needed, file_type)
 
     def tokenizer(self) -> Tokenizer:
@@ -156,7 +154,7 @@ def _notes(path: Path, tokenizer: Tokenizer) -> list[str]:
     if tokenizer.chat_template is None:
         return []
     try:
-        return try_out(path, lambda given: tokenizer.render(given["messages"], given["tools"]))
+        return try_out(path, tokenizer)
     except FormatError as problem:
         return [str(problem)]
 

@@ -40,7 +40,8 @@ WORDS = ["the", "sky", "is", "blue", "and", "why", "a", "in", "of", "to", "it", 
 WORDS += ["are", "with", "he", "she", "model", "user", "thought", "Hi"]
 
 TEMPLATE = (
-    "{{ bos_token }}{% for m in messages %}<|turn>{{ m.role }}\n{{ m.content }}<turn|>\n{% endfor %}"
+    "{{ bos_token }}{% for tool in tools or [] %}{{ tool | tojson }}\n{% endfor %}"
+    "{% for m in messages %}<|turn>{{ m.role }}\n{{ m.content }}<turn|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|turn>model\n{% endif %}"
 )
 

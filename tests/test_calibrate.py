@@ -282,7 +282,7 @@ def test_flags_that_do_not_go_together(
     assert complaint in refused(capsys, 2, folder, "-o", tmp_path / "out.gguf", *more)
 
 
-REFUSES = "Hi{% if 'no' in messages[0].content %}{{ raise_exception('not this') }}{% endif %}"
+REFUSES = "{{ messages[0].content }}{% if 'no' in messages[0].content %}{{ raise_exception('not this') }}{% endif %}"
 ROLES = "{% for m in messages %}{{ {'user': 'U'}[m.role].lower() }}{% endfor %}"
 UNASKABLE: dict[str, tuple[str, str, str | None, str]] = {
     "long": ("t.txt", "Hi\n\n \nso\n" + "the sky " * 600, None, "line 4: a prompt of 12"),

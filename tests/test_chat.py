@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -133,13 +134,36 @@ def test_what_is_wrong_is_told_in_a_line_and_the_chat_goes_on(chatting: str, tmp
         "/save ~nosuchuser/x.json": "there is no such user",
         "/load ~nosuchuser/x.json": "there is no such user",
         "/save a\0b": "cannot hold a null character",
-        f"/load {tmp_path}/missing.json": "missing.json: No such file",
+        f"/load {tmp_path}/missing.json": "missing.json: no such file",
         "why " * 600: "need a context of",
     }
     code, out, err = piped(chatting, *SHORT, given="".join(f"{say}\n" for say in wrong) + "/clear\nwhy\n")
     assert code == 1 and out  # a failure in a pipe is one in the end
     for told, expected in zip(err, wrong.values(), strict=False):
         assert expected in told
+
+
+def test_a_saved_chat_that_no_prompt_can_be_made_of_changes_nothing(tmp_path: Path, chatting: str) -> None:
+    asked = {"role": "user", "content": "why"}
+    wrong: dict[str, tuple[dict[str, Any], str]] = {
+        "image": ({"messages": [asked | {"image": "sky.png"}]}, "messages[0]: unknown field 'image'"),
+        "role": ({"messages": [asked, {"role": "poet", "content": "x"}]}, "messages[1]: unknown role poet"),
+        "calls": ({"messages": [asked | {"tool_calls": [{}]}]}, "messages[0]: only an assistant calls tools"),
+        "effort": ({"settings": {"effort": {}}}, "effort must be one of low, medium"),
+        "steps": ({"settings": {"steps": "3"}}, "steps must be a whole number"),
+        "option": ({"settings": {"speed": 3}}, "there is no option 'speed'"),
+        "more": ({"tools": []}, "holds no chat that /save kept"),
+    }
+    kept = {"messages": [asked | {"content": "how"}], "thinking": False, "settings": {"steps": 3}}
+    for name, (part, _) in wrong.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps(kept | part))
+    loads = "".join(f"/load {tmp_path}/{name}.json\n" for name in wrong)
+    code, _, err = piped(chatting, given=f"/system before\n{loads}/save {tmp_path}/out.json\n")
+    assert code == 1
+    for line, (name, (_, expected)) in zip(err[-len(wrong) - 1 :], wrong.items(), strict=False):
+        assert f"{name}.json" in line and expected in line
+    after = json.loads((tmp_path / "out.json").read_text())
+    assert after == {"messages": [{"role": "system", "content": "before"}], "thinking": False, "settings": {}}
 
 
 def test_a_file_without_a_template_is_chatted_with_message_by_message() -> None:

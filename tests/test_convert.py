@@ -452,14 +452,18 @@ def test_ids_without_a_token_are_filled_and_no_bos_is_believed(checkpoint: Path,
 
 
 TURN = "{{ bos_token }}{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+NO_TOOLS = "with tools: the file's chat template knows no tools: it never asks for tools"
 TEMPLATES = {
-    TURN: [],
-    "{% generation %}" + TURN + "{% endgeneration %}": [],
+    TURN: [NO_TOOLS],
+    TURN + "{{ tools or '' }}": [],
+    "{% generation %}" + TURN + "{% endgeneration %}": [NO_TOOLS],
     "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}" + TURN: [
-        "with a system message: the chat template refuses these messages: no system"
+        "with a system message: the chat template refuses these messages: no system",
+        NO_TOOLS,
     ],
     "{% for m in messages if m.role != 'system' %}{{ m.content }}{% endfor %}": [
-        "with a system message: the chat template leaves out 'Answer in one word.'"
+        "with a system message: messages[0]: the chat template leaves out the content of a system message here",
+        NO_TOOLS,
     ],
     TURN + "{% if tools %}{{ tools[0].parameters.x }}{% endif %}": [
         "with tools: the chat template refuses these messages: 'dict object' has no attribute 'parameters'"

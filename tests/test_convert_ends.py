@@ -164,6 +164,20 @@ def test_who_asks_it_to_end_finds_nothing(how: signal.Signals, split: str | None
     assert leftovers(tmp_path) == ["second.gguf"]
 
 
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_an_order_to_end_that_comes_in_a_finalizer_is_not_lost(how: signal.Signals) -> None:
+    code = (
+        "import click, os, sys, time, weakref; from dgemma.cli import Command\n"
+        "def order(): os.kill(os.getpid(), int(sys.argv[1])); [None for _ in range(1000)]\n"
+        "def work():\n"
+        "    weakref.finalize(each := type('Each', (), {})(), order); del each\n"
+        "    print('dropped', flush=True); time.sleep(60)\n"
+        "Command('work', callback=work).main([])"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(int(how))], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout, done.stderr.strip()) == (128 + how, "dropped\n", "")
+
+
 def test_a_dead_runs_temporary_is_removed_and_a_living_ones_is_not(folder: Path, tmp_path: Path) -> None:
     out, seen = tmp_path / "out.gguf", []
     endings = deaths(lambda: convert(folder, out, "q8_0", threads=1), least=5)

@@ -7,6 +7,7 @@ import json
 import re
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -272,7 +273,7 @@ CHANGES: dict[str, Change] = {
     "newlines and letters": merge("k", "\n"),
     "newlines and letters last": merge("\n\n", SPACE, first=False),
     "newlines otherwise": without_merge("\n", "\n"),
-    "one byte": lambda top: [top["model"]["vocab"].pop(f"<0x{i:02X}>") for i in range(256) if i != 0x41],
+    "one byte": lambda top: [top["model"]["vocab"].pop(f"<0x{i:02X}>", None) for i in range(256) if i != 0x41],
     "all bytes but one": lambda top: top["model"]["vocab"].pop("<0x41>"),
     "an added byte": flag("<0x41>"),
     "an added byte, not normalized": flag("<0x41>", normalized=False),
@@ -394,7 +395,8 @@ def test_any_tokenizer_is_refused_or_gives_the_same_ids(
     for key in data.draw(st.lists(st.sampled_from(sorted(MODEL)), max_size=2)):
         top["model"][key] = data.draw(st.sampled_from(MODEL[key]))
     for name in data.draw(st.lists(st.sampled_from(sorted(CHANGES)), unique=True, max_size=2)):
-        CHANGES[name](top)
+        with suppress(KeyError):  # of a token that the change before took away
+            CHANGES[name](top)
     pieces = st.sampled_from(
         [" ", "\n", "the", "sky", "<|turn>", "x<|t", "x", "k", "\u4f60", "\u00e9", SPACE, "<0xE4>", "<unk>"]
     )

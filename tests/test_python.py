@@ -12,6 +12,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import dgemma
 from dgemma.options import options
@@ -170,6 +172,26 @@ def test_options_are_those_of_the_library(model: dgemma.Model) -> None:
     assert model.settings(**dict.fromkeys(used)) == used  # None is the default
     assert model.settings(**used) == used
     assert model.settings(seed=2**64 - 1)["seed"] == 2**64 - 1
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=4),
+    lambda inside: st.lists(inside, max_size=2) | st.dictionaries(st.text(max_size=4), inside, max_size=2),
+    max_leaves=4,
+)
+
+
+@given(st.dictionaries(st.sampled_from([*options(), "effort"]), JSON, min_size=1, max_size=2))
+@settings(max_examples=300, deadline=None)
+def test_a_value_of_any_kind_is_taken_or_its_option_is_named(model: dgemma.Model, given: dict[str, object]) -> None:
+    """As JSON gives them: a request, a line of a batch, a saved chat."""
+    try:
+        used = model.settings(**given)
+    except (TypeError, dgemma.UsageError) as refused:
+        assert any(name in str(refused) for name in given), refused
+    else:
+        named = {name: value for name, value in given.items() if name != "effort" and value is not None}
+        assert {name: used[name] for name in named} == pytest.approx(named)
 
 
 def test_an_unknown_option_is_named_beside_the_known(model: dgemma.Model) -> None:

@@ -102,7 +102,7 @@ def test_a_canvas_with_pins_is_kept(sudoku: Live, bundled: dgemma.Model) -> None
 def test_a_chat_is_what_the_model_generates_whole_or_streamed(live: Live, chat_model: dgemma.Model) -> None:
     expected = chat_model.generate([{"role": "user", "content": "why"}], seed=7, **SHORT)
     parts = read(chat_model.tokenizer, expected.ids)
-    given = {"seed": 7, "max_tokens": 70, "extra_body": {"diffusion": {"steps": 3}}}
+    given = {"seed": 7, "max_tokens": 70, "extra_body": {"diffusion": {"steps": 3, "events": None, "effort": None}}}
     answer = live.chat("why", **given)
     whole = answer.choices[0]
     calls = "".join(call.text for call in parts.calls)  # without tools in the request, they are text

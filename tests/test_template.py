@@ -84,18 +84,22 @@ def test_a_constant_that_is_too_much_is_no_error_of_syntax() -> None:
 def test_trials_of_a_template_end_at_the_first_that_takes_too_long(first: int, renderer: Renderer) -> None:
     asked = []
 
-    def ask(names: dict[str, Any]) -> str:
-        asked.append(names)
-        template = "{{ messages | map(attribute='content') | list }}" if len(asked) <= first else HOSTILE["loops"]
-        return renderer.render(template, names)
+    class Trial(dgemma.Tokenizer):
+        def __init__(self) -> None:
+            pass
+
+        def render(self, messages: Any, tools: Any = None, thinking: bool = False) -> str:
+            asked.append(messages)
+            template = "{{ messages | map(attribute='content') | list }}" if len(asked) <= first else HOSTILE["loops"]
+            return renderer.render(template, {"messages": messages, "tools": tools})
 
     if first == 0:
         with pytest.raises(
             dgemma.FormatError, match=r"a\.gguf: not even a first message can be written: .* 0\.2 seconds"
         ):
-            try_out(Path("a.gguf"), ask)
+            try_out(Path("a.gguf"), Trial())
     else:
-        (note,) = try_out(Path("a.gguf"), ask)
+        (note,) = try_out(Path("a.gguf"), Trial())
         assert note.startswith(f"with {list(TRIALS)[first]}: ") and "it takes more than 0.2 seconds" in note
     assert len(asked) == first + 1
 

@@ -310,7 +310,7 @@ def test_figures_name_a_file_without_orders(tmp_path: Path) -> None:
 
 def test_what_a_template_says_is_told_in_a_line(tmp_path: Path) -> None:
     refuses = "{{ raise_exception(messages[0].content) }}"
-    template = f"{{% if 'PWNED' in messages[0].content %}}{refuses}{{% endif %}}Hi"
+    template = f"{{% if 'PWNED' in messages[0].content %}}{refuses}{{% endif %}}{{{{ messages[0].content }}}}"
     write_checkpoint(tmp_path, layers=1, chat_template=template)
     convert(tmp_path, tmp_path / "m.gguf", type="f32")
     code, out, err = streams("dg-run", str(tmp_path / "m.gguf"), "-p", EVIL)

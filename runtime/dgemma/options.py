@@ -110,16 +110,18 @@ def sampling_for(model: Any, given: Mapping[str, Any]) -> Any:
     sampling = ffi.new("dg_sampling *")
     lib.dg_sampling_default(model, sampling)
     if effort is not None:
+        if not isinstance(effort, str):
+            raise TypeError(f"effort must be one of {', '.join(efforts())}, not {effort!r}")
         if effort not in efforts():
             raise UsageError(f"effort must be {', '.join(efforts())}, not {effort!r}")
         lib.dg_effort_apply(list(efforts()).index(effort), sampling)
+    chosen = {name: known[name].read(value) for name, value in given.items() if value is not None}
     if effort == REFERENCE:
         for name, value in efforts()[effort].settings.items():
-            if given.get(name) not in (None, value):
+            if chosen.get(name, value) != value:
                 raise UsageError(f"{name} {given[name]!r} is not of the published sampler, the reference effort")
-    for name, value in given.items():
-        if value is not None:
-            setattr(sampling, name, known[name].read(value))
+    for name, value in chosen.items():
+        setattr(sampling, name, value)
     error = new_error()
     check(lib.dg_sampling_check(sampling, error), error)
     return sampling

@@ -62,6 +62,24 @@ def end_in_order() -> None:
     for each in (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
         if signal.getsignal(each) is signal.SIG_DFL:  # not where nohup or a shell's trap says otherwise
             signal.signal(each, lambda number, _: sys.exit(128 + number))
+    sys.unraisablehook = give_again
+
+
+def give_again(lost: Any) -> None:
+    """For sys.unraisablehook. An order to end that comes while a finalizer runs is an exception there, which Python
+    drops: it is given again a moment later.
+    """
+    order = lost.exc_value
+    if isinstance(order, KeyboardInterrupt):
+        number: int = signal.SIGINT
+    elif isinstance(order, SystemExit) and isinstance(order.code, int) and order.code > 128:
+        number = order.code - 128
+    else:
+        sys.__unraisablehook__(lost)
+        return
+    again = threading.Timer(0.01, os.kill, (os.getpid(), number))
+    again.daemon = True
+    again.start()
 
 
 def show_any_text() -> None:

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from dgemma.cli.files import open_streams
+from dgemma.cli.files import MOST, open_streams
 from dgemma.errors import UsageError
-from dgemma.json_lines import as_bytes
+from dgemma.json_lines import as_bytes, value
 from dgemma.options import Option, efforts, options
 from dgemma.output import check_distinct, check_target, json_kind, write_whole
-from dgemma.regular import opener
+from dgemma.regular import read_regular
 
 if TYPE_CHECKING:
     from dgemma.cli.chat import Chat
@@ -22,7 +21,9 @@ Do: TypeAlias = Callable[["Chat", str], bool | None]  # with what stands behind 
 
 FILES = "FILE"
 
-CHAT = json_kind("a saved chat", "messages", "thinking", "settings")
+KEPT = ("messages", "thinking", "settings")
+CHAT = json_kind("a saved chat", *KEPT)
+PLAIN_ROLES = ("user", "assistant", "model")  # whose messages need no chat template
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +159,7 @@ def _stats(chat: Chat, _: str) -> None:
 def _save(chat: Chat, name: str) -> None:
     path = path_of("/save", name)
     conversation = chat.conversation
-    kept = {"messages": conversation.messages, "thinking": conversation.thinking, "settings": chat.settings}
+    kept = dict(zip(KEPT, (conversation.messages, conversation.thinking, chat.settings), strict=True))
     check_distinct([("/save", path)], [("the model", chat.model.path), *open_streams()])
     check_target(path, CHAT)
     write_whole(path, as_bytes(kept, indent=1), CHAT)
@@ -169,9 +170,11 @@ def _save(chat: Chat, name: str) -> None:
 def _load(chat: Chat, name: str) -> None:
     path = path_of("/load", name)
     messages, thinking, settings = saved(path)
-    if thinking or any(message["role"] == "system" for message in messages):
-        chat.need_template(f"{path}: thinking or a system message")
     try:
+        if messages:
+            chat.model.tokenizer.read(messages)
+        if thinking or any(message["role"] not in PLAIN_ROLES for message in messages):
+            chat.need_template("thinking, or what is said by neither user nor assistant,")
         chat.change(settings)
     except (TypeError, UsageError) as failure:
         raise UsageError(f"{path}: {failure}") from None
@@ -207,13 +210,13 @@ def path_of(command: str, name: str) -> Path:
 
 def saved(path: Path) -> tuple[list[dict[str, Any]], bool, dict[str, Any]]:
     """Messages, whether to think, and settings of a file that /save wrote. Raises UsageError for another."""
+    data = read_regular(path, MOST + 1)
     try:
-        with open(path, "rb", opener=opener) as file:
-            kept = json.loads(file.read())
-        messages, thinking, settings = kept["messages"], kept["thinking"], kept["settings"]
-        good = isinstance(messages, list) and isinstance(thinking, bool) and isinstance(settings, dict)
+        kept = value(data, "it") if len(data) <= MOST else {}
+        messages, thinking, settings = (kept.pop(name) for name in KEPT)
+        good = not kept and isinstance(messages, list) and isinstance(thinking, bool) and isinstance(settings, dict)
         good = good and all(isinstance(m["role"], str) and isinstance(m["content"], str) for m in messages)
-    except (ValueError, KeyError, TypeError, RecursionError):
+    except (UsageError, KeyError, TypeError, AttributeError):
         good = False
     if not good:
         raise UsageError(f"{path} holds no chat that /save kept")

@@ -43,7 +43,9 @@ class StreamOptions(_Strict):
 
 class Own(_Strict):
     effort: str | None = Field(None, description="a name for several settings")
-    events: bool = Field(False, description="in a stream, a canvas event per step: ids, text, entropy of each token")
+    events: bool | None = Field(
+        None, description="in a stream, a canvas event per step: ids, text, entropy of each token"
+    )
     deadline: float | None = Field(None, gt=0, le=86400, description="seconds that the whole request may take")
 
 
@@ -114,7 +116,7 @@ def delivery(request: Common, own: Own, ignored: list[str]) -> dict[str, Any]:
     if own.events and not request.stream:
         raise wrong("diffusion.events needs stream", "diffusion.events")
     return {
-        "events": own.events,
+        "events": bool(own.events),
         "stream": request.stream,
         "usage": request.stream_options is not None and bool(request.stream_options.include_usage),
         "user": request.user,
