@@ -199,8 +199,56 @@ def test_a_file_is_found_among_others(files: list[str], type_: str, found: list[
 
 
 @pytest.mark.parametrize(
+    ("file", "type_"),
+    [
+        ("model-Q4_K_M-imat.gguf", "q4_k_m"),
+        ("model.Q4_0_instruct.gguf", "q4_0"),
+        ("model-Q8_0-v2.gguf", "q8_0"),
+        ("model-q4_k_s-00001-of-00001.imat.gguf", "Q4_K_S"),
+        ("model-IQ4_NL-2.gguf", "iq4_nl"),
+        ("model-Q4_0_4_4-it.gguf", "q4_0_4_4"),
+        ("model-UD-Q4_K_XL-fixed.gguf", "q4_k_xl"),
+        ("model (Q6_K) new.gguf", "q6_k"),
+        ("Q5_K_M-imat/model.gguf", "q5_k_m"),
+        ("model-MXFP4_MOE-v1.1.gguf", "mxfp4_moe"),
+        ("model-BF16-it.gguf", "bf16"),
+        ("model-Q4_K_M-imat.gguf", "q4_k_m-imat"),
+        ("model-Q4_K_M-imat.gguf", "model-q4_k_m"),
+        ("model-Q4_K_M-f16.gguf", "q4_k_m-f16"),
+    ],
+)
+def test_a_type_finds_a_file_with_words_behind_it(file: str, type_: str) -> None:
+    files = ["model-Q2_K.gguf", "model-Q3_K_M-imat.gguf", "model-Q4_K_L.gguf", file]
+    assert _of_type(parse(f"hf:a/b:{type_}"), files) == [file]
+
+
+TAILS = ["imat", "instruct", "v2", "it", "2", "v1.1", "fixed-2024", "4bit", "new"]
+
+
+@given(st.sampled_from(TYPES), st.sampled_from(TYPES), st.sampled_from(TAILS), st.sampled_from("-_."))
+def test_words_behind_a_type_never_make_it_another(type_: str, asked: str, tail: str, sep: str) -> None:
+    """A file is found by its own type alone; where there is one without the words, that comes first."""
+    file, plain = f"model-{type_}{sep}{tail}.gguf", f"model-{type_}.gguf"
+    if asked == type_ or f"UD-{asked}" == type_:
+        assert _of_type(parse(f"hf:a/b:{asked}"), [file]) == [file]
+        assert _of_type(parse(f"hf:a/b:{asked}"), [file, plain]) == [plain]
+        with pytest.raises(UsageError, match="several files fit"):
+            _of_type(parse(f"hf:a/b:{asked}"), [file, f"other-{type_}-x{tail}.gguf"])
+    else:
+        with pytest.raises(UsageError, match="no file is of that type") as refused:
+            _of_type(parse(f"hf:a/b:{asked}"), [file])
+        assert file in str(refused.value)
+
+
+@pytest.mark.parametrize(
     ("files", "type_", "complaint"),
     [
+        (["M-Q4_K_M-f16.gguf"], "f16", "no file is of that type; there are M-Q4_K_M-f16.gguf"),
+        (["M-Q4_K_M-f16-embed.gguf"], "q4_k_m", "no file is of that type; there are M-Q4_K_M-f16-embed.gguf"),
+        (["M-Q4_K_M-imat.gguf"], "q4_k", "no file is of that type; there are M-Q4_K_M-imat.gguf"),
+        (["M-Q4_K_M-a1.gguf", "M-Q4_K_M-b1.gguf"], "q4_k_m", "several files fit.*: M-Q4_K_M-a1.gguf, M-Q4_K_M-b1.gguf"),
+        (["M-Q8_0.gguf", "M-Q4_K_M-imatrix.gguf"], "q4_k_m", "M-Q8_0.gguf; not taken for a model.*: M-Q4_K_M-imatrix"),
+        (["M-Q8_0.gguf", "M-Q4_0-draft.gguf"], "q4_0", "M-Q8_0.gguf; not taken for a model.*: M-Q4_0-draft.gguf"),
         (["M-Q4_K_M.gguf", "M-Q5_K_M.gguf"], "k_m", "no file is of that type"),
         (["M-Q4_0.gguf", "M-Q8_0.gguf"], "0", "no file is of that type"),
         (["mmproj-F16.gguf"], "f16", "no GGUF file there is a model: mmproj-F16.gguf"),
