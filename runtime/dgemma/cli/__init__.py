@@ -14,6 +14,7 @@ import click
 
 from dgemma.cli.files import check_files
 from dgemma.errors import Error, UsageError
+from dgemma.hub import refused_once
 from dgemma.terminal import one_line, tell
 
 FAILURE, WRONG_USAGE, INTERRUPTED = 1, 2, 130
@@ -24,7 +25,8 @@ class Command(click.Command):
 
     def invoke(self, ctx: click.Context) -> Any:
         check_files(self, ctx.params)
-        return super().invoke(ctx)
+        with refused_once():
+            return super().invoke(ctx)
 
     def main(self, *args: Any, **extra: Any) -> NoReturn:
         extra["standalone_mode"] = False
