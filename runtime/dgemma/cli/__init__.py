@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 import signal
 import sys
@@ -13,6 +12,7 @@ from typing import Any, NoReturn
 import click
 
 from dgemma.cli.files import check_files
+from dgemma.cli.streams import show_any_text, tell_closed
 from dgemma.errors import Error, UsageError
 from dgemma.hub import refused_once
 from dgemma.terminal import one_line, tell
@@ -30,13 +30,13 @@ class Command(click.Command):
 
     def main(self, *args: Any, **extra: Any) -> NoReturn:
         extra["standalone_mode"] = False
-        show_any_text()
-        end_in_order()
         name = str(extra.setdefault("prog_name", self.name))
         try:
+            tell_closed()
+            show_any_text()
+            end_in_order()
             code = super().main(*args, **extra)
-            if sys.stdout is not None:
-                sys.stdout.flush()
+            sys.stdout.flush()
             sys.exit(code if isinstance(code, int) else 0)
         except (click.Abort, KeyboardInterrupt):
             sys.exit(INTERRUPTED)
@@ -64,13 +64,6 @@ def end_in_order() -> None:
     for each in (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
         if signal.getsignal(each) is signal.SIG_DFL:  # not where nohup or a shell's trap says otherwise
             signal.signal(each, lambda number, _: sys.exit(128 + number))
-
-
-def show_any_text() -> None:
-    """Makes text that a stream's encoding lacks, such as a file name that is no Unicode text, print as escapes."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
 
 
 def version_option(name: str) -> Callable[[Any], Any]:
