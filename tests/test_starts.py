@@ -211,3 +211,29 @@ def test_a_signal_while_a_command_ends_is_obeyed_quietly(number: int, start: Sta
     (start.folder / "sitecustomize.py").write_text(LATE)
     done = start("", number, "dg-info", "--version")
     assert done.stdout.startswith("dg-info ") and (done.returncode, done.stderr) == (128 + number, "")
+
+
+# The process of its own that measures raises Ctrl-C for all that its terminal started, as it imports its modules.
+APART = """
+import os, signal, sys
+
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name == "dgemma.bench.machine":
+            with open(os.environ["SEEN"] + ".raised", "a") as raised:
+                raised.write(name)
+            os.killpg(0, signal.SIGINT)
+
+if "--multiprocessing-fork" in sys.orig_argv:
+    sys.meta_path.insert(0, Finder())
+"""
+
+
+def test_ctrl_c_while_another_process_measures_ends_both_quietly(start: Start) -> None:
+    (start.folder / "sitecustomize.py").write_text(APART)
+    more = {"PYTHONPATH": str(start.folder), "SEEN": str(start.seen)}
+    text = [binary("dg-bench"), "--ram", "1G", "--runs", "1"]
+    done = subprocess.run(
+        text, env=os.environ | more, capture_output=True, text=True, timeout=120, start_new_session=True
+    )
+    assert start.raised.exists() and (done.returncode, done.stdout, done.stderr.strip()) == (130, "", "")
