@@ -16,8 +16,8 @@ from dgemma.convert.imatrix import FEW
 from dgemma.convert.recipe import RECIPES
 from dgemma.convert.report import as_json, describe, deviations, few, summary
 from dgemma.convert.writer import IMATRIX, MODEL
-from dgemma.progress import progress_bar, telling
-from dgemma.terminal import tell
+from dgemma.ui.progress import progress_bar, telling
+from dgemma.ui.terminal import tell
 
 TYPES = "\n".join(f"  {name:<11}{recipe.size:<10}{recipe.help}" for name, recipe in RECIPES.items())
 

@@ -22,8 +22,8 @@ from typing import Any
 import dgemma
 import dgemma._native
 from dgemma.bench import device, profile, together, work
-from dgemma.conversation import Conversation
-from dgemma.file import File
+from dgemma.chat.conversation import Conversation
+from dgemma.files.gguf_file import File
 from dgemma.model import bundled
 
 PATIENCE = 0.03  # seconds that close() has to come back, where it does not wait for the call

@@ -39,7 +39,7 @@ from dgemma.eval.base import Base, replay
 from dgemma.eval.evaluation import about
 from dgemma.eval.fidelity import compare, make_base
 from dgemma.model import bundled
-from dgemma.sizes import size_text
+from dgemma.units import size_text
 
 HERE = Path(__file__).parent
 LEVELS = (20, 30, 36, 40, 44, 48, 51, 54)  # blanks

@@ -26,8 +26,8 @@ from dgemma.eval.checks import holds
 from dgemma.eval.results import Log, Tried, Variant, run, scores, shown
 from dgemma.eval.statistics import mean_of, share_of, wilson
 from dgemma.eval.sweep import front, named, read_axes, settings
-from dgemma.fill import Hole, pieces_of
-from dgemma.identity import identity
+from dgemma.files.identity import identity
+from dgemma.infill.fill import Hole, pieces_of
 from dgemma.model import bundled as bundled_path
 
 SUDOKU = Path(__file__).parent / "models" / "sudoku"

@@ -31,7 +31,7 @@ from dgemma.cli.run import main as run
 from dgemma.convert import convert
 from dgemma.eval.base import looking, opened
 from dgemma.eval.fidelity import fidelity
-from dgemma.routing import load_routing, routing_path
+from dgemma.files.routing import load_routing, routing_path
 
 GIB = 1 << 30
 MIB = 1 << 20

@@ -23,10 +23,10 @@ from dgemma.cli.info import main as info
 from dgemma.cli.run import main as run
 from dgemma.convert import convert, plan
 from dgemma.eval.base import Base
-from dgemma.file import File
+from dgemma.files.gguf_file import File
+from dgemma.files.regular import read_regular
+from dgemma.files.routing import load_routing
 from dgemma.plan import find_machine
-from dgemma.regular import read_regular
-from dgemma.routing import load_routing
 
 SECONDS = 30  # after which a call hangs
 

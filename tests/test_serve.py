@@ -26,6 +26,7 @@ from serving import PATIENCE, Live, get, post, serving, soon
 from starlette.requests import Request
 
 import dgemma
+from dgemma.chat.answer_parser import Delta, read
 from dgemma.options import options
 from dgemma.serve.answers import Turns
 from dgemma.serve.app import Answering
@@ -39,7 +40,6 @@ from dgemma.serve.running import listen
 from dgemma.serve.sessions import Pool
 from dgemma.serve.stops import Stops
 from dgemma.serve.worker import Job, Worker
-from dgemma.turns import Delta, read
 
 PUZZLE = (Path(__file__).parent / "models" / "sudoku" / "puzzle.txt").read_text()
 SHORT = {"steps": 3, "max_tokens": 70}

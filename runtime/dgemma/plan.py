@@ -21,8 +21,8 @@ from dgemma.bench.machine import measure_disk, measure_machine, processor
 from dgemma.bench.profile import Profile, steps_of
 from dgemma.bench.work import condition_mlp, step_operations
 from dgemma.errors import Error, UsageError, check, new_error
+from dgemma.files.regular import opener
 from dgemma.model import Model
-from dgemma.regular import opener
 
 STEPS = 16  # of a canvas, that speeds are told for
 CONTEXT = 1024  # tokens of keys and values, unless it is said otherwise

@@ -12,8 +12,8 @@ import numpy as np
 from dgemma._native import ffi, lib
 from dgemma.bench.profile import Profile, parts
 from dgemma.errors import check, new_error
-from dgemma.handle import Handle
 from dgemma.model import Model
+from dgemma.native.handle import Handle
 from dgemma.options import sampling_for
 from dgemma.session import Session
 

@@ -5,10 +5,10 @@ Names of parts are the library's; a part that is not here (norms, for one) is no
 
 from __future__ import annotations
 
-from dgemma import formats
 from dgemma._native import ffi, lib
 from dgemma.config import Config
 from dgemma.model import Model
+from dgemma.native import formats
 
 
 def pass_operations(config: Config, rows: int, before: int, causal: bool, output: bool = True) -> dict[str, int]:

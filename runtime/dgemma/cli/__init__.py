@@ -14,7 +14,7 @@ import click
 
 from dgemma.cli.files import check_files
 from dgemma.errors import Error, UsageError
-from dgemma.terminal import one_line, tell
+from dgemma.ui.terminal import one_line, tell
 
 FAILURE, WRONG_USAGE, INTERRUPTED = 1, 2, 130
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 from dgemma.cli.frames import Cell, Frame, Look, lines, shown
 from dgemma.cli.palette import of_terminal
 from dgemma.cli.region import Region
-from dgemma.terminal import is_terminal
-from dgemma.terminal import shown as named
+from dgemma.ui.terminal import is_terminal
+from dgemma.ui.terminal import shown as named
 
 if TYPE_CHECKING:
     from rich.text import Text

@@ -9,8 +9,8 @@ from typing import Any
 import click
 
 from dgemma.cli.files import InPlace, InputFile
-from dgemma.edit import Edited, lines_of
-from dgemma.terminal import shown
+from dgemma.infill.edit import Edited, lines_of
+from dgemma.ui.terminal import shown
 
 COLOURS = {"+": "green", "-": "red", "@": "cyan"}
 

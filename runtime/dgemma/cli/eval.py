@@ -9,7 +9,6 @@ from typing import Any
 
 import click
 
-from dgemma.charts import CHART, refuse_chart
 from dgemma.cli import Command, version_option
 from dgemma.cli.files import InputFile, InputPath, OutputFile
 from dgemma.cli.running import running_options
@@ -26,12 +25,13 @@ from dgemma.eval.report import markdown, told
 from dgemma.eval.results import Log, Variant, run, scores
 from dgemma.eval.sweep import named, read_axes, settings, sweep
 from dgemma.eval.tasks import SHIPPED, Task, load, shipped, suitable
-from dgemma.hub import local_model
-from dgemma.identity import identity
-from dgemma.json_lines import as_bytes
+from dgemma.files.identity import identity
+from dgemma.files.json_lines import as_bytes
+from dgemma.files.output import json_kind, write_whole
+from dgemma.hub.download import local_model
 from dgemma.model import Model, bundled
-from dgemma.output import json_kind, write_whole
-from dgemma.progress import telling
+from dgemma.ui.charts import CHART, refuse_chart
+from dgemma.ui.progress import telling
 
 
 def listed(lines: Mapping[str, str]) -> str:

@@ -11,9 +11,9 @@ from typing import Any
 
 from dgemma.config import shortest
 from dgemma.errors import Error, FormatError
-from dgemma.file import File, Tensor
-from dgemma.keys import keys
+from dgemma.files.gguf_file import File, Tensor
 from dgemma.model import Model
+from dgemma.native.metadata import keys
 from dgemma.tokenizer import Tokenizer
 
 LONG = 1000  # elements: longer arrays are told by their length alone

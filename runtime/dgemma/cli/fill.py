@@ -10,7 +10,7 @@ import click
 
 from dgemma.cli.display import count
 from dgemma.cli.files import InputFile
-from dgemma.fill import LENGTHS, Filled, Hole, Pieces
+from dgemma.infill.fill import LENGTHS, Filled, Hole, Pieces
 from dgemma.model import Model
 
 

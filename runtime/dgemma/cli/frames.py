@@ -7,9 +7,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
+from dgemma.chat.answer_parser import MARKS
 from dgemma.cli.palette import LEVELS, level
-from dgemma.pieces import Pieces
-from dgemma.turns import MARKS
+from dgemma.detokenizer import Pieces
 
 if TYPE_CHECKING:
     from dgemma.config import Config

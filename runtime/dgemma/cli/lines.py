@@ -11,7 +11,7 @@ from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any, Protocol
 
 from dgemma.cli.files import standard_input
-from dgemma.terminal import is_terminal
+from dgemma.ui.terminal import is_terminal
 
 if TYPE_CHECKING:
     from prompt_toolkit.completion import Completion

@@ -10,7 +10,7 @@ from time import monotonic
 import click
 
 from dgemma.cli.frames import Frame, Line, lines
-from dgemma.output import MARK, Kind, marked_kind, write_whole
+from dgemma.files.output import MARK, Kind, marked_kind, write_whole
 
 WIDEST, NARROWEST, TALLEST = 80, 40, 30  # characters of a page
 FASTEST, SLOWEST, HELD = 0.15, 0.5, 3.0  # seconds that a step is shown: as long as it took, within these; the last one

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dgemma import json_lines
 from dgemma.cli.frames import sparkline
 from dgemma.cli.palette import DARK
 from dgemma.cli.record import Page, Recording
-from dgemma.output import MARK
+from dgemma.files import json_lines
+from dgemma.files.output import MARK
 
 
 def cast(recording: Recording) -> bytes:

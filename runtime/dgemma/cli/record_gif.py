@@ -13,7 +13,7 @@ from dgemma.cli.frames import LOOKS, Line
 from dgemma.cli.palette import DARK
 from dgemma.cli.record import Page, Recording
 from dgemma.errors import Error
-from dgemma.output import MARK
+from dgemma.files.output import MARK
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -9,7 +9,7 @@ from rich.cells import cell_len
 from dgemma.cli.frames import LOOKS, Line
 from dgemma.cli.palette import DARK
 from dgemma.cli.record import Page, Recording
-from dgemma.output import MARK
+from dgemma.files.output import MARK
 
 SIZE = 16  # pixels of a letter
 ADVANCE, HEIGHT = 9.6, 22  # from a letter to the next, from a line to the next

@@ -22,13 +22,13 @@ from dgemma.cli.sizes import ram_option, traffic_facts, traffic_line
 from dgemma.cli.speaker import Speaker, say_json
 from dgemma.cli.texts import Task
 from dgemma.errors import UsageError
-from dgemma.keys import keys
+from dgemma.files.output import check_target
+from dgemma.files.routing import ROUTING, routing_path
 from dgemma.model import Model
+from dgemma.native.metadata import keys
 from dgemma.options import REFERENCE, Option, efforts, options
-from dgemma.output import check_target
-from dgemma.routing import ROUTING, routing_path
 from dgemma.session import Prompt
-from dgemma.sizes import size
+from dgemma.units import size
 
 PUZZLE = "53..7.... 6..195... .98....6. 8...6...3 4..8.3..1 7...2...6 .6....28. ...419..5 ....8..79"
 

@@ -12,8 +12,8 @@ from dgemma.cli.running import running_options
 from dgemma.cli.sizes import Size, ram_option
 from dgemma.errors import UsageError
 from dgemma.model import Model
-from dgemma.sizes import size_text
-from dgemma.terminal import one_line, tell
+from dgemma.ui.terminal import one_line, tell
+from dgemma.units import size_text
 
 try:
     from dgemma.serve.app import Limits, Server

@@ -10,7 +10,7 @@ import click
 
 from dgemma.errors import UsageError
 from dgemma.model import Model
-from dgemma.sizes import size, size_text
+from dgemma.units import size, size_text
 
 
 class Size(click.ParamType):  # type: ignore[type-arg, unused-ignore]  # generic in click 8.2 and later

@@ -6,10 +6,10 @@ import sys
 from types import TracebackType
 from typing import Any, BinaryIO
 
+from dgemma.chat.answer_parser import Delta
 from dgemma.cli.display import Silent, count
-from dgemma.json_lines import as_bytes
-from dgemma.terminal import is_terminal, shown, shown_json, tell
-from dgemma.turns import Delta
+from dgemma.files.json_lines import as_bytes
+from dgemma.ui.terminal import is_terminal, shown, shown_json, tell
 
 
 class Speaker:

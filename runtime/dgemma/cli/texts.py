@@ -13,14 +13,14 @@ from dgemma.cli.edit import diff, passage
 from dgemma.cli.files import read_file
 from dgemma.cli.fill import fill_figures, pinned_pieces
 from dgemma.cli.speaker import say
-from dgemma.edit import Edited
 from dgemma.errors import Error
-from dgemma.fill import Filled, Hole, pieces_of
+from dgemma.files.output import check_target, write_whole
+from dgemma.files.regular import read_regular
+from dgemma.infill.edit import Edited
+from dgemma.infill.fill import Filled, Hole, pieces_of
 from dgemma.model import Model
-from dgemma.output import check_target, write_whole
-from dgemma.regular import read_regular
 from dgemma.session import Prompt
-from dgemma.terminal import is_terminal
+from dgemma.ui.terminal import is_terminal
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from dgemma.eval.fidelity import compare, make_base
 from dgemma.eval.results import Log, Score, Tried, Variant, run, score
 from dgemma.eval.sweep import said
 from dgemma.eval.tasks import Task
-from dgemma.identity import identity
+from dgemma.files.identity import identity
 from dgemma.model import Model
 from dgemma.options import efforts, options
 

@@ -25,11 +25,11 @@ from dgemma.errors import FormatError, MemoryBudgetError, SystemFailure
 from dgemma.eval import rows
 from dgemma.eval.rows import Rows, State
 from dgemma.events import Result, Step
+from dgemma.files.output import Kind, whole_file
+from dgemma.files.regular import opener
 from dgemma.model import Model
-from dgemma.output import Kind, whole_file
-from dgemma.regular import opener
 from dgemma.session import Session
-from dgemma.sizes import size, size_text
+from dgemma.units import size, size_text
 
 SCHEMA = 1  # of a saved base
 POSITIONS = 32  # of a canvas whose hidden states are kept

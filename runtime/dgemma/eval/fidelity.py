@@ -22,7 +22,7 @@ from dgemma.errors import UsageError
 from dgemma.eval import rows
 from dgemma.eval.base import Answer, Base, Kept, Say, Trajectory, follow, opened, record, replay
 from dgemma.eval.prompts import Given, choose
-from dgemma.identity import identity
+from dgemma.files.identity import identity
 from dgemma.model import Model
 
 NOISE = (0.0, 0.1, 0.5, 1.0)  # upper ends of the bins of a canvas's share of random ids

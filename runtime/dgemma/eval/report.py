@@ -12,7 +12,7 @@ from dgemma.eval.fidelity import Bin, Fidelity, Layer, Reliability
 from dgemma.eval.results import Score
 from dgemma.eval.statistics import Share
 from dgemma.eval.sweep import Point
-from dgemma.sizes import size_text
+from dgemma.units import size_text
 
 NOTHING = "–"
 

@@ -9,15 +9,15 @@ from dataclasses import asdict, dataclass, fields
 from types import TracebackType
 from typing import Any
 
+from dgemma.chat.answer_parser import Reader, opens_thought
 from dgemma.eval.base import Say
 from dgemma.eval.checks import holds
 from dgemma.eval.statistics import Share, mean_of, share_of
 from dgemma.eval.tasks import Task
 from dgemma.events import Result
-from dgemma.fill import Filled
-from dgemma.line_log import HEX, Beginning, LineLog, literal
+from dgemma.files.line_log import HEX, Beginning, LineLog, literal
+from dgemma.infill.fill import Filled
 from dgemma.model import Model
-from dgemma.turns import Reader, opens_thought
 
 
 @dataclass(frozen=True, slots=True)

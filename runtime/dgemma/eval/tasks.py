@@ -22,12 +22,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dgemma import json_lines, messages
+from dgemma.chat import messages
 from dgemma.errors import UsageError
 from dgemma.eval import written
 from dgemma.eval.checks import Check, refuse
 from dgemma.eval.prompts import contents, data, puzzles, reads
-from dgemma.fill import Hole, pieces_of
+from dgemma.files import json_lines
+from dgemma.infill.fill import Hole, pieces_of
 from dgemma.model import Model
 from dgemma.session import Messages
 

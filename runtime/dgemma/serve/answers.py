@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from time import perf_counter
 from typing import Any, TypeAlias, TypeVar
 
-from dgemma.edit import Edited
+from dgemma.chat.answer_parser import Answer, Delta, Reader
 from dgemma.events import Block, Result, Step
-from dgemma.fill import Tried
+from dgemma.infill.edit import Edited
+from dgemma.infill.fill import Tried
 from dgemma.serve.requests import Work
 from dgemma.serve.stops import Stops
 from dgemma.session import CHUNK, Session
-from dgemma.turns import Answer, Delta, Reader
 
 T = TypeVar("T")
 

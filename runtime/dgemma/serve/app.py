@@ -22,8 +22,8 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 import dgemma
-from dgemma import json_lines
 from dgemma.errors import Error
+from dgemma.files import json_lines
 from dgemma.model import Model
 from dgemma.options import efforts, options
 from dgemma.serve.answers import Canvas, Told, answers

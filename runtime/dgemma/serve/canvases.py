@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from dgemma.pieces import Pieces
+from dgemma.chat.answer_parser import Answer
+from dgemma.detokenizer import Pieces
 from dgemma.serve.answers import Canvas
 from dgemma.tokenizer import Tokenizer
-from dgemma.turns import Answer
 
 
 class Canvases:

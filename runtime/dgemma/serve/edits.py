@@ -11,8 +11,8 @@ from typing import Annotated, Any
 
 from pydantic import Field, create_model
 
-from dgemma.edit import Edited, editing, lengths_for
-from dgemma.fill import Tried
+from dgemma.infill.edit import Edited, editing, lengths_for
+from dgemma.infill.fill import Tried
 from dgemma.model import Model
 from dgemma.serve.answers import Began, Canvas, Clock, Ended, Rewritten, Told, Turns
 from dgemma.serve.canvases import Canvases

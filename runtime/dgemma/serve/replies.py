@@ -8,11 +8,11 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+from dgemma.chat.answer_parser import Delta, ToolCall
 from dgemma.serve.answers import Began, Canvas, Ended, Said, Told
 from dgemma.serve.canvases import Canvases
 from dgemma.serve.requests import Work
 from dgemma.tokenizer import Tokenizer
-from dgemma.turns import Delta, ToolCall
 
 
 class Reply:

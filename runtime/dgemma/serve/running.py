@@ -16,7 +16,7 @@ import uvicorn
 
 from dgemma.errors import SystemFailure
 from dgemma.serve.app import Server
-from dgemma.terminal import one_line, shown
+from dgemma.ui.terminal import one_line, shown
 
 HEADERS = 10  # seconds for an idle connection
 M_MMAP_THRESHOLD = -3  # of malloc.h

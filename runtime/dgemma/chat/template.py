@@ -21,8 +21,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from dgemma.chat.template_worker import read, write
 from dgemma.errors import FormatError, SystemFailure, UsageError
-from dgemma.template_worker import read, write
 
 WORKER = Path(__file__).with_name("template_worker.py")
 

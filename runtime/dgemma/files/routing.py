@@ -11,9 +11,9 @@ import numpy.typing as npt
 
 from dgemma._native import ffi, lib
 from dgemma.errors import Error
-from dgemma.json_lines import as_bytes
-from dgemma.output import json_kind, write_whole
-from dgemma.regular import opener
+from dgemma.files.json_lines import as_bytes
+from dgemma.files.output import json_kind, write_whole
+from dgemma.files.regular import opener
 
 if TYPE_CHECKING:
     from dgemma.model import Model

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from dgemma._native import lib
 from dgemma.errors import MemoryBudgetError
-from dgemma.sizes import size_text
+from dgemma.units import size_text
 
 SMALL = 1 << 26  # bytes that are not worth asking the system about
 

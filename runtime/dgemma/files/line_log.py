@@ -12,9 +12,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
 
-from dgemma import json_lines
 from dgemma.errors import FormatError, SystemFailure, UsageError
-from dgemma.output import StrPath, named, whole_file
+from dgemma.files import json_lines
+from dgemma.files.output import StrPath, named, whole_file
 
 LONGEST = 64 << 20  # bytes of a line: more is no line of ours
 HEX = ["[0-9a-f]"] * 16

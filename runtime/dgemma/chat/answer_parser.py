@@ -15,7 +15,7 @@ from copy import copy
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from dgemma.pieces import Pieces
+from dgemma.detokenizer import Pieces
 
 if TYPE_CHECKING:
     from dgemma.tokenizer import Tokenizer

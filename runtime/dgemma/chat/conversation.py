@@ -8,11 +8,11 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from dgemma.chat.answer_parser import Answer, Delta, Reader, opens_thought
+from dgemma.chat.messages import plain
 from dgemma.errors import Error, UsageError
 from dgemma.events import Block, Result, Step
-from dgemma.messages import plain
 from dgemma.session import Event, OnEncode, Session
-from dgemma.turns import Answer, Delta, Reader, opens_thought
 
 if TYPE_CHECKING:
     from dgemma.model import Model
@@ -46,8 +46,8 @@ def taken_apart(events: Generator[Event, None, None], reader: Reader) -> Generat
 class Conversation:
     """Messages, and a session that the next answer reuses as far as their prompts begin alike. A context manager.
 
-    `messages` ({"role": ..., "content": ...}: see messages.py) may be changed between turns; a message's "thinking" is
-    kept, but no prompt contains it. `thinking` lets the model think. context: tokens to have room for;
+    `messages` ({"role": ..., "content": ...}: see dgemma.chat.messages) may be changed between turns; a message's
+    "thinking" is kept, but no prompt contains it. `thinking` lets the model think. context: tokens to have room for;
     None: room grows with what is asked, up to the model's own. One thread at a time; conversations of one model are
     free of each other.
 

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from typing import Any, BinaryIO, NoReturn
 
 from dgemma.errors import FormatError, SystemFailure, UsageError
-from dgemma.regular import opener
+from dgemma.files.regular import opener
 
 MOST_BYTES = 1 << 26  # of a line
 DEEPEST = 100  # levels of lists and objects

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from dgemma.terminal import is_terminal, shown
+from dgemma.ui.terminal import is_terminal, shown
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from dgemma.errors import UsageError
-from dgemma.fill import Filled, Hole, Layout, Turns, done, filling, within
+from dgemma.infill.fill import Filled, Hole, Layout, Turns, done, filling, within
 from dgemma.session import OnEncode, OnStep, Session
 
 if TYPE_CHECKING:

@@ -18,12 +18,12 @@ from typing import Any
 
 import numpy as np
 
-from dgemma import formats
 from dgemma._native import ffi, lib
 from dgemma.config import Config
 from dgemma.errors import Error, UsageError, check, new_error
-from dgemma.formats import Format
-from dgemma.handle import Handle
+from dgemma.native import formats
+from dgemma.native.formats import Format
+from dgemma.native.handle import Handle
 
 # GGUF's kinds of values: their numbers, and how struct packs them. An array's kind is its elements' with an S.
 KINDS = {

@@ -7,8 +7,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from dgemma.file import File
-from dgemma.output import parts, readable
+from dgemma.files.gguf_file import File
+from dgemma.files.output import parts, readable
 
 AT_ONCE = 1 << 20  # bytes
 

@@ -10,8 +10,8 @@ from collections.abc import Callable, Container, Mapping, Sequence, Set
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, NoReturn, TypeAlias
 
-from dgemma import json_lines
 from dgemma.errors import UsageError
+from dgemma.files import json_lines
 
 Plain: TypeAlias = dict[str, Any]
 _Refuse: TypeAlias = Callable[[str, str], NoReturn]  # of a field, with what is wrong

@@ -25,12 +25,12 @@ from typing import Any, TypeVar
 from urllib.parse import quote
 
 from dgemma.errors import Error, FormatError, SystemFailure, UsageError
-from dgemma.hub_cache import COMMIT, SHA256, blob, cached, folder_of, git_checksum, link, remember, sha256, snapshot
-from dgemma.hub_names import PREFIX, Name, is_checkpoint, is_relative, lacks_parts, parse, small, weights
-from dgemma.hub_names import of_type as _of_type
-from dgemma.progress import progress_bar
-from dgemma.sizes import size_text
-from dgemma.terminal import one_line, tell
+from dgemma.hub.cache import COMMIT, SHA256, blob, cached, folder_of, git_checksum, link, remember, sha256, snapshot
+from dgemma.hub.names import PREFIX, Name, is_checkpoint, is_relative, lacks_parts, parse, small, weights
+from dgemma.hub.names import of_type as _of_type
+from dgemma.ui.progress import progress_bar
+from dgemma.ui.terminal import one_line, tell
+from dgemma.units import size_text
 
 TRIES = 5  # without a byte in between
 PAUSE = 1.0  # seconds before the second, then twice as long each time

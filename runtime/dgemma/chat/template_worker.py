@@ -1,5 +1,5 @@
-"""The process that renders chat templates, which come from strangers' files: see dgemma.template. It is run as a file,
-and imports nothing of dgemma.
+"""The process that renders chat templates, which come from strangers' files: see dgemma.chat.template. It is run as a
+file, and imports nothing of dgemma.
 
 Requests and replies are JSON with their length before them, on standard input and output. Ends with its input. What it
 takes of processor time and memory is limited by the system; what it writes is counted.

@@ -17,7 +17,7 @@ import shutil
 from contextlib import suppress
 from pathlib import Path
 
-from dgemma.hub_names import Name, is_relative
+from dgemma.hub.names import Name, is_relative
 
 COMMIT = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 SHA256 = re.compile(r"[0-9a-f]{64}")

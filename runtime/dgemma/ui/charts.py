@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from dgemma.errors import Error, UsageError
-from dgemma.output import MARK, marked_kind, whole_file
-from dgemma.terminal import shown
+from dgemma.files.output import MARK, marked_kind, whole_file
+from dgemma.ui.terminal import shown
 
 MAKER = {".svg": "Creator", ".png": "Software"}  # the kinds of charts: what each calls the field of who made it
 CHART = marked_kind("a chart of dgemma", MARK.encode())

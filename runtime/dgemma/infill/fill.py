@@ -12,7 +12,7 @@ import numpy as np
 
 from dgemma.errors import UsageError
 from dgemma.events import Result, Step
-from dgemma.evidence import Freedom, log_likelihood
+from dgemma.infill.scoring import Freedom, log_likelihood
 from dgemma.session import CHUNK, OnEncode, OnStep, Prompt, Session
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ Pieces: TypeAlias = Sequence[str | Hole]
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """One way to fill all holes. evidence: see dgemma.evidence; None where there was one way alone."""
+    """One way to fill all holes. evidence: see dgemma.infill.scoring; None where there was one way alone."""
 
     lengths: tuple[int, ...]  # of the holes, in tokens
     holes: list[str]  # what was written, without filler
