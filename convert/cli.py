@@ -8,8 +8,8 @@ import click
 
 from dgemma.cli import Command, version_option
 from dgemma.cli.files import InputFile, InputPath, OutputFile
-from dgemma.cli.sizes import Size
-from dgemma.cli.speaker import say_json, write
+from dgemma.cli.output import say_json, write
+from dgemma.cli.running import Size
 from dgemma.convert import convert, plan
 from dgemma.convert.calibrate import TOKENS
 from dgemma.convert.imatrix import FEW

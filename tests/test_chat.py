@@ -18,7 +18,7 @@ import dgemma
 from dgemma.chat.answer_parser import read
 from dgemma.cli.chat import Chat
 from dgemma.cli.commands import TABLE
-from dgemma.cli.lines import Piped
+from dgemma.cli.prompt_input import Piped
 from dgemma.model import bundled
 from dgemma.options import options
 from dgemma.session import Session

@@ -18,7 +18,7 @@ from test_fill import refusal
 from test_run import run
 
 import dgemma
-from dgemma.cli import edit as command
+from dgemma.cli import infill as command
 from dgemma.files.output import write_whole
 from dgemma.infill.edit import FOLLOWS, Edited, lengths_for
 from dgemma.model import bundled

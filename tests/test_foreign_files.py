@@ -19,8 +19,8 @@ from fuzz.seeds import model as write_model
 from gguf import GGMLQuantizationType as Type
 
 import dgemma
-from dgemma.cli.facts import facts
 from dgemma.cli.info import main as info_main
+from dgemma.cli.inspect import facts
 from dgemma.cli.run import main as run_main
 from dgemma.convert import convert
 from dgemma.files.gguf_file import File

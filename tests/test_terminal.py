@@ -29,15 +29,15 @@ import dgemma
 from dgemma.chat.answer_parser import Delta, Reader
 from dgemma.cli import end
 from dgemma.cli.display import Silent
-from dgemma.cli.edit import diff
+from dgemma.cli.infill import diff
 from dgemma.cli.info import printable
-from dgemma.cli.speaker import Speaker, say, say_json
+from dgemma.cli.output import Speaker, say, say_json
 from dgemma.convert import convert
-from dgemma.detokenizer import Pieces
+from dgemma.detokenizer import Detokenizer
 from dgemma.errors import Error
 from dgemma.infill.edit import Edited
 from dgemma.model import bundled
-from dgemma.serve.running import OneLine
+from dgemma.serve.lifecycle import OneLine
 from dgemma.ui.terminal import one_line, shown, tell
 
 TITLE = "\x1b]0;PWNED\x07"  # an order to set the window's title
@@ -176,7 +176,7 @@ def test_a_control_whose_bytes_come_one_by_one_is_shown(model: str) -> None:
     """U+009B is the bytes C2 9B: tokens of their own, which may be in two canvases."""
     tokenizer = dgemma.Tokenizer.from_gguf(model)
     ids = tokenizer.encode("a\x9b31mb", special=False)
-    assert sum(map(Pieces(tokenizer).byte, ids)) >= 2
+    assert sum(map(Detokenizer(tokenizer).byte, ids)) >= 2
     for terminal, expected in ((True, "a<U+009B>31mb\n"), (False, "a\x9b31mb")):
         reader = Reader(tokenizer)
         with standard(terminal, True) as (out, _), Speaker(Silent()) as speaker:

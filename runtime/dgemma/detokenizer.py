@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 BROKEN = "\ufffd"  # the text of a byte that is no character by itself
 
 
-class Pieces:
+class Detokenizer:
     """The texts of a tokenizer's ids."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:

@@ -15,7 +15,7 @@ from copy import copy
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from dgemma.detokenizer import Pieces
+from dgemma.detokenizer import Detokenizer
 
 if TYPE_CHECKING:
     from dgemma.tokenizer import Tokenizer
@@ -85,8 +85,8 @@ class Reader:
     """
 
     def __init__(self, tokenizer: Tokenizer | None = None, thinking: bool = False, marks: bool = True) -> None:
-        self._pieces = Pieces(tokenizer) if tokenizer is not None else None
-        found = {self._pieces.id(mark): mark for mark in MARKS} if self._pieces is not None and marks else {}
+        self._detokenizer = Detokenizer(tokenizer) if tokenizer is not None else None
+        found = {self._detokenizer.id(mark): mark for mark in MARKS} if self._detokenizer is not None and marks else {}
         self._marks = {token: mark for token, mark in found.items() if token is not None}
         self._literal = not marks
         self._bytes: list[int] = []  # whose neighbours may still come
@@ -105,14 +105,14 @@ class Reader:
 
     def feed(self, ids: Iterable[int]) -> list[Delta]:
         """More of the answer as ids. Only tokens that are marks count as marks, not text that looks like them."""
-        assert self._pieces is not None, "a Reader of ids needs a tokenizer"
+        assert self._detokenizer is not None, "a Reader of ids needs a tokenizer"
         for token in ids:
             if token in self._marks:
                 self._settle()
                 self._mark(self._marks[token])
                 continue
-            text = self._pieces.plain(token)
-            if self._pieces.byte(token):
+            text = self._detokenizer.plain(token)
+            if self._detokenizer.byte(token):
                 self._bytes.append(token)
             elif text:
                 self._settle()
@@ -156,9 +156,9 @@ class Reader:
         return self._take()
 
     def _settle(self) -> None:
-        if self._bytes and self._pieces is not None:
+        if self._bytes and self._detokenizer is not None:
             run, self._bytes = self._bytes, []
-            self._text(self._pieces.joined(run))
+            self._text(self._detokenizer.joined(run))
 
     def _text(self, text: str) -> None:
         if not text:

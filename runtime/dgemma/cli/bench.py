@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from dgemma.bench.batched import together
 from dgemma.bench.decoding import decoding
 from dgemma.bench.device import time_behind
 from dgemma.bench.llama import Theirs, compare, refuse_llama
@@ -17,12 +18,10 @@ from dgemma.bench.measure import FLAT, bench
 from dgemma.bench.plot import plot, plot_writing, writing_path
 from dgemma.bench.report import markdown
 from dgemma.bench.synthetic import SHAPES, Synthetic, cache_folder, make
-from dgemma.bench.together import together
 from dgemma.cli import Command, version_option
 from dgemma.cli.files import InputFile, OutputFile
-from dgemma.cli.running import running_options
-from dgemma.cli.sizes import ram_option
-from dgemma.cli.speaker import say_json, write
+from dgemma.cli.output import say_json, write
+from dgemma.cli.running import ram_option, running_options
 from dgemma.convert.recipe import RECIPES
 from dgemma.files.json_lines import as_bytes
 from dgemma.files.output import json_kind, readable, write_whole

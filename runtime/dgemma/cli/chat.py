@@ -12,8 +12,8 @@ from dgemma.cli import FAILURE
 from dgemma.cli.answer import Watch
 from dgemma.cli.commands import FILES, TABLE, run
 from dgemma.cli.display import Silent, count, display, figures
-from dgemma.cli.lines import CtrlC, Lines, lines, unechoed
-from dgemma.cli.speaker import Speaker
+from dgemma.cli.output import Speaker
+from dgemma.cli.prompt_input import CtrlC, Lines, lines, unechoed
 from dgemma.errors import Error, UsageError
 from dgemma.events import Block, Result, Step
 from dgemma.model import Model

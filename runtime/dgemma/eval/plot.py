@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dgemma.eval.evaluation import Evaluation
-from dgemma.eval.report import where
+from dgemma.eval.report import Evaluation, where
 from dgemma.eval.sweep import Point
 from dgemma.ui.charts import MAKER, blank, logarithmic, save
 

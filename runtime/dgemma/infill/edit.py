@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from dgemma.errors import UsageError
-from dgemma.infill.fill import Filled, Hole, Layout, Turns, done, filling, within
+from dgemma.infill.fill import Filled, Hole, Layout, TrialSteps, done, filling, within
 from dgemma.session import OnEncode, OnStep, Session
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ def editing(
     lengths: Sequence[int] | None = None,
     on_encode: OnEncode | None = None,
     **options: Any,
-) -> Turns[Edited]:
+) -> TrialSteps[Edited]:
     """Model.edit in a session, in turns between which others may work."""
     model = session.model
     begin, end = span

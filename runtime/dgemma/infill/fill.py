@@ -157,7 +157,7 @@ class Layout:
 
 
 @dataclass(frozen=True, slots=True)
-class Tried:
+class TrialStep:
     """A step of one way to fill the holes."""
 
     trial: int  # counted from 0
@@ -168,7 +168,7 @@ class Tried:
 SPARE = 4  # canvases to spare: those that holes share with the text beside them
 TEMPLATE = 256  # tokens that a chat template may add
 
-Turns: TypeAlias = Generator[Tried | None, None, "T"]  # None: more of the prompt is encoded
+TrialSteps: TypeAlias = Generator[TrialStep | None, None, "T"]  # None: more of the prompt is encoded
 T = TypeVar("T")
 
 
@@ -200,7 +200,7 @@ def within(model: Model, tokens: int) -> int:
     return min(most, tokens + TEMPLATE + SPARE * int(model.config.canvas_length))
 
 
-def done(turns: Turns[T], on_step: OnStep | None) -> T:
+def done(turns: TrialSteps[T], on_step: OnStep | None) -> T:
     """What comes of the turns, all taken."""
     while True:
         try:
@@ -221,7 +221,7 @@ def filling(
     special: bool = False,
     on_encode: OnEncode | None = None,
     **options: Any,
-) -> Turns[Filled]:
+) -> TrialSteps[Filled]:
     """Model.fill in a session, in turns between which others may work."""
     model = session.model
     pieces = pieces_of(text) if isinstance(text, str) else [p for p in text if p != ""]
@@ -238,7 +238,7 @@ def filling(
     several = len(tried) > 1 and bool(unknown)
     trials: dict[tuple[int, ...], Trial] = {}
 
-    def made(lengths: tuple[int, ...]) -> Turns[Trial]:
+    def made(lengths: tuple[int, ...]) -> TrialSteps[Trial]:
         if lengths not in trials:
             layout = Layout.of(model, pieces, lengths, special, bool(before))
             trials[lengths] = yield from _try(
@@ -267,7 +267,7 @@ def _try(
     trial: int,
     on_encode: OnEncode | None,
     options: dict[str, Any],
-) -> Turns[Trial]:
+) -> TrialSteps[Trial]:
     """Fills the holes of a layout behind a prompt (ids, or none). several: as one of several ways."""
     model = session.model
     ends = model.config.end_ids
@@ -290,7 +290,7 @@ def _try(
             if isinstance(event, Step):
                 entropy[event.block] = float(event.entropy.sum(dtype=np.float64))
                 freedom.see(event)
-                yield Tried(trial, pinned, event)
+                yield TrialStep(trial, pinned, event)
     assert isinstance(event, Result)
     result = replace(event, encoded_tokens=encoded)
     holes: list[list[int]] = [[] for _ in lengths]
@@ -309,7 +309,7 @@ def _try(
     return Trial(lengths, texts, sum(entropy.values()) / (len(pinned) - sum(pinned)), evidence, result)
 
 
-def _encode(session: Session, prompt: list[int], on_encode: OnEncode | None) -> Turns[int]:
+def _encode(session: Session, prompt: list[int], on_encode: OnEncode | None) -> TrialSteps[int]:
     """Session.prompt in turns. Returns how many tokens were encoded."""
     same = session.shared(prompt)
     session.rewind(same)

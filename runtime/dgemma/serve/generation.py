@@ -11,7 +11,7 @@ from typing import Any, TypeAlias, TypeVar
 from dgemma.chat.answer_parser import Answer, Delta, Reader
 from dgemma.events import Block, Result, Step
 from dgemma.infill.edit import Edited
-from dgemma.infill.fill import Tried
+from dgemma.infill.fill import TrialStep
 from dgemma.serve.requests import Work
 from dgemma.serve.stops import Stops
 from dgemma.session import CHUNK, Session
@@ -28,14 +28,14 @@ class Began:
 
 
 @dataclass(frozen=True, slots=True)
-class Canvas:
+class CanvasStep:
     """A step of an answer."""
 
     choice: int
     step: Step
     draft: Answer | None  # what would be said beside what is, if the canvas stayed as it is; None where it has pins
     end: int | None = None  # where its first end id stands, without pins
-    tried: Tried | None = None  # of an edit
+    tried: TrialStep | None = None  # of an edit
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +63,7 @@ class Rewritten:
     edited: Edited
 
 
-Told: TypeAlias = Began | Canvas | Said | Rewritten | Ended
+Told: TypeAlias = Began | CanvasStep | Said | Rewritten | Ended
 Turns: TypeAlias = Generator[Told | None, None, None]  # None: a turn with nothing to tell
 
 
@@ -128,12 +128,12 @@ def _answer(
     yield Ended(choice, "tool_calls" if calls and reason == "stop" else reason, tokens, figures)
 
 
-def _canvas(work: Work, session: Session, reader: Reader, choice: int, step: Step) -> Canvas:
+def _canvas(work: Work, session: Session, reader: Reader, choice: int, step: Step) -> CanvasStep:
     if "canvas" in work.settings:
-        return Canvas(choice, step, None)
+        return CanvasStep(choice, step, None)
     ids = step.canvas.tolist()
     end = next((at for at, token in enumerate(ids) if token in session.model.config.end_ids), len(ids))
-    return Canvas(choice, step, reader.peek(ids[len(step.final) : end]), end)
+    return CanvasStep(choice, step, reader.peek(ids[len(step.final) : end]), end)
 
 
 class Clock:

@@ -43,15 +43,15 @@ RECORDING: Kind = marked_kind("a recording of dg-run", MARK.encode())
 def writer(path: Path) -> Writer:
     """What makes the kind of file that a path's name asks for; refuses other names, and what it cannot do here."""
     if path.suffix == ".cast":
-        from dgemma.cli.record_cast import cast
+        from dgemma.cli.record.cast import cast
 
         return cast
     if path.suffix == ".svg":
-        from dgemma.cli.record_svg import svg
+        from dgemma.cli.record.svg import svg
 
         return svg
     if path.suffix == ".gif":
-        from dgemma.cli.record_gif import gif, refuse_gif
+        from dgemma.cli.record.gif import gif, refuse_gif
 
         refuse_gif()
         return gif

@@ -7,13 +7,13 @@ from collections import deque
 from contextlib import suppress
 from time import monotonic
 
-from dgemma.serve.answers import Canvas, Said, Told
+from dgemma.serve.generation import CanvasStep, Said, Told
 from dgemma.serve.metrics import Metrics
 
 AHEAD = 64  # pieces that a client may be behind before it misses canvases
 
 
-class Inbox:
+class EventQueue:
     """A request's. hear() is the worker's, all else asyncio's. It knows nothing of who uses it: no cycle keeps either.
 
     live: whoever waits is woken for every piece, not for the end alone.
@@ -30,7 +30,7 @@ class Inbox:
 
     def hear(self, told: Told | Exception | None) -> None:
         """A client that reads slowly misses canvases, never text."""
-        if isinstance(told, Canvas) and len(self._told) >= AHEAD:
+        if isinstance(told, CanvasStep) and len(self._told) >= AHEAD:
             return
         if isinstance(told, Said) and not self._spoke:
             self._spoke = True

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from dgemma.chat.answer_parser import Delta, ToolCall
-from dgemma.serve.answers import Began, Canvas, Ended, Said, Told
-from dgemma.serve.canvases import Canvases
+from dgemma.serve.canvas_events import Canvases
+from dgemma.serve.generation import Began, CanvasStep, Ended, Said, Told
 from dgemma.serve.requests import Work
 from dgemma.tokenizer import Tokenizer
 
@@ -37,10 +37,10 @@ class Reply:
                 if self._work.endpoint == "chat":
                     yield self._chunk(self._choices[-1].index, {"role": "assistant", "content": ""})
             return
-        if not isinstance(told, (Canvas, Said, Ended)):
+        if not isinstance(told, (CanvasStep, Said, Ended)):
             return
         choice = self._choices[told.choice]
-        if isinstance(told, Canvas):
+        if isinstance(told, CanvasStep):
             yield {**self._head, "object": self._chunk_object, "choices": [], "canvas": self._canvases.told(told)}
         elif isinstance(told, Ended):
             choice.reason, choice.figures = told.reason, told.figures

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dgemma.cli.frames import sparkline
 from dgemma.cli.palette import DARK
-from dgemma.cli.record import Page, Recording
+from dgemma.cli.record.recorder import Page, Recording
 from dgemma.files import json_lines
 from dgemma.files.output import MARK
 

@@ -22,8 +22,8 @@ import numpy.typing as npt
 
 from dgemma._native import ffi, lib
 from dgemma.errors import FormatError, MemoryBudgetError, SystemFailure
-from dgemma.eval import rows
-from dgemma.eval.rows import Rows, State
+from dgemma.eval import distributions
+from dgemma.eval.distributions import Rows, State
 from dgemma.events import Result, Step
 from dgemma.files.output import Kind, whole_file
 from dgemma.files.regular import opener
@@ -171,7 +171,7 @@ def looking(path: str | os.PathLike[str], layers: bool) -> int:
         c = model.config
         logits = int(c.canvas_length * c.n_vocab)
         hidden = 2 * int((c.n_layer + 1) * c.canvas_length * c.d_model) * 4 if layers else 0
-    return 3 * logits * 4 + 6 * min(rows.CHUNK, logits) * 8 + ROOM + hidden
+    return 3 * logits * 4 + 6 * min(distributions.CHUNK, logits) * 8 + ROOM + hidden
 
 
 def record(
@@ -195,18 +195,18 @@ def record(
             n_vocab = int(model.config.n_vocab)
 
             def before(step: int, kept: list[Rows] = kept, n_vocab: int = n_vocab) -> Logits:
-                return rows.condition(kept[step], 0, len(kept[step]), n_vocab)
+                return distributions.condition(kept[step], 0, len(kept[step]), n_vocab)
 
             for step, logits in replay(session, canvases, before, looked, hidden):
                 say(f"base: prompt {i + 1} of {len(prompts)}, step {step + 1} of {len(canvases)}")
-                kept.append(rows.keep(logits, temperatures[step]))
+                kept.append(distributions.keep(logits, temperatures[step]))
         yield Trajectory(
             prompt=np.asarray(prompt, np.int32),
             canvases=np.stack(canvases),
             temperature=np.array(temperatures),
             noise=np.array(noise),
             answer=answer,
-            rows=rows.joined(kept),
+            rows=distributions.joined(kept),
             hidden=np.stack(hidden) if hidden else np.empty(0, np.float32),
         )
 

@@ -11,7 +11,7 @@ from rich.cells import cell_len
 
 from dgemma.cli.frames import LOOKS, Line
 from dgemma.cli.palette import DARK
-from dgemma.cli.record import Page, Recording
+from dgemma.cli.record.recorder import Page, Recording
 from dgemma.errors import Error
 from dgemma.files.output import MARK
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from dgemma.chat.answer_parser import Answer
-from dgemma.detokenizer import Pieces
-from dgemma.serve.answers import Canvas
+from dgemma.detokenizer import Detokenizer
+from dgemma.serve.generation import CanvasStep
 from dgemma.tokenizer import Tokenizer
 
 
@@ -15,12 +15,12 @@ class Canvases:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
-        self._pieces: Pieces | None = None
+        self._detokenizer: Detokenizer | None = None
 
-    def told(self, told: Canvas) -> dict[str, Any]:
+    def told(self, told: CanvasStep) -> dict[str, Any]:
         """A step: of each token its id, text and entropy in nats, and whether it was accepted."""
         step = told.step
-        self._pieces = self._pieces or Pieces(self._tokenizer)
+        self._detokenizer = self._detokenizer or Detokenizer(self._tokenizer)
         ids = step.canvas.tolist()
         event = {
             "choice": told.choice,
@@ -31,7 +31,7 @@ class Canvases:
             "mean_entropy": step.mean_entropy,
             "converged": step.converged,
             "ids": ids,
-            "text": [text or self._mark(token) for token, text in self._pieces.texts(ids)],
+            "text": [text or self._mark(token) for token, text in self._detokenizer.texts(ids)],
             "entropy": [round(entropy, 4) for entropy in step.entropy.tolist()],
             "accepted": step.accepted.tolist(),
             "final": len(step.final),
@@ -47,8 +47,8 @@ class Canvases:
 
     def _mark(self, token: int) -> str:
         """The name of a control token; nothing for a byte whose text stands with its neighbour."""
-        assert self._pieces is not None
-        return "" if self._pieces.plain(token) else self._pieces.name(token)
+        assert self._detokenizer is not None
+        return "" if self._detokenizer.plain(token) else self._detokenizer.name(token)
 
 
 def _draft(answer: Answer) -> dict[str, str]:
