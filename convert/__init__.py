@@ -33,10 +33,10 @@ from dgemma.convert.tied import compare_copies
 from dgemma.convert.verify import Deviation, verify
 from dgemma.convert.writer import IMATRIX, NewFiles, part_paths, refuse_full_disk, refuse_target, working_file
 from dgemma.errors import FormatError, SystemFailure, UsageError
-from dgemma.hub import local_headers, local_source, refused_once
-from dgemma.hub_names import PREFIX
+from dgemma.files.output import check_distinct, check_target, readable
+from dgemma.hub.download import local_headers, local_source, refused_once
+from dgemma.hub.names import PREFIX
 from dgemma.model import Prompt
-from dgemma.output import check_distinct, check_target, readable
 
 __all__ = ["Conversion", "Deviation", "Plan", "convert", "plan"]
 
@@ -98,7 +98,7 @@ def convert(
 ) -> Conversion:
     """Writes the checkpoint in the folder `source`, or the GGUF file `source`, as the GGUF file `out`.
 
-    source may be hf:owner/name[@revision], whose files are fetched first (see dgemma.hub).
+    source may be hf:owner/name[@revision], whose files are fetched first (see dgemma.hub.download).
     type: a recipe, see dg-convert --help. overrides: (glob over GGUF names, format) pairs on top of it; the last that
     matches wins. imatrix: llama.cpp's file of how much each column is used, by which errors are weighed. calibrate: a
     file of prompts, behind which the checkpoint itself is run to measure that, until calibrate_tokens have gone through

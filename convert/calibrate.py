@@ -15,17 +15,17 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from dgemma import json_lines
 from dgemma._native import ffi, lib
+from dgemma.chat.messages import read
 from dgemma.convert.imatrix import Sums
 from dgemma.convert.names import Wanted
 from dgemma.convert.source import SourceModel
 from dgemma.errors import FormatError, UsageError, check, new_error
 from dgemma.events import Step
-from dgemma.file import File
-from dgemma.messages import read
+from dgemma.files import json_lines
+from dgemma.files.gguf_file import File
+from dgemma.files.regular import open_regular, read_regular
 from dgemma.model import Messages, Model, Prompt
-from dgemma.regular import open_regular, read_regular
 from dgemma.tokenizer import Tokenizer
 
 TOKENS = 50_000  # that go through the model where nothing else is said

@@ -7,9 +7,9 @@ import re
 from pathlib import Path
 from typing import Any
 
+from dgemma.chat.template import TakesTooLong
 from dgemma.convert.added import NAMED, text_of
 from dgemma.errors import FormatError, SystemFailure, UsageError
-from dgemma.template import TakesTooLong
 from dgemma.tokenizer import Tokenizer
 
 IN_METADATA = {"bos_token", "eos_token", "unk_token", "pad_token", "mask_token"}  # GGUF files have keys for these

@@ -8,16 +8,16 @@ import click
 
 from dgemma.cli import Command, version_option
 from dgemma.cli.files import InputFile, InputPath, OutputFile
-from dgemma.cli.sizes import Size
-from dgemma.cli.speaker import say_json, write
+from dgemma.cli.output import say_json, write
+from dgemma.cli.running import Size
 from dgemma.convert import convert, plan
 from dgemma.convert.calibrate import TOKENS
 from dgemma.convert.imatrix import FEW
 from dgemma.convert.recipe import RECIPES
 from dgemma.convert.report import as_json, describe, deviations, few, summary
 from dgemma.convert.writer import IMATRIX, MODEL
-from dgemma.progress import progress_bar, telling
-from dgemma.terminal import tell
+from dgemma.ui.progress import progress_bar, telling
+from dgemma.ui.terminal import tell
 
 TYPES = "\n".join(f"  {name:<11}{recipe.size:<10}{recipe.help}" for name, recipe in RECIPES.items())
 

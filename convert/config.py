@@ -11,8 +11,8 @@ from typing import Any
 from dgemma._native import ffi, lib
 from dgemma.convert.safetensors import read_json
 from dgemma.errors import FormatError
-from dgemma.keys import keys, limits
-from dgemma.output import readable
+from dgemma.files.output import readable
+from dgemma.native.metadata import keys, limits
 
 MODEL_TYPE = "diffusion_gemma"
 

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dgemma import formats
 from dgemma.convert.config import Config
 from dgemma.convert.safetensors import SourceTensor
 from dgemma.convert.writer import aligned
 from dgemma.errors import FormatError
+from dgemma.native import formats
 
 if TYPE_CHECKING:
     from dgemma.convert.imatrix import Columns, Importance

@@ -10,15 +10,15 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from dgemma import formats
 from dgemma.convert.metadata import Pair
 from dgemma.convert.names import Wanted
 from dgemma.convert.writer import IMATRIX, NewFile, aligned, header
 from dgemma.errors import FormatError
-from dgemma.file import File
-from dgemma.formats import Format
-from dgemma.output import readable
-from dgemma.regular import read_regular
+from dgemma.files.gguf_file import File
+from dgemma.files.output import readable
+from dgemma.files.regular import read_regular
+from dgemma.native import formats
+from dgemma.native.formats import Format
 
 LOSSLESS = ("F32", "F16", "BF16")  # types that sums may have
 LEAST = 1e-4  # of the mean: no column is worth nothing

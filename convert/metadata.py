@@ -10,8 +10,8 @@ from typing import Any
 from dgemma.convert.config import MODEL_TYPE, Config
 from dgemma.convert.names import Wanted
 from dgemma.convert.tokenizer import SCORE, SPECIAL, Vocabulary
-from dgemma.file import File
-from dgemma.keys import keys
+from dgemma.files.gguf_file import File
+from dgemma.native.metadata import keys
 
 TOKENIZER_MODEL = "gemma4"
 QUANTIZATION_VERSION = 2

@@ -20,8 +20,8 @@ from dgemma.convert.safetensors import SourceTensor
 from dgemma.convert.source import Source
 from dgemma.convert.writer import ALIGNMENT, aligned, header, header_bytes
 from dgemma.errors import UsageError
-from dgemma.formats import Format
-from dgemma.sizes import size_text
+from dgemma.native.formats import Format
+from dgemma.units import size_text
 
 
 @dataclass(frozen=True, slots=True)

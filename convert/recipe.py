@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-from dgemma import formats
 from dgemma.convert.names import Wanted
 from dgemma.errors import UsageError
+from dgemma.native import formats
 
 # Rows that do not divide into a format's blocks fall back to this one, and where they do not fit that either, to F16.
 FALLBACK = {"Q6_K": "Q8_0", "Q5_K": "Q5_1", "Q4_K": "Q5_0"}

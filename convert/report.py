@@ -6,7 +6,7 @@ from typing import Any
 
 from dgemma.convert import Conversion
 from dgemma.convert.plan import Plan
-from dgemma.sizes import size_text
+from dgemma.units import size_text
 
 WORST = 10  # tensors that are listed
 

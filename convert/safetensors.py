@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from dgemma.errors import FormatError
-from dgemma.regular import open_regular, read_regular
+from dgemma.files.regular import open_regular, read_regular
 
 # The types a weight may have, with the bytes of one value.
 DTYPES = {"BF16": 2, "F16": 2, "F32": 4}

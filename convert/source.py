@@ -16,10 +16,10 @@ from dgemma.convert.opening import open_vocabulary
 from dgemma.convert.safetensors import Checkpoint, SourceTensor
 from dgemma.convert.tokenizer import read_vocabulary
 from dgemma.errors import FormatError, SystemFailure
-from dgemma.file import File, Tensor
+from dgemma.files.gguf_file import File, Tensor
+from dgemma.files.output import readable
+from dgemma.files.regular import read_regular
 from dgemma.model import Model
-from dgemma.output import readable
-from dgemma.regular import read_regular
 from dgemma.tokenizer import Tokenizer
 
 

@@ -11,7 +11,7 @@ from dgemma.convert.added import Settings, add_special
 from dgemma.convert.steps import SPACE, merged
 from dgemma.convert.tokenizer import BYTE, CONTROL, NORMAL, SPECIAL, USER_DEFINED, VISIBLE, Vocabulary, fill, is_byte
 from dgemma.errors import Error, FormatError
-from dgemma.regular import read_regular
+from dgemma.files.regular import read_regular
 
 COMPOSED = ("e\u0301", "\u1100\u1161\u11a8", "\u0915\u093c", "\u304b\u3099")  # what normal forms join
 

@@ -6,11 +6,11 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from dgemma import formats
 from dgemma.convert.encode import SLICE_VALUES
 from dgemma.convert.safetensors import SourceTensor
 from dgemma.convert.source import Source
 from dgemma.errors import FormatError
+from dgemma.native import formats
 
 
 def compare_copies(

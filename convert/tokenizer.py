@@ -14,7 +14,7 @@ from dgemma.convert.chat_template import with_tokens
 from dgemma.convert.safetensors import read_json
 from dgemma.convert.steps import Tokenizer
 from dgemma.errors import FormatError
-from dgemma.regular import read_regular
+from dgemma.files.regular import read_regular
 
 NORMAL, CONTROL, USER_DEFINED, BYTE = 1, 3, 4, 6
 SCORE = -1000.0

@@ -17,7 +17,7 @@ from dgemma.convert.encode import Slice, place, slices, source_values
 from dgemma.convert.plan import Plan, Planned
 from dgemma.convert.source import Source
 from dgemma.errors import FormatError
-from dgemma.file import File
+from dgemma.files.gguf_file import File
 
 
 @dataclass(frozen=True)

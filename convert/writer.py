@@ -15,9 +15,9 @@ from typing import Any
 
 from dgemma.convert.metadata import ENCODED, Pair
 from dgemma.errors import Error, SystemFailure, UsageError
-from dgemma.file import ARRAY, KINDS, File
-from dgemma.output import Kind, beside, check_kind, check_target, unfinished
-from dgemma.sizes import size_text
+from dgemma.files.gguf_file import ARRAY, KINDS, File
+from dgemma.files.output import Kind, beside, check_kind, check_target, unfinished
+from dgemma.units import size_text
 
 ALIGNMENT = 32
 LOCK = "lock"  # the file of a working folder that is locked

@@ -10,8 +10,8 @@ import argparse
 import ray
 
 import dgemma
-from dgemma import json_lines
 from dgemma.batch import Batch
+from dgemma.files import json_lines
 
 
 class Answerer:

@@ -16,8 +16,8 @@ from fuzz import odd
 
 import dgemma
 from dgemma._native import ffi, lib
-from dgemma.formats import all_formats
-from dgemma.keys import keys
+from dgemma.native.formats import all_formats
+from dgemma.native.metadata import keys
 
 TOKENS = ["<pad>", "<eos>", "<bos>", "<unk>", "\u2581", "a", "b"]
 TYPES = [3, 3, 3, 2, 1, 1, 1]

@@ -21,9 +21,9 @@ from typing import Any
 
 import dgemma
 import dgemma._native
-from dgemma.bench import device, profile, together, work
-from dgemma.conversation import Conversation
-from dgemma.file import File
+from dgemma.bench import batched, device, flops, profile
+from dgemma.chat.conversation import Conversation
+from dgemma.files.gguf_file import File
 from dgemma.model import bundled
 
 PATIENCE = 0.03  # seconds that close() has to come back, where it does not wait for the call
@@ -146,17 +146,17 @@ class Bench:
         return device.rates_of(self._model)
 
     def step_bytes(self) -> object:
-        return work.step_bytes(self._model)
+        return flops.step_bytes(self._model)
 
     def file_formats(self) -> object:
-        return work.file_formats(self._model)
+        return flops.file_formats(self._model)
 
     def profile(self) -> object:
         with profile.Profile(self._model) as watched:
             return watched.lap()
 
     def together(self) -> object:
-        return together.together(self._model, 2, runs=1, prompt=3, temperature=0.5, seed=0, say=lambda text: None)
+        return batched.together(self._model, 2, runs=1, prompt=3, temperature=0.5, seed=0, say=lambda text: None)
 
 
 CLASSES = {

@@ -16,9 +16,9 @@ from models.tidy import tasks
 from success_rate import names
 
 import dgemma
-from dgemma.edit import lengths_for
-from dgemma.evidence import log_likelihood
-from dgemma.fill import LENGTHS, Hole, Layout
+from dgemma.infill.edit import lengths_for
+from dgemma.infill.fill import LENGTHS, Hole, Layout
+from dgemma.infill.scoring import log_likelihood
 from dgemma.model import bundled
 
 

@@ -29,7 +29,7 @@ from dgemma.bench.machine import apart, measure_disk
 from dgemma.bench.report import table
 from dgemma.bench.synthetic import Synthetic, cache_folder, make
 from dgemma.plan import SHARP, free_memory, placed, this_machine
-from dgemma.sizes import size, size_text
+from dgemma.units import size, size_text
 
 PROMPT = 64
 WARM = 2  # steps before those that count: the first has no self-conditioning, and reads what stays

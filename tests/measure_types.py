@@ -34,12 +34,12 @@ from dgemma.convert.imatrix import Sums, write_imatrix
 from dgemma.convert.names import wanted
 from dgemma.convert.recipe import RECIPES
 from dgemma.convert.source import open_source
-from dgemma.eval import rows
-from dgemma.eval.base import Base, replay
-from dgemma.eval.evaluation import about
+from dgemma.eval import distributions
+from dgemma.eval.baseline import Base, replay
 from dgemma.eval.fidelity import compare, make_base
+from dgemma.eval.report import about
 from dgemma.model import bundled
-from dgemma.sizes import size_text
+from dgemma.units import size_text
 
 HERE = Path(__file__).parent
 LEVELS = (20, 30, 36, 40, 44, 48, 51, 54)  # blanks
@@ -200,12 +200,12 @@ def divergence(file: Path, base: Base, threads: int | None) -> float:
                 session.encode(t.prompt)
                 before = partial(_before, t.rows, n, int(model.config.n_vocab))
                 for step, logits in replay(session, list(t.canvases), before, set(), []):
-                    found.append(rows.divergence(t.rows, step * n, logits))
+                    found.append(distributions.divergence(t.rows, step * n, logits))
     return float(np.concatenate(found).mean())
 
 
-def _before(of: rows.Rows, n: int, n_vocab: int, step: int) -> Any:
-    return rows.condition(of, step * n, n, n_vocab)
+def _before(of: distributions.Rows, n: int, n_vocab: int, step: int) -> Any:
+    return distributions.condition(of, step * n, n, n_vocab)
 
 
 def calibrated(

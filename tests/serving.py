@@ -14,8 +14,8 @@ import openai
 
 import dgemma
 from dgemma.serve.app import Limits, Server
-from dgemma.serve.guard import Guard
-from dgemma.serve.running import Running, listen
+from dgemma.serve.auth import Guard
+from dgemma.serve.lifecycle import Running, listen
 
 PATIENCE = 600  # seconds: nothing here takes as long, however busy the machine
 get, post = (partial(ask, timeout=PATIENCE) for ask in (httpx.get, httpx.post))

@@ -19,11 +19,11 @@ import dgemma
 from dgemma.bench import synthetic
 from dgemma.bench.decoding import told as decoding_told
 from dgemma.bench.device import rates_of
+from dgemma.bench.flops import BY_NAME, keys_seen, pass_operations, step_bytes, step_operations
 from dgemma.bench.machine import Machine, Memory, Peak, apart, best_of, measure_machine
 from dgemma.bench.measure import Times
 from dgemma.bench.profile import Profile, parts
 from dgemma.bench.synthetic import SHAPES, Synthetic, blueprint, config_of, make
-from dgemma.bench.work import BY_NAME, keys_seen, pass_operations, step_bytes, step_operations
 from dgemma.cli.bench import main
 from dgemma.config import Config
 from dgemma.convert.recipe import RECIPES

@@ -24,7 +24,7 @@ from dgemma.convert.calibrate import _observed, _read, measure, read_prompts
 from dgemma.convert.names import wanted
 from dgemma.convert.source import open_source
 from dgemma.errors import FormatError, UsageError, new_error
-from dgemma.output import unfinished
+from dgemma.files.output import unfinished
 
 EXPERTS, TOP, LAYER = 6, 2, "model.decoder.layers.0."
 PROMPTS = [f"the sky is {word}" for word in ("blue", "high", "wide", "near", "far", "red")]

@@ -15,13 +15,13 @@ import pytest
 from terminal import RUN, Typing, on_terminal, screen
 
 import dgemma
+from dgemma.chat.answer_parser import read
 from dgemma.cli.chat import Chat
 from dgemma.cli.commands import TABLE
-from dgemma.cli.lines import Piped
+from dgemma.cli.prompt_input import Piped
 from dgemma.model import bundled
 from dgemma.options import options
 from dgemma.session import Session
-from dgemma.turns import read
 
 SHORT = ["--steps", "3", "--max-tokens", "70"]
 TIDY = bundled("tidy")

@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 
 import dgemma
-from dgemma.file import File
-from dgemma.handle import Handle
+from dgemma.files.gguf_file import File
 from dgemma.model import bundled as bundled_path
+from dgemma.native.handle import Handle
 
 LONG = 300  # seconds after which a process is taken to hang, on however busy a machine
 

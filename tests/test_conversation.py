@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 import dgemma
-from dgemma.conversation import Conversation
+from dgemma.chat.answer_parser import Delta
+from dgemma.chat.conversation import Conversation
 from dgemma.session import Session
-from dgemma.turns import Delta
 
 NO_THOUGHT = ["<|channel>", "thought", "\n", "<channel|>"]
 SHORT: dict[str, Any] = {"steps": 3, "max_tokens": 70}  # three canvases of the model here

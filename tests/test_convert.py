@@ -35,7 +35,7 @@ from dgemma.convert import convert, plan
 from dgemma.convert import encode as encode_module
 from dgemma.convert.recipe import RECIPES, more_bits
 from dgemma.convert.safetensors import Checkpoint
-from dgemma.sizes import size_text
+from dgemma.units import size_text
 
 SUDOKU = Path(__file__).parent / "models" / "sudoku"
 COMMAND = [sys.executable, "-m", "dgemma.convert.cli"]

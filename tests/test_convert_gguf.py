@@ -16,11 +16,11 @@ from checkpoints import write_checkpoint
 from converting import leftovers, refused, run
 
 import dgemma
-from dgemma import formats
 from dgemma.convert import convert, plan
 from dgemma.convert import writer as writer_module
 from dgemma.convert.recipe import RECIPES
-from dgemma.file import File
+from dgemma.files.gguf_file import File
+from dgemma.native import formats
 
 FUSED = "ffn_gate_up_exps"
 

@@ -12,12 +12,12 @@ from checkpoints import read_safetensors_header, write_checkpoint, write_raw_saf
 from converting import leftovers, refused, run
 
 import dgemma
-from dgemma import formats
 from dgemma.convert import convert, plan
 from dgemma.convert.imatrix import Sums, write_imatrix
 from dgemma.convert.source import open_source
 from dgemma.convert.verify import verify
-from dgemma.file import File
+from dgemma.files.gguf_file import File
+from dgemma.native import formats
 
 WRITTEN = [f.name for f in formats.all_formats() if f.encodes]
 NARROW = [name for name in WRITTEN if name not in ("F32", "BF16")]

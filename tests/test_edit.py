@@ -18,10 +18,10 @@ from test_fill import refusal
 from test_run import run
 
 import dgemma
-from dgemma.cli import edit as command
-from dgemma.edit import FOLLOWS, Edited, lengths_for
+from dgemma.cli import infill as command
+from dgemma.files.output import write_whole
+from dgemma.infill.edit import FOLLOWS, Edited, lengths_for
 from dgemma.model import bundled
-from dgemma.output import write_whole
 
 TEXT = "the sky is blue and the sky is why\nit was on the sky\n"
 NOTES = "# sea\nzoo fig bat\n- owl: 12\n"

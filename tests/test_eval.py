@@ -20,14 +20,14 @@ import dgemma
 from dgemma.cli.eval import main
 from dgemma.convert import convert
 from dgemma.errors import FormatError, UsageError
-from dgemma.eval import checks, tasks, written
-from dgemma.eval.approximations import APPROXIMATIONS, faster, optional, trials, work
+from dgemma.eval import checks, tasks, word_tasks
+from dgemma.eval.approximations import APPROXIMATIONS, comparisons, faster, optional, work
 from dgemma.eval.checks import holds
-from dgemma.eval.results import Log, Tried, Variant, run, scores, shown
+from dgemma.eval.results import Attempt, Log, Variant, run, scores, shown
 from dgemma.eval.statistics import mean_of, share_of, wilson
 from dgemma.eval.sweep import front, named, read_axes, settings
-from dgemma.fill import Hole, pieces_of
-from dgemma.identity import identity
+from dgemma.files.identity import identity
+from dgemma.infill.fill import Hole, pieces_of
 from dgemma.model import bundled as bundled_path
 
 SUDOKU = Path(__file__).parent / "models" / "sudoku"
@@ -173,16 +173,16 @@ def test_what_is_no_task_is_refused_by_file_and_line(line, message, tmp_path):
 
 
 def test_shipped_tasks_are_the_same_every_time_and_have_an_answer():
-    for name, make in written.MADE.items():
+    for name, make in word_tasks.MADE.items():
         items = make()
         assert items == make() and len({item.ask for item in items}) > 50, name
-    table = written.MADE["table"]()[1]
+    table = word_tasks.MADE["table"]()[1]
     rows = [row.strip("| ").split(" | ") for row in table.ask.rpartition("\n\n")[2].splitlines()]
     whole = ["| " + " | ".join(row) + " |" for row in rows]
     right = "\n".join([whole[0], "|---|---|---|", *whole[1:]])
     assert holds(right, table.check)
     assert not holds(right.replace(rows[1][0], "Zoe"), table.check) and not holds("\n".join(whole), table.check)
-    bracket = written.MADE["brackets"]()[0]
+    bracket = word_tasks.MADE["brackets"]()[0]
     assert holds(bracket.ask.rpartition("\n\n")[2] + bracket.check["text"][-1], bracket.check)  # type: ignore[call-overload]
 
 
@@ -299,7 +299,7 @@ def test_another_model_is_another_whatever_byte_differs(tmp_path):
 
 def test_lines_of_others_are_no_results(tmp_path):
     path = tmp_path / "results.jsonl"
-    names = [field.name for field in dataclasses.fields(Tried)]
+    names = [field.name for field in dataclasses.fields(Attempt)]
     for line in (dict.fromkeys(names), {"run": '["0123456789abcdef", "cpu"]'}, {"run": "mine"}):
         text = json.dumps(line) + "\n"
         path.write_text(text)
@@ -358,18 +358,22 @@ def test_approximations_are_tried_on_against_off(few, bundled, monkeypatch):
         return {name for each in optional(those) for name in each.options}
 
     monkeypatch.setattr("dgemma.eval.approximations.PROMPTS", 1)
-    found = trials(bundled_path(), few[:2], Log(), seeds=1, seed=0, model={"threads": 1})
+    found = comparisons(bundled_path(), few[:2], Log(), seeds=1, seed=0, model={"threads": 1})
     assert [t.name for t in found] == [a.name for a in [*APPROXIMATIONS, *optional(few)]]
     assert {"plateau", "settled", "short_canvas", "retries"} <= (told := names(few))
     assert "pins_conditioned" not in told and "pins_conditioned" in names(tasks.shipped(bundled, "sudoku-rows"))
-    for trial in found:
-        assert trial.off.right.tries == trial.on.right.tries == 2
-        assert 0 <= trial.same <= 1 and 0 < trial.times_low <= trial.times_high and trial.times_as_fast > 0
+    for comparison in found:
+        assert comparison.off.right.tries == comparison.on.right.tries == 2
+        assert (
+            0 <= comparison.same <= 1
+            and 0 < comparison.times_low <= comparison.times_high
+            and comparison.times_as_fast > 0
+        )
     assert found[0].kl_mean is not None and found[0].kl_mean < 0.01 and found[1].kl_mean is None
 
 
 def timed(steps, seconds):
-    return Tried("", "", "", "", 0, "", True, steps, True, 9, seconds, "")
+    return Attempt("", "", "", "", 0, "", True, steps, True, 9, seconds, "")
 
 
 def test_one_slow_answer_is_not_taken_for_work():

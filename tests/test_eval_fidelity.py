@@ -15,8 +15,8 @@ import dgemma
 from dgemma.convert import convert
 from dgemma.convert.recipe import RECIPES
 from dgemma.errors import Error, FormatError, UsageError
-from dgemma.eval import rows
-from dgemma.eval.base import Base, first_canvas
+from dgemma.eval import distributions
+from dgemma.eval.baseline import Base, first_canvas
 from dgemma.eval.fidelity import compare, fidelity, make_base, reliability
 from dgemma.eval.prompts import choose, puzzles
 from dgemma.model import bundled as bundled_path
@@ -59,8 +59,8 @@ def two() -> tuple[np.ndarray, np.ndarray]:
 
 def test_divergence_entropy_and_peak_are_numpys(two):
     p, q = (plain(logits, 0.7) for logits in two)
-    kept = rows.keep(two[0], 0.7)
-    np.testing.assert_allclose(rows.divergence(kept, 0, two[1]), (p * np.log(p / q)).sum(axis=1), rtol=1e-9)
+    kept = distributions.keep(two[0], 0.7)
+    np.testing.assert_allclose(distributions.divergence(kept, 0, two[1]), (p * np.log(p / q)).sum(axis=1), rtol=1e-9)
     np.testing.assert_allclose(kept.state.entropy, -(p * np.log(p)).sum(axis=1), rtol=1e-9)
     np.testing.assert_allclose(kept.state.peak, p.max(axis=1), rtol=1e-12)
     assert (kept.state.argmax == p.argmax(axis=1)).all()
@@ -68,30 +68,30 @@ def test_divergence_entropy_and_peak_are_numpys(two):
 
 def test_of_a_large_vocabulary_the_likely_ids_are_kept_and_the_others_are_one(two, monkeypatch):
     """The divergence is then that of the coarser distributions, computed here the plain way, and never more."""
-    monkeypatch.setattr(rows, "WHOLE", 10)
-    monkeypatch.setattr(rows, "MOST", 12)
-    monkeypatch.setattr(rows, "CHUNK", 110)  # two rows at a time
-    kept = rows.keep(two[0], 0.7)
+    monkeypatch.setattr(distributions, "WHOLE", 10)
+    monkeypatch.setattr(distributions, "MOST", 12)
+    monkeypatch.setattr(distributions, "CHUNK", 110)  # two rows at a time
+    kept = distributions.keep(two[0], 0.7)
     p, q = (plain(logits, 0.7) for logits in two)
-    got = rows.divergence(kept, 0, two[1])
+    got = distributions.divergence(kept, 0, two[1])
     for i in range(7):
         ids = kept.ids[kept.row(i)]
         assert len(ids) <= 12 and p[i, ids].min() >= np.delete(p[i], ids).max()
-        assert len(ids) == 12 or 1 - p[i, ids].sum() <= rows.TAIL < 1 - np.sort(p[i, ids])[1:].sum()
+        assert len(ids) == 12 or 1 - p[i, ids].sum() <= distributions.TAIL < 1 - np.sort(p[i, ids])[1:].sum()
         coarse = [np.append(d[i, ids], 1 - d[i, ids].sum()) for d in (p, q)]
         assert got[i] == pytest.approx((coarse[0] * np.log(coarse[0] / coarse[1])).sum(), rel=1e-6)
         assert got[i] <= (p[i] * np.log(p[i] / q[i])).sum() + 1e-12
-    assert (rows.divergence(kept, 0, two[0]) == 0).all()
-    assert rows.kept(kept) == pytest.approx(min(p[i, kept.ids[kept.row(i)]].sum() for i in range(7)))
+    assert (distributions.divergence(kept, 0, two[0]) == 0).all()
+    assert distributions.kept(kept) == pytest.approx(min(p[i, kept.ids[kept.row(i)]].sum() for i in range(7)))
 
 
 def test_what_was_kept_conditions_as_the_logits_did(two, monkeypatch):
     """Of a small vocabulary to the bit; of a large one the likely ids do, and the others share what is left."""
-    assert (rows.condition(rows.keep(two[0], 0.7), 2, 3, 50) == two[0][2:5] / np.float32(0.7)).all()
-    monkeypatch.setattr(rows, "WHOLE", 10)
-    monkeypatch.setattr(rows, "MOST", 12)
-    kept, p = rows.keep(two[0], 0.7), plain(two[0], 0.7)
-    got = plain(rows.condition(kept, 0, 7, 50), 1)
+    assert (distributions.condition(distributions.keep(two[0], 0.7), 2, 3, 50) == two[0][2:5] / np.float32(0.7)).all()
+    monkeypatch.setattr(distributions, "WHOLE", 10)
+    monkeypatch.setattr(distributions, "MOST", 12)
+    kept, p = distributions.keep(two[0], 0.7), plain(two[0], 0.7)
+    got = plain(distributions.condition(kept, 0, 7, 50), 1)
     for i in range(7):
         ids = kept.ids[kept.row(i)]
         np.testing.assert_allclose(got[i, ids], p[i, ids], rtol=1e-4)
@@ -101,7 +101,7 @@ def test_what_was_kept_conditions_as_the_logits_did(two, monkeypatch):
 
 def test_reliability_counts_errors_by_stated_entropy():
     entropy, peak = np.array([0.0, 0.0, 0.3, 3.0]), np.array([1.0, 1.0, 0.9, 0.25])
-    state = rows.State(entropy, entropy, peak, np.array([1, 2, 3, 4]))
+    state = distributions.State(entropy, entropy, peak, np.array([1, 2, 3, 4]))
     bins = reliability(state, np.array([1, 0, 3, 0]))
     assert [(b.label, b.rows, b.error) for b in bins] == [("0 to 0.001", 2, 0.5), ("0.1 to 0.5", 1, 0), ("2 on", 1, 1)]
     assert [b.stated for b in bins] == pytest.approx([0, 0.1, 0.75])
@@ -120,8 +120,8 @@ def test_a_file_against_itself_is_no_different(f32, base):
 
 
 def test_both_models_are_shown_the_same_words_though_they_were_kept_in_part(f32, monkeypatch):
-    monkeypatch.setattr(rows, "WHOLE", 10)
-    monkeypatch.setattr(rows, "MOST", 12)
+    monkeypatch.setattr(distributions, "WHOLE", 10)
+    monkeypatch.setattr(distributions, "MOST", 12)
     same = compare(f32, make_base(f32, count=1))
     assert (same.kl_mean, same.top1) == (0, 1) and same.kept < 1
 

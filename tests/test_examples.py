@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import dgemma
-from dgemma import json_lines
+from dgemma.files import json_lines
 from dgemma.model import bundled
 
 EXAMPLES = Path(__file__).parents[1] / "examples"

@@ -26,7 +26,7 @@ LONG = 300  # seconds after which a process is taken to hang, on however busy a 
 BEGIN = """
 import os, resource, signal, sys, threading
 import dgemma
-from dgemma.file import File
+from dgemma.files.gguf_file import File
 PROMPT = open([puzzle]).read()
 WANT = [ids]
 def answer(model, **options):

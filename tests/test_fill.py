@@ -20,7 +20,7 @@ from test_run import run
 
 import dgemma
 from dgemma.cli.run import main
-from dgemma.fill import LENGTHS, Hole, Layout, done, fill, filling, pieces_of
+from dgemma.infill.fill import LENGTHS, Hole, Layout, done, fill, filling, pieces_of
 from dgemma.model import bundled
 
 CANVAS = 16

@@ -19,12 +19,12 @@ from fuzz.seeds import model as write_model
 from gguf import GGMLQuantizationType as Type
 
 import dgemma
-from dgemma import formats
-from dgemma.cli.facts import facts
 from dgemma.cli.info import main as info_main
+from dgemma.cli.inspect import facts
 from dgemma.cli.run import main as run_main
 from dgemma.convert import convert
-from dgemma.file import File
+from dgemma.files.gguf_file import File
+from dgemma.native import formats
 
 info, run = Inside(info_main, "dg-info"), Inside(run_main, "dg-run")
 

@@ -18,10 +18,10 @@ from hub_server import Hub, serving
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import dgemma.hub
+import dgemma.hub.download
 from dgemma.convert import convert
 from dgemma.errors import Error, FormatError, SystemFailure, UsageError
-from dgemma.hub import _of_type, local_model, parse
+from dgemma.hub.download import _of_type, local_model, parse
 from dgemma.model import bundled
 
 GGUF, FOLDER = "someone/sudoku-GGUF", "someone/sudoku"
@@ -425,7 +425,7 @@ def test_a_hub_that_does_not_answer_is_not_waited_for_long(here: Hub, monkeypatc
     silent = socket.create_server(("127.0.0.1", 0))
     for endpoint in (f"http://127.0.0.1:{silent.getsockname()[1]}", "http://no-such-host.invalid", "http://[::1]:9"):
         monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", endpoint)
-        monkeypatch.setattr(dgemma.hub, "ASKED", 0.2)
+        monkeypatch.setattr(dgemma.hub.download, "ASKED", 0.2)
         assert local_model(f"hf:{GGUF}:q8_0") == there
         with pytest.raises(SystemFailure, match="not in the cache"):
             local_model("hf:someone/else")
@@ -590,7 +590,7 @@ def here(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
     """The Hub of this process."""
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", hub.url)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "in/the/cache"))
-    monkeypatch.setattr(dgemma.hub, "PAUSE", 0.001)
+    monkeypatch.setattr(dgemma.hub.download, "PAUSE", 0.001)
     return hub
 
 

@@ -15,7 +15,7 @@ from converting import leftovers, refused, run
 from dgemma.convert import convert
 from dgemma.convert.imatrix import FEW, Sums, importance_of, read_imatrix, write_imatrix
 from dgemma.convert.names import Wanted
-from dgemma.file import File
+from dgemma.files.gguf_file import File
 
 EXPERTS = 8
 Vectors = dict[str, np.ndarray]

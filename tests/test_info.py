@@ -12,9 +12,9 @@ import pytest
 from checkpoints import TEMPLATE, write_checkpoint
 from commands import Inside
 
-from dgemma.cli import facts as facts_module
-from dgemma.cli.facts import PARTS, facts, part_of
+from dgemma.cli import inspect as facts_module
 from dgemma.cli.info import main
+from dgemma.cli.inspect import PARTS, facts, part_of
 from dgemma.convert import convert
 
 BUNDLED = Path(facts_module.__file__).parents[1] / "models" / "sudoku-q8_0.gguf"

@@ -12,11 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import dgemma
-from dgemma import json_lines
 from dgemma.batch import Batch
 from dgemma.convert.calibrate import read_prompts
 from dgemma.eval import tasks
-from dgemma.json_lines import lines as requests
+from dgemma.files import json_lines
+from dgemma.files.json_lines import lines as requests
 from dgemma.serve.app import _event
 
 BREAKS = "\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029"  # what str.splitlines() breaks at, and JSON lines do not

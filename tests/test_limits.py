@@ -19,10 +19,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import dgemma
-from dgemma.arrays import check_free
-from dgemma.file import File
-from dgemma.keys import Limit, limits
-from dgemma.sizes import size_text
+from dgemma.files.gguf_file import File
+from dgemma.native.arrays import check_free
+from dgemma.native.metadata import Limit, limits
+from dgemma.units import size_text
 
 MEGABYTE = 1 << 20
 
@@ -382,8 +382,8 @@ def test_whatever_is_claimed_together_sizes_stay_numbers(tmp_path_factory, claim
 
 def test_logits_that_memory_does_not_hold_are_refused_before_they_are_made(bundled, monkeypatch):
     with bundled.session() as session:
-        monkeypatch.setattr("dgemma.arrays.SMALL", 0)
-        monkeypatch.setattr("dgemma.arrays.lib", Free(100_000))
+        monkeypatch.setattr("dgemma.native.arrays.SMALL", 0)
+        monkeypatch.setattr("dgemma.native.arrays.lib", Free(100_000))
         with pytest.raises(
             dgemma.MemoryBudgetError, match=r"logits 'all' of 1000 tokens take 250\.0 KiB, and 97\.7 KiB"
         ):
@@ -403,11 +403,11 @@ class Free:
 
 
 def test_free_memory_is_asked_for_large_arrays_alone(monkeypatch):
-    monkeypatch.setattr("dgemma.arrays.lib", Free(10))
+    monkeypatch.setattr("dgemma.native.arrays.lib", Free(10))
     check_free(MEGABYTE, "something small")
     with pytest.raises(dgemma.MemoryBudgetError, match=r"giants take 1\.0 GiB, and 10 bytes of memory are free"):
         check_free(1 << 30, "giants")
-    monkeypatch.setattr("dgemma.arrays.lib", Free(0))  # the system does not tell
+    monkeypatch.setattr("dgemma.native.arrays.lib", Free(0))  # the system does not tell
     check_free(1 << 30, "giants")
 
 

@@ -19,14 +19,14 @@ from pydantic import BaseModel
 
 import dgemma
 from dgemma.batch import Batch
-from dgemma.conversation import Conversation
+from dgemma.chat.conversation import Conversation
+from dgemma.chat.messages import read, read_tools
+from dgemma.chat.template import reads
 from dgemma.convert import convert
 from dgemma.convert.calibrate import read_prompts
 from dgemma.eval import tasks
-from dgemma.messages import read, read_tools
 from dgemma.serve.errors import Refusal
 from dgemma.serve.requests import read_request
-from dgemma.template import reads
 
 Messages = list[dict[str, Any]]
 

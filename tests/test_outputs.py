@@ -28,10 +28,10 @@ from dgemma.cli import bench, eval, info, run, serve
 from dgemma.cli.files import InputFile, OutputBeside, OutputFile
 from dgemma.convert import cli as convert
 from dgemma.convert.writer import NewFile, NewFiles
-from dgemma.eval.base import Base
-from dgemma.line_log import Beginning, LineLog, literal
+from dgemma.eval.baseline import Base
+from dgemma.files.line_log import Beginning, LineLog, literal
+from dgemma.files.output import check_distinct, input_files, unfinished, whole_file, write_whole
 from dgemma.model import bundled
-from dgemma.output import check_distinct, input_files, unfinished, whole_file, write_whole
 
 COMMANDS = {
     "dg-run": run.main,

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from dgemma import formats
 from dgemma.convert.encode import HELD
+from dgemma.native import formats
 
 ALL = [f.name for f in formats.all_formats()]
 WRITTEN = [f.name for f in formats.all_formats() if f.encodes]

@@ -29,9 +29,9 @@ from dgemma.bench.synthetic import SHAPES, Synthetic
 from dgemma.cli.info import main as info
 from dgemma.cli.run import main as run
 from dgemma.convert import convert
-from dgemma.eval.base import looking, opened
+from dgemma.eval.baseline import looking, opened
 from dgemma.eval.fidelity import fidelity
-from dgemma.routing import load_routing, routing_path
+from dgemma.files.routing import load_routing, routing_path
 
 GIB = 1 << 30
 MIB = 1 << 20

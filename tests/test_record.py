@@ -22,7 +22,7 @@ from terminal import RUN, on_terminal
 import dgemma
 from dgemma.cli.frames import LOOKS, Cell, Frame, Framer, lines, shown, sparkline
 from dgemma.cli.palette import DARK, LIGHT, level, of_terminal
-from dgemma.cli.record import FASTEST, HELD, SLOWEST, Recorder, recording
+from dgemma.cli.record.recorder import FASTEST, HELD, SLOWEST, Recorder, recording
 
 PUZZLE = (Path(__file__).parent / "models" / "sudoku" / "puzzle.txt").read_text()
 TINY = Path(__file__).parent / "models" / "tiny-bpe" / "tiny-bpe.gguf"
@@ -178,8 +178,8 @@ def test_a_gif_is_drawn_without_any_font_of_the_systems(
     tmp_path: Path, frames: list[Frame], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("PIL")
-    monkeypatch.setattr("dgemma.cli.record_gif.FONTS", ())
-    monkeypatch.setattr("dgemma.cli.record_gif.WIDE", ())
+    monkeypatch.setattr("dgemma.cli.record.gif.FONTS", ())
+    monkeypatch.setattr("dgemma.cli.record.gif.WIDE", ())
     recorder = Recorder(tmp_path / "a.gif")
     recorder.step(frames[-1])
     recorder.write()
@@ -282,7 +282,7 @@ def test_a_terminal_that_shrinks_is_left_clean() -> None:
     from rich.console import Console
     from rich.text import Text
 
-    from dgemma.cli.region import Region
+    from dgemma.cli.live_region import Region
 
     out = io.StringIO()
     console = Console(file=out, force_terminal=True, width=40, height=10, legacy_windows=False)

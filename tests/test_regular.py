@@ -22,11 +22,11 @@ from dgemma.cli.eval import main as eval
 from dgemma.cli.info import main as info
 from dgemma.cli.run import main as run
 from dgemma.convert import convert, plan
-from dgemma.eval.base import Base
-from dgemma.file import File
+from dgemma.eval.baseline import Base
+from dgemma.files.gguf_file import File
+from dgemma.files.regular import read_regular
+from dgemma.files.routing import load_routing
 from dgemma.plan import find_machine
-from dgemma.regular import read_regular
-from dgemma.routing import load_routing
 
 SECONDS = 30  # after which a call hangs
 

@@ -13,7 +13,7 @@ from solve_rate import puzzles
 
 import dgemma
 from dgemma.cli.run import main
-from dgemma.sizes import size
+from dgemma.units import size
 
 PUZZLE = puzzles(40, 1)[0].prompt
 

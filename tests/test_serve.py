@@ -26,20 +26,20 @@ from serving import PATIENCE, Live, get, post, serving, soon
 from starlette.requests import Request
 
 import dgemma
+from dgemma.chat.answer_parser import Delta, read
 from dgemma.options import options
-from dgemma.serve.answers import Turns
 from dgemma.serve.app import Answering
+from dgemma.serve.auth import is_loopback
 from dgemma.serve.edits import EditDiffusion, EditRequest
 from dgemma.serve.errors import Refusal
-from dgemma.serve.guard import is_loopback
+from dgemma.serve.generation import Turns
+from dgemma.serve.lifecycle import listen
 from dgemma.serve.metrics import Metrics
 from dgemma.serve.parameters import PARAMETERS, parameters
 from dgemma.serve.requests import ChatRequest, Diffusion, TextRequest
-from dgemma.serve.running import listen
 from dgemma.serve.sessions import Pool
 from dgemma.serve.stops import Stops
 from dgemma.serve.worker import Job, Worker
-from dgemma.turns import Delta, read
 
 PUZZLE = (Path(__file__).parent / "models" / "sudoku" / "puzzle.txt").read_text()
 SHORT = {"steps": 3, "max_tokens": 70}

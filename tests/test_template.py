@@ -16,9 +16,9 @@ import pytest
 from checkpoints import write_checkpoint
 
 import dgemma
+from dgemma.chat.template import Renderer, render
 from dgemma.convert import convert
 from dgemma.convert.chat_template import TRIALS, try_out
-from dgemma.template import Renderer, render
 
 MESSAGES = [{"role": "user", "content": "x"}]
 

@@ -26,19 +26,19 @@ from hypothesis import strategies as st
 from terminal import INSTALLED, Typing, environment, on_terminal, streams
 
 import dgemma
+from dgemma.chat.answer_parser import Delta, Reader
 from dgemma.cli import end
 from dgemma.cli.display import Silent
-from dgemma.cli.edit import diff
+from dgemma.cli.infill import diff
 from dgemma.cli.info import printable
-from dgemma.cli.speaker import Speaker, say, say_json
+from dgemma.cli.output import Speaker, say, say_json
 from dgemma.convert import convert
-from dgemma.edit import Edited
+from dgemma.detokenizer import Detokenizer
 from dgemma.errors import Error
+from dgemma.infill.edit import Edited
 from dgemma.model import bundled
-from dgemma.pieces import Pieces
-from dgemma.serve.running import OneLine
-from dgemma.terminal import one_line, shown, tell
-from dgemma.turns import Delta, Reader
+from dgemma.serve.lifecycle import OneLine
+from dgemma.ui.terminal import one_line, shown, tell
 
 TITLE = "\x1b]0;PWNED\x07"  # an order to set the window's title
 EVIL = f"a{TITLE}\x1b[31m\x1b[2J\x1b[?2004h\r\b\x7f\x9b31m\x85\u202e\u2066z"
@@ -176,7 +176,7 @@ def test_a_control_whose_bytes_come_one_by_one_is_shown(model: str) -> None:
     """U+009B is the bytes C2 9B: tokens of their own, which may be in two canvases."""
     tokenizer = dgemma.Tokenizer.from_gguf(model)
     ids = tokenizer.encode("a\x9b31mb", special=False)
-    assert sum(map(Pieces(tokenizer).byte, ids)) >= 2
+    assert sum(map(Detokenizer(tokenizer).byte, ids)) >= 2
     for terminal, expected in ((True, "a<U+009B>31mb\n"), (False, "a\x9b31mb")):
         reader = Reader(tokenizer)
         with standard(terminal, True) as (out, _), Speaker(Silent()) as speaker:
@@ -329,7 +329,7 @@ def test_a_failure_is_one_line_without_orders(arguments: list[str]) -> None:
 
 def test_a_bar_and_a_status_are_text() -> None:
     code = (
-        "import sys; from dgemma.progress import progress_bar, telling\n"
+        "import sys; from dgemma.ui.progress import progress_bar, telling\n"
         "with progress_bar(sys.argv[1]) as bar: bar(1, 2)\n"
         "with telling() as tell: tell(sys.argv[1])"
     )

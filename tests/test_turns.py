@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import dgemma
-from dgemma.turns import (
+from dgemma.chat.answer_parser import (
     CALL,
     CALLED,
     DEEPEST,

@@ -7,8 +7,8 @@
 198342567
 """
 
+from dgemma.chat.conversation import Conversation, Reply
 from dgemma.config import Config
-from dgemma.conversation import Conversation, Reply
 from dgemma.errors import BackendError, Error, FormatError, MemoryBudgetError, NumbersError, SystemFailure, UsageError
 from dgemma.events import Block, Result, Step
 from dgemma.model import Model, backends

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from dgemma import json_lines
+from dgemma.chat.answer_parser import Reader, opens_thought
 from dgemma.errors import Error, UsageError
+from dgemma.files import json_lines
 from dgemma.model import Model
 from dgemma.options import options
 from dgemma.session import Session
-from dgemma.turns import Reader, opens_thought
 
 FIELDS = {
     "prompt": "a text: one user message through the file's chat template, if it has one",

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from dgemma.keys import keys
+from dgemma.native.metadata import keys
 
 
 def shortest(value: float) -> float:

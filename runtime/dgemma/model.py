@@ -15,14 +15,15 @@ import numpy as np
 import numpy.typing as npt
 
 from dgemma._native import ffi, lib
+from dgemma.aio import in_threads, last_of
+from dgemma.chat.messages import is_message
 from dgemma.config import Config
 from dgemma.errors import Error, UsageError, check, new_error
 from dgemma.events import Result
-from dgemma.handle import Handle, give_lock
-from dgemma.hub import local_model
-from dgemma.messages import is_message
+from dgemma.files.routing import prefer_routed, save_routing
+from dgemma.hub.download import local_model
+from dgemma.native.handle import Handle, give_lock
 from dgemma.options import sampling_for, settings_of
-from dgemma.routing import prefer_routed, save_routing
 from dgemma.session import (
     Accept,
     Event,
@@ -39,13 +40,12 @@ from dgemma.session import (
 )
 from dgemma.session import Messages as Messages
 from dgemma.session import Prompt as Prompt
-from dgemma.sizes import size
-from dgemma.steps import in_threads, last_of
 from dgemma.tokenizer import Tokenizer
+from dgemma.units import size
 
 if TYPE_CHECKING:
-    from dgemma.edit import Edited
-    from dgemma.fill import Filled, Pieces
+    from dgemma.infill.edit import Edited
+    from dgemma.infill.fill import Filled, Pieces
 
 BUNDLED = ("sudoku", "tidy")
 Kept = TypeVar("Kept")
@@ -70,7 +70,7 @@ class Model:
     """A model from a GGUF file, mapped and checked; a context manager. Threads may share it, each with its own session.
     After close() its methods raise Error. A forked process may go on with it, on threads of its own; where it is on a
     GPU it cannot, and is told so in a BackendError.
-    hf:owner/name[:TYPE] stands for a file of the Hugging Face Hub, fetched once: see dgemma.hub.
+    hf:owner/name[:TYPE] stands for a file of the Hugging Face Hub, fetched once: see dgemma.hub.download.
 
     path: the file; None is the Sudoku model that comes with dgemma. backend: "auto", or a name of backends().
     threads: None is one per processor that this process may use. exact: float32 throughout; otherwise activations are
@@ -348,10 +348,10 @@ class Model:
 
         text: may also be given as pieces, str and Hole. prompt: what it is about (see prompt_ids); None: nothing but
         the text. lengths: those tried for a hole of unknown length, one after the other (of several holes the first
-        first, the others meanwhile as long as the middle one); the one with the most evidence wins (dgemma.evidence:
-        how likely the text is, by next-token logits, and how free its choice was). Filler (pad ids) and what stands
-        behind an end id is left out of a hole. special: texts of control tokens in the text are those tokens.
-        on_step, on_encode and the options are those of generate().
+        first, the others meanwhile as long as the middle one); the one with the most evidence wins
+        (dgemma.infill.scoring: how likely the text is, by next-token logits, and how free its choice was). Filler (pad
+        ids) and what stands behind an end id is left out of a hole. special: texts of control tokens in the text are
+        those tokens. on_step, on_encode and the options are those of generate().
 
         A text that fits on a canvas stands on it, with an end id and pad ids behind it. Of a longer one, what stands
         before the canvases goes before them, encoded (its beginning is left out where the context is too short); what
@@ -364,7 +364,7 @@ class Model:
         >>> filled.text[:8], len(filled.holes), len(filled.trials)
         ('12345678', 1, 1)
         """
-        from dgemma.fill import fill
+        from dgemma.infill.fill import fill
 
         return fill(self, text, prompt, **given)
 
@@ -377,7 +377,7 @@ class Model:
         the answer, what stands behind it into the message. on_step, on_encode and the options are those of generate().
         Raises UsageError for a span outside the text or an empty instruction.
         """
-        from dgemma.edit import edit
+        from dgemma.infill.edit import edit
 
         return edit(self, text, span, instruction, **given)
 

@@ -17,12 +17,12 @@ from typing import Any
 
 from dgemma._native import ffi, lib
 from dgemma.bench.device import rates_of
+from dgemma.bench.flops import condition_mlp, step_operations
 from dgemma.bench.machine import measure_disk, measure_machine, processor
 from dgemma.bench.profile import Profile, steps_of
-from dgemma.bench.work import condition_mlp, step_operations
 from dgemma.errors import Error, UsageError, check, new_error
+from dgemma.files.regular import opener
 from dgemma.model import Model
-from dgemma.regular import opener
 
 STEPS = 16  # of a canvas, that speeds are told for
 CONTEXT = 1024  # tokens of keys and values, unless it is said otherwise
@@ -207,7 +207,7 @@ def with_device(path: str | os.PathLike[str], vram: int, **options: Any) -> Mach
 
 
 def measure_speed(path: str | os.PathLike[str], budget: int | None = PLENTY, **options: Any) -> dict[str, float]:
-    """Operations per second, as work.py counts them, of experts, of what else layers do, and of head and
+    """Operations per second, as dgemma.bench.flops counts them, of experts, of what else layers do, and of head and
     self-conditioning: the median of some steps through the model's first layer alone. budget: Model's ram; PLENTY has
     it all in memory.
     """

@@ -14,13 +14,13 @@ import numpy as np
 import numpy.typing as npt
 
 from dgemma._native import ffi, lib
-from dgemma.arrays import check_free, floats
+from dgemma.aio import in_threads, last_of
 from dgemma.config import Config
 from dgemma.errors import Error, UsageError, check, new_error
 from dgemma.events import Block, Result, Step
-from dgemma.handle import Handle, give_lock
+from dgemma.native.arrays import check_free, floats
+from dgemma.native.handle import Handle, give_lock
 from dgemma.options import sampling_for
-from dgemma.steps import in_threads, last_of
 
 if TYPE_CHECKING:
     from dgemma.model import Model

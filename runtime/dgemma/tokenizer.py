@@ -8,10 +8,10 @@ from functools import partial
 from typing import Any
 
 from dgemma._native import ffi, lib
+from dgemma.chat.messages import read, read_tools, text_of
+from dgemma.chat.template import reads, reads_parts, render_chat
 from dgemma.errors import UsageError, check, new_error
-from dgemma.handle import Handle
-from dgemma.messages import read, read_tools, text_of
-from dgemma.template import reads, reads_parts, render_chat
+from dgemma.native.handle import Handle
 
 
 class Tokenizer:
@@ -148,9 +148,9 @@ class Tokenizer:
     ) -> str:
         """The text of a chat by the file's template; without a template the last user message's text, as it is.
 
-        Messages and tools may be OpenAI's or the template's own: messages.py reads them. Raises UsageError for what is
-        not understood, and for messages that the template refuses or takes too long for; FormatError for a template
-        that is none.
+        Messages and tools may be OpenAI's or the template's own: dgemma.chat.messages reads them. Raises UsageError for
+        what is not understood, and for messages that the template refuses or takes too long for; FormatError for a
+        template that is none.
         """
         template = self.chat_template
         given = read_tools(tools)
@@ -179,8 +179,8 @@ class Tokenizer:
         )
 
     def read(self, messages: Any) -> list[dict[str, Any]]:
-        """The messages as the file's chat template is given them: see messages.py. Raises UsageError for what would be
-        left out of a prompt.
+        """The messages as the file's chat template is given them: see dgemma.chat.messages. Raises UsageError for
+        what would be left out of a prompt.
         """
         template = self.chat_template
         if template is None:

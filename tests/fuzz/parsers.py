@@ -108,7 +108,7 @@ def safetensors(data: bytes) -> None:
 
 def calls(data: bytes) -> None:
     """Whatever a model writes is read without an error, in any pieces; arguments are what JSON can hold."""
-    from dgemma.turns import Reader, read_text
+    from dgemma.chat.answer_parser import Reader, read_text
 
     text = data.decode("utf-8", "surrogateescape")
     for thinking in False, True:
@@ -128,7 +128,7 @@ def calls(data: bytes) -> None:
 def _read_ids(text: str) -> None:
     """The same text as ids, which may be other ones: nothing of it is lost, and peeking tells what will be."""
     import dgemma
-    from dgemma.turns import Reader, opens_thought, read
+    from dgemma.chat.answer_parser import Reader, opens_thought, read
 
     global _tokenizer
     if _tokenizer is None:
@@ -211,8 +211,9 @@ def imatrix(data: bytes) -> None:
 
 def requests(data: bytes) -> None:
     """Lines are read or refused, and so are the messages and tools in them; what was read is read as itself."""
-    from dgemma import json_lines, messages
+    from dgemma.chat import messages
     from dgemma.errors import FormatError, UsageError
+    from dgemma.files import json_lines
 
     try:
         for _, line in json_lines.split(io.BytesIO(data), "requests.jsonl"):
@@ -272,13 +273,13 @@ def main() -> None:
 
     name, *flags = sys.argv[1:]
     with atheris.instrument_imports(include=["dgemma"]):
+        import dgemma.chat.answer_parser
+        import dgemma.chat.messages
         import dgemma.convert.config
         import dgemma.convert.imatrix
         import dgemma.convert.safetensors
         import dgemma.convert.tokenizer
-        import dgemma.json_lines
-        import dgemma.messages
-        import dgemma.turns  # noqa: F401
+        import dgemma.files.json_lines  # noqa: F401
     mutate = mutator(name, lambda data, room: bytes(atheris.Mutate(data, room)))
     atheris.Setup([sys.argv[0], *flags], TARGETS[name], custom_mutator=mutate)
     atheris.Fuzz()

@@ -50,11 +50,11 @@ NATIVE = (
 )
 PYTHON = (
     Target("safetensors", ("convert/safetensors.py",), 40_000),
-    Target("calls", ("runtime/dgemma/turns.py",), 8_000),
+    Target("calls", ("runtime/dgemma/chat/answer_parser.py",), 8_000),
     Target("config", ("convert/config.py",), 40_000),
     Target(
         "requests",
-        ("runtime/dgemma/json_lines.py", "runtime/dgemma/messages.py"),
+        ("runtime/dgemma/files/json_lines.py", "runtime/dgemma/chat/messages.py"),
         20_000,
         ("lines", "values", "as_line", "is_message", "text_of", "plain", "_plain"),
     ),

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from dgemma.convert import convert
 from dgemma.convert.recipe import RECIPES
-from dgemma.eval.base import Base
+from dgemma.eval.baseline import Base
 from dgemma.eval.fidelity import compare, make_base
 from dgemma.eval.prompts import puzzles
 

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from dgemma.bench.device import TYPICAL, time_device
+from dgemma.bench.flops import file_formats, pass_operations, step_bytes, step_operations
 from dgemma.bench.machine import Machine, Memory, apart, best_of, measure_machine, peak_resident, told
 from dgemma.bench.profile import Profile, parts, steps_of
-from dgemma.bench.work import file_formats, pass_operations, step_bytes, step_operations
 from dgemma.model import Model, Traffic
 from dgemma.session import Session
 

@@ -7,7 +7,7 @@ from textwrap import fill
 from typing import Any
 
 from dgemma.bench.measure import Part, Report, rates
-from dgemma.charts import blank, logarithmic, save
+from dgemma.ui.charts import blank, logarithmic, save
 
 BAR, FAINT = "#3b6ea5", "#666666"
 

@@ -10,7 +10,7 @@ from dgemma.bench.device import TYPICAL
 from dgemma.bench.machine import Machine
 from dgemma.bench.measure import Part, Report, Steps, Times, rates
 from dgemma.bench.profile import parts
-from dgemma.sizes import size_text
+from dgemma.units import size_text
 
 NOTHING = "–"
 BUSY = 0.75  # of what as many cores could do: less means that others use them, or that two threads share one

@@ -26,8 +26,8 @@ from dgemma.convert.names import Wanted, wanted
 from dgemma.convert.tokenizer import BYTE, CONTROL, NORMAL, SPECIAL, Vocabulary
 from dgemma.convert.writer import NewFile, aligned, header
 from dgemma.errors import Error, SystemFailure, UsageError
-from dgemma.formats import Format
-from dgemma.keys import keys
+from dgemma.native.formats import Format
+from dgemma.native.metadata import keys
 
 VERSION = 2  # of how files are made: another one does not find those of before
 UNIT = 512  # values that stay together

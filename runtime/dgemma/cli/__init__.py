@@ -14,8 +14,8 @@ import click
 from dgemma.cli.files import check_files
 from dgemma.cli.streams import show_any_text, tell_closed
 from dgemma.errors import Error, UsageError
-from dgemma.hub import refused_once
-from dgemma.terminal import one_line, tell
+from dgemma.hub.download import refused_once
+from dgemma.ui.terminal import one_line, tell
 
 FAILURE, WRONG_USAGE, INTERRUPTED = 1, 2, 130
 

@@ -7,16 +7,16 @@ from contextlib import closing
 from dataclasses import asdict
 from typing import Any
 
+from dgemma.chat.answer_parser import Delta, Reader, opens_thought
+from dgemma.chat.conversation import taken_apart
 from dgemma.cli.display import Silent
 from dgemma.cli.frames import Framer
-from dgemma.cli.record import Recorder
-from dgemma.cli.sizes import traffic_facts
-from dgemma.cli.speaker import Speaker
-from dgemma.conversation import taken_apart
+from dgemma.cli.output import Speaker
+from dgemma.cli.record.recorder import Recorder
+from dgemma.cli.running import traffic_facts
 from dgemma.events import Block, Result, Step
 from dgemma.model import Model
 from dgemma.session import Prompt
-from dgemma.turns import Delta, Reader, opens_thought
 
 
 class Watch:

@@ -15,16 +15,16 @@ from typing import Any
 import click
 
 import dgemma
-from dgemma import json_lines
 from dgemma.batch import FIELDS, Batch
 from dgemma.cli.display import count
 from dgemma.cli.files import InputPath, OutputFile
 from dgemma.errors import Error, UsageError
-from dgemma.identity import identity
-from dgemma.line_log import DIGITS, HEX, Beginning, LineLog, literal
+from dgemma.files import json_lines
+from dgemma.files.identity import identity
+from dgemma.files.line_log import DIGITS, HEX, Beginning, LineLog, literal
+from dgemma.files.output import readable
 from dgemma.model import Model
-from dgemma.output import readable
-from dgemma.progress import progress_bar
+from dgemma.ui.progress import progress_bar
 
 PACE = 30.0  # seconds between two lines of progress where there is no terminal
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from dgemma.bench.batched import together
 from dgemma.bench.decoding import decoding
 from dgemma.bench.device import time_behind
 from dgemma.bench.llama import Theirs, compare, refuse_llama
@@ -17,20 +18,18 @@ from dgemma.bench.measure import FLAT, bench
 from dgemma.bench.plot import plot, plot_writing, writing_path
 from dgemma.bench.report import markdown
 from dgemma.bench.synthetic import SHAPES, Synthetic, cache_folder, make
-from dgemma.bench.together import together
-from dgemma.charts import CHART, refuse_chart
 from dgemma.cli import Command, version_option
 from dgemma.cli.files import InputFile, OutputFile
-from dgemma.cli.running import running_options
-from dgemma.cli.sizes import ram_option
-from dgemma.cli.speaker import say_json, write
+from dgemma.cli.output import say_json, write
+from dgemma.cli.running import ram_option, running_options
 from dgemma.convert.recipe import RECIPES
-from dgemma.hub import local_model
-from dgemma.json_lines import as_bytes
+from dgemma.files.json_lines import as_bytes
+from dgemma.files.output import json_kind, readable, write_whole
+from dgemma.hub.download import local_model
 from dgemma.model import Model, bundled
-from dgemma.output import json_kind, readable, write_whole
 from dgemma.plan import placed, this_machine, with_device
-from dgemma.progress import progress_bar, telling
+from dgemma.ui.charts import CHART, refuse_chart
+from dgemma.ui.progress import progress_bar, telling
 
 FIGURES = json_kind("figures of dg-bench", "schema", "machine", "peaks", "step")
 SHARP = 0.05  # at this temperature random logits leave as few words as a trained model's do

@@ -6,18 +6,18 @@ from collections.abc import Iterator
 from contextlib import closing
 from typing import Any
 
+from dgemma.chat.answer_parser import Delta
+from dgemma.chat.conversation import Conversation, Reply, Told
 from dgemma.cli import FAILURE
 from dgemma.cli.answer import Watch
 from dgemma.cli.commands import FILES, TABLE, run
 from dgemma.cli.display import Silent, count, display, figures
-from dgemma.cli.lines import CtrlC, Lines, lines, unechoed
-from dgemma.cli.speaker import Speaker
-from dgemma.conversation import Conversation, Reply, Told
+from dgemma.cli.output import Speaker
+from dgemma.cli.prompt_input import CtrlC, Lines, lines, unechoed
 from dgemma.errors import Error, UsageError
 from dgemma.events import Block, Result, Step
 from dgemma.model import Model
-from dgemma.terminal import one_line, tell
-from dgemma.turns import Delta
+from dgemma.ui.terminal import one_line, tell
 
 LONGEST = 2048  # tokens of an answer, if --max-tokens says nothing
 

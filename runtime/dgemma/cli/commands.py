@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from dgemma.cli.files import MOST, open_streams
 from dgemma.errors import UsageError
-from dgemma.json_lines import as_bytes, value
+from dgemma.files.json_lines import as_bytes, value
+from dgemma.files.output import check_distinct, check_target, json_kind, write_whole
+from dgemma.files.regular import read_regular
 from dgemma.options import Option, efforts, options
-from dgemma.output import check_distinct, check_target, json_kind, write_whole
-from dgemma.regular import read_regular
 
 if TYPE_CHECKING:
     from dgemma.cli.chat import Chat

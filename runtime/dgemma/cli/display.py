@@ -8,10 +8,10 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from dgemma.cli.frames import Cell, Frame, Look, lines, shown
+from dgemma.cli.live_region import Region
 from dgemma.cli.palette import of_terminal
-from dgemma.cli.region import Region
-from dgemma.terminal import is_terminal
-from dgemma.terminal import shown as named
+from dgemma.ui.terminal import is_terminal
+from dgemma.ui.terminal import shown as named
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -110,7 +110,7 @@ class Progress(Silent):
         return of_terminal().colour(look)
 
 
-class Canvas(Progress):
+class CanvasDisplay(Progress):
     """The canvas in place: accepted tokens stand out, the others have the colour of their entropy."""
 
     def __init__(self) -> None:
@@ -153,7 +153,7 @@ def display(visual: bool, quiet: bool) -> Silent:
 
     if Console(stderr=True).is_dumb_terminal:
         return Steps() if visual else Silent()
-    return Canvas() if visual else Progress()
+    return CanvasDisplay() if visual else Progress()
 
 
 def figures(result: Result) -> list[str]:

@@ -9,29 +9,27 @@ from typing import Any
 
 import click
 
-from dgemma.charts import CHART, refuse_chart
 from dgemma.cli import Command, version_option
 from dgemma.cli.files import InputFile, InputPath, OutputFile
-from dgemma.cli.running import running_options
-from dgemma.cli.sizes import ram_option
-from dgemma.cli.speaker import say_json, write
+from dgemma.cli.output import say_json, write
+from dgemma.cli.running import ram_option, running_options
 from dgemma.errors import UsageError
-from dgemma.eval.approximations import trials
-from dgemma.eval.base import BASE, Base
+from dgemma.eval.approximations import comparisons
+from dgemma.eval.baseline import BASE, Base
 from dgemma.eval.checks import CHECKS
-from dgemma.eval.evaluation import Evaluation, Files, about
 from dgemma.eval.fidelity import compare, make_base
 from dgemma.eval.plot import beside, plot
-from dgemma.eval.report import markdown, told
+from dgemma.eval.report import Evaluation, Files, about, markdown, told
 from dgemma.eval.results import Log, Variant, run, scores
 from dgemma.eval.sweep import named, read_axes, settings, sweep
 from dgemma.eval.tasks import SHIPPED, Task, load, shipped, suitable
-from dgemma.hub import local_model
-from dgemma.identity import identity
-from dgemma.json_lines import as_bytes
+from dgemma.files.identity import identity
+from dgemma.files.json_lines import as_bytes
+from dgemma.files.output import json_kind, write_whole
+from dgemma.hub.download import local_model
 from dgemma.model import Model, bundled
-from dgemma.output import json_kind, write_whole
-from dgemma.progress import telling
+from dgemma.ui.charts import CHART, refuse_chart
+from dgemma.ui.progress import telling
 
 
 def listed(lines: Mapping[str, str]) -> str:
@@ -193,7 +191,7 @@ def main(
                     variant = Variant.of("", model, about_file, arguments)
                     measured.scores = scores(run([variant], given, log, seeds=seeds, seed=seed, say=say)[""])
             if approximations:
-                found.trials = trials(path, given, log, seeds=seeds, seed=seed, model=arguments, say=say)
+                found.comparisons = comparisons(path, given, log, seeds=seeds, seed=seed, model=arguments, say=say)
     try:
         if output is not None:
             write_whole(output, as_bytes(told(found), indent=1), FIGURES)

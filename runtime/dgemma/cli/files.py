@@ -16,9 +16,9 @@ from typing import Any, TextIO
 import click
 
 from dgemma.errors import UsageError
-from dgemma.hub_names import PREFIX
-from dgemma.output import Kind, check_distinct, check_target
-from dgemma.sizes import size_text
+from dgemma.files.output import Kind, check_distinct, check_target
+from dgemma.hub.names import PREFIX
+from dgemma.units import size_text
 
 STDIN = "-"
 MOST = 256 << 20  # bytes of a prompt, or of a text to fill or edit

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
+from dgemma.chat.answer_parser import MARKS
 from dgemma.cli.palette import LEVELS, level
-from dgemma.pieces import Pieces
-from dgemma.turns import MARKS
+from dgemma.detokenizer import Detokenizer
 
 if TYPE_CHECKING:
     from dgemma.config import Config
@@ -80,10 +80,10 @@ class Framer:
     """Makes the frames of one answer."""
 
     def __init__(self, tokenizer: Tokenizer, config: Config, steps: int) -> None:
-        self._pieces = Pieces(tokenizer)
+        self._detokenizer = Detokenizer(tokenizer)
         self._ends = set(config.end_ids)
         self._pad = tokenizer.pad_id
-        self._marks = {self._pieces.id(mark) for mark in MARKS} - {None}
+        self._marks = {self._detokenizer.id(mark) for mark in MARKS} - {None}
         self._steps = steps
         self._before: tuple[Cell, ...] = ()
         self._means: tuple[float, ...] = ()
@@ -97,7 +97,7 @@ class Framer:
         entropy, accepted = step.entropy.tolist(), step.accepted.tolist()
         cells = tuple(
             self._cell(token, text, entropy[i], accepted[i] or step.converged)
-            for i, (token, text) in enumerate(self._pieces.texts(ids[:length]))
+            for i, (token, text) in enumerate(self._detokenizer.texts(ids[:length]))
         )
         return Frame(
             step.block,
@@ -113,13 +113,13 @@ class Framer:
 
     def finished(self, ids: Sequence[int]) -> None:
         """A canvas is committed: its ids, without an end id."""
-        cells = tuple(self._cell(token, text, 0.0, True, done=True) for token, text in self._pieces.texts(ids))
+        cells = tuple(self._cell(token, text, 0.0, True, done=True) for token, text in self._detokenizer.texts(ids))
         self._before = (self._before + cells)[-KEPT:]
 
     def _cell(self, token: int, text: str, entropy: float, accepted: bool, done: bool = False) -> Cell:
-        mark = self._pieces.plain(token) == "" or token in self._marks or token in self._ends
+        mark = self._detokenizer.plain(token) == "" or token in self._marks or token in self._ends
         if mark:
-            text = "·" if token == self._pad else self._pieces.name(token)
+            text = "·" if token == self._pad else self._detokenizer.name(token)
         return Cell(shown(text), entropy, accepted, mark, done)
 
 

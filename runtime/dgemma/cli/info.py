@@ -10,17 +10,17 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from dgemma.cli import Command, version_option
-from dgemma.cli.facts import BOS, TURN_END, facts
 from dgemma.cli.files import InputFile
+from dgemma.cli.inspect import BOS, TURN_END, facts
+from dgemma.cli.output import say_json
 from dgemma.cli.plan import HELP as PLAN_HELP
 from dgemma.cli.plan import make_plan, notes, plan_options, refuse_alone, sections, summary, title
 from dgemma.cli.routing import routing_columns, routing_facts, routing_rows
-from dgemma.cli.speaker import say_json
-from dgemma.hub import local_model
-from dgemma.keys import keys
+from dgemma.hub.download import local_model
+from dgemma.native.metadata import keys
 from dgemma.plan import Plan, told
-from dgemma.sizes import size_text
-from dgemma.terminal import is_terminal, shown
+from dgemma.ui.terminal import is_terminal, shown
+from dgemma.units import size_text
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from dgemma.errors import Error
-from dgemma.routing import load_routing, routing_path
+from dgemma.files.routing import load_routing, routing_path
 
 HOT = 8  # an eighth of the experts counts as the hottest
 NAMED = 4  # experts that the page names

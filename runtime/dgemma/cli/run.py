@@ -13,22 +13,19 @@ import click
 from dgemma.cli import WRONG_USAGE, Command, batch, version_option
 from dgemma.cli.answer import Watch, as_object, reader_for, work
 from dgemma.cli.display import display, figures
-from dgemma.cli.edit import edit_options
 from dgemma.cli.files import STDIN, InputFile, OutputBeside, OutputFile, read_file, standard_input
-from dgemma.cli.fill import fill_options
-from dgemma.cli.record import RECORDING, Recorder
-from dgemma.cli.running import running_options
-from dgemma.cli.sizes import ram_option, traffic_facts, traffic_line
-from dgemma.cli.speaker import Speaker, say_json
-from dgemma.cli.texts import Task
+from dgemma.cli.infill import Task, edit_options, fill_options
+from dgemma.cli.output import Speaker, say_json
+from dgemma.cli.record.recorder import RECORDING, Recorder
+from dgemma.cli.running import ram_option, running_options, traffic_facts, traffic_line
 from dgemma.errors import UsageError
-from dgemma.keys import keys
+from dgemma.files.output import check_target
+from dgemma.files.routing import ROUTING, routing_path
 from dgemma.model import Model
+from dgemma.native.metadata import keys
 from dgemma.options import REFERENCE, Option, efforts, options
-from dgemma.output import check_target
-from dgemma.routing import ROUTING, routing_path
 from dgemma.session import Prompt
-from dgemma.sizes import size
+from dgemma.units import size
 
 PUZZLE = "53..7.... 6..195... .98....6. 8...6...3 4..8.3..1 7...2...6 .6....28. ...419..5 ....8..79"
 

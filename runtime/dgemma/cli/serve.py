@@ -8,20 +8,19 @@ import click
 
 from dgemma.cli import Command, version_option
 from dgemma.cli.files import InputFile
-from dgemma.cli.running import running_options
-from dgemma.cli.sizes import Size, ram_option
+from dgemma.cli.running import Size, ram_option, running_options
 from dgemma.errors import UsageError
 from dgemma.model import Model
-from dgemma.sizes import size_text
-from dgemma.terminal import one_line, tell
+from dgemma.ui.terminal import one_line, tell
+from dgemma.units import size_text
 
 try:
     from dgemma.serve.app import Limits, Server
+    from dgemma.serve.auth import Guard, is_loopback
     from dgemma.serve.edits import EditDiffusion
-    from dgemma.serve.guard import Guard, is_loopback
+    from dgemma.serve.lifecycle import Running, listen, log_to_stderr, return_large_blocks
     from dgemma.serve.parameters import told
     from dgemma.serve.requests import Diffusion
-    from dgemma.serve.running import Running, listen, log_to_stderr, return_large_blocks
 except ImportError as missing:  # told when the command runs, by name
     MISSING: ImportError | None = missing
 else:

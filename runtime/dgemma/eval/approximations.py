@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from dgemma.eval.base import Say
+from dgemma.eval.baseline import Say
 from dgemma.eval.fidelity import compare, make_base
-from dgemma.eval.results import Log, Score, Tried, Variant, run, score
+from dgemma.eval.results import Attempt, Log, Score, Variant, run, score
 from dgemma.eval.sweep import said
 from dgemma.eval.tasks import Task
-from dgemma.identity import identity
+from dgemma.files.identity import identity
 from dgemma.model import Model
 from dgemma.options import efforts, options
 
@@ -39,7 +39,7 @@ class Approximation:
 
 
 @dataclass(frozen=True, slots=True)
-class Trial:
+class Comparison:
     """What came of one."""
 
     name: str
@@ -102,7 +102,7 @@ def optional(tasks: Sequence[Task]) -> list[Approximation]:
     return out
 
 
-def trials(
+def comparisons(
     path: str | os.PathLike[str],
     tasks: Sequence[Task],
     log: Log,
@@ -111,7 +111,7 @@ def trials(
     seed: int,
     model: dict[str, Any],
     say: Say = lambda line: None,
-) -> list[Trial]:
+) -> list[Comparison]:
     """Each of APPROXIMATIONS and of optional() on one file. model: Model's arguments that all have.
 
     All ways to run it take turns at each task, so that no drift of the machine is taken for a gain.
@@ -142,12 +142,14 @@ def way(arguments: dict[str, Any], options: dict[str, Any]) -> str:
     return ", ".join(f"{name}={value}" for name, value in (arguments | options).items())
 
 
-def judged(each: Approximation, off: Sequence[Tried], on: Sequence[Tried], apart: float | None) -> Trial:
+def judged(each: Approximation, off: Sequence[Attempt], on: Sequence[Attempt], apart: float | None) -> Comparison:
     same = sum(a.text == b.text for a, b in zip(off, on, strict=True)) / len(off)
-    return Trial(each.name, each.what, each.default, score(off, "all"), score(on, "all"), same, apart, *faster(off, on))
+    return Comparison(
+        each.name, each.what, each.default, score(off, "all"), score(on, "all"), same, apart, *faster(off, on)
+    )
 
 
-def faster(off: Sequence[Tried], on: Sequence[Tried]) -> tuple[float, float, float]:
+def faster(off: Sequence[Attempt], on: Sequence[Attempt]) -> tuple[float, float, float]:
     """How many times as fast one way is, and the ends of a 95 % interval: percentiles over tasks drawn again, in pairs
     (Efron and Tibshirani 1993, An Introduction to the Bootstrap, chapter 13).
     """
@@ -158,7 +160,7 @@ def faster(off: Sequence[Tried], on: Sequence[Tried]) -> tuple[float, float, flo
     return float(first), float(low), float(high)
 
 
-def work(tried: Sequence[Tried], draws: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+def work(tried: Sequence[Attempt], draws: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
     """Seconds that the steps of answers take where nothing else slows them down, for each row of answers by their
     places: all steps, times the median of the seconds of one. A busy machine's outliers do not count, as in a sum.
     """

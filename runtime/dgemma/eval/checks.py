@@ -23,8 +23,8 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn, TypeAlias
 
+from dgemma.chat.answer_parser import read_text
 from dgemma.errors import UsageError
-from dgemma.turns import read_text
 
 Check: TypeAlias = Mapping[str, Any] | Sequence[Mapping[str, Any]]
 

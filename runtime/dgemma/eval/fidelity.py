@@ -19,10 +19,10 @@ import numpy as np
 import numpy.typing as npt
 
 from dgemma.errors import UsageError
-from dgemma.eval import rows
-from dgemma.eval.base import Answer, Base, Kept, Say, Trajectory, follow, opened, record, replay
+from dgemma.eval import distributions
+from dgemma.eval.baseline import Answer, Base, Kept, Say, Trajectory, follow, opened, record, replay
 from dgemma.eval.prompts import Given, choose
-from dgemma.identity import identity
+from dgemma.files.identity import identity
 from dgemma.model import Model
 
 NOISE = (0.0, 0.1, 0.5, 1.0)  # upper ends of the bins of a canvas's share of random ids
@@ -186,7 +186,7 @@ class _Seen:
     of: Trajectory  # the base's, without ids, logits and hidden states
     kept: float  # least share of a row of the base that its ids have
     kl: npt.NDArray[np.float64]  # [S * n]
-    state: rows.State  # of as many
+    state: distributions.State  # of as many
     answer: Answer
     layers: list[
         tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]
@@ -197,7 +197,7 @@ def _follow(model: Model, base: Base, i: int, layers: bool, say: Say) -> _Seen:
     t, of = base.trajectories[i], f"prompt {i + 1} of {len(base.trajectories)}"
     n, n_vocab = len(t.canvases[0]), int(model.config.n_vocab)
     kl: list[npt.NDArray[np.float64]] = []
-    states: list[rows.State] = []
+    states: list[distributions.State] = []
     hidden: list[npt.NDArray[np.float32]] = []
     with model.session(len(t.prompt)) as session:
         session.encode(t.prompt)
@@ -206,18 +206,18 @@ def _follow(model: Model, base: Base, i: int, layers: bool, say: Say) -> _Seen:
         looked = set(t.looked) if layers else set()
 
         def before(step: int) -> npt.NDArray[np.float32]:
-            return rows.condition(t.rows, step * n, n, n_vocab)
+            return distributions.condition(t.rows, step * n, n, n_vocab)
 
         for step, logits in replay(session, list(t.canvases), before, looked, hidden):
             say(f"{of}, step {step + 1} of {len(t.canvases)}")
-            kl.append(rows.divergence(t.rows, step * n, logits))
-            states.append(rows.state(logits, float(t.temperature[step])))
-    light = replace(t, rows=rows.without_ids(t.rows), hidden=np.empty(0, np.float32))
+            kl.append(distributions.divergence(t.rows, step * n, logits))
+            states.append(distributions.state(logits, float(t.temperature[step])))
+    light = replace(t, rows=distributions.without_ids(t.rows), hidden=np.empty(0, np.float32))
     return _Seen(
         light,
-        rows.kept(t.rows),
+        distributions.kept(t.rows),
         np.concatenate(kl),
-        rows.joined_states(states),
+        distributions.joined_states(states),
         answer,
         _apart(hidden, t) if layers else [],
     )
@@ -232,8 +232,8 @@ def _summary(about: dict[str, Any], base: Base, seen: list[_Seen]) -> Fidelity:
     noise = np.concatenate([np.repeat(t.noise, n) for t in trajectories])
     step = np.concatenate([np.repeat(np.arange(len(t.canvases)), n) for t in trajectories])
     theirs = np.concatenate([np.tile(t.answer.canvas, len(t.canvases)) for t in trajectories])
-    mine = rows.joined_states([s.state for s in seen])
-    bases = rows.joined_states([t.rows.state for t in trajectories])
+    mine = distributions.joined_states([s.state for s in seen])
+    bases = distributions.joined_states([t.rows.state for t in trajectories])
 
     def bins(which: npt.NDArray[np.int64], labels: list[str]) -> list[Bin]:
         out = []
@@ -302,7 +302,7 @@ def _agreement(one: Answer, other: Answer) -> tuple[int, int]:
     return int((one.canvas[:most] == other.canvas[:most]).sum()), most
 
 
-def reliability(state: rows.State, committed: npt.NDArray[np.int32]) -> list[Reliability]:
+def reliability(state: distributions.State, committed: npt.NDArray[np.int32]) -> list[Reliability]:
     """Bins of stated entropy; committed: the ids that the base wrote there in the end."""
     entropy = state.entropy
     which = np.searchsorted(ENTROPY, entropy, side="right")

@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dgemma.charts import MAKER, blank, logarithmic, save
-from dgemma.eval.evaluation import Evaluation
-from dgemma.eval.report import where
+from dgemma.eval.report import Evaluation, where
 from dgemma.eval.sweep import Point
+from dgemma.ui.charts import MAKER, blank, logarithmic, save
 
 MARKERS, LINES = "osD^vPX*<>", ("--", ":", "-.", (0, (5, 1)), (0, (1, 1)))
 COLOURS = ("#1b4f8a", "#c25a00", "#2d7d46", "#8a2b6b", "#555555", "#0f8b8d")  # as dark as each other on grey paper

@@ -10,8 +10,8 @@ from functools import cache
 from importlib.resources import files
 from typing import TypeAlias
 
+from dgemma.chat.messages import read, text_of
 from dgemma.errors import UsageError
-from dgemma.messages import read, text_of
 from dgemma.model import Model
 from dgemma.session import Messages
 

@@ -1,20 +1,81 @@
-"""What dg-eval found, as Markdown."""
+"""What a run of dg-eval measured, of what, when and where; and its report in Markdown and JSON."""
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import date
+from pathlib import Path
 from typing import Any
 
+from dgemma.bench.machine import processor
 from dgemma.bench.report import count, table
-from dgemma.eval.approximations import Trial
-from dgemma.eval.evaluation import Evaluation, Files
+from dgemma.eval.approximations import Comparison
 from dgemma.eval.fidelity import Bin, Fidelity, Layer, Reliability
 from dgemma.eval.results import Score
 from dgemma.eval.statistics import Share
 from dgemma.eval.sweep import Point
-from dgemma.sizes import size_text
+from dgemma.model import Model
+from dgemma.units import size_text
 
 NOTHING = "–"
+
+
+@dataclass(slots=True)
+class Files:
+    """One file."""
+
+    identity: dict[str, Any]
+    fidelity: Fidelity | None = None
+    scores: list[Score] = field(default_factory=list)
+
+    def told(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(slots=True)
+class Evaluation:
+    about: dict[str, Any]  # date, version, commit, machine, settings
+    files: list[Files] = field(default_factory=list)
+    points: list[Point] = field(default_factory=list)
+    comparisons: list[Comparison] = field(default_factory=list)
+
+
+def about(model: Model, exact: bool, **settings: Any) -> dict[str, Any]:
+    """What all figures of a run belong to."""
+    import dgemma
+
+    return {
+        "date": date.today().isoformat(),
+        "version": dgemma.__version__,
+        "commit": commit(),
+        "processor": processor(),
+        "backend": model.backend,
+        "threads": model.threads,
+        "ram": model.ram,
+        "exact": exact,
+        **settings,
+    }
+
+
+def commit() -> str | None:
+    """The commit that this package's source stands at, with a + where it was changed; None for an installed one."""
+    here = str(Path(__file__).parent)
+
+    def git(*arguments: str) -> str:
+        told = subprocess.run(["git", "-C", here, *arguments], capture_output=True, text=True, check=True, timeout=10)
+        return told.stdout.strip()
+
+    try:
+        if not git("ls-files", "--", __file__):
+            return None  # a repository that this is not part of
+        return git("rev-parse", "--short", "HEAD") + ("+" if git("status", "--porcelain", "-uno") else "")
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+# ---- Markdown ----
 
 
 def markdown(found: Evaluation) -> str:
@@ -28,8 +89,8 @@ def markdown(found: Evaluation) -> str:
             parts.append(scores(file.scores))
     if found.points:
         parts.append(points(found.points))
-    if found.trials:
-        parts.append(trials(found.trials, found.about["backend"]))
+    if found.comparisons:
+        parts.append(comparisons(found.comparisons, found.about["backend"]))
     return "\n\n".join("\n".join(lines) for lines in parts)
 
 
@@ -160,7 +221,7 @@ def points(found: Sequence[Point]) -> list[str]:
     return table(["setting", "right, % (95 %)", "steps", "seconds", "best trade"], rows)
 
 
-def trials(found: Sequence[Trial], backend: str) -> list[str]:
+def comparisons(found: Sequence[Comparison], backend: str) -> list[str]:
     rows = []
     for t in found:
         right = [interval(each.right) for each in (t.off, t.on)]
@@ -194,5 +255,5 @@ def told(found: Evaluation) -> dict[str, Any]:
         out |= {name: getattr(first, name) for name in ("kl_mean", "kl_p99", "top1", "committed")}
     out["files"] = [file.told() for file in found.files]
     out["sweep"] = [point.told() for point in found.points]
-    out["approximations"] = [trial.told() for trial in found.trials]
+    out["approximations"] = [comparison.told() for comparison in found.comparisons]
     return out

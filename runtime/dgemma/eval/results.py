@@ -9,19 +9,19 @@ from dataclasses import asdict, dataclass, fields
 from types import TracebackType
 from typing import Any
 
-from dgemma.eval.base import Say
+from dgemma.chat.answer_parser import Reader, opens_thought
+from dgemma.eval.baseline import Say
 from dgemma.eval.checks import holds
 from dgemma.eval.statistics import Share, mean_of, share_of
 from dgemma.eval.tasks import Task
 from dgemma.events import Result
-from dgemma.fill import Filled
-from dgemma.line_log import HEX, Beginning, LineLog, literal
+from dgemma.files.line_log import HEX, Beginning, LineLog, literal
+from dgemma.infill.fill import Filled
 from dgemma.model import Model
-from dgemma.turns import Reader, opens_thought
 
 
 @dataclass(frozen=True, slots=True)
-class Tried:
+class Attempt:
     """One task answered with one seed."""
 
     run: str  # see Variant
@@ -38,7 +38,7 @@ class Tried:
     text: str  # what was checked
 
     @classmethod
-    def read(cls, value: Any) -> Tried:
+    def read(cls, value: Any) -> Attempt:
         """From what asdict() makes. Raises TypeError for anything else."""
         kinds: dict[str, tuple[type, ...]] = {"str": (str,), "int": (int,), "bool": (bool,), "float": (int, float)}
         found = cls(**value)
@@ -56,20 +56,20 @@ class Log:
     """Tries so far; with a path, those of a file that every new one is added to at once. A context manager."""
 
     def __init__(self, path: str | os.PathLike[str] | None = None) -> None:
-        self.tried: dict[tuple[str, str, str, int], Tried] = {}
+        self.tried: dict[tuple[str, str, str, int], Attempt] = {}
         self._file = LineLog(path, LINE, "dg-eval's results") if path is not None else None
         if self._file is not None:
             try:
-                self._file.recover(lambda value: self._keep(Tried.read(value)))
+                self._file.recover(lambda value: self._keep(Attempt.read(value)))
                 self._file.mend()
             except BaseException:
                 self._file.__exit__(None, None, None)
                 raise
 
-    def _keep(self, tried: Tried) -> None:
+    def _keep(self, tried: Attempt) -> None:
         self.tried[tried.key] = tried
 
-    def add(self, tried: Tried) -> None:
+    def add(self, tried: Attempt) -> None:
         self._keep(tried)
         if self._file is not None:
             self._file.append(asdict(tried))
@@ -119,12 +119,12 @@ def run(
     seeds: int = 1,
     seed: int = 0,
     say: Say = lambda line: None,
-) -> dict[str, list[Tried]]:
+) -> dict[str, list[Attempt]]:
     """Every task with every seed from `seed` on, by name of the variant; what the log has is not done again.
 
     The variants take turns at each task, another first each time: a machine that slows down does so for all.
     """
-    out: dict[str, list[Tried]] = {variant.name: [] for variant in variants}
+    out: dict[str, list[Attempt]] = {variant.name: [] for variant in variants}
     for each in range(seed, seed + seeds):
         for i, task in enumerate(tasks):
             for turn in range(len(variants)):
@@ -138,7 +138,7 @@ def run(
     return out
 
 
-def attempt(variant: Variant, task: Task, seed: int) -> Tried:
+def attempt(variant: Variant, task: Task, seed: int) -> Attempt:
     model, options = variant.model, {**variant.options, "seed": seed}
     if task.fill:
         filled = model.fill(task.fill, None if task.prompt is None else task.ids(model), **options)
@@ -150,9 +150,9 @@ def attempt(variant: Variant, task: Task, seed: int) -> Tried:
     return tried(variant, task, seed, result, shown(model, prompt, result), len(result.ids))
 
 
-def tried(variant: Variant, task: Task, seed: int, found: Result | Filled, text: str, tokens: int) -> Tried:
+def tried(variant: Variant, task: Task, seed: int, found: Result | Filled, text: str, tokens: int) -> Attempt:
     """What came of an attempt: `text` is the answer, of so many tokens."""
-    return Tried(
+    return Attempt(
         run=variant.run,
         task=task.name,
         id=task.id,
@@ -189,7 +189,7 @@ class Score:
     tokens_per_second: float
 
 
-def score(tried: Sequence[Tried], task: str, level: str = "") -> Score:
+def score(tried: Sequence[Attempt], task: str, level: str = "") -> Score:
     """Of tries, called by this task and level."""
     items: dict[str, list[bool]] = {}
     levels: dict[str, list[float]] = {}
@@ -209,7 +209,7 @@ def score(tried: Sequence[Tried], task: str, level: str = "") -> Score:
     )
 
 
-def scores(tried: Sequence[Tried]) -> list[Score]:
+def scores(tried: Sequence[Attempt]) -> list[Score]:
     """By task and level, in the order of the tries; behind the levels of a task, all of it."""
     out = []
     for task in unique(each.task for each in tried):

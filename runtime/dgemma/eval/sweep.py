@@ -9,7 +9,7 @@ from itertools import product
 from typing import Any
 
 from dgemma.errors import UsageError
-from dgemma.eval.base import Say
+from dgemma.eval.baseline import Say
 from dgemma.eval.results import Log, Score, Variant, run, score
 from dgemma.eval.tasks import Task
 from dgemma.options import efforts, options

@@ -8,7 +8,7 @@
 `prompt` is text as it is, `messages` go through the file's chat template; `thinking` and `tools` are the template's.
 `fill` is a text whose holes, [[...]] or [[n]] for one of n tokens, are to be filled, behind a prompt if there is one;
 the check is held to what was written into them, a line for each.
-Tasks of one `level` are counted together. checks.py has the checks.
+Tasks of one `level` are counted together. dgemma.eval.checks has the checks.
 """
 
 from __future__ import annotations
@@ -22,12 +22,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dgemma import json_lines, messages
+from dgemma.chat import messages
 from dgemma.errors import UsageError
-from dgemma.eval import written
+from dgemma.eval import word_tasks
 from dgemma.eval.checks import Check, refuse
 from dgemma.eval.prompts import contents, data, puzzles, reads
-from dgemma.fill import Hole, pieces_of
+from dgemma.files import json_lines
+from dgemma.infill.fill import Hole, pieces_of
 from dgemma.model import Model
 from dgemma.session import Messages
 
@@ -163,7 +164,7 @@ def infill(chat: bool) -> list[Task]:
     return tasks
 
 
-def _written(name: str, make: Callable[[], list[written.Item]]) -> Callable[[bool], list[Task]]:
+def _written(name: str, make: Callable[[], list[word_tasks.Item]]) -> Callable[[bool], list[Task]]:
     def tasks(chat: bool) -> list[Task]:
         return [
             Task(name, str(i), [{"role": "user", "content": item.ask}], item.check, item.level, tools=item.tools)
@@ -205,7 +206,7 @@ SHIPPED: dict[str, Shipped] = {
     "sudoku-rows": Shipped("finished Sudokus with three rows missing", (sudoku_rows,)),
     "infill": Shipped("what is missing in sentences, documents and code", (infill, _tidy("infill"))),
     **{
-        name: Shipped(what, (_written(name, written.MADE[name]), _tidy(name)))
+        name: Shipped(what, (_written(name, word_tasks.MADE[name]), _tidy(name)))
         for name, what in (
             ("brackets", "a line whose brackets are to be closed"),
             ("table", "a Markdown table whose rule and bars are to be closed"),

@@ -22,19 +22,19 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 import dgemma
-from dgemma import json_lines
 from dgemma.errors import Error
+from dgemma.files import json_lines
 from dgemma.model import Model
 from dgemma.options import efforts, options
-from dgemma.serve.answers import Canvas, Told, answers
+from dgemma.serve.auth import Guard
 from dgemma.serve.edits import EditReply, EditWork, read_edit, rewrites
 from dgemma.serve.errors import Refusal, refusal_of, wrong
-from dgemma.serve.guard import Guard
-from dgemma.serve.inbox import Inbox
+from dgemma.serve.event_queue import EventQueue
+from dgemma.serve.generation import CanvasStep, Told, answers
 from dgemma.serve.metrics import Metrics
+from dgemma.serve.openai import Reply
 from dgemma.serve.page import page_files
 from dgemma.serve.parameters import Endpoint
-from dgemma.serve.replies import Reply
 from dgemma.serve.requests import Work, read_request
 from dgemma.serve.sessions import Pool
 from dgemma.serve.worker import Job, Worker
@@ -213,7 +213,7 @@ class Answering:
         self._server, self.work, self.reply, self.path = server, work, reply, path
         self._until = None if deadline is None else monotonic() + deadline
         self.began = monotonic()
-        self._inbox = inbox = Inbox(server.metrics, work.stream)
+        self._inbox = inbox = EventQueue(server.metrics, work.stream)
         if isinstance(work, EditWork):
             self.job = Job(work.prompt, work.need, partial(rewrites, work), client, inbox.hear)
         else:
@@ -291,7 +291,7 @@ class Answering:
             self._server.ended(self, status)
 
     def _events(self, told: Told) -> bytes:
-        name = "canvas" if isinstance(told, Canvas) else None
+        name = "canvas" if isinstance(told, CanvasStep) else None
         return b"".join(_event(chunk, name) for chunk in self.reply.hear(told))
 
 

@@ -11,12 +11,12 @@ from typing import Annotated, Any
 
 from pydantic import Field, create_model
 
-from dgemma.edit import Edited, editing, lengths_for
-from dgemma.fill import Tried
+from dgemma.infill.edit import Edited, editing, lengths_for
+from dgemma.infill.fill import TrialStep
 from dgemma.model import Model
-from dgemma.serve.answers import Began, Canvas, Clock, Ended, Rewritten, Told, Turns
-from dgemma.serve.canvases import Canvases
+from dgemma.serve.canvas_events import Canvases
 from dgemma.serve.errors import wrong
+from dgemma.serve.generation import Began, CanvasStep, Clock, Ended, Rewritten, Told, Turns
 from dgemma.serve.parameters import sift
 from dgemma.serve.requests import Asked, Common, Own, check_model, delivery, option_fields, settings_of, valid
 from dgemma.session import Session
@@ -104,12 +104,12 @@ def rewrites(work: EditWork, session: Session, waited: float) -> Turns:
             except StopIteration as end:
                 edited: Edited = end.value
                 break
-            if isinstance(tried, Tried):
+            if isinstance(tried, TrialStep):
                 if not began:
                     began = True
                     yield Began(session.length, 0)
                 steps += 1
-                yield Canvas(0, tried.step, None, tried=tried) if work.events else None
+                yield CanvasStep(0, tried.step, None, tried=tried) if work.events else None
             else:
                 yield None
     best = edited.filled.best
@@ -143,7 +143,7 @@ class EditReply:
         """The chunks that say it."""
         if isinstance(told, Began):
             self.prompt, self.cached = told.prompt, told.cached
-        elif isinstance(told, Canvas):
+        elif isinstance(told, CanvasStep):
             yield {**self._head, "object": "edit.chunk", "choices": [], "canvas": self._canvases.told(told)}
         elif isinstance(told, Rewritten):
             self._text = told.edited.text

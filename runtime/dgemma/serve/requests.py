@@ -9,12 +9,12 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
+from dgemma.chat.answer_parser import opens_thought
 from dgemma.errors import UsageError
 from dgemma.model import Model
 from dgemma.options import efforts, options
 from dgemma.serve.errors import Refusal, wrong
 from dgemma.serve.parameters import Endpoint, sift
-from dgemma.turns import opens_thought
 
 TOP = ("max_tokens", "seed")  # options that OpenAI's requests have themselves
 MOST_ANSWERS, MOST_PROMPTS, MOST_STOPS = 128, 128, 16

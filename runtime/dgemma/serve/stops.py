@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
-from dgemma.turns import Delta
+from dgemma.chat.answer_parser import Delta
 
 
 class Stops:

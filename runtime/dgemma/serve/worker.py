@@ -10,8 +10,8 @@ from time import monotonic, perf_counter
 from typing import TypeAlias
 
 from dgemma.model import Model
-from dgemma.serve.answers import Canvas, Told, Turns
 from dgemma.serve.errors import Refusal, refusal_of
+from dgemma.serve.generation import CanvasStep, Told, Turns
 from dgemma.serve.metrics import Metrics
 from dgemma.serve.sessions import Pool, Slot
 from dgemma.session import Session
@@ -175,7 +175,7 @@ class Worker:
             if told is not None:
                 self._metrics.hear(told)
                 job.hear(told)
-            if told is None or isinstance(told, Canvas) or job.left.is_set():
+            if told is None or isinstance(told, CanvasStep) or job.left.is_set():
                 return False
         return True
 

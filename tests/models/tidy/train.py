@@ -138,7 +138,7 @@ def example(item: tasks.Case | tasks.Holes, rng: random.Random | None = None) ->
 
 def filler(rng: random.Random, hole: int, length: int) -> int:
     """Tokens of it for a hole of so many tokens in a text of that length: often none, or what is left of a length that
-    is tried where the right one is unknown (dgemma.fill.LENGTHS)."""
+    is tried where the right one is unknown (dgemma.infill.fill.LENGTHS)."""
     tried = [size - hole for size in (2, 4, 8, 16, 32) if hole <= size <= hole + CANVAS - length]
     if not tried or rng.random() < 0.5:
         return 0

@@ -1,0 +1,319 @@
+"""Messages and tools of any origin in the form that chat templates know. What is not understood is refused by name.
+
+Origins: OpenAI's chats (parts of content, arguments of calls as JSON text, the role developer, null where nothing is),
+also as the objects of its Python client; and the templates' own form (arguments as dicts, tool_responses, thinking).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Container, Mapping, Sequence, Set
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import Any, NoReturn, TypeAlias
+
+from dgemma.errors import UsageError
+from dgemma.files import json_lines
+
+Plain: TypeAlias = dict[str, Any]
+_Refuse: TypeAlias = Callable[[str, str], NoReturn]  # of a field, with what is wrong
+
+# What becomes of a role.
+ROLES = {
+    "system": "system",
+    "developer": "system",
+    "user": "user",
+    "assistant": "assistant",
+    "model": "model",  # an assistant, as Gemma's templates write it
+    "tool": "tool",
+}
+REASONING = ("reasoning_content", "thinking", "reasoning")  # names of one thing; templates read the first two
+TEXTS = ("name", "tool_call_id", *REASONING)
+GIVEN_ON = (*TEXTS, "tool_responses")
+READ = ("role", "content", "refusal", "tool_calls")
+OURS = ("diffusion",)  # figures in the answers of dg-serve
+ASSISTANT = ("assistant", "model")
+# Whose messages alone have a field.
+ONLY_OF = {
+    **dict.fromkeys(("refusal", "tool_calls", *REASONING), ASSISTANT),
+    "tool_responses": (*ASSISTANT, "tool"),
+    "tool_call_id": ("tool",),
+}
+# No fields of messages, whatever a template does with them: this model is given text, which stands in content, and
+# the others are fields of parts, tools and calls.
+NEVER = {
+    *("image", "images", "image_url", "audio", "input_audio", "video", "videos", "file", "files"),
+    *("text", "parts", "type", "function", "function_call", "arguments", "parameters"),
+}
+WHOLE = "*"  # among the fields that a template reads: it writes messages whole
+
+
+def is_message(value: Any) -> bool:
+    """Whether it may be a message, an object of a client included."""
+    return isinstance(value, Mapping) or callable(getattr(value, "model_dump", None)) or _is_record(value)
+
+
+def read(
+    messages: Any, known: Set[str] | None = None, *, reads_parts: Callable[[str], bool] = lambda role: False
+) -> list[Plain]:
+    """The messages as a template is given them. Raises UsageError, whose place is that of a message.
+
+    known: the fields of messages that the template reads (see template.reads): it may be given these beside role and
+    content, and what it does not read would be left out. None: any template, which reads those of every chat.
+    reads_parts: whether it writes content that is a list of parts, by role; else the parts are joined.
+    """
+    if isinstance(messages, str | bytes | Mapping) or not isinstance(messages, Sequence):
+        raise UsageError(f"messages must be a list of {{role, content}}, not {_kind(messages)}")
+    if not messages:
+        raise UsageError("no messages: a chat template needs a user message to answer")
+    calls = _Calls()
+    return [_message(message, at, calls, known, reads_parts) for at, message in enumerate(messages)]
+
+
+def read_tools(tools: Any) -> list[Plain] | None:
+    """The tools, each as {"type": "function", "function": {...}}. Raises UsageError."""
+    if tools is None:
+        return None
+    if isinstance(tools, str | bytes | Mapping) or not isinstance(tools, Sequence):
+        raise UsageError(f"tools must be a list of functions, not {_kind(tools)}")
+    return [_tool(plain(tool), at) for at, tool in enumerate(tools)]
+
+
+def text_of(message: Mapping[str, Any]) -> str:
+    """The text of a message that was read."""
+    content = message.get("content") or ""
+    return content if isinstance(content, str) else "".join(part["text"] for part in content)
+
+
+def plain(value: Any) -> Any:
+    """Dicts and lists instead of what is like them: other mappings and sequences, records, the objects of clients.
+    Raises UsageError for what is nested too deeply.
+    """
+    try:
+        return _plain(value)
+    except RecursionError:
+        raise UsageError("nested too deeply to be messages or tools") from None
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str | bytes | bytearray | memoryview):
+        return [_plain(item) for item in value]
+    if callable(getattr(value, "model_dump", None)):
+        return _plain(value.model_dump())
+    if _is_record(value):
+        return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
+    return value
+
+
+def _is_record(value: Any) -> bool:
+    return is_dataclass(value) and not isinstance(value, type)
+
+
+def _kind(value: Any) -> str:
+    return "nothing" if value is None else type(value).__name__
+
+
+@dataclass
+class _Calls:
+    """The calls of tools so far."""
+
+    names: set[str] = field(default_factory=set)  # of the tools
+    ids: dict[str, str] = field(default_factory=dict)  # the tools' names, by the ids of their calls
+
+    def add(self, calls: Sequence[Plain]) -> None:
+        self.names |= {call["function"]["name"] for call in calls}
+        self.ids |= {call["id"]: call["function"]["name"] for call in calls if "id" in call}
+
+
+def _message(given: Any, at: int, calls: _Calls, known: Set[str] | None, reads_parts: Callable[[str], bool]) -> Plain:
+    def refuse(field: str, problem: str) -> NoReturn:
+        raise UsageError(f"messages[{at}]: {problem}", ".".join(filter(None, ("messages", str(at), field))))
+
+    try:
+        message = plain(given)
+    except UsageError as problem:
+        refuse("", str(problem))
+    if not isinstance(message, dict):
+        refuse("", f"expected {{role, content}}, found {_kind(given)}")
+    role = _role(message.get("role"), refuse)
+    made = _given_on(message, role, known, refuse)
+    called = [_call(call, i, refuse) for i, call in enumerate(_list(message, "tool_calls", refuse))]
+    texts = _texts(message.get("content"), role, refuse) + _refusal(message.get("refusal"), refuse)
+    if not texts and not called and not _says_more(made, known):
+        refuse("content", f"the {role} message has no content")
+    joined = len(texts) <= 1 or not reads_parts(role)
+    made["content"] = "".join(texts) if joined else [{"type": "text", "text": text} for text in texts]
+    if called:
+        made["tool_calls"] = called
+        calls.add(called)
+    if role == "tool" and "tool_responses" not in made:
+        made["name"] = _answered(made, calls, refuse)
+    return _with_reasoning({"role": role, **made})
+
+
+def _given_on(message: Plain, role: str, known: Set[str] | None, refuse: _Refuse) -> Plain:
+    """The fields that templates are given as they are; what is null or empty says nothing."""
+    made: Plain = {}
+    for key, value in message.items():
+        if _empty(value) or key in ("role", "content", *OURS):
+            continue
+        if key not in READ and key not in GIVEN_ON and (key in NEVER or not _reads(known or (), key)):
+            refuse(str(key), f"unknown field {key!r}; a message has {', '.join((*READ, *GIVEN_ON))}")
+        if role not in ONLY_OF.get(key, (role,)):
+            refuse(key, _only_of(key, role))
+        if known is not None and not _says(message, key, known):
+            refuse(key, f"the file's chat template reads no {key} of a message: it would be left out")
+        if key in TEXTS and not isinstance(value, str):
+            refuse(key, f"{key} must be text, not {_kind(value)}")
+        if key not in READ:
+            made[key] = value
+    for response in _list(made, "tool_responses", refuse):
+        if not isinstance(response, dict) or "response" not in response:
+            refuse("tool_responses", "a tool's response is {name, response}")
+    return made
+
+
+def _reads(known: Container[str], key: str) -> bool:
+    return key in known or WHOLE in known
+
+
+def _says(message: Plain, key: str, known: Set[str]) -> bool:
+    """Whether a field that is known to every chat reaches the prompt, or need not: a thought beside an answer is left
+    out by many templates, and a response's id or name stands for the call's.
+    """
+    if key in ("name", "tool_call_id") and message.get("role") == "tool":
+        return True
+    return key in ("refusal", *REASONING) or _reads(known, key)
+
+
+def _says_more(made: Plain, known: Set[str] | None) -> bool:
+    """Whether there is something to write of a message without content and calls."""
+    if "tool_responses" in made:
+        return True
+    given = any(name in made for name in REASONING)
+    return given and (known is None or any(_reads(known, name) for name in REASONING))
+
+
+def _only_of(key: str, role: str) -> str:
+    if key == "tool_calls":
+        return f"only an assistant calls tools, not the role {role}"
+    return f"{key} is of {' or '.join(ONLY_OF[key])}, not of the role {role}"
+
+
+def _answered(made: Plain, calls: _Calls, refuse: _Refuse) -> str:
+    """The name of the tool whose response a message is: of the call with its tool_call_id, as OpenAI has it, or by the
+    name alone, as templates have it.
+    """
+    name, call = made.get("name"), made.get("tool_call_id")
+    if call is None and name is None:
+        refuse("tool_call_id", "a tool's response needs the tool_call_id of a call before, or a tool's name")
+    if call is not None and call not in calls.ids:
+        refuse("tool_call_id", f"no call before has this tool_call_id, {call!r}")
+    if name is not None and name not in calls.names:
+        refuse("name", f"no call before is of this tool, {name!r}")
+    if call is not None and name not in (None, calls.ids[call]):
+        refuse("name", f"the call {call!r} is of the tool {calls.ids[call]!r}, not {name!r}")
+    return str(name if call is None else calls.ids[call])
+
+
+def _empty(value: Any) -> bool:
+    return value is None or (isinstance(value, str | list | dict) and not value)
+
+
+def _with_reasoning(message: Plain) -> Plain:
+    """Reasoning under the names that templates read, as transformers gives it."""
+    reasoning = next((message[name] for name in REASONING if name in message), None)
+    return message if reasoning is None else {"thinking": reasoning, **message, "reasoning_content": reasoning}
+
+
+def _role(role: Any, refuse: _Refuse) -> str:
+    if role is None:
+        refuse("role", "it has no role")
+    if not isinstance(role, str) or role not in ROLES:
+        refuse("role", f"unknown role {str(role)[:40]}; the roles are {', '.join(ROLES)}")
+    return ROLES[role]
+
+
+def _list(message: Plain, field: str, refuse: _Refuse) -> list[Any]:
+    found = message.get(field)
+    if found is not None and not isinstance(found, list):
+        refuse(field, f"{field} must be a list, not {_kind(found)}")
+    return found or []
+
+
+def _texts(content: Any, role: str, refuse: _Refuse) -> list[str]:
+    """The text of each part; none where there is no content."""
+    if content is None:
+        return []
+    if isinstance(content, str):
+        return [content]
+    if not isinstance(content, list):
+        refuse("content", f"the content of the {role} message must be text or a list of parts, not {_kind(content)}")
+    return [_part(part, f"part {i} of the {role} message", i, refuse) for i, part in enumerate(content)]
+
+
+def _part(part: Any, name: str, at: int, refuse: _Refuse) -> str:
+    field = f"content.{at}"
+    if not isinstance(part, dict):
+        refuse(field, f"{name} must be {{type, text}}, not {_kind(part)}")
+    kind = part.get("type", "text")
+    if kind not in ("text", "refusal"):
+        refuse(field, f"{name} is of type {kind}; this model is given text alone")
+    for key, value in part.items():
+        if key not in ("type", kind) and not _empty(value):
+            refuse(field, f"{name} has the unknown field {key!r}")
+    if not isinstance(part.get(kind), str):
+        refuse(field, f"{name} has no text")
+    return str(part[kind])
+
+
+def _refusal(refusal: Any, refuse: _Refuse) -> list[str]:
+    """What an assistant said instead of an answer is what it said."""
+    if refusal is not None and not isinstance(refusal, str):
+        refuse("refusal", f"refusal must be text, not {_kind(refusal)}")
+    return [refusal] if refusal else []
+
+
+def _call(call: Any, at: int, refuse: _Refuse) -> Plain:
+    field = f"tool_calls.{at}"
+    if not isinstance(call, dict):
+        refuse(field, f"call {at} must be {{type, function}}, not {_kind(call)}")
+    if call.get("type") not in (None, "function"):
+        refuse(field, f"call {at} is of type {call['type']}; only functions are called")
+    function = call.get("function", call if "arguments" in call else None)
+    if not isinstance(function, dict) or not isinstance(function.get("name"), str) or not function["name"]:
+        refuse(field, f"call {at} names no function")
+    arguments = function.get("arguments")
+    if isinstance(arguments, str):
+        try:
+            arguments = json_lines.value(arguments, "the text") if arguments.strip() else {}
+        except UsageError as problem:
+            refuse(field, f"the arguments of call {at} are no JSON object: {problem}")
+    if arguments is None:
+        arguments = {}
+    if not isinstance(arguments, dict):
+        refuse(field, f"the arguments of call {at} are no JSON object")
+    made: Plain = {"type": "function", "function": {"name": function["name"], "arguments": arguments}}
+    return {"id": call["id"], **made} if isinstance(call.get("id"), str) else made
+
+
+def _tool(tool: Any, at: int) -> Plain:
+    def refuse(problem: str) -> NoReturn:
+        raise UsageError(f"tools[{at}]: {problem}")
+
+    if not isinstance(tool, dict):
+        refuse(f"expected {{type, function}}, found {_kind(tool)}")
+    if "function" not in tool and "name" in tool:  # a function by itself
+        tool = {"type": "function", "function": {key: tool[key] for key in tool if key != "type"}}
+    if tool.get("type", "function") != "function":
+        refuse(f"it is of type {tool['type']}; only functions are called")
+    function = tool.get("function")
+    if not isinstance(function, dict) or not isinstance(function.get("name"), str) or not function["name"]:
+        refuse("it names no function")
+    for name, kind, what in (("description", str, "text"), ("parameters", dict, "a JSON schema")):
+        if function.get(name) is not None and not isinstance(function[name], kind):
+            refuse(f"{name} must be {what}, not {_kind(function[name])}")
+    if function.get("strict"):
+        refuse("strict is true, and nothing enforces a schema")
+    given = {key: value for key, value in function.items() if value is not None and key != "strict"}
+    return {**tool, "type": "function", "function": given}

@@ -1,0 +1,212 @@
+"""Chat templates, rendered in a process of their own.
+
+A template is code from a stranger's file. Jinja's sandbox keeps it from the machine's files, but not from looping for
+ever or from filling the memory: the system's limits on a process do. There is one such process, started when needed.
+"""
+
+from __future__ import annotations
+
+import atexit
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from dgemma.chat.template_worker import read, write
+from dgemma.errors import FormatError, SystemFailure, UsageError
+
+WORKER = Path(__file__).with_name("template_worker.py")
+
+
+class TakesTooLong(UsageError):
+    """A template was stopped at its limit of time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reads:
+    """What a template reads: fields of messages ("*": messages are written whole), and names that it is given."""
+
+    fields: frozenset[str]
+    names: frozenset[str]
+
+
+class Renderer:
+    """The process, and the turns of threads that want something of it. For one text it may take so many seconds of
+    processor time, and write so many characters; memory: bytes of its address space.
+    """
+
+    def __init__(self, seconds: float = 5, memory: int = 1 << 30, most: int = 1 << 26) -> None:
+        self._limits = (seconds, memory, most)
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def render(self, template: str, names: Mapping[str, Any]) -> str:
+        """The text of a template. Raises FormatError for what is no template, UsageError where it refuses what it is
+        given or takes too much time, memory or room, SystemFailure where no process can be started.
+        """
+        return str(self._answer({"template": template, "names": names})["text"])
+
+    def reads(self, template: str) -> Reads:
+        """What a template reads. Raises as render() does."""
+        found = self._answer({"template": template})
+        return Reads(frozenset(found["fields"]), frozenset(found["names"]))
+
+    def _answer(self, request: Any) -> dict[str, Any]:
+        with self._lock:
+            try:
+                reply = self._ask(request)
+            except BaseException:  # Ctrl-C too: what it would still say belongs to no one
+                self._stop(kill=True)
+                raise
+        if "invalid" in reply:
+            raise FormatError(f"the file's chat template is no Jinja template: {reply['invalid']}")
+        if "refused" in reply:
+            kind = TakesTooLong if reply.get("late") else UsageError
+            raise kind(f"the chat template refuses these messages: {reply['refused']}")
+        return reply
+
+    def _ask(self, request: Any) -> dict[str, Any]:
+        process = self._process or self._start()
+        assert process.stdin is not None and process.stdout is not None
+        try:
+            write(process.stdin, request)  # type: ignore[arg-type]
+            reply = read(process.stdout)  # type: ignore[arg-type]
+        except BrokenPipeError:
+            reply = None
+        if reply is not None:
+            return dict(reply)
+        status = self._stop(kill=False)
+        if status == -signal.SIGPROF:
+            return {"refused": f"it takes more than {self._limits[0]:g} seconds", "late": "yes"}
+        return {"refused": f"it ended the process that renders it (status {status})"}
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        path = json.dumps([entry for entry in sys.path if entry])
+        try:
+            process = subprocess.Popen(
+                [sys.executable or "python3", "-I", str(WORKER), path, *map(str, self._limits)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,  # a terminal's Ctrl-C is not for it
+            )
+        except OSError as failure:
+            raise SystemFailure(f"cannot start the process that renders chat templates: {failure}") from None
+        self._process = process
+        assert process.stdout is not None
+        if read(process.stdout) != "ready":  # type: ignore[arg-type]
+            raise SystemFailure(
+                f"cannot start the process that renders chat templates: {sys.executable} ended with {process.wait()}"
+            )
+        return process
+
+    def _stop(self, kill: bool) -> int:
+        """Ends the process, if there is one: its status."""
+        process, self._process = self._process, None
+        if process is None:
+            return 0
+        if kill:
+            process.kill()
+        assert process.stdin is not None and process.stdout is not None
+        for pipe in (process.stdin, process.stdout):
+            with suppress(OSError):  # what was not written any more
+                pipe.close()
+        return process.wait()
+
+    def close(self) -> None:
+        """Ends the process, though a forked one may hold its pipes open; the next text starts another."""
+        with self._lock:
+            self._stop(kill=True)
+
+    def forget(self) -> None:
+        """In a forked process: the other one is the parent's."""
+        self._lock, self._process = threading.Lock(), None
+
+
+_renderer = Renderer()
+atexit.register(_renderer.close)
+os.register_at_fork(after_in_child=_renderer.forget)
+
+
+@lru_cache(256)
+def reads(template: str) -> Reads:
+    """Renderer.reads, of the one there is."""
+    return _renderer.reads(template)
+
+
+def render_chat(template: str, names: Mapping[str, Any]) -> str:
+    """render(), of a chat whose messages were read. Raises UsageError also where the template leaves out the content or
+    the name of a message, as some do with a system message that is not the first. (One that never reads content is a
+    text by itself, as dg-convert says.)
+    """
+    text = render(template, names)
+    messages = names["messages"]
+    if reads(template).fields.isdisjoint(("content", "*")):
+        return text
+    unseen = [(i, field) for i, message in enumerate(messages) for field in _unseen(message, text)]
+    if not unseen:
+        return text
+    # A template may write a text in its own way: then it writes a plain word there, if it writes any at all.
+    words = {(i, field): f"{field}{i}word" for i, field in unseen}
+    marked = [{**m, **{field: word for (at, field), word in words.items() if at == i}} for i, m in enumerate(messages)]
+    try:
+        tried = render(template, {**names, "messages": marked}).casefold()
+    except UsageError:
+        return text
+    for (i, field), word in words.items():
+        if word not in tried:
+            problem = f"the chat template leaves out the {field} of a {messages[i]['role']} message here"
+            raise UsageError(f"messages[{i}]: {problem}", f"messages.{i}.{field}")
+    return text
+
+
+def _unseen(message: Mapping[str, Any], text: str) -> list[str]:
+    """The fields of a message that a prompt may lack. The name of a tool says what its call says."""
+    content = message["content"]
+    parts = [content] if isinstance(content, str) else [part["text"] for part in content]
+    lacks = not all(part.strip() in text for part in parts)  # as templates mostly write it
+    named = "name" in message and message["role"] != "tool"
+    return ["content"] * lacks + ["name"] * named
+
+
+def render(template: str, names: Mapping[str, Any]) -> str:
+    """Renderer.render, of the one there is."""
+    try:
+        plain = json.loads(json.dumps(names, default=_plain))
+    except (TypeError, ValueError, RecursionError) as failure:
+        raise UsageError(f"messages and tools are made of text, numbers, lists and dicts: {failure}") from None
+    return _renderer.render(template, plain)
+
+
+@lru_cache(256)
+def reads_parts(template: str, role: str) -> bool:
+    """Whether a template writes the texts of content that is a list of parts, in a message of this role: some write
+    the list itself, some fail. Tried out, as there is no other way to tell.
+    """
+    asked = {"role": "user", "content": "?"}
+    around = {"system": ([], [asked]), "assistant": ([asked], [asked])}
+    before, behind = around.get(role, ([], []) if role == "user" else ([asked], []))
+    names = {"tools": None, "documents": None, "add_generation_prompt": True, "enable_thinking": False}
+    tried = [{"type": "text", "text": text} for text in ("first", "second")]
+    try:
+        text = render(template, {"messages": [*before, {"role": role, "content": tried}, *behind], **names})
+    except (UsageError, FormatError):
+        return False
+    return "first" in text and "second" in text and not re.search("['\"]text['\"]", text)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return dict(value)
+    if isinstance(value, Sequence) and not isinstance(value, bytes | bytearray | memoryview):
+        return list(value)
+    raise TypeError(f"not {type(value).__name__}")

@@ -1,0 +1,1 @@
+"""Recordings of a canvas: what is recorded, and a writer for each kind of file."""

@@ -1,0 +1,161 @@
+"""A recording as a picture that moves: GIF, by Pillow."""
+
+from __future__ import annotations
+
+import io
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.cells import cell_len
+
+from dgemma.cli.frames import LOOKS, Line
+from dgemma.cli.palette import DARK
+from dgemma.cli.record.recorder import Page, Recording
+from dgemma.errors import Error
+from dgemma.files.output import MARK
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from PIL.ImageDraw import ImageDraw
+    from PIL.ImageFont import FreeTypeFont, ImageFont
+
+    Font = FreeTypeFont | ImageFont
+
+SIZE, HEIGHT, MARGIN, BAR, STEP = 18, 25, 22, 28, 8  # pixels: letters, lines, edge, highest bar, from a bar to the next
+SHADES = 20  # of each colour: GIF has 256 in all
+# Fonts of one width, plain and bold, by the names that systems know them under.
+FONTS = (
+    ("DejaVuSansMono.ttf", "DejaVuSansMono-Bold.ttf"),
+    ("Menlo.ttc", "Menlo.ttc"),
+    ("consola.ttf", "consolab.ttf"),
+    ("LiberationMono-Regular.ttf", "LiberationMono-Bold.ttf"),
+    ("NotoSansMono-Regular.ttf", "NotoSansMono-Bold.ttf"),
+)
+# Fonts of letters that are two columns wide.
+WIDE = ("NotoSansCJK-Regular.ttc", "NotoSansMonoCJK-Regular.otf", "Hiragino Sans GB.ttc", "msyh.ttc", "msgothic.ttc")
+
+
+def refuse_gif() -> None:
+    """Raises an Error where Pillow is missing."""
+    if find_spec("PIL") is None:
+        raise Error("a .gif needs Pillow, which is missing here: pip install 'dgemma[record]', or record a .svg")
+
+
+def gif(recording: Recording) -> bytes:
+    """A picture per page, over and over."""
+    pictures = Pictures(recording)
+    pages = [pictures.draw(page) for page in recording.pages]
+    out = io.BytesIO()
+    times = [round(page.seconds * 100) * 10 for page in recording.pages]  # milliseconds, as GIF counts
+    more = dict(append_images=pages[1:], duration=times, loop=0, comment=MARK.encode())
+    pages[0].save(out, "GIF", save_all=True, optimize=False, **more)
+    return out.getvalue()
+
+
+class Pictures:
+    """Draws pages of one size with one set of colours."""
+
+    def __init__(self, recording: Recording) -> None:
+        self._plain, self._bold = fonts()
+        self._wide = wide_font() or self._plain
+        self._advance = round(max(self._plain.getlength("0"), 1))
+        self._size = (
+            2 * MARGIN + recording.columns * self._advance,
+            2 * MARGIN + (recording.rows + 1) * HEIGHT + 12 + BAR,
+        )
+        self._top = MARGIN + recording.rows * HEIGHT + 12
+        self._palette = palette()
+
+    def draw(self, page: Page) -> Image:
+        from PIL import Image, ImageDraw
+
+        image = Image.new("RGB", self._size, DARK.ground)
+        pen = ImageDraw.Draw(image)
+        for i, line in enumerate(page.lines):
+            self._line(pen, line, MARGIN + i * HEIGHT)
+        self._line(pen, [(page.status, "mark")], self._top)
+        self._bars(pen, page)
+        self._legend(pen)
+        return image.quantize(palette=self._palette, dither=Image.Dither.NONE)
+
+    def _line(self, pen: ImageDraw, line: Line, y: int) -> None:
+        """Letter by letter: every one in the middle of its column, whatever font there is."""
+        column = 0
+        for text, look in line:
+            font, colour = self._bold if look == "sure" else self._plain, DARK.colour(look)
+            for letter in text:
+                columns = cell_len(letter)
+                place = (MARGIN + (column + columns / 2) * self._advance, y)
+                pen.text(place, letter, colour, font if columns < 2 else self._wide, anchor="ma")
+                column += columns
+
+    def _bars(self, pen: ImageDraw, page: Page) -> None:
+        """A bar per step: the mean entropy, the highest of the canvas in full."""
+        bottom, most = self._size[1] - MARGIN, max(*page.means, 1e-9)
+        means = page.means[-max((self._size[0] - 2 * MARGIN - 36 * self._advance) // STEP, 1) :]  # beside the legend
+        for i, mean in enumerate(means):
+            x, height = MARGIN + i * STEP, max(1, round(mean / most * (BAR - 6)))
+            pen.rectangle((x, bottom - height, x + STEP - 3, bottom), DARK.mark)
+
+    def _legend(self, pen: ImageDraw) -> None:
+        """What the colours say."""
+        looks = ["sure", *(look for look in LOOKS if look.startswith("u"))]
+        column = (self._size[0] - 2 * MARGIN) // self._advance - len("accepted  uncertain") - 2 * len(looks)
+        y = self._size[1] - MARGIN - HEIGHT
+        self._line(pen, [(" " * column + "accepted" + " " * (2 * len(looks) + 2) + "uncertain", "mark")], y)
+        for i, look in enumerate(looks):
+            x = MARGIN + (column + 9 + 2 * i) * self._advance + 2
+            pen.rectangle((x, y + 6, x + 2 * self._advance - 4, y + SIZE), DARK.colour(look))
+
+
+def palette() -> Image:
+    """The colours, each in SHADES steps from the ground: what the edges of letters need. The same for all pages."""
+    from PIL import Image
+
+    ground = _rgb(DARK.ground)
+    values: list[int] = []
+    for colour in sorted({DARK.colour(look) for look in LOOKS}):
+        for i in range(1, SHADES + 1):
+            values += [round(g + (c - g) * i / SHADES) for g, c in zip(ground, _rgb(colour), strict=True)]
+    image = Image.new("P", (1, 1))
+    image.putpalette([*ground, *values])
+    return image
+
+
+def _rgb(colour: str) -> list[int]:
+    return [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
+
+
+def fonts() -> tuple[Font, Font]:
+    """The first of FONTS that the system has, or that matplotlib brings, else Pillow's own."""
+    from PIL import ImageFont
+
+    folders = (None, _matplotlib())
+    for names in FONTS:
+        for folder in folders:
+            try:
+                plain, bold = (ImageFont.truetype(str(folder / name if folder else name), SIZE) for name in names)
+                return plain, bold
+            except OSError:
+                continue
+    own = ImageFont.load_default(SIZE)
+    return own, own
+
+
+def wide_font() -> Font | None:
+    """The first of WIDE that the system has."""
+    from PIL import ImageFont
+
+    for name in WIDE:
+        try:
+            return ImageFont.truetype(name, SIZE)
+        except OSError:
+            continue
+    return None
+
+
+def _matplotlib() -> Path | None:
+    """Where matplotlib, if it is there, keeps its fonts."""
+    spec = find_spec("matplotlib")
+    return Path(spec.origin).parent / "mpl-data" / "fonts" / "ttf" if spec and spec.origin else None

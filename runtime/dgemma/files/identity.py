@@ -1,0 +1,39 @@
+"""What a model file is known by: the same for copies of a file, another for any other."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+from typing import Any
+
+from dgemma.files.gguf_file import File
+from dgemma.files.output import parts, readable
+
+AT_ONCE = 1 << 20  # bytes
+
+
+def identity(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Name, bytes, and the SHA-256 of the file, or of all parts of a split file one behind the other. `vocabulary` is
+    one of the tokens alone. Reads the whole file: about a second per GB.
+    """
+    tokens = hashlib.sha256()
+    with File(path) as file:
+        size = file.bytes
+        if "tokenizer.ggml.tokens" in file.values:
+            tokens.update(file.values["tokenizer.ggml.tokens"].encoded)
+    return {
+        "name": readable(Path(path).name),
+        "bytes": size,
+        "sha256": _digest(path),
+        "vocabulary": tokens.hexdigest(),
+    }
+
+
+def _digest(path: str | os.PathLike[str]) -> str:
+    whole = hashlib.sha256()
+    for part in parts(Path(path)):
+        with part.open("rb") as file:
+            while data := file.read(AT_ONCE):
+                whole.update(data)
+    return whole.hexdigest()

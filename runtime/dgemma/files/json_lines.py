@@ -1,0 +1,140 @@
+"""JSON lines, a JSON value per line: read as --batch, --task and --calibrate have them, and written.
+
+A line ends at \\n, with or without \\r before it, and nowhere else: JSON strings may hold U+2028, U+0085 and their
+like as they are. Lines of blanks are left out but counted. A byte order mark is left out. One line is held at a time.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any, BinaryIO, NoReturn
+
+from dgemma.errors import FormatError, SystemFailure, UsageError
+from dgemma.files.regular import opener
+
+MOST_BYTES = 1 << 26  # of a line
+DEEPEST = 100  # levels of lists and objects
+TOO_DEEP = f"has more than {DEEPEST} levels of lists and objects"
+MOST_DIGITS = 300  # of an integer: a float64 holds no more
+BLANKS = b" \t\r\n"  # what JSON calls white space
+BOM = "\ufeff"
+# Ends of a line to some readers, and the halves of characters that stand for bytes of a file's name that are no UTF-8.
+_ESCAPED = {code: f"\\u{code:04x}" for code in (0x85, 0x2028, 0x2029, *range(0xD800, 0xE000))}  # in strings alone
+
+
+def lines(path: str | os.PathLike[str]) -> Iterator[tuple[int, bytes]]:
+    """The lines of a file that hold something, without the blanks around them, each with its number from 1 on.
+    Raises SystemFailure where the file cannot be read, FormatError for a line that is too long.
+    """
+    name = os.fsdecode(path)
+    try:
+        with open(path, "rb", opener=opener) as opened:
+            yield from split(opened, name)
+    except OSError as problem:
+        raise SystemFailure(f"{name}: {(problem.strerror or str(problem)).lower()}") from None
+
+
+def split(opened: BinaryIO, where: str) -> Iterator[tuple[int, bytes]]:
+    """lines() of an opened file, which errors call `where`."""
+    number = 0
+    while line := opened.readline(MOST_BYTES + 1):
+        number += 1
+        if len(line) > MOST_BYTES:
+            raise FormatError(f"{where}, line {number}: it is longer than {MOST_BYTES >> 20} MiB")
+        if number == 1:
+            line = line.removeprefix(BOM.encode())
+        if line := line.strip(BLANKS):
+            yield number, line
+
+
+def values(path: str | os.PathLike[str]) -> Iterator[tuple[int, Any]]:
+    """The values of lines(), each with the number of its line. Raises FormatError that names file and line for what
+    is no JSON.
+    """
+    for number, line in lines(path):
+        try:
+            found = value(line)
+        except UsageError as problem:
+            raise FormatError(f"{os.fsdecode(path)}, line {number}: {problem}") from None
+        yield number, found
+
+
+def value(line: str | bytes, name: str = "the line") -> Any:
+    """The value of a line, or of another text of that name. Raises UsageError for what is no JSON, and for what JSON
+    allows and readers understand differently, or not at all: a key given twice, numbers beyond a float64, deep nesting.
+    """
+    try:
+        text = line if isinstance(line, str) else line.decode("utf-8")
+        found = _DECODER.decode(text.removeprefix(BOM))
+        if text.count("[") + text.count("{") > DEEPEST:
+            _check_depth(found)
+    except UnicodeDecodeError as problem:
+        raise UsageError(f"{name} is not UTF-8 text: byte {problem.start}") from None
+    except json.JSONDecodeError as problem:
+        raise UsageError(f"{name} is no JSON: {problem.msg}, character {problem.pos}") from None
+    except RecursionError:
+        raise UsageError(f"{name} {TOO_DEEP}") from None
+    except _NotRead as problem:
+        raise UsageError(f"{name} {problem}") from None
+    return found
+
+
+def as_line(value: Any, compact: bool = False) -> str:
+    """A value as JSON without a line's end in it, not even one that only some readers take for one, such as U+2028."""
+    return _escaped(json.dumps(value, ensure_ascii=False, separators=(",", ":") if compact else None))
+
+
+def as_bytes(value: Any, indent: int | None = None) -> bytes:
+    """A value as JSON in UTF-8, with a newline: as_line(), or indented over several lines."""
+    text = as_line(value) if indent is None else _escaped(json.dumps(value, ensure_ascii=False, indent=indent))
+    return f"{text}\n".encode()
+
+
+def _escaped(text: str) -> str:
+    """Python's reader makes the same value of it: of a name that is no Unicode text the same name."""
+    return text.translate(_ESCAPED)
+
+
+class _NotRead(Exception):
+    """What is wrong with a text, behind its name."""
+
+
+def _check_depth(found: Any) -> None:
+    level, depth = [found], 0
+    while level := [each for each in level if isinstance(each, dict | list)]:
+        depth += 1
+        if depth > DEEPEST:
+            raise _NotRead(TOO_DEEP)
+        level = [item for each in level for item in (each.values() if isinstance(each, dict) else each)]
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice, _ = Counter(key for key, _ in pairs).most_common(1)[0]
+        raise _NotRead(f"gives the key {twice!r} twice")
+    return found
+
+
+def _integer(text: str) -> int:
+    if len(text) > MOST_DIGITS:
+        raise _NotRead(f"has a number of {len(text)} digits, more than {MOST_DIGITS}")
+    return int(text)
+
+
+def _real(text: str) -> float:
+    found = float(text)
+    if math.isinf(found):
+        raise _NotRead(f"has the number {text[:40]}, which no float64 holds")
+    return found
+
+
+def _constant(name: str) -> NoReturn:
+    raise _NotRead(f"is no JSON: it has {name}")
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_int=_integer, parse_float=_real, parse_constant=_constant)

@@ -1,0 +1,167 @@
+"""A file of JSON lines that grows: each is on the disk before the next, and a killed run can go on with it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import stat
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO
+
+from dgemma.errors import FormatError, SystemFailure, UsageError
+from dgemma.files import json_lines
+from dgemma.files.output import StrPath, named, whole_file
+
+LONGEST = 64 << 20  # bytes of a line: more is no line of ours
+HEX = ["[0-9a-f]"] * 16
+DIGITS = ["[0-9]+"]
+
+
+def literal(text: str) -> list[str]:
+    """The pieces of a pattern that stand for this text."""
+    return [re.escape(letter) for letter in text]
+
+
+class Beginning:
+    """How every line of a log begins: patterns, each of one letter or of digits."""
+
+    def __init__(self, *pieces: str) -> None:
+        cut = "(?s:.*)"
+        for piece in reversed(pieces):
+            cut = f"(?:{piece}{cut})?"
+        self._cut = re.compile(cut.encode())
+        self._whole = re.compile("".join(pieces).encode())
+
+    def of_line(self, line: bytes) -> bool:
+        """Whether a line begins so."""
+        return self._whole.match(line) is not None
+
+    def of_part(self, line: bytes) -> bool:
+        """Whether it may be what is left of such a line that was cut off anywhere."""
+        return self._cut.fullmatch(line) is not None
+
+
+class LineLog:
+    """Appends JSON lines to a file, for this process alone. A context manager.
+
+    head: how each line begins. Raises UsageError where another process is writing the file.
+    """
+
+    def __init__(self, path: StrPath, head: Beginning, maker: str) -> None:
+        self._name = os.fspath(path)
+        self._head = head
+        self._maker = maker
+        self._end: int | None = None  # of the whole lines, where something has to be mended behind them
+        try:
+            self._file: BinaryIO = os.fdopen(_open(self._name), "a+b")
+        except OSError as failure:
+            raise named(failure, self._name) from None
+        try:
+            _lock(self._file, self._name)
+        except BaseException:
+            self._file.close()
+            raise
+
+    def recover(self, read: Callable[[Any], object]) -> None:
+        """Gives every line's value to `read`, which raises ValueError, KeyError or TypeError for a foreign one. A last
+        line that was cut off is left out, if it begins as ours do; mend() takes it away.
+
+        Raises FormatError for a line, or the beginning of one, that is not ours. Nothing is changed.
+        """
+        end = number = 0
+        self._file.seek(0)
+        while line := self._file.readline(LONGEST):
+            number += 1
+            whole = line.endswith(b"\n")
+            try:
+                if not self._head.of_line(line):
+                    raise ValueError
+                read(json.loads(line))
+            except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
+                if whole or not self._head.of_part(line):
+                    raise FormatError(f"{self._name}, line {number}: not a line of {self._maker}") from None
+                self._end = end
+                return
+            end += len(line)
+            if not whole:
+                self._end = end
+
+    def mend(self) -> None:
+        """Takes away what recover() left out, and ends a last line that lacks its end."""
+        end, self._end = self._end, None
+        if end is not None:
+            with self._named():
+                self._file.seek(0, os.SEEK_END)
+                cut = self._file.tell() > end
+                self._file.truncate(end)
+                self._file.write(b"" if cut or not end else b"\n")
+                self._file.flush()
+
+    def append(self, value: Any) -> None:
+        """Adds a line, on the disk when this returns."""
+        with self._named():
+            self._file.write(json_lines.as_bytes(value))
+            self._file.flush()
+            os.fsync(self._file.fileno())
+
+    def clear(self) -> None:
+        """Takes all lines away."""
+        self._end = None
+        with self._named():
+            self._file.truncate(0)
+
+    def values(self) -> list[Any]:
+        """All lines, in their order."""
+        self._file.seek(0)
+        return [json.loads(line) for line in self._file]
+
+    def replace(self, values: Iterable[Any]) -> None:
+        """Puts other lines in place of all, at once. The log is not written to afterwards."""
+        with whole_file(Path(self._name)) as file:
+            for value in values:
+                file.write(json_lines.as_bytes(value))
+
+    def __enter__(self) -> LineLog:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, at: TracebackType | None) -> None:
+        try:
+            with self._named():
+                self._file.close()
+        except SystemFailure:  # what could not be written is told once
+            if kind is None:
+                raise
+
+    @contextmanager
+    def _named(self) -> Iterator[None]:
+        """Errors of the system name the file."""
+        try:
+            yield
+        except OSError as failure:
+            raise named(failure, self._name) from None
+
+
+def _open(name: str) -> int:
+    """A descriptor of a regular file, which is made if it is not there. What is no file is not waited for."""
+    descriptor = os.open(name, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK, 0o666)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise UsageError(f"{name}: not a regular file")
+    return descriptor
+
+
+def _lock(file: BinaryIO, name: str) -> None:
+    try:
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except ImportError:
+        pass  # no locks on this system
+    except BlockingIOError:
+        raise UsageError(f"{name} is being written by another process") from None
+    except OSError:
+        pass  # a file system without locks

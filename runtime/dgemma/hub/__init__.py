@@ -1,0 +1,1 @@
+"""Models of the Hugging Face Hub: their names, their place in the cache, their download."""

@@ -1,0 +1,1 @@
+"""Infilling: holes of a text filled, and parts of a text rewritten."""

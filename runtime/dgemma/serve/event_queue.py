@@ -1,0 +1,54 @@
+"""What the worker's thread tells about a request, until asyncio's thread takes it: as one piece, however many."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from contextlib import suppress
+from time import monotonic
+
+from dgemma.serve.generation import CanvasStep, Said, Told
+from dgemma.serve.metrics import Metrics
+
+AHEAD = 64  # pieces that a client may be behind before it misses canvases
+
+
+class EventQueue:
+    """A request's. hear() is the worker's, all else asyncio's. It knows nothing of who uses it: no cycle keeps either.
+
+    live: whoever waits is woken for every piece, not for the end alone.
+    """
+
+    def __init__(self, metrics: Metrics, live: bool) -> None:
+        self._metrics, self._live = metrics, live
+        self._loop = asyncio.get_running_loop()
+        self._told: deque[Told | Exception | None] = deque()
+        self._called = False  # to ring the bell: for all that is told before it is taken
+        self._began, self._spoke = monotonic(), False
+        self.bell: asyncio.Future[None] = self._loop.create_future()  # done: there is something
+        self.over = False  # None or an exception was told, the last
+
+    def hear(self, told: Told | Exception | None) -> None:
+        """A client that reads slowly misses canvases, never text."""
+        if isinstance(told, CanvasStep) and len(self._told) >= AHEAD:
+            return
+        if isinstance(told, Said) and not self._spoke:
+            self._spoke = True
+            self._metrics.first.observe(monotonic() - self._began)
+        self.over = self.over or told is None or isinstance(told, Exception)
+        self._told.append(told)
+        if (self._live or self.over) and not self._called:
+            self._called = True
+            with suppress(RuntimeError):  # the loop has ended: nobody listens
+                self._loop.call_soon_threadsafe(self._ring)
+
+    def _ring(self) -> None:
+        if not self.bell.done():
+            self.bell.set_result(None)
+
+    def take(self) -> list[Told | Exception | None]:
+        """All that is there."""
+        if self.bell.done():
+            self.bell = self._loop.create_future()
+        self._called = False  # before they are taken: what is told meanwhile rings again
+        return [self._told.popleft() for _ in range(len(self._told))]

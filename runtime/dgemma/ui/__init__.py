@@ -1,0 +1,1 @@
+"""What commands show: lines on the terminal, progress bars, charts."""

@@ -1,0 +1,62 @@
+"""What all charts have in common. matplotlib draws them; it is in the extras `bench` and `eval`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from dgemma.errors import Error, UsageError
+from dgemma.files.output import MARK, marked_kind, whole_file
+from dgemma.ui.terminal import shown
+
+MAKER = {".svg": "Creator", ".png": "Software"}  # the kinds of charts: what each calls the field of who made it
+CHART = marked_kind("a chart of dgemma", MARK.encode())
+
+
+def refuse_chart(path: Path, extra: str) -> None:
+    """Raises where --plot could not work, before anything is measured. extra: what brings matplotlib."""
+    if path.suffix.lower() not in MAKER:
+        raise UsageError(f"--plot {path}: expected a name that ends in {' or '.join(MAKER)}")
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError:
+        raise Error(f"--plot needs matplotlib: pip install 'dgemma[{extra}]'") from None
+
+
+def blank(width: float, height: float) -> tuple[Any, Any]:
+    """A figure of so many inches, drawn without a display, and its axes."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(width, height), layout="constrained")
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def logarithmic(axes: Any, which: str) -> None:
+    """A logarithmic scale for the "x" or "y" of a chart, with plain numbers at 1, 2, 3 and 5 of each power of ten."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    getattr(axes, f"set_{which}scale")("log")
+    axis = getattr(axes, f"{which}axis")
+    axis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
+
+
+def save(figure: Any, *paths: Path) -> None:
+    """Writes a figure and closes it."""
+    from matplotlib import pyplot
+    from matplotlib.text import Text
+
+    for text in figure.findobj(Text):  # names of files may hold anything
+        text.set_text(shown(text.get_text()).replace("$", r"\$"))
+    try:
+        for path in paths:
+            name = path.suffix.lower()
+            with whole_file(path, CHART) as file:
+                figure.savefig(file, format=name[1:], dpi=150, metadata={MAKER[name]: MARK})
+    finally:
+        pyplot.close(figure)
