@@ -3,8 +3,8 @@
 #include <string.h>
 
 #include "error.h"
+#include "forward.h"
 #include "sampler.h"
-#include "session.h"
 
 enum { MOST_BLOCKS = 1 << 20 };
 
@@ -42,14 +42,6 @@ struct dg_generator {
     dg_block *blocks;
     dg_result result;
 };
-
-void dg_sampling_default(const dg_model *model, dg_sampling *s) {
-    const dg_config *c = &model->config;
-    *s = (dg_sampling){
-        .max_tokens = c->canvas_length, .steps = c->steps, .entropy_bound = c->entropy_bound, .t_min = c->t_min, .t_max = c->t_max,
-        .stability = c->stability, .confidence = c->confidence, .seed = 0,
-    };
-}
 
 static int check_start(const dg_config *c, const dg_start *start, dg_error *error) {
     if (start->n < 1) return fail(error, DG_ERROR_USAGE, "start: no tokens");
@@ -274,7 +266,7 @@ int dg_generator_accept(dg_generator *g, const bool *accepted, dg_error *error) 
 static int step_ops(dg_generator *const *g, int32_t count, const pass *p, head_part *heads, dg_error *error) {
     const ops *o = p->model->ops;
     int64_t first = 0;
-    for (int32_t i = 0; i < count; first += g[i++]->n) o->copy(o, p->room->ids + first, g[i]->canvas.ids, (size_t)g[i]->n * sizeof(int32_t));
+    for (int32_t i = 0; i < count; first += g[i++]->n) o->copy(o, p->scratch->ids + first, g[i]->canvas.ids, (size_t)g[i]->n * sizeof(int32_t));
     int status = forward_denoise(p, error);
     if (status != DG_OK) return status;
     for (int32_t i = 0; i < count; i++) {
@@ -315,10 +307,10 @@ static int steps(dg_generator *const *g, int32_t count, dg_event *events, dg_err
         parts[i] = (pass_part){.session = g[i]->session, .n = g[i]->n, .last = g[i]->index ? &g[i]->soft : NULL};
         n += g[i]->n;
     }
-    room *r = NULL;
-    int status = parts && heads ? session_room(g[0]->session, n, &r, error) : fail(error, DG_ERROR_SYSTEM, "no memory for a step");
+    scratch *r = NULL;
+    int status = parts && heads ? session_scratch(g[0]->session, n, &r, error) : fail(error, DG_ERROR_SYSTEM, "no memory for a step");
     if (status == DG_OK) {
-        const pass p = {model, r, parts, count, n, NULL, false, o->device != NULL};
+        const pass p = {.model = model, .scratch = r, .parts = parts, .n_parts = count, .n = n, .later = o->device != NULL};
         const bool alike = count == 1 && g[0]->index > 0; /* a first step has no self-conditioning */
         bool replayed = false;
         if (alike && g[0]->recorded_at != g[0]->session->length) o->forget(o, &g[0]->recording);

@@ -1,11 +1,11 @@
-#include "moments.h"
-
+/* What the columns of each matrix are multiplied with, for calibration. While a model is observed, wrappers take the place
+ * of the operations that multiply by a matrix; otherwise nothing is there and nothing costs. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "error.h"
-#include "ops.h"
+#include "model.h"
 
 enum { STRIP = 64 /* columns that a thread adds up at a time */ };
 
@@ -17,7 +17,7 @@ typedef struct slot {
     int64_t *counts; /* [experts] rows that went in */
 } slot;
 
-struct moments {
+typedef struct moments {
     ops plain; /* the table as it was */
     slot *slots;
     int32_t n_slots;
@@ -27,7 +27,7 @@ struct moments {
     int64_t rows;
     float *x, *gate, *up;
     void *work;
-};
+} moments;
 
 static slot *slot_of(const moments *m, const tensor *w) {
     for (int32_t i = 0; i < m->n_slots; i++)
@@ -170,6 +170,15 @@ static int add_slots(dg_model *model, moments *m, dg_error *error) {
     return DG_OK;
 }
 
+static void moments_free(ops *o) {
+    moments *m = o->moments;
+    if (!m) return;
+    for (int32_t i = 0; i < m->n_slots; i++) free(m->slots[i].sums), free(m->slots[i].counts);
+    free(m->slots), free(m->x), free(m->gate), free(m->up), free(m->work);
+    free(m);
+    o->moments = NULL;
+}
+
 int dg_moments_start(dg_model *model, dg_error *error) {
     ops *o = model->ops;
     if (o->profile) return fail(error, DG_ERROR_USAGE, "a model cannot be profiled and observed at the same time");
@@ -199,15 +208,6 @@ void dg_moments_stop(dg_model *model) {
     o->experts = o->moments->plain.experts;
     o->head = o->moments->plain.head;
     moments_free(o);
-}
-
-void moments_free(ops *o) {
-    moments *m = o->moments;
-    if (!m) return;
-    for (int32_t i = 0; i < m->n_slots; i++) free(m->slots[i].sums), free(m->slots[i].counts);
-    free(m->slots), free(m->x), free(m->gate), free(m->up), free(m->work);
-    free(m);
-    o->moments = NULL;
 }
 
 int dg_moments_read(const dg_model *model, const char *name, int32_t expert, double *sums, double *squares, int64_t *count,

@@ -3,10 +3,9 @@
 #define DG_OPS_H
 
 #include "canvas.h"
-#include "model.h"
+#include "os.h"
 #include "soft.h"
-#include "moments.h"
-#include "profile.h"
+#include "weights.h"
 
 typedef struct ops ops;
 
@@ -89,8 +88,8 @@ struct ops {
     pool *pool;
     float *scratch;       /* [threads][scratch_floats], 64-byte aligned; each thread's own while an op runs */
     int64_t scratch_floats;
-    profile *profile;     /* NULL unless dg_profile_start put its wrappers into this table */
-    moments *moments;     /* the same of dg_moments_start */
+    struct profile *profile; /* NULL unless dg_profile_start put its wrappers into this table */
+    struct moments *moments; /* the same of dg_moments_start */
 #define DG_OP(name, arguments, names) op_##name name;
 #include "ops.def"
 #undef DG_OP

@@ -13,8 +13,4 @@ typedef enum part {
 /* What this thread's operations belong to from here on. Norms and the like count as elementwise whatever is set. */
 extern _Thread_local part profile_part;
 
-struct ops;
-typedef struct profile profile;
-void profile_free(struct ops *o);
-
 #endif

@@ -1,8 +1,7 @@
 /* Python and the runtime read the lists of this folder through these tables. */
 #include "tables.h"
 
-#include "model.h"
-
+#include "weights.h"
 
 /* "DG_REQUIRED" is the only `absent` that is that long */
 #define IS_REQUIRED(absent) (sizeof(absent) == sizeof("DG_REQUIRED"))

@@ -159,7 +159,7 @@ static void matmul_item(void *arg, int64_t item, int32_t thread) {
 
 static int64_t items_of(int64_t rows) { return (rows + STRIPS * GEMM_ROWS - 1) / (STRIPS * GEMM_ROWS); }
 
-static void gemm_matmul(const ops *o, float *y, const float *x, const tensor *w, int64_t n, void *work) {
+void gemm_matmul(const ops *o, float *y, const float *x, const tensor *w, int64_t n, void *work) {
     const gemm_kernel *k = gemm_kernel_for(o->gemm, w);
     if (!k) {
         o->float_matmul(o, y, x, w, n, work);
@@ -223,8 +223,8 @@ static void quantise_hidden(void *arg, int64_t item, int32_t thread) {
     for (int64_t i = a->g.start[e]; i < a->g.start[e + 1]; i++) quantise_row(&r, i);
 }
 
-static void gemm_experts(const ops *o, float *y, const float *x, const tensor *gate, const tensor *up, const tensor *down, const int32_t *experts,
-                         const float *weights, int64_t n, int64_t k, const expert_feed *feed, void *work) {
+void gemm_experts(const ops *o, float *y, const float *x, const tensor *gate, const tensor *up, const tensor *down, const int32_t *experts,
+                  const float *weights, int64_t n, int64_t k, const expert_feed *feed, void *work) {
     const gemm_kernel *k_in = gemm_kernel_for(o->gemm, gate), *k_down = gemm_kernel_for(o->gemm, down);
     if (!k_in || !k_down || k_in != gemm_kernel_for(o->gemm, up)) {
         o->float_experts(o, y, x, gate, up, down, experts, weights, n, k, feed, work);
@@ -245,16 +245,4 @@ static void gemm_experts(const ops *o, float *y, const float *x, const tensor *g
         pool_run(o->pool, down_item, &a, count * a.items);
     }
     combine_experts(o, y, a.g.out, weights, n, k, down->rows);
-}
-
-void gemm_install(ops *o, const gemm_set *set) {
-    o->gemm = set;
-    o->float_matmul = o->matmul;
-    o->float_experts = o->experts;
-    o->float_head = o->head;
-    o->float_soften = o->soften;
-    o->matmul = gemm_matmul;
-    o->experts = gemm_experts;
-    o->head = gemm_head;
-    o->soften = gemm_soften;
 }

@@ -428,36 +428,6 @@ void reference_experts(const ops *o, float *y, const float *x, const tensor *gat
 
 /* ---- Vocabulary ---- */
 
-void dg_choose(const float *z, int64_t n, int64_t n_vocab, const double *u, dg_choice *out) {
-    for (int64_t i = 0; i < n; i++, z += n_vocab) {
-        int64_t best = 0;
-        bool finite = isfinite(z[0]);
-        for (int64_t v = 1; v < n_vocab; v++) {
-            if (z[v] > z[best]) best = v;
-            finite = finite && isfinite(z[v]);
-        }
-        if (!finite) {
-            out[i] = (dg_choice){NAN, -1, -1};
-            continue;
-        }
-        double total = 0.0, weighted = 0.0; /* H = log Z - sum d e^d / Z, d = z - max */
-        for (int64_t v = 0; v < n_vocab; v++) {
-            const double d = (double)z[v] - (double)z[best], p = exp(d);
-            total += p;
-            if (p > 0.0) weighted += d * p;
-        }
-        const double aim = u[i] * total;
-        double below = 0.0;
-        int64_t sample = -1;
-        for (int64_t v = 0; v < n_vocab && sample < 0; v++) {
-            below += exp((double)z[v] - (double)z[best]);
-            if (below > aim) sample = v;
-        }
-        const double entropy = log(total) - weighted / total;
-        out[i] = (dg_choice){entropy > 0.0 ? (float)entropy : 0.0f, (int32_t)best, (int32_t)(sample < 0 ? best : sample)};
-    }
-}
-
 typedef struct choosing {
     dg_choice *out;
     const float *z;

@@ -5,7 +5,7 @@
 #include <math.h>
 #include <stdlib.h>
 
-#include "model.h"
+#include "ops.h"
 #include "soft.h"
 
 static uint64_t random_state = 1;

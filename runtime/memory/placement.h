@@ -11,8 +11,6 @@
 
 #include "dg.h"
 
-/* What the weights ask for; no cache, no work, no process. */
-void placement_weights(const dg_model *model, dg_demand *d);
 /* What a GPU has to hold beside experts, with driver and kernels. */
 int64_t placement_fixed_vram(const dg_demand *d);
 /* order[n] = a layer's experts, those of most tokens first, the lower number first among equals. */

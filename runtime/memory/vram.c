@@ -4,10 +4,11 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "demand.h"
 #include "error.h"
 #include "os.h"
 #include "placement.h"
-#include "session.h"
+#include "scratch.h"
 
 #define GIB 1073741824.0
 enum {
@@ -105,7 +106,7 @@ static double told(int64_t least) { return ceil((double)(least + AGAIN) / GIB * 
 
 static int64_t usual_session(const dg_model *m) {
     const int32_t most = m->config.context_length;
-    return session_bytes(m, most < DG_PLAN_CONTEXT ? most : DG_PLAN_CONTEXT);
+    return scratch_session_bytes(m, most < DG_PLAN_CONTEXT ? most : DG_PLAN_CONTEXT);
 }
 
 /* The plan beside sessions of so many bytes; DG_ERROR_MEMORY where RAM cannot be had for what it copies. */
@@ -134,7 +135,7 @@ static int place(dg_model *m, const dg_plan *plan, dg_error *error) {
     const expert_plan p = {
         .layers = m->layers, .n_layer = n, .n_expert = m->config.n_expert, .n_expert_used = m->config.n_expert_used, .order = v->order,
         .pinned = plan->blocks[DG_WAY_VRAM], .streamed = plan->blocks[DG_WAY_RAM_GPU],
-        .slot_bytes = slot, .slots = plan->vram_ring ? (int32_t)(plan->vram_ring / slot) : 0, .rows = session_rows(m),
+        .slot_bytes = slot, .slots = plan->vram_ring ? (int32_t)(plan->vram_ring / slot) : 0, .rows = scratch_rows(m),
     };
     m->ops->place_experts(m->ops, &p);
     return ops_status(m->ops, error);
@@ -149,7 +150,7 @@ int vram_open(dg_model *m, int64_t bytes, int64_t weights, dg_error *error) {
         return fail(error, DG_ERROR_SYSTEM, "%s: no memory", m->file->path);
     v->bytes = bytes ? bytes : available - dg_plan_margin((double)available, true);
     v->machine = machine_of(m->ops);
-    placement_weights(m, &v->demand);
+    demand_weights(m, &v->demand);
     v->demand.layer_bytes = 0;
     v->demand.top_bytes = weights;
     for (int32_t l = 0; l < m->config.n_layer; l++) {
@@ -217,7 +218,7 @@ int32_t vram_context(const dg_model *m, int32_t most) {
     int32_t from = 1;
     while (from < most) {
         const int32_t middle = from + (most - from + 1) / 2;
-        const int64_t taken = v->taken + session_bytes(m, middle);
+        const int64_t taken = v->taken + scratch_session_bytes(m, middle);
         const bool fits = taken <= v->reserved || (v->placed ? v->plan.vram_used - v->reserved + taken : least_for(v, taken)) <= v->bytes;
         if (fits) from = middle;
         else most = middle - 1;
@@ -240,7 +241,3 @@ bool vram_placed(const dg_model *m, dg_plan *out) {
     monitor_leave(v->m);
     return placed;
 }
-
-bool dg_overlap_watch(dg_model *m, bool watch) { return ops_overlap_watch(m->ops, watch); }
-bool dg_overlap_read(const dg_model *m, dg_overlap *out) { return ops_overlap_read(m->ops, out); }
-bool dg_device_measure(const dg_model *m, dg_device_rates *out) { return ops_device_measure(m->ops, out); }

@@ -1,43 +1,9 @@
-#include "mistaken.h"
+#include "gguf_kind.h"
 
 #include <string.h>
 
 #include "error.h"
 #include "tables.h"
-
-/* ---- Files that are no GGUF ---- */
-
-/* How a file begins from byte `at` on, and what it then is. The first that fits. */
-#define BEGINS(at, bytes, what) {at, sizeof bytes - 1, bytes, what}
-static const struct { uint64_t at, n; const char *bytes, *what; } beginnings[] = {
-    BEGINS(8, "{\"", "safetensors, a part of a checkpoint: dg-convert makes a GGUF file of the folder that it is in"),
-    BEGINS(0, "PK\3\4", "a zip archive, as PyTorch writes checkpoints: dg-convert takes those in safetensors"),
-    BEGINS(0, "\x80\2", "a Python pickle, as PyTorch wrote checkpoints: dg-convert takes those in safetensors"),
-    BEGINS(0, "\x80\4", "a Python pickle, as PyTorch wrote checkpoints: dg-convert takes those in safetensors"),
-    BEGINS(0, "lmgg", "a file in llama.cpp's format before GGUF"),
-    BEGINS(0, "fmgg", "a file in llama.cpp's format before GGUF"),
-    BEGINS(0, "tjgg", "a file in llama.cpp's format before GGUF"),
-    BEGINS(0, "algg", "a LoRA adapter in llama.cpp's format before GGUF"),
-    BEGINS(0, "\x1F\x8B", "compressed with gzip: unpack it"),
-    BEGINS(0, "\x28\xB5\x2F\xFD", "compressed with zstd: unpack it"),
-    BEGINS(0, "\xFD" "7zXZ", "compressed with xz: unpack it"),
-    BEGINS(257, "ustar", "a tar archive: unpack it"),
-    BEGINS(0, "version https://git-lfs", "a Git LFS pointer, not the file that it stands for: fetch that"),
-    BEGINS(0, "<!", "a web page, not the file that it was to be"),
-    BEGINS(0, "<html", "a web page, not the file that it was to be"),
-    BEGINS(0, "{", "JSON"),
-};
-#undef BEGINS
-
-int mistaken_bytes(const gguf *file, dg_error *error) {
-    for (size_t i = 0; i < sizeof beginnings / sizeof *beginnings; i++)
-        if (file->size >= beginnings[i].at + beginnings[i].n &&
-            memcmp(file->map + beginnings[i].at, beginnings[i].bytes, beginnings[i].n) == 0)
-            return fail(error, DG_ERROR_FORMAT, "%s: not a GGUF file but %s", file->path, beginnings[i].what);
-    return fail(error, DG_ERROR_FORMAT, "%s: not a GGUF file (it does not begin with 'GGUF')", file->path);
-}
-
-/* ---- GGUF files that are no model ---- */
 
 static gguf_text text_of(const gguf *file, key_id key) {
     gguf_text text = {"", 0};
@@ -73,7 +39,7 @@ static bool is_vocabulary(const gguf *file, gguf_text type) {
 
 static int shown(gguf_text text) { return (int)(text.n < 100 ? text.n : 100); }
 
-int mistaken_kind(const gguf *file, dg_error *error) {
+int gguf_kind_check(const gguf *file, dg_error *error) {
     const gguf_text type = text_of(file, KEY_type), architecture = text_of(file, KEY_architecture);
     const char *other = other_than_model(file, type, architecture);
     if (other) return fail(error, DG_ERROR_FORMAT, "%s: %s", file->path, other);

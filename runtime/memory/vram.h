@@ -6,7 +6,7 @@
 #ifndef DG_VRAM_H
 #define DG_VRAM_H
 
-#include "ops.h"
+#include "model.h"
 
 /* Plans for a budget of `bytes` in all, or for what is free less a margin where that is 0, before anything is loaded.
  * weights: bytes of those that are no experts. DG_ERROR_MEMORY, with the least that would do, where that cannot be. */
@@ -17,7 +17,7 @@ void vram_free(dg_model *model);
 int vram_take(dg_model *model, int64_t bytes, const char *what, dg_error *error);
 void vram_give(dg_model *model, int64_t bytes);
 int32_t vram_context(const dg_model *model, int32_t most);
-/* As dg_model_prefer, of experts that are yet to be placed. */
+/* As budget_prefer, of experts that are yet to be placed. */
 void vram_prefer(dg_model *model, const int64_t *tokens);
 /* False before experts are placed. */
 bool vram_placed(const dg_model *model, dg_plan *plan);

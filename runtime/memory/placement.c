@@ -11,7 +11,6 @@
 #include <string.h>
 
 #include "error.h"
-#include "session.h"
 
 #define GIB 1073741824.0
 #define MIB (1 << 20)
@@ -60,50 +59,7 @@ static double larger(double a, double b) { return a > b ? a : b; }
 static double smaller(double a, double b) { return a < b ? a : b; }
 static int64_t smaller_of(int64_t a, int64_t b) { return a < b ? a : b; }
 
-/* ---- What a model asks for ---- */
-
-int dg_model_demand(dg_model *model, int32_t context, dg_demand *d, dg_error *error) {
-    const int status = session_context(model, &context, error);
-    if (status != DG_OK) return status;
-    placement_weights(model, d);
-    d->context = context;
-    d->cache_bytes = session_cache_bytes(model, context);
-    d->work_bytes = session_room_bytes(model);
-    d->canvas_bytes = session_canvas_bytes(model);
-    return DG_OK;
-}
-
-void placement_weights(const dg_model *model, dg_demand *d) {
-    *d = (dg_demand){0};
-    const dg_config *c = &model->config;
-    d->pass_bytes = (int64_t)c->canvas_length * c->d_model * (int64_t)sizeof(float);
-    d->n_layer = c->n_layer;
-    d->n_expert = c->n_expert;
-    int64_t all = 0, experts = 0;
-    for (uint64_t i = 0; i < model->file->n_tensors; i++) all += (int64_t)model->file->tensors[i].bytes;
-    for (int32_t l = 0; l < c->n_layer; l++) {
-        const layer *w = &model->layers[l]; /* gate and up are set in every file: two tensors, or views of one */
-        d->block_bytes[l] = (w->ffn_gate_exps.rows * w->ffn_gate_exps.row_bytes) + (w->ffn_up_exps.rows * w->ffn_up_exps.row_bytes) +
-                            (w->ffn_down_exps.rows * w->ffn_down_exps.row_bytes);
-        experts += d->block_bytes[l] * c->n_expert;
-    }
-#define BYTES(t) ((t).row_bytes * (t).rows * (t).experts)
-#define DG_IF_TOP(field) + BYTES(model->top.field)
-#define DG_IF_LAYER(field)
-#define DG_IF_SLIDING(field)
-#define DG_IF_SPLIT(field)
-#define DG_TENSOR(scope, kind, field, gguf, hf, n0, n1, n2) DG_IF_##scope(field)
-    d->top_bytes = 0
-#include "tensors.def"
-        ;
-#undef DG_TENSOR
-    d->layer_bytes = all - experts - d->top_bytes;
-    const double n = c->canvas_length, width = (double)c->d_model;
-    d->block_ops = 6.0 * n * c->n_expert_used / c->n_expert * width * c->d_expert;
-    d->top_ops = 2.0 * n * width * c->n_vocab;
-    for (int32_t l = 0; l < c->n_layer; l++)
-        d->layer_ops += 2.0 * n * width * (2.0 * config_d_q(c, l) + (c->sliding[l] ? 2.0 : 1.0) * config_d_kv(c, l) + 3.0 * c->d_ffn + c->n_expert);
-}
+/* ---- The order of experts ---- */
 
 void placement_order(const int64_t *tokens, int32_t n, int32_t *order) {
     for (int32_t e = 0; e < n; e++) { /* insertion */
@@ -591,7 +547,7 @@ static int check_machine(const dg_machine *m, dg_error *error) {
 }
 
 /* A budget given, or the rest of what there is. */
-static int budget(const char *what, const dg_machine *m, double has, bool vram, int64_t given, int64_t *out, dg_error *error) {
+static int budget_bytes(const char *what, const dg_machine *m, double has, bool vram, int64_t given, int64_t *out, dg_error *error) {
     *out = given >= 0 ? given : (int64_t)has - dg_plan_margin(has, vram);
     if (given > 0 && (double)given > has)
         return fail(error, DG_ERROR_MEMORY, "a %s budget of %.2f GiB cannot be kept: the machine '%s' has %.2f GiB", what, (double)given / GIB, m->name ? m->name : "", has / GIB);
@@ -601,8 +557,8 @@ static int budget(const char *what, const dg_machine *m, double has, bool vram, 
 int dg_plan_make(const dg_demand *d, const dg_machine *m, int64_t ram, int64_t vram, dg_plan *plan, dg_error *error) {
     *plan = (dg_plan){0};
     int status = check_machine(m, error);
-    if (status == DG_OK) status = budget("RAM", m, m->ram, false, ram, &ram, error);
-    if (status == DG_OK) status = budget("VRAM", m, m->vram, true, vram, &vram, error);
+    if (status == DG_OK) status = budget_bytes("RAM", m, m->ram, false, ram, &ram, error);
+    if (status == DG_OK) status = budget_bytes("VRAM", m, m->vram, true, vram, &vram, error);
     if (status != DG_OK) return status;
     search s = {.d = d};
     find_classes(&s);

@@ -6,9 +6,10 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "demand.h"
 #include "error.h"
 #include "placement.h"
-#include "session.h"
+#include "scratch.h"
 #include "stream.h"
 #include "vram.h"
 
@@ -159,7 +160,7 @@ int32_t budget_context(const dg_model *m, int32_t most) {
     int32_t from = 1;
     while (from < most) {
         const int32_t middle = from + (most - from + 1) / 2;
-        const int64_t bytes = session_bytes(m, middle);
+        const int64_t bytes = scratch_session_bytes(m, middle);
         if (b ? holds(b, b->taken + bytes) : bytes <= left || left == 0) from = middle;
         else most = middle - 1;
     }
@@ -266,14 +267,14 @@ int budget_open(dg_model *m, int64_t ram, dg_error *error) {
 
     /* The machine matters little here: experts that fit stay, and the ring is as deep as that is worth on common ones. */
     b->machine = (dg_machine){.name = "this machine", .ram = 1e15, .disk = 2.5e9, .host = 2.5e10, .cpu_ops = 1.2e11 * pool_threads(m->ops->pool)};
-    placement_weights(m, &b->demand);
+    demand_weights(m, &b->demand);
     const int32_t context = c->context_length < DG_PLAN_CONTEXT ? c->context_length : DG_PLAN_CONTEXT;
     b->demand.context = context;
     for (int32_t l = 0; l < c->n_layer; l++) b->demand.block_bytes[l] = stream_expert_bytes(m->stream, l);
     b->demand.layer_bytes = 0;
     b->demand.top_bytes = stream_range_bytes(m->stream);
     b->demand.process_bytes = os_resident() + ops_scratch_bytes(m->ops) + GROWTH;
-    const int64_t session = session_bytes(m, context);
+    const int64_t session = scratch_session_bytes(m, context);
     status = plan_for(b, session, &b->plan, error);
     if (status == DG_ERROR_MEMORY)
         return fail(error, DG_ERROR_MEMORY, "%s: a RAM budget of %.2f GiB cannot be kept: it takes at least %.2f GiB, for a context of %d tokens", m->file->path, (double)ram / GIB,
@@ -298,9 +299,9 @@ void budget_free(dg_model *m) {
     m->budget = NULL;
 }
 
-/* ---- The public view ---- */
+/* ---- What a caller may ask and wish ---- */
 
-bool dg_model_placed(const dg_model *m, dg_plan *out) {
+bool budget_placed(const dg_model *m, dg_plan *out) {
     const budget *b = m->budget;
     if (m->vram) return vram_placed(m, out);
     if (!b) return false;
@@ -310,7 +311,7 @@ bool dg_model_placed(const dg_model *m, dg_plan *out) {
     return true;
 }
 
-void dg_model_prefer(dg_model *m, const int64_t *tokens) {
+void budget_prefer(dg_model *m, const int64_t *tokens) {
     budget *b = m->budget;
     if (m->vram) vram_prefer(m, tokens);
     if (!b) return;
@@ -320,7 +321,7 @@ void dg_model_prefer(dg_model *m, const int64_t *tokens) {
     monitor_leave(b->m);
 }
 
-bool dg_model_traffic(const dg_model *m, dg_traffic *out) {
+bool budget_traffic(const dg_model *m, dg_traffic *out) {
     *out = (dg_traffic){0};
     if (!m->stream) return false;
     stream_traffic(m->stream, out);

@@ -140,8 +140,6 @@ void ops_free(ops *o) {
     if (o->device) cuda_close(o);
     free((void *)(uintptr_t)o->beside);
     os_release(o->repacked, o->repacked_bytes);
-    profile_free(o);
-    moments_free(o);
     if (o->scratch && o->pool) os_release(o->scratch, (size_t)(o->scratch_floats * pool_threads(o->pool)) * sizeof(float));
     pool_free(o->pool);
     free(o);
