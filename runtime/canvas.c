@@ -2,8 +2,8 @@
 
 #include "carve.h"
 
-void canvas_lay_out(canvas_room *c, int32_t n, int32_t n_vocab, void *memory) {
-    *c = (canvas_room){.n = n, .free = n, .n_vocab = n_vocab, .memory = memory};
+void canvas_lay_out(canvas_buffers *c, int32_t n, int32_t n_vocab, void *memory) {
+    *c = (canvas_buffers){.n = n, .free = n, .n_vocab = n_vocab, .memory = memory};
     c->state = carve(memory, &c->bytes, 1, sizeof *c->state);
     c->argmax = carve(memory, &c->bytes, n, sizeof *c->argmax);
     c->entropy = carve(memory, &c->bytes, n, sizeof *c->entropy);

@@ -413,7 +413,7 @@ void dg_generator_free(dg_generator *generator);
 
 /* ---- Measuring ------------------------------------------------------------------------------------------------------ */
 
-/* One line of parts.def: what the time of a pass is booked under. */
+/* One line of profile_parts.def: what the time of a pass is booked under. */
 typedef struct dg_part {
     const char *name;   /* "experts" */
     const char *covers; /* for people */

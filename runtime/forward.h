@@ -10,7 +10,7 @@ typedef struct pass_part {
     dg_session *session;
     int32_t n;
     const float *condition;
-    const soft *last;
+    const self_cond *last;
 } pass_part;
 
 /* The rows of the parts, one part after another. Experts and matrices see all rows; attention keeps the sessions apart. */
@@ -21,7 +21,7 @@ typedef struct pass {
     int32_t n_parts;
     int64_t n;     /* rows of all parts */
     float *hidden; /* NULL, or [n_layer + 1][n][d_model]: the decoder writes what each layer reads, and the last output */
-    bool closely;  /* every stage of stages.def is watched */
+    bool closely;  /* everything in finite_checks.def is checked */
     bool later;    /* what was found is asked for once the step is over: forward_verdict */
 } pass;
 

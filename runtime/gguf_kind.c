@@ -3,7 +3,7 @@
 #include <string.h>
 
 #include "error.h"
-#include "tables.h"
+#include "lists.h"
 
 static gguf_text text_of(const gguf *file, key_id key) {
     gguf_text text = {"", 0};

@@ -12,7 +12,7 @@
 #include "gguf_kind.h"
 #include "memory/budget.h"
 #include "memory/vram.h"
-#include "tables.h"
+#include "lists.h"
 #include "tokenizer.h"
 
 /* ---- Configuration ---- */

@@ -23,9 +23,9 @@ static const char *const op_names[OPS] = {
 };
 
 static const struct { const char *name, *covers; } parts[PARTS] = {
-#define DG_PART(name, covers) {#name, covers},
-#include "parts.def"
-#undef DG_PART
+#define DG_PROFILE_PART(name, covers) {#name, covers},
+#include "profile_parts.def"
+#undef DG_PROFILE_PART
 };
 
 typedef struct profile {
@@ -62,7 +62,7 @@ static void book(profile *p, op_id op, uint64_t began) {
 
 int dg_profile_start(dg_model *model, dg_error *error) {
     ops *o = model->ops;
-    if (o->moments) return fail(error, DG_ERROR_USAGE, "a model cannot be profiled and observed at the same time");
+    if (o->stats) return fail(error, DG_ERROR_USAGE, "a model cannot be profiled and observed at the same time");
     dg_profile_stop(model);
     profile *p = calloc(1, sizeof *p);
     if (!p) return fail(error, DG_ERROR_SYSTEM, "no memory for a profile");

@@ -4,9 +4,9 @@
 #define DG_PROFILE_H
 
 typedef enum part {
-#define DG_PART(name, covers) PART_##name,
-#include "parts.def"
-#undef DG_PART
+#define DG_PROFILE_PART(name, covers) PART_##name,
+#include "profile_parts.def"
+#undef DG_PROFILE_PART
     PARTS
 } part;
 

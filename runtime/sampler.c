@@ -7,14 +7,14 @@
 #include "random.h"
 
 /* Merge sort: stable, so that the lower position comes first among equals. */
-static void sort_by_entropy(const float *entropy, int32_t *order, int32_t *room, int32_t n) {
+static void sort_by_entropy(const float *entropy, int32_t *order, int32_t *scratch, int32_t n) {
     if (n < 2) return;
     const int32_t half = n / 2;
-    sort_by_entropy(entropy, order, room, half);
-    sort_by_entropy(entropy, order + half, room, n - half);
-    for (int32_t i = 0; i < half; i++) room[i] = order[i];
+    sort_by_entropy(entropy, order, scratch, half);
+    sort_by_entropy(entropy, order + half, scratch, n - half);
+    for (int32_t i = 0; i < half; i++) scratch[i] = order[i];
     for (int32_t i = 0, j = half, to = 0; i < half; to++)
-        order[to] = j < n && entropy[order[j]] < entropy[room[i]] ? order[j++] : room[i++];
+        order[to] = j < n && entropy[order[j]] < entropy[scratch[i]] ? order[j++] : scratch[i++];
 }
 
 void sampler_accept(const float *entropy, int32_t n, float bound, bool *accepted, int32_t *order) {

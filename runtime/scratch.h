@@ -17,7 +17,7 @@ typedef struct scratch {
     void *products;            /* matmul_work() and soften_work() bytes */
     void *mixture;             /* experts_work() bytes */
     float *vocabulary;         /* work of the condition, soften and logits ops */
-    int32_t *found;            /* [1] where the pass first met NaN or infinity: 1 + layer * stages + stage; 0: nowhere */
+    int32_t *found;            /* [1] where the pass first met NaN or infinity: 1 + layer * checks + check; 0: nowhere */
     void *memory;              /* what all of these are carved from: the backend's */
     size_t bytes;
 } scratch;

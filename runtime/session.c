@@ -6,7 +6,7 @@
 #include "error.h"
 #include "memory/budget.h"
 #include "memory/demand.h"
-#include "tables.h"
+#include "lists.h"
 
 enum { DEFAULT_CONTEXT = 8192 };
 

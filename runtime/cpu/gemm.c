@@ -121,11 +121,11 @@ static void put(float *y, const float *acc, int64_t rows) {
     else memcpy(y, acc, (size_t)rows * sizeof *y);
 }
 
-gemm_room gemm_room_for(const ops *o, int32_t thread) {
+gemm_scratch gemm_scratch_for(const ops *o, int32_t thread) {
     float *at = o->scratch + thread * o->scratch_floats;
     gemm_panel *panel = (gemm_panel *)(void *)at;
     at += (sizeof *panel + 63) / 64 * 64 / sizeof(float);
-    return (gemm_room){panel, at, at + GEMM_TOKENS * GEMM_ROWS, at + 2 * GEMM_TOKENS * GEMM_ROWS};
+    return (gemm_scratch){panel, at, at + GEMM_TOKENS * GEMM_ROWS, at + 2 * GEMM_TOKENS * GEMM_ROWS};
 }
 
 /* ---- matmul ---- */
@@ -140,7 +140,7 @@ typedef struct multiplying {
 
 static void matmul_item(void *arg, int64_t item, int32_t thread) {
     const multiplying *a = arg;
-    const gemm_room r = gemm_room_for(a->o, thread);
+    const gemm_scratch r = gemm_scratch_for(a->o, thread);
     const int64_t end = least((item + 1) * STRIPS * GEMM_ROWS, a->w->rows);
     for (int64_t from = 0; from < a->x.n; from += GEMM_TOKENS) {
         const int64_t n = least(GEMM_TOKENS, a->x.n - from);
@@ -184,7 +184,7 @@ typedef struct mixture {
 
 static void gate_up_item(void *arg, int64_t item, int32_t thread) {
     const mixture *a = arg;
-    const gemm_room r = gemm_room_for(a->o, thread);
+    const gemm_scratch r = gemm_scratch_for(a->o, thread);
     const int64_t e = a->g.list[item / a->items], begin = item % a->items * STRIPS * GEMM_ROWS, end = least(begin + STRIPS * GEMM_ROWS, a->gate->rows);
     for (int64_t from = a->g.start[e]; from < a->g.start[e + 1]; from += GEMM_TOKENS) {
         const int64_t n = least(GEMM_TOKENS, a->g.start[e + 1] - from);
@@ -200,7 +200,7 @@ static void gate_up_item(void *arg, int64_t item, int32_t thread) {
 
 static void down_item(void *arg, int64_t item, int32_t thread) {
     const mixture *a = arg;
-    const gemm_room r = gemm_room_for(a->o, thread);
+    const gemm_scratch r = gemm_scratch_for(a->o, thread);
     const int64_t e = a->g.list[item / a->items], begin = item % a->items * STRIPS * GEMM_ROWS, end = least(begin + STRIPS * GEMM_ROWS, a->down->rows);
     for (int64_t from = a->g.start[e]; from < a->g.start[e + 1]; from += GEMM_TOKENS) {
         const int64_t n = least(GEMM_TOKENS, a->g.start[e + 1] - from);

@@ -475,8 +475,8 @@ void reference_condition(const ops *o, float *y, const float *z, const tensor *t
     pool_run(o->pool, condition_row, &(conditioning){o, y, z, table, scale}, n);
 }
 
-void reference_logits(const ops *o, float *y, const float *x, const tensor *table, int64_t n, float cap, int32_t *found, int32_t mark, void *work, float *room) {
-    (void)room;
+void reference_logits(const ops *o, float *y, const float *x, const tensor *table, int64_t n, float cap, int32_t *found, int32_t mark, void *work, float *scratch) {
+    (void)scratch;
     o->matmul(o, y, x, table, n, work);
     o->watch(o, found, y, n * table->rows, mark);
     o->softcap(o, y, n * table->rows, cap);
@@ -496,9 +496,9 @@ void reference_head(const ops *o, const head_part *parts, int32_t n_parts, const
     }
 }
 
-void reference_soften(const ops *o, float *y, const soft *s, const tensor *table, int64_t n, float scale, void *work, float *room) {
+void reference_soften(const ops *o, float *y, const self_cond *s, const tensor *table, int64_t n, float scale, void *work, float *scratch) {
     (void)work;
-    o->condition(o, y, s->z, table, n, scale, room);
+    o->condition(o, y, s->z, table, n, scale, scratch);
     for (int64_t i = 0; s->pinned && i < n; i++)
         if (s->pinned[i] && s->given) o->embed(o, y + i * table->cols, table, &s->given[i], 1, scale);
         else if (s->pinned[i]) memset(y + i * table->cols, 0, (size_t)table->cols * sizeof *y);
@@ -506,7 +506,7 @@ void reference_soften(const ops *o, float *y, const soft *s, const tensor *table
 
 /* ---- Canvases ---- */
 
-void reference_begin(const ops *o, canvas_room *c, uint64_t seed, int32_t block) {
+void reference_begin(const ops *o, canvas_buffers *c, uint64_t seed, int32_t block) {
     (void)o;
     dg_draw(seed, block, 0, c->n, c->n_vocab, c->u, c->random_ids);
     for (int32_t i = 0; i < c->n; i++)
@@ -514,14 +514,14 @@ void reference_begin(const ops *o, canvas_room *c, uint64_t seed, int32_t block)
     *c->state = (canvas_state){.seed = seed, .block = block};
 }
 
-void reference_draw(const ops *o, canvas_room *c, const dg_sampling *s) {
+void reference_draw(const ops *o, canvas_buffers *c, const dg_sampling *s) {
     (void)o;
     canvas_state *now = c->state;
     now->temperature = sampler_temperature(s, now->index);
     dg_draw(now->seed, now->block, now->index + 1, c->n, c->n_vocab, c->u, c->random_ids);
 }
 
-void reference_settle(const ops *o, canvas_room *c, const dg_sampling *s) {
+void reference_settle(const ops *o, canvas_buffers *c, const dg_sampling *s) {
     canvas_state *now = c->state;
     bool same = now->index > 0;
     double sum = 0.0;
@@ -541,7 +541,7 @@ void reference_settle(const ops *o, canvas_room *c, const dg_sampling *s) {
     now->index++;
 }
 
-void reference_renoise(const ops *o, canvas_room *c) {
+void reference_renoise(const ops *o, canvas_buffers *c) {
     (void)o;
     sampler_renoise(c->ids, c->n, c->choices, c->accepted, c->random_ids);
     for (int32_t i = 0; i < c->n; i++)

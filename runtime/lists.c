@@ -1,5 +1,5 @@
 /* Python and the runtime read the lists of this folder through these tables. */
-#include "tables.h"
+#include "lists.h"
 
 #include "weights.h"
 

@@ -1,6 +1,6 @@
 /* The lists of this folder as C tables, for what the runtime itself derives from them. */
-#ifndef DG_TABLES_H
-#define DG_TABLES_H
+#ifndef DG_LISTS_H
+#define DG_LISTS_H
 
 #include "dg.h"
 

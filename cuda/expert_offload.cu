@@ -1,7 +1,7 @@
-/* See homes.cuh. Copies have a stream of their own and run ahead as far as the ring is deep; the CPU's part has another, on which
+/* See expert_offload.cuh. Copies have a stream of their own and run ahead as far as the ring is deep; the CPU's part has another, on which
  * the inputs go out, a function of the host computes, and the outputs come back. Both are joined within a pass, so that a step
  * is one graph with all of it. */
-#include "homes.cuh"
+#include "expert_offload.cuh"
 
 #include "backend.h"
 
@@ -12,15 +12,15 @@
 
 /* What the host computes for one layer and n rows; graphs keep its address. */
 struct beside_task {
-    expert_homes *homes;
-    const expert_home *home;
+    expert_offload *offload;
+    const layer_offload *placed;
     int64_t n, k;
 };
 
-struct expert_homes {
+struct expert_offload {
     int32_t n_layer, n_expert, slots;
     int64_t slot_bytes, rows, k, d;
-    std::vector<expert_home> layers;
+    std::vector<layer_offload> layers;
     std::vector<int32_t> order, places; /* [n_layer][n_expert] */
     struct job {
         int32_t layer, first, count; /* of its streamed experts */
@@ -50,24 +50,24 @@ struct expert_homes {
     std::vector<beside_task *> tasks;
 };
 
-const expert_home *home_of(const gpu *g, const tensor *gate) {
-    if (g->homes)
-        for (const expert_home &h : g->homes->layers)
+const layer_offload *layer_offload_of(const gpu *g, const tensor *gate) {
+    if (g->offload)
+        for (const layer_offload &h : g->offload->layers)
             if (&h.weights->ffn_gate_exps == gate) return &h;
     return nullptr;
 }
 
-expert_matrix expert_matrix_of(const expert_home *h, const tensor *w, int which) {
+expert_matrix expert_matrix_of(const layer_offload *h, const tensor *w, int which) {
     return expert_matrix{w->placed, w->expert_bytes, h ? h->at : nullptr, h ? h->shift[which] : 0};
 }
 
-portion portion_here(const expert_home *h, int32_t n_expert) { return portion{0, h ? h->pinned + h->streamed : n_expert, h ? h->places : nullptr}; }
+portion portion_here(const layer_offload *h, int32_t n_expert) { return portion{0, h ? h->pinned + h->streamed : n_expert, h ? h->places : nullptr}; }
 
 /* ---- Placing ---- */
 
 static const tensor *matrix_of(const layer *w, int which) { return which == 0 ? &w->ffn_gate_exps : which == 1 ? &w->ffn_up_exps : &w->ffn_down_exps; }
 
-static bool make_events(gpu *g, expert_homes *s) {
+static bool make_events(gpu *g, expert_offload *s) {
     const auto make = [&](cudaEvent_t *e) { return gpu_check(g, cudaEventCreateWithFlags(e, cudaEventDisableTiming), "place_experts"); };
     s->arrived.resize(static_cast<size_t>(s->slots));
     s->used.resize(static_cast<size_t>(s->slots));
@@ -78,7 +78,7 @@ static bool make_events(gpu *g, expert_homes *s) {
 }
 
 /* One layer's pieces, and the device's table of them. */
-static bool place_layer(gpu *g, expert_homes *s, expert_home *h) {
+static bool place_layer(gpu *g, expert_offload *s, layer_offload *h) {
     const auto check = [&](cudaError_t status) { return gpu_check(g, status, "place_experts"); };
     const auto n = static_cast<size_t>(s->n_expert), piece = static_cast<size_t>(h->bytes);
     if (h->pinned && !check(cudaMalloc(reinterpret_cast<void **>(&h->here), static_cast<size_t>(h->pinned) * piece))) return false;
@@ -105,7 +105,7 @@ static bool place_layer(gpu *g, expert_homes *s, expert_home *h) {
            check(cudaMemcpyAsync(h->places, places, n * sizeof *places, cudaMemcpyHostToDevice, g->stream)) && check(cudaStreamSynchronize(g->stream));
 }
 
-static bool make_host_room(gpu *g, expert_homes *s, int64_t most) {
+static bool make_host_room(gpu *g, expert_offload *s, int64_t most) {
     const auto rows = static_cast<size_t>(s->rows), k = static_cast<size_t>(s->k), d = static_cast<size_t>(s->d);
     const auto lock = [&](auto **out, size_t items) { return gpu_check(g, cudaHostAlloc(reinterpret_cast<void **>(out), items * sizeof **out, 0), "place_experts"); };
     s->gathered.resize(rows * k * d);
@@ -117,7 +117,7 @@ static bool make_host_room(gpu *g, expert_homes *s, int64_t most) {
     return lock(&s->x, rows * d) && lock(&s->y, rows * d) && lock(&s->weights, rows * k) && lock(&s->experts, rows * k);
 }
 
-static bool place_plan(gpu *g, expert_homes *s, const expert_plan *p, const ops *cpu) {
+static bool place_plan(gpu *g, expert_offload *s, const expert_plan *p, const ops *cpu) {
     int64_t most = 0;
     bool beside = false;
     s->n_layer = p->n_layer, s->n_expert = p->n_expert, s->slots = p->slots, s->slot_bytes = p->slot_bytes;
@@ -125,7 +125,7 @@ static bool place_plan(gpu *g, expert_homes *s, const expert_plan *p, const ops 
     s->order.assign(p->order, p->order + static_cast<size_t>(p->n_layer) * static_cast<size_t>(p->n_expert));
     s->places.resize(s->order.size());
     for (int32_t l = 0; l < p->n_layer; l++) {
-        expert_home h = {};
+        layer_offload h = {};
         h.weights = &p->layers[l];
         h.order = s->order.data() + static_cast<std::ptrdiff_t>(l) * p->n_expert;
         for (int32_t place = 0; place < p->n_expert; place++) s->places[static_cast<size_t>(l * p->n_expert + h.order[place])] = place;
@@ -140,25 +140,25 @@ static bool place_plan(gpu *g, expert_homes *s, const expert_plan *p, const ops 
     }
     if (!make_events(g, s)) return false;
     if (!s->jobs.empty() && !gpu_check(g, cudaMalloc(reinterpret_cast<void **>(&s->ring), static_cast<size_t>(s->slots * s->slot_bytes)), "place_experts")) return false;
-    for (expert_home &h : s->layers)
+    for (layer_offload &h : s->layers)
         if (!place_layer(g, s, &h)) return false;
     return !beside || make_host_room(g, s, most);
 }
 
 void cuda_place_experts(const ops *o, const expert_plan *p) {
-    const turn t(o, "place_experts");
-    if (t.g->failure != cudaSuccess || t.g->homes) return;
-    t.g->homes = new (std::nothrow) expert_homes();
-    if (!t.g->homes) gpu_check(t.g, cudaErrorMemoryAllocation, t.op);
-    else place_plan(t.g, t.g->homes, p, o->beside);
+    const launch t(o, "place_experts");
+    if (t.g->failure != cudaSuccess || t.g->offload) return;
+    t.g->offload = new (std::nothrow) expert_offload();
+    if (!t.g->offload) gpu_check(t.g, cudaErrorMemoryAllocation, t.op);
+    else place_plan(t.g, t.g->offload, p, o->beside);
 }
 
-void close_homes(gpu *g) {
-    expert_homes *s = g->homes;
+void close_offload(gpu *g) {
+    expert_offload *s = g->offload;
     if (!s) return;
     if (s->copies) cudaStreamDestroy(s->copies);
     if (s->beside) cudaStreamDestroy(s->beside);
-    for (const expert_home &h : s->layers) {
+    for (const layer_offload &h : s->layers) {
         cudaFree(h.here);
         cudaFree(h.at);
         cudaFree(h.places);
@@ -175,14 +175,14 @@ void close_homes(gpu *g) {
     for (cudaEvent_t e : s->events) cudaEventDestroy(e);
     for (beside_task *task : s->tasks) delete task;
     delete s;
-    g->homes = nullptr;
+    g->offload = nullptr;
 }
 
 /* ---- Watching ---- */
 
 /* A moment in a stream; its number. */
 static size_t mark(gpu *g, cudaStream_t stream) {
-    expert_homes *s = g->homes;
+    expert_offload *s = g->offload;
     if (s->n_events == s->events.size()) {
         cudaEvent_t e = nullptr;
         if (!gpu_check(g, cudaEventCreate(&e), "watch")) return 0;
@@ -194,13 +194,13 @@ static size_t mark(gpu *g, cudaStream_t stream) {
 
 static double between(const gpu *g, size_t from, size_t to) {
     float milliseconds = 0.0f;
-    cudaEventElapsedTime(&milliseconds, g->homes->events[from], g->homes->events[to]);
+    cudaEventElapsedTime(&milliseconds, g->offload->events[from], g->offload->events[to]);
     return static_cast<double>(milliseconds) * 1e-3;
 }
 
 /* The stream waits for an event; watched, it is seen how long. */
 static void wait_for(gpu *g, cudaEvent_t event, const char *op) {
-    expert_homes *s = g->homes;
+    expert_offload *s = g->offload;
     if (g->failure != cudaSuccess) return;
     if (s->watched) s->waited.push_back(mark(g, g->stream));
     gpu_check(g, cudaStreamWaitEvent(g->stream, event, 0), op);
@@ -209,7 +209,7 @@ static void wait_for(gpu *g, cudaEvent_t event, const char *op) {
 
 /* What a pass took, once it is over. */
 static void add_up(gpu *g) {
-    expert_homes *s = g->homes;
+    expert_offload *s = g->offload;
     const size_t end = mark(g, g->stream);
     if (g->failure != cudaSuccess || !gpu_check(g, cudaEventSynchronize(s->events[end]), "watch")) return;
     const double wall = between(g, 0, end);
@@ -222,11 +222,11 @@ static void add_up(gpu *g) {
     for (int32_t job = 0; job < s->limit; job++) s->sum.copied += s->jobs[static_cast<size_t>(job)].count * s->layers[static_cast<size_t>(s->jobs[static_cast<size_t>(job)].layer)].bytes;
 }
 
-bool watched(const gpu *g) { return g->homes && g->homes->watched; }
+bool watched(const gpu *g) { return g->offload && g->offload->watched; }
 
 bool cuda_overlap_watch(const ops *o, bool watch) {
-    const turn t(o, "watch");
-    expert_homes *s = t.g->homes;
+    const launch t(o, "watch");
+    expert_offload *s = t.g->offload;
     if (!s) return false;
     s->watched = watch;
     if (watch) s->sum = {}, s->computing = 0;
@@ -234,23 +234,23 @@ bool cuda_overlap_watch(const ops *o, bool watch) {
 }
 
 bool cuda_overlap_read(const ops *o, dg_overlap *out) {
-    const turn t(o, "watch");
-    if (!t.g->homes) return false;
-    *out = t.g->homes->sum;
-    out->cpu = static_cast<double>(t.g->homes->computing) * 1e-9;
+    const launch t(o, "watch");
+    if (!t.g->offload) return false;
+    *out = t.g->offload->sum;
+    out->cpu = static_cast<double>(t.g->offload->computing) * 1e-9;
     return true;
 }
 
 /* ---- Copies ---- */
 
-static size_t slot_of(const expert_homes *s, int32_t job) { return static_cast<size_t>(job % s->slots); }
+static size_t slot_of(const expert_offload *s, int32_t job) { return static_cast<size_t>(job % s->slots); }
 
 /* The next job's copy, once what was in its buffer is used. */
 static void copy_next(gpu *g, const char *op) {
-    expert_homes *s = g->homes;
+    expert_offload *s = g->offload;
     const int32_t i = s->next++;
-    const expert_homes::job &j = s->jobs[static_cast<size_t>(i)];
-    const expert_home &h = s->layers[static_cast<size_t>(j.layer)];
+    const expert_offload::job &j = s->jobs[static_cast<size_t>(i)];
+    const layer_offload &h = s->layers[static_cast<size_t>(j.layer)];
     if (g->failure != cudaSuccess) return;
     if (i >= s->slots) gpu_check(g, cudaStreamWaitEvent(s->copies, s->used[slot_of(s, i)], 0), op);
     if (s->watched) s->copied.push_back(mark(g, s->copies));
@@ -261,7 +261,7 @@ static void copy_next(gpu *g, const char *op) {
 
 void cuda_begin_pass(const ops *o, int32_t layers, int32_t *found) {
     gpu *g = gpu_of(o);
-    expert_homes *s = g->homes;
+    expert_offload *s = g->offload;
     g->lock(); /* until end_pass: the ring is one pass's */
     if (g->failure == cudaSuccess) gpu_check(g, cudaMemsetAsync(found, 0, sizeof *found, g->stream), "begin_pass");
     if (!s || g->failure != cudaSuccess) return;
@@ -283,15 +283,15 @@ void cuda_end_pass(const ops *o) {
     g->unlock();
 }
 
-portion job_arrived(const turn &t, const expert_home *h, int32_t job) {
-    const expert_homes *s = t.g->homes;
-    const expert_homes::job &j = s->jobs[static_cast<size_t>(job)];
+portion job_arrived(const launch &t, const layer_offload *h, int32_t job) {
+    const expert_offload *s = t.g->offload;
+    const expert_offload::job &j = s->jobs[static_cast<size_t>(job)];
     wait_for(t.g, s->arrived[slot_of(s, job)], t.op);
     return portion{h->pinned + j.first, h->pinned + j.first + j.count, h->places};
 }
 
-void job_used(const turn &t, int32_t job) {
-    expert_homes *s = t.g->homes;
+void job_used(const launch &t, int32_t job) {
+    expert_offload *s = t.g->offload;
     if (t.g->failure == cudaSuccess) gpu_check(t.g, cudaEventRecord(s->used[slot_of(s, job)], t.g->stream), t.op);
     if (s->next < s->limit) copy_next(t.g, t.op);
 }
@@ -301,10 +301,10 @@ void job_used(const turn &t, int32_t job) {
 /* Its pairs of token and expert as rows of their own, one expert each; then the sums of each token, in the order of its slots. */
 static void compute_beside(void *arg) {
     const beside_task *task = static_cast<const beside_task *>(arg);
-    expert_homes *s = task->homes;
-    const layer *w = task->home->weights;
-    const int32_t first = task->home->pinned + task->home->streamed;
-    const int32_t *const places = s->places.data() + (task->home->order - s->order.data());
+    expert_offload *s = task->offload;
+    const layer *w = task->placed->weights;
+    const int32_t first = task->placed->pinned + task->placed->streamed;
+    const int32_t *const places = s->places.data() + (task->placed->order - s->order.data());
     const int64_t d = s->d;
     const uint64_t began = os_nanoseconds();
     int64_t n = 0;
@@ -328,17 +328,17 @@ static void compute_beside(void *arg) {
     s->computing += os_nanoseconds() - began;
 }
 
-static beside_task *task_of(expert_homes *s, const expert_home *h, int64_t n, int64_t k) {
+static beside_task *task_of(expert_offload *s, const layer_offload *h, int64_t n, int64_t k) {
     for (beside_task *task : s->tasks)
-        if (task->home == h && task->n == n && task->k == k) return task;
+        if (task->placed == h && task->n == n && task->k == k) return task;
     beside_task *task = new (std::nothrow) beside_task{s, h, n, k};
     if (task) s->tasks.push_back(task);
     return task;
 }
 
-bool begin_beside(const turn &t, const expert_home *h, float *y, const float *x, const int32_t *experts, const float *weights, int64_t n, int64_t k) {
+bool begin_beside(const launch &t, const layer_offload *h, float *y, const float *x, const int32_t *experts, const float *weights, int64_t n, int64_t k) {
     gpu *g = t.g;
-    expert_homes *s = g->homes;
+    expert_offload *s = g->offload;
     if (!h || h->pinned + h->streamed == s->n_expert) return false;
     const auto check = [&](cudaError_t status) { return gpu_check(g, status, t.op); };
     if (g->failure != cudaSuccess || !check(cudaEventRecord(s->handed, g->stream)) || !check(cudaStreamWaitEvent(s->beside, s->handed, 0))) return true;
@@ -358,4 +358,4 @@ bool begin_beside(const turn &t, const expert_home *h, float *y, const float *x,
     return true;
 }
 
-void end_beside(const turn &t) { wait_for(t.g, t.g->homes->given, t.op); }
+void end_beside(const launch &t) { wait_for(t.g, t.g->offload->given, t.op); }

@@ -5,8 +5,8 @@
  * them, PITCH bytes: an odd number of lines, so that rows of aligned pieces meet no bank twice. What of a stage lies where
  * follows from the low bits of the row's address.
  */
-#ifndef DG_CUDA_CODES_H
-#define DG_CUDA_CODES_H
+#ifndef DG_CUDA_UNPACK_H
+#define DG_CUDA_UNPACK_H
 
 #include <stddef.h>
 

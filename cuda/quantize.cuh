@@ -1,12 +1,12 @@
 /* Activations, rounded once per matrix to what its weights' products take. */
-#ifndef DG_CUDA_ROUNDED_H
-#define DG_CUDA_ROUNDED_H
+#ifndef DG_CUDA_QUANTIZE_H
+#define DG_CUDA_QUANTIZE_H
 
-#include "codes.cuh"
+#include "unpack.cuh"
 
 /* STAGE columns of a row in int8; their pitch of nine lines meets no bank twice. What is past the row's end is zero, or never
  * read where a sub-block begins there. */
-struct alignas(LINE) rounded_stage {
+struct alignas(LINE) quantized_stage {
     int8_t codes[STAGE]; /* -127..127 */
     union {
         float scales[STAGE_SUBS]; /* blocks of 32: of each sub-block */
@@ -15,24 +15,24 @@ struct alignas(LINE) rounded_stage {
         } sums;
     };
 };
-static_assert(sizeof(rounded_stage) == 9 * LINE, "an odd number of lines");
+static_assert(sizeof(quantized_stage) == 9 * LINE, "an odd number of lines");
 
-struct rounded {
-    rounded_stage *stages; /* [n][n_stages] */
+struct quantized {
+    quantized_stage *stages; /* [n][n_stages] */
     float *scales;         /* [n][n_stages / 2], K-quants */
     int32_t n_stages;
 };
 
 static inline int32_t stages_of(int64_t cols) { return static_cast<int32_t>((cols + STAGE - 1) / STAGE); }
 static inline size_t whole_lines(size_t n) { return (n + 255) / 256 * 256; }
-static inline size_t rounded_bytes(int64_t n, int64_t cols) {
-    return whole_lines(static_cast<size_t>(n * stages_of(cols)) * sizeof(rounded_stage)) + whole_lines(static_cast<size_t>(n * (stages_of(cols) / 2)) * sizeof(float));
+static inline size_t quantized_bytes(int64_t n, int64_t cols) {
+    return whole_lines(static_cast<size_t>(n * stages_of(cols)) * sizeof(quantized_stage)) + whole_lines(static_cast<size_t>(n * (stages_of(cols) / 2)) * sizeof(float));
 }
-static inline rounded rounded_in(void *memory, int64_t n, int64_t cols) {
-    rounded r;
+static inline quantized quantized_in(void *memory, int64_t n, int64_t cols) {
+    quantized r;
     r.n_stages = stages_of(cols);
-    r.stages = static_cast<rounded_stage *>(memory);
-    r.scales = reinterpret_cast<float *>(static_cast<char *>(memory) + whole_lines(static_cast<size_t>(n * r.n_stages) * sizeof(rounded_stage)));
+    r.stages = static_cast<quantized_stage *>(memory);
+    r.scales = reinterpret_cast<float *>(static_cast<char *>(memory) + whole_lines(static_cast<size_t>(n * r.n_stages) * sizeof(quantized_stage)));
     return r;
 }
 
@@ -62,6 +62,6 @@ __device__ inline uint32_t round_sub(const float (&v)[4], float *scale) {
 }
 
 /* r = x[n][cols]; integer: for K-quants, a scale per 256 columns */
-void round_rows(const turn &t, const rounded &r, const float *x, int64_t n, int64_t cols, bool integer);
+void quantize_rows(const launch &t, const quantized &r, const float *x, int64_t n, int64_t cols, bool integer);
 
 #endif

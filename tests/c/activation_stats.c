@@ -62,5 +62,5 @@ int main(void) {
     CHECK(one.counts[1] == 20 + 2 * CANVAS, "attn_q of the first layer saw %lld rows", (long long)one.counts[1]);
     CHECK(one.counts[5] == CANVAS, "the self-conditioning saw %lld rows", (long long)one.counts[5]);
     free(plain.logits), free(one.logits), free(three.logits);
-    return check_done("moments");
+    return check_done("activation_stats");
 }

@@ -17,7 +17,7 @@ typedef struct slot {
     int64_t *counts; /* [experts] rows that went in */
 } slot;
 
-typedef struct moments {
+typedef struct activation_stats {
     ops plain; /* the table as it was */
     slot *slots;
     int32_t n_slots;
@@ -27,9 +27,9 @@ typedef struct moments {
     int64_t rows;
     float *x, *gate, *up;
     void *work;
-} moments;
+} activation_stats;
 
-static slot *slot_of(const moments *m, const tensor *w) {
+static slot *slot_of(const activation_stats *m, const tensor *w) {
     for (int32_t i = 0; i < m->n_slots; i++)
         if (m->slots[i].w == w) return &m->slots[i];
     return NULL;
@@ -63,20 +63,20 @@ static void observe(const ops *o, slot *s, int64_t expert, const float *x, int64
 }
 
 static void observed_matmul(const ops *o, float *y, const float *x, const tensor *w, int64_t n, void *work) {
-    moments *m = o->moments;
+    activation_stats *m = o->stats;
     if (!m->within) observe(o, slot_of(m, w), 0, x, n);
     m->plain.matmul(o, y, x, w, n, work);
 }
 
 static void observed_head(const ops *o, const head_part *parts, int32_t n_parts, const float *x, const tensor *table, int64_t n, float cap, void *work) {
-    moments *m = o->moments;
+    activation_stats *m = o->stats;
     observe(o, slot_of(m, table), 0, x, n);
     m->within = true;
     m->plain.head(o, parts, n_parts, x, table, n, cap, work);
     m->within = false;
 }
 
-static bool make_room(moments *m, const tensor *gate, int64_t n) {
+static bool make_room(activation_stats *m, const tensor *gate, int64_t n) {
     if (n <= m->rows) return true;
     free(m->x), free(m->gate), free(m->up), free(m->work);
     m->x = malloc((size_t)(n * gate->cols) * sizeof *m->x);
@@ -100,7 +100,7 @@ static tensor of_expert(const tensor *w, int64_t expert) {
 /* What goes into `down` is made inside the operation: it is computed again here, by the same products. */
 static void observed_experts(const ops *o, float *y, const float *x, const tensor *gate, const tensor *up, const tensor *down,
                              const int32_t *experts, const float *weights, int64_t n, int64_t k, const expert_feed *feed, void *work) {
-    moments *m = o->moments;
+    activation_stats *m = o->stats;
     const int64_t d = gate->cols;
     for (int64_t e = 0; e < gate->experts && make_room(m, gate, n); e++) {
         int64_t rows = 0;
@@ -120,7 +120,7 @@ static void observed_experts(const ops *o, float *y, const float *x, const tenso
     m->within = false;
 }
 
-static int add_slot(moments *m, const tensor *w, const char *name, int32_t l, dg_error *error) {
+static int add_slot(activation_stats *m, const tensor *w, const char *name, int32_t l, dg_error *error) {
     slot *s = &m->slots[m->n_slots];
     *s = (slot){.w = w, .sums = calloc((size_t)(w->experts * 2 * w->cols), sizeof *s->sums), .counts = calloc((size_t)w->experts, sizeof *s->counts)};
     m->n_slots++;
@@ -155,7 +155,7 @@ static const struct {
 };
 enum { PLACES = sizeof places / sizeof *places };
 
-static int add_slots(dg_model *model, moments *m, dg_error *error) {
+static int add_slots(dg_model *model, activation_stats *m, dg_error *error) {
     for (int32_t i = 0; i < PLACES; i++)
         for (int32_t l = 0; l < (places[i].top ? 1 : model->config.n_layer) && places[i].matrix; l++) {
             layer *of = &model->layers[l];
@@ -170,13 +170,13 @@ static int add_slots(dg_model *model, moments *m, dg_error *error) {
     return DG_OK;
 }
 
-static void moments_free(ops *o) {
-    moments *m = o->moments;
+static void activation_stats_free(ops *o) {
+    activation_stats *m = o->stats;
     if (!m) return;
     for (int32_t i = 0; i < m->n_slots; i++) free(m->slots[i].sums), free(m->slots[i].counts);
     free(m->slots), free(m->x), free(m->gate), free(m->up), free(m->work);
     free(m);
-    o->moments = NULL;
+    o->stats = NULL;
 }
 
 int dg_moments_start(dg_model *model, dg_error *error) {
@@ -185,14 +185,14 @@ int dg_moments_start(dg_model *model, dg_error *error) {
     if (o->device) return fail(error, DG_ERROR_USAGE, "a model can be observed on the CPU alone, and this one is on %s", o->name);
     if (model->stream) return fail(error, DG_ERROR_USAGE, "a model under a RAM budget cannot be observed: its experts pass by once");
     dg_moments_stop(model);
-    moments *m = calloc(1, sizeof *m);
+    activation_stats *m = calloc(1, sizeof *m);
     if (m) m->slots = calloc((size_t)(PLACES * (model->config.n_layer + 1)), sizeof *m->slots);
-    o->moments = m;
+    o->stats = m;
     if (!m) return fail(error, DG_ERROR_SYSTEM, "no memory to observe a model");
     m->plain = *o;
     const int status = m->slots ? add_slots(model, m, error) : fail(error, DG_ERROR_SYSTEM, "no memory to observe a model");
     if (status != DG_OK) {
-        moments_free(o);
+        activation_stats_free(o);
         return status;
     }
     o->matmul = observed_matmul;
@@ -203,16 +203,16 @@ int dg_moments_start(dg_model *model, dg_error *error) {
 
 void dg_moments_stop(dg_model *model) {
     ops *o = model->ops;
-    if (!o->moments) return;
-    o->matmul = o->moments->plain.matmul;
-    o->experts = o->moments->plain.experts;
-    o->head = o->moments->plain.head;
-    moments_free(o);
+    if (!o->stats) return;
+    o->matmul = o->stats->plain.matmul;
+    o->experts = o->stats->plain.experts;
+    o->head = o->stats->plain.head;
+    activation_stats_free(o);
 }
 
 int dg_moments_read(const dg_model *model, const char *name, int32_t expert, double *sums, double *squares, int64_t *count,
                     dg_error *error) {
-    const moments *m = model->ops->moments;
+    const activation_stats *m = model->ops->stats;
     if (!m) return fail(error, DG_ERROR_USAGE, "this model is not observed");
     if (m->failed) return fail(error, DG_ERROR_SYSTEM, "no memory to observe a model");
     for (int32_t i = 0; i < m->n_slots; i++) {

@@ -1,19 +1,19 @@
-/* See plain.cuh. */
-#include "plain.cuh"
+/* See naive.cuh. */
+#include "naive.cuh"
 
 template <class F>
-__global__ void __launch_bounds__(PLAIN_THREADS) plain_matmul_kernel(float *y, const float *x, const typename F::block *w, int64_t n, int64_t rows, int64_t cols,
+__global__ void __launch_bounds__(NAIVE_THREADS) naive_matmul_kernel(float *y, const float *x, const typename F::block *w, int64_t n, int64_t rows, int64_t cols,
                                                                      const int32_t *count) {
-    DG_SHARED(float, room_w, PLAIN * PLAIN_PITCH);
-    DG_SHARED(float, room_x, PLAIN * PLAIN_PITCH);
+    DG_SHARED(float, room_w, NAIVE * NAIVE_PITCH);
+    DG_SHARED(float, room_x, NAIVE * NAIVE_PITCH);
     if (count) n = *count;
-    if (static_cast<int64_t>(blockIdx.y) * PLAIN >= n) return;
-    const int64_t first_row = static_cast<int64_t>(blockIdx.x) * PLAIN, first = static_cast<int64_t>(blockIdx.y) * PLAIN;
+    if (static_cast<int64_t>(blockIdx.y) * NAIVE >= n) return;
+    const int64_t first_row = static_cast<int64_t>(blockIdx.x) * NAIVE, first = static_cast<int64_t>(blockIdx.y) * NAIVE;
     float sum[2] = {0.0f, 0.0f};
-    plain_tile<F>(sum, w + first_row * (cols / F::VALUES), cols, rows - first_row, [&](int i) { return first + i < n ? x + (first + i) * cols : nullptr; }, room_w, room_x);
-    const int64_t row = first_row + threadIdx.x % PLAIN;
+    naive_tile<F>(sum, w + first_row * (cols / F::VALUES), cols, rows - first_row, [&](int i) { return first + i < n ? x + (first + i) * cols : nullptr; }, room_w, room_x);
+    const int64_t row = first_row + threadIdx.x % NAIVE;
     for (int i = 0; i < 2; i++) {
-        const int64_t token = first + threadIdx.x / PLAIN + i * PLAIN / 2;
+        const int64_t token = first + threadIdx.x / NAIVE + i * NAIVE / 2;
         if (row < rows && token < n) y[token * rows + row] = sum[i];
     }
 }
@@ -22,8 +22,8 @@ __global__ void __launch_bounds__(PLAIN_THREADS) plain_matmul_kernel(float *y, c
  * add up in their order. */
 constexpr int SPLITS = 8;
 __global__ void DG_HOT(SPLITS * WARP) float_matmul_kernel(float *y, const float *x, const float *w, int64_t n, int64_t rows, int64_t cols) {
-    DG_SHARED(float, parts, SPLITS * PLAIN * PLAIN);
-    const int64_t first_row = static_cast<int64_t>(blockIdx.x) * PLAIN, first = static_cast<int64_t>(blockIdx.y) * PLAIN, quads = cols / 4;
+    DG_SHARED(float, parts, SPLITS * NAIVE * NAIVE);
+    const int64_t first_row = static_cast<int64_t>(blockIdx.x) * NAIVE, first = static_cast<int64_t>(blockIdx.y) * NAIVE, quads = cols / 4;
     const int row = lane_id() / 8 * 4, token = lane_id() % 8 * 2;
     const float4 *from_w[4], *from_x[2];
     DG_UNROLL
@@ -43,44 +43,44 @@ __global__ void DG_HOT(SPLITS * WARP) float_matmul_kernel(float *y, const float 
     DG_UNROLL
     for (int i = 0; i < 4; i++)
         DG_UNROLL
-        for (int j = 0; j < 2; j++) parts[(warp_id() * PLAIN + token + j) * PLAIN + row + i] = sum[i][j];
+        for (int j = 0; j < 2; j++) parts[(warp_id() * NAIVE + token + j) * NAIVE + row + i] = sum[i][j];
     block_sync();
-    static_assert(SPLITS * WARP == PLAIN * PLAIN, "a thread per result");
-    const int64_t at_row = first_row + threadIdx.x % PLAIN, at = first + threadIdx.x / PLAIN;
+    static_assert(SPLITS * WARP == NAIVE * NAIVE, "a thread per result");
+    const int64_t at_row = first_row + threadIdx.x % NAIVE, at = first + threadIdx.x / NAIVE;
     float total = 0.0f;
-    for (int p = 0; p < SPLITS; p++) total += parts[p * PLAIN * PLAIN + static_cast<int>(threadIdx.x)];
+    for (int p = 0; p < SPLITS; p++) total += parts[p * NAIVE * NAIVE + static_cast<int>(threadIdx.x)];
     if (at_row < rows && at < n) y[at * rows + at_row] = total;
 }
 
-void split_matmul(const turn &t, float *y, const float *x, const tensor *w, int64_t n) {
+void split_matmul(const launch &t, float *y, const float *x, const tensor *w, int64_t n) {
     if (w->format->id == DG_F32 && w->cols % 4 == 0)
-        t.start(float_matmul_kernel, dim3(blocks_for(w->rows, PLAIN), blocks_for(n, PLAIN)), dim3(SPLITS * WARP), 0, y, x, reinterpret_cast<const float *>(w->placed), n, w->rows, w->cols);
-    else plain_matmul(t, y, x, w, n, nullptr);
+        t.start(float_matmul_kernel, dim3(blocks_for(w->rows, NAIVE), blocks_for(n, NAIVE)), dim3(SPLITS * WARP), 0, y, x, reinterpret_cast<const float *>(w->placed), n, w->rows, w->cols);
+    else naive_matmul(t, y, x, w, n, nullptr);
 }
 
-void plain_matmul(const turn &t, float *y, const float *x, const tensor *w, int64_t n, const int32_t *count) {
+void naive_matmul(const launch &t, float *y, const float *x, const tensor *w, int64_t n, const int32_t *count) {
     for_format(w->format->id, [&](auto format) {
         using F = decltype(format);
-        t.start(plain_matmul_kernel<F>, dim3(blocks_for(w->rows, PLAIN), blocks_for(n, PLAIN)), dim3(PLAIN_THREADS), 0, y, x,
+        t.start(naive_matmul_kernel<F>, dim3(blocks_for(w->rows, NAIVE), blocks_for(n, NAIVE)), dim3(NAIVE_THREADS), 0, y, x,
                 reinterpret_cast<const typename F::block *>(w->placed), n, w->rows, w->cols, count);
     });
 }
 
 template <class F>
-__global__ void __launch_bounds__(PLAIN_THREADS) plain_gathered_kernel(float *z, const float *x, const typename F::block *table, const int32_t *chunks, int64_t rows, int64_t cols) {
-    DG_SHARED(float, room_w, PLAIN * PLAIN_PITCH);
-    DG_SHARED(float, room_x, PLAIN * PLAIN_PITCH);
-    const int64_t first_row = static_cast<int64_t>(chunks[blockIdx.y]) * SOFT_CHUNK + blockIdx.x * PLAIN;
+__global__ void __launch_bounds__(NAIVE_THREADS) naive_gathered_kernel(float *z, const float *x, const typename F::block *table, const int32_t *chunks, int64_t rows, int64_t cols) {
+    DG_SHARED(float, room_w, NAIVE * NAIVE_PITCH);
+    DG_SHARED(float, room_x, NAIVE * NAIVE_PITCH);
+    const int64_t first_row = static_cast<int64_t>(chunks[blockIdx.y]) * SELF_COND_CHUNK + blockIdx.x * NAIVE;
     float sum[2] = {0.0f, 0.0f};
     if (first_row >= rows) return;
-    plain_tile<F>(sum, table + first_row * (cols / F::VALUES), cols, rows - first_row, [&](int i) { return i == 0 ? x + blockIdx.y * cols : nullptr; }, room_w, room_x);
-    if (threadIdx.x < PLAIN && first_row + threadIdx.x < rows) z[static_cast<int64_t>(blockIdx.y) * SOFT_CHUNK + blockIdx.x * PLAIN + threadIdx.x] = sum[0];
+    naive_tile<F>(sum, table + first_row * (cols / F::VALUES), cols, rows - first_row, [&](int i) { return i == 0 ? x + blockIdx.y * cols : nullptr; }, room_w, room_x);
+    if (threadIdx.x < NAIVE && first_row + threadIdx.x < rows) z[static_cast<int64_t>(blockIdx.y) * SELF_COND_CHUNK + blockIdx.x * NAIVE + threadIdx.x] = sum[0];
 }
 
-void plain_gathered(const turn &t, float *z, const float *x, const tensor *table, const int32_t *chunks, int64_t n) {
+void naive_gathered(const launch &t, float *z, const float *x, const tensor *table, const int32_t *chunks, int64_t n) {
     for_format(table->format->id, [&](auto format) {
         using F = decltype(format);
-        t.start(plain_gathered_kernel<F>, dim3(SOFT_CHUNK / PLAIN, static_cast<unsigned>(n)), dim3(PLAIN_THREADS), 0, z, x,
+        t.start(naive_gathered_kernel<F>, dim3(SELF_COND_CHUNK / NAIVE, static_cast<unsigned>(n)), dim3(NAIVE_THREADS), 0, z, x,
                 reinterpret_cast<const typename F::block *>(table->placed), chunks, table->rows, table->cols);
     });
 }
@@ -121,21 +121,21 @@ __global__ void __launch_bounds__(ORDER_THREADS) order_kernel(expert_order o, co
     }
 }
 
-static size_t rounded(size_t bytes) { return (bytes + 255) / 256 * 256; }
+static size_t padded(size_t bytes) { return (bytes + 255) / 256 * 256; }
 static int32_t most_tiles(int64_t n_pairs, int64_t n_expert, int32_t height) {
     return static_cast<int32_t>(n_pairs / height + (n_expert < n_pairs ? n_expert : n_pairs));
 }
 
 size_t expert_order_bytes(int64_t n_pairs, int64_t n_expert) {
-    return rounded(static_cast<size_t>(n_expert + 1) * sizeof(int32_t)) + rounded(static_cast<size_t>(n_pairs) * sizeof(int32_t)) +
-           rounded(static_cast<size_t>(most_tiles(n_pairs, n_expert, LEAST_HEIGHT)) * sizeof(int2));
+    return padded(static_cast<size_t>(n_expert + 1) * sizeof(int32_t)) + padded(static_cast<size_t>(n_pairs) * sizeof(int32_t)) +
+           padded(static_cast<size_t>(most_tiles(n_pairs, n_expert, LEAST_HEIGHT)) * sizeof(int2));
 }
 
-expert_order order_experts(const turn &t, void *memory, const int32_t *experts, int64_t n_pairs, int64_t n_expert, int32_t height) {
+expert_order order_experts(const launch &t, void *memory, const int32_t *experts, int64_t n_pairs, int64_t n_expert, int32_t height) {
     expert_order o;
     char *at = static_cast<char *>(memory);
-    o.start = reinterpret_cast<int32_t *>(at), at += rounded(static_cast<size_t>(n_expert + 1) * sizeof(int32_t));
-    o.pairs = reinterpret_cast<int32_t *>(at), at += rounded(static_cast<size_t>(n_pairs) * sizeof(int32_t));
+    o.start = reinterpret_cast<int32_t *>(at), at += padded(static_cast<size_t>(n_expert + 1) * sizeof(int32_t));
+    o.pairs = reinterpret_cast<int32_t *>(at), at += padded(static_cast<size_t>(n_pairs) * sizeof(int32_t));
     o.tiles = reinterpret_cast<int2 *>(at);
     o.most_tiles = most_tiles(n_pairs, n_expert, height);
     t.start(order_kernel, dim3(1), dim3(ORDER_THREADS), static_cast<size_t>(2 * n_expert) * sizeof(int32_t), o, experts, static_cast<int32_t>(n_pairs),
@@ -153,20 +153,20 @@ __global__ void combine_kernel(float *y, const float *out, const int32_t *expert
     }
 }
 
-void combine_experts(const turn &t, float *y, const float *out, const int32_t *experts, const float *weights, int64_t n, int64_t k, int64_t d, portion here, bool more) {
+void combine_experts(const launch &t, float *y, const float *out, const int32_t *experts, const float *weights, int64_t n, int64_t k, int64_t d, portion here, bool more) {
     t.start(combine_kernel, dim3(static_cast<unsigned>(n)), dim3(256), 0, y, out, experts, weights, k, d, here, more);
 }
 
 /* hidden[place in pairs][d_expert] = gelu(gate x) * up x, or, without an up, out[pair][rows] = down hidden. */
 template <class F, bool DOWN>
-__global__ void __launch_bounds__(PLAIN_THREADS) plain_experts_kernel(float *y, const float *x, expert_matrix w, expert_matrix up, int64_t rows, int64_t cols, expert_order o,
+__global__ void __launch_bounds__(NAIVE_THREADS) naive_experts_kernel(float *y, const float *x, expert_matrix w, expert_matrix up, int64_t rows, int64_t cols, expert_order o,
                                                                       int32_t k, portion some) {
-    DG_SHARED(float, room_w, PLAIN * PLAIN_PITCH);
-    DG_SHARED(float, room_x, PLAIN * PLAIN_PITCH);
+    DG_SHARED(float, room_w, NAIVE * NAIVE_PITCH);
+    DG_SHARED(float, room_x, NAIVE * NAIVE_PITCH);
     const int2 tile = o.tiles[blockIdx.y];
     if (!some.has(tile.x)) return;
     const int32_t end = o.start[tile.x + 1];
-    const int64_t first_row = static_cast<int64_t>(blockIdx.x) * PLAIN, row = first_row + threadIdx.x % PLAIN;
+    const int64_t first_row = static_cast<int64_t>(blockIdx.x) * NAIVE, row = first_row + threadIdx.x % NAIVE;
     const int64_t at = first_row * (cols / F::VALUES);
     const auto blocks_of = [&](const expert_matrix &m) { return reinterpret_cast<const typename F::block *>(m.of(tile.x)) + at; };
     const auto x_of = [&](int i) -> const float * {
@@ -175,35 +175,35 @@ __global__ void __launch_bounds__(PLAIN_THREADS) plain_experts_kernel(float *y, 
         return x + (DOWN ? place : o.pairs[place] / k) * cols;
     };
     float sum[2] = {0.0f, 0.0f}, other[2] = {0.0f, 0.0f};
-    plain_tile<F>(sum, blocks_of(w), cols, rows - first_row, x_of, room_w, room_x);
-    if (!DOWN) plain_tile<F>(other, blocks_of(up), cols, rows - first_row, x_of, room_w, room_x);
+    naive_tile<F>(sum, blocks_of(w), cols, rows - first_row, x_of, room_w, room_x);
+    if (!DOWN) naive_tile<F>(other, blocks_of(up), cols, rows - first_row, x_of, room_w, room_x);
     for (int i = 0; i < 2; i++) {
-        const int32_t place = tile.y + static_cast<int32_t>(threadIdx.x / PLAIN) + i * PLAIN / 2;
+        const int32_t place = tile.y + static_cast<int32_t>(threadIdx.x / NAIVE) + i * NAIVE / 2;
         if (row >= rows || place >= end) continue;
         if (DOWN) y[o.pairs[place] * rows + row] = sum[i];
         else y[place * rows + row] = gelu_tanh(sum[i]) * other[i];
     }
 }
 
-void plain_experts(const turn &t, float *y, const float *x, const tensor *gate, const tensor *up, const tensor *down, const int32_t *experts,
+void naive_experts(const launch &t, float *y, const float *x, const tensor *gate, const tensor *up, const tensor *down, const int32_t *experts,
                    const float *weights, int64_t n, int64_t k, void *work) {
-    const expert_order order = order_experts(t, work, experts, n * k, gate->experts, PLAIN);
+    const expert_order order = order_experts(t, work, experts, n * k, gate->experts, NAIVE);
     float *const hidden = reinterpret_cast<float *>(static_cast<char *>(work) + expert_order_bytes(n * k, gate->experts));
     float *const out = hidden + n * k * gate->rows;
     const auto most = static_cast<unsigned>(order.most_tiles);
-    const expert_home *const home = home_of(t.g, gate);
-    const bool beside = begin_beside(t, home, y, x, experts, weights, n, k);
+    const layer_offload *const placed = layer_offload_of(t.g, gate);
+    const bool beside = begin_beside(t, placed, y, x, experts, weights, n, k);
     const expert_matrix none = {};
-    for_portions(t, home, static_cast<int32_t>(gate->experts), [&](portion some) {
+    for_portions(t, placed, static_cast<int32_t>(gate->experts), [&](portion some) {
         for_format(gate->format->id, [&](auto format) {
-            t.start(plain_experts_kernel<decltype(format), false>, dim3(blocks_for(gate->rows, PLAIN), most), dim3(PLAIN_THREADS), 0, hidden, x, expert_matrix_of(home, gate, 0),
-                    expert_matrix_of(home, up, 1), gate->rows, gate->cols, order, static_cast<int32_t>(k), some);
+            t.start(naive_experts_kernel<decltype(format), false>, dim3(blocks_for(gate->rows, NAIVE), most), dim3(NAIVE_THREADS), 0, hidden, x, expert_matrix_of(placed, gate, 0),
+                    expert_matrix_of(placed, up, 1), gate->rows, gate->cols, order, static_cast<int32_t>(k), some);
         });
         for_format(down->format->id, [&](auto format) {
-            t.start(plain_experts_kernel<decltype(format), true>, dim3(blocks_for(down->rows, PLAIN), most), dim3(PLAIN_THREADS), 0, out, static_cast<const float *>(hidden),
-                    expert_matrix_of(home, down, 2), none, down->rows, down->cols, order, static_cast<int32_t>(k), some);
+            t.start(naive_experts_kernel<decltype(format), true>, dim3(blocks_for(down->rows, NAIVE), most), dim3(NAIVE_THREADS), 0, out, static_cast<const float *>(hidden),
+                    expert_matrix_of(placed, down, 2), none, down->rows, down->cols, order, static_cast<int32_t>(k), some);
         });
     });
     if (beside) end_beside(t);
-    combine_experts(t, y, out, experts, weights, n, k, down->rows, portion_here(home, static_cast<int32_t>(gate->experts)), beside);
+    combine_experts(t, y, out, experts, weights, n, k, down->rows, portion_here(placed, static_cast<int32_t>(gate->experts)), beside);
 }

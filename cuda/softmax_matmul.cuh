@@ -10,8 +10,8 @@
  * binary16, whatever the format, and all above 2^-28 of that length have 11 bits. So a product is off by at most 2^-11 of itself
  * for either side. NaN and infinity stay.
  */
-#ifndef DG_CUDA_BLEND_H
-#define DG_CUDA_BLEND_H
+#ifndef DG_CUDA_SOFTMAX_MATMUL_H
+#define DG_CUDA_SOFTMAX_MATMUL_H
 
 #include "tile.cuh"
 
@@ -94,19 +94,19 @@ template <class F> static inline bool for_words(const gpu *g, const tensor *tabl
 /* ---- The tile ---- */
 
 /* Where a block's share of the work lies. */
-struct blend_task {
+struct softmax_task {
     const uint16_t *shares; /* [n][2 * width]: a row's are the first half of it, and a zero where width is odd */
     bytes table;            /* [width] */
     int64_t row_bytes;
     int32_t width, cols, n; /* rows that there are */
 };
 
-template <class W> struct blend_tile {
+template <class W> struct softmax_tile {
     static constexpr int THREADS = 128, ROWS = 128, WORDS = 32, SIDE = 64, MT = SIDE / 16, NT = SIDE / 8;
     static constexpr int RING = W::PITCH > 4 * STAGE ? 3 : 4; /* what 99 KiB hold */
     static constexpr int SHARES_PITCH = WORDS + 8, VALUES_PITCH = STAGE + 8; /* odd numbers of lines meet no bank twice */
     static_assert(THREADS == WORDS * STAGE_SUBS && ROWS == 2 * SIDE && STAGE == 2 * SIDE, "a thread per sub-block, a warp per quarter");
-    struct room {
+    struct scratch {
         alignas(LINE) unsigned char table[RING][WORDS][W::PITCH];
         alignas(LINE) uint16_t shares[RING][ROWS][SHARES_PITCH];
         alignas(LINE) uint16_t values[2][WORDS][VALUES_PITCH];
@@ -115,7 +115,7 @@ template <class W> struct blend_tile {
 
     /* sum = the tile of rows from `row` on and of columns from stage * STAGE on, over the words of steps [begin, end). Each number
      * is summed in one order, whatever n is. */
-    __device__ static void run(sums &sum, room *r, const blend_task &a, int32_t row, int stage, int begin, int end, float unit) {
+    __device__ static void run(sums &sum, scratch *r, const softmax_task &a, int32_t row, int stage, int begin, int end, float unit) {
         const int columns = a.cols - stage * STAGE < STAGE ? a.cols - stage * STAGE : STAGE;
         const int row_side = warp_id() / 2 * SIDE, column_side = warp_id() % 2 * SIDE;
         const bool needed = row + row_side < a.n && column_side < columns;
@@ -165,7 +165,7 @@ private:
         bool needed[LINES];
         const uint16_t *share[ROUNDS];
     };
-    __device__ static sources sources_of(const blend_task &a, int32_t row, int stage, int columns) {
+    __device__ static sources sources_of(const softmax_task &a, int32_t row, int stage, int columns) {
         const int own = threadIdx.x / QUARTER, quarter = threadIdx.x % QUARTER;
         sources s;
         s.word = a.table + own * a.row_bytes;
@@ -184,7 +184,7 @@ private:
     }
 
     /* Zeros where there is no word. */
-    __device__ static void fetch(room *r, const blend_task &a, const sources &s, int step) {
+    __device__ static void fetch(scratch *r, const softmax_task &a, const sources &s, int step) {
         const int at = step % RING, own = threadIdx.x / QUARTER, quarter = threadIdx.x % QUARTER, first = step * WORDS, mine = first + quarter * ITEMS;
         const bytes word = s.word + first * a.row_bytes;
         DG_UNROLL
@@ -202,7 +202,7 @@ private:
         }
     }
 
-    __device__ static void decode(room *r, const blend_task &a, int stage, int columns, int step, float unit) {
+    __device__ static void decode(scratch *r, const softmax_task &a, int stage, int columns, int step, float unit) {
         const int word = warp_id() * 8 + lane_id() % 8, j = lane_id() / 8; /* eight lanes that write together meet no bank twice */
         if (j * SUB >= columns) return;
         float v[SUB];

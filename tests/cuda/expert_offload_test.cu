@@ -4,7 +4,7 @@
 #include <memory>
 
 #include "harness.h"
-#include "homes.cuh"
+#include "expert_offload.cuh"
 
 constexpr int LAYERS = 3;
 constexpr int64_t N = 6, K = 3, EXPERTS = 7;
@@ -131,4 +131,4 @@ static void test(uint64_t seed) {
     }
 }
 
-int main(int argc, char **argv) { return run_seeds("cuda homes", argc, argv, test); }
+int main(int argc, char **argv) { return run_seeds("cuda expert offload", argc, argv, test); }

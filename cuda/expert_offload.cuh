@@ -1,7 +1,7 @@
 /* Where a layer's experts are: all in their tensors, or as a plan has them: in the device's memory, on their way there through
  * a ring of buffers, or left to the CPU, which computes them at the same time. */
-#ifndef DG_CUDA_HOMES_H
-#define DG_CUDA_HOMES_H
+#ifndef DG_CUDA_EXPERT_OFFLOAD_H
+#define DG_CUDA_EXPERT_OFFLOAD_H
 
 #include "cuda.h"
 
@@ -25,7 +25,7 @@ struct portion {
 };
 
 /* A layer under a plan. */
-struct expert_home {
+struct layer_offload {
     const layer *weights;
     int32_t pinned, streamed;     /* places [0, pinned) and the next: as expert_plan has them */
     const int32_t *order;         /* [n_expert] the expert at each place, of the plan's */
@@ -36,23 +36,23 @@ struct expert_home {
     int32_t first_job, n_jobs, per_job;
 };
 
-/* The home of the layer that these are the gates of; NULL: its tensors have them all. */
-const expert_home *home_of(const gpu *g, const tensor *gate);
+/* Where the layer is whose gates these are; NULL: its tensors have them all. */
+const layer_offload *layer_offload_of(const gpu *g, const tensor *gate);
 /* Gate, up or down (0, 1, 2) for kernels. */
-expert_matrix expert_matrix_of(const expert_home *h, const tensor *w, int which);
+expert_matrix expert_matrix_of(const layer_offload *h, const tensor *w, int which);
 /* All that the device computes of a layer. */
-portion portion_here(const expert_home *h, int32_t n_expert);
+portion portion_here(const layer_offload *h, int32_t n_expert);
 
 /* The CPU's part of the op, beside what the device does between the two calls: y[n][d] = its experts' share of the sum. */
-bool begin_beside(const turn &t, const expert_home *h, float *y, const float *x, const int32_t *experts, const float *weights, int64_t n, int64_t k);
-void end_beside(const turn &t);
+bool begin_beside(const launch &t, const layer_offload *h, float *y, const float *x, const int32_t *experts, const float *weights, int64_t n, int64_t k);
+void end_beside(const launch &t);
 
 /* Waits for a job's copies; frees its buffer for a later one. */
-portion job_arrived(const turn &t, const expert_home *h, int32_t job);
-void job_used(const turn &t, int32_t job);
+portion job_arrived(const launch &t, const layer_offload *h, int32_t job);
+void job_used(const launch &t, int32_t job);
 
 /* Calls compute(portion) for all that the device computes of a layer. */
-template <class F> static inline void for_portions(const turn &t, const expert_home *h, int32_t n_expert, F compute) {
+template <class F> static inline void for_portions(const launch &t, const layer_offload *h, int32_t n_expert, F compute) {
     if (!h) {
         compute(portion_here(h, n_expert));
         return;
@@ -67,6 +67,6 @@ template <class F> static inline void for_portions(const turn &t, const expert_h
 /* While passes are watched they are not recorded. */
 bool watched(const gpu *g);
 
-void close_homes(gpu *g);
+void close_offload(gpu *g);
 
 #endif

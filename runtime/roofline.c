@@ -202,18 +202,18 @@ bool dg_peak_measure(int32_t i, int32_t threads, dg_peak *out) {
     const bool memory = peaks[at].work == read_memory;
     const size_t bytes = memory ? (size_t)STRETCHES * STRETCH : 1;
     const int64_t most = memory ? STRETCHES : (int64_t)ITEMS * threads;
-    char *room = os_reserve(bytes);
-    measuring a = {peaks[at].work, room, calloc((size_t)most, sizeof(double))};
+    char *buffer = os_reserve(bytes);
+    measuring a = {peaks[at].work, buffer, calloc((size_t)most, sizeof(double))};
     pool *one = pool_new(1), *all = pool_new(threads);
-    if (room && a.done && one && all) {
+    if (buffer && a.done && one && all) {
         if (memory)
-            for (size_t k = 0; k < bytes; k += 4096) room[k] = 1; /* pages never written are all the same one */
+            for (size_t k = 0; k < bytes; k += 4096) buffer[k] = 1; /* pages never written are all the same one */
         out->one = rate(one, &a, memory ? most : ITEMS);
         out->all = rate(all, &a, most);
     }
     pool_free(one);
     pool_free(all);
     free(a.done);
-    os_release(room, bytes);
+    os_release(buffer, bytes);
     return true;
 }
