@@ -32,7 +32,7 @@ $(BUILD)/$(1)%$(3:%=.%).o: %.c
 endef
 compile = $(eval $(call COMPILE,$(1),$(2)))$(foreach isa,$(ISAS),$(eval $(call COMPILE,$(1),$(2),$(isa),$(call isa_flags,$(isa)))))
 
-SOURCES  = $(filter-out $(PER_ISA) $(PRODUCTS),$(wildcard quants/*.c runtime/*.c runtime/cpu/*.c))
+SOURCES  = $(filter-out $(PER_ISA) $(PRODUCTS),$(wildcard quants/*.c runtime/*.c runtime/memory/*.c runtime/cpu/*.c))
 OBJECTS  = $(SOURCES:%.c=$(BUILD)/%.o) $(ISA_OBJECTS:%=$(BUILD)/%)
 C_TESTS  = $(patsubst tests/c/%.c,$(BUILD)/$(1)/tests/%,$(wildcard tests/c/*.c))
 
@@ -180,8 +180,8 @@ ifdef CUDA
 CUDA_OBJECTS = $(KERNELS:%.cu=$(BUILD)/%.o)
 CUDA_LINK    = -L$(CUDA_HOME)/lib -L$(CUDA_HOME)/lib64 -Wl,--exclude-libs,ALL -lcudart_static $(if $(wildcard $(CUDA_HOME)/lib*/libculibos.a),-lculibos) -lrt -ldl -lstdc++
 endif
-$(BUILD)/runtime/ops.o: ALL += $(if $(CUDA),-DDG_CUDA)
-$(BUILD)/runtime/ops.o $(NATIVE): $(BUILD)/variant
+$(BUILD)/runtime/backends.o: ALL += $(if $(CUDA),-DDG_CUDA)
+$(BUILD)/runtime/backends.o $(NATIVE): $(BUILD)/variant
 
 lib: $(BUILD)/libdgemma.a ## the C library alone
 
@@ -263,7 +263,7 @@ $(foreach t,$(TARGETS),$(eval $(call CUBIN_RULES,$(t))))
 -include $(CUBINS:=.d) $(KERNELS:%.cu=$(BUILD)/%.d)
 
 # Kernels and backend as C++ over the emulation of tests/cuda, in three variants: as it is, with ASan and UBSan, and with the
-# hooks of the race checker. Each has the whole library, its ops.c with the backend.
+# hooks of the race checker. Each has the whole library, its backends.c with the backend.
 CXX       ?= c++
 EMULATED   = $(BUILD)/cuda
 EMU_FLAGS  = -std=c++17 -fPIC -ffp-contract=off -fno-threadsafe-statics -Wall -Wextra -Wshadow -Wundef $(if $(CI),-Werror) \
@@ -275,7 +275,7 @@ EMU_hooks_races = -fsanitize=thread
 EMU_link_plain  = -ldl
 EMU_link_races  = -rdynamic -Wl,--wrap=memcpy,--wrap=memset -ldl
 EMU_parts_races = races
-EMU_library = $(filter-out $(1)runtime/ops.o,$(2))
+EMU_library = $(filter-out $(1)runtime/backends.o,$(2))
 EMU_library_plain = $(call EMU_library,$(BUILD)/,$(OBJECTS))
 EMU_library_races = $(call EMU_library,$(BUILD)/,$(OBJECTS))
 EMU_library_asan  = $(call EMU_library,$(BUILD)/asan/,$(asan_OBJECTS))
@@ -289,11 +289,11 @@ $(EMULATED)/$(1)/%.cu.o: %.cu $(CUDA_HOME)/bin/nvcc
 $(EMULATED)/$(1)/%.cpp.o: %.cpp $(CUDA_HOME)/bin/nvcc
 	@mkdir -p $$(@D)
 	$$(CXX) $$(EMU_FLAGS) $$(EMU_$(1)) -MMD -MP -c $$< -o $$@
-$(EMULATED)/$(1)/runtime/ops.o: runtime/ops.c
+$(EMULATED)/$(1)/runtime/backends.o: runtime/backends.c
 	@mkdir -p $$(@D)
 	$$(CC) $$(ALL) $$(EMU_$(1)) -DDG_CUDA -MMD -MP -c $$< -o $$@
 EMU_shim_$(1) = $$(patsubst %,$(EMULATED)/$(1)/tests/cuda/%.cpp.o,shim runtime $(EMU_parts_$(1)))
-EMU_objects_$(1) = $$(KERNELS:%=$(EMULATED)/$(1)/%.o) $(EMULATED)/$(1)/runtime/ops.o $$(EMU_library_$(1)) $$(EMU_shim_$(1))
+EMU_objects_$(1) = $$(KERNELS:%=$(EMULATED)/$(1)/%.o) $(EMULATED)/$(1)/runtime/backends.o $$(EMU_library_$(1)) $$(EMU_shim_$(1))
 $(EMULATED)/$(1)/%_test: $(EMULATED)/$(1)/tests/cuda/%_test.cu.o $$(EMU_objects_$(1))
 	$$(CXX) $$(EMU_$(1):-fsanitize=thread=) $$^ -lm -pthread $$(EMU_link_$(1)) $$($$(*F)_LINK) -o $$@
 .PRECIOUS: $(EMULATED)/$(1)/%.cu.o $(EMULATED)/$(1)/%.cpp.o

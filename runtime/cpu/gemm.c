@@ -121,11 +121,11 @@ static void put(float *y, const float *acc, int64_t rows) {
     else memcpy(y, acc, (size_t)rows * sizeof *y);
 }
 
-gemm_room gemm_room_for(const ops *o, int32_t thread) {
+gemm_scratch gemm_scratch_for(const ops *o, int32_t thread) {
     float *at = o->scratch + thread * o->scratch_floats;
     gemm_panel *panel = (gemm_panel *)(void *)at;
     at += (sizeof *panel + 63) / 64 * 64 / sizeof(float);
-    return (gemm_room){panel, at, at + GEMM_TOKENS * GEMM_ROWS, at + 2 * GEMM_TOKENS * GEMM_ROWS};
+    return (gemm_scratch){panel, at, at + GEMM_TOKENS * GEMM_ROWS, at + 2 * GEMM_TOKENS * GEMM_ROWS};
 }
 
 /* ---- matmul ---- */
@@ -140,7 +140,7 @@ typedef struct multiplying {
 
 static void matmul_item(void *arg, int64_t item, int32_t thread) {
     const multiplying *a = arg;
-    const gemm_room r = gemm_room_for(a->o, thread);
+    const gemm_scratch r = gemm_scratch_for(a->o, thread);
     const int64_t end = least((item + 1) * STRIPS * GEMM_ROWS, a->w->rows);
     for (int64_t from = 0; from < a->x.n; from += GEMM_TOKENS) {
         const int64_t n = least(GEMM_TOKENS, a->x.n - from);
@@ -159,7 +159,7 @@ static void matmul_item(void *arg, int64_t item, int32_t thread) {
 
 static int64_t items_of(int64_t rows) { return (rows + STRIPS * GEMM_ROWS - 1) / (STRIPS * GEMM_ROWS); }
 
-static void gemm_matmul(const ops *o, float *y, const float *x, const tensor *w, int64_t n, void *work) {
+void gemm_matmul(const ops *o, float *y, const float *x, const tensor *w, int64_t n, void *work) {
     const gemm_kernel *k = gemm_kernel_for(o->gemm, w);
     if (!k) {
         o->float_matmul(o, y, x, w, n, work);
@@ -184,7 +184,7 @@ typedef struct mixture {
 
 static void gate_up_item(void *arg, int64_t item, int32_t thread) {
     const mixture *a = arg;
-    const gemm_room r = gemm_room_for(a->o, thread);
+    const gemm_scratch r = gemm_scratch_for(a->o, thread);
     const int64_t e = a->g.list[item / a->items], begin = item % a->items * STRIPS * GEMM_ROWS, end = least(begin + STRIPS * GEMM_ROWS, a->gate->rows);
     for (int64_t from = a->g.start[e]; from < a->g.start[e + 1]; from += GEMM_TOKENS) {
         const int64_t n = least(GEMM_TOKENS, a->g.start[e + 1] - from);
@@ -200,7 +200,7 @@ static void gate_up_item(void *arg, int64_t item, int32_t thread) {
 
 static void down_item(void *arg, int64_t item, int32_t thread) {
     const mixture *a = arg;
-    const gemm_room r = gemm_room_for(a->o, thread);
+    const gemm_scratch r = gemm_scratch_for(a->o, thread);
     const int64_t e = a->g.list[item / a->items], begin = item % a->items * STRIPS * GEMM_ROWS, end = least(begin + STRIPS * GEMM_ROWS, a->down->rows);
     for (int64_t from = a->g.start[e]; from < a->g.start[e + 1]; from += GEMM_TOKENS) {
         const int64_t n = least(GEMM_TOKENS, a->g.start[e + 1] - from);
@@ -223,8 +223,8 @@ static void quantise_hidden(void *arg, int64_t item, int32_t thread) {
     for (int64_t i = a->g.start[e]; i < a->g.start[e + 1]; i++) quantise_row(&r, i);
 }
 
-static void gemm_experts(const ops *o, float *y, const float *x, const tensor *gate, const tensor *up, const tensor *down, const int32_t *experts,
-                         const float *weights, int64_t n, int64_t k, const expert_feed *feed, void *work) {
+void gemm_experts(const ops *o, float *y, const float *x, const tensor *gate, const tensor *up, const tensor *down, const int32_t *experts,
+                  const float *weights, int64_t n, int64_t k, const expert_feed *feed, void *work) {
     const gemm_kernel *k_in = gemm_kernel_for(o->gemm, gate), *k_down = gemm_kernel_for(o->gemm, down);
     if (!k_in || !k_down || k_in != gemm_kernel_for(o->gemm, up)) {
         o->float_experts(o, y, x, gate, up, down, experts, weights, n, k, feed, work);
@@ -245,16 +245,4 @@ static void gemm_experts(const ops *o, float *y, const float *x, const tensor *g
         pool_run(o->pool, down_item, &a, count * a.items);
     }
     combine_experts(o, y, a.g.out, weights, n, k, down->rows);
-}
-
-void gemm_install(ops *o, const gemm_set *set) {
-    o->gemm = set;
-    o->float_matmul = o->matmul;
-    o->float_experts = o->experts;
-    o->float_head = o->head;
-    o->float_soften = o->soften;
-    o->matmul = gemm_matmul;
-    o->experts = gemm_experts;
-    o->head = gemm_head;
-    o->soften = gemm_soften;
 }

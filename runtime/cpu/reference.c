@@ -428,36 +428,6 @@ void reference_experts(const ops *o, float *y, const float *x, const tensor *gat
 
 /* ---- Vocabulary ---- */
 
-void dg_choose(const float *z, int64_t n, int64_t n_vocab, const double *u, dg_choice *out) {
-    for (int64_t i = 0; i < n; i++, z += n_vocab) {
-        int64_t best = 0;
-        bool finite = isfinite(z[0]);
-        for (int64_t v = 1; v < n_vocab; v++) {
-            if (z[v] > z[best]) best = v;
-            finite = finite && isfinite(z[v]);
-        }
-        if (!finite) {
-            out[i] = (dg_choice){NAN, -1, -1};
-            continue;
-        }
-        double total = 0.0, weighted = 0.0; /* H = log Z - sum d e^d / Z, d = z - max */
-        for (int64_t v = 0; v < n_vocab; v++) {
-            const double d = (double)z[v] - (double)z[best], p = exp(d);
-            total += p;
-            if (p > 0.0) weighted += d * p;
-        }
-        const double aim = u[i] * total;
-        double below = 0.0;
-        int64_t sample = -1;
-        for (int64_t v = 0; v < n_vocab && sample < 0; v++) {
-            below += exp((double)z[v] - (double)z[best]);
-            if (below > aim) sample = v;
-        }
-        const double entropy = log(total) - weighted / total;
-        out[i] = (dg_choice){entropy > 0.0 ? (float)entropy : 0.0f, (int32_t)best, (int32_t)(sample < 0 ? best : sample)};
-    }
-}
-
 typedef struct choosing {
     dg_choice *out;
     const float *z;
@@ -505,8 +475,8 @@ void reference_condition(const ops *o, float *y, const float *z, const tensor *t
     pool_run(o->pool, condition_row, &(conditioning){o, y, z, table, scale}, n);
 }
 
-void reference_logits(const ops *o, float *y, const float *x, const tensor *table, int64_t n, float cap, int32_t *found, int32_t mark, void *work, float *room) {
-    (void)room;
+void reference_logits(const ops *o, float *y, const float *x, const tensor *table, int64_t n, float cap, int32_t *found, int32_t mark, void *work, float *scratch) {
+    (void)scratch;
     o->matmul(o, y, x, table, n, work);
     o->watch(o, found, y, n * table->rows, mark);
     o->softcap(o, y, n * table->rows, cap);
@@ -526,9 +496,9 @@ void reference_head(const ops *o, const head_part *parts, int32_t n_parts, const
     }
 }
 
-void reference_soften(const ops *o, float *y, const soft *s, const tensor *table, int64_t n, float scale, void *work, float *room) {
+void reference_soften(const ops *o, float *y, const self_cond *s, const tensor *table, int64_t n, float scale, void *work, float *scratch) {
     (void)work;
-    o->condition(o, y, s->z, table, n, scale, room);
+    o->condition(o, y, s->z, table, n, scale, scratch);
     for (int64_t i = 0; s->pinned && i < n; i++)
         if (s->pinned[i] && s->given) o->embed(o, y + i * table->cols, table, &s->given[i], 1, scale);
         else if (s->pinned[i]) memset(y + i * table->cols, 0, (size_t)table->cols * sizeof *y);
@@ -536,7 +506,7 @@ void reference_soften(const ops *o, float *y, const soft *s, const tensor *table
 
 /* ---- Canvases ---- */
 
-void reference_begin(const ops *o, canvas_room *c, uint64_t seed, int32_t block) {
+void reference_begin(const ops *o, canvas_buffers *c, uint64_t seed, int32_t block) {
     (void)o;
     dg_draw(seed, block, 0, c->n, c->n_vocab, c->u, c->random_ids);
     for (int32_t i = 0; i < c->n; i++)
@@ -544,14 +514,14 @@ void reference_begin(const ops *o, canvas_room *c, uint64_t seed, int32_t block)
     *c->state = (canvas_state){.seed = seed, .block = block};
 }
 
-void reference_draw(const ops *o, canvas_room *c, const dg_sampling *s) {
+void reference_draw(const ops *o, canvas_buffers *c, const dg_sampling *s) {
     (void)o;
     canvas_state *now = c->state;
     now->temperature = sampler_temperature(s, now->index);
     dg_draw(now->seed, now->block, now->index + 1, c->n, c->n_vocab, c->u, c->random_ids);
 }
 
-void reference_settle(const ops *o, canvas_room *c, const dg_sampling *s) {
+void reference_settle(const ops *o, canvas_buffers *c, const dg_sampling *s) {
     canvas_state *now = c->state;
     bool same = now->index > 0;
     double sum = 0.0;
@@ -571,7 +541,7 @@ void reference_settle(const ops *o, canvas_room *c, const dg_sampling *s) {
     now->index++;
 }
 
-void reference_renoise(const ops *o, canvas_room *c) {
+void reference_renoise(const ops *o, canvas_buffers *c) {
     (void)o;
     sampler_renoise(c->ids, c->n, c->choices, c->accepted, c->random_ids);
     for (int32_t i = 0; i < c->n; i++)
