@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from dgemma.chat.answer_parser import Reader, opens_thought
+from dgemma.chat.answer_parser import Reader
+from dgemma.chat.template import no_template
 from dgemma.errors import Error, UsageError
 from dgemma.files import json_lines
 from dgemma.model import Model
@@ -81,7 +82,7 @@ class Batch:
         n = self._model.config.canvas_length
         session = self._room(len(ids) + (-(-int(used["max_tokens"]) // n) - 1) * n)
         result = session.generate(ids, **settings)
-        reader = Reader(self._model.tokenizer, marks and opens_thought(self._model.tokenizer, ids), marks)
+        reader = Reader.behind(self._model.tokenizer, ids, marks)
         reader.feed(result.ids)
         reader.finish()
         parts = reader.answer
@@ -119,7 +120,7 @@ class Batch:
         if not templated:
             for name, value in (("system", system), ("thinking", thinking), ("tools", tools), ("messages", messages)):
                 if value and (name != "messages" or raw):
-                    raise UsageError(f"{name} needs a chat template, and there is none to use")
+                    raise UsageError(no_template(f"{name} needs", "there is none to use"))
             return self._model.prompt_ids(prompt or messages or []), False
         if messages is None:
             messages = [{"role": "user", "content": prompt}]

@@ -9,7 +9,7 @@ from typing import Any
 
 from dgemma._native import ffi, lib
 from dgemma.chat.messages import read, read_tools, text_of
-from dgemma.chat.template import reads, reads_parts, render_chat
+from dgemma.chat.template import no_template, reads, reads_parts, render_chat
 from dgemma.errors import UsageError, check, new_error
 from dgemma.native.handle import Handle
 
@@ -156,9 +156,7 @@ class Tokenizer:
         given = read_tools(tools)
         if template is None:
             if given or thinking:
-                raise UsageError(
-                    f"{'tools need' if given else 'thinking needs'} a chat template, and this file has none"
-                )
+                raise UsageError(no_template("tools need" if given else "thinking needs"))
             return _last_user_text(read(messages))
         known = reads(template).names
         if thinking and "enable_thinking" not in known:
@@ -195,6 +193,5 @@ def _last_user_text(messages: Sequence[Mapping[str, Any]]) -> str:
     for at, message in enumerate(messages):
         if message["role"] in ("system", "tool") or "tool_calls" in message:
             said = "a call of a tool" if "tool_calls" in message else f"a {message['role']} message"
-            problem = f"{said} needs a chat template, and this file has none"
-            raise UsageError(f"messages[{at}]: {problem}", f"messages.{at}.role")
+            raise UsageError(f"messages[{at}]: {no_template(f'{said} needs')}", f"messages.{at}.role")
     return text_of(asked[-1])

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from copy import copy
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
@@ -97,6 +97,11 @@ class Reader:
         self._new: list[tuple[Kind, str | ToolCall]] = []
         self._told: dict[Kind, list[str]] = {"thinking": [], "text": []}
         self._calls: list[ToolCall] = []
+
+    @classmethod
+    def behind(cls, tokenizer: Tokenizer, prompt: Sequence[int], marks: bool = True) -> Reader:
+        """Return a reader of the answer to a prompt, which may end inside a thought. marks: as for Reader."""
+        return cls(tokenizer, marks and opens_thought(tokenizer, prompt), marks)
 
     @property
     def answer(self) -> Answer:
@@ -250,9 +255,9 @@ def read_text(text: str, thinking: bool = False) -> Answer:
     return reader.answer
 
 
-def opens_thought(tokenizer: Tokenizer, prompt: list[int]) -> bool:
+def opens_thought(tokenizer: Tokenizer, prompt: Sequence[int]) -> bool:
     """Whether a prompt ends inside a thought, which the answer then goes on with."""
-    tail = tokenizer.decode(prompt[-8:], special=True)
+    tail = tokenizer.decode(list(prompt[-8:]), special=True)
     return tail.rstrip().endswith(THINK + HEADER.rstrip())
 
 

@@ -8,7 +8,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from dgemma.chat.answer_parser import Answer, Delta, Reader, opens_thought
+from dgemma.chat.answer_parser import Answer, Delta, Reader
 from dgemma.chat.messages import plain
 from dgemma.errors import Error, UsageError
 from dgemma.events import Block, Result, Step
@@ -160,8 +160,7 @@ class Conversation:
         self, ids: list[int], on_encode: OnEncode | None, options: dict[str, Any]
     ) -> Generator[Told, None, None]:
         tokenizer = self.model.tokenizer
-        marks = tokenizer.chat_template is not None
-        reader = Reader(tokenizer, marks and opens_thought(tokenizer, ids), marks)
+        reader = Reader.behind(tokenizer, ids, marks=tokenizer.chat_template is not None)
         if not self._busy.acquire(blocking=False):
             raise Error(BUSY)
         result: Result | None = None

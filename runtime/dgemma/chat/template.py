@@ -27,6 +27,11 @@ from dgemma.errors import FormatError, SystemFailure, UsageError
 WORKER = Path(__file__).with_name("template_worker.py")
 
 
+def no_template(needs: str, where: str = "this file has none") -> str:
+    """Return the message of an error: what needs a chat template ("tools need"), and that there is none."""
+    return f"{needs} a chat template, and {where}"
+
+
 class TakesTooLong(UsageError):
     """A template was stopped at its limit of time."""
 

@@ -7,7 +7,7 @@ from contextlib import closing
 from dataclasses import asdict
 from typing import Any
 
-from dgemma.chat.answer_parser import Delta, Reader, opens_thought
+from dgemma.chat.answer_parser import Delta, Reader
 from dgemma.chat.conversation import taken_apart
 from dgemma.cli.display import Silent
 from dgemma.cli.frames import Framer
@@ -41,7 +41,7 @@ class Watch:
 def reader_for(model: Model, prompt: Prompt, raw: bool) -> Reader:
     """What takes the answer apart; without a chat template, or where it is gone without, all is text."""
     marks = model.tokenizer.chat_template is not None and not raw
-    return Reader(model.tokenizer, marks and opens_thought(model.tokenizer, model.prompt_ids(prompt)), marks)
+    return Reader.behind(model.tokenizer, model.prompt_ids(prompt) if marks else [], marks)
 
 
 def work(

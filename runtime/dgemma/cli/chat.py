@@ -8,6 +8,7 @@ from typing import Any
 
 from dgemma.chat.answer_parser import Delta
 from dgemma.chat.conversation import Conversation, Reply, Told
+from dgemma.chat.template import no_template
 from dgemma.cli import FAILURE
 from dgemma.cli.answer import Watch
 from dgemma.cli.commands import FILES, TABLE, run
@@ -164,7 +165,7 @@ class Chat:
 
     def need_template(self, what: str) -> None:
         if self.model.tokenizer.chat_template is None:
-            raise UsageError(f"{what} needs a chat template, and {self.model.path} has none")
+            raise UsageError(no_template(f"{what} needs", f"{self.model.path} has none"))
 
     # ---- what is told ----
 

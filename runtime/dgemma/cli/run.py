@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from dgemma.chat.template import no_template
 from dgemma.cli import WRONG_USAGE, Command, batch, version_option
 from dgemma.cli.answer import Watch, as_object, reader_for, work
 from dgemma.cli.display import display, figures
@@ -302,7 +303,7 @@ def refuse_without_template(model: Model, system: str | None, think: bool) -> No
     if model.tokenizer.chat_template is None:
         for flag, given in (("--system", system is not None), ("--think", think)):
             if given:
-                raise click.UsageError(f"{flag} needs a chat template, and {model.path} has none")
+                raise click.UsageError(no_template(f"{flag} needs", f"{model.path} has none"))
 
 
 def refuse_beside(what: str, task: Task | None, **flags: bool) -> None:

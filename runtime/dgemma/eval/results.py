@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, fields
 from types import TracebackType
 from typing import Any
 
-from dgemma.chat.answer_parser import Reader, opens_thought
+from dgemma.chat.answer_parser import Reader
 from dgemma.eval.baseline import Say
 from dgemma.eval.checks import holds
 from dgemma.eval.statistics import Share, mean_of, share_of
@@ -170,7 +170,7 @@ def tried(variant: Variant, task: Task, seed: int, found: Result | Filled, text:
 
 def shown(model: Model, prompt: Sequence[int], result: Result) -> str:
     """What an answer shows: without its thought, calls of tools as they are written."""
-    reader = Reader(model.tokenizer, thinking=opens_thought(model.tokenizer, list(prompt)))
+    reader = Reader.behind(model.tokenizer, prompt)
     deltas = [*reader.feed(result.ids), *reader.finish()]
     return "".join(delta.text for delta in deltas if delta.kind != "thinking")
 

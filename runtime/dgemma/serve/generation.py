@@ -89,7 +89,7 @@ def answers(work: Work, session: Session, waited: float) -> Turns:
 def _answer(
     work: Work, session: Session, prompt: list[int], seed: int, choice: int, seconds: dict[str, float]
 ) -> Turns:
-    reader = Reader(session.model.tokenizer, work.thinking, work.marks)
+    reader = Reader.behind(session.model.tokenizer, prompt, work.marks)
     stops = Stops(work.stops)
     clock = Clock()
     tokens = steps = 0

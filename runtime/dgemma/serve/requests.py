@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
-from dgemma.chat.answer_parser import opens_thought
+from dgemma.chat.template import no_template
 from dgemma.errors import UsageError
 from dgemma.model import Model
 from dgemma.options import efforts, options
@@ -134,7 +134,6 @@ class Work(Asked):
     n: int
     seed: int  # not among the settings
     marks: bool  # thoughts and calls are told apart
-    thinking: bool  # the prompt ends inside a thought
     calls: bool  # calls are told as calls; else they are text
     stops: tuple[str, ...]
 
@@ -182,7 +181,6 @@ def read_request(endpoint: Endpoint, body: Any, model: Model, served: str, conte
         settings=settings,
         need=_context_for(model, max(map(len, prompts)), tokens, context),
         marks=templated,
-        thinking=templated and opens_thought(model.tokenizer, prompts[0]),
         calls=isinstance(request, ChatRequest) and bool(_tools(request)),
         stops=_stops(request.stop),
         **delivered,
@@ -261,7 +259,7 @@ def _chat_prompt(model: Model, request: ChatRequest) -> list[int]:
     thinking, tools = request.reasoning_effort != "none", _tools(request)
     if model.tokenizer.chat_template is None and (thinking or tools):
         name = "tools" if tools else "reasoning_effort"
-        raise wrong(f"{name} needs a chat template, and this model has none", name)
+        raise wrong(no_template(f"{name} needs", "this model has none"), name)
     given = [tool.model_dump(exclude_none=True) for tool in tools] or None
     try:
         ids = model.tokenizer.chat(request.messages, given, thinking)
