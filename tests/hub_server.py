@@ -25,6 +25,8 @@ class Hub:
     stalled: threading.Event = field(default_factory=threading.Event)
     over: threading.Event = field(default_factory=threading.Event)
     ranges: bool = True
+    shift: int = 0  # bytes by which parts of files begin too late
+    commits: list[str] = field(default_factory=list)  # others than the repositories' own, of the same files
     refuses: dict[str, tuple[int, dict[str, str]]] = field(default_factory=dict)  # "api" or a file: status, headers
     listing: bytes | None = None  # what is answered instead of a list of files
     url: str = ""
@@ -44,7 +46,7 @@ def serving(hub: Hub) -> Iterator[Hub]:
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     server.daemon_threads = True
     hub.url = f"http://127.0.0.1:{server.server_port}"
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
     try:
         yield hub
     finally:
@@ -74,7 +76,7 @@ class _Handler(BaseHTTPRequestHandler):
         if repository not in self.hub.repositories:
             return self._json({"error": "no such repository"}, 404, {"X-Error-Code": "RepoNotFound"})
         commit = self.hub.commit(repository)
-        if rest[1:] and rest[1] not in ("main", commit):
+        if rest[1:] and rest[1] not in ("main", commit, *self.hub.commits):
             return self._json({"error": "no such revision"}, 404, {"X-Error-Code": "RevisionNotFound"})
         files = self.hub.repositories[repository]
         if refused := self.hub.refuses.get("api" if api else "/".join(rest[2:])):
@@ -111,6 +113,7 @@ class _Handler(BaseHTTPRequestHandler):
         if asked and self.hub.ranges:
             start, _, end = asked.removeprefix("bytes=").partition("-")
             first, last = int(start), min(int(end or last), last)
+            first += self.hub.shift if first else 0
         headers = {"Content-Length": str(last + 1 - first), "X-Repo-Commit": commit, "Accept-Ranges": "bytes"}
         headers["ETag"] = f'"{_about(data).get("lfs", {}).get("oid") or _about(data)["oid"]}"'
         if asked and self.hub.ranges:

@@ -20,14 +20,14 @@ from dgemma.bench import synthetic
 from dgemma.bench.decoding import told as decoding_told
 from dgemma.bench.device import rates_of
 from dgemma.bench.flops import BY_NAME, keys_seen, pass_operations, step_bytes, step_operations
-from dgemma.bench.machine import Machine, Memory, Peak, best_of, measure_machine
+from dgemma.bench.machine import Machine, Memory, Peak, apart, best_of, measure_machine
 from dgemma.bench.measure import Times
 from dgemma.bench.profile import Profile, parts
 from dgemma.bench.synthetic import SHAPES, Synthetic, blueprint, config_of, make
 from dgemma.cli.bench import main
 from dgemma.config import Config
 from dgemma.convert.recipe import RECIPES
-from dgemma.errors import UsageError
+from dgemma.errors import SystemFailure, UsageError
 from dgemma.model import bundled
 
 TINY = Synthetic("tiny")
@@ -376,3 +376,11 @@ def test_llama_cpp_runs_the_same_backbone(capsys, cache: Path, tmp_path: Path):
     rows = json.loads(file.read_text())["against"]["rows"]
     assert [row["tokens"][0] for row in rows] == [256, 1024, 32]
     assert all(row["ratio"] > 0 for row in rows)
+
+
+def test_what_another_process_measures_comes_back_and_so_does_how_it_fails() -> None:
+    assert apart(divmod, 7, 2) == (3, 1)
+    with pytest.raises(ValueError, match="invalid literal"):
+        apart(int, "x")
+    with pytest.raises(SystemFailure, match="the process that measures this machine ended with 3"):
+        apart(os._exit, 3)

@@ -199,8 +199,56 @@ def test_a_file_is_found_among_others(files: list[str], type_: str, found: list[
 
 
 @pytest.mark.parametrize(
+    ("file", "type_"),
+    [
+        ("model-Q4_K_M-imat.gguf", "q4_k_m"),
+        ("model.Q4_0_instruct.gguf", "q4_0"),
+        ("model-Q8_0-v2.gguf", "q8_0"),
+        ("model-q4_k_s-00001-of-00001.imat.gguf", "Q4_K_S"),
+        ("model-IQ4_NL-2.gguf", "iq4_nl"),
+        ("model-Q4_0_4_4-it.gguf", "q4_0_4_4"),
+        ("model-UD-Q4_K_XL-fixed.gguf", "q4_k_xl"),
+        ("model (Q6_K) new.gguf", "q6_k"),
+        ("Q5_K_M-imat/model.gguf", "q5_k_m"),
+        ("model-MXFP4_MOE-v1.1.gguf", "mxfp4_moe"),
+        ("model-BF16-it.gguf", "bf16"),
+        ("model-Q4_K_M-imat.gguf", "q4_k_m-imat"),
+        ("model-Q4_K_M-imat.gguf", "model-q4_k_m"),
+        ("model-Q4_K_M-f16.gguf", "q4_k_m-f16"),
+    ],
+)
+def test_a_type_finds_a_file_with_words_behind_it(file: str, type_: str) -> None:
+    files = ["model-Q2_K.gguf", "model-Q3_K_M-imat.gguf", "model-Q4_K_L.gguf", file]
+    assert _of_type(parse(f"hf:a/b:{type_}"), files) == [file]
+
+
+TAILS = ["imat", "instruct", "v2", "it", "2", "v1.1", "fixed-2024", "4bit", "new"]
+
+
+@given(st.sampled_from(TYPES), st.sampled_from(TYPES), st.sampled_from(TAILS), st.sampled_from("-_."))
+def test_words_behind_a_type_never_make_it_another(type_: str, asked: str, tail: str, sep: str) -> None:
+    """A file is found by its own type alone; where there is one without the words, that comes first."""
+    file, plain = f"model-{type_}{sep}{tail}.gguf", f"model-{type_}.gguf"
+    if asked == type_ or f"UD-{asked}" == type_:
+        assert _of_type(parse(f"hf:a/b:{asked}"), [file]) == [file]
+        assert _of_type(parse(f"hf:a/b:{asked}"), [file, plain]) == [plain]
+        with pytest.raises(UsageError, match="several files fit"):
+            _of_type(parse(f"hf:a/b:{asked}"), [file, f"other-{type_}-x{tail}.gguf"])
+    else:
+        with pytest.raises(UsageError, match="no file is of that type") as refused:
+            _of_type(parse(f"hf:a/b:{asked}"), [file])
+        assert file in str(refused.value)
+
+
+@pytest.mark.parametrize(
     ("files", "type_", "complaint"),
     [
+        (["M-Q4_K_M-f16.gguf"], "f16", "no file is of that type; there are M-Q4_K_M-f16.gguf"),
+        (["M-Q4_K_M-f16-embed.gguf"], "q4_k_m", "no file is of that type; there are M-Q4_K_M-f16-embed.gguf"),
+        (["M-Q4_K_M-imat.gguf"], "q4_k", "no file is of that type; there are M-Q4_K_M-imat.gguf"),
+        (["M-Q4_K_M-a1.gguf", "M-Q4_K_M-b1.gguf"], "q4_k_m", "several files fit.*: M-Q4_K_M-a1.gguf, M-Q4_K_M-b1.gguf"),
+        (["M-Q8_0.gguf", "M-Q4_K_M-imatrix.gguf"], "q4_k_m", "M-Q8_0.gguf; not taken for a model.*: M-Q4_K_M-imatrix"),
+        (["M-Q8_0.gguf", "M-Q4_0-draft.gguf"], "q4_0", "M-Q8_0.gguf; not taken for a model.*: M-Q4_0-draft.gguf"),
         (["M-Q4_K_M.gguf", "M-Q5_K_M.gguf"], "k_m", "no file is of that type"),
         (["M-Q4_0.gguf", "M-Q8_0.gguf"], "0", "no file is of that type"),
         (["mmproj-F16.gguf"], "f16", "no GGUF file there is a model: mmproj-F16.gguf"),
@@ -318,6 +366,37 @@ def test_a_command_says_that_it_uses_the_cache(run: Run, hub: Hub) -> None:
     assert (again.returncode, again.stdout, again.stderr) == (0, whole, f"hf:{GGUF}:q8_0: {told}")
 
 
+@pytest.mark.parametrize("refusal", [(401, {}), "unreachable"])
+def test_a_command_says_it_once_however_often_it_asks(
+    refusal: tuple[int, dict[str, str]] | str, run: Run, hub: Hub, tmp_path: Path
+) -> None:
+    folder, file = f"hf:{FOLDER}", f"hf:{GGUF}:q8_0"
+    convert_it = ("dg-convert", folder, "-o", tmp_path / "out.gguf", "--type", "q8_0", "--force")
+    convert_file = ("dg-convert", file, "-o", tmp_path / "two.gguf", "--type", "q8_0", "--force")
+    compare = ("dg-eval", file, "--against", file, "--prompts", "1")
+    more = {}
+    for command in (convert_it, convert_file):
+        assert run(*command).returncode == 0
+    if isinstance(refusal, tuple):
+        hub.refuses["api"] = refusal
+    else:
+        more = {"HF_ENDPOINT": "http://127.0.0.1:9"}
+    for command in (convert_it, convert_file, compare, ("dg-convert", folder, "--dry-run")):
+        done = run(*command, **more)
+        assert done.returncode == 0 and done.stderr.count("what the cache has is used") == 1, done.stderr
+
+
+def test_a_conversion_in_python_says_it_once_and_the_next_one_again(
+    here: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    convert(f"hf:{FOLDER}", tmp_path / "out.gguf", "q8_0")
+    here.refuses["api"] = (503, {})
+    for _ in range(2):
+        capsys.readouterr()
+        convert(f"hf:{FOLDER}", tmp_path / "out.gguf", "q8_0", force=True)
+        assert capsys.readouterr().err.count("what the cache has is used") == 1
+
+
 def test_a_file_of_an_earlier_commit_is_known_in_a_later_one(run: Run, hub: Hub) -> None:
     name = f"hf:{GGUF}:q8_0"
     assert run("dg-info", name).returncode == 0
@@ -353,6 +432,156 @@ def test_a_hub_that_does_not_answer_is_not_waited_for_long(here: Hub, monkeypatc
     silent.close()
 
 
+# ---- A cache that is damaged ----
+
+
+def ref_of(home: Path, repository: str = GGUF) -> Path:
+    return home / f"models--{repository.replace('/', '--')}" / "refs/main"
+
+
+def a_folder(ref: Path) -> None:
+    ref.mkdir()
+
+
+def a_folder_that_is_not_empty(ref: Path) -> None:
+    ref.mkdir()
+    (ref / "note.txt").write_text("mine")
+
+
+def a_pipe(ref: Path) -> None:
+    os.mkfifo(ref)
+
+
+def a_link_to_nothing(ref: Path) -> None:
+    ref.symlink_to("nowhere")
+
+
+def an_endless_file(ref: Path) -> None:
+    ref.symlink_to("/dev/zero")
+
+
+def a_file_in_place_of_refs(ref: Path) -> None:
+    ref.parent.rmdir()
+    ref.parent.write_bytes(b"not a folder")
+
+
+def bytes_that_are(data: bytes) -> Callable[[Path], None]:
+    return lambda ref: (ref.write_bytes(data), None)[1]
+
+
+DAMAGES = {
+    "no UTF-8": bytes_that_are(b"\xff\xfe\x80"),
+    "UTF-16": bytes_that_are(("a" * 40).encode("utf-16")),
+    "empty": bytes_that_are(b""),
+    "blank": bytes_that_are(b"\n\n"),
+    "no commit": bytes_that_are(b"main"),
+    "half a commit": bytes_that_are(b"a" * 39),
+    "a way out": bytes_that_are(b"../../../evil"),
+    "NUL": bytes_that_are(bytes(40)),
+    "long": bytes_that_are(b"a" * 5_000_000),
+} | {
+    make.__name__: make
+    for make in (
+        a_folder, a_folder_that_is_not_empty, a_pipe, a_link_to_nothing, an_endless_file, a_file_in_place_of_refs,
+    )
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_ref_is_as_if_there_were_none_and_is_written_anew(damage: str, here: Hub, tmp_path: Path) -> None:
+    name, cache = f"hf:{GGUF}:q8_0", tmp_path / "in/the/cache"
+    there = Path(local_model(name))
+    ref = ref_of(cache)
+    assert ref.read_text() == here.commit(GGUF)
+    ref.unlink()
+    DAMAGES[damage](ref)
+
+    here.refuses["api"] = (503, {})
+    with pytest.raises(SystemFailure, match=r"try again later.*not in the cache"):
+        local_model(name)
+    here.refuses.clear()
+    assert Path(local_model(name)) == there
+    assert ref.read_text() == here.commit(GGUF) and not ref.is_symlink()
+    here.refuses["api"] = (503, {})
+    assert Path(local_model(name)) == there
+    assert len(here.bytes_of(FILE)) == 1
+    kept = {path.read_bytes() for path in cache.rglob("*") if path.is_file() and path.stat().st_size < 100}
+    if damage == a_folder_that_is_not_empty.__name__:
+        assert b"mine" in kept
+    assert not [*cache.rglob("*.part")]
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=30)
+@given(st.binary(max_size=80))
+def test_whatever_a_ref_holds_a_hub_that_answers_is_used(here: Hub, tmp_path: Path, data: bytes) -> None:
+    ref = ref_of(tmp_path / "in/the/cache")
+    ref.parent.mkdir(parents=True, exist_ok=True)
+    ref.write_bytes(data)
+    assert Path(local_model(f"hf:{GGUF}:q8_0")).is_file()
+    assert ref.read_text() == here.commit(GGUF)
+
+
+@pytest.mark.parametrize("offline", [False, True])
+def test_a_command_bears_a_damaged_ref(offline: bool, run: Run, hub: Hub, tmp_path: Path) -> None:
+    name, ref = f"hf:{GGUF}:q8_0", ref_of(tmp_path / "home/hub")
+    whole = run("dg-info", name).stdout
+    ref.write_bytes(b"\xff")
+    if offline:
+        told = failure(run("dg-info", name, HF_HUB_OFFLINE="1"), 1)
+        assert "HF_HUB_OFFLINE is set; and it is not in the cache" in told
+    else:
+        assert run("dg-info", name).stdout == whole and ref.read_text() == hub.commit(GGUF)
+
+
+def empty_it(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def cut_it(path: Path) -> None:
+    os.truncate(path, 1000)
+
+
+def lengthen_it(path: Path) -> None:
+    path.write_bytes(path.read_bytes() + b"more")
+
+
+@pytest.mark.parametrize("damage", [empty_it, cut_it, lengthen_it, Path.unlink])
+@pytest.mark.parametrize("link", [True, False])
+def test_a_file_of_another_length_is_fetched_anew(
+    damage: Callable[[Path], None], link: bool, here: Hub, tmp_path: Path
+) -> None:
+    name = f"hf:{GGUF}:q8_0"
+    there = Path(local_model(name))
+    whole = there.read_bytes()
+    if not link:  # a file system without links
+        data = there.read_bytes()
+        there.unlink()
+        there.write_bytes(data)
+    damage(there if not link else there.resolve())
+    again = Path(local_model(name))
+    assert again == there and again.read_bytes() == whole
+
+
+def test_a_folder_in_the_place_of_a_cached_file_is_told(here: Hub, tmp_path: Path) -> None:
+    there = Path(local_model(f"hf:{GGUF}:q8_0"))
+    there.unlink()
+    (there / "x").mkdir(parents=True)
+    with pytest.raises(SystemFailure, match=r"^hf:[^:]*:q8_0: .*sudoku-Q8_0.gguf: .*directory"):
+        local_model(f"hf:{GGUF}:q8_0")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_cache_that_may_not_be_read_is_told_by_name(here: Hub, tmp_path: Path) -> None:
+    there = Path(local_model(f"hf:{GGUF}:q8_0"))
+    here.refuses["api"] = (503, {})
+    there.parent.chmod(0)
+    try:
+        with pytest.raises(SystemFailure, match=f"^hf:.*{there.parent.name}"):
+            local_model(f"hf:{GGUF}:q8_0")
+    finally:
+        there.parent.chmod(0o755)
+
+
 # ---- A Hub that lies ----
 
 
@@ -365,7 +594,7 @@ def here(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
     return hub
 
 
-SHA = "a" * 64
+SHA, ABSENT = "a" * 64, object()
 BAD = {
     "no JSON": b"<html>Please sign in</html>",
     "no object": b"[1]",
@@ -374,6 +603,19 @@ BAD = {
     "no commit": b'{"siblings": []}',
     "a commit that leads out": {"sha": "../../../evil"},
     "no list": {"siblings": "m-Q8_0.gguf"},
+    "null for a list": {"siblings": None},
+    "an object for a list": {"siblings": {}},
+    "zero for a list": {"siblings": 0},
+    "false for a list": {"siblings": False},
+    "no text for a list": {"siblings": ""},
+    "an empty list": {"siblings": []},
+    "null for an entry": {"siblings": [None]},
+    "null for a name": {"siblings": [{"rfilename": None, "size": 4}]},
+    "a list for a name": {"siblings": [{"rfilename": ["m-Q8_0.gguf"]}]},
+    "null": b"null",
+    "a text": b'"siblings"',
+    "a number alone": b"7",
+    "no UTF-8": b"\xff\xfe\x00",
     "an entry that is none": {"siblings": ["m-Q8_0.gguf"]},
     "an entry without a name": {"siblings": [{"size": 1}]},
     "a name that is none": {"siblings": [{"rfilename": 7}]},
@@ -392,6 +634,10 @@ BAD = {
     "a checksum that leads out": {
         "siblings": [{"rfilename": "m-Q8_0.gguf", "lfs": {"sha256": "../../../x", "size": 4}}]
     },
+    "no list at all": {"siblings": ABSENT},
+    "no commit at all": {"sha": ABSENT},
+    "a list for lfs": {"siblings": [{"rfilename": "m-Q8_0.gguf", "size": 4, "lfs": []}]},
+    "a textual size of lfs": {"siblings": [{"rfilename": "m-Q8_0.gguf", "lfs": {"sha256": SHA, "size": "4"}}]},
     "an absolute checksum": {"siblings": [{"rfilename": "m-Q8_0.gguf", "lfs": {"sha256": "/tmp/x", "size": 4}}]},
     "a short checksum": {"siblings": [{"rfilename": "m-Q8_0.gguf", "lfs": {"sha256": "a" * 63, "size": 4}}]},
     "a checksum and a newline": {"siblings": [{"rfilename": "m-Q8_0.gguf", "lfs": {"sha256": SHA + "\n", "size": 4}}]},
@@ -400,7 +646,10 @@ BAD = {
 
 
 def listing(hub: Hub, told: dict[str, object] | bytes) -> bytes:
-    return told if isinstance(told, bytes) else json.dumps({"sha": hub.commit(GGUF), "siblings": [], **told}).encode()
+    if isinstance(told, bytes):
+        return told
+    answer = {"sha": hub.commit(GGUF), "siblings": [], **told}
+    return json.dumps({name: value for name, value in answer.items() if value is not ABSENT}).encode()
 
 
 @pytest.mark.parametrize("what", BAD)
@@ -414,15 +663,101 @@ def test_a_listing_that_makes_no_sense_is_refused_in_a_line(what: str, here: Hub
     assert all(path.is_relative_to(tmp_path / "in") for path in {*tmp_path.rglob("*")} - before)
 
 
-def test_what_the_cache_has_is_used_where_a_listing_makes_no_sense(run: Run, hub: Hub) -> None:
+@pytest.mark.parametrize(
+    ("what", "told"),
+    [
+        ("null for a list", "its siblings are None, not a list of files"),
+        ("no list at all", "it has no siblings, the list of files"),
+        ("an object for a list", "its siblings are {}, not a list of files"),
+        ("no list", "its siblings are 'm-Q8_0.gguf', not a list of files"),
+        ("an empty list", "its list of files is empty"),
+        ("an entry that is none", "its list of files has 'm-Q8_0.gguf', which names no file"),
+        ("a name that is none", "its list of files has {'rfilename': 7}, which names no file"),
+        ("no object", "it is [1], not an object"),
+        ("null", "it is None, not an object"),
+        ("no JSON", "it is no JSON"),
+        ("no UTF-8", "it is no JSON"),
+        ("a commit that leads out", "its sha is '../../../evil', not a commit"),
+        ("no commit at all", "its sha is None, not a commit"),
+    ],
+)
+def test_what_is_wrong_with_a_listing_is_told_as_it_is(what: str, told: str, here: Hub) -> None:
+    here.listing = listing(here, BAD[what])
+    with pytest.raises(FormatError) as refused:
+        local_model(f"hf:{GGUF}:q8_0")
+    assert f"the Hub's answer cannot be used: {told}; and it is not in the cache" in str(refused.value)
+
+
+@pytest.mark.parametrize("what", [what for what in BAD if what != "a large size"])
+def test_what_the_cache_has_is_used_where_a_listing_makes_no_sense(
+    what: str, here: Hub, capsys: pytest.CaptureFixture[str]
+) -> None:
+    there = local_model(f"hf:{GGUF}:q8_0")
+    assert capsys.readouterr().err == ""
+    here.listing = listing(here, BAD[what])
+    assert local_model(f"hf:{GGUF}:q8_0") == there
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1 and "cannot be used" in told and "what the cache has is used" in told
+
+
+def test_a_command_uses_the_cache_where_a_listing_makes_no_sense(run: Run, hub: Hub) -> None:
     hub.listing = listing(hub, BAD["a checksum that leads out"])
     assert "not 64 hexadecimal digits" in failure(run("dg-info", f"hf:{GGUF}:q8_0"), 1)
     hub.listing = None
     whole = run("dg-info", f"hf:{GGUF}:q8_0").stdout
-    for said in ("no JSON", "a textual size"):
+    for said in ("no JSON", "null for a list"):
         hub.listing = listing(hub, BAD[said])
         again = run("dg-info", f"hf:{GGUF}:q8_0")
         assert (again.returncode, again.stdout) == (0, whole) and again.stderr.count("\n") == 1
+
+
+LOST = {
+    "a loop": "{url}/api/models/" + GGUF + "/revision/main",
+    "a page": "{url}/sign-in",
+    "no web": "ftp://127.0.0.1/x",
+    "a file of this machine": "file:///etc/passwd",
+    "no address": "http://[",
+    "a port that is none": "http://127.0.0.1:99999999/",
+    "nobody": "http://127.0.0.1:9/",
+}
+
+
+@pytest.mark.parametrize("where", ["api", FILE])
+@pytest.mark.parametrize("to", LOST)
+def test_a_hub_that_sends_one_elsewhere_is_told_and_the_cache_used(
+    to: str, where: str, here: Hub, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name, address = f"hf:{GGUF}:q8_0", LOST[to].format(url=here.url)
+    if where != "api" and to == "a loop":
+        address = f"{here.url}/{GGUF}/resolve/main/{FILE}"
+    here.refuses[where] = (302, {"Location": address})
+    with pytest.raises((SystemFailure, FormatError), match="not in the cache"):
+        local_model(name)
+    here.refuses.clear()
+    there = local_model(name)
+    here.repositories[GGUF] |= {FILE: here.repositories[GGUF][FILE] + b"more"}
+    here.refuses[where] = (302, {"Location": address})
+    capsys.readouterr()
+    assert local_model(name) == there
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1 and "what the cache has is used" in told, told
+
+
+def test_the_cache_is_used_where_a_file_comes_damaged(here: Hub, capsys: pytest.CaptureFixture[str]) -> None:
+    name = f"hf:{GGUF}:q8_0"
+    there = local_model(name)
+    siblings = [{"rfilename": FILE, "lfs": {"sha256": SHA, "size": len(here.repositories[GGUF][FILE])}}]
+    here.listing = listing(here, {"sha": "b" * 40, "siblings": siblings})
+    here.commits.append("b" * 40)
+    assert local_model(name) == there
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1 and f"{FILE} came damaged" in told and "what the cache has is used" in told
+
+
+def test_bytes_of_another_place_than_was_asked_for_are_not_taken(here: Hub) -> None:
+    here.break_at[FILE], here.shift = 700_001, 5
+    with pytest.raises(FormatError, match=r"it sent bytes 700006-.*instead of those from 700001"):
+        local_model(f"hf:{GGUF}:q8_0")
 
 
 @pytest.mark.parametrize("size", [None, 3, 5])

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import os
 import platform
+import signal
 import sys
 import threading
-from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from multiprocessing.resource_tracker import ensure_running
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from dgemma._native import ffi, lib
+from dgemma.errors import SystemFailure
 
 SAMPLE = 0.02  # seconds between two looks at the memory
 
@@ -54,9 +58,47 @@ Measured = TypeVar("Measured")
 
 
 def apart(measure: Callable[..., Measured], *arguments: object, **options: object) -> Measured:
-    """Calls a function in a process of its own: what it takes of memory is not taken of ours."""
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        return pool.submit(measure, *arguments, **options).result()
+    """Calls a function in a process of its own: what it takes of memory is not taken of ours. That one ends with us."""
+    context = get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_measure, args=(sender, measure, arguments, options))
+    ensure_running()  # it would let Ctrl-C through again
+    try:
+        with _interrupts_held():
+            process.start()
+        sender.close()
+        measured, failure = receiver.recv()
+    except EOFError:
+        process.join()
+        raise SystemFailure(f"the process that measures this machine ended with {process.exitcode}") from None
+    finally:
+        receiver.close()
+        if process.pid is not None:
+            process.kill()
+            process.join()
+    if failure is not None:
+        raise failure
+    return cast(Measured, measured)
+
+
+def _measure(to: Connection, measure: Callable[..., object], arguments: Any, options: Any) -> None:
+    """What the other process does."""
+    try:
+        result = measure(*arguments, **options), None
+    except Exception as failure:
+        to.send((None, failure))
+    else:
+        to.send(result)
+
+
+@contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Ctrl-C comes to us afterwards, and never to a process that is started meanwhile: it would show a traceback."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def measure_disk(path: str | os.PathLike[str], seconds: float = 3.0) -> float | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 import signal
 import sys
@@ -13,7 +12,9 @@ from typing import Any, NoReturn
 import click
 
 from dgemma.cli.files import check_files
+from dgemma.cli.streams import show_any_text, tell_closed
 from dgemma.errors import Error, UsageError
+from dgemma.hub.download import refused_once
 from dgemma.ui.terminal import one_line, tell
 
 FAILURE, WRONG_USAGE, INTERRUPTED = 1, 2, 130
@@ -24,17 +25,18 @@ class Command(click.Command):
 
     def invoke(self, ctx: click.Context) -> Any:
         check_files(self, ctx.params)
-        return super().invoke(ctx)
+        with refused_once():
+            return super().invoke(ctx)
 
     def main(self, *args: Any, **extra: Any) -> NoReturn:
         extra["standalone_mode"] = False
-        show_any_text()
-        end_in_order()
         name = str(extra.setdefault("prog_name", self.name))
         try:
+            tell_closed()
+            show_any_text()
+            end_in_order()
             code = super().main(*args, **extra)
-            if sys.stdout is not None:
-                sys.stdout.flush()
+            sys.stdout.flush()
             sys.exit(code if isinstance(code, int) else 0)
         except (click.Abort, KeyboardInterrupt):
             sys.exit(INTERRUPTED)
@@ -80,13 +82,6 @@ def give_again(lost: Any) -> None:
     again = threading.Timer(0.01, os.kill, (os.getpid(), number))
     again.daemon = True
     again.start()
-
-
-def show_any_text() -> None:
-    """Makes text that a stream's encoding lacks, such as a file name that is no Unicode text, print as escapes."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
 
 
 def version_option(name: str) -> Callable[[Any], Any]:

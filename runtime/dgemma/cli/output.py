@@ -89,8 +89,6 @@ def write(text: str, safe: bool = False) -> None:
     """Writes to standard output: exactly, but that what a terminal would obey is shown on one. safe: it holds our own
     styles and nothing else to show.
     """
-    if sys.stdout is None:
-        raise OSError("it is closed")
     sys.stdout.flush()
     if is_terminal(sys.stdout):
         data = (text if safe else shown(text)).encode(sys.stdout.encoding, "replace")

@@ -4,7 +4,8 @@
     snapshots/COMMIT/FILE           a link to a blob
     refs/REVISION                   the commit of a branch or a tag, as it was when it was last asked for
 
-Names and checksums come from a server: none becomes a path before it was looked at.
+Names and checksums come from a server: none becomes a path before it was looked at. What is here may be damaged: it is
+then as if it were not there, and is written anew.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from dgemma.hub.names import Name, is_relative
 COMMIT = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 SHA256 = re.compile(r"[0-9a-f]{64}")
 CHUNK = 1 << 20
+LONGEST = 256  # bytes of a ref at most
 
 
 def folder_of(name: Name) -> Path:
@@ -44,24 +46,24 @@ def snapshot(name: Name, commit: str) -> Path:
 def cached(name: Name) -> tuple[Path, list[str]] | None:
     """The folder of the commit that a name stands for, as far as the cache knows, and the whole files there."""
     revision = name.revision or "main"
-    commit = revision
-    if not COMMIT.fullmatch(revision):
-        try:
-            commit = (folder_of(name) / "refs" / revision).read_text().strip()
-        except (OSError, UnicodeDecodeError):
-            return None
-    if not COMMIT.fullmatch(commit):
+    commit = revision if COMMIT.fullmatch(revision) else _remembered(name)
+    if commit is None:
         return None
     folder = snapshot(name, commit)
     files = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
     return (folder, files) if files else None
 
 
+def is_whole(path: Path, size: int | None) -> bool:
+    """Whether a file is there, of this size; None: of any."""
+    return path.is_file() and (size is None or path.stat().st_size == size)
+
+
 def link(name: Name, commit: str, file: str, to: Path) -> Path:
     """A blob gets its name in the snapshot of a commit."""
     assert is_relative(file), "checked by whoever read it"
     place = snapshot(name, commit) / file
-    if place.exists():
+    if is_whole(place, to.stat().st_size):
         return place
     place.parent.mkdir(parents=True, exist_ok=True)
     beside = place.with_name(f".{secrets.token_hex(8)}.part")
@@ -79,17 +81,47 @@ def link(name: Name, commit: str, file: str, to: Path) -> Path:
 
 def remember(name: Name, commit: str) -> None:
     """The commit that a branch or a tag stands for, for when the Hub cannot be asked."""
-    revision = name.revision or "main"
-    if COMMIT.fullmatch(revision):
+    if COMMIT.fullmatch(name.revision or "main") or _remembered(name) == commit:
         return
-    ref = folder_of(name) / "refs" / revision
+    ref = _ref(name)
+    beside = ref.with_name(f".{secrets.token_hex(8)}.part")
     with suppress(OSError):  # a cache that others keep
-        if ref.exists() and ref.read_text() == commit:
-            return
+        _make_way(ref, folder_of(name))
         ref.parent.mkdir(parents=True, exist_ok=True)
-        beside = ref.with_name(f".{secrets.token_hex(8)}.part")
-        beside.write_text(commit)
-        os.replace(beside, ref)
+        try:
+            beside.write_bytes(commit.encode())
+            os.replace(beside, ref)
+        finally:
+            beside.unlink(missing_ok=True)
+
+
+def _ref(name: Name) -> Path:
+    return folder_of(name) / "refs" / (name.revision or "main")
+
+
+def _remembered(name: Name) -> str | None:
+    """What remember() wrote, or another program; None where that is not there, or is no commit."""
+    ref = _ref(name)
+    try:
+        if not ref.is_file():
+            return None
+        with ref.open("rb") as file:
+            text = file.read(LONGEST).decode("ascii").strip()
+    except (OSError, UnicodeDecodeError):
+        return None
+    return text if COMMIT.fullmatch(text) else None
+
+
+def _make_way(ref: Path, folder: Path) -> None:
+    """A folder in a ref's place is removed if it is empty. Otherwise it gets another name, as does a file in the place
+    of a folder on the way there: somebody may want it.
+    """
+    for each in (*(parent for parent in reversed(ref.parents) if parent.is_relative_to(folder)), ref):
+        if os.path.lexists(each) and each.is_dir() == (each == ref):
+            try:
+                each.rmdir()
+            except OSError:
+                os.replace(each, each.with_name(f".{each.name[:200]}.{secrets.token_hex(8)}"))
 
 
 def sha256(path: Path) -> str:

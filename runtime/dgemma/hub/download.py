@@ -19,13 +19,26 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 from urllib.parse import quote
 
 from dgemma.errors import Error, FormatError, SystemFailure, UsageError
-from dgemma.hub.cache import COMMIT, SHA256, blob, cached, folder_of, git_checksum, link, remember, sha256, snapshot
+from dgemma.hub.cache import (
+    COMMIT,
+    SHA256,
+    blob,
+    cached,
+    folder_of,
+    git_checksum,
+    is_whole,
+    link,
+    remember,
+    sha256,
+    snapshot,
+)
 from dgemma.hub.names import PREFIX, Name, is_checkpoint, is_relative, lacks_parts, parse, small, weights
 from dgemma.hub.names import of_type as _of_type
 from dgemma.ui.progress import progress_bar
@@ -104,6 +117,24 @@ def _has_gguf(files: Sequence[str]) -> bool:
 # ---- The Hub, or its cache ----
 
 
+_refusals: ContextVar[dict[str, Exception] | None] = ContextVar("refusals", default=None)
+
+
+@contextmanager
+def refused_once() -> Iterator[None]:
+    """Within it, a Hub that refused a name, or could not be asked, is not asked for it again: the cache is used to the
+    end, and one line says so. Within another one it is that one.
+    """
+    if _refusals.get() is not None:
+        yield
+        return
+    token = _refusals.set({})
+    try:
+        yield
+    finally:
+        _refusals.reset(token)
+
+
 def _from_hub(name: Name, use: Callable[[_Repository], T]) -> T:
     """What `use` makes of a repository: the Hub's, or where that cannot be asked or refuses, what the cache has."""
     try:
@@ -117,13 +148,29 @@ def _from_hub(name: Name, use: Callable[[_Repository], T]) -> T:
         validate_repo_id(name.repository)
     except HFValidationError as problem:
         raise UsageError(f"{name}: {problem}") from None
-    refused: Exception
+    refusals = _refusals.get()
+    refused = refusals.get(str(name)) if refusals is not None else None
+    is_news = refused is None
     try:
-        return use(_Repository(name, *_listing(name)))
+        if refused is None:
+            return use(_Repository(name, *_listing(name)))
     except (_http_error(), OfflineModeIsEnabled, _Broken, _Strange, ValueError) as problem:
         refused = problem  # a ValueError: of an endpoint or a proxy that is none
     except OSError as problem:
-        raise SystemFailure(f"{name}: {problem.filename or 'the cache'}: {problem.strerror or problem}") from None
+        raise _of_cache(name, problem) from None
+    assert refused is not None
+    try:
+        result = _from_cache(name, use, refused, is_news)
+    except OSError as problem:
+        raise _of_cache(name, problem) from None
+    if refusals is not None:
+        refusals[str(name)] = refused
+    return result
+
+
+def _from_cache(name: Name, use: Callable[[_Repository], T], refused: Exception, is_news: bool) -> T:
+    from huggingface_hub.errors import OfflineModeIsEnabled
+
     offline, why = isinstance(refused, OfflineModeIsEnabled), _reason(name, refused)
     kind = FormatError if isinstance(refused, _Strange) else SystemFailure
     found = cached(name)
@@ -136,9 +183,14 @@ def _from_hub(name: Name, use: Callable[[_Repository], T]) -> T:
             raise
         lacking = str(problem).removeprefix(f"{name}: ")
         raise kind(f"{name}: {why}; and the cache has not all of it: {lacking}") from None
-    if not offline:
+    if is_news and not offline:
         tell(one_line(f"{name}: {why}; what the cache has is used"))
     return result
+
+
+def _of_cache(name: Name, problem: OSError) -> SystemFailure:
+    file = problem.filename2 or problem.filename or "the cache"
+    return SystemFailure(f"{name}: {file}: {problem.strerror or problem}")
 
 
 class _Broken(Exception):
@@ -183,7 +235,7 @@ class _Repository:
     def _fetch(self, file: str, of: _File) -> Path:
         assert self._commit is not None
         there = snapshot(self._name, self._commit) / file
-        if there.exists():
+        if is_whole(there, of.size):
             return there
         to = _fetch_large(self._name, file, of, self._url(file)) if of.sha256 else self._fetch_small(file, of)
         return link(self._name, self._commit, file, to)
@@ -207,7 +259,7 @@ class _Repository:
         for file, told in self._files.items():
             with suppress(_Strange, OSError):
                 of = _about(file, told)
-                if of.sha256 and (there := blob(self._name, of.sha256)).is_file():
+                if of.sha256 and is_whole(there := blob(self._name, of.sha256), of.size):
                     link(self._name, self._commit, file, there)
 
     def copy_header(self, file: str, to: Path) -> None:
@@ -225,12 +277,15 @@ class _Repository:
     def _read(self, file: str, start: int, count: int) -> bytes:
         data = bytearray()
         with _get(self._url(file), f"bytes={start}-{start + count - 1}") as response:
+            _check_place(response, start)
             for chunk in response.iter_bytes():
                 data += chunk
                 if len(data) >= count:
                     break
         if response.status_code != 206 and start:
-            raise SystemFailure(f"{self._name}: {file}: the server does not send parts of files")
+            raise _Strange(f"it does not send parts of files, as of {file}")
+        if len(data) < count:
+            raise _Broken(f"the connection ended at byte {start + len(data)} of {start + count} of {file}")
         return bytes(data[:count])
 
     def _url(self, file: str) -> str:
@@ -254,15 +309,29 @@ def _listing(name: Name) -> tuple[str, dict[str, Any]]:
             data += chunk
             if len(data) > LISTING:
                 raise _Strange(f"its list of files is longer than {size_text(LISTING)}")
+    return _understood(data)
+
+
+def _understood(data: bytes | bytearray) -> tuple[str, dict[str, Any]]:
     try:
         told = json.loads(data)
-        commit, files = told["sha"], {sibling["rfilename"]: sibling for sibling in told.get("siblings") or []}
-        good = isinstance(commit, str) and COMMIT.fullmatch(commit) and all(isinstance(file, str) for file in files)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        good = None
-    if not good:
-        raise _Strange("its list of files is not understood")
-    return commit, files
+    except (ValueError, RecursionError):
+        raise _Strange("it is no JSON") from None
+    if not isinstance(told, dict):
+        raise _Strange(f"it is {told!r:.60}, not an object")
+    commit, siblings = told.get("sha"), told.get("siblings", [])
+    if not isinstance(commit, str) or not COMMIT.fullmatch(commit):
+        raise _Strange(f"its sha is {commit!r:.60}, not a commit")
+    if "siblings" not in told:
+        raise _Strange("it has no siblings, the list of files")
+    if not isinstance(siblings, list):
+        raise _Strange(f"its siblings are {siblings!r:.60}, not a list of files")
+    if not siblings:
+        raise _Strange("its list of files is empty")
+    for each in siblings:
+        if not isinstance(each, dict) or not isinstance(each.get("rfilename"), str):
+            raise _Strange(f"its list of files has {each!r:.60}, which names no file")
+    return commit, {each["rfilename"]: each for each in siblings}
 
 
 def _about(file: str, told: dict[str, Any]) -> _File:
@@ -290,12 +359,12 @@ def _fetch_large(name: Name, file: str, of: _File, url: str) -> Path:
     """A file into the cache, under its SHA-256. What was there of it is kept."""
     assert of.sha256 is not None
     to = blob(name, of.sha256)
-    if to.exists():
+    if is_whole(to, of.size):
         return to
     to.parent.mkdir(parents=True, exist_ok=True)
     partial = to.with_name(f"{to.name}.incomplete")
     with _locked(partial) as out, progress_bar(PurePosixPath(file).name) as progress:
-        if to.exists():  # another process fetched it meanwhile
+        if is_whole(to, of.size):  # another process fetched it meanwhile
             partial.unlink()
             return to
         if of.size is not None:
@@ -305,7 +374,7 @@ def _fetch_large(name: Name, file: str, of: _File, url: str) -> Path:
         os.fsync(out.fileno())
         if (found := sha256(partial)) != of.sha256:
             partial.unlink()
-            raise SystemFailure(f"{name}: {file} came damaged, with SHA-256 {found} instead of {of.sha256}: try again")
+            raise _Strange(f"{file} came damaged, with SHA-256 {found} instead of {of.sha256}: try again")
         os.replace(partial, to)
     return to
 
@@ -341,6 +410,7 @@ def _download(url: str, size: int | None, out: Any, progress: Callable[[int, int
         before = out.tell()
         try:
             with _get(url, f"bytes={before}-" if before or size else None) as response:
+                _check_place(response, before)
                 if response.status_code != 206 and before:  # all of it, from the start
                     out.truncate(0)
                     before = 0
@@ -355,9 +425,16 @@ def _download(url: str, size: int | None, out: Any, progress: Callable[[int, int
                 raise _Broken(f"the connection ended at byte {out.tell()} of {size}")
         except (_http_error(), _Broken) as problem:
             tries = 1 if out.tell() > before else tries + 1
-            if tries >= TRIES or (_status(problem) or 500) < 500:
+            if tries >= TRIES or (_status(problem) or 500) < 500 or _leads_nowhere(problem):
                 raise
             time.sleep(PAUSE * 2 ** (tries - 1))
+
+
+def _check_place(response: Any, start: int) -> None:
+    """A part of a file begins where it was asked to."""
+    told = response.headers.get("Content-Range", "")
+    if response.status_code == 206 and told and not told.startswith(f"bytes {start}-"):
+        raise _Strange(f"it sent {told.strip():.60} instead of those from {start}")
 
 
 @contextmanager
@@ -389,6 +466,13 @@ def _http_error() -> type[Exception]:
     from huggingface_hub.errors import HfHubHTTPError
 
     return HfHubHTTPError.__bases__[0]
+
+
+def _leads_nowhere(problem: Exception) -> bool:
+    """Whether the Hub sent us to an address that is none, or around in a circle."""
+    from httpx import TooManyRedirects, UnsupportedProtocol
+
+    return isinstance(problem, (TooManyRedirects, UnsupportedProtocol))
 
 
 def _status(problem: Exception) -> int | None:

@@ -2,7 +2,9 @@
 
     M-Q4_K_M.gguf   M_Q4_K_M.gguf   m.q4_k_m.gguf   Q4_K_M/model.gguf   M-Q4_K_M-00001-of-00002.gguf
 
-are all of type q4_k_m: words count, which -, _, . and / are between, in upper case or lower.
+are all of type q4_k_m: words of letters and digits count, in upper case or lower. Words behind a type do not belong to
+it: M-Q4_K_M-imat.gguf is of type q4_k_m as well, unless another file has that type without them. A name with several
+types, such as M-Q4_K_M-f16.gguf, is found by all of them together, q4_k_m-f16, and by none alone.
 """
 
 from __future__ import annotations
@@ -18,8 +20,14 @@ PREFIX = "hf:"
 SHAPE = re.compile(r"hf:([\w.-]+/[\w.-]+)(?:@([^:@\s]+))?(?::([^:\s]+))?")
 PART = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.(gguf|safetensors)", re.IGNORECASE)
 # GGUF files beside models: a vision tower and a matrix of importance by a part of the path, others by a whole word.
-NO_MODEL = re.compile(r"mmproj|imatrix|(?<![a-z0-9])(q?loras?|adapters?|vocab|vocabulary)(?![a-z0-9])", re.IGNORECASE)
+NO_MODEL = re.compile(
+    r"mmproj|imatrix|(?<![a-z0-9])(q?loras?|adapters?|vocab|vocabulary|projector|draft|drafter)(?![a-z0-9])",
+    re.IGNORECASE,
+)
 TYPE = re.compile(r"(i?q|tq)\d+[a-z]*|b?f(16|32)|fp(8|16|32)|(mx|nv)fp\d+|int\d+")  # the first word of a type
+# What may follow it: q8_0, q4_0_4_4; then q4_K, iq4_NL, q4_k_XL, q5_k_M, iq5_KS_R4, mxfp4_MOE.
+DIGITS = re.compile(r"[a-z]*q\d (\d ([48] [48] )?)")
+MORE = re.compile(r"[a-z]|x+[sl]|nl|k[a-z]{1,2}|r\d+|moe|hifi")
 BEFORE = {"ud", "i1"}  # words before a type that say how it was made: asked for without, what has none comes first
 
 
@@ -105,49 +113,70 @@ def _fitting(models: Sequence[_Model], type: str | None) -> list[_Model]:
             return named
     asked = _words(type)
     fitting = [model for model in likely if _is_of_type(model, asked)]
-    return [model for model in fitting if _type_of(model.whole) == asked] or fitting
+    return [model for model in fitting if _is_exactly(model, asked)] or fitting
 
 
 def _words(text: str) -> list[str]:
-    """A name in words: what -, _, . and / are between."""
-    return [word for word in re.split(r"[-_./]+", text.lower()) if word]
+    """A name in words of letters and digits."""
+    return [word for word in re.split(r"[\W_]+", text.lower()) if word]
 
 
 def _is_of_type(model: _Model, asked: list[str]) -> bool:
-    """Whether a path, or the folder that its type is in, ends in these words, and its type has no more of them."""
-    path = _typed(model.whole)
-    words, type = _words(path), _type_of(model.whole, BEFORE)
-    return len(asked) >= max(len(type), 1) and words[-len(asked) :] == asked
+    """Whether these words are all of the type in a path, with or without the words before and behind it."""
+    words, begin, end = _typed(model.whole)
+    least = len(words[begin:end]) or 1
+    return any(words[:to][-len(asked) :] == asked and len(asked) >= least + to - end for to in (end, len(words)))
 
 
-def _typed(whole: str) -> str:
-    """The part of a path that ends in a type: a file's without its ending, or its nearest folder's that has one."""
+def _is_exactly(model: _Model, asked: list[str]) -> bool:
+    """Whether a name ends in just these words as its type, those of BEFORE counted."""
+    words, begin, _ = _typed(model.whole)
+    while 0 < begin < len(words) and words[begin - 1] in BEFORE:
+        begin -= 1
+    return words[begin:] == asked
+
+
+def _typed(whole: str) -> tuple[list[str], int, int]:
+    """The words of a path up to its file, or to its nearest folder that has a type; where there the type begins, and
+    where it ends: all types, where there are several. Without any the type is empty, and at the end.
+    """
     path = PurePosixPath(whole).with_suffix("")
     for each in (path, *path.parents):
-        if any(map(TYPE.fullmatch, _words(each.name))):
-            return str(each)
-    return str(path)
+        before, words = len(_words(str(each.parent))), _words(str(each))
+        starts = [i for i in range(before, len(words)) if TYPE.fullmatch(words[i])]
+        if starts:
+            return words, starts[0], _end_of_type(words, starts[-1])
+    words = _words(str(path))
+    return words, len(words), len(words)
 
 
-def _type_of(whole: str, without: Iterable[str] = ()) -> list[str]:
-    """The words of a file's type, those before it too that are not in `without`."""
-    words = _words(PurePosixPath(_typed(whole)).name)
-    begin = max((i for i, word in enumerate(words) if TYPE.fullmatch(word)), default=len(words))
-    while 0 < begin < len(words) and words[begin - 1] in BEFORE - set(without):
-        begin -= 1
-    return words[begin:]
+def _end_of_type(words: list[str], begin: int) -> int:
+    """Behind the last word of the type whose first one is at `begin`."""
+    end = begin + 1
+    if found := DIGITS.match("".join(f"{word} " for word in words[begin:])):
+        end += len(found[1].split())
+    while end < len(words) and MORE.fullmatch(words[end]):
+        end += 1
+    return end
 
 
 def _complaint(name: Name, fitting: list[_Model], models: Sequence[_Model], files: Sequence[str]) -> str:
     if fitting:
         return f"several files fit; give one, as {PREFIX}owner/name:TYPE or :FILE: {_listed(fitting)}"
     if likely := [model for model in models if not NO_MODEL.search(model.whole)]:
-        return f"no file is of that type; there are {_listed(likely)}"
+        return f"no file is of that type; there are {_listed(likely)}{_no_models(name, models)}"
     if models:
         return f"no GGUF file there is a model: {_listed(models)}"
     if is_checkpoint(files):
         return f"no GGUF file there, but a checkpoint: dg-convert {name} -o FILE makes one of it"
     return "no GGUF file there" if files else "nothing of it is in the cache"
+
+
+def _no_models(name: Name, models: Sequence[_Model]) -> str:
+    """Which files have the type that is asked for, and are not taken for models."""
+    asked = _words(name.type or "")
+    others = [model for model in models if NO_MODEL.search(model.whole) and _is_of_type(model, asked)]
+    return f"; not taken for a model, unless its whole name is given: {_listed(others)}" if others else ""
 
 
 def _listed(models: Sequence[_Model]) -> str:

@@ -1,0 +1,62 @@
+"""Where each command starts: signals that ask it to end are obeyed quietly while its modules are still imported.
+
+This is no part of the package dgemma, because to import any part of that imports much of it.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from importlib import import_module
+from types import FrameType
+
+ENDING = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+
+
+def dg_convert() -> None:
+    _start("dgemma.convert.cli")
+
+
+def dg_run() -> None:
+    _start("dgemma.cli.run")
+
+
+def dg_info() -> None:
+    _start("dgemma.cli.info")
+
+
+def dg_bench() -> None:
+    _start("dgemma.cli.bench")
+
+
+def dg_eval() -> None:
+    _start("dgemma.cli.eval")
+
+
+def dg_serve() -> None:
+    _start("dgemma.cli.serve")
+
+
+def _start(module: str) -> None:
+    """Runs the command of a module. Before and after it there is nothing to tidy up, and the process ends at once."""
+    usual = {number: signal.getsignal(number) for number in ENDING}
+    ours = [number for number in ENDING if usual[number] in (signal.SIG_DFL, signal.default_int_handler)]
+    _set(dict.fromkeys(ours, _leave))  # not what nohup or a shell's trap ignores
+    try:
+        main = import_module(module).main
+        _set({number: usual[number] for number in ours})
+        main()
+    except KeyboardInterrupt:  # just before the command was ready for it, or while it ended
+        sys.exit(128 + signal.SIGINT)
+    finally:
+        _set(dict.fromkeys(ours, _leave))
+
+
+def _set(handlers: dict[int, object]) -> None:
+    for number, handler in handlers.items():
+        signal.signal(number, handler)  # type: ignore[arg-type]
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    os._exit(128 + number)
