@@ -40,7 +40,7 @@ class build_ext(_build_ext):
     """`make native` into the place where setuptools expects the extension."""
 
     def get_source_files(self):
-        """What the source archive must carry so that make can build from it."""
+        """Return the files that the source archive must carry so that make can build from it."""
         kinds = ("*.c", "*.h", "*.def", "*.cu", "*.cuh")
         rooms = ("quants", "runtime", "cuda")
         return ["Makefile", *sorted(str(f) for room in rooms for kind in kinds for f in Path(room).rglob(kind))]

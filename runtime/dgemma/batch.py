@@ -51,8 +51,10 @@ class Batch:
         self.close()
 
     def answer(self, line: str | bytes) -> dict[str, Any]:
-        """What comes of a line: text, thinking, tool_calls and figures; or "error", with its type and message, for one
-        that is wrong or could not be answered. "id" is the line's, where it has one.
+        """Answer a line.
+
+        Returns text, thinking, tool_calls and figures; or "error", with its type and message, for a line that is wrong
+        or could not be answered. "id" is the line's, where it has one.
         """
         told: dict[str, Any] = {}
         try:
@@ -102,7 +104,7 @@ class Batch:
         }
 
     def _prompt(self, asked: dict[str, Any]) -> tuple[list[int], bool]:
-        """The ids of a request's prompt, and whether marks in the answer are marks."""
+        """Return the ids of a request's prompt, and whether thoughts and calls are marked in the answer."""
         prompt, messages, system = asked.get("prompt"), asked.get("messages"), asked.get("system")
         thinking, tools, raw = asked.get("thinking", False), asked.get("tools"), asked.get("raw", False)
         if (prompt is None) == (messages is None):
@@ -129,7 +131,7 @@ class Batch:
         return self._model.tokenizer.chat(messages, tools, thinking), True
 
     def _room(self, needed: int) -> Session:
-        """A session with room for so many tokens, the same as before where it has that."""
+        """Return a session with room for so many tokens: the current one where it has that."""
         most: int = self._model.config.context_length
         if needed > most:
             raise UsageError(f"the prompt and its answer need a context of {needed} tokens, more than {most}")

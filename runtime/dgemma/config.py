@@ -11,7 +11,10 @@ from dgemma.native.metadata import keys
 
 
 def shortest(value: float) -> float:
-    """The double that prints as the float32 `value` does: 0.1, not 0.10000000149011612. The same float32 comes back."""
+    """Return the double that prints as the float32 `value` does: 0.1, not 0.10000000149011612.
+
+    The same float32 comes back.
+    """
     return float(str(np.float32(value)))
 
 
@@ -28,7 +31,7 @@ class Config:
     _values: dict[str, Any]
 
     def __init__(self, pointer: Any) -> None:
-        """Copies the `dg_config *` pointer."""
+        """Copy the `dg_config *` pointer."""
         values: dict[str, Any] = {}
         for key in keys().values():
             if key.in_config:

@@ -22,7 +22,7 @@ class Detokenizer:
         self._broken = rare[:1] if self.plain(rare[0]) == BROKEN else []
 
     def plain(self, token: int) -> str:
-        """An id's own text: "" for a control token, U+FFFD for a part of a character."""
+        """Return an id's own text: "" for a control token, U+FFFD for a part of a character."""
         text = self._plain.get(token)
         if text is None:
             text = self._plain[token] = self._tokenizer.decode([token])
@@ -44,12 +44,12 @@ class Detokenizer:
         return self._tokenizer.decode([token], special=True)
 
     def id(self, name: str) -> int | None:
-        """The token of that name, if the vocabulary has it as one."""
+        """Return the token of that name, if the vocabulary has it as one."""
         ids = self._tokenizer.encode(name)
         return ids[0] if len(ids) == 1 and self.name(ids[0]) == name else None
 
     def joined(self, ids: list[int]) -> str:
-        """The text of neighbouring bytes."""
+        """Return the text of neighbouring bytes."""
         return self._tokenizer.decode(ids) if ids else ""
 
     def texts(self, ids: Iterable[int]) -> Iterator[tuple[int, str]]:

@@ -54,12 +54,12 @@ KINDS: dict[int, type[Error]] = {
 
 
 def new_error() -> Any:
-    """A `dg_error *` for a call to fill."""
+    """Return a `dg_error *` for a call to fill."""
     return ffi.new("dg_error *")
 
 
 def check(status: int, error: Any) -> None:
-    """Raises the Error that a call's `status` stands for, with the message it left in `error` (a `dg_error *`)."""
+    """Raise the Error that a call's `status` stands for, with the message it left in `error` (a `dg_error *`)."""
     if status != lib.DG_OK:
         message = ffi.string(error.message).decode("utf-8", "replace")
         raise KINDS.get(status, Error)(message or f"failed with status {status}")

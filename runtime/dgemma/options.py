@@ -28,7 +28,7 @@ class Option:
     help: str
 
     def read(self, value: Any) -> int | float:
-        """Checks a value. Raises TypeError for what is no such number, UsageError for one out of range."""
+        """Check a value. Raises TypeError for what is no such number, UsageError for one out of range."""
         number: int | float
         if self.flag:
             if not isinstance(value, (bool, np.bool_)):
@@ -97,8 +97,9 @@ def efforts() -> dict[str, Effort]:
 
 
 def sampling_for(model: Any, given: Mapping[str, Any]) -> Any:
-    """A `dg_sampling *` of the model's (`dg_model *`) defaults, then of the effort that is given, then of the options
-    that are; None stands for the default.
+    """Return a `dg_sampling *` with the model's (`dg_model *`) defaults and the options that are given.
+
+    An effort that is given goes before the options; None stands for the default.
 
     Raises TypeError for a name that does not exist or a value of another type, UsageError for one out of range.
     """
@@ -128,6 +129,6 @@ def sampling_for(model: Any, given: Mapping[str, Any]) -> Any:
 
 
 def settings_of(sampling: Any) -> dict[str, int | float]:
-    """A `dg_sampling *` as a dict of all options."""
+    """Return a `dg_sampling *` as a dict of all options."""
     kinds = {o.name: shortest if o.real else bool if o.flag else int for o in options().values()}
     return {name: kind(getattr(sampling, name)) for name, kind in kinds.items()}

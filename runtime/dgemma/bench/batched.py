@@ -23,7 +23,9 @@ WARM = 2  # steps of a canvas that do not count: the first has no self-condition
 def together(
     model: Model, canvases: int, *, runs: int, prompt: int, temperature: float, seed: int, say: Callable[[str], None]
 ) -> dict[str, Any]:
-    """Times `runs` steps of each; every session has a prompt and a canvas of its own.
+    """Time `runs` steps of several canvases, one by one and all together.
+
+    Every session has a prompt and a canvas of its own.
 
     Returns the seconds of each run (all canvases one by one; all together), and the median per part of both.
     """

@@ -75,7 +75,7 @@ class Decoder:
         self._places = [n] * self._sequences
 
     def step(self, ids: Sequence[int]) -> float:
-        """Decodes one token for each of the first len(ids) sequences; seconds."""
+        """Decode one token for each of the first len(ids) sequences, and return the seconds it took."""
         began = perf_counter()
         n = len(ids)
         self._decode(ids, self._places[:n], range(n), [True] * n)

@@ -56,8 +56,10 @@ def time_device(
 
 
 def time_queues(session: Session, temperature: float, runs: int, seed: int, say: Say) -> dict[str, Any]:
-    """What the queues take of a step, alone and together. Recorded steps, which are faster than those that are watched,
-    are timed too."""
+    """Time the queues of a step, alone and together.
+
+    Recorded steps, which are faster than those that are watched, are timed too.
+    """
     handle, out = session.model._open_handle().pointer, ffi.new("dg_overlap *")
     times = []
     for watched in (False, True):
@@ -85,8 +87,10 @@ def laps_of(
 
 
 def time_canvas(session: Session, temperature: float, runs: int, seed: int, say: Say) -> float | None:
-    """Seconds from one canvas's end to the next one's: its encoding and the next one's steps. None where answers end
-    before."""
+    """Seconds from one canvas's end to the next one's: its encoding and the next one's steps.
+
+    None where answers end before.
+    """
     before, n = session.length, int(session.model.config.canvas_length)
     options: dict[str, Any] = dict(t_min=temperature, t_max=temperature, confidence=0.0, stability=0, steps=TYPICAL)
     if before + 2 * n > session.context:

@@ -12,7 +12,9 @@ from dgemma.native import formats
 
 
 def pass_operations(config: Config, rows: int, before: int, causal: bool, output: bool = True) -> dict[str, int]:
-    """The layers alone, over `rows` tokens behind `before` encoded ones: of the encoder where causal.
+    """Return the operations of the layers alone, over `rows` tokens behind `before` encoded ones.
+
+    causal: of the encoder; else of the decoder.
 
     output: False where the last layer only fills the cache.
     """
@@ -42,7 +44,10 @@ def keys_seen(config: Config, layer: int, rows: int, before: int, causal: bool) 
 
 
 def step_operations(config: Config, before: int) -> dict[str, int]:
-    """A denoising step. Self-conditioning counts as if every row mixed the whole vocabulary: see condition_mlp()."""
+    """Return the operations of a denoising step.
+
+    Self-conditioning counts as if every row mixed the whole vocabulary: see condition_mlp().
+    """
     n = config.canvas_length
     table = 2 * n * config.d_model * config.n_vocab
     return {
@@ -53,7 +58,7 @@ def step_operations(config: Config, before: int) -> dict[str, int]:
 
 
 def condition_mlp(config: Config) -> int:
-    """What is left of self-conditioning where each row mixes few words."""
+    """Return the operations that are left of self-conditioning where each row mixes few words."""
     return int(6 * config.canvas_length * config.d_model * config.d_ffn)
 
 

@@ -24,7 +24,7 @@ BACKBONE = ("projections", "attention", "dense", "experts", "router", "elementwi
 
 
 def refuse_llama() -> None:
-    """Raises where the package is missing, before anything is measured."""
+    """Raise where the package is missing, before anything is measured."""
     try:
         import llama_cpp  # noqa: F401
     except ImportError:

@@ -34,6 +34,8 @@ class Peak:
 
 @dataclass(frozen=True, slots=True)
 class Machine:
+    """A processor, and the most that it can do."""
+
     processor: str
     clock_hz: float  # of a busy core, measured
     threads: int
@@ -45,7 +47,7 @@ class Machine:
 
 
 def measure_machine(threads: int) -> Machine:
-    """Takes a few seconds and half a gigabyte, which it gives back."""
+    """Measure this machine, in a few seconds and half a gigabyte of memory, which is given back."""
     peaks: list[Peak] = []
     out = ffi.new("dg_peak *")
     while lib.dg_peak_measure(len(peaks), threads, out):
@@ -58,7 +60,7 @@ Measured = TypeVar("Measured")
 
 
 def apart(measure: Callable[..., Measured], *arguments: object, **options: object) -> Measured:
-    """Calls a function in a process of its own: what it takes of memory is not taken of ours. That one ends with us."""
+    """Call a function in a process of its own, so that its memory is not counted as ours. That one ends with us."""
     context = get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_measure, args=(sender, measure, arguments, options))
@@ -82,7 +84,7 @@ def apart(measure: Callable[..., Measured], *arguments: object, **options: objec
 
 
 def _measure(to: Connection, measure: Callable[..., object], arguments: Any, options: Any) -> None:
-    """What the other process does."""
+    """Return what the other process does."""
     try:
         result = measure(*arguments, **options), None
     except Exception as failure:
@@ -140,7 +142,7 @@ def resident() -> dict[str, int] | None:
 
 
 def peak_resident() -> int | None:
-    """The most bytes that this process ever had in memory, for systems without resident()."""
+    """Return the most bytes that this process ever had in memory, for systems without resident()."""
     try:
         import resource
     except ImportError:

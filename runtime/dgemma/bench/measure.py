@@ -40,6 +40,8 @@ class Times:
 
 @dataclass(frozen=True, slots=True)
 class Part:
+    """A part of a step or of an encoding: its time, and how much work it is."""
+
     name: str
     covers: str
     seconds: Times
@@ -61,6 +63,8 @@ class Steps:
 
 @dataclass(slots=True)
 class Encoding:
+    """The time that encoding a prompt takes, and the operations in it."""
+
     tokens: int
     seconds: Times
     operations: int
@@ -206,7 +210,7 @@ def bench(
 
 
 def time_encoding(session: Session, ids: np.ndarray, runs: int, say: Callable[[str], None]) -> Encoding:
-    """Encoding from an empty cache, without logits."""
+    """Time encoding from an empty cache, without logits."""
     times = []
     for run in range(runs + 1):
         say(f"encoding {len(ids)} tokens, {'warm-up' if run == 0 else f'run {run} of {runs}'}")
@@ -249,7 +253,10 @@ def time_steps(
 
 
 def stream_of(moved: Sequence[Traffic | None]) -> dict[str, float] | None:
-    """What a step of a model under a budget moves, from its counters around every step; None without a budget."""
+    """Return what a step of a model under a budget moves; None without a budget.
+
+    It is told from the model's counters around every step.
+    """
     first, last = moved[0], moved[-1]
     if first is None or last is None:
         return None
@@ -261,5 +268,5 @@ def stream_of(moved: Sequence[Traffic | None]) -> dict[str, float] | None:
 
 
 def without_table(steps: Steps) -> Sequence[Part]:
-    """The parts of the backbone: no head, no self-conditioning."""
+    """Return the parts of the backbone: no head, no self-conditioning."""
     return [part for part in steps.parts if part.name not in ("head", "condition", "rest")]

@@ -74,14 +74,14 @@ def writing_path(path: Path) -> Path:
 
 
 def overtaken(row: dict[str, Any]) -> str:
-    """What a measured batch does to one number of steps."""
+    """Return the words that say when a measured batch overtakes canvases of so many steps."""
     if row["crossover"] is None:
         return "never overtaken"
     return "slower than one" if row["crossover"] == 1 else f"overtaken by a batch of {row['crossover']}"
 
 
 def label(report: Report, part: Part) -> str:
-    """What stands behind a bar."""
+    """Return the text behind a bar."""
     rate = rates(report.machine, part)
     text = f"{part.seconds.median:.3g} s"
     if rate["operations_per_second"]:

@@ -36,7 +36,7 @@ def steps_of(
 
 
 def endless(session: Session, temperature: float, steps: int, seed: int = 0) -> Generator[Step, None, None]:
-    """The steps of a canvas that never settles."""
+    """Yield the steps of a canvas that never settles."""
     options: dict[str, Any] = dict(
         t_min=temperature, t_max=temperature, confidence=0.0, stability=0, max_tokens=1, seed=seed
     )

@@ -69,7 +69,7 @@ class Synthetic:
 
 
 def config_of(model: Synthetic) -> Config:
-    """The configuration, with the field names of the runtime's."""
+    """Return the configuration, with the field names of the runtime's."""
     if model.shape not in SHAPES:
         raise UsageError(f"shape {model.shape!r}: expected one of {', '.join(SHAPES)}")
     shape = SHAPES[model.shape]
@@ -132,7 +132,7 @@ def blueprint(model: Synthetic) -> Blueprint:
 
 
 def as_gemma4(pairs: list[Pair]) -> list[Pair]:
-    """The same numbers under llama.cpp's name of the backbone, without what only diffusion has."""
+    """Return the same numbers under llama.cpp's name of the backbone, without what only diffusion has."""
     ours = f"{MODEL_TYPE.replace('_', '-')}."
     kept = []
     for pair in pairs:
@@ -144,7 +144,7 @@ def as_gemma4(pairs: list[Pair]) -> list[Pair]:
 
 
 def vocabulary(n_vocab: int) -> Vocabulary:
-    """Special tokens, bytes where Gemma has them, a newline, and words that no text holds."""
+    """Return a vocabulary: special tokens, bytes where Gemma has them, a newline, and words that no text holds."""
     tokens = [f"t{i}" for i in range(n_vocab)]
     types = [NORMAL] * n_vocab
     for i, name in enumerate(("pad", "eos", "bos", "unk", "mask")):
@@ -190,7 +190,10 @@ class Blocks:
 
 
 def weights(plan: Blueprint) -> Iterator[Any]:
-    """The data section in order. The same model has the same bytes; the same layer of another count of layers too."""
+    """Yield the data section in order.
+
+    The same model has the same bytes; the same layer of another count of layers too.
+    """
     pools: dict[tuple[str, float], Blocks] = {}
     for want, to in plan.tensors:
         random = np.random.default_rng([plan.model.seed, zlib.crc32(want.gguf.encode())])
@@ -216,7 +219,7 @@ def cache_folder() -> Path:
 
 
 def make(folder: Path, model: Synthetic, progress: Callable[[int, int], None] | None = None) -> Path:
-    """The model's file in this folder: the one that is there if it is the same, else a new one.
+    """Make the model's file in this folder, unless the same one is there; return its path.
 
     progress: called with the bytes that are written and their total.
     """

@@ -1,6 +1,6 @@
-"""A model's answer, taken apart: its thought, the text to show, and calls of tools.
+r"""A model's answer, taken apart: its thought, the text to show, and calls of tools.
 
-    <|channel>thought\\nLet me see.<channel|>It is sunny.<|tool_call>call:look{at:<|"|>sky<|"|>,n:2}<tool_call|>
+    <|channel>thought\nLet me see.<channel|>It is sunny.<|tool_call>call:look{at:<|"|>sky<|"|>,n:2}<tool_call|>
 
 read(tokenizer, ids) does it at once, a Reader as the ids come. Nothing here raises, whatever a model writes.
 """
@@ -67,7 +67,7 @@ class Answer:
     calls: tuple[ToolCall, ...] = ()
 
     def message(self) -> dict[str, Any]:
-        """What a chat template is given for it later: the thinking is left out."""
+        """Return the message that a chat template is given for this answer later: the thinking is left out."""
         message: dict[str, Any] = {"role": "assistant", "content": self.text}
         if self.calls:
             message["tool_calls"] = [
@@ -143,7 +143,7 @@ class Reader:
         return self._take()
 
     def peek(self, ids: Iterable[int]) -> Answer:
-        """What feed(ids) and finish() would tell, without telling it."""
+        """Return the answer that feed(ids) and finish() would add, and change nothing."""
         other = copy(self)
         other._bytes, other._call, other._calls, other._new = [*self._bytes], [*self._call], [], []
         other._told = {"thinking": [], "text": []}
@@ -224,7 +224,7 @@ class Reader:
             self._new.append((self._inside, text))
 
     def _take(self) -> list[Delta]:
-        """What is new, neighbours of a kind as one."""
+        """Return what is new; neighbours of a kind are one."""
         deltas: list[Delta] = []
         run: list[str] = []
         new, self._new = self._new, []
@@ -240,7 +240,7 @@ class Reader:
 
 
 def read(tokenizer: Tokenizer, ids: Iterable[int], thinking: bool = False) -> Answer:
-    """A whole answer, taken apart."""
+    """Take a whole answer apart, given as ids."""
     reader = Reader(tokenizer, thinking)
     reader.feed(ids)
     reader.finish()
@@ -248,7 +248,7 @@ def read(tokenizer: Tokenizer, ids: Iterable[int], thinking: bool = False) -> An
 
 
 def read_text(text: str, thinking: bool = False) -> Answer:
-    """A whole answer as text with its marks in it, taken apart."""
+    """Take a whole answer apart, given as text with its marks in it."""
     reader = Reader(thinking=thinking)
     reader.feed_text(text)
     reader.finish()
@@ -269,7 +269,7 @@ class _Malformed(Exception):
 
 
 def parse_call(text: str) -> ToolCall | None:
-    """A call from what stands between its marks, which may be there too; None where that is no call."""
+    """Read a call from the text between its marks, which may be there too; None where that is no call."""
     inner = text.removeprefix(CALL).removesuffix(CALLED)
     name = _NAME.match(inner)
     if name is None:
@@ -287,7 +287,7 @@ def _space(text: str, at: int) -> int:
 
 
 def _value(text: str, at: int, depth: int) -> tuple[Any, int]:
-    """The value that begins at `at`, and where it ends."""
+    """Return the value that begins at `at`, and where it ends."""
     if depth > DEEPEST:
         raise _Malformed
     if text.startswith(QUOTE, at) or text.startswith('"', at):

@@ -33,7 +33,7 @@ class Reply:
 
 
 def taken_apart(events: Generator[Event, None, None], reader: Reader) -> Generator[Told, None, None]:
-    """The events of a stream, and behind each Block the Deltas of the answer that it makes final."""
+    """Yield the events of a stream, and behind each Block the Deltas of the answer that it makes final."""
     with closing(events):
         for event in events:
             if isinstance(event, Result):
@@ -111,7 +111,7 @@ class Conversation:
             self.messages.insert(0, {"role": "system", "content": text})
 
     def prompt(self) -> list[int]:
-        """The ids that ask for an answer to the messages, by the file's chat template."""
+        """Return the ids that ask for an answer to the messages, by the file's chat template."""
         told = [{key: value for key, value in message.items() if key != "thinking"} for message in self.messages]
         return self.model.tokenizer.chat(told, self.tools, self.thinking)
 
@@ -125,7 +125,7 @@ class Conversation:
         return self.last
 
     def say(self, text: str) -> None:
-        """A message of the user's. One that is still without an answer is replaced."""
+        """Add a message of the user's. One that is still without an answer is replaced."""
         if self.unanswered:
             del self.messages[-1]
         self.messages.append({"role": "user", "content": text})
@@ -136,7 +136,7 @@ class Conversation:
         return bool(self.messages) and self.messages[-1].get("role") == "user"
 
     def unanswer(self) -> bool:
-        """Takes the last answer away, for stream() to give another. Returns whether there is a message to answer."""
+        """Take the last answer away, for stream() to give another. Returns whether there is a message to answer."""
         if self.messages and self.messages[-1].get("role") == "assistant":
             del self.messages[-1]
         return self.unanswered

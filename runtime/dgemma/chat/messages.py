@@ -54,7 +54,7 @@ def is_message(value: Any) -> bool:
 def read(
     messages: Any, known: Set[str] | None = None, *, reads_parts: Callable[[str], bool] = lambda role: False
 ) -> list[Plain]:
-    """The messages as a template is given them. Raises UsageError, whose place is that of a message.
+    """Return the messages as a template is given them. Raises UsageError, whose place is that of a message.
 
     known: the fields of messages that the template reads (see template.reads): it may be given these beside role and
     content, and what it does not read would be left out. None: any template, which reads those of every chat.
@@ -69,7 +69,7 @@ def read(
 
 
 def read_tools(tools: Any) -> list[Plain] | None:
-    """The tools, each as {"type": "function", "function": {...}}. Raises UsageError."""
+    """Return the tools, each as {"type": "function", "function": {...}}. Raises UsageError."""
     if tools is None:
         return None
     if isinstance(tools, str | bytes | Mapping) or not isinstance(tools, Sequence):
@@ -78,13 +78,14 @@ def read_tools(tools: Any) -> list[Plain] | None:
 
 
 def text_of(message: Mapping[str, Any]) -> str:
-    """The text of a message that was read."""
+    """Return the text of a message that was read."""
     content = message.get("content") or ""
     return content if isinstance(content, str) else "".join(part["text"] for part in content)
 
 
 def plain(value: Any) -> Any:
     """Dicts and lists instead of what is like them: other mappings and sequences, records, the objects of clients.
+
     Raises UsageError for what is nested too deeply.
     """
     try:
@@ -152,7 +153,7 @@ def _message(given: Any, at: int, calls: _Calls, known: Set[str] | None, reads_p
 
 
 def _given_on(message: Plain, role: str, known: Set[str] | None, refuse: _Refuse) -> Plain:
-    """The fields that templates are given as they are; what is null or empty says nothing."""
+    """Return the fields that templates are given as they are; what is null or empty is left out."""
     made: Plain = {}
     for key, value in message.items():
         if _empty(value) or key in ("role", "content", *OURS):
@@ -178,8 +179,9 @@ def _reads(known: Container[str], key: str) -> bool:
 
 
 def _says(message: Plain, key: str, known: Set[str]) -> bool:
-    """Whether a field that is known to every chat reaches the prompt, or need not: a thought beside an answer is left
-    out by many templates, and a response's id or name stands for the call's.
+    """Return whether a field that is known to every chat reaches the prompt, or need not.
+
+    A thought beside an answer is left out by many templates, and a response's id or name stands for the call's.
     """
     if key in ("name", "tool_call_id") and message.get("role") == "tool":
         return True
@@ -201,8 +203,10 @@ def _only_of(key: str, role: str) -> str:
 
 
 def _answered(made: Plain, calls: _Calls, refuse: _Refuse) -> str:
-    """The name of the tool whose response a message is: of the call with its tool_call_id, as OpenAI has it, or by the
-    name alone, as templates have it.
+    """Return the name of the tool whose response a message is.
+
+    It is that of the call with the message's tool_call_id, as OpenAI has it, or is given by name alone, as templates
+    have it.
     """
     name, call = made.get("name"), made.get("tool_call_id")
     if call is None and name is None:
@@ -242,7 +246,7 @@ def _list(message: Plain, field: str, refuse: _Refuse) -> list[Any]:
 
 
 def _texts(content: Any, role: str, refuse: _Refuse) -> list[str]:
-    """The text of each part; none where there is no content."""
+    """Return the text of each part; none where there is no content."""
     if content is None:
         return []
     if isinstance(content, str):
@@ -268,7 +272,7 @@ def _part(part: Any, name: str, at: int, refuse: _Refuse) -> str:
 
 
 def _refusal(refusal: Any, refuse: _Refuse) -> list[str]:
-    """What an assistant said instead of an answer is what it said."""
+    """Return the text of a refusal: what an assistant said instead of an answer is what it said."""
     if refusal is not None and not isinstance(refusal, str):
         refuse("refusal", f"refusal must be text, not {_kind(refusal)}")
     return [refusal] if refusal else []

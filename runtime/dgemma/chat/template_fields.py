@@ -1,5 +1,6 @@
-"""What a chat template reads: names that it is given, and fields of messages. It imports nothing of dgemma: the process
-that renders templates loads it by its path.
+"""What a chat template reads: names that it is given, and fields of messages.
+
+It imports nothing of dgemma: the process that renders templates loads it by its path.
 
 A template is followed from `messages` on: through loops, slices, filters, assignments and macros. So a field of a tool,
 or a word in its text, is not taken for a field of a message.
@@ -85,7 +86,7 @@ class _Held:
         return False
 
     def _read_by(self, node: nodes.Node) -> Iterator[str]:
-        """The fields of messages that one expression reads."""
+        """Yield the fields of messages that one expression reads."""
         if isinstance(node, nodes.Getattr) and self._holds(node.node) and node.attr not in METHODS:
             yield node.attr
         elif isinstance(node, nodes.Getitem) and self._holds(node.node) and (name := _text(node.arg)) is not None:

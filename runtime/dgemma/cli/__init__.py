@@ -68,8 +68,10 @@ def end_in_order() -> None:
 
 
 def give_again(lost: Any) -> None:
-    """For sys.unraisablehook. An order to end that comes while a finalizer runs is an exception there, which Python
-    drops: it is given again a moment later.
+    """For sys.unraisablehook.
+
+    An order to end that comes while a finalizer runs is an exception there, which Python drops: it is given again a
+    moment later.
     """
     order = lost.exc_value
     if isinstance(order, KeyboardInterrupt):

@@ -78,7 +78,7 @@ class Chat:
         return FAILURE if failed and not self.lines.interactive else 0
 
     def say(self, text: str) -> None:
-        """A message, and its answer."""
+        """Send a message, and show its answer."""
         self.conversation.say(text)
         self.answer()
 
@@ -119,7 +119,7 @@ class Chat:
                 self.tell("it was a loop; /regenerate draws another, and with /max-tokens N it is let go on")
 
     def _show(self, events: Iterator[Told], shown: Silent, watch: Watch, ctrl_c: CtrlC) -> str:
-        """Returns what stopped it: "Ctrl-C", a "loop", or nothing."""
+        """Show an answer as it comes. Returns what stopped it: "Ctrl-C", a "loop", or nothing."""
         looped = False
         with Speaker(shown, end_line=True) as speaker:
             for event in events:
@@ -148,7 +148,7 @@ class Chat:
         return self.model.settings(**{"max_tokens": LONGEST, **self.settings})
 
     def change(self, settings: dict[str, Any]) -> None:
-        """Changes generation options. Raises UsageError, and TypeError, where they make no sense; then none changes."""
+        """Change generation options. Raises UsageError, and TypeError, where they make no sense; then none changes."""
         changed = {**self.settings, **settings}
         self.model.settings(**changed)
         self.settings, self._changed = changed, True
@@ -187,7 +187,7 @@ class Chat:
         return [f"{line} · {prompt}", *(hint.replace("--", "/") for hint in hints)]  # flags are commands here
 
     def stats(self) -> list[str]:
-        """What /stats shows."""
+        """Return the lines that /stats shows."""
         conversation, session = self.conversation, self.conversation.session
         lines = [
             f"{self.model.path} on {self.model.backend}, {count(self.model.threads, 'thread')}",
@@ -212,7 +212,7 @@ class Chat:
 
 
 def told(failure: Error | OSError) -> str:
-    """A failure in a line."""
+    """Return a failure in one line."""
     if isinstance(failure, Error):
         return one_line(str(failure))
     return one_line(f"{failure.filename or 'standard output'}: {failure.strerror or failure}")

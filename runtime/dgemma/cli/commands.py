@@ -48,7 +48,7 @@ def command(name: str, argument: str, text: str) -> Callable[[Do], Do]:
 
 
 def run(chat: Chat, line: str) -> bool:
-    """Does what a line beginning with a slash says. Returns whether the chat goes on."""
+    """Do what a line beginning with a slash says. Returns whether the chat goes on."""
     name, _, argument = line.partition(" ")
     entry = TABLE.get(name.strip())
     if entry is None:
@@ -197,7 +197,7 @@ def _quit(chat: Chat, _: str) -> bool:
 
 
 def path_of(command: str, name: str) -> Path:
-    """The file that a command is given. Raises UsageError for what names none."""
+    """Return the file that a command is given. Raises UsageError for what names none."""
     if not name:
         raise UsageError(f"{command} needs a file's name")
     if "\0" in name:

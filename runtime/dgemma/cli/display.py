@@ -38,13 +38,13 @@ class Silent:
         """`done` of the prompt's `total` tokens are encoded."""
 
     def step(self, frame: Frame) -> None:
-        """A canvas was denoised once more."""
+        """Show a canvas that was denoised once more."""
 
     def pend(self, text: str, thought: bool = False) -> None:
         """Text that stands before the canvas and is not printed yet."""
 
     def hide(self) -> None:
-        """Clears the screen for something else to be printed there; the next step draws again."""
+        """Clear the screen for something else to be printed there; the next step draws again."""
 
 
 class Steps(Silent):
@@ -146,7 +146,7 @@ def styled(line: str, style: str = "dim") -> Text:
 
 
 def display(visual: bool, quiet: bool) -> Silent:
-    """The display for standard error: nothing where it is no terminal."""
+    """Return the display for standard error: nothing where it is no terminal."""
     if not is_terminal(sys.stderr) or (quiet and not visual):
         return Silent()
     from rich.console import Console
@@ -157,7 +157,7 @@ def display(visual: bool, quiet: bool) -> Silent:
 
 
 def figures(result: Result) -> list[str]:
-    """What is told at the end: a line of figures, and a hint where the answer was cut."""
+    """Return the lines that are told at the end: figures, and a hint where the answer was cut."""
     n = [block.steps for block in result.blocks]
     steps = count(n[0], "step") if min(n) == max(n) else f"{min(n)} to {max(n)} steps"
     canvases = f"{count(len(n), 'canvas')} of {steps}"

@@ -211,8 +211,9 @@ def refuse(wrong: dict[str, bool]) -> None:
 
 
 def chosen_tasks(model: Model, given: tuple[str, ...], count: int, levels: tuple[str, ...]) -> list[Task]:
-    """The first `count` tasks of each level, or of `levels` alone, of what is given, or else of all shipped tasks that
-    suit the model.
+    """Return the first `count` tasks of each level, or of `levels` alone.
+
+    They are taken from what is given, or else from all shipped tasks that suit the model.
     """
     names = given or tuple(suitable(model))
     stems = [Path(name).stem for name in names]

@@ -112,7 +112,7 @@ class Framer:
         )
 
     def finished(self, ids: Sequence[int]) -> None:
-        """A canvas is committed: its ids, without an end id."""
+        """Note that a canvas is committed: its ids, without an end id."""
         cells = tuple(self._cell(token, text, 0.0, True, done=True) for token, text in self._detokenizer.texts(ids))
         self._before = (self._before + cells)[-KEPT:]
 
@@ -124,7 +124,7 @@ class Framer:
 
 
 def shown(text: str) -> str:
-    """A text without what a terminal would obey."""
+    """Return a text without what a terminal would obey."""
     return _CONTROL.sub("·", text.expandtabs(4))
 
 

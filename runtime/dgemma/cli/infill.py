@@ -29,7 +29,7 @@ COLOURS = {"+": "green", "-": "red", "@": "cyan"}
 
 
 def whole_numbers(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[int, ...] | None:
-    """Reads "3,5,7"."""
+    """Read "3,5,7"."""
     if value is None:
         return None
     if not re.fullmatch(r"[1-9]\d{0,5}(,[1-9]\d{0,5})*", value):
@@ -67,7 +67,7 @@ def fill_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def pinned_pieces(model: Model, text: str, pin: str) -> Pieces:
-    """A text whose parts that `pin` matches stay; each of the others is a hole of its own length in tokens."""
+    """Return the pieces of a text: what `pin` matches stays; each other part is a hole of its own length in tokens."""
     try:
         pattern = re.compile(pin)
     except re.error as failure:
@@ -89,7 +89,7 @@ def pinned_pieces(model: Model, text: str, pin: str) -> Pieces:
 
 
 def fill_figures(filled: Filled) -> list[str]:
-    """What is told at the end."""
+    """Return the line of figures that is told at the end."""
     ended = "converged" if filled.converged else "not converged"
     lengths = ", ".join(map(str, filled.best.lengths[:8])) + (", ..." if len(filled.best.lengths) > 8 else "")
     holes = count(len(filled.best.lengths), "hole")
@@ -135,7 +135,7 @@ def passage(text: str, span: str | None, match: str | None, file: str) -> tuple[
 
 
 def diff(edited: Edited, name: str, colour: bool) -> str:
-    """The change: coloured for a terminal, what that would obey being shown; or as it is."""
+    """Return the change as a diff: coloured, with what a terminal would obey made visible, or as it is."""
     told = edited.diff(name)
     if not colour:
         return told
@@ -165,7 +165,7 @@ class Task:
 
     @classmethod
     def take(cls, settings: dict[str, Any]) -> Task | None:
-        """Takes its flags out of what the command was given, and refuses half of a task; None where there is none."""
+        """Take its flags out of what the command was given, and refuse half of a task; None where there is none."""
         task = cls(**{item.name: settings.pop(item.name) for item in fields(cls)})
         given = {name for name in ("fill", "canvas", "edit") if getattr(task, name) is not None}
         if len(given) > 1:
@@ -232,7 +232,7 @@ class Done:
     replaces: str | None
 
     def output(self) -> str:
-        """The text, or the diff of an edit."""
+        """Return the text, or the diff of an edit."""
         return diff(self.edited, self.file, colour=False) if self.edited else self.filled.text
 
     def say(self) -> None:
@@ -259,7 +259,7 @@ class Done:
         return fill_figures(self.filled)
 
     def write(self) -> None:
-        """Writes the edited text to its file, unless that was changed meanwhile."""
+        """Write the edited text to its file, unless that was changed meanwhile."""
         if self.edited is not None and self.replaces is not None:
             if read_regular(self.file) != self.replaces.encode():
                 raise Error(f"{self.file}: this file was changed meanwhile, and is left as it is")

@@ -215,7 +215,7 @@ def value_text(told: dict[str, Any]) -> str:
 
 
 def human(count: int) -> str:
-    """25.2 B"""
+    """Return a count in words for people, as "25.2 B"."""
     for scale, letter in ((1e9, " B"), (1e6, " M"), (1e3, " K")):
         if count >= scale:
             return f"{count / scale:.1f}{letter}"
@@ -231,7 +231,7 @@ def dims(sizes: Iterable[int]) -> str:
 
 
 def section(console: Console, title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """A heading and a table; a column whose name begins with > is of numbers."""
+    """Print a heading and a table; a column whose name begins with > is of numbers."""
     from rich.table import Table
     from rich.text import Text
 

@@ -36,7 +36,7 @@ BOS, TURN_END = "<bos>", "<turn|>"  # Gemma's
 
 
 def facts(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Raises an Error for what is no GGUF file; a GGUF file of another kind is told as far as it goes."""
+    """Return what a GGUF file says of its model, whether dgemma runs it or not."""
     with File(path) as file:
         model, refusal = _config(file), _refusal(path)
         found = {
@@ -120,7 +120,7 @@ def _formats(tensors: Iterable[Tensor]) -> dict[str, dict[str, int]]:
 
 
 def _find(tokenizer: Tokenizer, mark: str) -> int | None:
-    """The id of a mark, if it is a token."""
+    """Return the id of a mark, if it is a token."""
     ids = tokenizer.encode(mark)
     return ids[0] if len(ids) == 1 and tokenizer.decode(ids, special=True) == mark else None
 

@@ -20,7 +20,7 @@ class Region:
         self._widths: list[int] = []  # of the lines that stand there
 
     def draw(self, lines: Sequence[Text]) -> None:
-        """Replaces what stands there. At most as many lines as the terminal has, each cut to its width."""
+        """Replace what stands there. At most as many lines as the terminal has, each cut to its width."""
         console, erase = self.console, self._erasure() or HIDE
         with console.capture() as captured:
             for i, line in enumerate(lines):

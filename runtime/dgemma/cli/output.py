@@ -41,7 +41,7 @@ class Speaker:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, at: TracebackType | None) -> None:
-        """The answer is over: nothing is held back."""
+        """End the answer: nothing is held back."""
         self._fold()
         held, late, self._held, self._late = self._held, self._late, "", None
         if late is not None:
@@ -80,14 +80,15 @@ def say(text: str, safe: bool = False) -> None:
 
 
 def say_json(value: Any, indent: int | None = None) -> None:
-    """Writes a value to standard output as a line of JSON, or as several."""
+    """Write a value to standard output as a line of JSON, or as several."""
     text = as_bytes(value, indent).decode()
     write(shown_json(text) if is_terminal(sys.stdout) else text, safe=True)
 
 
 def write(text: str, safe: bool = False) -> None:
-    """Writes to standard output: exactly, but that what a terminal would obey is shown on one. safe: it holds our own
-    styles and nothing else to show.
+    """Write to standard output: exactly, but that what a terminal would obey is shown on one.
+
+    safe: it holds our own styles and nothing else to show.
     """
     sys.stdout.flush()
     if is_terminal(sys.stdout):

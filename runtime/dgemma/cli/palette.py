@@ -40,6 +40,6 @@ LIGHT = Palette(
 
 
 def of_terminal() -> Palette:
-    """The palette for the terminal's background, as far as it tells (COLORFGBG); dark if it does not."""
+    """Return the palette for the terminal's background, as far as it tells (COLORFGBG); dark if it does not."""
     ground = os.environ.get("COLORFGBG", "").rpartition(";")[2]
     return LIGHT if ground in ("7", "15") else DARK

@@ -54,14 +54,14 @@ def plan_options(command: Any) -> Any:
 
 
 def make_plan(path: Path, ram: int | None, vram: int | None, machine: str | None, context: int | None) -> Plan:
-    """Reads the file's header alone."""
+    """Make a plan from the file's header alone."""
     where: Machine = this_machine(path) if machine is None else find_machine(machine)
     with Model(os.fspath(path), backend="cpu", threads=1) as model:
         return plan(model, where, ram, vram, context)
 
 
 def refuse_alone(as_plan: bool, **flags: object) -> None:
-    """What only --plan takes is wrong without it."""
+    """Refuse the options of --plan where --plan is not given."""
     for flag, given in flags.items():
         if given is not None and not as_plan:
             raise click.UsageError(f"--{flag} needs --plan")

@@ -67,7 +67,7 @@ def traffic_facts(model: Model) -> dict[str, Any]:
 
 
 def traffic_line(model: Model) -> str | None:
-    """What a model under a budget has read, for people."""
+    """Return what a model under a budget has read, for people."""
     traffic = model.traffic
     if traffic is None or model.ram is None:
         return None

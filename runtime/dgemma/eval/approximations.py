@@ -88,7 +88,10 @@ APPROXIMATIONS = [
 
 
 def optional(tasks: Sequence[Task]) -> list[Approximation]:
-    """The options of options.def that the published sampler does not have, at the value that an effort gives them."""
+    """Return the options of options.def that the published sampler does not have.
+
+    Each has the value that an effort gives it.
+    """
     names, holes = list(options()), any(task.fill for task in tasks)
     out = []
     for name in names[names.index("seed") + 1 :]:
@@ -138,7 +141,7 @@ def comparisons(
 
 
 def way(arguments: dict[str, Any], options: dict[str, Any]) -> str:
-    """What a way to run a model is called among others."""
+    """Return the name of a way to run a model among others."""
     return ", ".join(f"{name}={value}" for name, value in (arguments | options).items())
 
 
@@ -150,8 +153,10 @@ def judged(each: Approximation, off: Sequence[Attempt], on: Sequence[Attempt], a
 
 
 def faster(off: Sequence[Attempt], on: Sequence[Attempt]) -> tuple[float, float, float]:
-    """How many times as fast one way is, and the ends of a 95 % interval: percentiles over tasks drawn again, in pairs
-    (Efron and Tibshirani 1993, An Introduction to the Bootstrap, chapter 13).
+    """Return how many times as fast one way is, and the ends of a 95 % interval.
+
+    The ends are percentiles over tasks drawn again, in pairs (Efron and Tibshirani 1993, An Introduction to the
+    Bootstrap, chapter 13).
     """
     n = len(off)
     draws = np.vstack([np.arange(n), np.random.default_rng(0).integers(0, n, (DRAWS, n))])
@@ -161,8 +166,10 @@ def faster(off: Sequence[Attempt], on: Sequence[Attempt]) -> tuple[float, float,
 
 
 def work(tried: Sequence[Attempt], draws: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
-    """Seconds that the steps of answers take where nothing else slows them down, for each row of answers by their
-    places: all steps, times the median of the seconds of one. A busy machine's outliers do not count, as in a sum.
+    """Return the seconds that the steps of answers take where nothing else slows them down.
+
+    draws: rows of answers by their places; there is a figure for each row: all steps, times the median of the seconds
+    of one. A busy machine's outliers do not count, as they would in a sum.
     """
     steps = np.array([each.steps for each in tried], np.float64)
     each_step = np.array([each.seconds for each in tried]) / steps

@@ -53,8 +53,9 @@ class Answer:
 
 @dataclass(slots=True)
 class Trajectory:
-    """A prompt, the canvases that the base's sampler led its decoder through (S steps of n positions), and what the
-    base said of each.
+    """A prompt, the canvases that the base's sampler led its decoder through, and what the base said of each.
+
+    There are S steps of n positions.
     """
 
     prompt: Ids
@@ -98,11 +99,13 @@ class Kept(Sequence[Trajectory]):
 
 @dataclass(slots=True)
 class Base:
+    """What a pass over a base model left."""
+
     about: dict[str, Any]  # identity, prompt set, settings: what the JSON tells of it
     trajectories: Sequence[Trajectory] = field(default_factory=list, repr=False)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes an .npz, whole or not at all."""
+        """Write an .npz, whole or not at all."""
         arrays: dict[str, Any] = {"about": np.array(json.dumps({"schema": SCHEMA, **self.about}))}
         for i, t in enumerate(self.trajectories):
             answer = {name: getattr(t.answer, name) for name in ("steps", "converged", "tokens", "seconds")}
@@ -115,7 +118,7 @@ class Base:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Base:
-        """Reads what save() wrote. Raises FormatError for anything else."""
+        """Read what save() wrote. Raises FormatError for anything else."""
         try:
             with open(path, "rb", opener=opener) as opened, np.load(opened, allow_pickle=False) as file:
                 about = json.loads(str(file["about"]))
@@ -151,7 +154,7 @@ def _trajectory(file: Any, i: int) -> Trajectory:
 
 
 def opened(path: str | os.PathLike[str], arguments: Mapping[str, Any] | None, layers: bool) -> Model:
-    """A model to look into: what a budget allows it is less by what the looking takes."""
+    """Open a model to look into: its budget is less by what the looking takes."""
     given = dict(arguments or {})
     if given.get("ram") is None:
         return Model(path, **given)
@@ -164,8 +167,10 @@ def opened(path: str | os.PathLike[str], arguments: Mapping[str, Any] | None, la
 
 
 def looking(path: str | os.PathLike[str], layers: bool) -> int:
-    """About how many bytes it takes to look at a model's steps: three sets of logits (a step's, the last, and what
-    conditions it), what is computed of a part of them, what is kept of one trajectory, and hidden states.
+    """Return about how many bytes it takes to look at a model's steps.
+
+    These are three sets of logits (a step's, the last, and what conditions it), what is computed of a part of them,
+    what is kept of one trajectory, and hidden states.
     """
     with Model(path) as model:
         c = model.config
@@ -183,7 +188,7 @@ def record(
     options: Mapping[str, Any] | None = None,
     say: Say = lambda line: None,
 ) -> Iterator[Trajectory]:
-    """The base's pass over prompts of ids: prompt i with seed + i and the base's sampler, one canvas each."""
+    """Yield the base's pass over prompts of ids: prompt i with seed + i and the base's sampler, one canvas each."""
     for i, prompt in enumerate(prompts):
         say(f"base: prompt {i + 1} of {len(prompts)}, generating")
         with model.session(len(prompt)) as session:
@@ -214,7 +219,10 @@ def record(
 def follow(
     session: Session, seed: int, options: Mapping[str, Any]
 ) -> tuple[list[Ids], list[float], list[float], Answer]:
-    """Generates a canvas: what the decoder saw at each step, the steps' temperatures and noise, the answer."""
+    """Generate a canvas.
+
+    Returns what the decoder saw at each step, the steps' temperatures and noise, and the answer.
+    """
     n = int(session.model.config.canvas_length)
     canvases, temperatures, noise = [first_canvas(session.model, seed)], [], [1.0]
     last: Step | None = None
@@ -234,7 +242,7 @@ def follow(
 
 
 def first_canvas(model: Model, seed: int) -> Ids:
-    """The random ids that a generation with this seed starts from."""
+    """Return the random ids that a generation with this seed starts from."""
     n, n_vocab = int(model.config.canvas_length), int(model.config.n_vocab)
     u, ids = ffi.new("double[]", n), ffi.new("int32_t[]", n)
     lib.dg_draw(seed, 0, 0, n, n_vocab, u, ids)
@@ -244,7 +252,7 @@ def first_canvas(model: Model, seed: int) -> Ids:
 def replay(
     session: Session, canvases: Sequence[Ids], before: Callable[[int], Logits], looked: set[int], hidden: list[Logits]
 ) -> Iterator[tuple[int, Logits]]:
-    """A model's logits of canvases that it is shown: (step, [n, n_vocab]).
+    """Yield a model's logits of canvases that it is shown: (step, [n, n_vocab]).
 
     before(step): the condition that the base's words of a step are to the next one. Of the steps in `looked` the hidden
     states of POSITIONS positions are put into `hidden`.

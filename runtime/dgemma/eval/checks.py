@@ -137,7 +137,7 @@ def same(one: Any, other: Any) -> bool:
 
 
 def unfenced(text: str) -> str:
-    """What is in a code fence, if it is all there is."""
+    """Return what is in a code fence, if it is all there is."""
     found = FENCED.fullmatch(text)
     return found[2] if found else text
 
@@ -154,7 +154,7 @@ CHECKS: dict[str, Callable[..., bool]] = {
 
 
 def refuse(check: Any) -> None:
-    """Raises UsageError for what is no check."""
+    """Raise UsageError for what is no check."""
     for each in check if isinstance(check, list) else [check]:
         if not isinstance(each, Mapping) or each.get("kind") not in CHECKS:
             raise UsageError(f"a check needs a kind, one of {', '.join(CHECKS)}")

@@ -87,7 +87,7 @@ def state(logits: npt.NDArray[np.float32], temperature: float) -> State:
 
 
 def keep(logits: npt.NDArray[np.float32], temperature: float) -> Rows:
-    """The rows of float32 logits[n][n_vocab]."""
+    """Return the rows of float32 logits[n][n_vocab]."""
     n, n_vocab = logits.shape
     its, ends = state(logits, temperature), np.empty(n, np.int64)
     ids: list[npt.NDArray[np.int32]] = []
@@ -103,7 +103,7 @@ def keep(logits: npt.NDArray[np.float32], temperature: float) -> Rows:
 
 
 def likely(p: Floats) -> list[npt.NDArray[np.int32]]:
-    """The ids that each row of p[n][n_vocab] keeps, in rising order."""
+    """Return the ids that each row of p[n][n_vocab] keeps, in rising order."""
     n, n_vocab = p.shape
     if n_vocab <= WHOLE:
         return [np.arange(n_vocab, dtype=np.int32)] * n
@@ -117,8 +117,9 @@ def likely(p: Floats) -> list[npt.NDArray[np.int32]]:
 
 
 def divergence(base: Rows, first: int, logits: npt.NDArray[np.float32]) -> Floats:
-    """KL(base || other) in nats of rows [first, first + n) of base and another's logits[n][n_vocab], at base's
-    temperature. The same logits give exactly zero.
+    """Return KL(base || other) in nats of rows [first, first + n), at base's temperature.
+
+    other: logits[n][n_vocab]. The same logits give exactly zero.
     """
     n, n_vocab = logits.shape
     out = np.empty(n)
@@ -137,8 +138,9 @@ def divergence(base: Rows, first: int, logits: npt.NDArray[np.float32]) -> Float
 
 
 def condition(base: Rows, first: int, n: int, n_vocab: int) -> npt.NDArray[np.float32]:
-    """What conditions the step after rows [first, first + n): logits / temperature [n][n_vocab]. Ids that were not kept
-    have equal shares of what is left.
+    """Return what conditions the step after rows [first, first + n): logits / temperature [n][n_vocab].
+
+    Ids that were not kept have equal shares of what is left.
     """
     out = np.empty((n, n_vocab), np.float32)
     for i in range(n):
@@ -169,11 +171,11 @@ def joined_states(parts: list[State]) -> State:
 
 
 def without_ids(rows: Rows) -> Rows:
-    """What rows state of themselves alone."""
+    """Return rows that keep what they state of themselves, and no ids."""
     none = np.empty(0)
     return Rows(rows.state, rows.temperature, rows.ends, none.astype(np.int32), none.astype(np.float32))
 
 
 def kept(rows: Rows) -> float:
-    """The least share of a row that its kept ids have."""
+    """Return the least share of a row that its kept ids have."""
     return min(1.0, min(float(np.exp(rows.log_p(i)).sum()) for i in range(len(rows))))

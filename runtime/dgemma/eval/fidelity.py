@@ -1,5 +1,6 @@
-"""How near a file comes to another of the same model: the distributions it gives for the same canvases, and what it
-writes by itself.
+"""How near a file comes to another of the same model.
+
+Compared are the distributions that it gives for the same canvases, and what it writes by itself.
 
 The base's sampler makes the canvases, and what the base says of one conditions the next. Both models are shown the same
 canvases under the same conditions, so that a divergence is of one step's making. Conditioned on a file's own words it
@@ -106,7 +107,7 @@ def fidelity(
     model: Mapping[str, Any] | None = None,
     say: Say = lambda line: None,
 ) -> Fidelity:
-    """Compares a file with a base: a GGUF file, or what a pass over one left (make_base(), Base.load()).
+    """Compare a file with a base: a GGUF file, or what a pass over one left (make_base(), Base.load()).
 
     prompts: texts or messages; None: the first shipped set that the base can read, of it `count`. options: generation
     options of both. model: Model's arguments, such as exact=True. say: told what is being done. With a Base, the
@@ -130,7 +131,7 @@ def make_base(
     model: Mapping[str, Any] | None = None,
     say: Say = lambda line: None,
 ) -> Base:
-    """The pass over a base; the arguments are fidelity()'s."""
+    """Make a base by a pass over a file; the arguments are fidelity()'s."""
     known = identity(path)
     with opened(path, model, layers) as its:
         name, chosen = ("given", prompts) if prompts is not None else choose(its)
@@ -158,7 +159,7 @@ def compare(
     model: Mapping[str, Any] | None = None,
     say: Say = lambda line: None,
 ) -> Fidelity:
-    """A file's pass over what a base left."""
+    """Compare a file with what a base left, by a pass over the file."""
     name = os.fspath(path)
     known = identity(path)
     if layers and not all(t.hidden.size for t in base.trajectories):
@@ -345,7 +346,7 @@ def _layers(seen: list[_Seen]) -> list[Layer]:
 
 
 def _worst(layers: list[Layer]) -> int | None:
-    """The layer where the error of the first step grows most; None where there is none."""
+    """Return the layer where the error of the first step grows most; None where there is none."""
     if not layers or layers[-1].first == 0:
         return None
     grown = np.diff([0.0, *(layer.first for layer in layers)])

@@ -129,8 +129,9 @@ class Harness(TemplateLM):  # type: ignore[misc]
         return out
 
     def score(self, context: list[int], continuation: list[int]) -> tuple[float, bool]:
-        """The log likelihood of ids behind others, and whether each is the likeliest. A context that does not fit loses
-        its beginning.
+        """Return the log likelihood of ids behind others, and whether each is the likeliest.
+
+        A context that does not fit loses its beginning.
         """
         session = self._open()
         ids = (context + continuation)[-session.context - 1 :][:-1]  # the last id is predicted, not read

@@ -17,7 +17,7 @@ FAINT = "#666666"
 
 
 def series(points: Sequence[Point]) -> dict[str, list[tuple[str, Point]]]:
-    """The points by all axes but the first, each with its value of the first: what a line joins."""
+    """Return the points by all axes but the first, each with its value of the first: what a line joins."""
     out: dict[str, list[tuple[str, Point]]] = {}
     for point in points:
         first, *rest = point.name.split(", ")
@@ -54,7 +54,7 @@ def plot(found: Evaluation, path: Path) -> list[Path]:
 
 
 def beside(path: Path) -> list[Path]:
-    """The same chart as a file of the other kind."""
+    """Return the same chart as a file of the other kind."""
     return [path.with_suffix(kind) for kind in MAKER if path.suffix.lower() in MAKER and path.suffix.lower() != kind]
 
 

@@ -36,6 +36,8 @@ class Files:
 
 @dataclass(slots=True)
 class Evaluation:
+    """All that one run of dg-eval measured."""
+
     about: dict[str, Any]  # date, version, commit, machine, settings
     files: list[Files] = field(default_factory=list)
     points: list[Point] = field(default_factory=list)
@@ -43,7 +45,7 @@ class Evaluation:
 
 
 def about(model: Model, exact: bool, **settings: Any) -> dict[str, Any]:
-    """What all figures of a run belong to."""
+    """Return what all figures of a run have in common."""
     import dgemma
 
     return {
@@ -60,7 +62,10 @@ def about(model: Model, exact: bool, **settings: Any) -> dict[str, Any]:
 
 
 def commit() -> str | None:
-    """The commit that this package's source stands at, with a + where it was changed; None for an installed one."""
+    """Return the commit that this package's source stands at, with a + where it was changed.
+
+    Returns None for an installed package.
+    """
     here = str(Path(__file__).parent)
 
     def git(*arguments: str) -> str:
@@ -130,7 +135,7 @@ def seconds(value: float, half: float) -> str:
 
 
 def overview(files: Sequence[Files]) -> list[str]:
-    """A line per file."""
+    """Return a table with a line per file."""
     head = ["file", "size", "KL mean", "KL p99", "top-1, %", "committed, %", "steps", "tokens/s"]
     names = [score.task for score in files[0].scores if not score.level]
     head[6:6] = [f"{name}, %" for name in names]
@@ -248,7 +253,7 @@ def comparisons(found: Sequence[Comparison], backend: str) -> list[str]:
 
 
 def told(found: Evaluation) -> dict[str, Any]:
-    """The JSON. Beside all else, the first file's kl_mean, kl_p99, top1 and committed on top."""
+    """Return all of it for JSON. Beside all else, the first file's kl_mean, kl_p99, top1 and committed on top."""
     out: dict[str, Any] = {"schema": 1, **found.about}
     first = found.files[0].fidelity
     if first is not None:

@@ -151,7 +151,7 @@ def attempt(variant: Variant, task: Task, seed: int) -> Attempt:
 
 
 def tried(variant: Variant, task: Task, seed: int, found: Result | Filled, text: str, tokens: int) -> Attempt:
-    """What came of an attempt: `text` is the answer, of so many tokens."""
+    """Return the record of an attempt: `text` is the answer, of so many tokens."""
     return Attempt(
         run=variant.run,
         task=task.name,
@@ -169,7 +169,7 @@ def tried(variant: Variant, task: Task, seed: int, found: Result | Filled, text:
 
 
 def shown(model: Model, prompt: Sequence[int], result: Result) -> str:
-    """What an answer shows: without its thought, calls of tools as they are written."""
+    """Return the text that an answer shows: without its thought, calls of tools as they are written."""
     reader = Reader.behind(model.tokenizer, prompt)
     deltas = [*reader.feed(result.ids), *reader.finish()]
     return "".join(delta.text for delta in deltas if delta.kind != "thinking")

@@ -20,7 +20,10 @@ class Share:
 
 
 def wilson(right: float, tries: float, z: float = Z) -> tuple[float, float]:
-    """The ends of Wilson's score interval, without continuity correction (Wilson 1927, J. Am. Stat. Assoc. 22:209)."""
+    """Return the ends of Wilson's score interval, without continuity correction (Wilson 1927, J.
+
+    Am. Stat. Assoc. 22:209).
+    """
     if tries <= 0:
         return 0.0, 1.0
     share = right / tries
@@ -52,7 +55,7 @@ def share_of(items: Sequence[Sequence[bool]]) -> Share:
 
 
 def mean_of(groups: Sequence[Sequence[float]]) -> tuple[float, float]:
-    """The mean of all values, and the half width of its 95 % interval by the normal approximation.
+    """Return the mean of all values, and the half width of its 95 % interval by the normal approximation.
 
     Groups are kinds that are drawn on purpose, such as levels: what differs between them is no error of the mean, so
     the variance is taken within each (Cochran 1977, Sampling Techniques, chapter 5). Values that are alone in their

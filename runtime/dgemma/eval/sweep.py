@@ -52,7 +52,7 @@ def read_axes(given: Iterable[str]) -> dict[str, list[Any]]:
 
 
 def read_value(name: str, value: str) -> Any:
-    """A value of a generation option, or an effort. Raises UsageError."""
+    """Read a value of a generation option, or an effort. Raises UsageError."""
     if name == "effort":
         if value not in efforts():
             raise UsageError(f"--sweep: effort: {value!r} is none of {', '.join(efforts())}")

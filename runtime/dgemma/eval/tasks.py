@@ -56,7 +56,7 @@ class Task:
         return hashlib.sha256(json.dumps(all_of_it, sort_keys=True).encode()).hexdigest()[:16]
 
     def ids(self, model: Model) -> list[int]:
-        """The prompt as a model reads it."""
+        """Return the prompt as a model reads it."""
         assert self.prompt is not None
         if isinstance(self.prompt, str):
             return model.prompt_ids(self.prompt)
@@ -64,13 +64,13 @@ class Task:
 
 
 def load(path: str | os.PathLike[str]) -> list[Task]:
-    """The tasks of a file. Raises UsageError that names file and line for what is no task, or an id used twice."""
+    """Read the tasks of a file. Raises UsageError that names file and line for what is no task, or an id used twice."""
     name = os.fsdecode(path)
     return _parsed(name, Path(name).stem, json_lines.lines(name))
 
 
 def parse(where: str, name: str, text: str) -> list[Task]:
-    """The tasks of a text, which is found at `where`; all are of `name`."""
+    """Read the tasks of a text, which is found at `where`; all are of `name`."""
     return _parsed(where, name, json_lines.split(io.BytesIO(text.encode()), where))
 
 
@@ -133,7 +133,7 @@ def read(name: str, line: str | bytes) -> Task:
 
 
 def sudoku(chat: bool) -> list[Task]:
-    """The Sudokus that the bundled model was not trained on, by number of blanks."""
+    """Return the Sudokus that the bundled model was not trained on, by number of blanks."""
     ask = "Solve this Sudoku. Answer with the nine finished rows and nothing else.\n\n"
     tasks = []
     for number, puzzle in enumerate(puzzles()):
@@ -176,7 +176,7 @@ def _written(name: str, make: Callable[[], list[word_tasks.Item]]) -> Callable[[
 
 
 def _tidy(name: str) -> Callable[[bool], list[Task]]:
-    """What the bundled model `tidy` was not trained on: see tests/models/tidy/shipped.py."""
+    """Return a maker of tasks that the bundled model `tidy` was not trained on: see tests/models/tidy/shipped.py."""
 
     def tasks(chat: bool) -> list[Task]:
         file = f"tidy-{name}.jsonl"
@@ -187,8 +187,9 @@ def _tidy(name: str) -> Callable[[bool], list[Task]]:
 
 @dataclass(frozen=True)
 class Shipped:
-    """Tasks of one name: those of the first wording that a model's vocabulary is made for. Each wording takes whether
-    the model has a chat template.
+    """Tasks of one name: those of the first wording that a model's vocabulary is made for.
+
+    Each wording takes whether the model has a chat template.
     """
 
     what: str
@@ -226,7 +227,7 @@ def shipped(model: Model, name: str) -> list[Task]:
 
 
 def suitable(model: Model) -> list[str]:
-    """The names of the shipped tasks for a model."""
+    """Return the names of the shipped tasks for a model."""
     return [name for name, tasks in SHIPPED.items() if tasks.of(model)]
 
 
@@ -238,5 +239,5 @@ def fits(model: Model, tasks: list[Task]) -> bool:
 
 
 def texts_of(fill: str) -> list[str]:
-    """What stands around the holes."""
+    """Return the texts around the holes."""
     return [piece for piece in pieces_of(fill) if isinstance(piece, str)]

@@ -109,11 +109,14 @@ class File:
         self.tensors: list[Tensor] = list(self._tensors(self._handle))
 
     def get(self, key: str) -> Any:
-        """The value of a key as Python has it, or None."""
+        """Return the value of a key as Python has it, or None."""
         return self.values[key].value if key in self.values else None
 
     def config(self) -> Config:
-        """What a model's file says beside its weights, whatever their types. Raises FormatError for another file."""
+        """Return what a model's file says beside its weights, whatever their types.
+
+        Raises FormatError for another file.
+        """
         out, error = ffi.new("dg_config *"), new_error()
         check(lib.dg_file_config(self._open_handle().pointer, out, error), error)
         return Config(out)
@@ -136,8 +139,9 @@ class File:
             i += 1
 
     def check(self) -> None:
-        """Raises SystemFailure where the file shrank, or could not be read, since it was opened: what was read may be
-        zeros. To be called once that is done.
+        """Raise SystemFailure where the file shrank, or could not be read, since it was opened.
+
+        What was read may then be zeros: to be called once the reading is done.
         """
         error = new_error()
         check(lib.dg_file_check(self._open_handle().pointer, error), error)

@@ -22,7 +22,7 @@ DIGITS = ["[0-9]+"]
 
 
 def literal(text: str) -> list[str]:
-    """The pieces of a pattern that stand for this text."""
+    """Return the pieces of a pattern that stand for this text."""
     return [re.escape(letter) for letter in text]
 
 
@@ -67,8 +67,9 @@ class LineLog:
             raise
 
     def recover(self, read: Callable[[Any], object]) -> None:
-        """Gives every line's value to `read`, which raises ValueError, KeyError or TypeError for a foreign one. A last
-        line that was cut off is left out, if it begins as ours do; mend() takes it away.
+        """Give every line's value to `read`, which raises ValueError, KeyError or TypeError for a foreign one.
+
+        A last line that was cut off is left out, if it begins as ours do; mend() takes it away.
 
         Raises FormatError for a line, or the beginning of one, that is not ours. Nothing is changed.
         """
@@ -91,7 +92,7 @@ class LineLog:
                 self._end = end
 
     def mend(self) -> None:
-        """Takes away what recover() left out, and ends a last line that lacks its end."""
+        """Take away what recover() left out, and end a last line that lacks its end."""
         end, self._end = self._end, None
         if end is not None:
             with self._named():
@@ -102,14 +103,14 @@ class LineLog:
                 self._file.flush()
 
     def append(self, value: Any) -> None:
-        """Adds a line, on the disk when this returns."""
+        """Add a line, on the disk when this returns."""
         with self._named():
             self._file.write(json_lines.as_bytes(value))
             self._file.flush()
             os.fsync(self._file.fileno())
 
     def clear(self) -> None:
-        """Takes all lines away."""
+        """Take all lines away."""
         self._end = None
         with self._named():
             self._file.truncate(0)
@@ -120,7 +121,7 @@ class LineLog:
         return [json.loads(line) for line in self._file]
 
     def replace(self, values: Iterable[Any]) -> None:
-        """Puts other lines in place of all, at once. The log is not written to afterwards."""
+        """Put other lines in place of all, at once. The log is not written to afterwards."""
         with whole_file(Path(self._name)) as file:
             for value in values:
                 file.write(json_lines.as_bytes(value))
@@ -146,7 +147,7 @@ class LineLog:
 
 
 def _open(name: str) -> int:
-    """A descriptor of a regular file, which is made if it is not there. What is no file is not waited for."""
+    """Return a descriptor of a regular file, which is made if it is not there. What is no file is not waited for."""
     descriptor = os.open(name, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK, 0o666)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)

@@ -31,7 +31,7 @@ def opener(path: str | os.PathLike[str], flags: int) -> int:
 
 
 def open_regular(path: str | os.PathLike[str]) -> int:
-    """A descriptor to read from. Raises SystemFailure, which names the path."""
+    """Return a descriptor to read from. Raises SystemFailure, which names the path."""
     try:
         return opener(path, os.O_RDONLY)
     except OSError as problem:
@@ -45,7 +45,7 @@ def check_regular(path: str | os.PathLike[str], mode: int) -> None:
 
 
 def read_regular(path: str | os.PathLike[str], most: int = -1) -> bytes:
-    """What a file holds; most: no more bytes than so many."""
+    """Return what a file holds; most: no more bytes than so many."""
     with open(open_regular(path), "rb") as file:
         try:
             return file.read(most)

@@ -30,7 +30,10 @@ def routing_path(model: str | os.PathLike[str]) -> str:
 
 
 def load_routing(path: str | os.PathLike[str]) -> npt.NDArray[np.int64]:
-    """The counts that a file holds, int64 [n_layer, n_expert]. Raises Error for a file of another kind, OSError."""
+    """Return the counts that a file holds, int64 [n_layer, n_expert].
+
+    Raises Error for a file of another kind, OSError.
+    """
     name = os.fspath(path)
     try:
         with open(path, encoding="utf-8", opener=opener) as file:

@@ -77,7 +77,10 @@ class _Model:
 
 
 def of_type(name: Name, files: Sequence[str]) -> list[str]:
-    """The one GGUF file, or the parts of the one, that a name asks for. Raises UsageError where not just one fits."""
+    """Return the one GGUF file, or the parts of the one, that a name asks for.
+
+    Raises UsageError where not just one fits.
+    """
     models = _models(files)
     fitting = _fitting(models, name.type)
     if len(fitting) != 1:
@@ -117,7 +120,7 @@ def _fitting(models: Sequence[_Model], type: str | None) -> list[_Model]:
 
 
 def _words(text: str) -> list[str]:
-    """A name in words of letters and digits."""
+    """Return a name in words of letters and digits."""
     return [word for word in re.split(r"[\W_]+", text.lower()) if word]
 
 
@@ -137,8 +140,10 @@ def _is_exactly(model: _Model, asked: list[str]) -> bool:
 
 
 def _typed(whole: str) -> tuple[list[str], int, int]:
-    """The words of a path up to its file, or to its nearest folder that has a type; where there the type begins, and
-    where it ends: all types, where there are several. Without any the type is empty, and at the end.
+    """Return the words of a path up to its type, and where among them the type begins and ends.
+
+    The words are those up to the file, or to its nearest folder that has a type; of several types all count. Without
+    any the type is empty, and at the end.
     """
     path = PurePosixPath(whole).with_suffix("")
     for each in (path, *path.parents):
@@ -201,7 +206,7 @@ def weights(files: Sequence[str]) -> list[str]:
 
 
 def small(files: Iterable[str]) -> list[str]:
-    """What a converter reads beside the weights."""
+    """Return what a converter reads beside the weights."""
     return [f for f in files if "/" not in f and f.endswith((".json", ".jinja", "tokenizer.model"))]
 
 

@@ -36,7 +36,10 @@ class Edited:
         return self.text[slice(*self.span)]
 
     def diff(self, name: str = "text") -> str:
-        """A unified diff from before to after, as git has it and patch -p1 reads it; empty where nothing changed."""
+        """Return a unified diff from before to after, as git has it and patch -p1 reads it.
+
+        It is empty where nothing changed.
+        """
         changes = list(difflib.unified_diff(lines_of(self.before), lines_of(self.text)))[2:]  # without the names
         if not changes:
             return ""
@@ -50,13 +53,19 @@ class Edited:
 
 
 def lines_of(text: str) -> list[str]:
-    """The lines of a text, each with its end: \\n, as diffs have it, and nothing else that Unicode ends a line with."""
+    r"""Return the lines of a text, each with its end.
+
+    A line ends at \n, as diffs have it, and nowhere else that Unicode ends a line.
+    """
     return io.StringIO(text, newline="\n").readlines()
 
 
 def quoted(path: str) -> str:
-    """A file's name in a diff's head, as git writes it: in quotes where bytes in it need that, a tab behind spaces.
-    A space at the end is in quotes too: patch would leave it out."""
+    """Return a file's name in a diff's head, as git writes it.
+
+    It is in quotes where bytes in it need that, with a tab behind spaces. A space at the end is in quotes too: patch
+    would leave it out.
+    """
     data = os.fsencode(path)
     if all(32 <= byte < 127 and byte not in b'"\\' for byte in data) and not path.endswith(" "):
         return path + "\t" * (" " in path)
@@ -66,7 +75,9 @@ def quoted(path: str) -> str:
 
 
 def lengths_for(tokens: int) -> tuple[int, ...]:
-    """The lengths tried for the rewrite of so many tokens: a little and a good deal of room, which filler may take.
+    """Return the lengths to try for the rewrite of so many tokens.
+
+    They leave a little and a good deal of room, which filler may take.
 
     >>> lengths_for(10)
     (12, 16, 23)
@@ -83,7 +94,7 @@ def edit(
 
 
 def room_for(model: Model, text: str, instruction: str, lengths: Sequence[int] | None) -> int:
-    """The context that editing needs: what follows the passage may take half of it, beside the message."""
+    """Return the context that editing needs: what follows the passage may take half of it, beside the message."""
     tokens = len(model.tokenizer.encode(text))
     longest = max(lengths_for(tokens) if lengths is None else lengths, default=0)
     return within(model, 4 * tokens + 2 * len(model.tokenizer.encode(instruction)) + longest)

@@ -75,7 +75,7 @@ class Filled:
 
 
 def pieces_of(text: str) -> list[str | Hole]:
-    """The pieces of a text in which [[...]] and [[n]] are holes.
+    """Return the pieces of a text in which [[...]] and [[n]] are holes.
 
     >>> pieces_of("a[[3]] and [[...]]")
     ['a', Hole(length=3), ' and ', Hole(length=None)]
@@ -142,8 +142,10 @@ class Layout:
         return ids, pinned
 
     def written(self, holes: Sequence[Sequence[int]], most: int, end_id: int) -> tuple[int, list[int]]:
-        """Where the first hole is, and the text from there to `most` ids behind the last, with ids in the holes and,
-        where the text ends before that, an end id."""
+        """Return where the first hole is, and the text from there to `most` ids behind the last.
+
+        holes: the ids in each. Where the text ends before that, an end id follows.
+        """
         begin = next(at for at, owner in enumerate(self.owners) if owner >= 0)
         behind = next(at for at, owner in enumerate(reversed(self.owners)) if owner >= 0)
         text: list[int] = []
@@ -181,8 +183,9 @@ def fill(
 
 
 def room_for(model: Model, text: str | Pieces, prompt: Prompt | None, lengths: Sequence[int]) -> int:
-    """The context that filling needs: of all tokens, those beside the canvases, and some to spare. The model's whole
-    context may be more than there is memory for.
+    """Return the context that filling needs: of all tokens, those beside the canvases, and some to spare.
+
+    The model's whole context may be more than there is memory for.
     """
     pieces = pieces_of(text) if isinstance(text, str) else text
     tokens = 0 if prompt is None else len(model.prompt_ids(prompt))
@@ -195,13 +198,13 @@ def room_for(model: Model, text: str | Pieces, prompt: Prompt | None, lengths: S
 
 
 def within(model: Model, tokens: int) -> int:
-    """A context of so many tokens and some canvases, as far as the model has it."""
+    """Return a context of so many tokens and some canvases, as far as the model has it."""
     most: int = model.config.context_length
     return min(most, tokens + TEMPLATE + SPARE * int(model.config.canvas_length))
 
 
 def done(turns: TrialSteps[T], on_step: OnStep | None) -> T:
-    """What comes of the turns, all taken."""
+    """Take all steps, and return what comes of them."""
     while True:
         try:
             tried = next(turns)
@@ -268,7 +271,7 @@ def _try(
     on_encode: OnEncode | None,
     options: dict[str, Any],
 ) -> TrialSteps[Trial]:
-    """Fills the holes of a layout behind a prompt (ids, or none). several: as one of several ways."""
+    """Fill the holes of a layout behind a prompt (ids, or none). several: as one of several ways."""
     model = session.model
     ends = model.config.end_ids
     end_id = next((token for token in before[1:] if token in ends), ends[0] if ends else 0)
@@ -322,7 +325,7 @@ def _encode(session: Session, prompt: list[int], on_encode: OnEncode | None) -> 
 
 
 def _beginning(model: Model, layout: Layout) -> list[int]:
-    """What a text without a prompt begins with: <bos>, once. A canvas needs something before it."""
+    """Return what a text without a prompt begins with: <bos>, once. A canvas needs something before it."""
     bos = model.tokenizer.bos_id
     if bos is not None and (model.tokenizer.add_bos or layout.begun or layout.first == 0):
         return [bos]

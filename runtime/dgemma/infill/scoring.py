@@ -43,7 +43,9 @@ class Freedom:
 
 
 def log_likelihood(session: Session, before: Sequence[int], text: Sequence[int]) -> Generator[None, None, float]:
-    """Returns that of ids behind others (at least one), in nats: the sum of log softmax of next-token logits.
+    """Return the log likelihood of ids behind others (at least one), in nats.
+
+    It is the sum of log softmax of next-token logits.
 
     The session then holds both but for the last id. What does not fit its context is not counted.
     """

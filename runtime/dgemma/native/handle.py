@@ -46,8 +46,9 @@ class Handle:
 
 
 def _when_dead(owner: Any, then: Callable[..., None], *held: Any) -> None:
-    """Calls then(*held) once nobody holds the object `owner` any more. `held` is kept from outside until then: what
-    Python finds forgotten all at once, it forgets in any order.
+    """Call then(*held) once nobody holds the object `owner` any more.
+
+    `held` is kept from outside until then: what Python finds forgotten all at once, it forgets in any order.
     """
     finalizer = weakref.finalize(owner, then, *held)
     finalizer.atexit = False  # a daemon thread may still be inside; the process's end frees it all
@@ -66,8 +67,9 @@ _owners: WeakSet[Any] = WeakSet()
 
 
 def give_lock(owner: Any) -> None:
-    """Gives an object a re-entrant lock, as owner._lock. It is free in a forked process, which has none of the threads
-    that may have held it.
+    """Give an object a re-entrant lock, as owner._lock.
+
+    It is free in a forked process, which has none of the threads that may have held it.
     """
     owner._lock = threading.RLock()
     _owners.add(owner)

@@ -89,7 +89,7 @@ class Server:
         self.worker.close()
 
     def _route(self, method: str, path: str, handler: Any) -> Route:
-        """A path's handler behind the guard, whose failures are answers."""
+        """Return a path's handler behind the guard, whose failures are answers."""
 
         async def answer(request: Request) -> Response:
             began = monotonic()
@@ -186,7 +186,7 @@ class Server:
         return read_request(endpoint, given, self.model, self.name, self._limits.context)
 
     def ended(self, answer: Answering, status: int) -> None:
-        """A request's one line in the log: figures, no text."""
+        """Log a request in one line: figures, no text."""
         reply, job = answer.reply, answer.job
         if status == CLOSED and answer.work.stream:  # the others are counted where their answer fails
             self.metrics.left.inc()
@@ -225,8 +225,9 @@ class Answering:
             self._server.worker.leave(self.job)
 
     async def _heard(self, receive: Receive, patience: float | None = None) -> AsyncGenerator[list[Told], None]:
-        """What the worker tells, as much at a time as there is: nothing after so many seconds of silence. Raises what
-        the request fails with, and ClientDisconnect when nobody waits for it any more.
+        """Yield what the worker tells, as much at a time as there is: nothing after so many seconds of silence.
+
+        Raises what the request fails with, and ClientDisconnect when nobody waits for it any more.
         """
         inbox, gone = self._inbox, asyncio.ensure_future(_gone(receive))
         try:
@@ -251,7 +252,7 @@ class Answering:
             gone.cancel()
 
     async def whole(self, receive: Receive) -> dict[str, Any]:
-        """The whole answer. Raises as _heard() does."""
+        """Return the whole answer. Raises as _heard() does."""
         status = CLOSED
         try:
             async with aclosing(self._heard(receive)) as heard:
@@ -316,6 +317,6 @@ def _event(data: dict[str, Any], name: str | None = None) -> bytes:
 
 
 async def _gone(receive: Receive) -> None:
-    """Returns when the client has."""
+    """Wait until the client has gone."""
     while (await receive())["type"] != "http.disconnect":
         pass

@@ -35,7 +35,7 @@ class Guard:
         self._most = most_bytes
 
     def check(self, request: Request) -> None:
-        """Raises a Refusal for who may not ask."""
+        """Raise a Refusal for a client that may not ask."""
         if self._key is not None and request.url.path not in OPEN and not is_page(request.url.path):
             scheme, _, token = request.headers.get("authorization", "").partition(" ")
             # Of digests, so that not even the length of a key can be measured.
@@ -52,7 +52,7 @@ class Guard:
         return is_loopback(name) or name == self._host
 
     async def body(self, request: Request) -> bytes:
-        """The body of a request with JSON, as long as it is allowed to be."""
+        """Return the body of a request with JSON; refuse one that is too long."""
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind != "application/json":  # what a page elsewhere cannot send without asking first
             raise Refusal(415, "expected Content-Type: application/json", "wrong_content_type")

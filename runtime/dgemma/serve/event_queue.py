@@ -29,7 +29,7 @@ class EventQueue:
         self.over = False  # None or an exception was told, the last
 
     def hear(self, told: Told | Exception | None) -> None:
-        """A client that reads slowly misses canvases, never text."""
+        """Add an event."""
         if isinstance(told, CanvasStep) and len(self._told) >= AHEAD:
             return
         if isinstance(told, Said) and not self._spoke:

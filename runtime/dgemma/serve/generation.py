@@ -68,8 +68,10 @@ Turns: TypeAlias = Generator[Told | None, None, None]  # None: a turn with nothi
 
 
 def answers(work: Work, session: Session, waited: float) -> Turns:
-    """All answers to all prompts. Closed, it stops within one step, and the session can be used again.
-    waited: seconds before the first turn, for the figures.
+    """All answers to all prompts.
+
+    Closed, it stops within one step, and the session can be used again. waited: seconds before the first turn, for the
+    figures.
     """
     for at, prompt in enumerate(work.prompts):
         cached = session.shared(prompt)

@@ -39,7 +39,7 @@ class Metrics:
         self._ended = Counter("dgemma_answers", "Answers, by why they ended.", ["finish_reason"], registry=registry)
 
     def watch(self, waiting: Callable[[], int], running: Callable[[], int], tokens: Callable[[], int]) -> None:
-        """What is asked whenever the figures are."""
+        """Set the functions that are asked whenever the figures are."""
         for name, help_text, ask in (
             ("dgemma_requests_waiting", "Requests in the queue.", waiting),
             ("dgemma_requests_running", "Requests that have turns.", running),

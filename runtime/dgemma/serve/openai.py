@@ -28,7 +28,7 @@ class Reply:
         self.prompt = self.cached = self.tokens = self.steps = 0
 
     def hear(self, told: Told) -> Iterator[dict[str, Any]]:
-        """The chunks that say it."""
+        """Yield the chunks that tell the client of an event."""
         if isinstance(told, Began):
             self.prompt += told.prompt
             self.cached += told.cached
@@ -54,7 +54,7 @@ class Reply:
             yield self._chunk(choice.index, choice.hear(told.delta, self._work.calls))
 
     def last(self) -> Iterator[dict[str, Any]]:
-        """The chunk behind all choices, if it was asked for."""
+        """Yield the chunk behind all choices, if it was asked for."""
         if self._work.usage:
             yield {**self._head, "object": self._chunk_object, "choices": [], "usage": self.usage()}
 
@@ -108,7 +108,7 @@ class _Choice:
         self.figures: dict[str, Any] = {}
 
     def hear(self, delta: Delta, calls: bool) -> dict[str, Any]:
-        """The delta of a chunk. calls: those of tools are told as such; else they are text."""
+        """Return the delta of a chunk. calls: those of tools are told as such; else they are text."""
         if delta.kind == "thinking":
             self.thinking += delta.text
             return {"reasoning_content": delta.text}

@@ -18,8 +18,10 @@ EDITS: tuple[Endpoint, ...] = ("edits",)
 
 @dataclass(frozen=True, slots=True)
 class Parameter:
-    """used: it does what it says. ignored: taken, without effect, and named in the header X-Ignored-Parameters.
-    refused: an error, unless it has one of the `neutral` values, which ask for nothing. null is always as if absent.
+    """used: it does what it says.
+
+    ignored: taken, without effect, and named in the header X-Ignored-Parameters. refused: an error, unless it has one
+    of the `neutral` values, which ask for nothing. null is always as if absent.
     """
 
     name: str
@@ -109,7 +111,10 @@ def parameters(endpoint: Endpoint) -> dict[str, Parameter]:
 
 
 def sift(endpoint: Endpoint, body: Any) -> tuple[dict[str, Any], list[str]]:
-    """What of a request is used, and the names of what is ignored. Raises a Refusal for what is refused or unknown."""
+    """Return what of a request is used, and the names of what is ignored.
+
+    Raises a Refusal for what is refused or unknown.
+    """
     if not isinstance(body, Mapping):
         raise wrong("a request is a JSON object")
     known, used, ignored = parameters(endpoint), dict[str, Any](), list[str]()
@@ -129,7 +134,7 @@ def sift(endpoint: Endpoint, body: Any) -> tuple[dict[str, Any], list[str]]:
 
 
 def told() -> str:
-    """The list for --help, a line each."""
+    """Return the list of parameters for --help, a line each."""
     lines: list[str] = []
     for what in ("used", "ignored", "refused"):
         lines.append(f"{what}:")

@@ -41,7 +41,7 @@ class Pool:
         return sum(map(self._model.session_bytes, tokens))
 
     def take(self, prompt: list[int], need: int) -> Slot | None:
-        """A session for a prompt and its answer; None while those that are used leave no room."""
+        """Take a session for a prompt and its answer; None while those that are used leave no room."""
         used = sum(self._model.session_bytes(max(slot.held, n)) for slot, n in self._taken.items())
         if self._taken and used + self._model.session_bytes(need) > self._budget:
             return None
@@ -59,7 +59,7 @@ class Pool:
         return slot
 
     def give(self, slot: Slot, broken: bool = False) -> None:
-        """The request is done with it; broken: with an error, so that nothing of it is trusted."""
+        """Give a session back: its request is done."""
         del self._taken[slot]
         if broken:
             slot.session.close()

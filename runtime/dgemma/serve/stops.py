@@ -45,6 +45,6 @@ class Stops:
 
     @staticmethod
     def _may_become(text: str, stop: str) -> int:
-        """The length of the longest end of the text that the stop text begins with."""
+        """Return the length of the longest end of the text that the stop text begins with."""
         longest = min(len(stop) - 1, len(text))
         return next((n for n in range(longest, 0, -1) if stop.startswith(text[-n:])), 0)

@@ -61,7 +61,7 @@ class Worker:
         return self._draining
 
     def refuse_if_full(self) -> None:
-        """Raises a Refusal where no request would be taken."""
+        """Raise a Refusal where no request would be taken."""
         if self._draining:
             raise Refusal(503, "the server is shutting down", "shutting_down", retry=5)
         if self.waiting() >= self._most:
@@ -86,7 +86,7 @@ class Worker:
             self._changed.notify()
 
     def drain(self) -> None:
-        """Takes no more; who waits is refused, who is at work goes on."""
+        """Take no more requests: those that wait are refused, those at work go on."""
         with self._changed:
             self._draining = True
             waiting, self._waiting = [job for jobs in self._waiting.values() for job in jobs], OrderedDict()
@@ -94,7 +94,7 @@ class Worker:
             job.hear(Refusal(503, "the server is shutting down", "shutting_down", retry=5))
 
     def close(self) -> None:
-        """Ends within one step; requests at work fail with 503."""
+        """End within one step; requests at work fail with 503."""
         self.drain()
         with self._changed:
             self._closed = True
@@ -124,7 +124,7 @@ class Worker:
             self._pool.close()
 
     def _next(self) -> Job | None:
-        """Takes the next from the queue, if there is a place for it."""
+        """Take the next request from the queue, if there is a place for it."""
         if len(self._running) >= self._together or not self._waiting:
             return None
         client, jobs = self._waiting.popitem(last=False)

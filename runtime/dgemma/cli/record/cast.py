@@ -10,7 +10,7 @@ from dgemma.files.output import MARK
 
 
 def cast(recording: Recording) -> bytes:
-    """A header, then a line per page: the second it appears at, "o", what the terminal is sent."""
+    """Return a header, then a line per page: the second it appears at, "o", what the terminal is sent."""
     height = recording.rows + 2
     header = {
         "version": 2,

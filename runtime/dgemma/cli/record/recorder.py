@@ -41,7 +41,10 @@ RECORDING: Kind = marked_kind("a recording of dg-run", MARK.encode())
 
 
 def writer(path: Path) -> Writer:
-    """What makes the kind of file that a path's name asks for; refuses other names, and what it cannot do here."""
+    """Return the writer of the kind of file that a path's name asks for.
+
+    Refuses other names, and what cannot be written here.
+    """
     if path.suffix == ".cast":
         from dgemma.cli.record.cast import cast
 
@@ -75,7 +78,7 @@ class Recorder:
         self._since = now
 
     def write(self) -> None:
-        """Writes the file, whole or not at all. Without a step there is none."""
+        """Write the file, whole or not at all. Without a step there is none."""
         if self._frames:
             write_whole(self._path, self._make(recording(self._frames, self._took)), RECORDING)
 

@@ -19,7 +19,10 @@ FONTS = "ui-monospace,SFMono-Regular,Menlo,Consolas,'DejaVu Sans Mono','Liberati
 
 
 def svg(recording: Recording) -> bytes:
-    """A group per page. Without animation (in print, or where motion is unwanted) the last one shows."""
+    """Return a drawing with a group per page.
+
+    Without animation (in print, or where motion is unwanted) the last one shows.
+    """
     width = 2 * MARGIN + recording.columns * ADVANCE
     top = MARGIN + recording.rows * HEIGHT + 12  # of the figures
     height = top + HEIGHT + BAR + MARGIN
@@ -73,7 +76,7 @@ def _line(line: Line, y: float) -> str:
 
 
 def _bars(page: Page, y: float, width: float) -> str:
-    """A bar per step: the mean entropy, the highest of the canvas in full."""
+    """Return a bar per step: the mean entropy, the highest of the canvas in full."""
     means = page.means[-int((width - LEGEND) / STEP) :]
     most = max(*page.means, 1e-9)
     path = "".join(
@@ -84,7 +87,7 @@ def _bars(page: Page, y: float, width: float) -> str:
 
 
 def _legend(right: float, y: float) -> str:
-    """What the colours say."""
+    """Return the legend: what the colours mean."""
     looks = ["sure", *(look for look in LOOKS if look.startswith("u"))]
     x = right - 80 - 14 * len(looks)
     swatches = "".join(
