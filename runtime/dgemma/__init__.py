@@ -1,4 +1,4 @@
-r"""Block diffusion with DiffusionGemma.
+r"""Runs DiffusionGemma, a language model that denoises blocks of text.
 
 >>> import dgemma
 >>> with dgemma.Model() as model:  # the bundled one, a Sudoku solver; dgemma.Model("model.gguf") is one of yours

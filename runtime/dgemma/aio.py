@@ -1,4 +1,4 @@
-"""Streams for asyncio: each step of a blocking one runs in a thread."""
+"""Streams of events for asyncio: each step of a blocking stream runs in a thread."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Event = Step | Block | Result
 
 
 class _Left(Exception):
-    """Ends the encoding of a prompt that nobody waits for any more."""
+    """Stops the encoding of a prompt that nobody waits for any more."""
 
 
 async def in_threads(

@@ -1,4 +1,4 @@
-"""Many requests, a line of JSON each, and their answers: what dg-run --batch and examples/batch_ray.py share.
+"""Answers many requests, given as lines of JSON. dg-run --batch and examples/batch_ray.py use it.
 
 {"prompt": "Why is the sky blue?", "id": 7, "seed": 3}
 {"messages": [{"role": "user", "content": "Hi"}], "thinking": true, "max_tokens": 512, "effort": "low"}
@@ -28,7 +28,9 @@ FIELDS = {
 
 
 class Batch:
-    """Answers lines, one after the other, in one session that keeps what their beginnings share; a context manager.
+    """Answers lines one after the other, in one session; a context manager.
+
+    The session keeps what the beginnings of the prompts share.
 
     defaults: fields (see FIELDS) and generation options of lines that do not give them. One thread at a time.
     """

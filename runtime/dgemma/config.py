@@ -1,4 +1,4 @@
-"""What a model file says about its model, with the field names of metadata.def."""
+"""The configuration of a model, as its file says it, with the field names of metadata.def."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _AS_PYTHON: dict[str, Callable[[Any], Any]] = {"F32": shortest, "BOOL": bool, "B
 
 
 class Config:
-    """A read-only view: `config.d_model`, `config.sliding[layer]`, `config.n_vocab`, `config.end_ids`, ...
+    """A read-only view of a model's configuration: `config.d_model`, `config.sliding[layer]`, `config.end_ids`, ...
 
     Values per layer are tuples of length `n_layer`. `dict(config)` has all of them.
     """

@@ -1,4 +1,4 @@
-"""Ids one by one: the text of each, where text is written as its tokens come."""
+"""Turns ids into text one by one, where text is written as its tokens come."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ BROKEN = "\ufffd"  # the text of a byte that is no character by itself
 
 
 class Detokenizer:
-    """The texts of a tokenizer's ids."""
+    """Gives the text of each of a tokenizer's ids."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
@@ -29,7 +29,7 @@ class Detokenizer:
         return text
 
     def byte(self, token: int) -> bool:
-        """Whether it is a byte, which is text only together with the bytes beside it."""
+        """Return whether a token is a byte, which is text only together with the bytes beside it."""
         known = self._byte.get(token)
         if known is None:
             text = self.plain(token)
@@ -40,7 +40,7 @@ class Detokenizer:
         return known
 
     def name(self, token: int) -> str:
-        """How a token is written in the vocabulary, control tokens too."""
+        """Return how a token is written in the vocabulary, control tokens too."""
         return self._tokenizer.decode([token], special=True)
 
     def id(self, name: str) -> int | None:
@@ -53,7 +53,7 @@ class Detokenizer:
         return self._tokenizer.decode(ids) if ids else ""
 
     def texts(self, ids: Iterable[int]) -> Iterator[tuple[int, str]]:
-        """Each id with its text; of neighbouring bytes the first has that of all."""
+        """Yield each id with its text; of neighbouring bytes the first has that of all."""
         run: list[int] = []  # bytes, and what has no text between them
         for token in ids:
             if self.byte(token) or (run and not self.plain(token)):

@@ -1,4 +1,4 @@
-"""A loaded model."""
+"""A model that is loaded from a GGUF file, and what it can do."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ Kept = TypeVar("Kept")
 
 @dataclass(frozen=True, slots=True)
 class Traffic:
-    """What a model under a budget has moved: bytes, since it was opened."""
+    """What a model under a memory budget has moved since it was opened, in bytes."""
 
     passes: int  # through the layers, of steps and of stretches of prompts
     read: int  # from the file
@@ -140,7 +140,7 @@ class Model:
             prefer_routed(self)
 
     def close(self) -> None:
-        """Close its sessions and let go of the file, once its tokenizer is forgotten too. Again does nothing.
+        """Close its sessions and let go of the file, once its tokenizer is forgotten too. A second call does nothing.
 
         Any thread may call it: what others are doing with the model ends first, and all that they begin after it raises
         Error.
@@ -172,7 +172,10 @@ class Model:
         return kept
 
     def _adopt(self, session: Session) -> None:
-        """close() closes this session too; at once, and with an Error, where the model was closed meanwhile."""
+        """Remember a session, which close() closes too.
+
+        It is closed at once, and with an Error, where the model was closed meanwhile.
+        """
         with self._lock:
             self._sessions.add(session)
             closed = self._handle is None
@@ -250,7 +253,7 @@ class Model:
         return Session(self, context)
 
     def session_bytes(self, tokens: int) -> int:
-        """Bytes that a session takes by the time it has held so many tokens."""
+        """Return the bytes that a session takes by the time it holds so many tokens."""
         return int(lib.dg_session_bytes(self._open_handle().pointer, tokens))
 
     def denoise(self, canvases: Sequence[tuple[Session, Ids, npt.ArrayLike | None]]) -> list[Floats]:
@@ -324,7 +327,7 @@ class Model:
         accept: Accept | None = None,
         **options: Any,
     ) -> Generator[Event, None, None]:
-        """generate() as it happens: yields a Step per denoising step, a Block per canvas, then the Result.
+        """Generate as generate() does: yield a Step per denoising step, a Block per canvas, then the Result.
 
         on_encode(done, total) is called while the prompt is encoded. The stream can be left at any event and frees
         what it holds.
@@ -375,7 +378,7 @@ class Model:
         return fill(self, text, prompt, **given)
 
     def edit(self, text: str, span: tuple[int, int], instruction: str, **given: Any) -> Edited:
-        """Has the passage text[span[0]:span[1]] rewritten, as the instruction says. Returns an Edited, with a diff().
+        """Rewrite the passage text[span[0]:span[1]], as the instruction says. Returns an Edited, with a diff().
 
         The prompt is one user message: the instruction, a newline, the passage. The canvas has the surroundings,
         pinned, and a hole for the passage; the lengths tried for it are a little to half as much longer than it, or
@@ -388,14 +391,14 @@ class Model:
         return edit(self, text, span, instruction, **given)
 
     def astream(self, prompt: Prompt, **given: Any) -> AsyncGenerator[Event, None]:
-        """stream() for `async for`, with the same arguments: each step runs in a thread while other tasks go on.
+        """Generate as stream() does, for `async for`: each step runs in a thread while other tasks go on.
 
         Cancelled, or left, it stops within one step. Callbacks (on_step, accept) are called in that thread.
         """
         return in_threads(self.stream, prompt, given)
 
     async def agenerate(self, prompt: Prompt, **given: Any) -> Result:
-        """generate() for `await`, with the same arguments; cancelled, it stops within one step."""
+        """Generate as generate() does, for `await`; cancelled, it stops within one step."""
         return await last_of(self.astream(prompt, **given))
 
 

@@ -1,4 +1,4 @@
-"""Generation options and efforts: the lists are options.def and efforts.def, asked from the library."""
+"""Generation options and efforts, as the library lists them (options.def and efforts.def)."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Option:
 
 @cache
 def options() -> dict[str, Option]:
-    """All options by name, in the library's order."""
+    """Return all options by name, in the library's order."""
     table: dict[str, Option] = {}
     while entry := lib.dg_option_at(len(table)):
         name, kind, text = (ffi.string(item).decode() for item in (entry.name, entry.kind, entry.help))
@@ -76,7 +76,7 @@ class Effort:
     help: str
 
     def __str__(self) -> str:
-        """Its settings in words: "steps 24, settled 1"."""
+        """Return its settings in words: "steps 24, settled 1"."""
         return ", ".join(f"{name} {value:g}" for name, value in self.settings.items())
 
 
@@ -85,7 +85,7 @@ REFERENCE = "reference"  # the effort that refuses other values of what it sets
 
 @cache
 def efforts() -> dict[str, Effort]:
-    """All efforts by name, in the library's order."""
+    """Return all efforts by name, in the library's order."""
     table: dict[str, Effort] = {}
     while entry := lib.dg_effort_at(len(table)):
         sampling = ffi.new("dg_sampling *")

@@ -1,4 +1,4 @@
-"""Plans: what of a model lives where on a machine, there or described, and what a step then takes.
+"""Plans where the parts of a model lie on a machine, this one or another, and how long a step then takes.
 
 >>> from dgemma.model import Model
 >>> with Model() as model:
@@ -59,7 +59,7 @@ class Machine:
 
 @dataclass(frozen=True, slots=True)
 class Queue:
-    """Works beside the others. amount: bytes, or operations, of a step."""
+    """Work of a step that goes on beside other queues. amount: bytes, or operations."""
 
     name: str
     covers: str
@@ -69,7 +69,7 @@ class Queue:
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """How expert blocks go: where they live, what computes them. blocks: how many, of each layer."""
+    """One way to handle expert blocks: where they lie, and what computes them. blocks: how many, of each layer."""
 
     lives: str
     computed: str
@@ -238,7 +238,7 @@ def measure_speed(path: str | os.PathLike[str], budget: int | None = PLENTY, **o
 
 
 def free_memory() -> int | None:
-    """Bytes that programs can have without others losing theirs; None where the system does not tell."""
+    """Return the bytes that programs can have without others losing theirs; None where the system does not tell."""
     return int(lib.dg_memory_free()) or None
 
 
@@ -326,7 +326,7 @@ def _read(out: Any, demand: Any, machine: Machine, tokens: int) -> Plan:
 
 
 def told(plan: Plan) -> dict[str, Any]:
-    """For JSON: bytes, seconds, operations."""
+    """Return all of it for JSON: bytes, seconds, operations."""
     budgets = {"ram": plan.ram_budget, "vram": plan.vram_budget}
     return {
         "machine": {

@@ -1,4 +1,4 @@
-"""A session: one timeline of tokens behind which canvases are denoised."""
+"""A session: tokens that are encoded, behind which canvases are denoised."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ class Session:
         model._adopt(self)
 
     def close(self) -> None:
-        """Frees the session, and ends a stream that runs in it. Again does nothing."""
+        """Free the session, and end a stream that runs in it. A second call does nothing."""
         self._closing = True  # before it waits: other threads are told what is going on
         with self._lock:
             if self._generator is not None:
@@ -164,7 +164,7 @@ class Session:
             return list(self._ids)
 
     def rewind(self, length: int) -> None:
-        """Forgets all but the first `length` tokens. Raises UsageError if there are not as many."""
+        """Forget all but the first `length` tokens. Raises UsageError if there are not as many."""
         with self._use() as pointer:
             if not 0 <= length <= lib.dg_session_length(pointer):
                 raise UsageError(f"cannot rewind to {length} of {lib.dg_session_length(pointer)} tokens")
@@ -211,7 +211,7 @@ class Session:
         return None if logits is None else out[0] if logits == "last" else out
 
     def shared(self, ids: Ids) -> int:
-        """How many of the first ids are encoded already: what prompt() reuses."""
+        """Return how many of the first ids are encoded already: what prompt() reuses."""
         held = self.ids
         first = (i for i, (a, b) in enumerate(zip(held, ids, strict=False)) if a != b)
         return next(first, min(len(held), len(ids)))
@@ -233,7 +233,7 @@ class Session:
         return len(ids) - same
 
     def denoise(self, canvas: Ids, condition: npt.ArrayLike | None = None) -> Floats:
-        """One pass of the bidirectional decoder over a canvas behind the encoded tokens, which stay as they are.
+        """Run one pass of the bidirectional decoder over a canvas behind the encoded tokens, which stay as they are.
 
         canvas: 1 .. canvas_length ids. condition: the previous step's logits divided by their temperature,
         [len(canvas), n_vocab], or None. Returns float32 logits of the same shape.
@@ -281,7 +281,7 @@ class Session:
         accept: Accept | None = None,
         **options: Any,
     ) -> Generator[Event, None, None]:
-        """generate() as it happens: yields a Step per denoising step, a Block per canvas, then the Result.
+        """Generate as generate() does: yield a Step per denoising step, a Block per canvas, then the Result.
 
         It can be left at any event; until it is finished or closed, the session does nothing else.
         """
@@ -291,11 +291,11 @@ class Session:
         return self._stream(ids, sampling, start, on_step, on_encode, accept)
 
     def astream(self, prompt: Prompt | None = None, **given: Any) -> AsyncGenerator[Event, None]:
-        """stream() for `async for`: see Model.astream."""
+        """Generate as stream() does, for `async for`: see Model.astream."""
         return in_threads(self.stream, prompt, given)
 
     async def agenerate(self, prompt: Prompt | None = None, **given: Any) -> Result:
-        """generate() for `await`: see Model.agenerate."""
+        """Generate as generate() does, for `await`: see Model.agenerate."""
         return await last_of(self.astream(prompt, **given))
 
     def _stream(
@@ -307,7 +307,7 @@ class Session:
         on_encode: OnEncode | None,
         accept: Accept | None,
     ) -> Generator[Event, None, None]:
-        """stream() with a `dg_sampling *` and checked arguments."""
+        """Generate as stream() does, with a `dg_sampling *` and checked arguments."""
         began = perf_counter()
         encoded = self.prompt(prompt, on_encode) if prompt is not None else 0
         seconds = perf_counter() - began
@@ -388,7 +388,7 @@ class Session:
 
 
 def denoise_together(canvases: Sequence[tuple[Session, Ids, npt.ArrayLike | None]]) -> list[Floats]:
-    """Session.denoise for several sessions of one model in one pass; each gets what it would have got alone."""
+    """Run Session.denoise for several sessions of one model in one pass; each gets what it would have got alone."""
     native = ffi.new("dg_canvas[]", len(canvases))
     kept: list[Any] = []  # what the native structs point into
     out: list[Floats] = []
@@ -458,7 +458,7 @@ def last(events: Generator[Event, None, None]) -> Result:
 
 
 def _encode(pointer: Any, ids: npt.NDArray[np.int32], which: int, out: Floats) -> None:
-    """dg_encode of one chunk; out: [at least as many rows as `which` asks for, n_vocab]."""
+    """Call dg_encode for one chunk; out: [at least as many rows as `which` asks for, n_vocab]."""
     error = new_error()
     logits = ffi.from_buffer("float[]", out, require_writable=True) if which != lib.DG_LOGITS_NONE else ffi.NULL
     check(lib.dg_encode(pointer, ffi.from_buffer("int32_t[]", ids), len(ids), which, logits, error), error)

@@ -1,4 +1,4 @@
-"""Text to token ids and back, and chats through a file's template."""
+"""Turns text into token ids and back, and chats into prompts by a file's template."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ class Tokenizer:
             room = count[0]
 
     def prompt(self, text: str) -> list[int]:
-        """encode(), with bos_id in front (see add_bos) unless the text begins with it."""
+        """Encode a text, with bos_id in front (see add_bos) unless the text begins with it."""
         return self.begun(self.encode(text))
 
     def begun(self, ids: list[int]) -> list[int]:

@@ -1,4 +1,7 @@
-"""Canvases of several sessions in one step, against one after the other: interleaved in one run, part by part."""
+"""Compares canvases of several sessions in one step with the same canvases one after the other.
+
+Both are timed in turns in one run, part by part.
+"""
 
 from __future__ import annotations
 
@@ -77,7 +80,7 @@ class _generator:
 
 
 def _step(generators: list[Any]) -> None:
-    """One denoising step of all, in one pass."""
+    """Run one denoising step of all, in one pass."""
     error = new_error()
     events = ffi.new("dg_event[]", len(generators))
     check(lib.dg_generators_next(ffi.new("dg_generator *[]", generators), len(generators), events, error), error)

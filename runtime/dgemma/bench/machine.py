@@ -1,4 +1,4 @@
-"""What the machine can do at best, and what this process takes of its memory."""
+"""Measures the limits of the machine, and the memory of this process."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Machine:
     peaks: list[Peak]
 
     def best(self, kind: str) -> float | None:
-        """On all threads; None where the library has no such measurement for this processor."""
+        """Return the peak on all threads; None where the library has no such measurement for this processor."""
         return max((peak.all for peak in self.peaks if peak.kind == kind), default=None)
 
 
@@ -95,7 +95,10 @@ def _measure(to: Connection, measure: Callable[..., object], arguments: Any, opt
 
 @contextmanager
 def _interrupts_held() -> Iterator[None]:
-    """Ctrl-C comes to us afterwards, and never to a process that is started meanwhile: it would show a traceback."""
+    """Hold Ctrl-C back until the block ends, and from a process that is started in it.
+
+    That process would show a traceback.
+    """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     try:
         yield
@@ -104,12 +107,12 @@ def _interrupts_held() -> Iterator[None]:
 
 
 def measure_disk(path: str | os.PathLike[str], seconds: float = 3.0) -> float | None:
-    """Bytes per second that this file is read at past the page cache, at best; None for a file too small to tell."""
+    """Return the bytes per second that this file is read at past the page cache, at best; None for a small file."""
     return float(lib.dg_disk_measure(os.fsencode(path), seconds)) or None
 
 
 def best_of(one: Machine, other: Machine) -> Machine:
-    """Two measurements as one: what the machine could do at a quieter moment, it can do."""
+    """Join two measurements: what the machine could do at a quieter moment, it can do."""
     peaks = [
         Peak(a.kind, a.instructions, max(a.one, b.one), max(a.all, b.all))
         for a, b in zip(one.peaks, other.peaks, strict=True)
@@ -129,7 +132,10 @@ def processor() -> str:
 
 
 def resident() -> dict[str, int] | None:
-    """Bytes in memory now: "all", of it "anonymous" the process's own, "file" of mapped files. None if not told."""
+    """Return the bytes in memory now; None where the system does not tell.
+
+    "all", of it "anonymous" the process's own, "file" of mapped files.
+    """
     try:
         with open("/proc/self/status", encoding="utf-8") as file:
             lines = dict(line.split(":", 1) for line in file)
@@ -152,7 +158,7 @@ def peak_resident() -> int | None:
 
 
 class Memory:
-    """A context manager that looks at the memory meanwhile; `peak` holds the most of each kind, or None."""
+    """Watches the process's memory in a with block; `peak` then holds the most of each kind, or None."""
 
     def __init__(self) -> None:
         self.peak = resident()
@@ -177,6 +183,6 @@ class Memory:
 
 
 def told(machine: Machine) -> dict[str, Any]:
-    """For the JSON."""
+    """Return all of it for JSON."""
     system = f"{platform.system()} {platform.machine()}"
     return {"processor": machine.processor, "system": system, "processors": os.cpu_count()}

@@ -72,7 +72,7 @@ class Encoding:
 
 @dataclass(slots=True)
 class Report:
-    """All that was measured; report.py and plot.py tell it."""
+    """All that was measured; bench.report and bench.plot show it."""
 
     machine: Machine
     settings: dict[str, Any]
@@ -95,7 +95,7 @@ class Report:
         return self.steps.seconds.median - condition.seconds.median
 
     def told(self) -> dict[str, Any]:
-        """For the JSON."""
+        """Return all of it for JSON."""
         return {
             "schema": SCHEMA,
             "machine": told(self.machine),
@@ -143,7 +143,10 @@ def steps_told(report: Report, steps: Steps) -> dict[str, Any]:
 
 
 def rates(machine: Machine, part: Part) -> dict[str, float | None]:
-    """Operations per second, per cycle and thread, and as a share of the machine's peaks; None where not known."""
+    """Return operations per second, per cycle and thread, and as a share of the machine's peaks.
+
+    What is not known is None.
+    """
     seconds = part.seconds.median
     speed = part.operations / seconds if part.operations and seconds and part.certain else None
     out: dict[str, float | None] = {"operations_per_second": speed}
@@ -166,7 +169,7 @@ def bench(
     settings: dict[str, Any],
     say: Callable[[str], None] = lambda line: None,
 ) -> Report:
-    """Measures a model. say: told what is being done. about, settings: what else the report tells of model and run."""
+    """Measure a model. say: told what is being done. about, settings: what else the report tells of model and run."""
     say("the machine's peaks")
     measure = measure_machine if model.ram is None else partial(apart, measure_machine)
     machine = measure(model.threads)
@@ -225,7 +228,10 @@ def time_encoding(session: Session, ids: np.ndarray, runs: int, say: Callable[[s
 def time_steps(
     session: Session, profile: Profile, temperature: float, runs: int, seed: int, say: Callable[[str], None]
 ) -> Steps:
-    """One canvas that never settles. Its first step has no self-conditioning and its second is a warm-up."""
+    """Time the steps of one canvas that never settles.
+
+    Its first step has no self-conditioning and its second is a warm-up.
+    """
     model = session.model
     laps: dict[str, list[float]] = {part: [] for part in (*parts(), "rest")}
     whole, certainty, moved = [], [], [model.traffic]

@@ -1,4 +1,4 @@
-"""A Report as Markdown."""
+"""Writes a Report as Markdown."""
 
 from __future__ import annotations
 
@@ -159,7 +159,7 @@ def summary(report: Report) -> list[str]:
 
 
 def together(told: dict[str, Any]) -> list[str]:
-    """Several canvases in one step."""
+    """Return lines on several canvases in one step."""
     names = {"all": "the whole step", **{name: covers.partition(":")[0] for name, covers in parts().items()}}
     rows = []
     for name, took in told["parts"].items():
@@ -231,7 +231,7 @@ def behind(told: dict[str, Any]) -> list[str]:
 
 
 def against(told: dict[str, Any]) -> list[str]:
-    """Two engines on one backbone, interleaved."""
+    """Return lines on two engines with one backbone, timed in turns."""
     rows = []
     for row in told["rows"]:
         both = row["ours"], row["theirs"]
@@ -243,7 +243,7 @@ def against(told: dict[str, Any]) -> list[str]:
 
 
 def writing(told: dict[str, Any]) -> list[str]:
-    """Tokens for one user or many: canvases of ours, sequences of theirs."""
+    """Return lines on tokens for one user or many: canvases of ours, sequences of theirs."""
     rows = [
         [
             f"dgemma, a canvas of {told['canvas']} in {each['steps']} steps",

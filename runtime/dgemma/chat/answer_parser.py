@@ -1,4 +1,4 @@
-r"""A model's answer, taken apart: its thought, the text to show, and calls of tools.
+r"""Parses a model's answer into its thought, the text to show, and calls of tools.
 
     <|channel>thought\nLet me see.<channel|>It is sunny.<|tool_call>call:look{at:<|"|>sky<|"|>,n:2}<tool_call|>
 
@@ -60,7 +60,7 @@ class Delta:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """An answer in parts. `text` is what to show and remember; a call that cannot be understood is in it as text."""
+    """A parsed answer. `text` is what to show and remember; it also holds a call that cannot be understood."""
 
     text: str = ""
     thinking: str = ""
@@ -109,7 +109,7 @@ class Reader:
         return Answer("".join(self._told["text"]), "".join(self._told["thinking"]), tuple(self._calls))
 
     def feed(self, ids: Iterable[int]) -> list[Delta]:
-        """More of the answer as ids. Only tokens that are marks count as marks, not text that looks like them."""
+        """Read more of the answer as ids. Only tokens that are marks count as marks, not text that looks like them."""
         assert self._detokenizer is not None, "a Reader of ids needs a tokenizer"
         for token in ids:
             if token in self._marks:
@@ -125,7 +125,7 @@ class Reader:
         return self._take()
 
     def feed_text(self, text: str) -> list[Delta]:
-        """More of the answer as text with its marks in it."""
+        """Read more of the answer as text with its marks in it."""
         text, at = self._tail + text, 0
         self._tail = ""
         if self._literal:
@@ -152,7 +152,7 @@ class Reader:
         return other.answer
 
     def finish(self) -> list[Delta]:
-        """Nothing more comes: what was held back is told. A call without an end is text."""
+        """End the answer: what was held back is told."""
         self._settle()
         tail, self._tail = self._tail, ""
         self._text(tail)
@@ -256,7 +256,7 @@ def read_text(text: str, thinking: bool = False) -> Answer:
 
 
 def opens_thought(tokenizer: Tokenizer, prompt: Sequence[int]) -> bool:
-    """Whether a prompt ends inside a thought, which the answer then goes on with."""
+    """Return whether a prompt ends inside a thought, which the answer then goes on with."""
     tail = tokenizer.decode(list(prompt[-8:]), special=True)
     return tail.rstrip().endswith(THINK + HEADER.rstrip())
 
@@ -355,7 +355,7 @@ def _object(text: str, at: int, depth: int) -> tuple[dict[str, Any], int]:
 
 
 def _next(text: str, at: int, end: str) -> int:
-    """Where the next item of a list or an object begins, or its end is."""
+    """Return where the next item of a list or an object begins, or its end is."""
     at = _space(text, at)
     if text.startswith(",", at):
         return _space(text, at + 1)

@@ -1,4 +1,4 @@
-"""Turns of a chat in one session."""
+"""A conversation: messages and answers in turn, in one session."""
 
 from __future__ import annotations
 
@@ -44,7 +44,9 @@ def taken_apart(events: Generator[Event, None, None], reader: Reader) -> Generat
 
 
 class Conversation:
-    """Messages, and a session that the next answer reuses as far as their prompts begin alike. A context manager.
+    """Messages, and a session for their answers; a context manager.
+
+    The next answer reuses the session as far as its prompt begins like the one before.
 
     `messages` ({"role": ..., "content": ...}: see dgemma.chat.messages) may be changed between turns; a message's
     "thinking" is kept, but no prompt contains it. `thinking` lets the model think. context: tokens to have room for;
@@ -79,7 +81,7 @@ class Conversation:
             self.system = system
 
     def close(self) -> None:
-        """Frees the session. Again does nothing."""
+        """Free the session. A second call does nothing."""
         self._session.close()
 
     def __enter__(self) -> Conversation:
@@ -116,7 +118,7 @@ class Conversation:
         return self.model.tokenizer.chat(told, self.tools, self.thinking)
 
     def ask(self, text: str, **options: Any) -> Reply:
-        """Says something and returns the answer; the options are those of Model.generate."""
+        """Say something and return the answer; the options are those of Model.generate."""
         self.say(text)
         with closing(self.stream(**options)) as events:
             for _ in events:
@@ -142,7 +144,7 @@ class Conversation:
         return self.unanswered
 
     def stream(self, *, on_encode: OnEncode | None = None, **options: Any) -> Generator[Told, None, None]:
-        """Answers the last message: Steps, Blocks and Deltas as they happen, then the Result.
+        """Answer the last message: yield Steps, Blocks and Deltas as they happen, then the Result.
 
         The answer joins the messages, and `last` tells of it. So does what is committed of one that is left early, if
         there is text in it. Raises UsageError where there is nothing to answer or the context is too short, and Error
@@ -186,7 +188,10 @@ class Conversation:
             self._busy.release()
 
     def _canvases(self, max_tokens: int | None) -> int:
-        """Room behind a prompt that so many tokens of an answer take: their canvases, but for the last."""
+        """Return the tokens of context that an answer of so many tokens takes behind a prompt.
+
+        These are its canvases, but for the last.
+        """
         n: int = self.model.config.canvas_length
         return (-(-int(self.model.settings(max_tokens=max_tokens)["max_tokens"]) // n) - 1) * n
 

@@ -1,4 +1,6 @@
-"""Messages and tools of any origin in the form that chat templates know. What is not understood is refused by name.
+"""Brings messages and tools of any origin into the form that chat templates read.
+
+What is not understood is refused by name.
 
 Origins: OpenAI's chats (parts of content, arguments of calls as JSON text, the role developer, null where nothing is),
 also as the objects of its Python client; and the templates' own form (arguments as dicts, tool_responses, thinking).
@@ -47,7 +49,7 @@ WHOLE = "*"  # among the fields that a template reads: it writes messages whole
 
 
 def is_message(value: Any) -> bool:
-    """Whether it may be a message, an object of a client included."""
+    """Return whether a value may be a message, an object of a client included."""
     return isinstance(value, Mapping) or callable(getattr(value, "model_dump", None)) or _is_record(value)
 
 
@@ -84,9 +86,10 @@ def text_of(message: Mapping[str, Any]) -> str:
 
 
 def plain(value: Any) -> Any:
-    """Dicts and lists instead of what is like them: other mappings and sequences, records, the objects of clients.
+    """Return dicts and lists in place of what is like them.
 
-    Raises UsageError for what is nested too deeply.
+    That is other mappings and sequences, records, and the objects of clients. Raises UsageError for what is nested too
+    deeply.
     """
     try:
         return _plain(value)
@@ -189,7 +192,7 @@ def _says(message: Plain, key: str, known: Set[str]) -> bool:
 
 
 def _says_more(made: Plain, known: Set[str] | None) -> bool:
-    """Whether there is something to write of a message without content and calls."""
+    """Return whether there is something to write of a message without content and calls."""
     if "tool_responses" in made:
         return True
     given = any(name in made for name in REASONING)
@@ -225,7 +228,7 @@ def _empty(value: Any) -> bool:
 
 
 def _with_reasoning(message: Plain) -> Plain:
-    """Reasoning under the names that templates read, as transformers gives it."""
+    """Return a message with its reasoning under the names that templates read, as transformers gives it."""
     reasoning = next((message[name] for name in REASONING if name in message), None)
     return message if reasoning is None else {"thinking": reasoning, **message, "reasoning_content": reasoning}
 

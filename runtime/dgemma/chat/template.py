@@ -1,4 +1,4 @@
-"""Chat templates, rendered in a process of their own.
+"""Renders chat templates, in a process of their own.
 
 A template is code from a stranger's file. Jinja's sandbox keeps it from the machine's files, but not from looping for
 ever or from filling the memory: the system's limits on a process do. There is one such process, started when needed.
@@ -45,10 +45,9 @@ class Reads:
 
 
 class Renderer:
-    """The process, and the turns of threads that want something of it.
+    """Renders templates in one other process, which threads use in turn.
 
-    For one text it may take so many seconds of processor time, and write so many characters; memory: bytes of its
-    address space.
+    seconds: of processor time for one text; memory: bytes of the process's address space; most: characters of a text.
     """
 
     def __init__(self, seconds: float = 5, memory: int = 1 << 30, most: int = 1 << 26) -> None:
@@ -137,7 +136,7 @@ class Renderer:
             self._stop(kill=True)
 
     def forget(self) -> None:
-        """In a forked process: the other one is the parent's."""
+        """Forget the process after a fork: it is the parent's."""
         self._lock, self._process = threading.Lock(), None
 
 
@@ -148,7 +147,7 @@ os.register_at_fork(after_in_child=_renderer.forget)
 
 @lru_cache(256)
 def reads(template: str) -> Reads:
-    """Renderer.reads, of the one there is."""
+    """Return what a template reads, by the one renderer there is."""
     return _renderer.reads(template)
 
 
@@ -189,7 +188,7 @@ def _unseen(message: Mapping[str, Any], text: str) -> list[str]:
 
 
 def render(template: str, names: Mapping[str, Any]) -> str:
-    """Renderer.render, of the one there is."""
+    """Render a template, by the one renderer there is."""
     try:
         plain = json.loads(json.dumps(names, default=_plain))
     except (TypeError, ValueError, RecursionError) as failure:

@@ -1,4 +1,4 @@
-"""The process that renders chat templates, which come from strangers' files: see dgemma.chat.template.
+"""The process that renders chat templates, which come from files of strangers: see dgemma.chat.template.
 
 It is run as a file, and imports nothing of dgemma.
 
@@ -108,13 +108,13 @@ def environment() -> Any:
 
 
 def reads(template: str) -> dict[str, list[str]]:
-    """{"fields": of messages, "names": that it is given}: what a template reads."""
+    """Return {"fields": of messages, "names": that it is given}: what a template reads."""
     found: dict[str, list[str]] = run_path(str(FIELDS))["reads"](environment().parse(template))
     return found
 
 
 def render(template: Any, names: dict[str, Any], memory: int, most: int) -> dict[str, str]:
-    """{"text": ...}, or {"refused": why}. most: characters of the text."""
+    """Return {"text": ...}, or {"refused": why}. most: characters of the text."""
     pieces, length = [], 0
     try:
         for piece in template.generate(**names):
@@ -160,7 +160,7 @@ def serve(requests: BinaryIO, replies: BinaryIO, seconds: float, memory: int, mo
 
 
 def limit_memory(memory: int) -> None:
-    """All of the process's address space."""
+    """Limit all of the process's address space."""
     with contextlib.suppress(ValueError, OSError):  # macOS has no such limit
         resource.setrlimit(resource.RLIMIT_AS, (memory, resource.getrlimit(resource.RLIMIT_AS)[1]))
 

@@ -1,4 +1,4 @@
-"""dg-run's answer to a prompt: generated, shown while it settles, said as it becomes final."""
+"""Generates dg-run's answer to a prompt, shows it while it settles, and prints what is final."""
 
 from __future__ import annotations
 

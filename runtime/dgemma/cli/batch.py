@@ -1,4 +1,4 @@
-"""dg-run --batch: the lines of a file, each answered by a line of another, which a kill leaves whole."""
+"""dg-run --batch: answers each line of a file with a line of another file, which is whole after a kill."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def batch_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def run(model: Model, batch: Path, output: Path, quiet: bool, restart: bool, exact: bool, **defaults: Any) -> int:
-    """Answers what is not answered yet; an exit status."""
+    """Answer what is not answered yet; return an exit status."""
     requests = [(number, _digest(line)) for number, line in json_lines.lines(batch)]
     total = len(requests)
     with Batch(model, **defaults) as answers, LineLog(output, LINE, "dg-run --batch") as out:
@@ -168,7 +168,7 @@ def _resume(
 
 
 def _difference(before: dict[str, Any], now: dict[str, Any]) -> str:
-    """In words: "seed 1, not 2"."""
+    """Return a difference in words: "seed 1, not 2"."""
     names = [name for name in (*now, *before) if before.get(name) != now.get(name) and name != "batch"]
     return ", ".join(f"{name} {before.get(name)}, not {now.get(name)}" for name in dict.fromkeys(names))
 

@@ -1,4 +1,4 @@
-"""dg-run --chat: messages and answers in turns."""
+"""dg-run --chat: messages and answers in turn."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Chat:
     # ---- turns ----
 
     def run(self, first: str | None = None) -> int:
-        """Until there is nothing more to say; an exit status."""
+        """Chat until there is nothing more to say; return an exit status."""
         failed = False
         if self.lines.interactive and not self._quiet:
             self.tell(f"{self.model.path} on {self.model.backend} · /help lists the commands, Ctrl-D leaves")
@@ -83,7 +83,7 @@ class Chat:
         self.answer()
 
     def answer(self, redraw: bool = False) -> None:
-        """Answers the last message; redraw: from the next seed, or after a change of settings from the same."""
+        """Answer the last message; redraw: from the next seed, or after a change of settings from the same."""
         if not redraw:
             self._redraws = 0
         elif not self._changed:
@@ -144,7 +144,7 @@ class Chat:
         return (int(self.used()["seed"]) + self._redraws) % 2**64
 
     def used(self) -> dict[str, int | float]:
-        """Every generation option."""
+        """Return every generation option."""
         return self.model.settings(**{"max_tokens": LONGEST, **self.settings})
 
     def change(self, settings: dict[str, Any]) -> None:
@@ -156,7 +156,7 @@ class Chat:
             self._redraws = 0
 
     def _room(self) -> int:
-        """Tokens of an answer: as asked, or as many as the model's context has room for, within reason."""
+        """Return the most tokens of an answer: as asked, or as many as the context has room for, within reason."""
         if "max_tokens" in self.settings:
             return int(self.settings["max_tokens"])
         context, canvas = int(self.model.config.context_length), int(self.model.config.canvas_length)
@@ -170,7 +170,7 @@ class Chat:
     # ---- what is told ----
 
     def tell(self, *lines: str) -> None:
-        """On standard error, beside the answers."""
+        """Write a line on standard error, beside the answers."""
         for line in lines:
             tell(line, dim=True)
 

@@ -1,4 +1,4 @@
-"""dg-eval: how good a file and a setting is."""
+"""dg-eval: measures how good a file is, and a setting."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from dgemma.ui.progress import telling
 
 
 def listed(lines: Mapping[str, str]) -> str:
-    """Names and what they are, for --help."""
+    """Return names and what they are, for --help."""
     width = max(map(len, lines))
     return "\n".join(f"  {name:{width}}  {what}" for name, what in lines.items())
 

@@ -1,4 +1,4 @@
-"""Files on a command line: which options read one and which write one, and that the two never meet.
+"""Files on a command line: the types of options that read or write one, and checks that they never meet.
 
 Every option that names a file has one of the types of this module. Command calls check_files() with all of them before
 the work begins, so a command need not look at its own targets.
@@ -25,9 +25,9 @@ MOST = 256 << 20  # bytes of a prompt, or of a text to fill or edit
 
 
 class InputFile(click.ParamType):  # type: ignore[type-arg, unused-ignore]  # generic in click 8.2 and later
-    """A file that a command reads; the value is the text that was given. It may be the name of something else too.
+    """The type of an option for a file that a command reads; the value is the text that was given.
 
-    folder: it may be a folder, whose files are all read.
+    It may be the name of something else too. folder: it may be a folder, whose files are all read.
     """
 
     name = "file"
@@ -40,17 +40,17 @@ class InputFile(click.ParamType):  # type: ignore[type-arg, unused-ignore]  # ge
 
 
 class InputPath(InputFile):
-    """A file that a command reads, as a Path."""
+    """The type of an option for a file that a command reads; the value is a Path."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         return Path(value)
 
 
 class OutputFile(click.ParamType):  # type: ignore[type-arg, unused-ignore]  # generic in click 8.2 and later
-    """A file that a command writes.
+    """The type of an option for a file that a command writes.
 
-    kind: what a file that is there must be to be replaced; None: whoever appends to it looks for itself. more: other
-    files that are written with it.
+    kind: what a file that is there must be to be replaced; None: a command that appends to it checks that itself. more:
+    other files that are written with it.
     """
 
     name = "file"
@@ -98,7 +98,7 @@ class InPlace(click.Option):
 
 
 def standard_input() -> TextIO:
-    """sys.stdin. Raises UsageError where the process was started without one."""
+    """Return sys.stdin. Raises UsageError where the process was started without one."""
     if sys.stdin is None:
         raise UsageError("standard input is closed")
     return sys.stdin

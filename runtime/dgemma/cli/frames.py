@@ -1,4 +1,4 @@
-"""What there is to see of a canvas at one step, whoever draws it: a terminal, or a recording."""
+"""What there is to see of a canvas at one step, for a terminal and for recordings."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ def shown(text: str) -> str:
 
 
 def lines(cells: Iterable[Cell], columns: int) -> list[Line]:
-    """Cells in lines of at most so many columns, broken between words where that goes."""
+    """Return cells in lines of at most so many columns, broken between words where that goes."""
     from rich.cells import cell_len
 
     out: list[Line] = [[]]
@@ -162,7 +162,7 @@ def lines(cells: Iterable[Cell], columns: int) -> list[Line]:
 
 
 def _words(cells: Iterable[Cell]) -> Iterable[Line]:
-    """Newlines, spaces and what is between them, each of which may go over several cells."""
+    """Yield newlines, spaces and what is between them, each of which may go over several cells."""
     word: Line = []
     for cell in cells:
         look = cell.look

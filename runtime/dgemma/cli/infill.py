@@ -1,4 +1,7 @@
-"""dg-run on a text of the user's: --fill, --canvas with --pin, and --edit; the flags, the work, the answer."""
+"""dg-run on a text of the user's: --fill, --canvas with --pin, and --edit.
+
+Here are the flags, the work, and the answer.
+"""
 
 from __future__ import annotations
 
@@ -118,7 +121,7 @@ def edit_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def passage(text: str, span: str | None, match: str | None, file: str) -> tuple[int, int]:
-    """Where the passage stands."""
+    """Return where the passage begins and ends in the text."""
     if (span is None) == (match is None):
         raise click.UsageError("--edit needs --span A:B or --match TEXT, one of them")
     if match is not None:
@@ -151,7 +154,7 @@ def diff(edited: Edited, name: str, colour: bool) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """The flags of a task on a text."""
+    """What the flags ask for: a text to fill or to edit."""
 
     fill: str | None
     canvas: str | None
@@ -186,7 +189,7 @@ class Task:
         return str(self.fill or self.canvas or self.edit)
 
     def check(self, prompted: bool, stdin: bool, templated: bool) -> None:
-        """Refuses what other flags add to it: a prompt, one from standard input, a template's parts."""
+        """Refuse what other flags add to it: a prompt, one from standard input, a template's parts."""
         if self.edit is not None and prompted:
             raise click.UsageError("--edit is told what to do by --instruct, not by -p or -f")
         if self.file == "-" and (stdin or self.edit is not None):
@@ -236,14 +239,14 @@ class Done:
         return diff(self.edited, self.file, colour=False) if self.edited else self.filled.text
 
     def say(self) -> None:
-        """On standard output; a diff is coloured on a terminal."""
+        """Print it on standard output; a diff is coloured on a terminal."""
         if self.edited and is_terminal(sys.stdout):
             say(diff(self.edited, self.file, colour=True), safe=True)
         else:
             say(self.output())
 
     def facts(self) -> dict[str, Any]:
-        """For --json."""
+        """Return the object that --json prints."""
         best = self.filled.best
         told: dict[str, Any] = {"text": self.filled.text, "holes": best.holes, "lengths": best.lengths}
         if self.edited:

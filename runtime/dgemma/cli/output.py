@@ -1,4 +1,7 @@
-"""An answer as it becomes final: the text to standard output, the thought dimmed on the screen and folded when done."""
+"""Prints an answer as it becomes final.
+
+The text goes to standard output; a thought is dimmed on the screen and folded when it is over.
+"""
 
 from __future__ import annotations
 
@@ -75,7 +78,7 @@ class Speaker:
 
 
 def say(text: str, safe: bool = False) -> None:
-    """As `write`; on a terminal the last line is ended."""
+    """Write a text as write() does; on a terminal the last line is ended."""
     write(text + "\n" if is_terminal(sys.stdout) and not text.endswith("\n") else text, safe)
 
 

@@ -35,7 +35,7 @@ measured, and how fast it computes the model's first layer and head:
 
 
 def plan_options(command: Any) -> Any:
-    """--plan, and the flags that only it takes."""
+    """Add --plan, and the flags that only it takes."""
     for option in (
         click.option(
             "--context", type=click.IntRange(1, 2**31 - 1), metavar="N", help="Of --plan: tokens to keep in mind."
@@ -144,5 +144,5 @@ def amount(queue: str, value: float) -> str:
 
 
 def figure(value: float) -> str:
-    """Three digits, or all before the point."""
+    """Return a number with three digits, or all before the point."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"

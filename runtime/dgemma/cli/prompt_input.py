@@ -54,7 +54,7 @@ class Lines(Protocol):
 
 
 class Piped:
-    """Lines of standard input; one that ends with a backslash goes on with the next."""
+    """Reads lines of standard input; one that ends with a backslash goes on with the next."""
 
     interactive = False
 
@@ -71,16 +71,16 @@ class Piped:
 
 
 class Typed:
-    """A line that can be edited, by prompt_toolkit.
+    """Reads lines that can be edited, by prompt_toolkit.
 
-    Enter sends it; Alt-Enter, or a backslash before Enter, begins another; arrows go through what was said before; Tab
-    completes commands and the files they take.
+    Enter sends a line; Alt-Enter, or a backslash before Enter, begins another; arrows go through what was said before;
+    Tab completes commands and the files they take.
     """
 
     interactive = True
 
     def __init__(self, commands: Sequence[tuple[str, bool]]) -> None:
-        """commands: each with whether it takes a file."""
+        """Take the commands, each with whether it takes a file."""
         from prompt_toolkit import PromptSession
         from prompt_toolkit.history import InMemoryHistory
         from prompt_toolkit.key_binding import KeyBindings

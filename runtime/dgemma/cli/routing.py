@@ -1,4 +1,4 @@
-"""dg-info --routing: which experts a model's tokens met, as its counts beside it have them."""
+"""dg-info --routing: shows which experts a model's tokens were sent to, as the file of its counts says."""
 
 from __future__ import annotations
 

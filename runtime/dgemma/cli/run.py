@@ -1,4 +1,4 @@
-"""dg-run: one prompt and one answer, or a chat."""
+"""dg-run: answers one prompt, or begins a chat."""
 
 from __future__ import annotations
 

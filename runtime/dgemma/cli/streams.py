@@ -1,4 +1,4 @@
-"""Standard streams that the process was started without, as `>&-` does: Python has None for them.
+"""Stands in for standard streams that the process was started without, as after `>&-`: Python has None there.
 
 What is printed to None is lost without a word. Here it fails as on a full disk.
 """
@@ -23,7 +23,7 @@ class _Closed(io.RawIOBase):
 
 
 def tell_closed() -> None:
-    """Lets a closed standard output fail when it is written to.
+    """Let a closed standard output fail when it is written to.
 
     The numbers of closed streams are taken, so that no file gets one of them: what a library writes to number 2 would
     be in it.

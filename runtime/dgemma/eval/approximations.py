@@ -1,4 +1,7 @@
-"""What is done for speed, each on against off at the same tasks and seeds: what it costs, and what it gains."""
+"""Measures each approximation that makes a model faster: what it costs, and what it gains.
+
+It is on against off at the same tasks and seeds.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +30,7 @@ HOLES = ("pins_conditioned",)  # options that do nothing where there is none
 
 @dataclass(frozen=True, slots=True)
 class Approximation:
-    """Two ways to run a model: Model's arguments, and generation options."""
+    """Two ways to run a model, with an approximation and without: Model's arguments, and generation options."""
 
     name: str
     what: str
@@ -40,7 +43,7 @@ class Approximation:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """What came of one."""
+    """What one approximation costs and gains."""
 
     name: str
     what: str
@@ -115,7 +118,7 @@ def comparisons(
     model: dict[str, Any],
     say: Say = lambda line: None,
 ) -> list[Comparison]:
-    """Each of APPROXIMATIONS and of optional() on one file. model: Model's arguments that all have.
+    """Measure each of APPROXIMATIONS and of optional() on one file. model: Model's arguments that all have.
 
     All ways to run it take turns at each task, so that no drift of the machine is taken for a gain.
     """

@@ -1,4 +1,4 @@
-"""What a base model said: canvases along its own denoising trajectories, its distributions there, its answers.
+"""Keeps what a base model said: canvases of its own denoising, its distributions there, its answers.
 
 A pass over the base leaves a Base; a file is compared with that, so that the two are never in memory together. A Base
 can be saved and used again. Its trajectories lie in a temporary file: one at a time is in memory.
@@ -73,7 +73,10 @@ class Trajectory:
 
 
 class Kept(Sequence[Trajectory]):
-    """Trajectories in a temporary file, read where they are asked for: of a real model all of them may take a GiB."""
+    """A sequence of trajectories in a temporary file, read when they are asked for.
+
+    Of a real model all of them may take a GiB.
+    """
 
     def __init__(self, those: Iterable[Trajectory] = ()) -> None:
         self._file = tempfile.TemporaryFile()  # noqa: SIM115
@@ -133,7 +136,7 @@ class Base:
 
 
 def is_base(path: Path) -> bool:
-    """Whether save() made the file, in whatever version."""
+    """Return whether save() made the file, in whatever version."""
     try:
         with np.load(path, allow_pickle=False) as file:
             return "schema" in json.loads(str(file["about"]))

@@ -1,4 +1,4 @@
-"""Distributions over the vocabulary, one per canvas position, kept in bounded memory, and how far two are apart.
+"""Distributions over the vocabulary, one per canvas position, in bounded memory, and how far two are apart.
 
 All arithmetic is float64 on the model's float32 logits. A distribution is softmax(logits / temperature), what the
 sampler draws from. Of a small vocabulary all logits are kept and everything is exact. Of a large one each row keeps its
@@ -24,7 +24,7 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(slots=True)
 class State:
-    """What n distributions state of themselves."""
+    """Figures of n distributions over the whole vocabulary."""
 
     log_total: Floats  # [n] log of the sum of exp(logit / temperature)
     entropy: Floats  # [n] nats
@@ -34,7 +34,7 @@ class State:
 
 @dataclass(slots=True)
 class Rows:
-    """n distributions."""
+    """The likely ids of n distributions, and their logits."""
 
     state: State
     temperature: Floats  # [n]
@@ -49,14 +49,14 @@ class Rows:
         return slice(int(self.ends[i - 1]) if i else 0, int(self.ends[i]))
 
     def log_p(self, i: int) -> Floats:
-        """Of the kept ids of row i."""
+        """Return the log probabilities of the kept ids of row i."""
         z: Floats = self.logits[self.row(i)].astype(np.float64) / self.temperature[i]
         return z - float(self.state.log_total[i])
 
 
 @dataclass(slots=True)
 class Scaled:
-    """Some rows' logits / temperature, and what follows from them."""
+    """Logits / temperature of some rows, and what follows from them."""
 
     z: Floats  # [n][n_vocab]
     log_total: Floats  # [n]
@@ -74,7 +74,7 @@ def scaled(logits: npt.NDArray[np.float32], temperature: float) -> Scaled:
 
 
 def state(logits: npt.NDArray[np.float32], temperature: float) -> State:
-    """Of float32 logits[n][n_vocab]."""
+    """Return the State of float32 logits[n][n_vocab]."""
     n, n_vocab = logits.shape
     out = State(np.empty(n), np.empty(n), np.empty(n), logits.argmax(axis=1).astype(np.int32))
     for part in chunks(n, n_vocab):
@@ -154,7 +154,7 @@ def condition(base: Rows, first: int, n: int, n_vocab: int) -> npt.NDArray[np.fl
 
 
 def joined(parts: list[Rows]) -> Rows:
-    """Rows one after the other."""
+    """Return rows one after the other."""
     shifts = np.cumsum([0, *(len(part.ids) for part in parts[:-1])])
     return Rows(
         state=joined_states([part.state for part in parts]),
@@ -166,7 +166,7 @@ def joined(parts: list[Rows]) -> Rows:
 
 
 def joined_states(parts: list[State]) -> State:
-    """States one after the other."""
+    """Return states one after the other."""
     return State(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in State.__slots__})
 
 

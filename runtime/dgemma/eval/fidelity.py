@@ -1,4 +1,4 @@
-"""How near a file comes to another of the same model.
+"""Measures how near a file comes to another of the same model.
 
 Compared are the distributions that it gives for the same canvases, and what it writes by itself.
 
@@ -33,7 +33,7 @@ ENTROPY = (0.001, 0.01, 0.1, 0.5, 1.0, 2.0)  # nats: where bins of stated entrop
 
 @dataclass(slots=True)
 class Bin:
-    """Positions of some steps."""
+    """Figures of the positions of some steps."""
 
     label: str
     rows: int
@@ -45,7 +45,7 @@ class Bin:
 
 @dataclass(slots=True)
 class Reliability:
-    """Positions whose stated entropy is of one range."""
+    """Figures of the positions whose stated entropy is in one range."""
 
     label: str  # nats
     rows: int
@@ -91,7 +91,7 @@ class Fidelity:
     worst_layer: int | None = None  # where the first step's error grows most
 
     def told(self) -> dict[str, Any]:
-        """For the JSON."""
+        """Return all of it for JSON."""
         return asdict(self)
 
 
@@ -298,13 +298,16 @@ def _step_labels() -> list[str]:
 
 
 def _agreement(one: Answer, other: Answer) -> tuple[int, int]:
-    """How many positions of the longer answer have the same id in both, and how many it has; its end counts as one."""
+    """Return how many positions of the longer answer have the same id in both, and how many it has.
+
+    The end of an answer counts as one.
+    """
     most = min(max(one.tokens, other.tokens) + 1, len(one.canvas))
     return int((one.canvas[:most] == other.canvas[:most]).sum()), most
 
 
 def reliability(state: distributions.State, committed: npt.NDArray[np.int32]) -> list[Reliability]:
-    """Bins of stated entropy; committed: the ids that the base wrote there in the end."""
+    """Return bins of stated entropy; committed: the ids that the base wrote there in the end."""
     entropy = state.entropy
     which = np.searchsorted(ENTROPY, entropy, side="right")
     ends = [0.0, *ENTROPY, None]
@@ -327,7 +330,10 @@ def _calibration_error(bins: list[Reliability]) -> float:
 def _apart(
     hidden: Sequence[npt.NDArray[np.float32]], of: Trajectory
 ) -> list[tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]]:
-    """|file - base|^2 and |base|^2 of each layer, [n_layer + 1] both, at the first step and the middle one."""
+    """Return |file - base|^2 and |base|^2 of each layer, at the first step and the middle one.
+
+    Both are [n_layer + 1].
+    """
     out = []
     for which in (0, -1):
         own, other = hidden[which].astype(np.float64), of.hidden[which].astype(np.float64)

@@ -1,4 +1,7 @@
-"""The prompts that fidelity is measured on. A model gets the first shipped set that its vocabulary is made for."""
+"""The prompts that fidelity is measured on.
+
+A model gets the first shipped set that its vocabulary is made for.
+"""
 
 from __future__ import annotations
 

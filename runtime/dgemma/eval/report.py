@@ -1,4 +1,4 @@
-"""What a run of dg-eval measured, of what, when and where; and its report in Markdown and JSON."""
+"""All that a run of dg-eval measured, and its report in Markdown and JSON."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ NOTHING = "–"
 
 @dataclass(slots=True)
 class Files:
-    """One file."""
+    """What was measured of one file."""
 
     identity: dict[str, Any]
     fidelity: Fidelity | None = None
@@ -105,7 +105,7 @@ def heading(found: Evaluation) -> str:
 
 
 def where(found: Evaluation) -> str:
-    """When, by what and on what all figures were measured."""
+    """Return when, by what and on what all figures were measured."""
     about = found.about
     commit = f", commit {about['commit']}" if about["commit"] else ""
     machine = f"{about['processor'] or 'unknown processor'}, {about['backend']}, {count(about['threads'], 'thread')}"
@@ -114,7 +114,7 @@ def where(found: Evaluation) -> str:
 
 
 def percent(share: float) -> str:
-    """Never rounded up to all, or down to nothing."""
+    """Return a share in percent, never rounded up to all, or down to nothing."""
     text = f"{100 * share:.1f}"
     if (text == "100.0" and share < 1) or (text == "0.0" and share > 0):
         return f"{100 * share:.2f}" if f"{100 * share:.2f}" not in ("100.00", "0.00") else f"{100 * share:.4f}"
@@ -188,7 +188,7 @@ def bins(what: str, found: Sequence[Bin]) -> list[str]:
 
 
 def reliability(own: Sequence[Reliability], bases: Sequence[Reliability]) -> list[str]:
-    """Own bins, and what the base has in the same ones."""
+    """Return a table of the file's bins, and what the base has in the same ones."""
     other = {b.label: b for b in bases}
     rows = []
     for b in own:

@@ -1,4 +1,4 @@
-"""Answers to tasks, checked, and kept line by line: what was done is not done again after a kill."""
+"""Answers tasks, checks the answers, and logs them line by line, so that a killed run goes on."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Attempt:
 
     @classmethod
     def read(cls, value: Any) -> Attempt:
-        """From what asdict() makes. Raises TypeError for anything else."""
+        """Read what asdict() makes. Raises TypeError for anything else."""
         kinds: dict[str, tuple[type, ...]] = {"str": (str,), "int": (int,), "bool": (bool,), "float": (int, float)}
         found = cls(**value)
         for field in fields(cls):
@@ -53,7 +53,10 @@ class Attempt:
 
 
 class Log:
-    """Tries so far; with a path, those of a file that every new one is added to at once. A context manager."""
+    """Attempts so far; a context manager.
+
+    With a path, they are those of a file, to which every new one is added at once.
+    """
 
     def __init__(self, path: str | os.PathLike[str] | None = None) -> None:
         self.tried: dict[tuple[str, str, str, int], Attempt] = {}
@@ -104,7 +107,7 @@ class Variant:
         arguments: Mapping[str, Any] | None = None,
         options: Mapping[str, Any] | None = None,
     ) -> Variant:
-        """known: identity() of the model's file; arguments: Model's, as it was opened."""
+        """Return a variant; known: identity() of the model's file; arguments: Model's, as it was opened."""
         chosen = {each: value for each, value in model.settings(**(options or {})).items() if each != "seed"}
         kept = {each: value for each, value in (arguments or {}).items() if each not in ("threads", "backend")}
         run = json.dumps([known["sha256"][:16], model.backend, kept, chosen], sort_keys=True)
@@ -120,7 +123,9 @@ def run(
     seed: int = 0,
     say: Say = lambda line: None,
 ) -> dict[str, list[Attempt]]:
-    """Every task with every seed from `seed` on, by name of the variant; what the log has is not done again.
+    """Try every task with every seed from `seed` on, by each variant.
+
+    Returns the attempts by name of the variant; what the log has is not done again.
 
     The variants take turns at each task, another first each time: a machine that slows down does so for all.
     """
@@ -177,7 +182,7 @@ def shown(model: Model, prompt: Sequence[int], result: Result) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """Tries of one task, at one level or all."""
+    """Figures of the attempts at one task, at one level or at all."""
 
     task: str
     level: str  # "": all
@@ -190,7 +195,7 @@ class Score:
 
 
 def score(tried: Sequence[Attempt], task: str, level: str = "") -> Score:
-    """Of tries, called by this task and level."""
+    """Return the Score of tries, called by this task and level."""
     items: dict[str, list[bool]] = {}
     levels: dict[str, list[float]] = {}
     for each in tried:
@@ -210,7 +215,7 @@ def score(tried: Sequence[Attempt], task: str, level: str = "") -> Score:
 
 
 def scores(tried: Sequence[Attempt]) -> list[Score]:
-    """By task and level, in the order of the tries; behind the levels of a task, all of it."""
+    """Return scores by task and level, in the order of the tries; behind the levels of a task, all of it."""
     out = []
     for task in unique(each.task for each in tried):
         its = [each for each in tried if each.task == task]

@@ -1,4 +1,4 @@
-"""How sure a share is."""
+"""Confidence intervals of shares and means."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Z = 1.959963984540054  # 95 %, two-sided
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """A share of tries, with the ends of its 95 % interval; all 0 .. 1."""
+    """A share of attempts, with the ends of its 95 % interval; all 0 .. 1."""
 
     share: float
     low: float
@@ -34,7 +34,7 @@ def wilson(right: float, tries: float, z: float = Z) -> tuple[float, float]:
 
 
 def share_of(items: Sequence[Sequence[bool]]) -> Share:
-    """Of items, each tried once or with several seeds.
+    """Return the Share of items, each tried once or with several seeds.
 
     Tries at one item are alike, and count for less than as many items would: Wilson's interval is taken over tries
     divided by the design effect, the variance between the items' shares over what independent tries would show

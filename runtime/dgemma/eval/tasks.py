@@ -1,4 +1,4 @@
-"""Tasks: prompts whose answers can be checked. From a file of one JSON object per line, or shipped.
+"""Tasks: prompts whose answers can be checked, from a file of JSON lines, or shipped.
 
     {"id": "7", "prompt": "2 + 2 =", "check": {"kind": "numeric", "value": 4}}
     {"id": "8", "messages": [{"role": "user", "content": "..."}], "check": [...], "level": "hard", "max_tokens": 64}
@@ -37,7 +37,7 @@ FIELDS = {"id", "prompt", "messages", "fill", "check", "level", "thinking", "too
 
 @dataclass(frozen=True)
 class Task:
-    """One prompt and what its answer is held to."""
+    """One prompt and the checks of its answer."""
 
     name: str  # of the file or the shipped tasks
     id: str
@@ -90,7 +90,7 @@ def _parsed(where: str, name: str, lines: Iterable[tuple[int, bytes]]) -> list[T
 
 
 def read(name: str, line: str | bytes) -> Task:
-    """One line. Raises UsageError."""
+    """Read one line. Raises UsageError."""
     given = json_lines.value(line)
     if not isinstance(given, dict):
         raise UsageError("not a JSON object")
@@ -144,7 +144,7 @@ def sudoku(chat: bool) -> list[Task]:
 
 
 def sudoku_rows(chat: bool) -> list[Task]:
-    """Finished Sudokus, of 48 blanks or more, with three whole rows missing: the middle of a held-out text."""
+    """Return finished Sudokus, of 48 blanks or more, with three whole rows missing: the middle of a held-out text."""
     tasks = []
     for number, puzzle in enumerate(puzzles()):
         rows = puzzle.solution.splitlines()
@@ -157,7 +157,7 @@ def sudoku_rows(chat: bool) -> list[Task]:
 
 
 def infill(chat: bool) -> list[Task]:
-    """Sentences and code with one thing missing that can be said in one way."""
+    """Return sentences and code with one thing missing that can be said in one way."""
     tasks = []
     for number, (level, text, answer) in enumerate(json.loads(data("infill.json"))):
         tasks.append(Task("infill", str(number), None, {"kind": "exact", "text": answer, "strip": True}, level, text))
@@ -196,7 +196,7 @@ class Shipped:
     wordings: tuple[Callable[[bool], list[Task]], ...]
 
     def of(self, model: Model) -> list[Task]:
-        """None where no wording is for the model."""
+        """Return the tasks for a model; None where no wording is for it."""
         chat = model.tokenizer.chat_template is not None
         return next((tasks for wording in self.wordings if fits(model, tasks := wording(chat))), [])
 
@@ -219,7 +219,10 @@ SHIPPED: dict[str, Shipped] = {
 
 
 def shipped(model: Model, name: str) -> list[Task]:
-    """Shipped tasks for a model. Raises UsageError where its vocabulary is made for none of their wordings."""
+    """Return the shipped tasks for a model.
+
+    Raises UsageError where its vocabulary is made for none of their wordings.
+    """
     tasks = SHIPPED[name].of(model)
     if not tasks:
         raise UsageError(f"--task {name}: the vocabulary of {model.path} cannot read it, or it knows no chats")
@@ -232,7 +235,7 @@ def suitable(model: Model) -> list[str]:
 
 
 def fits(model: Model, tasks: list[Task]) -> bool:
-    """Whether there are tasks, and a model's vocabulary is made for them."""
+    """Return whether there are tasks, and a model's vocabulary is made for them."""
     return bool(tasks) and reads(
         model, [text for task in tasks[:20] for text in [*contents(task.prompt or ""), *texts_of(task.fill)]]
     )

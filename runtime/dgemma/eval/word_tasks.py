@@ -1,4 +1,4 @@
-"""Shipped tasks in words, drawn from a fixed seed: always the same."""
+"""Shipped tasks that are made of words, drawn from a fixed seed: they are always the same."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def table(random: random.Random, level: int) -> Item:
 
 
 def json_object(random: random.Random, level: int) -> Item:
-    """`level` properties of something, as a JSON object."""
+    """Return a task about `level` properties of something, as a JSON object."""
     drawn: dict[str, Callable[[], Any]] = {
         "name": lambda: random.choice(NAMES),
         "city": lambda: random.choice(PLACES),
@@ -115,7 +115,7 @@ def declared(name: str) -> dict[str, Any]:
 
 
 def drawn(name: str, draw: Callable[[random.Random, int], Item], levels: tuple[int, ...]) -> Callable[[], list[Item]]:
-    """COUNT items, the levels in turns."""
+    """Return COUNT items, the levels in turns."""
 
     def items() -> list[Item]:
         source = random.Random(name)

@@ -1,4 +1,4 @@
-r"""JSON lines, a JSON value per line: read as --batch, --task and --calibrate have them, and written.
+r"""Reads and writes JSON lines, a JSON value per line, for --batch, --task and --calibrate.
 
 A line ends at \n, with or without \r before it, and nowhere else: JSON strings may hold U+2028, U+0085 and their
 like as they are. Lines of blanks are left out but counted. A byte order mark is left out. One line is held at a time.
@@ -40,7 +40,7 @@ def lines(path: str | os.PathLike[str]) -> Iterator[tuple[int, bytes]]:
 
 
 def split(opened: BinaryIO, where: str) -> Iterator[tuple[int, bytes]]:
-    """lines() of an opened file, which errors call `where`."""
+    """Yield the lines() of an opened file, which errors call `where`."""
     number = 0
     while line := opened.readline(MOST_BYTES + 1):
         number += 1
@@ -102,7 +102,10 @@ def as_bytes(value: Any, indent: int | None = None) -> bytes:
 
 
 def _escaped(text: str) -> str:
-    """Python's reader makes the same value of it: of a name that is no Unicode text the same name."""
+    """Return JSON with escapes in place of what some readers take for a line's end, and of halves of characters.
+
+    Python's reader makes the same value of it: of a name that is no Unicode text the same name.
+    """
     return text.translate(_ESCAPED)
 
 

@@ -1,4 +1,4 @@
-"""A file of JSON lines that grows: each is on the disk before the next, and a killed run can go on with it."""
+"""A file of JSON lines that grows. Each line is on the disk before the next; a killed run can go on with it."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ class Beginning:
         self._whole = re.compile("".join(pieces).encode())
 
     def of_line(self, line: bytes) -> bool:
-        """Whether a line begins so."""
+        """Return whether a line begins in this way."""
         return self._whole.match(line) is not None
 
     def of_part(self, line: bytes) -> bool:
-        """Whether it may be what is left of such a line that was cut off anywhere."""
+        """Return whether it may be what is left of such a line that was cut off anywhere."""
         return self._cut.fullmatch(line) is not None
 
 
@@ -116,7 +116,7 @@ class LineLog:
             self._file.truncate(0)
 
     def values(self) -> list[Any]:
-        """All lines, in their order."""
+        """Return all values, in the order of their lines."""
         self._file.seek(0)
         return [json.loads(line) for line in self._file]
 
@@ -139,7 +139,7 @@ class LineLog:
 
     @contextmanager
     def _named(self) -> Iterator[None]:
-        """Errors of the system name the file."""
+        """Give errors of the system the file's name."""
         try:
             yield
         except OSError as failure:

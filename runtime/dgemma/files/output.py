@@ -1,4 +1,4 @@
-"""Files that are written: what a target may be, and files that appear complete or not at all.
+"""Writes files: checks what may be replaced, and makes files appear complete or not at all.
 
 A target is never an input of the same call, and never holds something of another kind than what is written to it.
 """
@@ -30,7 +30,7 @@ _PART = re.compile(r"-\d{5}-of-(\d{5})\.gguf$")
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """What an output is: its name in messages, and whether the file at a path is one."""
+    """A kind of output: its name in messages, and whether the file at a path is one."""
 
     name: str
     holds: Callable[[Path], bool]
@@ -83,7 +83,7 @@ def input_files(path: StrPath) -> list[Path]:
 
 
 def parts(path: Path) -> list[Path]:
-    """All parts of a split file, by the name of one of them; of another file, itself."""
+    """Return all parts of a split file, by the name of one of them; of another file, itself."""
     found = _PART.search(path.name)
     if not found:
         return [path]
@@ -200,7 +200,7 @@ def whole_file(path: StrPath, kind: Kind | None = None) -> Iterator[BinaryIO]:
 
 
 def write_whole(path: StrPath, data: bytes, kind: Kind | None = None) -> None:
-    """whole_file() with these bytes."""
+    """Write these bytes as a whole_file()."""
     with whole_file(path, kind) as opened:
         opened.write(data)
 

@@ -33,7 +33,7 @@ def folder_of(name: Name) -> Path:
 
 
 def blob(name: Name, checksum: str) -> Path:
-    """Where what has this SHA-256, or this checksum of git's, is kept."""
+    """Return where the content of this SHA-256, or of this checksum of git's, is kept."""
     assert COMMIT.fullmatch(checksum), "checked by whoever read it"
     return folder_of(name) / "blobs" / checksum
 
@@ -55,7 +55,7 @@ def cached(name: Name) -> tuple[Path, list[str]] | None:
 
 
 def is_whole(path: Path, size: int | None) -> bool:
-    """Whether a file is there, of this size; None: of any."""
+    """Return whether a file is there, of this size; None: of any."""
     return path.is_file() and (size is None or path.stat().st_size == size)
 
 

@@ -1,4 +1,4 @@
-"""Models from the Hugging Face Hub, by the name hf:owner/name.
+"""Fetches models from the Hugging Face Hub, by the name hf:owner/name.
 
     dgemma.Model("hf:unsloth/diffusiongemma-26B-A4B-it-GGUF:Q4_K_M")
 
@@ -80,7 +80,7 @@ def local_source(path: str | os.PathLike[str]) -> Path:
 
 
 def local_headers(path: str | os.PathLike[str], folder: Path) -> Path:
-    """Do as local_source does, for a caller that reads no weights.
+    """Return what local_source returns, for a caller that reads no weights.
 
     Of a checkpoint that is not in the cache the headers alone are fetched, into files in `folder` that are as long as
     the real ones and otherwise empty.
@@ -203,11 +203,11 @@ def _of_cache(name: Name, problem: OSError) -> SystemFailure:
 
 
 class _Broken(Exception):
-    """A connection that ended too early."""
+    """A connection ended too early."""
 
 
 class _Strange(Exception):
-    """An answer that is none of the Hub's."""
+    """An answer is none of the Hub's."""
 
 
 @dataclass(frozen=True)
@@ -401,7 +401,7 @@ def _locked(path: Path) -> Iterator[Any]:
 
 
 def _is_at(path: Path, descriptor: int) -> bool:
-    """Whether an open file still has this name."""
+    """Return whether an open file still has this name."""
     try:
         return os.path.samestat(path.stat(), os.fstat(descriptor))
     except FileNotFoundError:
@@ -479,7 +479,7 @@ def _http_error() -> type[Exception]:
 
 
 def _leads_nowhere(problem: Exception) -> bool:
-    """Whether the Hub sent us to an address that is none, or around in a circle."""
+    """Return whether the Hub sent us to an address that is none, or around in a circle."""
     from httpx import TooManyRedirects, UnsupportedProtocol
 
     return isinstance(problem, (TooManyRedirects, UnsupportedProtocol))
@@ -490,7 +490,7 @@ def _status(problem: Exception) -> int | None:
 
 
 def _reason(name: Name, problem: Exception) -> str:
-    """Why the Hub gives nothing, with its status, and what may help."""
+    """Return why the Hub gives nothing, with its status, and what may help."""
     from huggingface_hub import errors
 
     status = _status(problem)

@@ -1,4 +1,4 @@
-"""Editing: a passage of a text, rewritten inside its surroundings."""
+"""Rewrites a passage of a text inside its surroundings."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ FOLLOWS = "\n\nThe text goes on after it:\n"  # introduces what stands behind th
 
 @dataclass(frozen=True, slots=True)
 class Edited:
-    """A text with one passage rewritten. str() is all of it."""
+    """A text with one passage rewritten. str() gives all of it."""
 
     text: str
     before: str  # all of it, as it was
@@ -88,7 +88,7 @@ def lengths_for(tokens: int) -> tuple[int, ...]:
 def edit(
     model: Model, text: str, span: tuple[int, int], instruction: str, *, on_step: OnStep | None = None, **given: Any
 ) -> Edited:
-    """Model.edit, which documents it."""
+    """Rewrite a passage: see Model.edit."""
     with model.session(room_for(model, text, instruction, given.get("lengths"))) as session:
         return done(editing(session, text, span, instruction, **given), on_step)
 
@@ -110,7 +110,7 @@ def editing(
     on_encode: OnEncode | None = None,
     **options: Any,
 ) -> TrialSteps[Edited]:
-    """Model.edit in a session, in turns between which others may work."""
+    """Rewrite a passage in a session, in turns between which others may work."""
     model = session.model
     begin, end = span
     if not 0 <= begin <= end <= len(text):

@@ -1,4 +1,4 @@
-"""Infill: the holes of a text, written around what stands."""
+"""Fills the holes of a text; what stands around them stays."""
 
 from __future__ import annotations
 
@@ -34,7 +34,10 @@ Pieces: TypeAlias = Sequence[str | Hole]
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """One way to fill all holes. evidence: see dgemma.infill.scoring; None where there was one way alone."""
+    """One way to fill all holes.
+
+    evidence: see dgemma.infill.scoring; None where only one way was tried.
+    """
 
     lengths: tuple[int, ...]  # of the holes, in tokens
     holes: list[str]  # what was written, without filler
@@ -45,7 +48,7 @@ class Trial:
 
 @dataclass(frozen=True, slots=True)
 class Filled:
-    """A filled text. str() is all of it."""
+    """A filled text. str() gives all of it."""
 
     text: str
     best: Trial
@@ -90,7 +93,10 @@ def pieces_of(text: str) -> list[str | Hole]:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Pieces as tokens, each piece tokenised by itself, and which of them the canvases show: first .. last."""
+    """The pieces of a text as tokens, and which of them the canvases show: first .. last.
+
+    Each piece is tokenised by itself.
+    """
 
     ids: list[int]  # 0 in holes
     owners: list[int]  # which hole a token is of, in order; -1: none
@@ -131,7 +137,7 @@ class Layout:
         return cls(ids, owners, first, min(len(ids), first + -(-(end - first) // n) * n), begun)
 
     def canvas(self, model: Model, end_id: int) -> tuple[list[int], list[bool]]:
-        """Ids and pins. Where the text ends on a canvas, an end id and pad ids are pinned behind it."""
+        """Return ids and pins. Where the text ends on a canvas, an end id and pad ids are pinned behind it."""
         ids = self.ids[self.first : self.last]
         pinned = [owner < 0 for owner in self.owners[self.first : self.last]]
         if self.last == len(self.ids):
@@ -177,7 +183,7 @@ T = TypeVar("T")
 def fill(
     model: Model, text: str | Pieces, prompt: Prompt | None = None, *, on_step: OnStep | None = None, **given: Any
 ) -> Filled:
-    """Model.fill, which documents it."""
+    """Fill a text: see Model.fill."""
     with model.session(room_for(model, text, prompt, given.get("lengths", LENGTHS))) as session:
         return done(filling(session, text, prompt, **given), on_step)
 
@@ -225,7 +231,7 @@ def filling(
     on_encode: OnEncode | None = None,
     **options: Any,
 ) -> TrialSteps[Filled]:
-    """Model.fill in a session, in turns between which others may work."""
+    """Fill a text in a session, in turns between which others may work."""
     model = session.model
     pieces = pieces_of(text) if isinstance(text, str) else [p for p in text if p != ""]
     holes = [piece for piece in pieces if isinstance(piece, Hole)]
@@ -313,7 +319,7 @@ def _try(
 
 
 def _encode(session: Session, prompt: list[int], on_encode: OnEncode | None) -> TrialSteps[int]:
-    """Session.prompt in turns. Returns how many tokens were encoded."""
+    """Encode a prompt as Session.prompt does, in turns. Returns how many tokens were encoded."""
     same = session.shared(prompt)
     session.rewind(same)
     for at in range(same, len(prompt), CHUNK):

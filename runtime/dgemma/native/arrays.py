@@ -1,4 +1,4 @@
-"""Arrays that a call returns: as large as what is asked for, so they are checked against the memory that is free."""
+"""Makes arrays for the results of calls, after a check against the memory that is free."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The library's table of weight formats, and their codecs over NumPy arrays.
+"""The library's table of weight formats, which encode and decode NumPy arrays.
 
 >>> q4 = by_name("q4_k")
 >>> values = np.zeros((2, 2 * q4.block), np.float32)  # [..., n], n a multiple of q4.block
@@ -37,7 +37,7 @@ class Format:
         return f"<Format {self.name}: {self.block} values in {self.bytes} bytes>"
 
     def encode(self, values: NDArray[np.float32], importance: NDArray[np.float32] | None = None) -> NDArray[np.uint8]:
-        """Values [..., n] -> blocks [..., n / block * bytes]. The GIL is released.
+        """Encode values [..., n] to blocks [..., n / block * bytes]. The GIL is released.
 
         importance: of the shape of values, or [n] for all rows alike: positive weights, around 1, of squared errors.
         """
@@ -108,7 +108,10 @@ class Format:
         self._native.encode(ffi.from_buffer("float[]", values), ffi.from_buffer(blocks), count, weights)
 
     def decode(self, blocks: Any) -> NDArray[np.float32]:
-        """Blocks [..., n / block * bytes], an array or any buffer of bytes -> values [..., n]. The GIL is released."""
+        """Decode blocks [..., n / block * bytes], an array or any buffer of bytes, to values [..., n].
+
+        The GIL is released.
+        """
         if not self.decodes:
             raise FormatError(f"values of type {self.name} are not read by this build")
         if not isinstance(blocks, np.ndarray):
@@ -126,7 +129,7 @@ class Format:
 
 @cache
 def all_formats() -> tuple[Format, ...]:
-    """Every format, in the order of the table."""
+    """Return every format, in the order of the table."""
     return tuple(Format(lib.dg_format_at(i)) for i in range(lib.dg_format_count()))
 
 
@@ -141,7 +144,7 @@ def by_id(number: int) -> Format:
 
 
 class Unknown(Format):
-    """A type that nobody knows: its number is all there is to tell."""
+    """A type that is not in the table: only its number is known."""
 
     __slots__ = ()
 

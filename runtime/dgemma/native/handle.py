@@ -1,4 +1,4 @@
-"""Ownership of what the C library allocates, and the locks of what Python owns."""
+"""Owns what the C library allocates, and locks what Python owns."""
 
 from __future__ import annotations
 
@@ -33,14 +33,17 @@ class Handle:
         return self._pointer
 
     def buffer(self, part: Any, size: int) -> Any:
-        """`size` bytes of the object's memory, at a pointer that was read out of it: a buffer that keeps the object."""
+        """Return `size` bytes of the object's memory as a buffer that keeps the object.
+
+        part: a pointer that was read out of the object.
+        """
         _when_dead(part, _let_go, self._pointer)
         return ffi.buffer(part, size)
 
     def close(self) -> None:
-        """Lets go of the object: it is freed now, or when the last call that is inside has ended. Again does nothing.
+        """Let go of the object: it is freed now, or when the last call that is inside has ended.
 
-        Whoever calls this makes sure that nobody asks for the pointer again.
+        A second call does nothing. Whoever calls this makes sure that nobody asks for the pointer again.
         """
         self._pointer = None
 

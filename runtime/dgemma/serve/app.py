@@ -1,4 +1,7 @@
-"""The routes. Requests are read here, in asyncio's thread and its helpers; the worker's thread answers them."""
+"""The server's routes.
+
+Requests are read here, in asyncio's thread and its helpers; the worker's thread answers them.
+"""
 
 from __future__ import annotations
 
@@ -51,7 +54,7 @@ CLOSED = 499  # the status in figures of a request whose client left
 
 @dataclass(frozen=True)
 class Limits:
-    """What a server allows."""
+    """The limits of a server."""
 
     context: int  # tokens of a prompt and its answer
     cache: int  # bytes of sessions
@@ -62,7 +65,7 @@ class Limits:
 
 
 class Server:
-    """A model's. `app` is the ASGI application; close() ends its worker."""
+    """The server of one model. `app` is the ASGI application; close() ends the worker."""
 
     def __init__(self, model: Model, limits: Limits, guard: Guard, name: str | None = None) -> None:
         self.model, self._limits, self._guard = model, limits, guard
@@ -199,7 +202,10 @@ class Server:
 
 
 class Answering:
-    """One request at the worker, heard from asyncio's thread. Submitted at once: a Refusal if the queue is full."""
+    """One request at the worker, as asyncio's thread sees it.
+
+    It is submitted at once: raises a Refusal if the queue is full.
+    """
 
     def __init__(
         self,
@@ -271,7 +277,7 @@ class Answering:
             self._server.ended(self, status)
 
     async def stream(self, receive: Receive) -> AsyncGenerator[bytes, None]:
-        """Server-sent events; an error is one too, as the status is sent already."""
+        """Yield server-sent events; an error is one too, as the status is sent already."""
         status = CLOSED
         try:
             async with aclosing(self._heard(receive, ALIVE)) as heard:
@@ -297,7 +303,7 @@ class Answering:
 
 
 class Events(StreamingResponse):
-    """The stream of a request, which ends with it, however it ends."""
+    """The stream of a request's events, which ends with the request, however that ends."""
 
     def __init__(self, answer: Answering, headers: dict[str, str]) -> None:
         super().__init__((), headers=headers, media_type="text/event-stream")

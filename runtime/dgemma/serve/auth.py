@@ -1,4 +1,4 @@
-"""What a request has to pass before it is read: its host, its key, its type and its size."""
+"""Checks a request before it is read: its host, its key, its type and its size."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ OPEN = ("/health",)  # tells nothing that needs a key; nor does the page, which 
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches an address."""
+    """Return whether only this machine reaches an address."""
     if host == "localhost":
         return True
     try:
@@ -26,7 +26,10 @@ def is_loopback(host: str) -> bool:
 
 
 class Guard:
-    """key: what requests must bring as a bearer token; None: nothing. host: the address that is listened on."""
+    """Checks requests.
+
+    key: what requests must bring as a bearer token; None: nothing. host: the address that is listened on.
+    """
 
     def __init__(self, key: str | None, host: str, most_bytes: int) -> None:
         self._key = None if key is None else _digest(key)

@@ -1,4 +1,4 @@
-"""Canvases for those who watch: what a canvas event holds."""
+"""Makes the canvas events of a stream, for clients that watch an answer settle."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Edits: a passage of a text, rewritten in place. The requests of /v1/edits, the work, and its answers."""
+"""/v1/edits: requests to rewrite a passage of a text, the work, and its answers."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class EditRequest(Common):
 
 @dataclass
 class EditWork(Asked):
-    """What the worker does: one passage, rewritten."""
+    """A passage for the worker to rewrite."""
 
     text: str
     span: tuple[int, int]

@@ -1,4 +1,4 @@
-"""What a request can fail with, in the shape that OpenAI's clients read."""
+"""Errors of requests, in the shape that OpenAI's clients read."""
 
 from __future__ import annotations
 

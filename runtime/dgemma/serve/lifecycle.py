@@ -1,4 +1,4 @@
-"""uvicorn around the application: addresses, signals, and an end that nobody is left out in."""
+"""Runs the application in uvicorn: addresses, signals, and an end that answers every request."""
 
 from __future__ import annotations
 
@@ -43,19 +43,19 @@ class Running(uvicorn.Server):
         self._server, self._sockets, self._grace = server, sockets, grace
 
     def serve_here(self) -> None:
-        """Blocks until the end."""
+        """Serve until the end."""
         try:
             self.run(sockets=self._sockets)
         finally:
             self._server.close()
 
     def stop(self) -> None:
-        """From any thread."""
+        """Stop serving; may be called from any thread."""
         self.should_exit = True
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """As uvicorn's, but what ended cleanly ends with 0, not with the signal."""
+        """Handle signals as uvicorn does, but what ended cleanly ends with 0, not with the signal."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -114,7 +114,10 @@ def return_large_blocks() -> None:
 
 
 class OneLine(logging.Formatter):
-    """A message is one line, whatever it quotes; only a traceback has others, and nothing that a terminal obeys."""
+    """Formats a log message as one line, whatever it quotes.
+
+    Only a traceback has more lines, and nothing that a terminal obeys.
+    """
 
     def formatMessage(self, record: logging.LogRecord) -> str:
         record.message = one_line(record.message)

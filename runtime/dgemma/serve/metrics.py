@@ -1,4 +1,4 @@
-"""Figures for Prometheus."""
+"""The server's metrics for Prometheus."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 
 
 class Metrics:
-    """One server's; hear() counts what its worker tells."""
+    """The metrics of one server; hear() counts what its worker tells."""
 
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry()

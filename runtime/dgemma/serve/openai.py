@@ -1,4 +1,4 @@
-"""Answers in the shapes that OpenAI's clients read: whole, or as chunks of a stream."""
+"""Writes answers in the shapes that OpenAI's clients read: whole, or as chunks of a stream."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ from dgemma.tokenizer import Tokenizer
 
 
 class Reply:
-    """One request's. hear() what the worker tells, and send the chunks it gives; or whole() at the end."""
+    """The answer to one request.
+
+    Give hear() what the worker tells, and send the chunks that it returns; or call whole() at the end.
+    """
 
     def __init__(self, work: Work, tokenizer: Tokenizer, model: str, fingerprint: str) -> None:
         self._work, self._canvases = work, Canvases(tokenizer)

@@ -1,4 +1,7 @@
-"""THE list of what OpenAI's requests may hold, and what becomes of each: --help, checks and tests are made from it."""
+"""The list of what OpenAI's requests may hold, and what becomes of each.
+
+--help, checks and tests are made from it.
+"""
 
 from __future__ import annotations
 
@@ -18,10 +21,11 @@ EDITS: tuple[Endpoint, ...] = ("edits",)
 
 @dataclass(frozen=True, slots=True)
 class Parameter:
-    """used: it does what it says.
+    """A parameter of requests, and what becomes of it.
 
-    ignored: taken, without effect, and named in the header X-Ignored-Parameters. refused: an error, unless it has one
-    of the `neutral` values, which ask for nothing. null is always as if absent.
+    used: it does what it says. ignored: it is taken without effect, and named in the header X-Ignored-Parameters.
+    refused: it is an error, unless it has one of the `neutral` values, which ask for nothing. null is always as if
+    absent.
     """
 
     name: str
@@ -106,7 +110,7 @@ PARAMETERS = (
 
 
 def parameters(endpoint: Endpoint) -> dict[str, Parameter]:
-    """Those of an endpoint by name."""
+    """Return the parameters of an endpoint by name."""
     return {parameter.name: parameter for parameter in PARAMETERS if endpoint in parameter.of}
 
 

@@ -1,4 +1,4 @@
-"""Requests: their schemas, and what they ask the worker for. Option fields are made from options.def."""
+"""Reads requests: their schemas, and the work that they ask for. Fields of options are made from options.def."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ class TextRequest(_Answers):
 
 @dataclass(kw_only=True)
 class Asked:
-    """What all work has."""
+    """What all work for the worker has."""
 
     settings: dict[str, Any]  # generation options
     need: int  # tokens of context
@@ -141,7 +141,7 @@ def delivery(request: Common, own: Own, ignored: list[str]) -> dict[str, Any]:
 
 @dataclass
 class Work(Asked):
-    """What the worker does: `n` answers to each prompt, from seed, seed + 1, ..., all in one session."""
+    """Work for the worker: `n` answers to each prompt, from seed, seed + 1, ..., all in one session."""
 
     endpoint: Endpoint
     prompts: list[list[int]]
@@ -223,7 +223,7 @@ def settings_of(request: Common, own: Own) -> dict[str, Any]:
 
 
 def _above(request: Common, name: str) -> Any:
-    """max_tokens and seed as OpenAI's requests give them."""
+    """Return max_tokens and seed as OpenAI's requests give them."""
     value = getattr(request, name)
     if name == "max_tokens" and isinstance(request, ChatRequest) and request.max_completion_tokens is not None:
         if value not in (None, request.max_completion_tokens):

@@ -1,4 +1,4 @@
-"""What all charts have in common. matplotlib draws them; it is in the extras `bench` and `eval`."""
+"""Draws what all charts have in common, with matplotlib, which the extras `bench` and `eval` bring."""
 
 from __future__ import annotations
 

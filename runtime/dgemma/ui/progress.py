@@ -1,4 +1,4 @@
-"""Bars on standard error for long work."""
+"""Progress bars on standard error, for long work."""
 
 from __future__ import annotations
 

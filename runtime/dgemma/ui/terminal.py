@@ -1,4 +1,4 @@
-r"""Text for people: on a terminal, what the terminal would obey is shown instead, as `less` and `cat -v` show it.
+r"""Writes text for people: what a terminal would obey is made visible, as `less` and `cat -v` do.
 
 A model, a file and a server may write anything: \x1b]0;... sets the title of a window, \x1b[31m leaves it red. On a
 terminal these are ^[]0;... and ^[[31m; other controls are <U+009B>. Each stream is judged by itself.
@@ -35,7 +35,7 @@ def _name(found: re.Match[str]) -> str:
 
 
 def shown_json(text: str) -> str:
-    """JSON as JSON of the same value with nothing that a terminal obeys."""
+    """Return JSON of the same value with nothing that a terminal obeys."""
     return _OBEYED.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
@@ -45,7 +45,7 @@ def one_line(text: str) -> str:
 
 
 def is_terminal(stream: TextIO | None) -> bool:
-    """Whether a stream is there and a terminal."""
+    """Return whether a stream is there and a terminal."""
     return stream is not None and not stream.closed and stream.isatty()
 
 

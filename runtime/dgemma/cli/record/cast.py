@@ -1,4 +1,4 @@
-"""A recording as a terminal session: asciicast v2, for asciinema and its player."""
+"""Writes a recording as a terminal session: asciicast v2, for asciinema and its player."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A recording as a picture that moves: GIF, by Pillow."""
+"""Writes a recording as a moving picture: GIF, by Pillow."""
 
 from __future__ import annotations
 
@@ -80,7 +80,10 @@ class Pictures:
         return image.quantize(palette=self._palette, dither=Image.Dither.NONE)
 
     def _line(self, pen: ImageDraw, line: Line, y: int) -> None:
-        """Letter by letter: every one in the middle of its column, whatever font there is."""
+        """Draw a line letter by letter.
+
+        Every letter is in the middle of its column, whatever font there is.
+        """
         column = 0
         for text, look in line:
             font, colour = self._bold if look == "sure" else self._plain, DARK.colour(look)
@@ -159,6 +162,6 @@ def wide_font() -> Font | None:
 
 
 def _matplotlib() -> Path | None:
-    """Where matplotlib, if it is there, keeps its fonts."""
+    """Return the folder of matplotlib's fonts, if it is there."""
     spec = find_spec("matplotlib")
     return Path(spec.origin).parent / "mpl-data" / "fonts" / "ttf" if spec and spec.origin else None

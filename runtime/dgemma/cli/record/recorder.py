@@ -1,4 +1,4 @@
-"""Recordings of a canvas: the same pages as a terminal session, an animated drawing or picture, to share."""
+"""Records a canvas: the same pages become a terminal session, an animated drawing, or a moving picture."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ class Recorder:
 
 
 def recording(frames: Sequence[Frame], took: Sequence[float]) -> Recording:
-    """Frames as pages of the size that they need. took: seconds of work for each step."""
+    """Return frames as pages of the size that they need. took: seconds of work for each step."""
     drawn = [lines((*frame.before, *frame.cells), WIDEST) for frame in frames]
     widest = max(_width(line) for page in drawn for line in page)
     columns = min(max(widest, NARROWEST, *(len(frame.status) for frame in frames)), WIDEST)

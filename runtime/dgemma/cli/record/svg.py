@@ -1,4 +1,4 @@
-"""A recording as an animated drawing: SVG with CSS alone, so that it moves wherever an image may be put."""
+"""Writes a recording as an animated drawing: SVG with CSS alone, which moves wherever an image may stand."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def _page(page: Page, top: float, width: float) -> str:
 
 
 def _line(line: Line, y: float) -> str:
-    """Every span at its own place: no font moves it."""
+    """Return a line with every span at its own place: no font moves it."""
     spans, column = [], 0
     for text, look in line:
         wide = cell_len(text)
