@@ -39,7 +39,7 @@ def dg_serve() -> None:
 
 
 def _start(module: str) -> None:
-    """Runs the command of a module. Before and after it there is nothing to tidy up, and the process ends at once."""
+    """Run the command of a module. Before and after it there is nothing to tidy up, and the process ends at once."""
     usual = {number: signal.getsignal(number) for number in ENDING}
     ours = [number for number in ENDING if usual[number] in (signal.SIG_DFL, signal.default_int_handler)]
     _set(dict.fromkeys(ours, _leave))  # not what nohup or a shell's trap ignores

@@ -1,9 +1,9 @@
-"""Block diffusion with DiffusionGemma.
+r"""Runs DiffusionGemma, a language model that denoises blocks of text.
 
 >>> import dgemma
 >>> with dgemma.Model() as model:  # the bundled one, a Sudoku solver; dgemma.Model("model.gguf") is one of yours
-...     print(model.generate("534678912\\n672195348\\n19834256.\\n859761423\\n426853791\\n"
-...                          "713924856\\n961537284\\n287419635\\n345286179\\n").text[20:29])
+...     print(model.generate("534678912\n672195348\n19834256.\n859761423\n426853791\n"
+...                          "713924856\n961537284\n287419635\n345286179\n").text[20:29])
 198342567
 """
 

@@ -1,4 +1,4 @@
-"""Lets setuptools build the extension with make, so that there is one build recipe."""
+"""Build commands for setuptools that call make, so that there is one build recipe."""
 # setuptools names commands in lower case
 
 import os
@@ -15,7 +15,7 @@ from setuptools.command.sdist import sdist as _sdist
 
 
 class native:
-    """A command that knows of the extension."""
+    """Adds the extension module to a command of setuptools."""
 
     def initialize_options(self):
         self.distribution.ext_modules = [Extension("dgemma._native", [], py_limited_api=True)]
@@ -37,10 +37,10 @@ class sdist(native, _sdist):
 
 
 class build_ext(_build_ext):
-    """`make native` into the place where setuptools expects the extension."""
+    """Builds the extension with `make native`, at the place where setuptools expects it."""
 
     def get_source_files(self):
-        """What the source archive must carry so that make can build from it."""
+        """Return the files that the source archive must carry so that make can build from it."""
         kinds = ("*.c", "*.h", "*.def", "*.cu", "*.cuh")
         rooms = ("quants", "runtime", "cuda")
         return ["Makefile", *sorted(str(f) for room in rooms for kind in kinds for f in Path(room).rglob(kind))]

@@ -1,4 +1,4 @@
-"""Streams for asyncio: each step of a blocking one runs in a thread."""
+"""Streams of events for asyncio: each step of a blocking stream runs in a thread."""
 
 from __future__ import annotations
 
@@ -14,13 +14,16 @@ Event = Step | Block | Result
 
 
 class _Left(Exception):
-    """Ends the encoding of a prompt that nobody waits for any more."""
+    """Stops the encoding of a prompt that nobody waits for any more."""
 
 
 async def in_threads(
     stream: Callable[..., Generator[Event, None, None]], prompt: Any, given: Mapping[str, Any]
 ) -> AsyncGenerator[Event, None]:
-    """The events of stream(prompt, **given). Left or cancelled, it lets the step that runs end, and no other begin."""
+    """Yield the events of stream(prompt, **given), each step in a thread.
+
+    Left or cancelled, it lets the step that runs end, and no other begin.
+    """
     left, told = threading.Event(), given.get("on_encode")
 
     def on_encode(done: int, total: int) -> None:
@@ -47,7 +50,7 @@ async def in_threads(
 
 
 async def _end(step: asyncio.Future[Any]) -> None:
-    """Waits until a step has ended, however often the waiting is cancelled, and whatever it ends with."""
+    """Wait until a step has ended, however often the waiting is cancelled, and whatever it ends with."""
     while not step.done():
         try:
             await asyncio.wait([step])
@@ -57,7 +60,7 @@ async def _end(step: asyncio.Future[Any]) -> None:
 
 
 async def last_of(events: AsyncGenerator[Event, None]) -> Result:
-    """The Result that ends a stream."""
+    """Return the Result that ends a stream."""
     async with aclosing(events):
         async for event in events:
             if isinstance(event, Result):

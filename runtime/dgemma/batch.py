@@ -1,4 +1,4 @@
-"""Many requests, a line of JSON each, and their answers: what dg-run --batch and examples/batch_ray.py share.
+"""Answers many requests, given as lines of JSON. dg-run --batch and examples/batch_ray.py use it.
 
 {"prompt": "Why is the sky blue?", "id": 7, "seed": 3}
 {"messages": [{"role": "user", "content": "Hi"}], "thinking": true, "max_tokens": 512, "effort": "low"}
@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from dgemma.chat.answer_parser import Reader, opens_thought
+from dgemma.chat.answer_parser import Reader
+from dgemma.chat.template import no_template
 from dgemma.errors import Error, UsageError
 from dgemma.files import json_lines
 from dgemma.model import Model
@@ -27,7 +28,9 @@ FIELDS = {
 
 
 class Batch:
-    """Answers lines, one after the other, in one session that keeps what their beginnings share; a context manager.
+    """Answers lines one after the other, in one session; a context manager.
+
+    The session keeps what the beginnings of the prompts share.
 
     defaults: fields (see FIELDS) and generation options of lines that do not give them. One thread at a time.
     """
@@ -50,8 +53,10 @@ class Batch:
         self.close()
 
     def answer(self, line: str | bytes) -> dict[str, Any]:
-        """What comes of a line: text, thinking, tool_calls and figures; or "error", with its type and message, for one
-        that is wrong or could not be answered. "id" is the line's, where it has one.
+        """Answer a line.
+
+        Returns text, thinking, tool_calls and figures; or "error", with its type and message, for a line that is wrong
+        or could not be answered. "id" is the line's, where it has one.
         """
         told: dict[str, Any] = {}
         try:
@@ -81,7 +86,7 @@ class Batch:
         n = self._model.config.canvas_length
         session = self._room(len(ids) + (-(-int(used["max_tokens"]) // n) - 1) * n)
         result = session.generate(ids, **settings)
-        reader = Reader(self._model.tokenizer, marks and opens_thought(self._model.tokenizer, ids), marks)
+        reader = Reader.behind(self._model.tokenizer, ids, marks)
         reader.feed(result.ids)
         reader.finish()
         parts = reader.answer
@@ -101,7 +106,7 @@ class Batch:
         }
 
     def _prompt(self, asked: dict[str, Any]) -> tuple[list[int], bool]:
-        """The ids of a request's prompt, and whether marks in the answer are marks."""
+        """Return the ids of a request's prompt, and whether thoughts and calls are marked in the answer."""
         prompt, messages, system = asked.get("prompt"), asked.get("messages"), asked.get("system")
         thinking, tools, raw = asked.get("thinking", False), asked.get("tools"), asked.get("raw", False)
         if (prompt is None) == (messages is None):
@@ -119,7 +124,7 @@ class Batch:
         if not templated:
             for name, value in (("system", system), ("thinking", thinking), ("tools", tools), ("messages", messages)):
                 if value and (name != "messages" or raw):
-                    raise UsageError(f"{name} needs a chat template, and there is none to use")
+                    raise UsageError(no_template(f"{name} needs", "there is none to use"))
             return self._model.prompt_ids(prompt or messages or []), False
         if messages is None:
             messages = [{"role": "user", "content": prompt}]
@@ -128,7 +133,7 @@ class Batch:
         return self._model.tokenizer.chat(messages, tools, thinking), True
 
     def _room(self, needed: int) -> Session:
-        """A session with room for so many tokens, the same as before where it has that."""
+        """Return a session with room for so many tokens: the current one where it has that."""
         most: int = self._model.config.context_length
         if needed > most:
             raise UsageError(f"the prompt and its answer need a context of {needed} tokens, more than {most}")

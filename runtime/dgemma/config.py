@@ -1,4 +1,4 @@
-"""What a model file says about its model, with the field names of metadata.def."""
+"""The configuration of a model, as its file says it, with the field names of metadata.def."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from dgemma.native.metadata import keys
 
 
 def shortest(value: float) -> float:
-    """The double that prints as the float32 `value` does: 0.1, not 0.10000000149011612. The same float32 comes back."""
+    """Return the double that prints as the float32 `value` does: 0.1, not 0.10000000149011612.
+
+    The same float32 comes back.
+    """
     return float(str(np.float32(value)))
 
 
@@ -19,7 +22,7 @@ _AS_PYTHON: dict[str, Callable[[Any], Any]] = {"F32": shortest, "BOOL": bool, "B
 
 
 class Config:
-    """A read-only view: `config.d_model`, `config.sliding[layer]`, `config.n_vocab`, `config.end_ids`, ...
+    """A read-only view of a model's configuration: `config.d_model`, `config.sliding[layer]`, `config.end_ids`, ...
 
     Values per layer are tuples of length `n_layer`. `dict(config)` has all of them.
     """
@@ -28,7 +31,7 @@ class Config:
     _values: dict[str, Any]
 
     def __init__(self, pointer: Any) -> None:
-        """Copies the `dg_config *` pointer."""
+        """Copy the `dg_config *` pointer."""
         values: dict[str, Any] = {}
         for key in keys().values():
             if key.in_config:

@@ -1,4 +1,4 @@
-"""Ids one by one: the text of each, where text is written as its tokens come."""
+"""Turns ids into text one by one, where text is written as its tokens come."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ BROKEN = "\ufffd"  # the text of a byte that is no character by itself
 
 
 class Detokenizer:
-    """The texts of a tokenizer's ids."""
+    """Gives the text of each of a tokenizer's ids."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
@@ -22,14 +22,14 @@ class Detokenizer:
         self._broken = rare[:1] if self.plain(rare[0]) == BROKEN else []
 
     def plain(self, token: int) -> str:
-        """An id's own text: "" for a control token, U+FFFD for a part of a character."""
+        """Return an id's own text: "" for a control token, U+FFFD for a part of a character."""
         text = self._plain.get(token)
         if text is None:
             text = self._plain[token] = self._tokenizer.decode([token])
         return text
 
     def byte(self, token: int) -> bool:
-        """Whether it is a byte, which is text only together with the bytes beside it."""
+        """Return whether a token is a byte, which is text only together with the bytes beside it."""
         known = self._byte.get(token)
         if known is None:
             text = self.plain(token)
@@ -40,20 +40,20 @@ class Detokenizer:
         return known
 
     def name(self, token: int) -> str:
-        """How a token is written in the vocabulary, control tokens too."""
+        """Return how a token is written in the vocabulary, control tokens too."""
         return self._tokenizer.decode([token], special=True)
 
     def id(self, name: str) -> int | None:
-        """The token of that name, if the vocabulary has it as one."""
+        """Return the token of that name, if the vocabulary has it as one."""
         ids = self._tokenizer.encode(name)
         return ids[0] if len(ids) == 1 and self.name(ids[0]) == name else None
 
     def joined(self, ids: list[int]) -> str:
-        """The text of neighbouring bytes."""
+        """Return the text of neighbouring bytes."""
         return self._tokenizer.decode(ids) if ids else ""
 
     def texts(self, ids: Iterable[int]) -> Iterator[tuple[int, str]]:
-        """Each id with its text; of neighbouring bytes the first has that of all."""
+        """Yield each id with its text; of neighbouring bytes the first has that of all."""
         run: list[int] = []  # bytes, and what has no text between them
         for token in ids:
             if self.byte(token) or (run and not self.plain(token)):

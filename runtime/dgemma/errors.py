@@ -1,4 +1,4 @@
-"""The errors of dgemma, and how a status of the C library becomes one."""
+"""The errors of dgemma, and the error that each status of the C library stands for."""
 
 from typing import Any
 
@@ -16,7 +16,7 @@ class Error(Exception):
 
 
 class UsageError(Error):
-    """An argument that makes no sense, or does not fit the model. place: where it is in a chat: messages.2.content."""
+    """An argument makes no sense, or does not fit the model. place: where it is in a chat: messages.2.content."""
 
     def __init__(self, message: str = "", place: str = "") -> None:
         super().__init__(message)
@@ -24,7 +24,7 @@ class UsageError(Error):
 
 
 class FormatError(Error):
-    """A file that is damaged, of another kind, or not understood."""
+    """A file is damaged, of another kind, or not understood."""
 
 
 class SystemFailure(Error):
@@ -32,15 +32,18 @@ class SystemFailure(Error):
 
 
 class MemoryBudgetError(Error):
-    """A memory budget that cannot be kept."""
+    """A memory budget cannot be kept."""
 
 
 class BackendError(Error):
-    """A backend that does not exist here, or failed."""
+    """A backend does not exist here, or failed."""
 
 
 class NumbersError(Error):
-    """NaN or infinity came up while a model ran: its weights are damaged. Names the layer and what was computed."""
+    """NaN or infinity came up while a model ran: its weights are damaged.
+
+    The message names the layer and what was computed.
+    """
 
 
 KINDS: dict[int, type[Error]] = {
@@ -54,12 +57,12 @@ KINDS: dict[int, type[Error]] = {
 
 
 def new_error() -> Any:
-    """A `dg_error *` for a call to fill."""
+    """Return a `dg_error *` for a call to fill."""
     return ffi.new("dg_error *")
 
 
 def check(status: int, error: Any) -> None:
-    """Raises the Error that a call's `status` stands for, with the message it left in `error` (a `dg_error *`)."""
+    """Raise the Error that a call's `status` stands for, with the message it left in `error` (a `dg_error *`)."""
     if status != lib.DG_OK:
         message = ffi.string(error.message).decode("utf-8", "replace")
         raise KINDS.get(status, Error)(message or f"failed with status {status}")

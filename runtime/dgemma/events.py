@@ -1,4 +1,4 @@
-"""What a generation reports: a Step per denoising step, a Block per finished canvas, and a Result at its end."""
+"""The events of a generation: a Step per denoising step, a Block per finished canvas, and a Result at its end."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A loaded model."""
+"""A model that is loaded from a GGUF file, and what it can do."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ Kept = TypeVar("Kept")
 
 @dataclass(frozen=True, slots=True)
 class Traffic:
-    """What a model under a budget has moved: bytes, since it was opened."""
+    """What a model under a memory budget has moved since it was opened, in bytes."""
 
     passes: int  # through the layers, of steps and of stretches of prompts
     read: int  # from the file
@@ -67,9 +67,10 @@ class Traffic:
 
 
 class Model:
-    """A model from a GGUF file, mapped and checked; a context manager. Threads may share it, each with its own session.
-    After close() its methods raise Error. A forked process may go on with it, on threads of its own; where it is on a
-    GPU it cannot, and is told so in a BackendError.
+    """A model from a GGUF file, mapped and checked; a context manager.
+
+    Threads may share it, each with its own session. After close() its methods raise Error. A forked process may go on
+    with it, on threads of its own; where it is on a GPU it cannot, and is told so in a BackendError.
     hf:owner/name[:TYPE] stands for a file of the Hugging Face Hub, fetched once: see dgemma.hub.download.
 
     path: the file; None is the Sudoku model that comes with dgemma. backend: "auto", or a name of backends().
@@ -139,7 +140,7 @@ class Model:
             prefer_routed(self)
 
     def close(self) -> None:
-        """Closes its sessions and lets go of the file, once its tokenizer is forgotten too. Again does nothing.
+        """Close its sessions and let go of the file, once its tokenizer is forgotten too. A second call does nothing.
 
         Any thread may call it: what others are doing with the model ends first, and all that they begin after it raises
         Error.
@@ -171,7 +172,10 @@ class Model:
         return kept
 
     def _adopt(self, session: Session) -> None:
-        """close() closes this session too; at once, and with an Error, where the model was closed meanwhile."""
+        """Remember a session, which close() closes too.
+
+        It is closed at once, and with an Error, where the model was closed meanwhile.
+        """
         with self._lock:
             self._sessions.add(session)
             closed = self._handle is None
@@ -220,7 +224,7 @@ class Model:
         return counts
 
     def save_routing(self, path: str | os.PathLike[str] | None = None) -> str:
-        """Adds `routing` to a JSON file, beside the model unless it is said otherwise; returns its path.
+        """Add `routing` to a JSON file, beside the model unless it is said otherwise; return its path.
 
         The next model that is opened from this file under a budget keeps the experts that were used most. A file that
         is there must be of a model of this shape, else Error. It is replaced at once or not at all.
@@ -236,24 +240,27 @@ class Model:
         return Traffic(**{field.name: getattr(out, field.name) for field in fields(Traffic)})
 
     def settings(self, **options: Any) -> dict[str, int | float]:
-        """What generate(**options) uses: every option, those not given with the file's values."""
+        """Return what generate(**options) uses: every option, those not given with the file's values."""
         return settings_of(sampling_for(self._open_handle().pointer, options))
 
     def session(self, context: int | None = None) -> Session:
-        """A new timeline. context: most tokens that it can hold; None: the model's own, at most 8192 and what there is
-        memory for. Memory is taken as it is used; raises MemoryBudgetError where all of it is more than the model's
-        budget, or than is free now.
+        """Return a new session: what it encodes, and canvases behind that.
+
+        context: most tokens that it can hold; None: the model's own, at most 8192 and what there is memory for. Memory
+        is taken as it is used; raises MemoryBudgetError where all of it is more than the model's budget, or than is
+        free now.
         """
         return Session(self, context)
 
     def session_bytes(self, tokens: int) -> int:
-        """Bytes that a session takes by the time it has held so many tokens."""
+        """Return the bytes that a session takes by the time it holds so many tokens."""
         return int(lib.dg_session_bytes(self._open_handle().pointer, tokens))
 
     def denoise(self, canvases: Sequence[tuple[Session, Ids, npt.ArrayLike | None]]) -> list[Floats]:
-        """One denoising step for canvases of several sessions at once: (session, canvas, condition) each, all sessions
-        of this model and different. Returns what each session.denoise(canvas, condition) would have, to the bit, in
-        less time: experts see all rows together.
+        """Do one denoising step for canvases of several sessions at once.
+
+        canvases: (session, canvas, condition) each, all sessions of this model and different. Returns what each
+        session.denoise(canvas, condition) would have, to the bit, in less time: experts see all rows together.
         """
         self._open_handle()
         for session, _, _ in canvases:
@@ -262,7 +269,7 @@ class Model:
         return denoise_together(canvases)
 
     def prompt_ids(self, prompt: Prompt) -> list[int]:
-        """The ids that a prompt stands for.
+        """Return the ids that a prompt stands for.
 
         str: the text exactly as it is, with <bos> in front where it is missing (see Tokenizer.add_bos); messages
         ({"role": ..., "content": ...}): through the file's chat template, or in a file without one the last user
@@ -280,7 +287,9 @@ class Model:
         return ids
 
     def generate(self, prompt: Prompt, *, on_step: OnStep | None = None, **given: Any) -> Result:
-        """Answers a prompt (see prompt_ids). The options are options.def's:
+        r"""Answer a prompt (see prompt_ids).
+
+        The options are options.def's:
 
         max_tokens steps entropy_bound t_min t_max stability confidence seed plateau settled short_canvas retries
         commit, and effort, a name for several ("low", "medium", "high", "reference": see dgemma.efforts()); None stands
@@ -300,8 +309,8 @@ class Model:
 
         >>> import dgemma
         >>> with dgemma.Model() as model:
-        ...     ids = model.tokenizer.encode("534678912\\n")
-        ...     result = model.generate("5346789.2\\n" * 9, canvas=ids, pinned=[i != 7 for i in range(10)])
+        ...     ids = model.tokenizer.encode("534678912\n")
+        ...     result = model.generate("5346789.2\n" * 9, canvas=ids, pinned=[i != 7 for i in range(10)])
         >>> result.text[:7], len(result.ids), result.places == list(range(10))
         ('5346789', 10, True)
         """
@@ -318,7 +327,7 @@ class Model:
         accept: Accept | None = None,
         **options: Any,
     ) -> Generator[Event, None, None]:
-        """generate() as it happens: yields a Step per denoising step, a Block per canvas, then the Result.
+        """Generate as generate() does: yield a Step per denoising step, a Block per canvas, then the Result.
 
         on_encode(done, total) is called while the prompt is encoded. The stream can be left at any event and frees
         what it holds.
@@ -344,7 +353,7 @@ class Model:
             yield from session._stream(*given)
 
     def fill(self, text: str | Pieces, prompt: Prompt | None = None, **given: Any) -> Filled:
-        """Writes what is missing in a text: [[...]] is a hole, [[n]] one of n tokens. Returns a Filled.
+        r"""Write what is missing in a text: [[...]] is a hole, [[n]] one of n tokens. Returns a Filled.
 
         text: may also be given as pieces, str and Hole. prompt: what it is about (see prompt_ids); None: nothing but
         the text. lengths: those tried for a hole of unknown length, one after the other (of several holes the first
@@ -360,7 +369,7 @@ class Model:
 
         >>> import dgemma
         >>> with dgemma.Model() as model:
-        ...     filled = model.fill("12345678[[1]]\\n", "12345678.\\n" * 9)
+        ...     filled = model.fill("12345678[[1]]\n", "12345678.\n" * 9)
         >>> filled.text[:8], len(filled.holes), len(filled.trials)
         ('12345678', 1, 1)
         """
@@ -369,7 +378,7 @@ class Model:
         return fill(self, text, prompt, **given)
 
     def edit(self, text: str, span: tuple[int, int], instruction: str, **given: Any) -> Edited:
-        """Has the passage text[span[0]:span[1]] rewritten, as the instruction says. Returns an Edited, with a diff().
+        """Rewrite the passage text[span[0]:span[1]], as the instruction says. Returns an Edited, with a diff().
 
         The prompt is one user message: the instruction, a newline, the passage. The canvas has the surroundings,
         pinned, and a hole for the passage; the lengths tried for it are a little to half as much longer than it, or
@@ -382,19 +391,19 @@ class Model:
         return edit(self, text, span, instruction, **given)
 
     def astream(self, prompt: Prompt, **given: Any) -> AsyncGenerator[Event, None]:
-        """stream() for `async for`, with the same arguments: each step runs in a thread while other tasks go on.
+        """Generate as stream() does, for `async for`: each step runs in a thread while other tasks go on.
 
         Cancelled, or left, it stops within one step. Callbacks (on_step, accept) are called in that thread.
         """
         return in_threads(self.stream, prompt, given)
 
     async def agenerate(self, prompt: Prompt, **given: Any) -> Result:
-        """generate() for `await`, with the same arguments; cancelled, it stops within one step."""
+        """Generate as generate() does, for `await`; cancelled, it stops within one step."""
         return await last_of(self.astream(prompt, **given))
 
 
 def bundled(name: str = "sudoku") -> str:
-    """The path of a model that comes with dgemma: "sudoku", or "tidy", which chats and does small text tasks.
+    """Return the path of a model that comes with dgemma: "sudoku", or "tidy", which chats and does small text tasks.
 
     Raises UsageError for another name.
     """
@@ -406,7 +415,7 @@ def bundled(name: str = "sudoku") -> str:
 
 
 def backends() -> list[str]:
-    """The backends of this build, best first."""
+    """Return the backends of this build, best first."""
     names: list[str] = []
     while name := lib.dg_backend_name(len(names)):
         names.append(ffi.string(name).decode())

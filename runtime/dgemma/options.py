@@ -1,4 +1,4 @@
-"""Generation options and efforts: the lists are options.def and efforts.def, asked from the library."""
+"""Generation options and efforts, as the library lists them (options.def and efforts.def)."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Option:
     help: str
 
     def read(self, value: Any) -> int | float:
-        """Checks a value. Raises TypeError for what is no such number, UsageError for one out of range."""
+        """Check a value. Raises TypeError for what is no such number, UsageError for one out of range."""
         number: int | float
         if self.flag:
             if not isinstance(value, (bool, np.bool_)):
@@ -57,7 +57,7 @@ class Option:
 
 @cache
 def options() -> dict[str, Option]:
-    """All options by name, in the library's order."""
+    """Return all options by name, in the library's order."""
     table: dict[str, Option] = {}
     while entry := lib.dg_option_at(len(table)):
         name, kind, text = (ffi.string(item).decode() for item in (entry.name, entry.kind, entry.help))
@@ -76,7 +76,7 @@ class Effort:
     help: str
 
     def __str__(self) -> str:
-        """Its settings in words: "steps 24, settled 1"."""
+        """Return its settings in words: "steps 24, settled 1"."""
         return ", ".join(f"{name} {value:g}" for name, value in self.settings.items())
 
 
@@ -85,7 +85,7 @@ REFERENCE = "reference"  # the effort that refuses other values of what it sets
 
 @cache
 def efforts() -> dict[str, Effort]:
-    """All efforts by name, in the library's order."""
+    """Return all efforts by name, in the library's order."""
     table: dict[str, Effort] = {}
     while entry := lib.dg_effort_at(len(table)):
         sampling = ffi.new("dg_sampling *")
@@ -97,8 +97,9 @@ def efforts() -> dict[str, Effort]:
 
 
 def sampling_for(model: Any, given: Mapping[str, Any]) -> Any:
-    """A `dg_sampling *` of the model's (`dg_model *`) defaults, then of the effort that is given, then of the options
-    that are; None stands for the default.
+    """Return a `dg_sampling *` with the model's (`dg_model *`) defaults and the options that are given.
+
+    An effort that is given goes before the options; None stands for the default.
 
     Raises TypeError for a name that does not exist or a value of another type, UsageError for one out of range.
     """
@@ -128,6 +129,6 @@ def sampling_for(model: Any, given: Mapping[str, Any]) -> Any:
 
 
 def settings_of(sampling: Any) -> dict[str, int | float]:
-    """A `dg_sampling *` as a dict of all options."""
+    """Return a `dg_sampling *` as a dict of all options."""
     kinds = {o.name: shortest if o.real else bool if o.flag else int for o in options().values()}
     return {name: kind(getattr(sampling, name)) for name, kind in kinds.items()}

@@ -1,4 +1,4 @@
-"""Plans: what of a model lives where on a machine, there or described, and what a step then takes.
+"""Plans where the parts of a model lie on a machine, this one or another, and how long a step then takes.
 
 >>> from dgemma.model import Model
 >>> with Model() as model:
@@ -47,6 +47,8 @@ class Rate:
 
 @dataclass(frozen=True, slots=True)
 class Machine:
+    """A machine that a plan is made for."""
+
     name: str
     about: str
     source: str  # of the numbers
@@ -57,7 +59,7 @@ class Machine:
 
 @dataclass(frozen=True, slots=True)
 class Queue:
-    """Works beside the others. amount: bytes, or operations, of a step."""
+    """Work of a step that goes on beside other queues. amount: bytes, or operations."""
 
     name: str
     covers: str
@@ -67,7 +69,7 @@ class Queue:
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """How expert blocks go: where they live, what computes them. blocks: how many, of each layer."""
+    """One way to handle expert blocks: where they lie, and what computes them. blocks: how many, of each layer."""
 
     lives: str
     computed: str
@@ -78,6 +80,8 @@ class Way:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
+    """Where each part of a model is kept and computed on a machine, and how long a step then takes."""
+
     machine: Machine
     gpu: bool  # the GPU computes what is not experts
     context: int
@@ -111,7 +115,7 @@ class Plan:
 
 @cache
 def rates() -> dict[str, Rate]:
-    """The library's list of what describes a machine."""
+    """Return the library's list of what describes a machine."""
     table: dict[str, Rate] = {}
     while entry := lib.dg_rate_at(len(table)):
         field, unit, text = (ffi.string(item).decode() for item in (entry.field, entry.unit, entry.help))
@@ -121,7 +125,7 @@ def rates() -> dict[str, Rate]:
 
 @cache
 def machines() -> dict[str, Machine]:
-    """The library's list of machines."""
+    """Return the library's list of machines."""
     table: dict[str, Machine] = {}
     while entry := lib.dg_machine_at(len(table)):
         name, about, source = (ffi.string(item).decode() for item in (entry.name, entry.about, entry.source))
@@ -130,7 +134,10 @@ def machines() -> dict[str, Machine]:
 
 
 def find_machine(text: str) -> Machine:
-    """An included machine by name, or one that a JSON file describes: the fields of rates(), each in its unit."""
+    """Return an included machine by name, or one that a JSON file describes.
+
+    The file has the fields of rates(), each in its unit.
+    """
     if text in machines():
         return machines()[text]
     try:
@@ -144,7 +151,7 @@ def find_machine(text: str) -> Machine:
 
 
 def described(told: Any, path: str) -> Machine:
-    """The machine that a file's JSON holds."""
+    """Return the machine that a file's JSON holds."""
     if not isinstance(told, dict):
         raise Error(f"{path}: expected an object with the fields {', '.join(rates())}")
     texts = ("name", "about", "source")
@@ -164,8 +171,10 @@ def described(told: Any, path: str) -> Machine:
 
 
 def this_machine(path: str | os.PathLike[str], **options: Any) -> Machine:
-    """Measures for some seconds: memory, the disk that the model lies on, and how fast its first layer and its head are
-    computed. options: Model's. It has no GPU: see with_device.
+    """Measure this machine for some seconds.
+
+    Measured are memory, the disk that the model lies on, and how fast the model's first layer and its head are
+    computed. options: Model's. The machine has no GPU: see with_device.
     """
     memory = measure_machine(0).best("memory")
     if not memory:
@@ -188,8 +197,9 @@ def this_machine(path: str | os.PathLike[str], **options: Any) -> Machine:
 
 
 def with_device(path: str | os.PathLike[str], vram: int, **options: Any) -> Machine:
-    """This machine and its GPU, of which a model may have so many bytes; measured as this_machine() does. Layers and
-    head are as slow as on the GPU, which computes them.
+    """Return this machine and its GPU, of which a model may have so many bytes; measured as this_machine() does.
+
+    Layers and head are as slow as on the GPU, which computes them.
     """
     machine = this_machine(path, **{**options, "backend": "auto"})
     speed = measure_speed(path, budget=None, **options)
@@ -207,9 +217,10 @@ def with_device(path: str | os.PathLike[str], vram: int, **options: Any) -> Mach
 
 
 def measure_speed(path: str | os.PathLike[str], budget: int | None = PLENTY, **options: Any) -> dict[str, float]:
-    """Operations per second, as dgemma.bench.flops counts them, of experts, of what else layers do, and of head and
-    self-conditioning: the median of some steps through the model's first layer alone. budget: Model's ram; PLENTY has
-    it all in memory.
+    """Measure operations per second, of experts, of what else layers do, and of head and self-conditioning.
+
+    The operations are as dgemma.bench.flops counts them; the speed is the median of some steps through the model's
+    first layer alone. budget: Model's ram; PLENTY has it all in memory.
     """
     with Model(path, layers=1, **{**options, "ram": budget}) as model, Profile(model) as profile:
         work = {**step_operations(model.config, PROMPT), "condition": condition_mlp(model.config)}
@@ -227,7 +238,7 @@ def measure_speed(path: str | os.PathLike[str], budget: int | None = PLENTY, **o
 
 
 def free_memory() -> int | None:
-    """Bytes that programs can have without others losing theirs; None where the system does not tell."""
+    """Return the bytes that programs can have without others losing theirs; None where the system does not tell."""
     return int(lib.dg_memory_free()) or None
 
 
@@ -237,8 +248,9 @@ def free_memory() -> int | None:
 def plan(
     model: Model, machine: Machine, ram: int | None = None, vram: int | None = None, context: int | None = None
 ) -> Plan:
-    """The fastest plan. ram, vram: budgets in bytes; None: what the machine has, less a margin for others. context:
-    tokens whose keys and values are kept. Raises MemoryBudgetError for a budget that cannot be kept.
+    """Return the fastest plan. ram, vram: budgets in bytes; None: what the machine has, less a margin for others.
+
+    context: tokens whose keys and values are kept. Raises MemoryBudgetError for a budget that cannot be kept.
     """
     config = model.config
     context = min(CONTEXT, config.context_length) if context is None else context
@@ -251,7 +263,10 @@ def plan(
 
 
 def placed(model: Model, machine: Machine, context: int) -> Plan:
-    """What a model that runs under a budget does, and what that takes on a machine: as plan(), but of what is there."""
+    """Return the plan of a model that runs under a budget, and what that takes on a machine.
+
+    It is as plan()'s, but of what is there.
+    """
     demand, out = _demand(model, machine, context), ffi.new("dg_plan *")
     if not lib.dg_model_placed(model._open_handle().pointer, out):
         raise UsageError(f"{model.path} was not opened with a budget")
@@ -261,7 +276,7 @@ def placed(model: Model, machine: Machine, context: int) -> Plan:
 
 
 def _demand(model: Model, machine: Machine, context: int) -> Any:
-    """A `dg_demand *` with the operations of a step, those that the machine is slower at counted as more."""
+    """Return a `dg_demand *` with the operations of a step, those that the machine is slower at counted as more."""
     config, error, demand = model.config, new_error(), ffi.new("dg_demand *")
     check(lib.dg_model_demand(model._open_handle().pointer, context, demand, error), error)
     work = {**step_operations(config, context), "condition": condition_mlp(config)}
@@ -311,7 +326,7 @@ def _read(out: Any, demand: Any, machine: Machine, tokens: int) -> Plan:
 
 
 def told(plan: Plan) -> dict[str, Any]:
-    """For JSON: bytes, seconds, operations."""
+    """Return all of it for JSON: bytes, seconds, operations."""
     budgets = {"ram": plan.ram_budget, "vram": plan.vram_budget}
     return {
         "machine": {

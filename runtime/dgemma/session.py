@@ -1,4 +1,4 @@
-"""A session: one timeline of tokens behind which canvases are denoised."""
+"""A session: tokens that are encoded, behind which canvases are denoised."""
 
 from __future__ import annotations
 
@@ -49,7 +49,10 @@ class Start:
 
     @classmethod
     def of(cls, canvas: Ids | None, pinned: Mask | None, options: Mapping[str, Any], n_vocab: int) -> Start | None:
-        """What generate()'s arguments ask for; None without them. Raises UsageError where they do not fit together."""
+        """Return what generate()'s arguments ask for; None without them.
+
+        Raises UsageError where they do not fit together.
+        """
         if canvas is None and pinned is None:
             return None
         if canvas is None or pinned is None:
@@ -91,7 +94,7 @@ class Session:
         model._adopt(self)
 
     def close(self) -> None:
-        """Frees the session, and ends a stream that runs in it. Again does nothing."""
+        """Free the session, and end a stream that runs in it. A second call does nothing."""
         self._closing = True  # before it waits: other threads are told what is going on
         with self._lock:
             if self._generator is not None:
@@ -118,7 +121,7 @@ class Session:
 
     @contextmanager
     def _use(self, generating: bool = False) -> Iterator[Any]:
-        """The `dg_session *`, for one call into the library."""
+        """Yield the `dg_session *`, for one call into the library."""
         lock = self._lock
         if not lock.acquire(blocking=False):
             self._model._open_handle()  # raises where it is closed, as its sessions are in turn
@@ -161,7 +164,7 @@ class Session:
             return list(self._ids)
 
     def rewind(self, length: int) -> None:
-        """Forgets all but the first `length` tokens. Raises UsageError if there are not as many."""
+        """Forget all but the first `length` tokens. Raises UsageError if there are not as many."""
         with self._use() as pointer:
             if not 0 <= length <= lib.dg_session_length(pointer):
                 raise UsageError(f"cannot rewind to {length} of {lib.dg_session_length(pointer)} tokens")
@@ -170,7 +173,7 @@ class Session:
             del self._ids[length:]
 
     def encode(self, ids: Ids, logits: str | None = None, on_encode: OnEncode | None = None) -> Floats | None:
-        """Appends ids through the causal encoder.
+        """Append ids through the causal encoder.
 
         Returns float32 next-token logits: [n_vocab] behind the last id with logits="last", [len(ids), n_vocab] with
         "all", else None. on_encode(done, total) is called as tokens are encoded.
@@ -208,14 +211,15 @@ class Session:
         return None if logits is None else out[0] if logits == "last" else out
 
     def shared(self, ids: Ids) -> int:
-        """How many of the first ids are encoded already: what prompt() reuses."""
+        """Return how many of the first ids are encoded already: what prompt() reuses."""
         held = self.ids
         first = (i for i, (a, b) in enumerate(zip(held, ids, strict=False)) if a != b)
         return next(first, min(len(held), len(ids)))
 
     def prompt(self, prompt: Prompt, on_encode: OnEncode | None = None) -> int:
-        """Makes the session hold exactly a prompt (see Model.prompt_ids), and returns how many tokens it had to encode:
-        the longest beginning that is encoded already stays, what differs is forgotten.
+        """Make the session hold exactly a prompt (see Model.prompt_ids); return how many tokens that encoded.
+
+        The longest beginning that is encoded already stays, what differs is forgotten.
 
         Raises UsageError for a prompt that is empty or longer than the context; then the session is as it was.
         """
@@ -229,7 +233,7 @@ class Session:
         return len(ids) - same
 
     def denoise(self, canvas: Ids, condition: npt.ArrayLike | None = None) -> Floats:
-        """One pass of the bidirectional decoder over a canvas behind the encoded tokens, which stay as they are.
+        """Run one pass of the bidirectional decoder over a canvas behind the encoded tokens, which stay as they are.
 
         canvas: 1 .. canvas_length ids. condition: the previous step's logits divided by their temperature,
         [len(canvas), n_vocab], or None. Returns float32 logits of the same shape.
@@ -238,8 +242,9 @@ class Session:
         return denoise_together([(self, canvas, condition)])[0]
 
     def hidden(self, canvas: Ids, condition: npt.ArrayLike | None = None) -> Floats:
-        """denoise() looked into: float32 [n_layer + 1, len(canvas), d_model], what goes into the first layer and what
-        comes out of each. Raises as denoise() does.
+        """Run denoise(), and return what goes into the first layer and what comes out of each.
+
+        Returns float32 [n_layer + 1, len(canvas), d_model]. Raises as denoise() does.
         """
         config = self._model.config
         ids, scaled = canvas_arrays(config, canvas, condition)
@@ -256,7 +261,7 @@ class Session:
         return out
 
     def generate(self, prompt: Prompt | None = None, *, on_step: OnStep | None = None, **given: Any) -> Result:
-        """Generates behind what is encoded, or behind a prompt, as Model.generate does, with the same arguments.
+        """Generate behind what is encoded, or behind a prompt, as Model.generate does, with the same arguments.
 
         A prompt (see prompt()) is all that the session then holds: a conversation goes on by giving the whole of it
         each time, and only what is new is encoded, which Result.encoded_tokens counts. Without one, the answer goes on
@@ -276,7 +281,7 @@ class Session:
         accept: Accept | None = None,
         **options: Any,
     ) -> Generator[Event, None, None]:
-        """generate() as it happens: yields a Step per denoising step, a Block per canvas, then the Result.
+        """Generate as generate() does: yield a Step per denoising step, a Block per canvas, then the Result.
 
         It can be left at any event; until it is finished or closed, the session does nothing else.
         """
@@ -286,11 +291,11 @@ class Session:
         return self._stream(ids, sampling, start, on_step, on_encode, accept)
 
     def astream(self, prompt: Prompt | None = None, **given: Any) -> AsyncGenerator[Event, None]:
-        """stream() for `async for`: see Model.astream."""
+        """Generate as stream() does, for `async for`: see Model.astream."""
         return in_threads(self.stream, prompt, given)
 
     async def agenerate(self, prompt: Prompt | None = None, **given: Any) -> Result:
-        """generate() for `await`: see Model.agenerate."""
+        """Generate as generate() does, for `await`: see Model.agenerate."""
         return await last_of(self.astream(prompt, **given))
 
     def _stream(
@@ -302,7 +307,7 @@ class Session:
         on_encode: OnEncode | None,
         accept: Accept | None,
     ) -> Generator[Event, None, None]:
-        """stream() with a `dg_sampling *` and checked arguments."""
+        """Generate as stream() does, with a `dg_sampling *` and checked arguments."""
         began = perf_counter()
         encoded = self.prompt(prompt, on_encode) if prompt is not None else 0
         seconds = perf_counter() - began
@@ -347,7 +352,7 @@ class Session:
                     generator.close()
 
     def _begin(self, sampling: Any, start: Start | None) -> tuple[Handle, int]:
-        """A `dg_generator *` behind what is encoded, and how many tokens that is."""
+        """Return a `dg_generator *` behind what is encoded, and how many tokens that is."""
         out, error = ffi.new("dg_generator **"), new_error()
         with self._use() as pointer:
             tokens = int(lib.dg_session_length(pointer))
@@ -362,7 +367,7 @@ class Session:
             raise Error("this stream was closed")
 
     def _result(self, result: Any, prompt_tokens: int, encoded_tokens: int, seconds: float) -> Result:
-        """A `dg_result *` as a Result."""
+        """Return a `dg_result *` as a Result."""
         ids = list(result.ids[0 : result.n_ids]) if result.n_ids else []
         places = None if result.places == ffi.NULL else list(result.places[0 : len(ids)]) if ids else []
         return Result(
@@ -383,7 +388,7 @@ class Session:
 
 
 def denoise_together(canvases: Sequence[tuple[Session, Ids, npt.ArrayLike | None]]) -> list[Floats]:
-    """Session.denoise for several sessions of one model in one pass; each gets what it would have got alone."""
+    """Run Session.denoise for several sessions of one model in one pass; each gets what it would have got alone."""
     native = ffi.new("dg_canvas[]", len(canvases))
     kept: list[Any] = []  # what the native structs point into
     out: list[Floats] = []
@@ -411,7 +416,10 @@ def denoise_together(canvases: Sequence[tuple[Session, Ids, npt.ArrayLike | None
 def canvas_arrays(
     config: Config, canvas: Ids, condition: npt.ArrayLike | None
 ) -> tuple[npt.NDArray[np.int32], Floats | None]:
-    """A canvas and its condition as the library takes them. Raises UsageError for other lengths, shapes or ids."""
+    """Return a canvas and its condition as the library takes them.
+
+    Raises UsageError for other lengths, shapes or ids.
+    """
     ids = id_array(canvas, config.n_vocab, "canvas")
     if not 1 <= len(ids) <= config.canvas_length:
         raise UsageError(f"a canvas has 1 to {config.canvas_length} ids, not {len(ids)}")
@@ -424,7 +432,10 @@ def canvas_arrays(
 
 
 def id_array(ids: Ids, n_vocab: int, what: str) -> npt.NDArray[np.int32]:
-    """ids as contiguous int32 [n]. Raises TypeError for other than whole numbers, UsageError outside the vocabulary."""
+    """Return ids as contiguous int32 [n].
+
+    Raises TypeError for other than whole numbers, UsageError outside the vocabulary.
+    """
     array = np.asarray(ids)
     if array.size == 0:
         return np.empty(0, np.int32)
@@ -438,7 +449,7 @@ def id_array(ids: Ids, n_vocab: int, what: str) -> npt.NDArray[np.int32]:
 
 
 def last(events: Generator[Event, None, None]) -> Result:
-    """The Result that ends a stream."""
+    """Return the Result that ends a stream."""
     with closing(events):
         for event in events:
             if isinstance(event, Result):
@@ -447,14 +458,14 @@ def last(events: Generator[Event, None, None]) -> Result:
 
 
 def _encode(pointer: Any, ids: npt.NDArray[np.int32], which: int, out: Floats) -> None:
-    """dg_encode of one chunk; out: [at least as many rows as `which` asks for, n_vocab]."""
+    """Call dg_encode for one chunk; out: [at least as many rows as `which` asks for, n_vocab]."""
     error = new_error()
     logits = ffi.from_buffer("float[]", out, require_writable=True) if which != lib.DG_LOGITS_NONE else ffi.NULL
     check(lib.dg_encode(pointer, ffi.from_buffer("int32_t[]", ids), len(ids), which, logits, error), error)
 
 
 def _start(start: Start | None) -> Any:
-    """A `dg_start *`, or NULL."""
+    """Return a `dg_start *`, or NULL."""
     if start is None:
         return ffi.NULL
     native = ffi.new("dg_start *", {"n": len(start.ids)})
@@ -463,7 +474,7 @@ def _start(start: Start | None) -> Any:
 
 
 def _mask(given: npt.ArrayLike, n: int) -> Any:
-    """What an accept rule returned, as a `bool *`."""
+    """Return what an accept rule returned, as a `bool *`."""
     mask = np.asarray(given)
     if mask.dtype != np.bool_ or mask.shape != (n,):
         raise UsageError(f"accept must return bool ({n},), not {mask.dtype} {mask.shape}")
@@ -471,7 +482,7 @@ def _mask(given: npt.ArrayLike, n: int) -> Any:
 
 
 def _step(event: Any) -> Step:
-    """A `dg_event *` as a Step of its own memory."""
+    """Return a `dg_event *` as a Step of its own memory."""
 
     def copy(pointer: Any, dtype: type[np.generic]) -> npt.NDArray[Any]:
         return np.frombuffer(ffi.buffer(pointer, event.n * np.dtype(dtype).itemsize), dtype).copy()
@@ -492,7 +503,7 @@ def _step(event: Any) -> Step:
 
 
 def _blocks(result: Any) -> list[Block]:
-    """The finished canvases of a `dg_result *`."""
+    """Return the finished canvases of a `dg_result *`."""
     blocks: list[Block] = []
     at = 0
     for index in range(result.n_blocks):

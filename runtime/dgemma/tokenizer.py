@@ -1,4 +1,4 @@
-"""Text to token ids and back, and chats through a file's template."""
+"""Turns text into token ids and back, and chats into prompts by a file's template."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from dgemma._native import ffi, lib
 from dgemma.chat.messages import read, read_tools, text_of
-from dgemma.chat.template import reads, reads_parts, render_chat
+from dgemma.chat.template import no_template, reads, reads_parts, render_chat
 from dgemma.errors import UsageError, check, new_error
 from dgemma.native.handle import Handle
 
@@ -27,7 +27,7 @@ class Tokenizer:
 
     @classmethod
     def from_gguf(cls, path: str | os.PathLike[str]) -> Tokenizer:
-        """Opens a file that may hold a vocabulary alone. Raises FormatError, or SystemFailure if it cannot be read."""
+        """Open a file that may hold a vocabulary alone. Raises FormatError, or SystemFailure if it cannot be read."""
         name = os.fsencode(path)
         if b"\0" in name:
             raise UsageError(f"a path cannot hold a null character: {path!r}")
@@ -37,7 +37,7 @@ class Tokenizer:
 
     @classmethod
     def _borrow(cls, pointer: Any, owner: Handle) -> Tokenizer:
-        """Wraps a `dg_tokenizer *` that lives as long as `owner`, which is kept alive."""
+        """Wrap a `dg_tokenizer *` that lives as long as `owner`, which is kept alive."""
         self = object.__new__(cls)
         self._pointer, self._handle = pointer, owner
         self._vocab = lib.dg_tokenizer_vocab(pointer)
@@ -94,7 +94,10 @@ class Tokenizer:
         return ffi.string(text).decode("utf-8", "replace") if text else None
 
     def encode(self, text: str, special: bool = True) -> list[int]:
-        """The ids of a text; none are added. special: texts of control tokens, such as "<bos>", are those tokens."""
+        """Return the ids of a text; none are added.
+
+        special: texts of control tokens, such as "<bos>", are those tokens.
+        """
         data = text.encode("utf-8", "surrogatepass")  # a lone surrogate becomes U+FFFD
         room, count, error = len(data) + 1, ffi.new("size_t *"), new_error()
         while True:
@@ -105,7 +108,7 @@ class Tokenizer:
             room = count[0]
 
     def decode(self, ids: Iterable[int], special: bool = False) -> str:
-        """The text of ids. special: control tokens are written as their text instead of being left out.
+        """Return the text of ids. special: control tokens are written as their text instead of being left out.
 
         Byte tokens are joined to UTF-8; where that fails, each of them is U+FFFD. Raises UsageError for an id outside
         the vocabulary.
@@ -123,11 +126,11 @@ class Tokenizer:
             room = count[0]
 
     def prompt(self, text: str) -> list[int]:
-        """encode(), with bos_id in front (see add_bos) unless the text begins with it."""
+        """Encode a text, with bos_id in front (see add_bos) unless the text begins with it."""
         return self.begun(self.encode(text))
 
     def begun(self, ids: list[int]) -> list[int]:
-        """The ids of a text with bos_id in front, once, where prompts begin with it."""
+        """Return the ids of a text with bos_id in front, once, where prompts begin with it."""
         return ids if not self.add_bos or ids[:1] == [self.bos_id] else [self._vocab.bos_id, *ids]
 
     def chat(
@@ -136,7 +139,7 @@ class Tokenizer:
         tools: Sequence[Mapping[str, Any]] | None = None,
         thinking: bool = False,
     ) -> list[int]:
-        """The prompt that asks for an answer to messages ({"role": ..., "content": ...}): see render()."""
+        """Return the prompt that asks for an answer to messages ({"role": ..., "content": ...}): see render()."""
         text = self.render(messages, tools, thinking)
         return self.prompt(text) if self.chat_template is None else self.encode(text)
 
@@ -146,7 +149,7 @@ class Tokenizer:
         tools: Sequence[Mapping[str, Any]] | None = None,
         thinking: bool = False,
     ) -> str:
-        """The text of a chat by the file's template; without a template the last user message's text, as it is.
+        """Return the text of a chat by the file's template; without a template the last user message's text, as it is.
 
         Messages and tools may be OpenAI's or the template's own: dgemma.chat.messages reads them. Raises UsageError for
         what is not understood, and for messages that the template refuses or takes too long for; FormatError for a
@@ -156,9 +159,7 @@ class Tokenizer:
         given = read_tools(tools)
         if template is None:
             if given or thinking:
-                raise UsageError(
-                    f"{'tools need' if given else 'thinking needs'} a chat template, and this file has none"
-                )
+                raise UsageError(no_template("tools need" if given else "thinking needs"))
             return _last_user_text(read(messages))
         known = reads(template).names
         if thinking and "enable_thinking" not in known:
@@ -179,8 +180,9 @@ class Tokenizer:
         )
 
     def read(self, messages: Any) -> list[dict[str, Any]]:
-        """The messages as the file's chat template is given them: see dgemma.chat.messages. Raises UsageError for
-        what would be left out of a prompt.
+        """Return the messages as the file's chat template is given them: see dgemma.chat.messages.
+
+        Raises UsageError for what would be left out of a prompt.
         """
         template = self.chat_template
         if template is None:
@@ -195,6 +197,5 @@ def _last_user_text(messages: Sequence[Mapping[str, Any]]) -> str:
     for at, message in enumerate(messages):
         if message["role"] in ("system", "tool") or "tool_calls" in message:
             said = "a call of a tool" if "tool_calls" in message else f"a {message['role']} message"
-            problem = f"{said} needs a chat template, and this file has none"
-            raise UsageError(f"messages[{at}]: {problem}", f"messages.{at}.role")
+            raise UsageError(f"messages[{at}]: {no_template(f'{said} needs')}", f"messages.{at}.role")
     return text_of(asked[-1])

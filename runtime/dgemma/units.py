@@ -10,7 +10,7 @@ UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30}
 
 
 def size(value: int | str, name: str) -> int:
-    """Bytes: a whole number of them, or text such as "4G" or "1.5m"; K, M and G are powers of 1024.
+    """Return a size in bytes: a whole number of them, or text such as "4G" or "1.5m"; K, M and G are powers of 1024.
 
     Raises UsageError, with the name of what is read, for anything else and for sizes below 0 or from 2**63 on.
     """
@@ -26,7 +26,7 @@ def size(value: int | str, name: str) -> int:
 
 
 def size_text(size: float) -> str:
-    """Bytes in powers of 1024: "15.7 GiB"."""
+    """Return bytes in powers of 1024, as "15.7 GiB"."""
     for unit in ("bytes", "KiB", "MiB", "GiB"):
         if size < 1024 or unit == "GiB":
             break

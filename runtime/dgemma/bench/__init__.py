@@ -1,1 +1,1 @@
-"""What dg-bench measures: the parts of a denoising step beside the machine's limits, on real or synthetic models."""
+"""dg-bench: times the parts of a denoising step and compares them with the machine's limits."""

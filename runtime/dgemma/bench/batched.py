@@ -1,4 +1,7 @@
-"""Canvases of several sessions in one step, against one after the other: interleaved in one run, part by part."""
+"""Compares canvases of several sessions in one step with the same canvases one after the other.
+
+Both are timed in turns in one run, part by part.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,9 @@ WARM = 2  # steps of a canvas that do not count: the first has no self-condition
 def together(
     model: Model, canvases: int, *, runs: int, prompt: int, temperature: float, seed: int, say: Callable[[str], None]
 ) -> dict[str, Any]:
-    """Times `runs` steps of each; every session has a prompt and a canvas of its own.
+    """Time `runs` steps of several canvases, one by one and all together.
+
+    Every session has a prompt and a canvas of its own.
 
     Returns the seconds of each run (all canvases one by one; all together), and the median per part of both.
     """
@@ -75,7 +80,7 @@ class _generator:
 
 
 def _step(generators: list[Any]) -> None:
-    """One denoising step of all, in one pass."""
+    """Run one denoising step of all, in one pass."""
     error = new_error()
     events = ffi.new("dg_event[]", len(generators))
     check(lib.dg_generators_next(ffi.new("dg_generator *[]", generators), len(generators), events, error), error)

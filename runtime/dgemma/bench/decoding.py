@@ -1,4 +1,4 @@
-"""Writing tokens: our denoising against autoregressive decoding of the same backbone in llama.cpp, by batch.
+"""Compares writing by denoising with autoregressive decoding of the same backbone in llama.cpp, by batch.
 
 One user waits for a canvas of n tokens, some steps of the whole canvas and its encoding for what follows; or for n
 tokens, one after the other. A server that decodes for many users reads the weights once for all of them, and at some
@@ -65,7 +65,7 @@ class Decoder:
         self._c.llama_synchronize(self._context)
 
     def begin(self, prompt: Sequence[int]) -> None:
-        """All sequences stand behind a prompt, and have nothing else."""
+        """Let all sequences stand behind a prompt, and hold nothing else."""
         memory = self._c.llama_get_memory(self._context)
         self._c.llama_memory_clear(memory, True)
         n = len(prompt)
@@ -75,7 +75,7 @@ class Decoder:
         self._places = [n] * self._sequences
 
     def step(self, ids: Sequence[int]) -> float:
-        """Decodes one token for each of the first len(ids) sequences; seconds."""
+        """Decode one token for each of the first len(ids) sequences, and return the seconds it took."""
         began = perf_counter()
         n = len(ids)
         self._decode(ids, self._places[:n], range(n), [True] * n)
@@ -86,7 +86,10 @@ class Decoder:
 def decoding(
     model: Model, theirs: Theirs, *, runs: int, temperature: float, seed: int, say: Callable[[str], None]
 ) -> dict[str, Any]:
-    """Interleaved: a step of ours, a canvas encoded, and a token for each batch of theirs, `runs` times after WARM."""
+    """Time both engines in turns.
+
+    A turn is a step of ours, a canvas encoded, and a token for each batch of theirs; there are `runs` turns after WARM.
+    """
     random = np.random.default_rng(seed)
     prompt = random.integers(5, model.config.n_vocab, PROMPT).tolist()
     options: dict[str, Any] = dict(t_min=temperature, t_max=temperature, confidence=0.0, stability=0, max_tokens=1)
@@ -127,7 +130,7 @@ def decoding(
 
 
 def told(n: int, first: float, step: Times, encoding: Times, theirs: dict[int, Times]) -> dict[str, Any]:
-    """Tokens per second of both in a long answer, and from which batch on theirs are more."""
+    """Return tokens per second of both in a long answer, and from which batch on theirs are more."""
     batches: list[dict[str, Any]] = [
         {"batch": batch, "seconds": times.told(), "tokens_per_second": batch / times.median}
         for batch, times in theirs.items()

@@ -1,4 +1,4 @@
-"""What a GPU makes of a model: recorded steps, whole canvases, and under a budget the queues of a step."""
+"""Times a model on a GPU: steps, whole canvases, and under a memory budget the queues of a step."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Say = Callable[[str], None]
 
 
 def rates_of(model: Model) -> dict[str, float] | None:
-    """Bytes per second, measured now: of the GPU's memory, and of copies to it; None without a GPU."""
+    """Return bytes per second, measured now: of the GPU's memory, and of copies to it; None without a GPU."""
     out = ffi.new("dg_device_rates *")
     if not lib.dg_device_measure(model._open_handle().pointer, out):
         return None
@@ -35,7 +35,7 @@ def rates_of(model: Model) -> dict[str, float] | None:
 def time_device(
     model: Model, *, prompt: int, weights: int, temperature: float, runs: int, seed: int, say: Say
 ) -> dict[str, Any] | None:
-    """Seconds of steps and canvases as users have them, beside the floor of a step; None without a GPU.
+    """Time steps and canvases as users have them, beside the floor of a step; None without a GPU.
 
     weights: bytes that a step reads once.
     """
@@ -56,8 +56,10 @@ def time_device(
 
 
 def time_queues(session: Session, temperature: float, runs: int, seed: int, say: Say) -> dict[str, Any]:
-    """What the queues take of a step, alone and together. Recorded steps, which are faster than those that are watched,
-    are timed too."""
+    """Time the queues of a step, alone and together.
+
+    Recorded steps, which are faster than those that are watched, are timed too.
+    """
     handle, out = session.model._open_handle().pointer, ffi.new("dg_overlap *")
     times = []
     for watched in (False, True):
@@ -73,7 +75,7 @@ def time_queues(session: Session, temperature: float, runs: int, seed: int, say:
 def laps_of(
     session: Session, temperature: float, runs: int, seed: int, warm: Callable[[], Any] = lambda: None
 ) -> list[float]:
-    """Seconds of steps of one canvas. warm: called before those that count."""
+    """Return the seconds of steps of one canvas. warm: called before those that count."""
     laps, began = [], perf_counter()
     with closing(endless(session, temperature, runs + WARM, seed)) as events:
         for index, _ in enumerate(events):
@@ -85,8 +87,10 @@ def laps_of(
 
 
 def time_canvas(session: Session, temperature: float, runs: int, seed: int, say: Say) -> float | None:
-    """Seconds from one canvas's end to the next one's: its encoding and the next one's steps. None where answers end
-    before."""
+    """Time from one canvas's end to the next one's: its encoding and the next one's steps.
+
+    None where answers end before.
+    """
     before, n = session.length, int(session.model.config.canvas_length)
     options: dict[str, Any] = dict(t_min=temperature, t_max=temperature, confidence=0.0, stability=0, steps=TYPICAL)
     if before + 2 * n > session.context:
@@ -111,7 +115,7 @@ def time_canvas(session: Session, temperature: float, runs: int, seed: int, say:
 def time_behind(
     model: Model, lengths: tuple[int, int], *, temperature: float, runs: int, seed: int, say: Say
 ) -> dict[str, Any]:
-    """Seconds of a step behind a short and behind a long prompt, in one run."""
+    """Time a step behind a short and behind a long prompt, in one run."""
     seconds, random = [], np.random.default_rng(seed)
     for length in lengths:
         say(f"steps behind {length} tokens")

@@ -1,4 +1,4 @@
-"""How much there is to do: operations (two per multiply-add) and bytes of weights per part of a pass.
+"""Counts the work of a pass: operations (two per multiply-add) and bytes of weights per part.
 
 Names of parts are the library's; a part that is not here (norms, for one) is not counted.
 """
@@ -12,7 +12,9 @@ from dgemma.native import formats
 
 
 def pass_operations(config: Config, rows: int, before: int, causal: bool, output: bool = True) -> dict[str, int]:
-    """The layers alone, over `rows` tokens behind `before` encoded ones: of the encoder where causal.
+    """Return the operations of the layers alone, over `rows` tokens behind `before` encoded ones.
+
+    causal: of the encoder; else of the decoder.
 
     output: False where the last layer only fills the cache.
     """
@@ -34,7 +36,7 @@ def pass_operations(config: Config, rows: int, before: int, causal: bool, output
 
 
 def keys_seen(config: Config, layer: int, rows: int, before: int, causal: bool) -> int:
-    """Pairs of a query and a key that it sees."""
+    """Return the number of pairs of a query and a key that it sees."""
     window = config.sliding_window if config.sliding[layer] else None
     if causal:
         return sum(min(at + 1, window or at + 1) for at in range(before, before + rows))
@@ -42,7 +44,10 @@ def keys_seen(config: Config, layer: int, rows: int, before: int, causal: bool) 
 
 
 def step_operations(config: Config, before: int) -> dict[str, int]:
-    """A denoising step. Self-conditioning counts as if every row mixed the whole vocabulary: see condition_mlp()."""
+    """Return the operations of a denoising step.
+
+    Self-conditioning counts as if every row mixed the whole vocabulary: see condition_mlp().
+    """
     n = config.canvas_length
     table = 2 * n * config.d_model * config.n_vocab
     return {
@@ -53,7 +58,7 @@ def step_operations(config: Config, before: int) -> dict[str, int]:
 
 
 def condition_mlp(config: Config) -> int:
-    """What is left of self-conditioning where each row mixes few words."""
+    """Return the operations that are left of self-conditioning where each row mixes few words."""
     return int(6 * config.canvas_length * config.d_model * config.d_ffn)
 
 
@@ -66,7 +71,10 @@ BY_NAME = (
 
 
 def step_bytes(model: Model) -> dict[str, int]:
-    """Bytes of weights that a step reads, each once; of the experts as many as uniform routing finds at work."""
+    """Return the bytes of weights that a step reads, each once.
+
+    Of the experts it reads as many as uniform routing finds at work.
+    """
     config, sizes = model.config, dict.fromkeys((part for _, part in BY_NAME if part), 0)
     slots = config.canvas_length * config.n_expert_used
     busy = 1 - (1 - 1 / config.n_expert) ** slots
@@ -81,7 +89,7 @@ def step_bytes(model: Model) -> dict[str, int]:
 
 
 def file_formats(model: Model) -> dict[str, int]:
-    """Bytes of the file's weights per format, the most first."""
+    """Return the bytes of the file's weights per format, the most first."""
     sizes: dict[str, int] = {}
     out, i = ffi.new("dg_weight *"), 0
     while lib.dg_weight_at(model._open_handle().pointer, i, out):

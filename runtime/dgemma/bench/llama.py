@@ -1,4 +1,4 @@
-"""The same backbone in llama.cpp, through llama-cpp-python, which the extra `bench` brings.
+"""Times the same backbone in llama.cpp, through llama-cpp-python, which the extra `bench` brings.
 
 llama.cpp does not know block diffusion. It knows the autoregressive model of the same layers as `gemma4`: what can be
 compared is tokens through these layers, ours as encoder and as decoder, theirs as the processing of a prompt.
@@ -24,7 +24,7 @@ BACKBONE = ("projections", "attention", "dense", "experts", "router", "elementwi
 
 
 def refuse_llama() -> None:
-    """Raises where the package is missing, before anything is measured."""
+    """Raise where the package is missing, before anything is measured."""
     try:
         import llama_cpp  # noqa: F401
     except ImportError:
@@ -63,14 +63,17 @@ class Theirs:
         return self._llama.model
 
     def encode(self, ids: np.ndarray) -> None:
-        """From an empty cache to the next-token logits of the last id."""
+        """Time the encoding of ids, from an empty cache to the next-token logits of the last one."""
         self._llama.reset()
         self._llama.eval(ids.tolist())
         self._wait()
 
 
 def compare(model: Model, theirs: Theirs, runs: int, seed: int, say: Callable[[str], None]) -> dict[str, Any]:
-    """Both in turns: SHORT and LONG prompts with the last token's logits, and our decoder's layers over a canvas."""
+    """Time both engines in turns.
+
+    Timed are SHORT and LONG prompts with the last token's logits, and our decoder's layers over a canvas.
+    """
     random = np.random.default_rng(seed)
     ids = random.integers(5, model.config.n_vocab, LONG, dtype=np.int32)
     canvas = ids[: model.config.canvas_length]

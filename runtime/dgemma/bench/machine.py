@@ -1,4 +1,4 @@
-"""What the machine can do at best, and what this process takes of its memory."""
+"""Measures the limits of the machine, and the memory of this process."""
 
 from __future__ import annotations
 
@@ -34,18 +34,20 @@ class Peak:
 
 @dataclass(frozen=True, slots=True)
 class Machine:
+    """A processor, and the most that it can do."""
+
     processor: str
     clock_hz: float  # of a busy core, measured
     threads: int
     peaks: list[Peak]
 
     def best(self, kind: str) -> float | None:
-        """On all threads; None where the library has no such measurement for this processor."""
+        """Return the peak on all threads; None where the library has no such measurement for this processor."""
         return max((peak.all for peak in self.peaks if peak.kind == kind), default=None)
 
 
 def measure_machine(threads: int) -> Machine:
-    """Takes a few seconds and half a gigabyte, which it gives back."""
+    """Measure this machine, in a few seconds and half a gigabyte of memory, which is given back."""
     peaks: list[Peak] = []
     out = ffi.new("dg_peak *")
     while lib.dg_peak_measure(len(peaks), threads, out):
@@ -58,7 +60,7 @@ Measured = TypeVar("Measured")
 
 
 def apart(measure: Callable[..., Measured], *arguments: object, **options: object) -> Measured:
-    """Calls a function in a process of its own: what it takes of memory is not taken of ours. That one ends with us."""
+    """Call a function in a process of its own, so that its memory is not counted as ours. That one ends with us."""
     context = get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_measure, args=(sender, measure, arguments, options))
@@ -82,7 +84,7 @@ def apart(measure: Callable[..., Measured], *arguments: object, **options: objec
 
 
 def _measure(to: Connection, measure: Callable[..., object], arguments: Any, options: Any) -> None:
-    """What the other process does."""
+    """Return what the other process does."""
     try:
         result = measure(*arguments, **options), None
     except Exception as failure:
@@ -93,7 +95,10 @@ def _measure(to: Connection, measure: Callable[..., object], arguments: Any, opt
 
 @contextmanager
 def _interrupts_held() -> Iterator[None]:
-    """Ctrl-C comes to us afterwards, and never to a process that is started meanwhile: it would show a traceback."""
+    """Hold Ctrl-C back until the block ends, and from a process that is started in it.
+
+    That process would show a traceback.
+    """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     try:
         yield
@@ -102,12 +107,12 @@ def _interrupts_held() -> Iterator[None]:
 
 
 def measure_disk(path: str | os.PathLike[str], seconds: float = 3.0) -> float | None:
-    """Bytes per second that this file is read at past the page cache, at best; None for a file too small to tell."""
+    """Return the bytes per second that this file is read at past the page cache, at best; None for a small file."""
     return float(lib.dg_disk_measure(os.fsencode(path), seconds)) or None
 
 
 def best_of(one: Machine, other: Machine) -> Machine:
-    """Two measurements as one: what the machine could do at a quieter moment, it can do."""
+    """Join two measurements: what the machine could do at a quieter moment, it can do."""
     peaks = [
         Peak(a.kind, a.instructions, max(a.one, b.one), max(a.all, b.all))
         for a, b in zip(one.peaks, other.peaks, strict=True)
@@ -127,7 +132,10 @@ def processor() -> str:
 
 
 def resident() -> dict[str, int] | None:
-    """Bytes in memory now: "all", of it "anonymous" the process's own, "file" of mapped files. None if not told."""
+    """Return the bytes in memory now; None where the system does not tell.
+
+    "all", of it "anonymous" the process's own, "file" of mapped files.
+    """
     try:
         with open("/proc/self/status", encoding="utf-8") as file:
             lines = dict(line.split(":", 1) for line in file)
@@ -140,7 +148,7 @@ def resident() -> dict[str, int] | None:
 
 
 def peak_resident() -> int | None:
-    """The most bytes that this process ever had in memory, for systems without resident()."""
+    """Return the most bytes that this process ever had in memory, for systems without resident()."""
     try:
         import resource
     except ImportError:
@@ -150,7 +158,7 @@ def peak_resident() -> int | None:
 
 
 class Memory:
-    """A context manager that looks at the memory meanwhile; `peak` holds the most of each kind, or None."""
+    """Watches the process's memory in a with block; `peak` then holds the most of each kind, or None."""
 
     def __init__(self) -> None:
         self.peak = resident()
@@ -175,6 +183,6 @@ class Memory:
 
 
 def told(machine: Machine) -> dict[str, Any]:
-    """For the JSON."""
+    """Return all of it for JSON."""
     system = f"{platform.system()} {platform.machine()}"
     return {"processor": machine.processor, "system": system, "processors": os.cpu_count()}

@@ -40,6 +40,8 @@ class Times:
 
 @dataclass(frozen=True, slots=True)
 class Part:
+    """A part of a step or of an encoding: its time, and how much work it is."""
+
     name: str
     covers: str
     seconds: Times
@@ -61,6 +63,8 @@ class Steps:
 
 @dataclass(slots=True)
 class Encoding:
+    """The time that encoding a prompt takes, and the operations in it."""
+
     tokens: int
     seconds: Times
     operations: int
@@ -68,7 +72,7 @@ class Encoding:
 
 @dataclass(slots=True)
 class Report:
-    """All that was measured; report.py and plot.py tell it."""
+    """All that was measured; bench.report and bench.plot show it."""
 
     machine: Machine
     settings: dict[str, Any]
@@ -91,7 +95,7 @@ class Report:
         return self.steps.seconds.median - condition.seconds.median
 
     def told(self) -> dict[str, Any]:
-        """For the JSON."""
+        """Return all of it for JSON."""
         return {
             "schema": SCHEMA,
             "machine": told(self.machine),
@@ -139,7 +143,10 @@ def steps_told(report: Report, steps: Steps) -> dict[str, Any]:
 
 
 def rates(machine: Machine, part: Part) -> dict[str, float | None]:
-    """Operations per second, per cycle and thread, and as a share of the machine's peaks; None where not known."""
+    """Return operations per second, per cycle and thread, and as a share of the machine's peaks.
+
+    What is not known is None.
+    """
     seconds = part.seconds.median
     speed = part.operations / seconds if part.operations and seconds and part.certain else None
     out: dict[str, float | None] = {"operations_per_second": speed}
@@ -162,7 +169,7 @@ def bench(
     settings: dict[str, Any],
     say: Callable[[str], None] = lambda line: None,
 ) -> Report:
-    """Measures a model. say: told what is being done. about, settings: what else the report tells of model and run."""
+    """Measure a model. say: told what is being done. about, settings: what else the report tells of model and run."""
     say("the machine's peaks")
     measure = measure_machine if model.ram is None else partial(apart, measure_machine)
     machine = measure(model.threads)
@@ -206,7 +213,7 @@ def bench(
 
 
 def time_encoding(session: Session, ids: np.ndarray, runs: int, say: Callable[[str], None]) -> Encoding:
-    """Encoding from an empty cache, without logits."""
+    """Time encoding from an empty cache, without logits."""
     times = []
     for run in range(runs + 1):
         say(f"encoding {len(ids)} tokens, {'warm-up' if run == 0 else f'run {run} of {runs}'}")
@@ -221,7 +228,10 @@ def time_encoding(session: Session, ids: np.ndarray, runs: int, say: Callable[[s
 def time_steps(
     session: Session, profile: Profile, temperature: float, runs: int, seed: int, say: Callable[[str], None]
 ) -> Steps:
-    """One canvas that never settles. Its first step has no self-conditioning and its second is a warm-up."""
+    """Time the steps of one canvas that never settles.
+
+    Its first step has no self-conditioning and its second is a warm-up.
+    """
     model = session.model
     laps: dict[str, list[float]] = {part: [] for part in (*parts(), "rest")}
     whole, certainty, moved = [], [], [model.traffic]
@@ -249,7 +259,10 @@ def time_steps(
 
 
 def stream_of(moved: Sequence[Traffic | None]) -> dict[str, float] | None:
-    """What a step of a model under a budget moves, from its counters around every step; None without a budget."""
+    """Return what a step of a model under a budget moves; None without a budget.
+
+    It is told from the model's counters around every step.
+    """
     first, last = moved[0], moved[-1]
     if first is None or last is None:
         return None
@@ -261,5 +274,5 @@ def stream_of(moved: Sequence[Traffic | None]) -> dict[str, float] | None:
 
 
 def without_table(steps: Steps) -> Sequence[Part]:
-    """The parts of the backbone: no head, no self-conditioning."""
+    """Return the parts of the backbone: no head, no self-conditioning."""
     return [part for part in steps.parts if part.name not in ("head", "condition", "rest")]

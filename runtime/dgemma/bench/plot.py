@@ -1,4 +1,4 @@
-"""The parts of a step as a chart. Needs matplotlib, which the extra `bench` brings."""
+"""Draws the parts of a step as a chart. It needs matplotlib, which the extra `bench` brings."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ BAR, FAINT = "#3b6ea5", "#666666"
 
 
 def plot(report: Report, path: Path) -> None:
-    """Seconds per part, least to most as a whisker, and how near each comes to the machine's limits."""
+    """Draw the seconds per part, least to most as a whisker, and how near each comes to the machine's limits."""
     steps = report.steps
     shown = [part for part in steps.parts if part.name != "rest"]
     names = [fill(part.covers.partition(":")[0], 24) for part in shown]
@@ -45,7 +45,7 @@ def plot(report: Report, path: Path) -> None:
 
 
 def plot_writing(report: Report, path: Path) -> None:
-    """Tokens per second by batch: llama.cpp's, and ours at several numbers of steps."""
+    """Draw tokens per second by batch: llama.cpp's, and ours at several numbers of steps."""
     assert report.comparison is not None
     told = report.comparison["writing"]
     figure, axes = blank(8, 5)
@@ -69,19 +69,19 @@ def plot_writing(report: Report, path: Path) -> None:
 
 
 def writing_path(path: Path) -> Path:
-    """Where the second chart of --plot goes."""
+    """Return the path of the second chart of --plot."""
     return path.with_stem(path.stem + "-writing")
 
 
 def overtaken(row: dict[str, Any]) -> str:
-    """What a measured batch does to one number of steps."""
+    """Return the words that say when a measured batch overtakes canvases of so many steps."""
     if row["crossover"] is None:
         return "never overtaken"
     return "slower than one" if row["crossover"] == 1 else f"overtaken by a batch of {row['crossover']}"
 
 
 def label(report: Report, part: Part) -> str:
-    """What stands behind a bar."""
+    """Return the text behind a bar."""
     rate = rates(report.machine, part)
     text = f"{part.seconds.median:.3g} s"
     if rate["operations_per_second"]:

@@ -1,4 +1,4 @@
-"""A Report as Markdown."""
+"""Writes a Report as Markdown."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def markdown(report: Report) -> str:
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """The first column is text, the others are numbers."""
+    """Return the lines of a Markdown table; the first column is text, the others are numbers."""
     widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
 
     def line(cells: Sequence[str]) -> str:
@@ -61,7 +61,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def peaks(machine: Machine) -> list[str]:
-    """The limits that the parts are compared with."""
+    """Return a table of the limits that the parts are compared with."""
     rows = []
     for peak in machine.peaks:
         unit = "GB/s" if peak.kind == "memory" else "Gop/s"
@@ -119,13 +119,13 @@ def number(value: float | None, form: str, scale: float = 1.0) -> str:
 
 
 def spread(times: Times) -> str:
-    """The median and the ends, to three digits of the median."""
+    """Return the median and the ends, to three digits of the median."""
     digits = max(0, min(6, 2 - math.floor(math.log10(times.median)))) if times.median > 0 else 3
     return f"{times.median:.{digits}f} ({min(times.runs):.{digits}f}..{max(times.runs):.{digits}f})"
 
 
 def flat(report: Report, steps: Steps) -> list[str]:
-    """What flat logits cost more: self-conditioning over the whole vocabulary."""
+    """Return lines on what flat logits cost more: self-conditioning over the whole vocabulary."""
     rows = []
     for name in ("condition", "head"):
         part = next(part for part in steps.parts if part.name == name)
@@ -159,7 +159,7 @@ def summary(report: Report) -> list[str]:
 
 
 def together(told: dict[str, Any]) -> list[str]:
-    """Several canvases in one step."""
+    """Return lines on several canvases in one step."""
     names = {"all": "the whole step", **{name: covers.partition(":")[0] for name, covers in parts().items()}}
     rows = []
     for name, took in told["parts"].items():
@@ -171,7 +171,7 @@ def together(told: dict[str, Any]) -> list[str]:
 
 
 def budget(report: Report, told: dict[str, Any]) -> list[str]:
-    """What a budget of memory makes of a step."""
+    """Return lines on what a budget of memory makes of a step."""
     seconds, rest = report.steps.seconds.median, sum(report.model["bytes"].values()) - told["resident"]
     disk = told["read"] / told["disk"] if told["disk"] else 0.0
     rows = [
@@ -193,7 +193,10 @@ def budget(report: Report, told: dict[str, Any]) -> list[str]:
 
 
 def device(told: dict[str, Any]) -> list[str]:
-    """What a GPU makes of a step and of a canvas, beside what reading the weights takes; under a budget, its queues."""
+    """Return lines on a step and a canvas on a GPU, beside what reading the weights takes.
+
+    Under a budget, also on the GPU's queues.
+    """
     seconds, floor, rates = told["seconds"], told["floor"], told["rates"]
     weights, copied = size_text(told["weights"]), size_text(told["copied"])
     rows = [
@@ -219,7 +222,7 @@ def device(told: dict[str, Any]) -> list[str]:
 
 
 def behind(told: dict[str, Any]) -> list[str]:
-    """A step behind a short and behind a long prompt."""
+    """Return lines on a step behind a short and behind a long prompt."""
     rows = [
         [f"behind {count(length, 'token')}", f"{seconds:.4g} s", f"{seconds / told['seconds'][0]:.3f}"]
         for length, seconds in zip(told["lengths"], told["seconds"], strict=True)
@@ -228,7 +231,7 @@ def behind(told: dict[str, Any]) -> list[str]:
 
 
 def against(told: dict[str, Any]) -> list[str]:
-    """Two engines on one backbone, interleaved."""
+    """Return lines on two engines with one backbone, timed in turns."""
     rows = []
     for row in told["rows"]:
         both = row["ours"], row["theirs"]
@@ -240,7 +243,7 @@ def against(told: dict[str, Any]) -> list[str]:
 
 
 def writing(told: dict[str, Any]) -> list[str]:
-    """Tokens for one user or many: canvases of ours, sequences of theirs."""
+    """Return lines on tokens for one user or many: canvases of ours, sequences of theirs."""
     rows = [
         [
             f"dgemma, a canvas of {told['canvas']} in {each['steps']} steps",

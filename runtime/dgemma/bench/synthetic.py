@@ -50,7 +50,10 @@ PERIOD = 6  # five sliding layers, one full
 
 @dataclass(frozen=True, slots=True)
 class Synthetic:
-    """Which model. architecture: "gemma4" is the same backbone as llama.cpp knows it, an autoregressive model."""
+    """Describes a synthetic model.
+
+    architecture: "gemma4" is the same backbone as llama.cpp knows it, an autoregressive model.
+    """
 
     shape: str
     layers: int | None = None  # None: the real model's
@@ -69,7 +72,7 @@ class Synthetic:
 
 
 def config_of(model: Synthetic) -> Config:
-    """The configuration, with the field names of the runtime's."""
+    """Return the configuration, with the field names of the runtime's."""
     if model.shape not in SHAPES:
         raise UsageError(f"shape {model.shape!r}: expected one of {', '.join(SHAPES)}")
     shape = SHAPES[model.shape]
@@ -98,7 +101,7 @@ def config_of(model: Synthetic) -> Config:
 
 @dataclass(frozen=True)
 class Blueprint:
-    """A file to be: its header, and its tensors in order."""
+    """A file that is to be written: its header, and its tensors in order."""
 
     model: Synthetic
     config: Config
@@ -132,7 +135,7 @@ def blueprint(model: Synthetic) -> Blueprint:
 
 
 def as_gemma4(pairs: list[Pair]) -> list[Pair]:
-    """The same numbers under llama.cpp's name of the backbone, without what only diffusion has."""
+    """Return the same numbers under llama.cpp's name of the backbone, without what only diffusion has."""
     ours = f"{MODEL_TYPE.replace('_', '-')}."
     kept = []
     for pair in pairs:
@@ -144,7 +147,7 @@ def as_gemma4(pairs: list[Pair]) -> list[Pair]:
 
 
 def vocabulary(n_vocab: int) -> Vocabulary:
-    """Special tokens, bytes where Gemma has them, a newline, and words that no text holds."""
+    """Return a vocabulary: special tokens, bytes where Gemma has them, a newline, and words that no text holds."""
     tokens = [f"t{i}" for i in range(n_vocab)]
     types = [NORMAL] * n_vocab
     for i, name in enumerate(("pad", "eos", "bos", "unk", "mask")):
@@ -160,7 +163,10 @@ def vocabulary(n_vocab: int) -> Vocabulary:
 
 
 def spread_of(want: Wanted) -> tuple[float, float]:
-    """(mean, standard deviation): matrices keep a vector's size; attention as soft as a trained model's."""
+    """Return the mean and the standard deviation of a tensor's values.
+
+    Matrices keep a vector's size; attention is as soft as a trained model's.
+    """
     if want.gguf.endswith("ffn_gate_inp.weight"):
         return 0.0, 1.0  # router scores of about 1
     if len(want.dims) > 1:
@@ -173,7 +179,7 @@ def spread_of(want: Wanted) -> tuple[float, float]:
 
 
 class Blocks:
-    """Random weights of one format and spread: units of a small pool, drawn anew for every piece."""
+    """Random weights of one format and spread: blocks of a small pool, drawn anew for every piece."""
 
     def __init__(self, to: Format, deviation: float, random: np.random.Generator) -> None:
         self._unit = max(1, UNIT // to.block)
@@ -190,7 +196,10 @@ class Blocks:
 
 
 def weights(plan: Blueprint) -> Iterator[Any]:
-    """The data section in order. The same model has the same bytes; the same layer of another count of layers too."""
+    """Yield the data section in order.
+
+    The same model has the same bytes; the same layer of another count of layers too.
+    """
     pools: dict[tuple[str, float], Blocks] = {}
     for want, to in plan.tensors:
         random = np.random.default_rng([plan.model.seed, zlib.crc32(want.gguf.encode())])
@@ -211,12 +220,12 @@ def weights(plan: Blueprint) -> Iterator[Any]:
 
 
 def cache_folder() -> Path:
-    """Where files are kept unless it is said otherwise."""
+    """Return the folder where files are kept unless it is said otherwise."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dgemma"
 
 
 def make(folder: Path, model: Synthetic, progress: Callable[[int, int], None] | None = None) -> Path:
-    """The model's file in this folder: the one that is there if it is the same, else a new one.
+    """Make the model's file in this folder, unless the same one is there; return its path.
 
     progress: called with the bytes that are written and their total.
     """
@@ -251,7 +260,7 @@ def _is(path: Path, plan: Blueprint) -> bool:
 
 
 def _was(path: Path, plan: Blueprint) -> bool:
-    """Whether it was the file once, and was cut or damaged since."""
+    """Return whether a file was the shape's once, and was cut or damaged since."""
     return path.is_file() and (path.stat().st_size == plan.file_bytes or _header_of(path, plan) == plan.header)
 
 

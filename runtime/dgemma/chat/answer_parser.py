@@ -1,6 +1,6 @@
-"""A model's answer, taken apart: its thought, the text to show, and calls of tools.
+r"""Parses a model's answer into its thought, the text to show, and calls of tools.
 
-    <|channel>thought\\nLet me see.<channel|>It is sunny.<|tool_call>call:look{at:<|"|>sky<|"|>,n:2}<tool_call|>
+    <|channel>thought\nLet me see.<channel|>It is sunny.<|tool_call>call:look{at:<|"|>sky<|"|>,n:2}<tool_call|>
 
 read(tokenizer, ids) does it at once, a Reader as the ids come. Nothing here raises, whatever a model writes.
 """
@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from copy import copy
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
@@ -60,14 +60,14 @@ class Delta:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """An answer in parts. `text` is what to show and remember; a call that cannot be understood is in it as text."""
+    """A parsed answer. `text` is what to show and remember; it also holds a call that cannot be understood."""
 
     text: str = ""
     thinking: str = ""
     calls: tuple[ToolCall, ...] = ()
 
     def message(self) -> dict[str, Any]:
-        """What a chat template is given for it later: the thinking is left out."""
+        """Return the message that a chat template is given for this answer later: the thinking is left out."""
         message: dict[str, Any] = {"role": "assistant", "content": self.text}
         if self.calls:
             message["tool_calls"] = [
@@ -98,13 +98,18 @@ class Reader:
         self._told: dict[Kind, list[str]] = {"thinking": [], "text": []}
         self._calls: list[ToolCall] = []
 
+    @classmethod
+    def behind(cls, tokenizer: Tokenizer, prompt: Sequence[int], marks: bool = True) -> Reader:
+        """Return a reader of the answer to a prompt, which may end inside a thought. marks: as for Reader."""
+        return cls(tokenizer, marks and opens_thought(tokenizer, prompt), marks)
+
     @property
     def answer(self) -> Answer:
         """What was told so far."""
         return Answer("".join(self._told["text"]), "".join(self._told["thinking"]), tuple(self._calls))
 
     def feed(self, ids: Iterable[int]) -> list[Delta]:
-        """More of the answer as ids. Only tokens that are marks count as marks, not text that looks like them."""
+        """Read more of the answer as ids. Only tokens that are marks count as marks, not text that looks like them."""
         assert self._detokenizer is not None, "a Reader of ids needs a tokenizer"
         for token in ids:
             if token in self._marks:
@@ -120,7 +125,7 @@ class Reader:
         return self._take()
 
     def feed_text(self, text: str) -> list[Delta]:
-        """More of the answer as text with its marks in it."""
+        """Read more of the answer as text with its marks in it."""
         text, at = self._tail + text, 0
         self._tail = ""
         if self._literal:
@@ -138,7 +143,7 @@ class Reader:
         return self._take()
 
     def peek(self, ids: Iterable[int]) -> Answer:
-        """What feed(ids) and finish() would tell, without telling it."""
+        """Return the answer that feed(ids) and finish() would add, and change nothing."""
         other = copy(self)
         other._bytes, other._call, other._calls, other._new = [*self._bytes], [*self._call], [], []
         other._told = {"thinking": [], "text": []}
@@ -147,7 +152,7 @@ class Reader:
         return other.answer
 
     def finish(self) -> list[Delta]:
-        """Nothing more comes: what was held back is told. A call without an end is text."""
+        """End the answer: what was held back is told."""
         self._settle()
         tail, self._tail = self._tail, ""
         self._text(tail)
@@ -219,7 +224,7 @@ class Reader:
             self._new.append((self._inside, text))
 
     def _take(self) -> list[Delta]:
-        """What is new, neighbours of a kind as one."""
+        """Return what is new; neighbours of a kind are one."""
         deltas: list[Delta] = []
         run: list[str] = []
         new, self._new = self._new, []
@@ -235,7 +240,7 @@ class Reader:
 
 
 def read(tokenizer: Tokenizer, ids: Iterable[int], thinking: bool = False) -> Answer:
-    """A whole answer, taken apart."""
+    """Take a whole answer apart, given as ids."""
     reader = Reader(tokenizer, thinking)
     reader.feed(ids)
     reader.finish()
@@ -243,16 +248,16 @@ def read(tokenizer: Tokenizer, ids: Iterable[int], thinking: bool = False) -> An
 
 
 def read_text(text: str, thinking: bool = False) -> Answer:
-    """A whole answer as text with its marks in it, taken apart."""
+    """Take a whole answer apart, given as text with its marks in it."""
     reader = Reader(thinking=thinking)
     reader.feed_text(text)
     reader.finish()
     return reader.answer
 
 
-def opens_thought(tokenizer: Tokenizer, prompt: list[int]) -> bool:
-    """Whether a prompt ends inside a thought, which the answer then goes on with."""
-    tail = tokenizer.decode(prompt[-8:], special=True)
+def opens_thought(tokenizer: Tokenizer, prompt: Sequence[int]) -> bool:
+    """Return whether a prompt ends inside a thought, which the answer then goes on with."""
+    tail = tokenizer.decode(list(prompt[-8:]), special=True)
     return tail.rstrip().endswith(THINK + HEADER.rstrip())
 
 
@@ -264,7 +269,7 @@ class _Malformed(Exception):
 
 
 def parse_call(text: str) -> ToolCall | None:
-    """A call from what stands between its marks, which may be there too; None where that is no call."""
+    """Read a call from the text between its marks, which may be there too; None where that is no call."""
     inner = text.removeprefix(CALL).removesuffix(CALLED)
     name = _NAME.match(inner)
     if name is None:
@@ -282,7 +287,7 @@ def _space(text: str, at: int) -> int:
 
 
 def _value(text: str, at: int, depth: int) -> tuple[Any, int]:
-    """The value that begins at `at`, and where it ends."""
+    """Return the value that begins at `at`, and where it ends."""
     if depth > DEEPEST:
         raise _Malformed
     if text.startswith(QUOTE, at) or text.startswith('"', at):
@@ -350,7 +355,7 @@ def _object(text: str, at: int, depth: int) -> tuple[dict[str, Any], int]:
 
 
 def _next(text: str, at: int, end: str) -> int:
-    """Where the next item of a list or an object begins, or its end is."""
+    """Return where the next item of a list or an object begins, or its end is."""
     at = _space(text, at)
     if text.startswith(",", at):
         return _space(text, at + 1)

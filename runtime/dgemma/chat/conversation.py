@@ -1,4 +1,4 @@
-"""Turns of a chat in one session."""
+"""A conversation: messages and answers in turn, in one session."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from dgemma.chat.answer_parser import Answer, Delta, Reader, opens_thought
+from dgemma.chat.answer_parser import Answer, Delta, Reader
 from dgemma.chat.messages import plain
 from dgemma.errors import Error, UsageError
 from dgemma.events import Block, Result, Step
@@ -33,7 +33,7 @@ class Reply:
 
 
 def taken_apart(events: Generator[Event, None, None], reader: Reader) -> Generator[Told, None, None]:
-    """The events of a stream, and behind each Block the Deltas of the answer that it makes final."""
+    """Yield the events of a stream, and behind each Block the Deltas of the answer that it makes final."""
     with closing(events):
         for event in events:
             if isinstance(event, Result):
@@ -44,7 +44,9 @@ def taken_apart(events: Generator[Event, None, None], reader: Reader) -> Generat
 
 
 class Conversation:
-    """Messages, and a session that the next answer reuses as far as their prompts begin alike. A context manager.
+    """Messages, and a session for their answers; a context manager.
+
+    The next answer reuses the session as far as its prompt begins like the one before.
 
     `messages` ({"role": ..., "content": ...}: see dgemma.chat.messages) may be changed between turns; a message's
     "thinking" is kept, but no prompt contains it. `thinking` lets the model think. context: tokens to have room for;
@@ -79,7 +81,7 @@ class Conversation:
             self.system = system
 
     def close(self) -> None:
-        """Frees the session. Again does nothing."""
+        """Free the session. A second call does nothing."""
         self._session.close()
 
     def __enter__(self) -> Conversation:
@@ -111,12 +113,12 @@ class Conversation:
             self.messages.insert(0, {"role": "system", "content": text})
 
     def prompt(self) -> list[int]:
-        """The ids that ask for an answer to the messages, by the file's chat template."""
+        """Return the ids that ask for an answer to the messages, by the file's chat template."""
         told = [{key: value for key, value in message.items() if key != "thinking"} for message in self.messages]
         return self.model.tokenizer.chat(told, self.tools, self.thinking)
 
     def ask(self, text: str, **options: Any) -> Reply:
-        """Says something and returns the answer; the options are those of Model.generate."""
+        """Say something and return the answer; the options are those of Model.generate."""
         self.say(text)
         with closing(self.stream(**options)) as events:
             for _ in events:
@@ -125,7 +127,7 @@ class Conversation:
         return self.last
 
     def say(self, text: str) -> None:
-        """A message of the user's. One that is still without an answer is replaced."""
+        """Add a message of the user's. One that is still without an answer is replaced."""
         if self.unanswered:
             del self.messages[-1]
         self.messages.append({"role": "user", "content": text})
@@ -136,13 +138,13 @@ class Conversation:
         return bool(self.messages) and self.messages[-1].get("role") == "user"
 
     def unanswer(self) -> bool:
-        """Takes the last answer away, for stream() to give another. Returns whether there is a message to answer."""
+        """Take the last answer away, for stream() to give another. Returns whether there is a message to answer."""
         if self.messages and self.messages[-1].get("role") == "assistant":
             del self.messages[-1]
         return self.unanswered
 
     def stream(self, *, on_encode: OnEncode | None = None, **options: Any) -> Generator[Told, None, None]:
-        """Answers the last message: Steps, Blocks and Deltas as they happen, then the Result.
+        """Answer the last message: yield Steps, Blocks and Deltas as they happen, then the Result.
 
         The answer joins the messages, and `last` tells of it. So does what is committed of one that is left early, if
         there is text in it. Raises UsageError where there is nothing to answer or the context is too short, and Error
@@ -160,8 +162,7 @@ class Conversation:
         self, ids: list[int], on_encode: OnEncode | None, options: dict[str, Any]
     ) -> Generator[Told, None, None]:
         tokenizer = self.model.tokenizer
-        marks = tokenizer.chat_template is not None
-        reader = Reader(tokenizer, marks and opens_thought(tokenizer, ids), marks)
+        reader = Reader.behind(tokenizer, ids, marks=tokenizer.chat_template is not None)
         if not self._busy.acquire(blocking=False):
             raise Error(BUSY)
         result: Result | None = None
@@ -187,7 +188,10 @@ class Conversation:
             self._busy.release()
 
     def _canvases(self, max_tokens: int | None) -> int:
-        """Room behind a prompt that so many tokens of an answer take: their canvases, but for the last."""
+        """Return the tokens of context that an answer of so many tokens takes behind a prompt.
+
+        These are its canvases, but for the last.
+        """
         n: int = self.model.config.canvas_length
         return (-(-int(self.model.settings(max_tokens=max_tokens)["max_tokens"]) // n) - 1) * n
 

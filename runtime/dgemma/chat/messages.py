@@ -1,4 +1,6 @@
-"""Messages and tools of any origin in the form that chat templates know. What is not understood is refused by name.
+"""Brings messages and tools of any origin into the form that chat templates read.
+
+What is not understood is refused by name.
 
 Origins: OpenAI's chats (parts of content, arguments of calls as JSON text, the role developer, null where nothing is),
 also as the objects of its Python client; and the templates' own form (arguments as dicts, tool_responses, thinking).
@@ -47,14 +49,14 @@ WHOLE = "*"  # among the fields that a template reads: it writes messages whole
 
 
 def is_message(value: Any) -> bool:
-    """Whether it may be a message, an object of a client included."""
+    """Return whether a value may be a message, an object of a client included."""
     return isinstance(value, Mapping) or callable(getattr(value, "model_dump", None)) or _is_record(value)
 
 
 def read(
     messages: Any, known: Set[str] | None = None, *, reads_parts: Callable[[str], bool] = lambda role: False
 ) -> list[Plain]:
-    """The messages as a template is given them. Raises UsageError, whose place is that of a message.
+    """Return the messages as a template is given them. Raises UsageError, whose place is that of a message.
 
     known: the fields of messages that the template reads (see template.reads): it may be given these beside role and
     content, and what it does not read would be left out. None: any template, which reads those of every chat.
@@ -69,7 +71,7 @@ def read(
 
 
 def read_tools(tools: Any) -> list[Plain] | None:
-    """The tools, each as {"type": "function", "function": {...}}. Raises UsageError."""
+    """Return the tools, each as {"type": "function", "function": {...}}. Raises UsageError."""
     if tools is None:
         return None
     if isinstance(tools, str | bytes | Mapping) or not isinstance(tools, Sequence):
@@ -78,14 +80,16 @@ def read_tools(tools: Any) -> list[Plain] | None:
 
 
 def text_of(message: Mapping[str, Any]) -> str:
-    """The text of a message that was read."""
+    """Return the text of a message that was read."""
     content = message.get("content") or ""
     return content if isinstance(content, str) else "".join(part["text"] for part in content)
 
 
 def plain(value: Any) -> Any:
-    """Dicts and lists instead of what is like them: other mappings and sequences, records, the objects of clients.
-    Raises UsageError for what is nested too deeply.
+    """Return dicts and lists in place of what is like them.
+
+    That is other mappings and sequences, records, and the objects of clients. Raises UsageError for what is nested too
+    deeply.
     """
     try:
         return _plain(value)
@@ -152,7 +156,7 @@ def _message(given: Any, at: int, calls: _Calls, known: Set[str] | None, reads_p
 
 
 def _given_on(message: Plain, role: str, known: Set[str] | None, refuse: _Refuse) -> Plain:
-    """The fields that templates are given as they are; what is null or empty says nothing."""
+    """Return the fields that templates are given as they are; what is null or empty is left out."""
     made: Plain = {}
     for key, value in message.items():
         if _empty(value) or key in ("role", "content", *OURS):
@@ -178,8 +182,9 @@ def _reads(known: Container[str], key: str) -> bool:
 
 
 def _says(message: Plain, key: str, known: Set[str]) -> bool:
-    """Whether a field that is known to every chat reaches the prompt, or need not: a thought beside an answer is left
-    out by many templates, and a response's id or name stands for the call's.
+    """Return whether a field that is known to every chat reaches the prompt, or need not.
+
+    A thought beside an answer is left out by many templates, and a response's id or name stands for the call's.
     """
     if key in ("name", "tool_call_id") and message.get("role") == "tool":
         return True
@@ -187,7 +192,7 @@ def _says(message: Plain, key: str, known: Set[str]) -> bool:
 
 
 def _says_more(made: Plain, known: Set[str] | None) -> bool:
-    """Whether there is something to write of a message without content and calls."""
+    """Return whether there is something to write of a message without content and calls."""
     if "tool_responses" in made:
         return True
     given = any(name in made for name in REASONING)
@@ -201,8 +206,10 @@ def _only_of(key: str, role: str) -> str:
 
 
 def _answered(made: Plain, calls: _Calls, refuse: _Refuse) -> str:
-    """The name of the tool whose response a message is: of the call with its tool_call_id, as OpenAI has it, or by the
-    name alone, as templates have it.
+    """Return the name of the tool whose response a message is.
+
+    It is that of the call with the message's tool_call_id, as OpenAI has it, or is given by name alone, as templates
+    have it.
     """
     name, call = made.get("name"), made.get("tool_call_id")
     if call is None and name is None:
@@ -221,7 +228,7 @@ def _empty(value: Any) -> bool:
 
 
 def _with_reasoning(message: Plain) -> Plain:
-    """Reasoning under the names that templates read, as transformers gives it."""
+    """Return a message with its reasoning under the names that templates read, as transformers gives it."""
     reasoning = next((message[name] for name in REASONING if name in message), None)
     return message if reasoning is None else {"thinking": reasoning, **message, "reasoning_content": reasoning}
 
@@ -242,7 +249,7 @@ def _list(message: Plain, field: str, refuse: _Refuse) -> list[Any]:
 
 
 def _texts(content: Any, role: str, refuse: _Refuse) -> list[str]:
-    """The text of each part; none where there is no content."""
+    """Return the text of each part; none where there is no content."""
     if content is None:
         return []
     if isinstance(content, str):
@@ -268,7 +275,7 @@ def _part(part: Any, name: str, at: int, refuse: _Refuse) -> str:
 
 
 def _refusal(refusal: Any, refuse: _Refuse) -> list[str]:
-    """What an assistant said instead of an answer is what it said."""
+    """Return the text of a refusal: what an assistant said instead of an answer is what it said."""
     if refusal is not None and not isinstance(refusal, str):
         refuse("refusal", f"refusal must be text, not {_kind(refusal)}")
     return [refusal] if refusal else []

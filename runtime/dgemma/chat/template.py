@@ -1,4 +1,4 @@
-"""Chat templates, rendered in a process of their own.
+"""Renders chat templates, in a process of their own.
 
 A template is code from a stranger's file. Jinja's sandbox keeps it from the machine's files, but not from looping for
 ever or from filling the memory: the system's limits on a process do. There is one such process, started when needed.
@@ -27,6 +27,11 @@ from dgemma.errors import FormatError, SystemFailure, UsageError
 WORKER = Path(__file__).with_name("template_worker.py")
 
 
+def no_template(needs: str, where: str = "this file has none") -> str:
+    """Return the message of an error: what needs a chat template ("tools need"), and that there is none."""
+    return f"{needs} a chat template, and {where}"
+
+
 class TakesTooLong(UsageError):
     """A template was stopped at its limit of time."""
 
@@ -40,8 +45,9 @@ class Reads:
 
 
 class Renderer:
-    """The process, and the turns of threads that want something of it. For one text it may take so many seconds of
-    processor time, and write so many characters; memory: bytes of its address space.
+    """Renders templates in one other process, which threads use in turn.
+
+    seconds: of processor time for one text; memory: bytes of the process's address space; most: characters of a text.
     """
 
     def __init__(self, seconds: float = 5, memory: int = 1 << 30, most: int = 1 << 26) -> None:
@@ -50,13 +56,15 @@ class Renderer:
         self._process: subprocess.Popen[bytes] | None = None
 
     def render(self, template: str, names: Mapping[str, Any]) -> str:
-        """The text of a template. Raises FormatError for what is no template, UsageError where it refuses what it is
-        given or takes too much time, memory or room, SystemFailure where no process can be started.
+        """Return the text that a template makes.
+
+        Raises FormatError for what is no template, UsageError where it refuses what it is given or takes too much time,
+        memory or room, SystemFailure where no process can be started.
         """
         return str(self._answer({"template": template, "names": names})["text"])
 
     def reads(self, template: str) -> Reads:
-        """What a template reads. Raises as render() does."""
+        """Return what a template reads. Raises as render() does."""
         found = self._answer({"template": template})
         return Reads(frozenset(found["fields"]), frozenset(found["names"]))
 
@@ -110,7 +118,7 @@ class Renderer:
         return process
 
     def _stop(self, kill: bool) -> int:
-        """Ends the process, if there is one: its status."""
+        """End the process, if there is one, and return its status."""
         process, self._process = self._process, None
         if process is None:
             return 0
@@ -123,12 +131,12 @@ class Renderer:
         return process.wait()
 
     def close(self) -> None:
-        """Ends the process, though a forked one may hold its pipes open; the next text starts another."""
+        """End the process, though a forked one may hold its pipes open; the next text starts another."""
         with self._lock:
             self._stop(kill=True)
 
     def forget(self) -> None:
-        """In a forked process: the other one is the parent's."""
+        """Forget the process after a fork: it is the parent's."""
         self._lock, self._process = threading.Lock(), None
 
 
@@ -139,14 +147,15 @@ os.register_at_fork(after_in_child=_renderer.forget)
 
 @lru_cache(256)
 def reads(template: str) -> Reads:
-    """Renderer.reads, of the one there is."""
+    """Return what a template reads, by the one renderer there is."""
     return _renderer.reads(template)
 
 
 def render_chat(template: str, names: Mapping[str, Any]) -> str:
-    """render(), of a chat whose messages were read. Raises UsageError also where the template leaves out the content or
-    the name of a message, as some do with a system message that is not the first. (One that never reads content is a
-    text by itself, as dg-convert says.)
+    """Render a chat whose messages were read.
+
+    Raises UsageError also where the template leaves out the content or the name of a message, as some do with a system
+    message that is not the first. (One that never reads content is a text by itself, as dg-convert says.)
     """
     text = render(template, names)
     messages = names["messages"]
@@ -170,7 +179,7 @@ def render_chat(template: str, names: Mapping[str, Any]) -> str:
 
 
 def _unseen(message: Mapping[str, Any], text: str) -> list[str]:
-    """The fields of a message that a prompt may lack. The name of a tool says what its call says."""
+    """Return the fields of a message that a prompt may lack. The name of a tool says what its call says."""
     content = message["content"]
     parts = [content] if isinstance(content, str) else [part["text"] for part in content]
     lacks = not all(part.strip() in text for part in parts)  # as templates mostly write it
@@ -179,7 +188,7 @@ def _unseen(message: Mapping[str, Any], text: str) -> list[str]:
 
 
 def render(template: str, names: Mapping[str, Any]) -> str:
-    """Renderer.render, of the one there is."""
+    """Render a template, by the one renderer there is."""
     try:
         plain = json.loads(json.dumps(names, default=_plain))
     except (TypeError, ValueError, RecursionError) as failure:
@@ -189,8 +198,9 @@ def render(template: str, names: Mapping[str, Any]) -> str:
 
 @lru_cache(256)
 def reads_parts(template: str, role: str) -> bool:
-    """Whether a template writes the texts of content that is a list of parts, in a message of this role: some write
-    the list itself, some fail. Tried out, as there is no other way to tell.
+    """Return whether a template writes the texts of content that is a list of parts, in a message of this role.
+
+    Some write the list itself, some fail. It is tried out, as there is no other way to tell.
     """
     asked = {"role": "user", "content": "?"}
     around = {"system": ([], [asked]), "assistant": ([asked], [asked])}

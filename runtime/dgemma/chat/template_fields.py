@@ -1,5 +1,6 @@
-"""What a chat template reads: names that it is given, and fields of messages. It imports nothing of dgemma: the process
-that renders templates loads it by its path.
+"""Finds what a chat template reads: names that it is given, and fields of messages.
+
+It imports nothing of dgemma: the process that renders templates loads it by its path.
 
 A template is followed from `messages` on: through loops, slices, filters, assignments and macros. So a field of a tool,
 or a word in its text, is not taken for a field of a message.
@@ -24,7 +25,7 @@ METHODS = {"get", "items", "values", "keys", "copy"}
 
 
 def reads(tree: nodes.Template) -> dict[str, list[str]]:
-    """{"fields": of messages, "names": that it is given}, of a parsed template."""
+    """Return {"fields": of messages, "names": that it is given}, of a parsed template."""
     held = _Held(tree)
     names = {node.name for node in tree.find_all(nodes.Name) if node.ctx == "load"}
     return {"fields": sorted(held.fields()), "names": sorted(names)}
@@ -46,7 +47,7 @@ class _Held:
         return {field for node in self._tree.find_all(nodes.Node) for field in self._read_by(node)}
 
     def _given(self) -> Iterator[tuple[str, nodes.Node]]:
-        """Each name with what it gets; an attribute of a namespace as NAME.ATTRIBUTE."""
+        """Yield each name with what it gets; an attribute of a namespace as NAME.ATTRIBUTE."""
         macros = {macro.name: [each.name for each in macro.args] for macro in self._tree.find_all(nodes.Macro)}
         for node in self._tree.find_all((nodes.For, nodes.Assign, nodes.With, nodes.Call)):
             if isinstance(node, nodes.For):
@@ -63,7 +64,7 @@ class _Held:
                 yield from ((each.key, each.value) for each in node.kwargs)
 
     def _holds(self, node: Any) -> bool:
-        """Whether an expression is messages or one of them."""
+        """Return whether an expression is messages or one of them."""
         if isinstance(node, nodes.Name):
             return node.name in self._names
         if isinstance(node, nodes.Getattr):
@@ -85,7 +86,7 @@ class _Held:
         return False
 
     def _read_by(self, node: nodes.Node) -> Iterator[str]:
-        """The fields of messages that one expression reads."""
+        """Yield the fields of messages that one expression reads."""
         if isinstance(node, nodes.Getattr) and self._holds(node.node) and node.attr not in METHODS:
             yield node.attr
         elif isinstance(node, nodes.Getitem) and self._holds(node.node) and (name := _text(node.arg)) is not None:

@@ -1,5 +1,6 @@
-"""The process that renders chat templates, which come from strangers' files: see dgemma.chat.template. It is run as a
-file, and imports nothing of dgemma.
+"""The process that renders chat templates, which come from files of strangers: see dgemma.chat.template.
+
+It is run as a file, and imports nothing of dgemma.
 
 Requests and replies are JSON with their length before them, on standard input and output. Ends with its input. What it
 takes of processor time and memory is limited by the system; what it writes is counted.
@@ -21,7 +22,7 @@ FIELDS = Path(__file__).with_name("template_fields.py")
 
 
 def read(stream: BinaryIO) -> Any:
-    """The next message, or None at the end."""
+    """Return the next message, or None at the end."""
     head = stream.read(8)
     if len(head) < 8:
         return None
@@ -38,7 +39,7 @@ def write(stream: BinaryIO, message: Any) -> None:
 
 
 def environment() -> Any:
-    """What transformers gives to chat templates: see its utils/chat_template_utils.py."""
+    """Return the Jinja environment that transformers gives to chat templates: see its utils/chat_template_utils.py."""
     from datetime import datetime
 
     from jinja2 import TemplateError
@@ -107,13 +108,13 @@ def environment() -> Any:
 
 
 def reads(template: str) -> dict[str, list[str]]:
-    """{"fields": of messages, "names": that it is given}: what a template reads."""
+    """Return {"fields": of messages, "names": that it is given}: what a template reads."""
     found: dict[str, list[str]] = run_path(str(FIELDS))["reads"](environment().parse(template))
     return found
 
 
 def render(template: Any, names: dict[str, Any], memory: int, most: int) -> dict[str, str]:
-    """{"text": ...}, or {"refused": why}. most: characters of the text."""
+    """Return {"text": ...}, or {"refused": why}. most: characters of the text."""
     pieces, length = [], 0
     try:
         for piece in template.generate(**names):
@@ -159,7 +160,7 @@ def serve(requests: BinaryIO, replies: BinaryIO, seconds: float, memory: int, mo
 
 
 def limit_memory(memory: int) -> None:
-    """All of the process's address space."""
+    """Limit all of the process's address space."""
     with contextlib.suppress(ValueError, OSError):  # macOS has no such limit
         resource.setrlimit(resource.RLIMIT_AS, (memory, resource.getrlimit(resource.RLIMIT_AS)[1]))
 

@@ -1,4 +1,4 @@
-"""The commands. What they have in common: how a failure is told, and how it ends."""
+"""The commands: what they have in common is how they tell a failure, and how they end."""
 
 from __future__ import annotations
 
@@ -58,7 +58,10 @@ class Command(click.Command):
 
 
 def end_in_order() -> None:
-    """Who asks the process to end, or closes its terminal, is obeyed as Ctrl-C is: what is half-written is removed."""
+    """Obey an order to end, or a terminal that is closed, as Ctrl-C is obeyed.
+
+    What is half-written is then removed.
+    """
     if threading.current_thread() is not threading.main_thread():
         return
     for each in (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
@@ -68,8 +71,10 @@ def end_in_order() -> None:
 
 
 def give_again(lost: Any) -> None:
-    """For sys.unraisablehook. An order to end that comes while a finalizer runs is an exception there, which Python
-    drops: it is given again a moment later.
+    """Give an order to end again that Python dropped; for sys.unraisablehook.
+
+    An order that comes while a finalizer runs is an exception there, which Python drops: it is given again a moment
+    later.
     """
     order = lost.exc_value
     if isinstance(order, KeyboardInterrupt):
@@ -85,7 +90,7 @@ def give_again(lost: Any) -> None:
 
 
 def version_option(name: str) -> Callable[[Any], Any]:
-    """--version of the command `name`."""
+    """Return --version of the command `name`."""
 
     def say(ctx: click.Context, param: click.Parameter, wanted: bool) -> None:
         if wanted:
@@ -99,6 +104,6 @@ def version_option(name: str) -> Callable[[Any], Any]:
 
 
 def end(name: str, message: str, code: int) -> NoReturn:
-    """Tells a failure in one line and exits."""
+    """Tell a failure in one line and exit."""
     tell(f"{name}: {one_line(message)}")
     sys.exit(code)

@@ -1,4 +1,4 @@
-"""dg-run's answer to a prompt: generated, shown while it settles, said as it becomes final."""
+"""Generates dg-run's answer to a prompt, shows it while it settles, and prints what is final."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from contextlib import closing
 from dataclasses import asdict
 from typing import Any
 
-from dgemma.chat.answer_parser import Delta, Reader, opens_thought
+from dgemma.chat.answer_parser import Delta, Reader
 from dgemma.chat.conversation import taken_apart
 from dgemma.cli.display import Silent
 from dgemma.cli.frames import Framer
@@ -23,7 +23,7 @@ class Watch:
     """Makes frames of what a stream does, for a display and recorders."""
 
     def __init__(self, model: Model, steps: int, shown: Silent, recorders: Sequence[Recorder] = ()) -> None:
-        """steps: most there can be of a canvas."""
+        """Remember where frames go. steps: the most steps that a canvas can have."""
         self._framer = Framer(model.tokenizer, model.config, steps)
         self._shown = shown
         self._recorders = recorders
@@ -39,9 +39,9 @@ class Watch:
 
 
 def reader_for(model: Model, prompt: Prompt, raw: bool) -> Reader:
-    """What takes the answer apart; without a chat template, or where it is gone without, all is text."""
+    """Return the reader that takes the answer apart; without a chat template, or with --raw, all is text."""
     marks = model.tokenizer.chat_template is not None and not raw
-    return Reader(model.tokenizer, marks and opens_thought(model.tokenizer, model.prompt_ids(prompt)), marks)
+    return Reader.behind(model.tokenizer, model.prompt_ids(prompt) if marks else [], marks)
 
 
 def work(
@@ -53,7 +53,7 @@ def work(
     watch: Watch,
     speaker: Speaker | None,
 ) -> Result:
-    """Generates, shows it, and says it."""
+    """Generate an answer, show it, and say it."""
     stream = model.stream(prompt, on_encode=shown.encoded, **settings)
     with shown, closing(taken_apart(stream, reader)) as events:
         for event in events:
@@ -70,7 +70,7 @@ def work(
 
 
 def as_object(model: Model, result: Result, reader: Reader, settings: dict[str, int | float]) -> dict[str, Any]:
-    """What --json asks for."""
+    """Return the object that --json prints."""
     parts = reader.answer
     told = {**asdict(result), "text": parts.text, "thinking": parts.thinking}
     told["tool_calls"] = [{"name": call.name, "arguments": call.arguments} for call in parts.calls]

@@ -1,4 +1,4 @@
-"""dg-run --batch: the lines of a file, each answered by a line of another, which a kill leaves whole."""
+"""dg-run --batch: answers each line of a file with a line of another file, which is whole after a kill."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ fields:
 
 
 def batch_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The flags of this file."""
+    """Add --batch, -o and --restart."""
     restart = "Of --batch: forget the answers that are in OUT."
     command = click.option("--restart", "restart", is_flag=True, help=restart)(command)
     out = "Where the answers of --batch go. One that is there already is gone on with."
@@ -59,7 +59,7 @@ def batch_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def run(model: Model, batch: Path, output: Path, quiet: bool, restart: bool, exact: bool, **defaults: Any) -> int:
-    """Answers what is not answered yet; an exit status."""
+    """Answer what is not answered yet; return an exit status."""
     requests = [(number, _digest(line)) for number, line in json_lines.lines(batch)]
     total = len(requests)
     with Batch(model, **defaults) as answers, LineLog(output, LINE, "dg-run --batch") as out:
@@ -102,7 +102,7 @@ def run(model: Model, batch: Path, output: Path, quiet: bool, restart: bool, exa
 
 
 def run_of(model: Model, exact: bool, **defaults: Any) -> dict[str, Any]:
-    """What makes an answer beside its request: another model, setting or version may make another."""
+    """Return what makes an answer beside its request: another model, setting or version may make another."""
     chat = {name: defaults[name] for name in FIELDS if defaults.get(name) is not None}
     options = {name: value for name, value in defaults.items() if name not in FIELDS and value is not None}
     about = {"version": dgemma.__version__, "model": identity(model.path)["sha256"][:16]}
@@ -127,8 +127,10 @@ class Kept:
 def _resume(
     out: LineLog, requests: Sequence[tuple[int, str]], run: dict[str, Any], batch: Path, output: Path, restart: bool
 ) -> Kept:
-    """What OUT holds already. Raises UsageError for one that was made by another run, or answers another file's
-    requests: one of another name, most of whose lines have no answer in it.
+    """Find what OUT holds already.
+
+    Raises UsageError for one that was made by another run, or answers another file's requests: one of another name,
+    most of whose lines have no answer in it.
     """
     there: list[tuple[int, str, bool]] = []
     other: dict[str, Any] | None = None
@@ -166,7 +168,7 @@ def _resume(
 
 
 def _difference(before: dict[str, Any], now: dict[str, Any]) -> str:
-    """In words: "seed 1, not 2"."""
+    """Return a difference in words: "seed 1, not 2"."""
     names = [name for name in (*now, *before) if before.get(name) != now.get(name) and name != "batch"]
     return ", ".join(f"{name} {before.get(name)}, not {now.get(name)}" for name in dict.fromkeys(names))
 
@@ -174,7 +176,7 @@ def _difference(before: dict[str, Any], now: dict[str, Any]) -> str:
 def _in_order(
     out: LineLog, places: Sequence[int | None], requests: Sequence[tuple[int, str]]
 ) -> Iterator[dict[str, Any]]:
-    """The lines of OUT in the order of the requests, without those that answer none."""
+    """Yield the lines of OUT in the order of the requests, without those that answer none."""
     answers = {place: value for place, value in zip(places, out.values(), strict=True) if place is not None}
     for place in sorted(answers):
         yield {**answers[place], "line": requests[place][0]}

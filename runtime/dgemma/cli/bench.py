@@ -220,7 +220,7 @@ def main(
 
 
 def synthetic(wanted: Synthetic, cache: Path | None) -> Path:
-    """The shape's file, made now if it is not there."""
+    """Return the path of the shape's file, which is made now if it is not there."""
     with progress_bar() as progress:
         return make(cache or cache_folder(), wanted, progress)
 

@@ -1,4 +1,4 @@
-"""dg-run --chat: messages and answers in turns."""
+"""dg-run --chat: messages and answers in turn."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 from dgemma.chat.answer_parser import Delta
 from dgemma.chat.conversation import Conversation, Reply, Told
+from dgemma.chat.template import no_template
 from dgemma.cli import FAILURE
 from dgemma.cli.answer import Watch
 from dgemma.cli.commands import FILES, TABLE, run
@@ -48,7 +49,7 @@ class Chat:
     # ---- turns ----
 
     def run(self, first: str | None = None) -> int:
-        """Until there is nothing more to say; an exit status."""
+        """Chat until there is nothing more to say; return an exit status."""
         failed = False
         if self.lines.interactive and not self._quiet:
             self.tell(f"{self.model.path} on {self.model.backend} · /help lists the commands, Ctrl-D leaves")
@@ -77,12 +78,12 @@ class Chat:
         return FAILURE if failed and not self.lines.interactive else 0
 
     def say(self, text: str) -> None:
-        """A message, and its answer."""
+        """Send a message, and show its answer."""
         self.conversation.say(text)
         self.answer()
 
     def answer(self, redraw: bool = False) -> None:
-        """Answers the last message; redraw: from the next seed, or after a change of settings from the same."""
+        """Answer the last message; redraw: from the next seed, or after a change of settings from the same."""
         if not redraw:
             self._redraws = 0
         elif not self._changed:
@@ -118,7 +119,7 @@ class Chat:
                 self.tell("it was a loop; /regenerate draws another, and with /max-tokens N it is let go on")
 
     def _show(self, events: Iterator[Told], shown: Silent, watch: Watch, ctrl_c: CtrlC) -> str:
-        """Returns what stopped it: "Ctrl-C", a "loop", or nothing."""
+        """Show an answer as it comes. Returns what stopped it: "Ctrl-C", a "loop", or nothing."""
         looped = False
         with Speaker(shown, end_line=True) as speaker:
             for event in events:
@@ -143,11 +144,11 @@ class Chat:
         return (int(self.used()["seed"]) + self._redraws) % 2**64
 
     def used(self) -> dict[str, int | float]:
-        """Every generation option."""
+        """Return every generation option."""
         return self.model.settings(**{"max_tokens": LONGEST, **self.settings})
 
     def change(self, settings: dict[str, Any]) -> None:
-        """Changes generation options. Raises UsageError, and TypeError, where they make no sense; then none changes."""
+        """Change generation options. Raises UsageError, and TypeError, where they make no sense; then none changes."""
         changed = {**self.settings, **settings}
         self.model.settings(**changed)
         self.settings, self._changed = changed, True
@@ -155,7 +156,7 @@ class Chat:
             self._redraws = 0
 
     def _room(self) -> int:
-        """Tokens of an answer: as asked, or as many as the model's context has room for, within reason."""
+        """Return the most tokens of an answer: as asked, or as many as the context has room for, within reason."""
         if "max_tokens" in self.settings:
             return int(self.settings["max_tokens"])
         context, canvas = int(self.model.config.context_length), int(self.model.config.canvas_length)
@@ -164,12 +165,12 @@ class Chat:
 
     def need_template(self, what: str) -> None:
         if self.model.tokenizer.chat_template is None:
-            raise UsageError(f"{what} needs a chat template, and {self.model.path} has none")
+            raise UsageError(no_template(f"{what} needs", f"{self.model.path} has none"))
 
     # ---- what is told ----
 
     def tell(self, *lines: str) -> None:
-        """On standard error, beside the answers."""
+        """Write a line on standard error, beside the answers."""
         for line in lines:
             tell(line, dim=True)
 
@@ -186,7 +187,7 @@ class Chat:
         return [f"{line} · {prompt}", *(hint.replace("--", "/") for hint in hints)]  # flags are commands here
 
     def stats(self) -> list[str]:
-        """What /stats shows."""
+        """Return the lines that /stats shows."""
         conversation, session = self.conversation, self.conversation.session
         lines = [
             f"{self.model.path} on {self.model.backend}, {count(self.model.threads, 'thread')}",
@@ -211,7 +212,7 @@ class Chat:
 
 
 def told(failure: Error | OSError) -> str:
-    """A failure in a line."""
+    """Return a failure in one line."""
     if isinstance(failure, Error):
         return one_line(str(failure))
     return one_line(f"{failure.filename or 'standard output'}: {failure.strerror or failure}")

@@ -1,4 +1,4 @@
-"""THE list of what can be said to a chat beside messages. Help and completion are made from it."""
+"""The list of the commands of a chat, such as /save. Help and completion are made from it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ PLAIN_ROLES = ("user", "assistant", "model")  # whose messages need no chat temp
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A command."""
+    """A command of a chat."""
 
     name: str  # with its slash
     argument: str  # what may follow, in capitals
@@ -48,7 +48,7 @@ def command(name: str, argument: str, text: str) -> Callable[[Do], Do]:
 
 
 def run(chat: Chat, line: str) -> bool:
-    """Does what a line beginning with a slash says. Returns whether the chat goes on."""
+    """Do what a line beginning with a slash says. Returns whether the chat goes on."""
     name, _, argument = line.partition(" ")
     entry = TABLE.get(name.strip())
     if entry is None:
@@ -197,7 +197,7 @@ def _quit(chat: Chat, _: str) -> bool:
 
 
 def path_of(command: str, name: str) -> Path:
-    """The file that a command is given. Raises UsageError for what names none."""
+    """Return the file that a command is given. Raises UsageError for what names none."""
     if not name:
         raise UsageError(f"{command} needs a file's name")
     if "\0" in name:
@@ -209,7 +209,10 @@ def path_of(command: str, name: str) -> Path:
 
 
 def saved(path: Path) -> tuple[list[dict[str, Any]], bool, dict[str, Any]]:
-    """Messages, whether to think, and settings of a file that /save wrote. Raises UsageError for another."""
+    """Read the messages, whether to think, and the settings of a file that /save wrote.
+
+    Raises UsageError for another file.
+    """
     data = read_regular(path, MOST + 1)
     try:
         kept = value(data, "it") if len(data) <= MOST else {}

@@ -1,4 +1,4 @@
-"""What a person watches while a model works: nothing, a line of progress, or the canvas. All on standard error."""
+"""What a person sees on standard error while a model works: nothing, a line of progress, or the canvas."""
 
 from __future__ import annotations
 
@@ -24,7 +24,10 @@ PACE = 0.1  # seconds between two lines
 
 
 class Silent:
-    """Shows nothing; the others show more. A context manager, which leaves the screen as it was."""
+    """A display that shows nothing, from which the others are made.
+
+    It is a context manager, which leaves the screen as it was.
+    """
 
     holds = False  # whether what is pended is to be seen
 
@@ -35,27 +38,27 @@ class Silent:
         pass
 
     def encoded(self, done: int, total: int) -> None:
-        """`done` of the prompt's `total` tokens are encoded."""
+        """Show that `done` of the prompt's `total` tokens are encoded."""
 
     def step(self, frame: Frame) -> None:
-        """A canvas was denoised once more."""
+        """Show a canvas that was denoised once more."""
 
     def pend(self, text: str, thought: bool = False) -> None:
-        """Text that stands before the canvas and is not printed yet."""
+        """Keep text that stands before the canvas and is not printed yet."""
 
     def hide(self) -> None:
-        """Clears the screen for something else to be printed there; the next step draws again."""
+        """Clear the screen for something else to be printed there; the next step draws again."""
 
 
 class Steps(Silent):
-    """A line per step, for terminals that cannot go back."""
+    """Prints a line per step, for terminals that cannot move the cursor up."""
 
     def step(self, frame: Frame) -> None:
         sys.stderr.write(frame.status + "\n")
 
 
 class Progress(Silent):
-    """What is pending, and one line, once the work takes long enough to wonder."""
+    """Shows the text that is not printed yet, and one line of progress once the work takes a while."""
 
     holds = True
 
@@ -99,7 +102,11 @@ class Progress(Silent):
         return Text.assemble(*((text, self._style(look)) for text, look in line))
 
     def _style(self, look: Look) -> str:
-        """Bright what is accepted, dim what is no text; between them by colour, where there are enough of them."""
+        """Return the style of a look.
+
+        It is bright for what is accepted, dim for what is no text, and between them by colour, where there are enough
+        of them.
+        """
         if look in ("done", "mark"):
             return "" if look == "done" else "dim"
         if look == "sure":
@@ -111,7 +118,7 @@ class Progress(Silent):
 
 
 class CanvasDisplay(Progress):
-    """The canvas in place: accepted tokens stand out, the others have the colour of their entropy."""
+    """Draws the canvas in place: accepted tokens stand out, the others have the colour of their entropy."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -146,7 +153,7 @@ def styled(line: str, style: str = "dim") -> Text:
 
 
 def display(visual: bool, quiet: bool) -> Silent:
-    """The display for standard error: nothing where it is no terminal."""
+    """Return the display for standard error: nothing where it is no terminal."""
     if not is_terminal(sys.stderr) or (quiet and not visual):
         return Silent()
     from rich.console import Console
@@ -157,7 +164,7 @@ def display(visual: bool, quiet: bool) -> Silent:
 
 
 def figures(result: Result) -> list[str]:
-    """What is told at the end: a line of figures, and a hint where the answer was cut."""
+    """Return the lines that are told at the end: figures, and a hint where the answer was cut."""
     n = [block.steps for block in result.blocks]
     steps = count(n[0], "step") if min(n) == max(n) else f"{min(n)} to {max(n)} steps"
     canvases = f"{count(len(n), 'canvas')} of {steps}"

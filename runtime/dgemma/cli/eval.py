@@ -1,4 +1,4 @@
-"""dg-eval: how good a file and a setting is."""
+"""dg-eval: measures how good a file is, and a setting."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from dgemma.ui.progress import telling
 
 
 def listed(lines: Mapping[str, str]) -> str:
-    """Names and what they are, for --help."""
+    """Return names and what they are, for --help."""
     width = max(map(len, lines))
     return "\n".join(f"  {name:{width}}  {what}" for name, what in lines.items())
 
@@ -211,8 +211,9 @@ def refuse(wrong: dict[str, bool]) -> None:
 
 
 def chosen_tasks(model: Model, given: tuple[str, ...], count: int, levels: tuple[str, ...]) -> list[Task]:
-    """The first `count` tasks of each level, or of `levels` alone, of what is given, or else of all shipped tasks that
-    suit the model.
+    """Return the first `count` tasks of each level, or of `levels` alone.
+
+    They are taken from what is given, or else from all shipped tasks that suit the model.
     """
     names = given or tuple(suitable(model))
     stems = [Path(name).stem for name in names]

@@ -1,4 +1,4 @@
-"""Files on a command line: which options read one and which write one, and that the two never meet.
+"""Files on a command line: the types of options that read or write one, and checks that they never meet.
 
 Every option that names a file has one of the types of this module. Command calls check_files() with all of them before
 the work begins, so a command need not look at its own targets.
@@ -25,9 +25,9 @@ MOST = 256 << 20  # bytes of a prompt, or of a text to fill or edit
 
 
 class InputFile(click.ParamType):  # type: ignore[type-arg, unused-ignore]  # generic in click 8.2 and later
-    """A file that a command reads; the value is the text that was given. It may be the name of something else too.
+    """The type of an option for a file that a command reads; the value is the text that was given.
 
-    folder: it may be a folder, whose files are all read.
+    It may be the name of something else too. folder: it may be a folder, whose files are all read.
     """
 
     name = "file"
@@ -40,17 +40,17 @@ class InputFile(click.ParamType):  # type: ignore[type-arg, unused-ignore]  # ge
 
 
 class InputPath(InputFile):
-    """A file that a command reads, as a Path."""
+    """The type of an option for a file that a command reads; the value is a Path."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         return Path(value)
 
 
 class OutputFile(click.ParamType):  # type: ignore[type-arg, unused-ignore]  # generic in click 8.2 and later
-    """A file that a command writes.
+    """The type of an option for a file that a command writes.
 
-    kind: what a file that is there must be to be replaced; None: whoever appends to it looks for itself. more: other
-    files that are written with it.
+    kind: what a file that is there must be to be replaced; None: a command that appends to it checks that itself. more:
+    other files that are written with it.
     """
 
     name = "file"
@@ -78,7 +78,7 @@ class OutputBeside(click.Option):
         self._beside = beside
 
     def target(self, values: dict[str, Any]) -> Path | None:
-        """The file that is written with these values of the command's parameters."""
+        """Return the file that is written with these values of the command's parameters."""
         of: str | None = values.get(self.of)
         if not values.get(self.name or "") or of is None or of.startswith(PREFIX):  # a file that is not known yet
             return None
@@ -98,14 +98,17 @@ class InPlace(click.Option):
 
 
 def standard_input() -> TextIO:
-    """sys.stdin. Raises UsageError where the process was started without one."""
+    """Return sys.stdin. Raises UsageError where the process was started without one."""
     if sys.stdin is None:
         raise UsageError("standard input is closed")
     return sys.stdin
 
 
 def read_file(name: str) -> bytes:
-    """What a file holds, or standard input for -. Raises UsageError for more than MOST bytes, as /dev/zero has."""
+    """Return what a file holds, or standard input for -.
+
+    Raises UsageError for more than MOST bytes, as /dev/zero has.
+    """
     if name == STDIN:
         data = standard_input().buffer.read(MOST + 1)
     else:
@@ -117,8 +120,9 @@ def read_file(name: str) -> bytes:
 
 
 def check_files(command: click.Command, values: dict[str, Any]) -> None:
-    """Raises where a file that the command would write is one that it reads or writes already, standard streams among
-    them, holds something of another kind, or cannot be written.
+    """Raise where the command must not, or cannot, write a file that it would write.
+
+    Such a file is one that it reads or writes already, standard streams among them, or holds something of another kind.
     """
     if values.get("dry_run"):
         return
@@ -148,7 +152,7 @@ def _outputs(command: click.Command, values: dict[str, Any]) -> Iterator[tuple[s
 
 
 def _given(command: click.Command, values: dict[str, Any], type_: type[Any]) -> Iterator[tuple[str, Any, Any]]:
-    """What parameters of this type were given: its name in messages, the file, the type."""
+    """Yield the parameters of this type that were given: their name in messages, the file, the type."""
     for param in command.params:
         if isinstance(param.type, type_):
             value = values.get(param.name or "")
@@ -159,7 +163,10 @@ def _given(command: click.Command, values: dict[str, Any], type_: type[Any]) -> 
 
 
 def open_streams() -> list[tuple[str, str]]:
-    """Standard streams that are files of a disk, `< FILE` and `> FILE`: what each is called, and a path to it."""
+    """Return the standard streams that are files of a disk, `< FILE` and `> FILE`.
+
+    Returns what each is called, and a path to it.
+    """
     found = []
     streams = (("standard input", sys.stdin), ("standard output", sys.stdout), ("standard error", sys.stderr))
     for number, (name, stream) in enumerate(streams):

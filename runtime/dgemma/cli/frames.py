@@ -1,4 +1,4 @@
-"""What there is to see of a canvas at one step, whoever draws it: a terminal, or a recording."""
+"""What there is to see of a canvas at one step, for a terminal and for recordings."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ class Framer:
         )
 
     def finished(self, ids: Sequence[int]) -> None:
-        """A canvas is committed: its ids, without an end id."""
+        """Note that a canvas is committed: its ids, without an end id."""
         cells = tuple(self._cell(token, text, 0.0, True, done=True) for token, text in self._detokenizer.texts(ids))
         self._before = (self._before + cells)[-KEPT:]
 
@@ -124,12 +124,12 @@ class Framer:
 
 
 def shown(text: str) -> str:
-    """A text without what a terminal would obey."""
+    """Return a text without what a terminal would obey."""
     return _CONTROL.sub("·", text.expandtabs(4))
 
 
 def lines(cells: Iterable[Cell], columns: int) -> list[Line]:
-    """Cells in lines of at most so many columns, broken between words where that goes."""
+    """Return cells in lines of at most so many columns, broken between words where that goes."""
     from rich.cells import cell_len
 
     out: list[Line] = [[]]
@@ -162,7 +162,7 @@ def lines(cells: Iterable[Cell], columns: int) -> list[Line]:
 
 
 def _words(cells: Iterable[Cell]) -> Iterable[Line]:
-    """Newlines, spaces and what is between them, each of which may go over several cells."""
+    """Yield newlines, spaces and what is between them, each of which may go over several cells."""
     word: Line = []
     for cell in cells:
         look = cell.look

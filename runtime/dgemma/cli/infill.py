@@ -1,4 +1,7 @@
-"""dg-run on a text of the user's: --fill, --canvas with --pin, and --edit; the flags, the work, the answer."""
+"""dg-run on a text of the user's: --fill, --canvas with --pin, and --edit.
+
+Here are the flags, the work, and the answer.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +32,7 @@ COLOURS = {"+": "green", "-": "red", "@": "cyan"}
 
 
 def whole_numbers(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[int, ...] | None:
-    """Reads "3,5,7"."""
+    """Read "3,5,7"."""
     if value is None:
         return None
     if not re.fullmatch(r"[1-9]\d{0,5}(,[1-9]\d{0,5})*", value):
@@ -67,7 +70,7 @@ def fill_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def pinned_pieces(model: Model, text: str, pin: str) -> Pieces:
-    """A text whose parts that `pin` matches stay; each of the others is a hole of its own length in tokens."""
+    """Return the pieces of a text: what `pin` matches stays; each other part is a hole of its own length in tokens."""
     try:
         pattern = re.compile(pin)
     except re.error as failure:
@@ -89,7 +92,7 @@ def pinned_pieces(model: Model, text: str, pin: str) -> Pieces:
 
 
 def fill_figures(filled: Filled) -> list[str]:
-    """What is told at the end."""
+    """Return the line of figures that is told at the end."""
     ended = "converged" if filled.converged else "not converged"
     lengths = ", ".join(map(str, filled.best.lengths[:8])) + (", ..." if len(filled.best.lengths) > 8 else "")
     holes = count(len(filled.best.lengths), "hole")
@@ -118,7 +121,7 @@ def edit_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def passage(text: str, span: str | None, match: str | None, file: str) -> tuple[int, int]:
-    """Where the passage stands."""
+    """Return where the passage begins and ends in the text."""
     if (span is None) == (match is None):
         raise click.UsageError("--edit needs --span A:B or --match TEXT, one of them")
     if match is not None:
@@ -135,7 +138,7 @@ def passage(text: str, span: str | None, match: str | None, file: str) -> tuple[
 
 
 def diff(edited: Edited, name: str, colour: bool) -> str:
-    """The change: coloured for a terminal, what that would obey being shown; or as it is."""
+    """Return the change as a diff: coloured, with what a terminal would obey made visible, or as it is."""
     told = edited.diff(name)
     if not colour:
         return told
@@ -151,7 +154,7 @@ def diff(edited: Edited, name: str, colour: bool) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """The flags of a task on a text."""
+    """What the flags ask for: a text to fill or to edit."""
 
     fill: str | None
     canvas: str | None
@@ -165,7 +168,7 @@ class Task:
 
     @classmethod
     def take(cls, settings: dict[str, Any]) -> Task | None:
-        """Takes its flags out of what the command was given, and refuses half of a task; None where there is none."""
+        """Take its flags out of what the command was given, and refuse half of a task; None where there is none."""
         task = cls(**{item.name: settings.pop(item.name) for item in fields(cls)})
         given = {name for name in ("fill", "canvas", "edit") if getattr(task, name) is not None}
         if len(given) > 1:
@@ -186,7 +189,7 @@ class Task:
         return str(self.fill or self.canvas or self.edit)
 
     def check(self, prompted: bool, stdin: bool, templated: bool) -> None:
-        """Refuses what other flags add to it: a prompt, one from standard input, a template's parts."""
+        """Refuse what other flags add to it: a prompt, one from standard input, a template's parts."""
         if self.edit is not None and prompted:
             raise click.UsageError("--edit is told what to do by --instruct, not by -p or -f")
         if self.file == "-" and (stdin or self.edit is not None):
@@ -232,18 +235,18 @@ class Done:
     replaces: str | None
 
     def output(self) -> str:
-        """The text, or the diff of an edit."""
+        """Return the text, or the diff of an edit."""
         return diff(self.edited, self.file, colour=False) if self.edited else self.filled.text
 
     def say(self) -> None:
-        """On standard output; a diff is coloured on a terminal."""
+        """Print it on standard output; a diff is coloured on a terminal."""
         if self.edited and is_terminal(sys.stdout):
             say(diff(self.edited, self.file, colour=True), safe=True)
         else:
             say(self.output())
 
     def facts(self) -> dict[str, Any]:
-        """For --json."""
+        """Return the object that --json prints."""
         best = self.filled.best
         told: dict[str, Any] = {"text": self.filled.text, "holes": best.holes, "lengths": best.lengths}
         if self.edited:
@@ -259,7 +262,7 @@ class Done:
         return fill_figures(self.filled)
 
     def write(self) -> None:
-        """Writes the edited text to its file, unless that was changed meanwhile."""
+        """Write the edited text to its file, unless that was changed meanwhile."""
         if self.edited is not None and self.replaces is not None:
             if read_regular(self.file) != self.replaces.encode():
                 raise Error(f"{self.file}: this file was changed meanwhile, and is left as it is")

@@ -1,4 +1,4 @@
-"""dg-info: what a GGUF file holds, as a page or as JSON."""
+"""dg-info: shows what a GGUF file holds, as a page or as JSON."""
 
 from __future__ import annotations
 
@@ -163,7 +163,7 @@ def tokenizer_rows(told: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def tokenizer_notes(found: dict[str, Any]) -> list[str]:
-    """Where the runtime takes tokens otherwise than the file says."""
+    """Return where the runtime takes tokens otherwise than the file says."""
     told, key = found["tokenizer"], keys()["add_bos"].key
     notes = []
     if marks := list(told["marks"]):
@@ -189,7 +189,7 @@ def bos_notes(found: dict[str, Any]) -> list[str]:
 
 
 def end_notes(found: dict[str, Any]) -> list[str]:
-    """Where the file's list of the ids that an answer ends at lacks a mark."""
+    """Return where the file's list of the ids that an answer ends at lacks a mark."""
     key, turn = keys()["end_token_ids"].key, found["tokenizer"]["turn_end"]
     listed = found["metadata"].get(key, {}).get("value")
     if not listed or found["config"] is None:
@@ -215,7 +215,7 @@ def value_text(told: dict[str, Any]) -> str:
 
 
 def human(count: int) -> str:
-    """25.2 B"""
+    """Return a count in words for people, as "25.2 B"."""
     for scale, letter in ((1e9, " B"), (1e6, " M"), (1e3, " K")):
         if count >= scale:
             return f"{count / scale:.1f}{letter}"
@@ -231,7 +231,7 @@ def dims(sizes: Iterable[int]) -> str:
 
 
 def section(console: Console, title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """A heading and a table; a column whose name begins with > is of numbers."""
+    """Print a heading and a table; a column whose name begins with > is of numbers."""
     from rich.table import Table
     from rich.text import Text
 
@@ -253,7 +253,10 @@ def line(console: Console, text: str, style: str) -> None:
 
 
 def printable(text: str) -> str:
-    """In one line, and with what a terminal would obey shown, wherever the page goes: --json has it exactly."""
+    """Return a text in one line, with what a terminal would obey made visible.
+
+    It is so wherever the page goes: --json has it exactly.
+    """
     return shown(text.replace("\t", "    ")).replace("\n", "^J")
 
 

@@ -1,4 +1,4 @@
-"""What a GGUF file holds, as a tree of plain values: dg-info's --json, and what its page is made of."""
+"""Reads what a GGUF file holds into plain values, for dg-info's JSON and its page."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ BOS, TURN_END = "<bos>", "<turn|>"  # Gemma's
 
 
 def facts(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Raises an Error for what is no GGUF file; a GGUF file of another kind is told as far as it goes."""
+    """Return what a GGUF file says of its model, whether dgemma runs it or not."""
     with File(path) as file:
         model, refusal = _config(file), _refusal(path)
         found = {
@@ -60,7 +60,10 @@ def facts(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def _config(file: File) -> dict[str, Any] | None:
-    """None where the file is not of a model that dgemma knows. The types of its tensors do not matter."""
+    """Return the config; None where the file is not of a model that dgemma knows.
+
+    The types of its tensors do not matter.
+    """
     try:
         return dict(file.config())
     except FormatError:
@@ -68,7 +71,7 @@ def _config(file: File) -> dict[str, Any] | None:
 
 
 def _refusal(path: str | os.PathLike[str]) -> str | None:
-    """Why the runtime does not take the file, if it does not."""
+    """Return why the runtime does not take the file, if it does not."""
     try:
         with Model(path, backend="cpu", threads=1):
             return None
@@ -92,7 +95,10 @@ def part_of(name: str) -> str:
 
 
 def _parameters(tensors: Iterable[Tensor], config: dict[str, Any] | None) -> dict[str, Any]:
-    """Parameters and bytes by part, and what one token meets of them: of the experts those that it is sent to."""
+    """Return parameters and bytes by part, and what one token meets of them.
+
+    Of the experts these are those that the token is sent to.
+    """
     counts: Counter[str] = Counter()
     sizes: Counter[str] = Counter()
     for tensor in tensors:
@@ -109,7 +115,7 @@ def _parameters(tensors: Iterable[Tensor], config: dict[str, Any] | None) -> dic
 
 
 def _formats(tensors: Iterable[Tensor]) -> dict[str, dict[str, int]]:
-    """By format, the most bytes first."""
+    """Return parameters and bytes by format, the most bytes first."""
     found: dict[str, dict[str, int]] = {}
     for tensor in tensors:
         told = found.setdefault(tensor.format.name, {"tensors": 0, "parameters": 0, "bytes": 0})
@@ -120,13 +126,13 @@ def _formats(tensors: Iterable[Tensor]) -> dict[str, dict[str, int]]:
 
 
 def _find(tokenizer: Tokenizer, mark: str) -> int | None:
-    """The id of a mark, if it is a token."""
+    """Return the id of a mark, if it is a token."""
     ids = tokenizer.encode(mark)
     return ids[0] if len(ids) == 1 and tokenizer.decode(ids, special=True) == mark else None
 
 
 def _tokenizer(path: str | os.PathLike[str], file: File) -> dict[str, Any] | None:
-    """None where the file has no vocabulary that the runtime reads."""
+    """Return what the vocabulary says; None where the file has none that the runtime reads."""
     try:
         tokenizer = Tokenizer.from_gguf(path)
     except FormatError:

@@ -1,4 +1,4 @@
-"""The last lines of a terminal: drawn, drawn again over themselves, and cleared."""
+"""The last lines of a terminal, which are drawn over themselves and cleared."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ HIDE, SHOW = "\x1b[?25l", "\x1b[?25h"  # the cursor
 
 
 class Region:
-    """On standard error. The terminal may change its size in between."""
+    """Lines at the end of standard error. The terminal may change its size in between."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
         self._widths: list[int] = []  # of the lines that stand there
 
     def draw(self, lines: Sequence[Text]) -> None:
-        """Replaces what stands there. At most as many lines as the terminal has, each cut to its width."""
+        """Replace what stands there. At most as many lines as the terminal has, each cut to its width."""
         console, erase = self.console, self._erasure() or HIDE
         with console.capture() as captured:
             for i, line in enumerate(lines):
@@ -30,13 +30,16 @@ class Region:
         self._write(erase + captured.get())
 
     def clear(self) -> None:
-        """Leaves the cursor where the first line began."""
+        """Clear it, and leave the cursor where the first line began."""
         erase, self._widths = self._erasure(), []
         if erase:
             self._write(erase + SHOW)
 
     def _erasure(self) -> str:
-        """Lines that a narrower terminal has wrapped since take several rows."""
+        """Return what clears the lines that stand there.
+
+        Lines that a narrower terminal has wrapped since take several rows.
+        """
         if not self._widths:
             return ""
         width = max(self.console.width, 1)

@@ -1,4 +1,7 @@
-"""An answer as it becomes final: the text to standard output, the thought dimmed on the screen and folded when done."""
+"""Prints an answer as it becomes final.
+
+The text goes to standard output; a thought is dimmed on the screen and folded when it is over.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +44,7 @@ class Speaker:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, at: TracebackType | None) -> None:
-        """The answer is over: nothing is held back."""
+        """End the answer: nothing is held back."""
         self._fold()
         held, late, self._held, self._late = self._held, self._late, "", None
         if late is not None:
@@ -75,19 +78,20 @@ class Speaker:
 
 
 def say(text: str, safe: bool = False) -> None:
-    """As `write`; on a terminal the last line is ended."""
+    """Write a text as write() does; on a terminal the last line is ended."""
     write(text + "\n" if is_terminal(sys.stdout) and not text.endswith("\n") else text, safe)
 
 
 def say_json(value: Any, indent: int | None = None) -> None:
-    """Writes a value to standard output as a line of JSON, or as several."""
+    """Write a value to standard output as a line of JSON, or as several."""
     text = as_bytes(value, indent).decode()
     write(shown_json(text) if is_terminal(sys.stdout) else text, safe=True)
 
 
 def write(text: str, safe: bool = False) -> None:
-    """Writes to standard output: exactly, but that what a terminal would obey is shown on one. safe: it holds our own
-    styles and nothing else to show.
+    """Write to standard output: exactly, but that what a terminal would obey is shown on one.
+
+    safe: it holds our own styles and nothing else to show.
     """
     sys.stdout.flush()
     if is_terminal(sys.stdout):

@@ -11,7 +11,7 @@ LEVELS = len(BOUNDS) + 1
 
 
 def level(entropy: float) -> int:
-    """0 (certain) to LEVELS - 1."""
+    """Return 0 (certain) to LEVELS - 1."""
     return bisect_right(BOUNDS, entropy)
 
 
@@ -26,7 +26,7 @@ class Palette:
     levels: tuple[str, ...]
 
     def colour(self, look: str) -> str:
-        """Of a frame's Look."""
+        """Return the colour of a frame's Look."""
         return self.levels[int(look[1:])] if look.startswith("u") else str(getattr(self, look))
 
 
@@ -40,6 +40,6 @@ LIGHT = Palette(
 
 
 def of_terminal() -> Palette:
-    """The palette for the terminal's background, as far as it tells (COLORFGBG); dark if it does not."""
+    """Return the palette for the terminal's background, as far as it tells (COLORFGBG); dark if it does not."""
     ground = os.environ.get("COLORFGBG", "").rpartition(";")[2]
     return LIGHT if ground in ("7", "15") else DARK

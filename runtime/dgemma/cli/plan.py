@@ -35,7 +35,7 @@ measured, and how fast it computes the model's first layer and head:
 
 
 def plan_options(command: Any) -> Any:
-    """--plan, and the flags that only it takes."""
+    """Add --plan, and the flags that only it takes."""
     for option in (
         click.option(
             "--context", type=click.IntRange(1, 2**31 - 1), metavar="N", help="Of --plan: tokens to keep in mind."
@@ -54,14 +54,14 @@ def plan_options(command: Any) -> Any:
 
 
 def make_plan(path: Path, ram: int | None, vram: int | None, machine: str | None, context: int | None) -> Plan:
-    """Reads the file's header alone."""
+    """Make a plan from the file's header alone."""
     where: Machine = this_machine(path) if machine is None else find_machine(machine)
     with Model(os.fspath(path), backend="cpu", threads=1) as model:
         return plan(model, where, ram, vram, context)
 
 
 def refuse_alone(as_plan: bool, **flags: object) -> None:
-    """What only --plan takes is wrong without it."""
+    """Refuse the options of --plan where --plan is not given."""
     for flag, given in flags.items():
         if given is not None and not as_plan:
             raise click.UsageError(f"--{flag} needs --plan")
@@ -144,5 +144,5 @@ def amount(queue: str, value: float) -> str:
 
 
 def figure(value: float) -> str:
-    """Three digits, or all before the point."""
+    """Return a number with three digits, or all before the point."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"

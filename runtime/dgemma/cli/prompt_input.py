@@ -45,14 +45,16 @@ class CtrlC:
 
 
 class Lines(Protocol):
+    """Where the messages of a chat come from."""
+
     interactive: bool  # someone types, and can be asked again
 
     def read(self, default: str = "") -> str:
-        """The next message, which may have several lines. Raises EOFError after the last."""
+        """Return the next message, which may have several lines. Raises EOFError after the last."""
 
 
 class Piped:
-    """Lines of standard input; one that ends with a backslash goes on with the next."""
+    """Reads lines of standard input; one that ends with a backslash goes on with the next."""
 
     interactive = False
 
@@ -69,13 +71,16 @@ class Piped:
 
 
 class Typed:
-    """A line that can be edited, by prompt_toolkit: Enter sends it; Alt-Enter, or a backslash before Enter, begins
-    another; arrows go through what was said before; Tab completes commands and the files they take."""
+    """Reads lines that can be edited, by prompt_toolkit.
+
+    Enter sends a line; Alt-Enter, or a backslash before Enter, begins another; arrows go through what was said before;
+    Tab completes commands and the files they take.
+    """
 
     interactive = True
 
     def __init__(self, commands: Sequence[tuple[str, bool]]) -> None:
-        """commands: each with whether it takes a file."""
+        """Take the commands, each with whether it takes a file."""
         from prompt_toolkit import PromptSession
         from prompt_toolkit.history import InMemoryHistory
         from prompt_toolkit.key_binding import KeyBindings
@@ -149,7 +154,7 @@ def _completer(commands: Sequence[tuple[str, bool]]) -> Any:
 
 @contextmanager
 def unechoed() -> Iterator[None]:
-    """What is typed meanwhile is not shown: it is kept for the next line. Ctrl-C works as ever."""
+    """Hide what is typed meanwhile, and keep it for the next line. Ctrl-C works as ever."""
     try:
         import termios
     except ImportError:  # another kind of system
@@ -170,7 +175,7 @@ def unechoed() -> Iterator[None]:
 
 
 def lines(commands: Sequence[tuple[str, bool]]) -> Lines:
-    """What fits standard input."""
+    """Return the reader of messages that fits standard input."""
     if standard_input().isatty() and (is_terminal(sys.stderr) or is_terminal(sys.stdout)):
         return Typed(commands)
     return Piped()

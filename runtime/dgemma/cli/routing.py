@@ -1,4 +1,4 @@
-"""dg-info --routing: which experts a model's tokens met, as its counts beside it have them."""
+"""dg-info --routing: shows which experts a model's tokens were sent to, as the file of its counts says."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ NAMED = 4  # experts that the page names
 
 
 def routing_facts(model: Path) -> dict[str, Any]:
-    """The counts and what they say, for JSON."""
+    """Return the counts and what they say, for JSON."""
     path = routing_path(model)
     try:
         counts = load_routing(path)
@@ -37,7 +37,7 @@ def routing_facts(model: Path) -> dict[str, Any]:
 
 
 def routing_rows(found: dict[str, Any]) -> list[tuple[str, ...]]:
-    """A row per layer: tokens, the share of the hottest experts and who they are, how many never worked."""
+    """Return a row per layer: tokens, the share of the hottest experts and who they are, how many never worked."""
     rows: list[tuple[str, ...]] = []
     for i, layer in enumerate(found["layers"]):
         hot = " ".join(map(str, layer["hottest"][:NAMED])) + (" ..." if len(layer["hottest"]) > NAMED else "")

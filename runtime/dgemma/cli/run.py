@@ -1,4 +1,4 @@
-"""dg-run: one prompt and one answer, or a chat."""
+"""dg-run: answers one prompt, or begins a chat."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from dgemma.chat.template import no_template
 from dgemma.cli import WRONG_USAGE, Command, batch, version_option
 from dgemma.cli.answer import Watch, as_object, reader_for, work
 from dgemma.cli.display import display, figures
@@ -67,7 +68,7 @@ With a model of yours: dg-run model.gguf -p 'Why is the sky blue?'     All about
 
 
 def number(option: Option) -> Callable[[click.Context, click.Parameter, str | None], int | float | None]:
-    """What reads the value of a generation option and checks its range."""
+    """Return what reads the value of a generation option and checks its range."""
 
     def read(ctx: click.Context, param: click.Parameter, value: str | None) -> int | float | None:
         try:
@@ -82,7 +83,7 @@ def number(option: Option) -> Callable[[click.Context, click.Parameter, str | No
 
 
 def one_effort(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
-    """What --effort or --reference chose; the one that is given is read first."""
+    """Return what --effort or --reference chose; the one that is given is read first."""
     if value is not None and ctx.meta.setdefault("dgemma.effort", value) != value:
         raise click.UsageError("--effort and --reference both choose the settings; give one")
     chosen: str | None = ctx.meta.get("dgemma.effort")
@@ -90,7 +91,7 @@ def one_effort(ctx: click.Context, param: click.Parameter, value: str | None) ->
 
 
 def generation_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """A flag per line of options.def, and --effort and --reference of efforts.def."""
+    """Add a flag per line of options.def, and --effort and --reference of efforts.def."""
     levels = {name: effort for name, effort in efforts().items() if name != REFERENCE}
     told = {name: f" ({effort})" if effort.settings else "" for name, effort in levels.items()}
     texts = "; ".join(f"{name}: {effort.help}{told[name]}" for name, effort in levels.items())
@@ -113,7 +114,7 @@ def generation_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def memory(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
-    """Reads a size of memory."""
+    """Read a size of memory."""
     return None if value is None else size(value, param.opts[0])
 
 
@@ -268,7 +269,7 @@ def main(
 
 @contextmanager
 def saving_routing(model: Model, wanted: bool) -> Iterator[None]:
-    """Adds what the block's tokens met to the counts beside the model, which are looked at before it."""
+    """Add what the block's tokens met to the counts beside the model, which are looked at before it."""
     if wanted:
         check_target(routing_path(model.path), ROUTING)
     yield
@@ -277,7 +278,7 @@ def saving_routing(model: Model, wanted: bool) -> Iterator[None]:
 
 
 def read_prompt(text: str | None, file: str | None) -> str:
-    """The prompt's text; bytes that are not UTF-8 become U+FFFD."""
+    """Return the prompt's text; bytes that are not UTF-8 become U+FFFD."""
     if text is not None and file is not None:
         raise click.UsageError("-p and -f both give a prompt; give one")
     data = os.fsencode(text) if text is not None else read_file(file or STDIN)
@@ -288,7 +289,7 @@ def read_prompt(text: str | None, file: str | None) -> str:
 
 
 def to_prompt(model: Model, message: str, system: str | None, think: bool, raw: bool) -> Prompt:
-    """The text as it is, or the ids of a chat."""
+    """Return the text as it is, or the ids of a chat."""
     refuse_without_template(model, system, think)
     if raw or model.tokenizer.chat_template is None:
         return message
@@ -302,7 +303,7 @@ def refuse_without_template(model: Model, system: str | None, think: bool) -> No
     if model.tokenizer.chat_template is None:
         for flag, given in (("--system", system is not None), ("--think", think)):
             if given:
-                raise click.UsageError(f"{flag} needs a chat template, and {model.path} has none")
+                raise click.UsageError(no_template(f"{flag} needs", f"{model.path} has none"))
 
 
 def refuse_beside(what: str, task: Task | None, **flags: bool) -> None:

@@ -1,4 +1,4 @@
-"""How a model is run: the options of every command that runs one, and what a budget of memory made it read."""
+"""Options of every command that runs a model, and what a memory budget made the model read."""
 
 from __future__ import annotations
 
@@ -45,14 +45,14 @@ _OPTIONS = (
 
 
 def running_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """--backend, --threads, --vram and --exact."""
+    """Add --backend, --threads, --vram and --exact."""
     for option in reversed(_OPTIONS):
         command = option(command)
     return command
 
 
 def ram_option(command: Callable[..., Any]) -> Callable[..., Any]:
-    """--ram of the commands that run a model."""
+    """Add --ram, of the commands that run a model."""
     text = (
         "Hold at most this much memory (as 8G), experts that do not fit being read again at every step. Same tokens."
         " Default: the file is mapped, and the system keeps what it can."
@@ -61,13 +61,13 @@ def ram_option(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def traffic_facts(model: Model) -> dict[str, Any]:
-    """For JSON: a budget, and what was moved under it; nothing without one."""
+    """Return a budget, and what was moved under it, for JSON; nothing without one."""
     traffic = model.traffic
     return {} if traffic is None else {"ram": model.ram, "traffic": asdict(traffic)}
 
 
 def traffic_line(model: Model) -> str | None:
-    """What a model under a budget has read, for people."""
+    """Return what a model under a budget has read, for people."""
     traffic = model.traffic
     if traffic is None or model.ram is None:
         return None

@@ -34,7 +34,7 @@ def indented(text: str) -> str:
 
 
 def own_fields() -> str:
-    """Our own fields of requests, a line each."""
+    """Return our own fields of requests, a line each."""
     fields = {**Diffusion.model_fields, **EditDiffusion.model_fields}
     return "\n".join(f"{name:<18}{field.description}" for name, field in fields.items())
 

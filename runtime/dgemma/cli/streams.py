@@ -1,4 +1,4 @@
-"""Standard streams that the process was started without, as `>&-` does: Python has None for them.
+"""Stands in for standard streams that the process was started without, as after `>&-`: Python has None there.
 
 What is printed to None is lost without a word. Here it fails as on a full disk.
 """
@@ -23,8 +23,10 @@ class _Closed(io.RawIOBase):
 
 
 def tell_closed() -> None:
-    """Lets a closed standard output fail when it is written to. The numbers of closed streams are taken, so that no
-    file gets one of them: what a library writes to number 2 would be in it.
+    """Let a closed standard output fail when it is written to.
+
+    The numbers of closed streams are taken, so that no file gets one of them: what a library writes to number 2 would
+    be in it.
     """
     if None in (sys.stdin, sys.stdout, sys.stderr):
         while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
@@ -35,7 +37,7 @@ def tell_closed() -> None:
 
 
 def show_any_text() -> None:
-    """Makes text that a stream's encoding lacks, such as a file name that is no Unicode text, print as escapes."""
+    """Make text that a stream's encoding lacks, such as a file name that is no Unicode text, print as escapes."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")

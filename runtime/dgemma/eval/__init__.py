@@ -1,1 +1,1 @@
-"""What dg-eval measures: how near a file comes to another, how often it does a task right, and what settings cost."""
+"""dg-eval: measures how near a file comes to another, how often it does a task right, and what settings cost."""

@@ -1,4 +1,7 @@
-"""What is done for speed, each on against off at the same tasks and seeds: what it costs, and what it gains."""
+"""Measures each approximation that makes a model faster: what it costs, and what it gains.
+
+It is on against off at the same tasks and seeds.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +30,7 @@ HOLES = ("pins_conditioned",)  # options that do nothing where there is none
 
 @dataclass(frozen=True, slots=True)
 class Approximation:
-    """Two ways to run a model: Model's arguments, and generation options."""
+    """Two ways to run a model, with an approximation and without: Model's arguments, and generation options."""
 
     name: str
     what: str
@@ -40,7 +43,7 @@ class Approximation:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """What came of one."""
+    """What one approximation costs and gains."""
 
     name: str
     what: str
@@ -88,7 +91,10 @@ APPROXIMATIONS = [
 
 
 def optional(tasks: Sequence[Task]) -> list[Approximation]:
-    """The options of options.def that the published sampler does not have, at the value that an effort gives them."""
+    """Return the options of options.def that the published sampler does not have.
+
+    Each has the value that an effort gives it.
+    """
     names, holes = list(options()), any(task.fill for task in tasks)
     out = []
     for name in names[names.index("seed") + 1 :]:
@@ -112,7 +118,7 @@ def comparisons(
     model: dict[str, Any],
     say: Say = lambda line: None,
 ) -> list[Comparison]:
-    """Each of APPROXIMATIONS and of optional() on one file. model: Model's arguments that all have.
+    """Measure each of APPROXIMATIONS and of optional() on one file. model: Model's arguments that all have.
 
     All ways to run it take turns at each task, so that no drift of the machine is taken for a gain.
     """
@@ -138,7 +144,7 @@ def comparisons(
 
 
 def way(arguments: dict[str, Any], options: dict[str, Any]) -> str:
-    """What a way to run a model is called among others."""
+    """Return the name of a way to run a model among others."""
     return ", ".join(f"{name}={value}" for name, value in (arguments | options).items())
 
 
@@ -150,8 +156,10 @@ def judged(each: Approximation, off: Sequence[Attempt], on: Sequence[Attempt], a
 
 
 def faster(off: Sequence[Attempt], on: Sequence[Attempt]) -> tuple[float, float, float]:
-    """How many times as fast one way is, and the ends of a 95 % interval: percentiles over tasks drawn again, in pairs
-    (Efron and Tibshirani 1993, An Introduction to the Bootstrap, chapter 13).
+    """Return how many times as fast one way is, and the ends of a 95 % interval.
+
+    The ends are percentiles over tasks drawn again, in pairs (Efron and Tibshirani 1993, An Introduction to the
+    Bootstrap, chapter 13).
     """
     n = len(off)
     draws = np.vstack([np.arange(n), np.random.default_rng(0).integers(0, n, (DRAWS, n))])
@@ -161,8 +169,10 @@ def faster(off: Sequence[Attempt], on: Sequence[Attempt]) -> tuple[float, float,
 
 
 def work(tried: Sequence[Attempt], draws: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
-    """Seconds that the steps of answers take where nothing else slows them down, for each row of answers by their
-    places: all steps, times the median of the seconds of one. A busy machine's outliers do not count, as in a sum.
+    """Return the seconds that the steps of answers take where nothing else slows them down.
+
+    draws: rows of answers by their places; there is a figure for each row: all steps, times the median of the seconds
+    of one. A busy machine's outliers do not count, as they would in a sum.
     """
     steps = np.array([each.steps for each in tried], np.float64)
     each_step = np.array([each.seconds for each in tried]) / steps

@@ -1,4 +1,4 @@
-"""What a base model said: canvases along its own denoising trajectories, its distributions there, its answers.
+"""Keeps what a base model said: canvases of its own denoising, its distributions there, its answers.
 
 A pass over the base leaves a Base; a file is compared with that, so that the two are never in memory together. A Base
 can be saved and used again. Its trajectories lie in a temporary file: one at a time is in memory.
@@ -53,8 +53,9 @@ class Answer:
 
 @dataclass(slots=True)
 class Trajectory:
-    """A prompt, the canvases that the base's sampler led its decoder through (S steps of n positions), and what the
-    base said of each.
+    """A prompt, the canvases that the base's sampler led its decoder through, and what the base said of each.
+
+    There are S steps of n positions.
     """
 
     prompt: Ids
@@ -72,7 +73,10 @@ class Trajectory:
 
 
 class Kept(Sequence[Trajectory]):
-    """Trajectories in a temporary file, read where they are asked for: of a real model all of them may take a GiB."""
+    """A sequence of trajectories in a temporary file, read when they are asked for.
+
+    Of a real model all of them may take a GiB.
+    """
 
     def __init__(self, those: Iterable[Trajectory] = ()) -> None:
         self._file = tempfile.TemporaryFile()  # noqa: SIM115
@@ -98,11 +102,13 @@ class Kept(Sequence[Trajectory]):
 
 @dataclass(slots=True)
 class Base:
+    """What a pass over a base model left."""
+
     about: dict[str, Any]  # identity, prompt set, settings: what the JSON tells of it
     trajectories: Sequence[Trajectory] = field(default_factory=list, repr=False)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes an .npz, whole or not at all."""
+        """Write an .npz, whole or not at all."""
         arrays: dict[str, Any] = {"about": np.array(json.dumps({"schema": SCHEMA, **self.about}))}
         for i, t in enumerate(self.trajectories):
             answer = {name: getattr(t.answer, name) for name in ("steps", "converged", "tokens", "seconds")}
@@ -115,7 +121,7 @@ class Base:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Base:
-        """Reads what save() wrote. Raises FormatError for anything else."""
+        """Read what save() wrote. Raises FormatError for anything else."""
         try:
             with open(path, "rb", opener=opener) as opened, np.load(opened, allow_pickle=False) as file:
                 about = json.loads(str(file["about"]))
@@ -130,7 +136,7 @@ class Base:
 
 
 def is_base(path: Path) -> bool:
-    """Whether save() made the file, in whatever version."""
+    """Return whether save() made the file, in whatever version."""
     try:
         with np.load(path, allow_pickle=False) as file:
             return "schema" in json.loads(str(file["about"]))
@@ -151,7 +157,7 @@ def _trajectory(file: Any, i: int) -> Trajectory:
 
 
 def opened(path: str | os.PathLike[str], arguments: Mapping[str, Any] | None, layers: bool) -> Model:
-    """A model to look into: what a budget allows it is less by what the looking takes."""
+    """Open a model to look into: its budget is less by what the looking takes."""
     given = dict(arguments or {})
     if given.get("ram") is None:
         return Model(path, **given)
@@ -164,8 +170,10 @@ def opened(path: str | os.PathLike[str], arguments: Mapping[str, Any] | None, la
 
 
 def looking(path: str | os.PathLike[str], layers: bool) -> int:
-    """About how many bytes it takes to look at a model's steps: three sets of logits (a step's, the last, and what
-    conditions it), what is computed of a part of them, what is kept of one trajectory, and hidden states.
+    """Return about how many bytes it takes to look at a model's steps.
+
+    These are three sets of logits (a step's, the last, and what conditions it), what is computed of a part of them,
+    what is kept of one trajectory, and hidden states.
     """
     with Model(path) as model:
         c = model.config
@@ -183,7 +191,7 @@ def record(
     options: Mapping[str, Any] | None = None,
     say: Say = lambda line: None,
 ) -> Iterator[Trajectory]:
-    """The base's pass over prompts of ids: prompt i with seed + i and the base's sampler, one canvas each."""
+    """Yield the base's pass over prompts of ids: prompt i with seed + i and the base's sampler, one canvas each."""
     for i, prompt in enumerate(prompts):
         say(f"base: prompt {i + 1} of {len(prompts)}, generating")
         with model.session(len(prompt)) as session:
@@ -214,7 +222,10 @@ def record(
 def follow(
     session: Session, seed: int, options: Mapping[str, Any]
 ) -> tuple[list[Ids], list[float], list[float], Answer]:
-    """Generates a canvas: what the decoder saw at each step, the steps' temperatures and noise, the answer."""
+    """Generate a canvas.
+
+    Returns what the decoder saw at each step, the steps' temperatures and noise, and the answer.
+    """
     n = int(session.model.config.canvas_length)
     canvases, temperatures, noise = [first_canvas(session.model, seed)], [], [1.0]
     last: Step | None = None
@@ -234,7 +245,7 @@ def follow(
 
 
 def first_canvas(model: Model, seed: int) -> Ids:
-    """The random ids that a generation with this seed starts from."""
+    """Return the random ids that a generation with this seed starts from."""
     n, n_vocab = int(model.config.canvas_length), int(model.config.n_vocab)
     u, ids = ffi.new("double[]", n), ffi.new("int32_t[]", n)
     lib.dg_draw(seed, 0, 0, n, n_vocab, u, ids)
@@ -244,7 +255,7 @@ def first_canvas(model: Model, seed: int) -> Ids:
 def replay(
     session: Session, canvases: Sequence[Ids], before: Callable[[int], Logits], looked: set[int], hidden: list[Logits]
 ) -> Iterator[tuple[int, Logits]]:
-    """A model's logits of canvases that it is shown: (step, [n, n_vocab]).
+    """Yield a model's logits of canvases that it is shown: (step, [n, n_vocab]).
 
     before(step): the condition that the base's words of a step are to the next one. Of the steps in `looked` the hidden
     states of POSITIONS positions are put into `hidden`.

@@ -1,4 +1,4 @@
-"""What an answer is held to. THE list of checks: CHECKS.
+"""Checks of answers. All kinds of them are in CHECKS.
 
 A check is an object with a `kind` and the fields that its function takes:
 
@@ -89,7 +89,7 @@ def markdown_balanced(answer: str) -> bool:
 
 
 def tables_whole(lines: list[str]) -> bool:
-    """Whether every table has its rule under the head, and all rows as many cells as that."""
+    """Return whether every table has its rule under the head, and all rows as many cells as that."""
     for at, line in enumerate(lines):
         if line.lstrip().startswith("|") and (at == 0 or not lines[at - 1].lstrip().startswith("|")):
             rows = []
@@ -106,7 +106,7 @@ def tables_whole(lines: list[str]) -> bool:
 
 
 def marks_closed(text: str) -> bool:
-    """Whether code spans, bold marks and brackets are closed; what is escaped or in code does not count."""
+    """Return whether code spans, bold marks and brackets are closed; what is escaped or in code does not count."""
     text = re.sub(r"\\.", "", text)
     text = re.sub(r"(?<!`)(`+)(?!`)(.+?)(?<!`)\1(?!`)", "", text, flags=re.DOTALL)
     if "`" in text or len(re.findall(r"\*\*", text)) % 2:
@@ -128,7 +128,7 @@ def call(answer: str, name: str, arguments: Any = _nothing) -> bool:
 
 
 def same(one: Any, other: Any) -> bool:
-    """Whether two values are the same in JSON: numbers by their value; yes and no are no numbers."""
+    """Return whether two values are the same in JSON: numbers by their value; yes and no are no numbers."""
     if isinstance(one, dict) and isinstance(other, dict):
         return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
     if isinstance(one, list) and isinstance(other, list):
@@ -137,7 +137,7 @@ def same(one: Any, other: Any) -> bool:
 
 
 def unfenced(text: str) -> str:
-    """What is in a code fence, if it is all there is."""
+    """Return what is in a code fence, if it is all there is."""
     found = FENCED.fullmatch(text)
     return found[2] if found else text
 
@@ -154,7 +154,7 @@ CHECKS: dict[str, Callable[..., bool]] = {
 
 
 def refuse(check: Any) -> None:
-    """Raises UsageError for what is no check."""
+    """Raise UsageError for what is no check."""
     for each in check if isinstance(check, list) else [check]:
         if not isinstance(each, Mapping) or each.get("kind") not in CHECKS:
             raise UsageError(f"a check needs a kind, one of {', '.join(CHECKS)}")
@@ -168,7 +168,7 @@ def refuse(check: Any) -> None:
 
 
 def holds(answer: str, check: Check) -> bool:
-    """Whether an answer passes."""
+    """Return whether an answer passes."""
     if isinstance(check, Mapping):
         fields = {name: value for name, value in check.items() if name != "kind"}
         return CHECKS[check["kind"]](answer, **fields)

@@ -1,4 +1,4 @@
-"""Distributions over the vocabulary, one per canvas position, kept in bounded memory, and how far two are apart.
+"""Distributions over the vocabulary, one per canvas position, in bounded memory, and how far two are apart.
 
 All arithmetic is float64 on the model's float32 logits. A distribution is softmax(logits / temperature), what the
 sampler draws from. Of a small vocabulary all logits are kept and everything is exact. Of a large one each row keeps its
@@ -24,7 +24,7 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(slots=True)
 class State:
-    """What n distributions state of themselves."""
+    """Figures of n distributions over the whole vocabulary."""
 
     log_total: Floats  # [n] log of the sum of exp(logit / temperature)
     entropy: Floats  # [n] nats
@@ -34,7 +34,7 @@ class State:
 
 @dataclass(slots=True)
 class Rows:
-    """n distributions."""
+    """The likely ids of n distributions, and their logits."""
 
     state: State
     temperature: Floats  # [n]
@@ -49,14 +49,14 @@ class Rows:
         return slice(int(self.ends[i - 1]) if i else 0, int(self.ends[i]))
 
     def log_p(self, i: int) -> Floats:
-        """Of the kept ids of row i."""
+        """Return the log probabilities of the kept ids of row i."""
         z: Floats = self.logits[self.row(i)].astype(np.float64) / self.temperature[i]
         return z - float(self.state.log_total[i])
 
 
 @dataclass(slots=True)
 class Scaled:
-    """Some rows' logits / temperature, and what follows from them."""
+    """Logits / temperature of some rows, and what follows from them."""
 
     z: Floats  # [n][n_vocab]
     log_total: Floats  # [n]
@@ -74,7 +74,7 @@ def scaled(logits: npt.NDArray[np.float32], temperature: float) -> Scaled:
 
 
 def state(logits: npt.NDArray[np.float32], temperature: float) -> State:
-    """Of float32 logits[n][n_vocab]."""
+    """Return the State of float32 logits[n][n_vocab]."""
     n, n_vocab = logits.shape
     out = State(np.empty(n), np.empty(n), np.empty(n), logits.argmax(axis=1).astype(np.int32))
     for part in chunks(n, n_vocab):
@@ -87,7 +87,7 @@ def state(logits: npt.NDArray[np.float32], temperature: float) -> State:
 
 
 def keep(logits: npt.NDArray[np.float32], temperature: float) -> Rows:
-    """The rows of float32 logits[n][n_vocab]."""
+    """Return the rows of float32 logits[n][n_vocab]."""
     n, n_vocab = logits.shape
     its, ends = state(logits, temperature), np.empty(n, np.int64)
     ids: list[npt.NDArray[np.int32]] = []
@@ -103,7 +103,7 @@ def keep(logits: npt.NDArray[np.float32], temperature: float) -> Rows:
 
 
 def likely(p: Floats) -> list[npt.NDArray[np.int32]]:
-    """The ids that each row of p[n][n_vocab] keeps, in rising order."""
+    """Return the ids that each row of p[n][n_vocab] keeps, in rising order."""
     n, n_vocab = p.shape
     if n_vocab <= WHOLE:
         return [np.arange(n_vocab, dtype=np.int32)] * n
@@ -117,8 +117,9 @@ def likely(p: Floats) -> list[npt.NDArray[np.int32]]:
 
 
 def divergence(base: Rows, first: int, logits: npt.NDArray[np.float32]) -> Floats:
-    """KL(base || other) in nats of rows [first, first + n) of base and another's logits[n][n_vocab], at base's
-    temperature. The same logits give exactly zero.
+    """Return KL(base || other) in nats of rows [first, first + n), at base's temperature.
+
+    other: logits[n][n_vocab]. The same logits give exactly zero.
     """
     n, n_vocab = logits.shape
     out = np.empty(n)
@@ -137,8 +138,9 @@ def divergence(base: Rows, first: int, logits: npt.NDArray[np.float32]) -> Float
 
 
 def condition(base: Rows, first: int, n: int, n_vocab: int) -> npt.NDArray[np.float32]:
-    """What conditions the step after rows [first, first + n): logits / temperature [n][n_vocab]. Ids that were not kept
-    have equal shares of what is left.
+    """Return what conditions the step after rows [first, first + n): logits / temperature [n][n_vocab].
+
+    Ids that were not kept have equal shares of what is left.
     """
     out = np.empty((n, n_vocab), np.float32)
     for i in range(n):
@@ -152,7 +154,7 @@ def condition(base: Rows, first: int, n: int, n_vocab: int) -> npt.NDArray[np.fl
 
 
 def joined(parts: list[Rows]) -> Rows:
-    """Rows one after the other."""
+    """Return rows one after the other."""
     shifts = np.cumsum([0, *(len(part.ids) for part in parts[:-1])])
     return Rows(
         state=joined_states([part.state for part in parts]),
@@ -164,16 +166,16 @@ def joined(parts: list[Rows]) -> Rows:
 
 
 def joined_states(parts: list[State]) -> State:
-    """States one after the other."""
+    """Return states one after the other."""
     return State(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in State.__slots__})
 
 
 def without_ids(rows: Rows) -> Rows:
-    """What rows state of themselves alone."""
+    """Return rows that keep what they state of themselves, and no ids."""
     none = np.empty(0)
     return Rows(rows.state, rows.temperature, rows.ends, none.astype(np.int32), none.astype(np.float32))
 
 
 def kept(rows: Rows) -> float:
-    """The least share of a row that its kept ids have."""
+    """Return the least share of a row that its kept ids have."""
     return min(1.0, min(float(np.exp(rows.log_p(i)).sum()) for i in range(len(rows))))

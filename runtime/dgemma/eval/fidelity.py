@@ -1,5 +1,6 @@
-"""How near a file comes to another of the same model: the distributions it gives for the same canvases, and what it
-writes by itself.
+"""Measures how near a file comes to another of the same model.
+
+Compared are the distributions that it gives for the same canvases, and what it writes by itself.
 
 The base's sampler makes the canvases, and what the base says of one conditions the next. Both models are shown the same
 canvases under the same conditions, so that a divergence is of one step's making. Conditioned on a file's own words it
@@ -32,7 +33,7 @@ ENTROPY = (0.001, 0.01, 0.1, 0.5, 1.0, 2.0)  # nats: where bins of stated entrop
 
 @dataclass(slots=True)
 class Bin:
-    """Positions of some steps."""
+    """Figures of the positions of some steps."""
 
     label: str
     rows: int
@@ -44,7 +45,7 @@ class Bin:
 
 @dataclass(slots=True)
 class Reliability:
-    """Positions whose stated entropy is of one range."""
+    """Figures of the positions whose stated entropy is in one range."""
 
     label: str  # nats
     rows: int
@@ -90,7 +91,7 @@ class Fidelity:
     worst_layer: int | None = None  # where the first step's error grows most
 
     def told(self) -> dict[str, Any]:
-        """For the JSON."""
+        """Return all of it for JSON."""
         return asdict(self)
 
 
@@ -106,7 +107,7 @@ def fidelity(
     model: Mapping[str, Any] | None = None,
     say: Say = lambda line: None,
 ) -> Fidelity:
-    """Compares a file with a base: a GGUF file, or what a pass over one left (make_base(), Base.load()).
+    """Compare a file with a base: a GGUF file, or what a pass over one left (make_base(), Base.load()).
 
     prompts: texts or messages; None: the first shipped set that the base can read, of it `count`. options: generation
     options of both. model: Model's arguments, such as exact=True. say: told what is being done. With a Base, the
@@ -130,7 +131,7 @@ def make_base(
     model: Mapping[str, Any] | None = None,
     say: Say = lambda line: None,
 ) -> Base:
-    """The pass over a base; the arguments are fidelity()'s."""
+    """Make a base by a pass over a file; the arguments are fidelity()'s."""
     known = identity(path)
     with opened(path, model, layers) as its:
         name, chosen = ("given", prompts) if prompts is not None else choose(its)
@@ -158,7 +159,7 @@ def compare(
     model: Mapping[str, Any] | None = None,
     say: Say = lambda line: None,
 ) -> Fidelity:
-    """A file's pass over what a base left."""
+    """Compare a file with what a base left, by a pass over the file."""
     name = os.fspath(path)
     known = identity(path)
     if layers and not all(t.hidden.size for t in base.trajectories):
@@ -297,13 +298,16 @@ def _step_labels() -> list[str]:
 
 
 def _agreement(one: Answer, other: Answer) -> tuple[int, int]:
-    """How many positions of the longer answer have the same id in both, and how many it has; its end counts as one."""
+    """Return how many positions of the longer answer have the same id in both, and how many it has.
+
+    The end of an answer counts as one.
+    """
     most = min(max(one.tokens, other.tokens) + 1, len(one.canvas))
     return int((one.canvas[:most] == other.canvas[:most]).sum()), most
 
 
 def reliability(state: distributions.State, committed: npt.NDArray[np.int32]) -> list[Reliability]:
-    """Bins of stated entropy; committed: the ids that the base wrote there in the end."""
+    """Return bins of stated entropy; committed: the ids that the base wrote there in the end."""
     entropy = state.entropy
     which = np.searchsorted(ENTROPY, entropy, side="right")
     ends = [0.0, *ENTROPY, None]
@@ -326,7 +330,10 @@ def _calibration_error(bins: list[Reliability]) -> float:
 def _apart(
     hidden: Sequence[npt.NDArray[np.float32]], of: Trajectory
 ) -> list[tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]]:
-    """|file - base|^2 and |base|^2 of each layer, [n_layer + 1] both, at the first step and the middle one."""
+    """Return |file - base|^2 and |base|^2 of each layer, at the first step and the middle one.
+
+    Both are [n_layer + 1].
+    """
     out = []
     for which in (0, -1):
         own, other = hidden[which].astype(np.float64), of.hidden[which].astype(np.float64)
@@ -345,7 +352,7 @@ def _layers(seen: list[_Seen]) -> list[Layer]:
 
 
 def _worst(layers: list[Layer]) -> int | None:
-    """The layer where the error of the first step grows most; None where there is none."""
+    """Return the layer where the error of the first step grows most; None where there is none."""
     if not layers or layers[-1].first == 0:
         return None
     grown = np.diff([0.0, *(layer.first for layer in layers)])

@@ -1,4 +1,4 @@
-"""lm-eval (EleutherAI's evaluation harness) with our models; the extra `eval` brings it.
+"""Lets lm-eval (EleutherAI's evaluation harness) run our models; the extra `eval` brings it.
 
     python -m dgemma.eval.harness run --model dgemma --model_args path=model.gguf --tasks gsm8k --apply_chat_template
 
@@ -52,7 +52,10 @@ class Harness(TemplateLM):  # type: ignore[misc]
         device: str | None = None,
         **settings: Any,
     ) -> None:
-        """batch_size, max_batch_size and device are lm-eval's habit: requests are answered one by one, on `backend`."""
+        """Open a model for lm-eval.
+
+        batch_size, max_batch_size and device are lm-eval's habit: requests are answered one by one, on `backend`.
+        """
         super().__init__()
         if unknown := sorted(settings.keys() - options().keys()):
             raise UsageError(f"model_args: there is no {unknown[0]!r}; generation options are {', '.join(options())}")
@@ -129,8 +132,9 @@ class Harness(TemplateLM):  # type: ignore[misc]
         return out
 
     def score(self, context: list[int], continuation: list[int]) -> tuple[float, bool]:
-        """The log likelihood of ids behind others, and whether each is the likeliest. A context that does not fit loses
-        its beginning.
+        """Return the log likelihood of ids behind others, and whether each is the likeliest.
+
+        A context that does not fit loses its beginning.
         """
         session = self._open()
         ids = (context + continuation)[-session.context - 1 :][:-1]  # the last id is predicted, not read
@@ -168,7 +172,7 @@ LENGTHS = ("max_gen_toks", "max_tokens", "max_new_tokens", "max_completion_token
 
 
 def cut(text: str, stops: Iterable[str]) -> str:
-    """Up to the first of the stop texts."""
+    """Return a text up to the first of the stop texts."""
     for stop in stops:
         if stop:
             text = text.partition(stop)[0]

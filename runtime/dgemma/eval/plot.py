@@ -1,4 +1,4 @@
-"""Quality against time as a chart, SVG and PNG. Needs matplotlib, which the extra `eval` brings."""
+"""Draws quality against time as a chart, SVG and PNG. It needs matplotlib, which the extra `eval` brings."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ FAINT = "#666666"
 
 
 def series(points: Sequence[Point]) -> dict[str, list[tuple[str, Point]]]:
-    """The points by all axes but the first, each with its value of the first: what a line joins."""
+    """Return the points by all axes but the first, each with its value of the first: what a line joins."""
     out: dict[str, list[tuple[str, Point]]] = {}
     for point in points:
         first, *rest = point.name.split(", ")
@@ -26,7 +26,7 @@ def series(points: Sequence[Point]) -> dict[str, list[tuple[str, Point]]]:
 
 
 def plot(found: Evaluation, path: Path) -> list[Path]:
-    """Draws the sweep as `path` and as the other kind beside it; returns both."""
+    """Draw the sweep as `path` and as the other kind beside it; return both."""
     figure, axes = blank(8.6, 5.4)
     lines = series(found.points)
     axis = found.points[0].name.split("=")[0]
@@ -54,12 +54,15 @@ def plot(found: Evaluation, path: Path) -> list[Path]:
 
 
 def beside(path: Path) -> list[Path]:
-    """The same chart as a file of the other kind."""
+    """Return the same chart as a file of the other kind."""
     return [path.with_suffix(kind) for kind in MAKER if path.suffix.lower() in MAKER and path.suffix.lower() != kind]
 
 
 def draw(axes: Any, its: Sequence[tuple[str, Point]], name: str, i: int) -> None:
-    """One line of settings; those on the front have filled markers, and each says its value of the first axis."""
+    """Draw one line of settings.
+
+    Those on the front have filled markers, and each says its value of the first axis.
+    """
     from matplotlib.patheffects import withStroke
 
     colour, marker, style = COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)], LINES[i % len(LINES)]

@@ -1,4 +1,7 @@
-"""The prompts that fidelity is measured on. A model gets the first shipped set that its vocabulary is made for."""
+"""The prompts that fidelity is measured on.
+
+A model gets the first shipped set that its vocabulary is made for.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +35,7 @@ class Puzzle:
 
 @cache
 def puzzles() -> tuple[Puzzle, ...]:
-    """The shipped Sudokus, 100 for each number of blanks, fewest blanks first."""
+    """Return the shipped Sudokus, 100 for each number of blanks, fewest blanks first."""
     found = []
     for line in data("sudoku.txt").splitlines():
         if not line.startswith("#"):
@@ -42,13 +45,13 @@ def puzzles() -> tuple[Puzzle, ...]:
 
 
 def data(name: str) -> str:
-    """The text of a shipped file."""
+    """Return the text of a shipped file."""
     return files("dgemma.eval").joinpath("data", name).read_text(encoding="utf-8")
 
 
 @cache
 def sudokus() -> tuple[Given, ...]:
-    """The first puzzles of each level, in turns: any number of them is of all levels."""
+    """Return the first puzzles of each level, in turns: any number of them is of all levels."""
     levels: dict[int, list[str]] = {}
     for puzzle in puzzles():
         levels.setdefault(puzzle.blanks, []).append(puzzle.prompt)
@@ -62,7 +65,7 @@ def texts() -> tuple[Given, ...]:
 
 @cache
 def tidy() -> tuple[Given, ...]:
-    """What the bundled model `tidy` was not trained on."""
+    """Return prompts that the bundled model `tidy` was not trained on."""
     return tuple(json.loads(data("tidy-prompts.json")))
 
 
@@ -70,7 +73,7 @@ SETS = {"text": texts, "tidy": tidy, "sudoku": sudokus}
 
 
 def choose(model: Model) -> tuple[str, Sequence[Given]]:
-    """The name and the prompts of the first set that is for the model. Raises UsageError where there is none."""
+    """Return the name and the prompts of the first set that is for the model. Raises UsageError where there is none."""
     for name, prompts in SETS.items():
         if reads(model, [text for prompt in prompts() for text in contents(prompt)]):
             return name, prompts()
@@ -80,13 +83,14 @@ def choose(model: Model) -> tuple[str, Sequence[Given]]:
 
 
 def contents(prompt: Given) -> list[str]:
-    """The texts of a prompt. A message that calls a tool has none."""
+    """Return the texts of a prompt. A message that calls a tool has none."""
     return [prompt] if isinstance(prompt, str) else [text for message in read(prompt) if (text := text_of(message))]
 
 
 def reads(model: Model, texts: Iterable[str]) -> bool:
-    """Whether the vocabulary is made for texts: they come back from their ids, none of which is unknown, and their
-    words are not spelled out letter by letter.
+    """Return whether the vocabulary is made for texts.
+
+    Then texts come back from their ids, none of which is unknown, and their words are not spelled out letter by letter.
     """
     encode, decode = model.tokenizer.encode, model.tokenizer.decode
     letters = tokens = 0

@@ -1,4 +1,4 @@
-"""What a run of dg-eval measured, of what, when and where; and its report in Markdown and JSON."""
+"""All that a run of dg-eval measured, and its report in Markdown and JSON."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ NOTHING = "–"
 
 @dataclass(slots=True)
 class Files:
-    """One file."""
+    """What was measured of one file."""
 
     identity: dict[str, Any]
     fidelity: Fidelity | None = None
@@ -36,6 +36,8 @@ class Files:
 
 @dataclass(slots=True)
 class Evaluation:
+    """All that one run of dg-eval measured."""
+
     about: dict[str, Any]  # date, version, commit, machine, settings
     files: list[Files] = field(default_factory=list)
     points: list[Point] = field(default_factory=list)
@@ -43,7 +45,7 @@ class Evaluation:
 
 
 def about(model: Model, exact: bool, **settings: Any) -> dict[str, Any]:
-    """What all figures of a run belong to."""
+    """Return what all figures of a run have in common."""
     import dgemma
 
     return {
@@ -60,7 +62,10 @@ def about(model: Model, exact: bool, **settings: Any) -> dict[str, Any]:
 
 
 def commit() -> str | None:
-    """The commit that this package's source stands at, with a + where it was changed; None for an installed one."""
+    """Return the commit that this package's source stands at, with a + where it was changed.
+
+    Returns None for an installed package.
+    """
     here = str(Path(__file__).parent)
 
     def git(*arguments: str) -> str:
@@ -100,7 +105,7 @@ def heading(found: Evaluation) -> str:
 
 
 def where(found: Evaluation) -> str:
-    """When, by what and on what all figures were measured."""
+    """Return when, by what and on what all figures were measured."""
     about = found.about
     commit = f", commit {about['commit']}" if about["commit"] else ""
     machine = f"{about['processor'] or 'unknown processor'}, {about['backend']}, {count(about['threads'], 'thread')}"
@@ -109,7 +114,7 @@ def where(found: Evaluation) -> str:
 
 
 def percent(share: float) -> str:
-    """Never rounded up to all, or down to nothing."""
+    """Return a share in percent, never rounded up to all, or down to nothing."""
     text = f"{100 * share:.1f}"
     if (text == "100.0" and share < 1) or (text == "0.0" and share > 0):
         return f"{100 * share:.2f}" if f"{100 * share:.2f}" not in ("100.00", "0.00") else f"{100 * share:.4f}"
@@ -130,7 +135,7 @@ def seconds(value: float, half: float) -> str:
 
 
 def overview(files: Sequence[Files]) -> list[str]:
-    """A line per file."""
+    """Return a table with a line per file."""
     head = ["file", "size", "KL mean", "KL p99", "top-1, %", "committed, %", "steps", "tokens/s"]
     names = [score.task for score in files[0].scores if not score.level]
     head[6:6] = [f"{name}, %" for name in names]
@@ -183,7 +188,7 @@ def bins(what: str, found: Sequence[Bin]) -> list[str]:
 
 
 def reliability(own: Sequence[Reliability], bases: Sequence[Reliability]) -> list[str]:
-    """Own bins, and what the base has in the same ones."""
+    """Return a table of the file's bins, and what the base has in the same ones."""
     other = {b.label: b for b in bases}
     rows = []
     for b in own:
@@ -248,7 +253,7 @@ def comparisons(found: Sequence[Comparison], backend: str) -> list[str]:
 
 
 def told(found: Evaluation) -> dict[str, Any]:
-    """The JSON. Beside all else, the first file's kl_mean, kl_p99, top1 and committed on top."""
+    """Return all of it for JSON. Beside all else, the first file's kl_mean, kl_p99, top1 and committed on top."""
     out: dict[str, Any] = {"schema": 1, **found.about}
     first = found.files[0].fidelity
     if first is not None:

@@ -1,4 +1,4 @@
-"""Answers to tasks, checked, and kept line by line: what was done is not done again after a kill."""
+"""Answers tasks, checks the answers, and logs them line by line, so that a killed run goes on."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, fields
 from types import TracebackType
 from typing import Any
 
-from dgemma.chat.answer_parser import Reader, opens_thought
+from dgemma.chat.answer_parser import Reader
 from dgemma.eval.baseline import Say
 from dgemma.eval.checks import holds
 from dgemma.eval.statistics import Share, mean_of, share_of
@@ -39,7 +39,7 @@ class Attempt:
 
     @classmethod
     def read(cls, value: Any) -> Attempt:
-        """From what asdict() makes. Raises TypeError for anything else."""
+        """Read what asdict() makes. Raises TypeError for anything else."""
         kinds: dict[str, tuple[type, ...]] = {"str": (str,), "int": (int,), "bool": (bool,), "float": (int, float)}
         found = cls(**value)
         for field in fields(cls):
@@ -53,7 +53,10 @@ class Attempt:
 
 
 class Log:
-    """Tries so far; with a path, those of a file that every new one is added to at once. A context manager."""
+    """Attempts so far; a context manager.
+
+    With a path, they are those of a file, to which every new one is added at once.
+    """
 
     def __init__(self, path: str | os.PathLike[str] | None = None) -> None:
         self.tried: dict[tuple[str, str, str, int], Attempt] = {}
@@ -104,7 +107,7 @@ class Variant:
         arguments: Mapping[str, Any] | None = None,
         options: Mapping[str, Any] | None = None,
     ) -> Variant:
-        """known: identity() of the model's file; arguments: Model's, as it was opened."""
+        """Return a variant; known: identity() of the model's file; arguments: Model's, as it was opened."""
         chosen = {each: value for each, value in model.settings(**(options or {})).items() if each != "seed"}
         kept = {each: value for each, value in (arguments or {}).items() if each not in ("threads", "backend")}
         run = json.dumps([known["sha256"][:16], model.backend, kept, chosen], sort_keys=True)
@@ -120,7 +123,9 @@ def run(
     seed: int = 0,
     say: Say = lambda line: None,
 ) -> dict[str, list[Attempt]]:
-    """Every task with every seed from `seed` on, by name of the variant; what the log has is not done again.
+    """Try every task with every seed from `seed` on, by each variant.
+
+    Returns the attempts by name of the variant; what the log has is not done again.
 
     The variants take turns at each task, another first each time: a machine that slows down does so for all.
     """
@@ -151,7 +156,7 @@ def attempt(variant: Variant, task: Task, seed: int) -> Attempt:
 
 
 def tried(variant: Variant, task: Task, seed: int, found: Result | Filled, text: str, tokens: int) -> Attempt:
-    """What came of an attempt: `text` is the answer, of so many tokens."""
+    """Return the record of an attempt: `text` is the answer, of so many tokens."""
     return Attempt(
         run=variant.run,
         task=task.name,
@@ -169,15 +174,15 @@ def tried(variant: Variant, task: Task, seed: int, found: Result | Filled, text:
 
 
 def shown(model: Model, prompt: Sequence[int], result: Result) -> str:
-    """What an answer shows: without its thought, calls of tools as they are written."""
-    reader = Reader(model.tokenizer, thinking=opens_thought(model.tokenizer, list(prompt)))
+    """Return the text that an answer shows: without its thought, calls of tools as they are written."""
+    reader = Reader.behind(model.tokenizer, prompt)
     deltas = [*reader.feed(result.ids), *reader.finish()]
     return "".join(delta.text for delta in deltas if delta.kind != "thinking")
 
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """Tries of one task, at one level or all."""
+    """Figures of the attempts at one task, at one level or at all."""
 
     task: str
     level: str  # "": all
@@ -190,7 +195,7 @@ class Score:
 
 
 def score(tried: Sequence[Attempt], task: str, level: str = "") -> Score:
-    """Of tries, called by this task and level."""
+    """Return the Score of tries, called by this task and level."""
     items: dict[str, list[bool]] = {}
     levels: dict[str, list[float]] = {}
     for each in tried:
@@ -210,7 +215,7 @@ def score(tried: Sequence[Attempt], task: str, level: str = "") -> Score:
 
 
 def scores(tried: Sequence[Attempt]) -> list[Score]:
-    """By task and level, in the order of the tries; behind the levels of a task, all of it."""
+    """Return scores by task and level, in the order of the tries; behind the levels of a task, all of it."""
     out = []
     for task in unique(each.task for each in tried):
         its = [each for each in tried if each.task == task]

@@ -1,4 +1,4 @@
-"""How sure a share is."""
+"""Confidence intervals of shares and means."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Z = 1.959963984540054  # 95 %, two-sided
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """A share of tries, with the ends of its 95 % interval; all 0 .. 1."""
+    """A share of attempts, with the ends of its 95 % interval; all 0 .. 1."""
 
     share: float
     low: float
@@ -20,7 +20,10 @@ class Share:
 
 
 def wilson(right: float, tries: float, z: float = Z) -> tuple[float, float]:
-    """The ends of Wilson's score interval, without continuity correction (Wilson 1927, J. Am. Stat. Assoc. 22:209)."""
+    """Return the ends of Wilson's score interval, without continuity correction (Wilson 1927, J.
+
+    Am. Stat. Assoc. 22:209).
+    """
     if tries <= 0:
         return 0.0, 1.0
     share = right / tries
@@ -31,7 +34,7 @@ def wilson(right: float, tries: float, z: float = Z) -> tuple[float, float]:
 
 
 def share_of(items: Sequence[Sequence[bool]]) -> Share:
-    """Of items, each tried once or with several seeds.
+    """Return the Share of items, each tried once or with several seeds.
 
     Tries at one item are alike, and count for less than as many items would: Wilson's interval is taken over tries
     divided by the design effect, the variance between the items' shares over what independent tries would show
@@ -52,7 +55,7 @@ def share_of(items: Sequence[Sequence[bool]]) -> Share:
 
 
 def mean_of(groups: Sequence[Sequence[float]]) -> tuple[float, float]:
-    """The mean of all values, and the half width of its 95 % interval by the normal approximation.
+    """Return the mean of all values, and the half width of its 95 % interval by the normal approximation.
 
     Groups are kinds that are drawn on purpose, such as levels: what differs between them is no error of the mean, so
     the variance is taken within each (Cochran 1977, Sampling Techniques, chapter 5). Values that are alone in their

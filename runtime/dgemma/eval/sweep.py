@@ -1,4 +1,4 @@
-"""Settings against each other: how often answers are right, and how long they take."""
+"""Compares settings: how often answers are right, and how long they take."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ NEVER = ("seed", "max_tokens")  # what says how much is asked for, not how
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """One setting; `score` is over all tasks."""
+    """Figures of one setting; `score` is over all tasks."""
 
     name: str  # "steps=8, t_min=0.4"
     settings: dict[str, Any]
@@ -31,7 +31,10 @@ class Point:
 
 
 def read_axes(given: Iterable[str]) -> dict[str, list[Any]]:
-    """--sweep's values: "steps=8,16,entropy_bound=0.1,0.2" gives two axes. Raises UsageError."""
+    """Read --sweep's values: "steps=8,16,entropy_bound=0.1,0.2" gives two axes.
+
+    Raises UsageError.
+    """
     axes: dict[str, list[Any]] = {}
     for text in given:
         name = ""
@@ -52,7 +55,7 @@ def read_axes(given: Iterable[str]) -> dict[str, list[Any]]:
 
 
 def read_value(name: str, value: str) -> Any:
-    """A value of a generation option, or an effort. Raises UsageError."""
+    """Read a value of a generation option, or an effort. Raises UsageError."""
     if name == "effort":
         if value not in efforts():
             raise UsageError(f"--sweep: effort: {value!r} is none of {', '.join(efforts())}")
@@ -73,7 +76,7 @@ def read_value(name: str, value: str) -> Any:
 
 
 def settings(axes: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
-    """Every combination, the first axis slowest."""
+    """Return every combination, the first axis slowest."""
     return [dict(zip(axes, values, strict=True)) for values in product(*axes.values())]
 
 
@@ -88,7 +91,7 @@ def said(value: Any) -> str:
 def sweep(
     variants: Sequence[Variant], tasks: Sequence[Task], log: Log, *, seeds: int, seed: int, say: Say = lambda line: None
 ) -> list[Point]:
-    """All variants at all tasks, in turns."""
+    """Try all variants at all tasks, in turns."""
     tried = run(variants, tasks, log, seeds=seeds, seed=seed, say=say)
     scored = [(variant, score(tried[variant.name], "all")) for variant in variants]
     best = front([(each.seconds, each.right.share) for _, each in scored])
@@ -96,7 +99,7 @@ def sweep(
 
 
 def front(points: Sequence[tuple[float, float]]) -> set[int]:
-    """Which of (seconds, share) are on the Pareto front: none is as fast and as right, and better in one."""
+    """Return which of (seconds, share) are on the Pareto front: none is as fast and as right, and better in one."""
     return {
         i
         for i, (seconds, share) in enumerate(points)

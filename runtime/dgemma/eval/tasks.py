@@ -1,4 +1,4 @@
-"""Tasks: prompts whose answers can be checked. From a file of one JSON object per line, or shipped.
+"""Tasks: prompts whose answers can be checked, from a file of JSON lines, or shipped.
 
     {"id": "7", "prompt": "2 + 2 =", "check": {"kind": "numeric", "value": 4}}
     {"id": "8", "messages": [{"role": "user", "content": "..."}], "check": [...], "level": "hard", "max_tokens": 64}
@@ -37,7 +37,7 @@ FIELDS = {"id", "prompt", "messages", "fill", "check", "level", "thinking", "too
 
 @dataclass(frozen=True)
 class Task:
-    """One prompt and what its answer is held to."""
+    """One prompt and the checks of its answer."""
 
     name: str  # of the file or the shipped tasks
     id: str
@@ -56,7 +56,7 @@ class Task:
         return hashlib.sha256(json.dumps(all_of_it, sort_keys=True).encode()).hexdigest()[:16]
 
     def ids(self, model: Model) -> list[int]:
-        """The prompt as a model reads it."""
+        """Return the prompt as a model reads it."""
         assert self.prompt is not None
         if isinstance(self.prompt, str):
             return model.prompt_ids(self.prompt)
@@ -64,13 +64,13 @@ class Task:
 
 
 def load(path: str | os.PathLike[str]) -> list[Task]:
-    """The tasks of a file. Raises UsageError that names file and line for what is no task, or an id used twice."""
+    """Read the tasks of a file. Raises UsageError that names file and line for what is no task, or an id used twice."""
     name = os.fsdecode(path)
     return _parsed(name, Path(name).stem, json_lines.lines(name))
 
 
 def parse(where: str, name: str, text: str) -> list[Task]:
-    """The tasks of a text, which is found at `where`; all are of `name`."""
+    """Read the tasks of a text, which is found at `where`; all are of `name`."""
     return _parsed(where, name, json_lines.split(io.BytesIO(text.encode()), where))
 
 
@@ -90,7 +90,7 @@ def _parsed(where: str, name: str, lines: Iterable[tuple[int, bytes]]) -> list[T
 
 
 def read(name: str, line: str | bytes) -> Task:
-    """One line. Raises UsageError."""
+    """Read one line. Raises UsageError."""
     given = json_lines.value(line)
     if not isinstance(given, dict):
         raise UsageError("not a JSON object")
@@ -133,7 +133,7 @@ def read(name: str, line: str | bytes) -> Task:
 
 
 def sudoku(chat: bool) -> list[Task]:
-    """The Sudokus that the bundled model was not trained on, by number of blanks."""
+    """Return the Sudokus that the bundled model was not trained on, by number of blanks."""
     ask = "Solve this Sudoku. Answer with the nine finished rows and nothing else.\n\n"
     tasks = []
     for number, puzzle in enumerate(puzzles()):
@@ -144,7 +144,7 @@ def sudoku(chat: bool) -> list[Task]:
 
 
 def sudoku_rows(chat: bool) -> list[Task]:
-    """Finished Sudokus, of 48 blanks or more, with three whole rows missing: the middle of a held-out text."""
+    """Return finished Sudokus, of 48 blanks or more, with three whole rows missing: the middle of a held-out text."""
     tasks = []
     for number, puzzle in enumerate(puzzles()):
         rows = puzzle.solution.splitlines()
@@ -157,7 +157,7 @@ def sudoku_rows(chat: bool) -> list[Task]:
 
 
 def infill(chat: bool) -> list[Task]:
-    """Sentences and code with one thing missing that can be said in one way."""
+    """Return sentences and code with one thing missing that can be said in one way."""
     tasks = []
     for number, (level, text, answer) in enumerate(json.loads(data("infill.json"))):
         tasks.append(Task("infill", str(number), None, {"kind": "exact", "text": answer, "strip": True}, level, text))
@@ -176,7 +176,7 @@ def _written(name: str, make: Callable[[], list[word_tasks.Item]]) -> Callable[[
 
 
 def _tidy(name: str) -> Callable[[bool], list[Task]]:
-    """What the bundled model `tidy` was not trained on: see tests/models/tidy/shipped.py."""
+    """Return a maker of tasks that the bundled model `tidy` was not trained on: see tests/models/tidy/shipped.py."""
 
     def tasks(chat: bool) -> list[Task]:
         file = f"tidy-{name}.jsonl"
@@ -187,15 +187,16 @@ def _tidy(name: str) -> Callable[[bool], list[Task]]:
 
 @dataclass(frozen=True)
 class Shipped:
-    """Tasks of one name: those of the first wording that a model's vocabulary is made for. Each wording takes whether
-    the model has a chat template.
+    """Tasks of one name: those of the first wording that a model's vocabulary is made for.
+
+    Each wording takes whether the model has a chat template.
     """
 
     what: str
     wordings: tuple[Callable[[bool], list[Task]], ...]
 
     def of(self, model: Model) -> list[Task]:
-        """None where no wording is for the model."""
+        """Return the tasks for a model; None where no wording is for it."""
         chat = model.tokenizer.chat_template is not None
         return next((tasks for wording in self.wordings if fits(model, tasks := wording(chat))), [])
 
@@ -218,7 +219,10 @@ SHIPPED: dict[str, Shipped] = {
 
 
 def shipped(model: Model, name: str) -> list[Task]:
-    """Shipped tasks for a model. Raises UsageError where its vocabulary is made for none of their wordings."""
+    """Return the shipped tasks for a model.
+
+    Raises UsageError where its vocabulary is made for none of their wordings.
+    """
     tasks = SHIPPED[name].of(model)
     if not tasks:
         raise UsageError(f"--task {name}: the vocabulary of {model.path} cannot read it, or it knows no chats")
@@ -226,17 +230,17 @@ def shipped(model: Model, name: str) -> list[Task]:
 
 
 def suitable(model: Model) -> list[str]:
-    """The names of the shipped tasks for a model."""
+    """Return the names of the shipped tasks for a model."""
     return [name for name, tasks in SHIPPED.items() if tasks.of(model)]
 
 
 def fits(model: Model, tasks: list[Task]) -> bool:
-    """Whether there are tasks, and a model's vocabulary is made for them."""
+    """Return whether there are tasks, and a model's vocabulary is made for them."""
     return bool(tasks) and reads(
         model, [text for task in tasks[:20] for text in [*contents(task.prompt or ""), *texts_of(task.fill)]]
     )
 
 
 def texts_of(fill: str) -> list[str]:
-    """What stands around the holes."""
+    """Return the texts around the holes."""
     return [piece for piece in pieces_of(fill) if isinstance(piece, str)]

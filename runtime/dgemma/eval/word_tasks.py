@@ -1,4 +1,4 @@
-"""Shipped tasks in words, drawn from a fixed seed: always the same."""
+"""Shipped tasks that are made of words, drawn from a fixed seed: they are always the same."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ OPENING = {"(": ")", "[": "]", "{": "}"}
 
 @dataclass(frozen=True)
 class Item:
+    """A task that is made from words: what is asked, and the check of the answer."""
+
     ask: str
     check: Check
     level: str
@@ -26,7 +28,7 @@ class Item:
 
 
 def brackets(random: random.Random, level: int) -> Item:
-    """A line with `level` brackets open at its end."""
+    """Return a line with `level` brackets open at its end."""
     text, still_open = random.choice(THINGS), ""
     while len(still_open) < level:
         if still_open and random.random() < 0.25:
@@ -41,7 +43,7 @@ def brackets(random: random.Random, level: int) -> Item:
 
 
 def table(random: random.Random, level: int) -> Item:
-    """A Markdown table of `level` rows whose rule and closing bars are missing."""
+    """Return a Markdown table of `level` rows whose rule and closing bars are missing."""
     rows = [[random.choice(NAMES), random.choice(PLACES), str(random.randint(18, 79))] for _ in range(level)]
     head = ["Name", "Place", "Age"]
     raw = "\n".join("| " + " | ".join(row) for row in (head, *rows))
@@ -53,7 +55,7 @@ def table(random: random.Random, level: int) -> Item:
 
 
 def json_object(random: random.Random, level: int) -> Item:
-    """`level` properties of something, as a JSON object."""
+    """Return a task about `level` properties of something, as a JSON object."""
     drawn: dict[str, Callable[[], Any]] = {
         "name": lambda: random.choice(NAMES),
         "city": lambda: random.choice(PLACES),
@@ -93,7 +95,7 @@ ARGUMENTS: dict[str, Callable[[random.Random], Any]] = {
 
 
 def tools(random: random.Random, level: int) -> Item:
-    """A sentence that asks for one of `level` tools."""
+    """Return a sentence that asks for one of `level` tools."""
     names = random.sample(list(TOOLS), level)
     chosen = random.choice(names)
     arguments = {each: ARGUMENTS[each](random) for each in TOOLS[chosen][1]}
@@ -103,7 +105,7 @@ def tools(random: random.Random, level: int) -> Item:
 
 
 def declared(name: str) -> dict[str, Any]:
-    """A tool as OpenAI's API has it."""
+    """Return a tool as OpenAI's API has it."""
     what, arguments, _ = TOOLS[name]
     source = random.Random(0)
     kinds = {each: "string" if isinstance(ARGUMENTS[each](source), str) else "integer" for each in arguments}
@@ -113,7 +115,7 @@ def declared(name: str) -> dict[str, Any]:
 
 
 def drawn(name: str, draw: Callable[[random.Random, int], Item], levels: tuple[int, ...]) -> Callable[[], list[Item]]:
-    """COUNT items, the levels in turns."""
+    """Return COUNT items, the levels in turns."""
 
     def items() -> list[Item]:
         source = random.Random(name)

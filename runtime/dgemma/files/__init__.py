@@ -1,1 +1,1 @@
-"""Files: GGUF files, files that appear when they are complete, JSON lines, and logs of lines."""
+"""Reads and writes files: GGUF files, JSON lines, logs of lines, and files that appear when they are complete."""

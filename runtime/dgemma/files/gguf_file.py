@@ -1,4 +1,4 @@
-"""GGUF files as they are, of whatever model: keys with their values, and tensors.
+"""Reads GGUF files of any model: keys with their values, and tensors.
 
 >>> from dgemma.model import bundled
 >>> with File(bundled()) as file:
@@ -36,7 +36,7 @@ _NAMES = {number: name for name, (number, _) in KINDS.items()} | {ARRAY: "ARRAY"
 
 @dataclass(frozen=True)
 class Value:
-    """A key's value. `data` is in the mapped file, and keeps it mapped."""
+    """A key's value. `data` lies in the mapped file, and keeps it mapped."""
 
     kind: str  # "U32", "STRINGS", ...; arrays of arrays are "ARRAYS"
     count: int  # of an array, otherwise 1
@@ -75,7 +75,11 @@ class Value:
 
 @dataclass(frozen=True)
 class Tensor:
-    """`dims` fastest first; `data` is in the mapped file, which it keeps mapped; empty where no format is known."""
+    """A tensor of a file.
+
+    `dims`: the fastest first. `data` lies in the mapped file, and keeps it mapped; it is empty where no format is
+    known.
+    """
 
     name: str
     format: Format
@@ -88,9 +92,10 @@ class Tensor:
 
 
 class File:
-    """A GGUF file, mapped; the first part of a split file stands for all. A context manager.
+    """A GGUF file, mapped; a context manager.
 
-    Raises FormatError for a file that is damaged or of another kind, SystemFailure for one that cannot be read.
+    The first part of a split file stands for all. Raises FormatError for a file that is damaged or of another kind,
+    SystemFailure for one that cannot be read.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -109,11 +114,14 @@ class File:
         self.tensors: list[Tensor] = list(self._tensors(self._handle))
 
     def get(self, key: str) -> Any:
-        """The value of a key as Python has it, or None."""
+        """Return the value of a key as Python has it, or None."""
         return self.values[key].value if key in self.values else None
 
     def config(self) -> Config:
-        """What a model's file says beside its weights, whatever their types. Raises FormatError for another file."""
+        """Return what a model's file says beside its weights, whatever their types.
+
+        Raises FormatError for another file.
+        """
         out, error = ffi.new("dg_config *"), new_error()
         check(lib.dg_file_config(self._open_handle().pointer, out, error), error)
         return Config(out)
@@ -136,8 +144,9 @@ class File:
             i += 1
 
     def check(self) -> None:
-        """Raises SystemFailure where the file shrank, or could not be read, since it was opened: what was read may be
-        zeros. To be called once that is done.
+        """Raise SystemFailure where the file shrank, or could not be read, since it was opened.
+
+        What was read may then be zeros: to be called once the reading is done.
         """
         error = new_error()
         check(lib.dg_file_check(self._open_handle().pointer, error), error)
@@ -149,7 +158,7 @@ class File:
         return handle
 
     def close(self) -> None:
-        """Lets go of the file, which is unmapped once nobody holds data of it any more. Again does nothing."""
+        """Let go of the file, which is unmapped once nobody holds data of it any more. A second call does nothing."""
         self.values, self.tensors = {}, []
         self._handle = None
 

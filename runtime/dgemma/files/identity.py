@@ -1,4 +1,4 @@
-"""What a model file is known by: the same for copies of a file, another for any other."""
+"""Identifies a model file: copies of a file have the same identity, any other has another."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ AT_ONCE = 1 << 20  # bytes
 
 
 def identity(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Name, bytes, and the SHA-256 of the file, or of all parts of a split file one behind the other. `vocabulary` is
-    one of the tokens alone. Reads the whole file: about a second per GB.
+    """Return name, bytes, and the SHA-256 of the file, or of all parts of a split file one behind the other.
+
+    `vocabulary` is one of the tokens alone. Reads the whole file: about a second per GB.
     """
     tokens = hashlib.sha256()
     with File(path) as file:

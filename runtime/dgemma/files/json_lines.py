@@ -1,6 +1,6 @@
-"""JSON lines, a JSON value per line: read as --batch, --task and --calibrate have them, and written.
+r"""Reads and writes JSON lines, a JSON value per line, for --batch, --task and --calibrate.
 
-A line ends at \\n, with or without \\r before it, and nowhere else: JSON strings may hold U+2028, U+0085 and their
+A line ends at \n, with or without \r before it, and nowhere else: JSON strings may hold U+2028, U+0085 and their
 like as they are. Lines of blanks are left out but counted. A byte order mark is left out. One line is held at a time.
 """
 
@@ -27,7 +27,8 @@ _ESCAPED = {code: f"\\u{code:04x}" for code in (0x85, 0x2028, 0x2029, *range(0xD
 
 
 def lines(path: str | os.PathLike[str]) -> Iterator[tuple[int, bytes]]:
-    """The lines of a file that hold something, without the blanks around them, each with its number from 1 on.
+    """Yield the lines of a file that hold something, without the blanks around them, each with its number from 1 on.
+
     Raises SystemFailure where the file cannot be read, FormatError for a line that is too long.
     """
     name = os.fsdecode(path)
@@ -39,7 +40,7 @@ def lines(path: str | os.PathLike[str]) -> Iterator[tuple[int, bytes]]:
 
 
 def split(opened: BinaryIO, where: str) -> Iterator[tuple[int, bytes]]:
-    """lines() of an opened file, which errors call `where`."""
+    """Yield the lines() of an opened file, which errors call `where`."""
     number = 0
     while line := opened.readline(MOST_BYTES + 1):
         number += 1
@@ -52,8 +53,9 @@ def split(opened: BinaryIO, where: str) -> Iterator[tuple[int, bytes]]:
 
 
 def values(path: str | os.PathLike[str]) -> Iterator[tuple[int, Any]]:
-    """The values of lines(), each with the number of its line. Raises FormatError that names file and line for what
-    is no JSON.
+    """Yield the values of lines(), each with the number of its line.
+
+    Raises FormatError that names file and line for what is no JSON.
     """
     for number, line in lines(path):
         try:
@@ -64,8 +66,10 @@ def values(path: str | os.PathLike[str]) -> Iterator[tuple[int, Any]]:
 
 
 def value(line: str | bytes, name: str = "the line") -> Any:
-    """The value of a line, or of another text of that name. Raises UsageError for what is no JSON, and for what JSON
-    allows and readers understand differently, or not at all: a key given twice, numbers beyond a float64, deep nesting.
+    """Return the value of a line, or of another text of that name.
+
+    Raises UsageError for what is no JSON, and for what JSON allows and readers understand differently, or not at all: a
+    key given twice, numbers beyond a float64, deep nesting.
     """
     try:
         text = line if isinstance(line, str) else line.decode("utf-8")
@@ -84,18 +88,24 @@ def value(line: str | bytes, name: str = "the line") -> Any:
 
 
 def as_line(value: Any, compact: bool = False) -> str:
-    """A value as JSON without a line's end in it, not even one that only some readers take for one, such as U+2028."""
+    """Return a value as JSON without a line's end in it.
+
+    Not even one that only some readers take for one, such as U+2028, is left.
+    """
     return _escaped(json.dumps(value, ensure_ascii=False, separators=(",", ":") if compact else None))
 
 
 def as_bytes(value: Any, indent: int | None = None) -> bytes:
-    """A value as JSON in UTF-8, with a newline: as_line(), or indented over several lines."""
+    """Return a value as JSON in UTF-8, with a newline: as_line(), or indented over several lines."""
     text = as_line(value) if indent is None else _escaped(json.dumps(value, ensure_ascii=False, indent=indent))
     return f"{text}\n".encode()
 
 
 def _escaped(text: str) -> str:
-    """Python's reader makes the same value of it: of a name that is no Unicode text the same name."""
+    """Return JSON with escapes in place of what some readers take for a line's end, and of halves of characters.
+
+    Python's reader makes the same value of it: of a name that is no Unicode text the same name.
+    """
     return text.translate(_ESCAPED)
 
 

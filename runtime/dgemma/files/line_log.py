@@ -1,4 +1,4 @@
-"""A file of JSON lines that grows: each is on the disk before the next, and a killed run can go on with it."""
+"""A file of JSON lines that grows. Each line is on the disk before the next; a killed run can go on with it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ DIGITS = ["[0-9]+"]
 
 
 def literal(text: str) -> list[str]:
-    """The pieces of a pattern that stand for this text."""
+    """Return the pieces of a pattern that stand for this text."""
     return [re.escape(letter) for letter in text]
 
 
@@ -37,11 +37,11 @@ class Beginning:
         self._whole = re.compile("".join(pieces).encode())
 
     def of_line(self, line: bytes) -> bool:
-        """Whether a line begins so."""
+        """Return whether a line begins in this way."""
         return self._whole.match(line) is not None
 
     def of_part(self, line: bytes) -> bool:
-        """Whether it may be what is left of such a line that was cut off anywhere."""
+        """Return whether it may be what is left of such a line that was cut off anywhere."""
         return self._cut.fullmatch(line) is not None
 
 
@@ -67,8 +67,9 @@ class LineLog:
             raise
 
     def recover(self, read: Callable[[Any], object]) -> None:
-        """Gives every line's value to `read`, which raises ValueError, KeyError or TypeError for a foreign one. A last
-        line that was cut off is left out, if it begins as ours do; mend() takes it away.
+        """Give every line's value to `read`, which raises ValueError, KeyError or TypeError for a foreign one.
+
+        A last line that was cut off is left out, if it begins as ours do; mend() takes it away.
 
         Raises FormatError for a line, or the beginning of one, that is not ours. Nothing is changed.
         """
@@ -91,7 +92,7 @@ class LineLog:
                 self._end = end
 
     def mend(self) -> None:
-        """Takes away what recover() left out, and ends a last line that lacks its end."""
+        """Take away what recover() left out, and end a last line that lacks its end."""
         end, self._end = self._end, None
         if end is not None:
             with self._named():
@@ -102,25 +103,25 @@ class LineLog:
                 self._file.flush()
 
     def append(self, value: Any) -> None:
-        """Adds a line, on the disk when this returns."""
+        """Add a line, on the disk when this returns."""
         with self._named():
             self._file.write(json_lines.as_bytes(value))
             self._file.flush()
             os.fsync(self._file.fileno())
 
     def clear(self) -> None:
-        """Takes all lines away."""
+        """Take all lines away."""
         self._end = None
         with self._named():
             self._file.truncate(0)
 
     def values(self) -> list[Any]:
-        """All lines, in their order."""
+        """Return all values, in the order of their lines."""
         self._file.seek(0)
         return [json.loads(line) for line in self._file]
 
     def replace(self, values: Iterable[Any]) -> None:
-        """Puts other lines in place of all, at once. The log is not written to afterwards."""
+        """Put other lines in place of all, at once. The log is not written to afterwards."""
         with whole_file(Path(self._name)) as file:
             for value in values:
                 file.write(json_lines.as_bytes(value))
@@ -138,7 +139,7 @@ class LineLog:
 
     @contextmanager
     def _named(self) -> Iterator[None]:
-        """Errors of the system name the file."""
+        """Give errors of the system the file's name."""
         try:
             yield
         except OSError as failure:
@@ -146,7 +147,7 @@ class LineLog:
 
 
 def _open(name: str) -> int:
-    """A descriptor of a regular file, which is made if it is not there. What is no file is not waited for."""
+    """Return a descriptor of a regular file, which is made if it is not there. What is no file is not waited for."""
     descriptor = os.open(name, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK, 0o666)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)

@@ -1,4 +1,4 @@
-"""Files that are written: what a target may be, and files that appear complete or not at all.
+"""Writes files: checks what may be replaced, and makes files appear complete or not at all.
 
 A target is never an input of the same call, and never holds something of another kind than what is written to it.
 """
@@ -30,14 +30,14 @@ _PART = re.compile(r"-\d{5}-of-(\d{5})\.gguf$")
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """What an output is: its name in messages, and whether the file at a path is one."""
+    """A kind of output: its name in messages, and whether the file at a path is one."""
 
     name: str
     holds: Callable[[Path], bool]
 
 
 def json_kind(name: str, *keys: str) -> Kind:
-    """A JSON object that has all these keys."""
+    """Return the kind of file that is a JSON object with all these keys."""
 
     def holds(path: Path) -> bool:
         if path.stat().st_size > MOST_JSON:
@@ -52,7 +52,7 @@ def json_kind(name: str, *keys: str) -> Kind:
 
 
 def marked_kind(name: str, *marks: bytes) -> Kind:
-    """A file whose first HEAD bytes hold all these marks."""
+    """Return the kind of file whose first HEAD bytes hold all these marks."""
 
     def holds(path: Path) -> bool:
         with path.open("rb") as file:
@@ -63,7 +63,7 @@ def marked_kind(name: str, *marks: bytes) -> Kind:
 
 
 def readable(name: str) -> str:
-    """A file's name as Unicode text; bytes of it that are no UTF-8 become U+FFFD."""
+    """Return a file's name as Unicode text; bytes of it that are no UTF-8 become U+FFFD."""
     return os.fsencode(name).decode("utf-8", "replace")
 
 
@@ -71,8 +71,10 @@ def readable(name: str) -> str:
 
 
 def input_files(path: StrPath) -> list[Path]:
-    """The files that are read where `path` is an input: itself, all parts of a split file, or those of a checkpoint's
-    folder, where GGUF files are no part of it.
+    """Return the files that are read where `path` is an input.
+
+    That is the file itself, all parts of a split file, or those of a checkpoint's folder, where GGUF files are no part
+    of it.
     """
     name = Path(os.path.realpath(path))
     if name.is_dir():
@@ -81,7 +83,7 @@ def input_files(path: StrPath) -> list[Path]:
 
 
 def parts(path: Path) -> list[Path]:
-    """All parts of a split file, by the name of one of them; of another file, itself."""
+    """Return all parts of a split file, by the name of one of them; of another file, itself."""
     found = _PART.search(path.name)
     if not found:
         return [path]
@@ -90,7 +92,7 @@ def parts(path: Path) -> list[Path]:
 
 
 def check_distinct(outputs: Iterable[tuple[str, StrPath]], inputs: Iterable[tuple[str, StrPath]]) -> None:
-    """Raises UsageError where an output is an input, through whatever name or link, or is an output already.
+    """Raise UsageError where an output is an input, through whatever name or link, or is an output already.
 
     Both are (what it is called in the message, path).
     """
@@ -106,7 +108,7 @@ def check_distinct(outputs: Iterable[tuple[str, StrPath]], inputs: Iterable[tupl
 
 
 def _identity(path: StrPath) -> object:
-    """The same for two names of one file, there or not."""
+    """Return a value that two names of one file share, whether the file is there or not."""
     try:
         found = os.stat(path)
         return found.st_dev, found.st_ino
@@ -115,8 +117,10 @@ def _identity(path: StrPath) -> object:
 
 
 def check_target(path: StrPath, kind: Kind | None = None) -> None:
-    """Raises where a file cannot or must not be written to `path`: there is no such folder, or nothing can be made in
-    it; what is there is no regular file, is read-only, or is neither empty nor of this kind.
+    """Raise where a file cannot or must not be written to `path`.
+
+    That is so where there is no such folder, or nothing can be made in it, or where what is there is no regular file,
+    is read-only, or is neither empty nor of this kind.
     """
     name, target = os.fspath(path), Path(os.path.realpath(path))
     try:
@@ -132,7 +136,7 @@ def check_target(path: StrPath, kind: Kind | None = None) -> None:
 
 
 def check_kind(path: StrPath, kind: Kind | None) -> None:
-    """The part of check_target that looks at what is there."""
+    """Check what is there already, as check_target does."""
     name = os.fspath(path)
     try:
         found = os.stat(path)
@@ -150,7 +154,7 @@ def check_kind(path: StrPath, kind: Kind | None) -> None:
 
 
 def _try_folder(target: Path) -> None:
-    """Makes a file beside the target, and removes it."""
+    """Make a file beside the target, and remove it."""
     tried = beside(target)
     descriptor = os.open(tried, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
@@ -162,7 +166,7 @@ def _try_folder(target: Path) -> None:
 
 
 def named(failure: OSError, name: StrPath) -> SystemFailure:
-    """An error of the operating system about an output, with the name that the user gave."""
+    """Return an error of the operating system about an output, with the name that the user gave."""
     return SystemFailure(f"{os.fspath(name)}: {(failure.strerror or str(failure)).lower()}")
 
 
@@ -171,7 +175,7 @@ def named(failure: OSError, name: StrPath) -> SystemFailure:
 
 @contextlib.contextmanager
 def whole_file(path: StrPath, kind: Kind | None = None) -> Iterator[BinaryIO]:
-    """A file to write, which gets its name when the block ends; after an exception there is no trace of it.
+    """Yield a file to write, which gets its name when the block ends; after an exception there is no trace of it.
 
     It replaces what is there, if that is of this kind, and keeps its mode. A link stays a link. Whoever opens the name
     finds the old file or the new one. Raises SystemFailure with the name that was given.
@@ -196,18 +200,18 @@ def whole_file(path: StrPath, kind: Kind | None = None) -> Iterator[BinaryIO]:
 
 
 def write_whole(path: StrPath, data: bytes, kind: Kind | None = None) -> None:
-    """whole_file() with these bytes."""
+    """Write these bytes as a whole_file()."""
     with whole_file(path, kind) as opened:
         opened.write(data)
 
 
 def beside(target: Path) -> Path:
-    """A new name in the target's folder, within the 255 bytes that file systems allow."""
+    """Return a new name in the target's folder, within the 255 bytes that file systems allow."""
     return target.with_name(f"{_start(target)}{secrets.token_hex(6)}.part")
 
 
 def unfinished(target: Path) -> list[Path]:
-    """The files with names of beside() for this target: those of writers at work, and of killed ones."""
+    """Return the files with names of beside() for this target: those of writers at work, and of killed ones."""
     pattern = re.compile(re.escape(_start(target)) + r"[0-9a-f]{12}\.part")
     return [path for path in target.parent.iterdir() if pattern.fullmatch(path.name)]
 

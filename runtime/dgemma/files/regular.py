@@ -1,4 +1,4 @@
-"""Files that have to be files: a pipe, a device or a folder of that name is refused, and nobody waits for it."""
+"""Opens regular files only: a pipe, a device or a folder of that name is refused, without waiting for it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ KINDS = {
 
 
 def opener(path: str | os.PathLike[str], flags: int) -> int:
-    """For open(): raises SystemFailure, which names the path, for what is no file."""
+    """Open a file, for open().
+
+    Raises SystemFailure, which names the path, for what is no file.
+    """
     check_regular(path, os.stat(path).st_mode)  # a socket cannot be opened to look at it
     # The path may have become another meanwhile: opening a pipe does not wait for its other end.
     descriptor = os.open(path, flags | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
@@ -31,7 +34,7 @@ def opener(path: str | os.PathLike[str], flags: int) -> int:
 
 
 def open_regular(path: str | os.PathLike[str]) -> int:
-    """A descriptor to read from. Raises SystemFailure, which names the path."""
+    """Return a descriptor to read from. Raises SystemFailure, which names the path."""
     try:
         return opener(path, os.O_RDONLY)
     except OSError as problem:
@@ -39,13 +42,13 @@ def open_regular(path: str | os.PathLike[str]) -> int:
 
 
 def check_regular(path: str | os.PathLike[str], mode: int) -> None:
-    """mode: st_mode of the path."""
+    """Raise SystemFailure for what is no file; mode: st_mode of the path."""
     if not stat.S_ISREG(mode):
         raise SystemFailure(f"{os.fsdecode(path)}: expected a file, found {KINDS.get(stat.S_IFMT(mode), 'no file')}")
 
 
 def read_regular(path: str | os.PathLike[str], most: int = -1) -> bytes:
-    """What a file holds; most: no more bytes than so many."""
+    """Return what a file holds; most: no more bytes than so many."""
     with open(open_regular(path), "rb") as file:
         try:
             return file.read(most)

@@ -1,4 +1,4 @@
-"""Which experts a model's tokens meet: counted as it runs, kept beside its file, used to place it under a budget."""
+"""Counts of the tokens that each expert met: saved beside a model's file, and used to place it under a budget."""
 
 from __future__ import annotations
 
@@ -25,12 +25,15 @@ MOST = 2**62  # tokens of an expert: sums of two files stay within int64
 
 
 def routing_path(model: str | os.PathLike[str]) -> str:
-    """Where a model file's counts are kept."""
+    """Return the path of a model file's counts."""
     return os.fspath(model) + SUFFIX
 
 
 def load_routing(path: str | os.PathLike[str]) -> npt.NDArray[np.int64]:
-    """The counts that a file holds, int64 [n_layer, n_expert]. Raises Error for a file of another kind, OSError."""
+    """Return the counts that a file holds, int64 [n_layer, n_expert].
+
+    Raises Error for a file of another kind, OSError.
+    """
     name = os.fspath(path)
     try:
         with open(path, encoding="utf-8", opener=opener) as file:
@@ -48,7 +51,7 @@ def load_routing(path: str | os.PathLike[str]) -> npt.NDArray[np.int64]:
 
 
 def save_routing(model: Model, path: str | os.PathLike[str] | None = None) -> str:
-    """Model.save_routing."""
+    """Save the counts of a model: see Model.save_routing."""
     target = routing_path(model.path) if path is None else os.fspath(path)
     counts = model.routing
     if os.path.exists(target) and os.path.getsize(target):
@@ -65,7 +68,7 @@ def shape_text(counts: npt.NDArray[np.int64]) -> str:
 
 
 def prefer_routed(model: Model) -> None:
-    """Places a model under a budget by the counts beside its file, if there are any and they fit it."""
+    """Place a model under a budget by the counts beside its file, if there are any and they fit it."""
     try:
         counts = load_routing(routing_path(model.path))
     except (Error, OSError):

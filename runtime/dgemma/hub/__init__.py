@@ -1,1 +1,1 @@
-"""Models of the Hugging Face Hub: their names, their place in the cache, their download."""
+"""Finds models on the Hugging Face Hub, fetches them, and keeps them in its cache."""

@@ -33,7 +33,7 @@ def folder_of(name: Name) -> Path:
 
 
 def blob(name: Name, checksum: str) -> Path:
-    """Where what has this SHA-256, or this checksum of git's, is kept."""
+    """Return where the content of this SHA-256, or of this checksum of git's, is kept."""
     assert COMMIT.fullmatch(checksum), "checked by whoever read it"
     return folder_of(name) / "blobs" / checksum
 
@@ -44,7 +44,7 @@ def snapshot(name: Name, commit: str) -> Path:
 
 
 def cached(name: Name) -> tuple[Path, list[str]] | None:
-    """The folder of the commit that a name stands for, as far as the cache knows, and the whole files there."""
+    """Return the folder of the commit that a name stands for, as far as the cache knows, and the whole files there."""
     revision = name.revision or "main"
     commit = revision if COMMIT.fullmatch(revision) else _remembered(name)
     if commit is None:
@@ -55,12 +55,12 @@ def cached(name: Name) -> tuple[Path, list[str]] | None:
 
 
 def is_whole(path: Path, size: int | None) -> bool:
-    """Whether a file is there, of this size; None: of any."""
+    """Return whether a file is there, of this size; None: of any."""
     return path.is_file() and (size is None or path.stat().st_size == size)
 
 
 def link(name: Name, commit: str, file: str, to: Path) -> Path:
-    """A blob gets its name in the snapshot of a commit."""
+    """Give a blob its name in the snapshot of a commit."""
     assert is_relative(file), "checked by whoever read it"
     place = snapshot(name, commit) / file
     if is_whole(place, to.stat().st_size):
@@ -80,7 +80,7 @@ def link(name: Name, commit: str, file: str, to: Path) -> Path:
 
 
 def remember(name: Name, commit: str) -> None:
-    """The commit that a branch or a tag stands for, for when the Hub cannot be asked."""
+    """Write down the commit that a branch or a tag stands for, for when the Hub cannot be asked."""
     if COMMIT.fullmatch(name.revision or "main") or _remembered(name) == commit:
         return
     ref = _ref(name)
@@ -100,7 +100,7 @@ def _ref(name: Name) -> Path:
 
 
 def _remembered(name: Name) -> str | None:
-    """What remember() wrote, or another program; None where that is not there, or is no commit."""
+    """Return what remember() wrote, or another program; None where that is not there, or is no commit."""
     ref = _ref(name)
     try:
         if not ref.is_file():
@@ -113,8 +113,9 @@ def _remembered(name: Name) -> str | None:
 
 
 def _make_way(ref: Path, folder: Path) -> None:
-    """A folder in a ref's place is removed if it is empty. Otherwise it gets another name, as does a file in the place
-    of a folder on the way there: somebody may want it.
+    """Remove a folder in a ref's place if it is empty.
+
+    Otherwise it gets another name, as does a file in the place of a folder on the way there: somebody may want it.
     """
     for each in (*(parent for parent in reversed(ref.parents) if parent.is_relative_to(folder)), ref):
         if os.path.lexists(each) and each.is_dir() == (each == ref):
@@ -133,7 +134,7 @@ def sha256(path: Path) -> str:
 
 
 def git_checksum(path: Path) -> str:
-    """What git calls a file's content, and the Hub a small file's."""
+    """Return what git calls a file's content, and the Hub a small file's."""
     digest = hashlib.sha1(f"blob {path.stat().st_size}\0".encode(), usedforsecurity=False)
     with path.open("rb") as file:
         while data := file.read(CHUNK):

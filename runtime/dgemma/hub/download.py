@@ -1,4 +1,4 @@
-"""Models from the Hugging Face Hub, by the name hf:owner/name.
+"""Fetches models from the Hugging Face Hub, by the name hf:owner/name.
 
     dgemma.Model("hf:unsloth/diffusiongemma-26B-A4B-it-GGUF:Q4_K_M")
 
@@ -54,9 +54,11 @@ T = TypeVar("T")
 
 
 def local_model(path: str | os.PathLike[str]) -> str:
-    """The GGUF file that a MODEL stands for: a path is itself; of hf:owner/name[@revision][:TYPE] it is the file of
-    that type (its first part), fetched unless it is in the cache. TYPE: as files are named, such as q4_k_m, or a whole
-    file name. Raises UsageError where not exactly one file fits, SystemFailure where it cannot be had.
+    """Return the GGUF file that a MODEL stands for.
+
+    A path is itself; of hf:owner/name[@revision][:TYPE] it is the file of that type (its first part), fetched unless it
+    is in the cache. TYPE: as files are named, such as q4_k_m, or a whole file name. Raises UsageError where not exactly
+    one file fits, SystemFailure where it cannot be had.
     """
     text = os.fspath(path)
     if not text.startswith(PREFIX):
@@ -66,8 +68,9 @@ def local_model(path: str | os.PathLike[str]) -> str:
 
 
 def local_source(path: str | os.PathLike[str]) -> Path:
-    """The folder or GGUF file that the SOURCE of a conversion stands for; see local_model. Without a TYPE it is the
-    checkpoint, where the repository has one.
+    """Return the folder or GGUF file that the SOURCE of a conversion stands for; see local_model.
+
+    Without a TYPE it is the checkpoint, where the repository has one.
     """
     text = os.fspath(path)
     if not text.startswith(PREFIX):
@@ -77,8 +80,10 @@ def local_source(path: str | os.PathLike[str]) -> Path:
 
 
 def local_headers(path: str | os.PathLike[str], folder: Path) -> Path:
-    """As local_source, for who reads no weights: of a checkpoint that is not in the cache the headers alone are
-    fetched, into files in `folder` that are as long as the real ones and otherwise empty.
+    """Return what local_source returns, for a caller that reads no weights.
+
+    Of a checkpoint that is not in the cache the headers alone are fetched, into files in `folder` that are as long as
+    the real ones and otherwise empty.
     """
     text = os.fspath(path)
     if not text.startswith(PREFIX):
@@ -122,8 +127,9 @@ _refusals: ContextVar[dict[str, Exception] | None] = ContextVar("refusals", defa
 
 @contextmanager
 def refused_once() -> Iterator[None]:
-    """Within it, a Hub that refused a name, or could not be asked, is not asked for it again: the cache is used to the
-    end, and one line says so. Within another one it is that one.
+    """Within the block, ask a Hub that refused a name, or could not be asked, no second time for it.
+
+    The cache is used to the end, and one line says so. A block within another one is that other one.
     """
     if _refusals.get() is not None:
         yield
@@ -136,7 +142,10 @@ def refused_once() -> Iterator[None]:
 
 
 def _from_hub(name: Name, use: Callable[[_Repository], T]) -> T:
-    """What `use` makes of a repository: the Hub's, or where that cannot be asked or refuses, what the cache has."""
+    """Return what `use` makes of a repository.
+
+    It is the Hub's, or where that cannot be asked or refuses, what the cache has.
+    """
     try:
         from huggingface_hub.errors import HFValidationError, OfflineModeIsEnabled
         from huggingface_hub.utils import validate_repo_id
@@ -194,11 +203,11 @@ def _of_cache(name: Name, problem: OSError) -> SystemFailure:
 
 
 class _Broken(Exception):
-    """A connection that ended too early."""
+    """A connection ended too early."""
 
 
 class _Strange(Exception):
-    """An answer that is none of the Hub's."""
+    """An answer is none of the Hub's."""
 
 
 @dataclass(frozen=True)
@@ -222,7 +231,7 @@ class _Repository:
         return self._commit is not None
 
     def fetch(self, wanted: Sequence[str]) -> list[Path]:
-        """The wanted files, in the cache."""
+        """Return the wanted files, in the cache."""
         if self._commit is None:
             assert self._folder is not None
             return [self._folder / file for file in wanted]
@@ -241,7 +250,7 @@ class _Repository:
         return link(self._name, self._commit, file, to)
 
     def _fetch_small(self, file: str, of: _File) -> Path:
-        """A file that has no SHA-256, from its beginning, under git's checksum."""
+        """Fetch a file that has no SHA-256, from its beginning, under git's checksum."""
         part = folder_of(self._name) / "blobs" / f"{secrets.token_hex(8)}.incomplete"
         part.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -254,7 +263,7 @@ class _Repository:
         return to
 
     def _link_known(self) -> None:
-        """What the cache has from an earlier commit is this one's too: it is found when the Hub cannot be asked."""
+        """Link what the cache has from an earlier commit to this one: it is found when the Hub cannot be asked."""
         assert self._commit is not None
         for file, told in self._files.items():
             with suppress(_Strange, OSError):
@@ -263,7 +272,7 @@ class _Repository:
                     link(self._name, self._commit, file, there)
 
     def copy_header(self, file: str, to: Path) -> None:
-        """The header of a safetensors file, as a file of the whole one's length."""
+        """Copy the header of a safetensors file into a file of the whole one's length."""
         size = _about(file, self._files[file]).size
         if size is None:
             raise _Strange(f"{file} has no size there")
@@ -298,7 +307,7 @@ class _Repository:
 
 
 def _listing(name: Name) -> tuple[str, dict[str, Any]]:
-    """The commit that a name stands for, and what is told of each of its files."""
+    """Return the commit that a name stands for, and what is told of each of its files."""
     from huggingface_hub import constants
 
     revision = quote(name.revision or constants.DEFAULT_REVISION, safe="")
@@ -335,7 +344,7 @@ def _understood(data: bytes | bytearray) -> tuple[str, dict[str, Any]]:
 
 
 def _about(file: str, told: dict[str, Any]) -> _File:
-    """What is told of a file, once it makes sense."""
+    """Return what is told of a file, once it makes sense."""
     if not is_relative(file):
         raise _Strange(f"it has a file of the name {file!r}, which is no path within a repository")
     large = told.get("lfs")
@@ -356,7 +365,7 @@ def _about(file: str, told: dict[str, Any]) -> _File:
 
 
 def _fetch_large(name: Name, file: str, of: _File, url: str) -> Path:
-    """A file into the cache, under its SHA-256. What was there of it is kept."""
+    """Fetch a file into the cache, under its SHA-256. What was there of it is kept."""
     assert of.sha256 is not None
     to = blob(name, of.sha256)
     if is_whole(to, of.size):
@@ -381,7 +390,7 @@ def _fetch_large(name: Name, file: str, of: _File, url: str) -> Path:
 
 @contextmanager
 def _locked(path: Path) -> Iterator[Any]:
-    """The file, to append to, for one process at a time."""
+    """Open the file to append to, for one process at a time."""
     while True:
         with path.open("ab") as out:
             with suppress(OSError):  # a file system without locks
@@ -392,7 +401,7 @@ def _locked(path: Path) -> Iterator[Any]:
 
 
 def _is_at(path: Path, descriptor: int) -> bool:
-    """Whether an open file still has this name."""
+    """Return whether an open file still has this name."""
     try:
         return os.path.samestat(path.stat(), os.fstat(descriptor))
     except FileNotFoundError:
@@ -400,8 +409,9 @@ def _is_at(path: Path, descriptor: int) -> bool:
 
 
 def _download(url: str, size: int | None, out: Any, progress: Callable[[int, int], None] | None) -> None:
-    """Appends to `out` until it has `size` bytes; None: until the server has sent all. A connection that breaks is
-    taken up again.
+    """Append to `out` until it has `size` bytes; None: until the server has sent all.
+
+    A connection that breaks is taken up again.
     """
     if size is None:
         out.truncate(0)
@@ -431,7 +441,7 @@ def _download(url: str, size: int | None, out: Any, progress: Callable[[int, int
 
 
 def _check_place(response: Any, start: int) -> None:
-    """A part of a file begins where it was asked to."""
+    """Check that a part of a file begins where it was asked to."""
     told = response.headers.get("Content-Range", "")
     if response.status_code == 206 and told and not told.startswith(f"bytes {start}-"):
         raise _Strange(f"it sent {told.strip():.60} instead of those from {start}")
@@ -462,14 +472,14 @@ def _refuse_full_disk(name: Name, file: str, folder: Path, size: int) -> None:
 
 
 def _http_error() -> type[Exception]:
-    """What the client of huggingface_hub raises, whichever it is."""
+    """Return what the client of huggingface_hub raises, whichever it is."""
     from huggingface_hub.errors import HfHubHTTPError
 
     return HfHubHTTPError.__bases__[0]
 
 
 def _leads_nowhere(problem: Exception) -> bool:
-    """Whether the Hub sent us to an address that is none, or around in a circle."""
+    """Return whether the Hub sent us to an address that is none, or around in a circle."""
     from httpx import TooManyRedirects, UnsupportedProtocol
 
     return isinstance(problem, (TooManyRedirects, UnsupportedProtocol))
@@ -480,7 +490,7 @@ def _status(problem: Exception) -> int | None:
 
 
 def _reason(name: Name, problem: Exception) -> str:
-    """Why the Hub gives nothing, with its status, and what may help."""
+    """Return why the Hub gives nothing, with its status, and what may help."""
     from huggingface_hub import errors
 
     status = _status(problem)

@@ -1,4 +1,4 @@
-"""Which files of a repository of the Hub a name asks for: by the type in a file's name, or in its folder's.
+"""Finds the files of a repository of the Hub that a name asks for: by the type in a file's or a folder's name.
 
     M-Q4_K_M.gguf   M_Q4_K_M.gguf   m.q4_k_m.gguf   Q4_K_M/model.gguf   M-Q4_K_M-00001-of-00002.gguf
 
@@ -52,7 +52,7 @@ def parse(text: str) -> Name:
 
 
 def is_relative(path: str) -> bool:
-    """Whether a path with slashes stays in the folder that it is taken from, wherever that is."""
+    """Return whether a path with slashes stays in the folder that it is taken from, wherever that is."""
     parts = path.split("/")
     return not any(p in ("", ".", "..") or len(p.encode("utf-8", "replace")) > 255 for p in parts) and not re.search(
         r"[\x00-\x1f\x7f\ud800-\udfff\\]", path
@@ -77,7 +77,10 @@ class _Model:
 
 
 def of_type(name: Name, files: Sequence[str]) -> list[str]:
-    """The one GGUF file, or the parts of the one, that a name asks for. Raises UsageError where not just one fits."""
+    """Return the one GGUF file, or the parts of the one, that a name asks for.
+
+    Raises UsageError where not just one fits.
+    """
     models = _models(files)
     fitting = _fitting(models, name.type)
     if len(fitting) != 1:
@@ -89,7 +92,7 @@ def of_type(name: Name, files: Sequence[str]) -> list[str]:
 
 
 def _models(files: Iterable[str]) -> list[_Model]:
-    """All GGUF files, models or not, by their paths."""
+    """Return all GGUF files, models or not, by their paths."""
     found: dict[tuple[str, int], list[str]] = {}
     for file in sorted(files):
         if file.lower().endswith(".gguf"):
@@ -99,7 +102,7 @@ def _models(files: Iterable[str]) -> list[_Model]:
 
 
 def _fitting(models: Sequence[_Model], type: str | None) -> list[_Model]:
-    """Who is asked for by a name of a file comes first, then by a type."""
+    """Return the models that are asked for: by the name of a file, or else by a type."""
     likely = [model for model in models if not NO_MODEL.search(model.whole)]
     if type is None:
         return likely
@@ -117,19 +120,19 @@ def _fitting(models: Sequence[_Model], type: str | None) -> list[_Model]:
 
 
 def _words(text: str) -> list[str]:
-    """A name in words of letters and digits."""
+    """Return a name in words of letters and digits."""
     return [word for word in re.split(r"[\W_]+", text.lower()) if word]
 
 
 def _is_of_type(model: _Model, asked: list[str]) -> bool:
-    """Whether these words are all of the type in a path, with or without the words before and behind it."""
+    """Return whether these words are all of the type in a path, with or without the words before and behind it."""
     words, begin, end = _typed(model.whole)
     least = len(words[begin:end]) or 1
     return any(words[:to][-len(asked) :] == asked and len(asked) >= least + to - end for to in (end, len(words)))
 
 
 def _is_exactly(model: _Model, asked: list[str]) -> bool:
-    """Whether a name ends in just these words as its type, those of BEFORE counted."""
+    """Return whether a name ends in just these words as its type, those of BEFORE counted."""
     words, begin, _ = _typed(model.whole)
     while 0 < begin < len(words) and words[begin - 1] in BEFORE:
         begin -= 1
@@ -137,8 +140,10 @@ def _is_exactly(model: _Model, asked: list[str]) -> bool:
 
 
 def _typed(whole: str) -> tuple[list[str], int, int]:
-    """The words of a path up to its file, or to its nearest folder that has a type; where there the type begins, and
-    where it ends: all types, where there are several. Without any the type is empty, and at the end.
+    """Return the words of a path up to its type, and where among them the type begins and ends.
+
+    The words are those up to the file, or to its nearest folder that has a type; of several types all count. Without
+    any the type is empty, and at the end.
     """
     path = PurePosixPath(whole).with_suffix("")
     for each in (path, *path.parents):
@@ -151,7 +156,7 @@ def _typed(whole: str) -> tuple[list[str], int, int]:
 
 
 def _end_of_type(words: list[str], begin: int) -> int:
-    """Behind the last word of the type whose first one is at `begin`."""
+    """Return the place behind the last word of the type whose first one is at `begin`."""
     end = begin + 1
     if found := DIGITS.match("".join(f"{word} " for word in words[begin:])):
         end += len(found[1].split())
@@ -173,14 +178,14 @@ def _complaint(name: Name, fitting: list[_Model], models: Sequence[_Model], file
 
 
 def _no_models(name: Name, models: Sequence[_Model]) -> str:
-    """Which files have the type that is asked for, and are not taken for models."""
+    """Return which files have the type that is asked for, and are not taken for models."""
     asked = _words(name.type or "")
     others = [model for model in models if NO_MODEL.search(model.whole) and _is_of_type(model, asked)]
     return f"; not taken for a model, unless its whole name is given: {_listed(others)}" if others else ""
 
 
 def _listed(models: Sequence[_Model]) -> str:
-    """Paths; of parts the first one's, where another has the same without its number."""
+    """Return paths; of parts the first one's, where another has the same without its number."""
     wholes = [model.whole for model in models]
     return ", ".join(model.parts[0] if wholes.count(model.whole) > 1 else model.whole for model in models)
 
@@ -201,12 +206,12 @@ def weights(files: Sequence[str]) -> list[str]:
 
 
 def small(files: Iterable[str]) -> list[str]:
-    """What a converter reads beside the weights."""
+    """Return what a converter reads beside the weights."""
     return [f for f in files if "/" not in f and f.endswith((".json", ".jinja", "tokenizer.model"))]
 
 
 def lacks_parts(files: Iterable[str]) -> bool:
-    """Whether of a file in numbered parts some are missing."""
+    """Return whether some parts of a file in numbered parts are missing."""
     found: dict[tuple[str, int], int] = {}
     for part in filter(None, map(PART.fullmatch, files)):
         found[part[1], int(part[3])] = found.get((part[1], int(part[3])), 0) + 1

@@ -1,1 +1,1 @@
-"""Infilling: holes of a text filled, and parts of a text rewritten."""
+"""Fills holes of a text, and rewrites parts of it."""

@@ -1,4 +1,4 @@
-"""Editing: a passage of a text, rewritten inside its surroundings."""
+"""Rewrites a passage of a text inside its surroundings."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ FOLLOWS = "\n\nThe text goes on after it:\n"  # introduces what stands behind th
 
 @dataclass(frozen=True, slots=True)
 class Edited:
-    """A text with one passage rewritten. str() is all of it."""
+    """A text with one passage rewritten. str() gives all of it."""
 
     text: str
     before: str  # all of it, as it was
@@ -36,7 +36,10 @@ class Edited:
         return self.text[slice(*self.span)]
 
     def diff(self, name: str = "text") -> str:
-        """A unified diff from before to after, as git has it and patch -p1 reads it; empty where nothing changed."""
+        """Return a unified diff from before to after, as git has it and patch -p1 reads it.
+
+        It is empty where nothing changed.
+        """
         changes = list(difflib.unified_diff(lines_of(self.before), lines_of(self.text)))[2:]  # without the names
         if not changes:
             return ""
@@ -50,13 +53,19 @@ class Edited:
 
 
 def lines_of(text: str) -> list[str]:
-    """The lines of a text, each with its end: \\n, as diffs have it, and nothing else that Unicode ends a line with."""
+    r"""Return the lines of a text, each with its end.
+
+    A line ends at \n, as diffs have it, and nowhere else that Unicode ends a line.
+    """
     return io.StringIO(text, newline="\n").readlines()
 
 
 def quoted(path: str) -> str:
-    """A file's name in a diff's head, as git writes it: in quotes where bytes in it need that, a tab behind spaces.
-    A space at the end is in quotes too: patch would leave it out."""
+    """Return a file's name in a diff's head, as git writes it.
+
+    It is in quotes where bytes in it need that, with a tab behind spaces. A space at the end is in quotes too: patch
+    would leave it out.
+    """
     data = os.fsencode(path)
     if all(32 <= byte < 127 and byte not in b'"\\' for byte in data) and not path.endswith(" "):
         return path + "\t" * (" " in path)
@@ -66,7 +75,9 @@ def quoted(path: str) -> str:
 
 
 def lengths_for(tokens: int) -> tuple[int, ...]:
-    """The lengths tried for the rewrite of so many tokens: a little and a good deal of room, which filler may take.
+    """Return the lengths to try for the rewrite of so many tokens.
+
+    They leave a little and a good deal of room, which filler may take.
 
     >>> lengths_for(10)
     (12, 16, 23)
@@ -77,13 +88,13 @@ def lengths_for(tokens: int) -> tuple[int, ...]:
 def edit(
     model: Model, text: str, span: tuple[int, int], instruction: str, *, on_step: OnStep | None = None, **given: Any
 ) -> Edited:
-    """Model.edit, which documents it."""
+    """Rewrite a passage: see Model.edit."""
     with model.session(room_for(model, text, instruction, given.get("lengths"))) as session:
         return done(editing(session, text, span, instruction, **given), on_step)
 
 
 def room_for(model: Model, text: str, instruction: str, lengths: Sequence[int] | None) -> int:
-    """The context that editing needs: what follows the passage may take half of it, beside the message."""
+    """Return the context that editing needs: what follows the passage may take half of it, beside the message."""
     tokens = len(model.tokenizer.encode(text))
     longest = max(lengths_for(tokens) if lengths is None else lengths, default=0)
     return within(model, 4 * tokens + 2 * len(model.tokenizer.encode(instruction)) + longest)
@@ -99,7 +110,7 @@ def editing(
     on_encode: OnEncode | None = None,
     **options: Any,
 ) -> TrialSteps[Edited]:
-    """Model.edit in a session, in turns between which others may work."""
+    """Rewrite a passage in a session, in turns between which others may work."""
     model = session.model
     begin, end = span
     if not 0 <= begin <= end <= len(text):

@@ -1,4 +1,4 @@
-"""Infill: the holes of a text, written around what stands."""
+"""Fills the holes of a text; what stands around them stays."""
 
 from __future__ import annotations
 
@@ -34,7 +34,10 @@ Pieces: TypeAlias = Sequence[str | Hole]
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """One way to fill all holes. evidence: see dgemma.infill.scoring; None where there was one way alone."""
+    """One way to fill all holes.
+
+    evidence: see dgemma.infill.scoring; None where only one way was tried.
+    """
 
     lengths: tuple[int, ...]  # of the holes, in tokens
     holes: list[str]  # what was written, without filler
@@ -45,7 +48,7 @@ class Trial:
 
 @dataclass(frozen=True, slots=True)
 class Filled:
-    """A filled text. str() is all of it."""
+    """A filled text. str() gives all of it."""
 
     text: str
     best: Trial
@@ -75,7 +78,7 @@ class Filled:
 
 
 def pieces_of(text: str) -> list[str | Hole]:
-    """The pieces of a text in which [[...]] and [[n]] are holes.
+    """Return the pieces of a text in which [[...]] and [[n]] are holes.
 
     >>> pieces_of("a[[3]] and [[...]]")
     ['a', Hole(length=3), ' and ', Hole(length=None)]
@@ -90,7 +93,10 @@ def pieces_of(text: str) -> list[str | Hole]:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Pieces as tokens, each piece tokenised by itself, and which of them the canvases show: first .. last."""
+    """The pieces of a text as tokens, and which of them the canvases show: first .. last.
+
+    Each piece is tokenised by itself.
+    """
 
     ids: list[int]  # 0 in holes
     owners: list[int]  # which hole a token is of, in order; -1: none
@@ -131,7 +137,7 @@ class Layout:
         return cls(ids, owners, first, min(len(ids), first + -(-(end - first) // n) * n), begun)
 
     def canvas(self, model: Model, end_id: int) -> tuple[list[int], list[bool]]:
-        """Ids and pins. Where the text ends on a canvas, an end id and pad ids are pinned behind it."""
+        """Return ids and pins. Where the text ends on a canvas, an end id and pad ids are pinned behind it."""
         ids = self.ids[self.first : self.last]
         pinned = [owner < 0 for owner in self.owners[self.first : self.last]]
         if self.last == len(self.ids):
@@ -142,8 +148,10 @@ class Layout:
         return ids, pinned
 
     def written(self, holes: Sequence[Sequence[int]], most: int, end_id: int) -> tuple[int, list[int]]:
-        """Where the first hole is, and the text from there to `most` ids behind the last, with ids in the holes and,
-        where the text ends before that, an end id."""
+        """Return where the first hole is, and the text from there to `most` ids behind the last.
+
+        holes: the ids in each. Where the text ends before that, an end id follows.
+        """
         begin = next(at for at, owner in enumerate(self.owners) if owner >= 0)
         behind = next(at for at, owner in enumerate(reversed(self.owners)) if owner >= 0)
         text: list[int] = []
@@ -175,14 +183,15 @@ T = TypeVar("T")
 def fill(
     model: Model, text: str | Pieces, prompt: Prompt | None = None, *, on_step: OnStep | None = None, **given: Any
 ) -> Filled:
-    """Model.fill, which documents it."""
+    """Fill a text: see Model.fill."""
     with model.session(room_for(model, text, prompt, given.get("lengths", LENGTHS))) as session:
         return done(filling(session, text, prompt, **given), on_step)
 
 
 def room_for(model: Model, text: str | Pieces, prompt: Prompt | None, lengths: Sequence[int]) -> int:
-    """The context that filling needs: of all tokens, those beside the canvases, and some to spare. The model's whole
-    context may be more than there is memory for.
+    """Return the context that filling needs: of all tokens, those beside the canvases, and some to spare.
+
+    The model's whole context may be more than there is memory for.
     """
     pieces = pieces_of(text) if isinstance(text, str) else text
     tokens = 0 if prompt is None else len(model.prompt_ids(prompt))
@@ -195,13 +204,13 @@ def room_for(model: Model, text: str | Pieces, prompt: Prompt | None, lengths: S
 
 
 def within(model: Model, tokens: int) -> int:
-    """A context of so many tokens and some canvases, as far as the model has it."""
+    """Return a context of so many tokens and some canvases, as far as the model has it."""
     most: int = model.config.context_length
     return min(most, tokens + TEMPLATE + SPARE * int(model.config.canvas_length))
 
 
 def done(turns: TrialSteps[T], on_step: OnStep | None) -> T:
-    """What comes of the turns, all taken."""
+    """Take all steps, and return what comes of them."""
     while True:
         try:
             tried = next(turns)
@@ -222,7 +231,7 @@ def filling(
     on_encode: OnEncode | None = None,
     **options: Any,
 ) -> TrialSteps[Filled]:
-    """Model.fill in a session, in turns between which others may work."""
+    """Fill a text in a session, in turns between which others may work."""
     model = session.model
     pieces = pieces_of(text) if isinstance(text, str) else [p for p in text if p != ""]
     holes = [piece for piece in pieces if isinstance(piece, Hole)]
@@ -268,7 +277,7 @@ def _try(
     on_encode: OnEncode | None,
     options: dict[str, Any],
 ) -> TrialSteps[Trial]:
-    """Fills the holes of a layout behind a prompt (ids, or none). several: as one of several ways."""
+    """Fill the holes of a layout behind a prompt (ids, or none). several: as one of several ways."""
     model = session.model
     ends = model.config.end_ids
     end_id = next((token for token in before[1:] if token in ends), ends[0] if ends else 0)
@@ -310,7 +319,7 @@ def _try(
 
 
 def _encode(session: Session, prompt: list[int], on_encode: OnEncode | None) -> TrialSteps[int]:
-    """Session.prompt in turns. Returns how many tokens were encoded."""
+    """Encode a prompt as Session.prompt does, in turns. Returns how many tokens were encoded."""
     same = session.shared(prompt)
     session.rewind(same)
     for at in range(same, len(prompt), CHUNK):
@@ -322,7 +331,7 @@ def _encode(session: Session, prompt: list[int], on_encode: OnEncode | None) -> 
 
 
 def _beginning(model: Model, layout: Layout) -> list[int]:
-    """What a text without a prompt begins with: <bos>, once. A canvas needs something before it."""
+    """Return what a text without a prompt begins with: <bos>, once. A canvas needs something before it."""
     bos = model.tokenizer.bos_id
     if bos is not None and (model.tokenizer.add_bos or layout.begun or layout.first == 0):
         return [bos]

@@ -1,4 +1,4 @@
-"""How much speaks for the text in holes whose lengths were a guess: for choosing among guesses.
+"""Scores the texts in holes whose lengths were guessed, to choose among the guesses.
 
 It is log p - log q. p: how likely the text is behind what stands before it, by the encoder's next-token logits. That
 alone would favour short texts: of long ones there are many, each unlikely. q makes up for it: the share that the text
@@ -23,7 +23,7 @@ ROWS = 64  # of logits at once
 
 
 class Freedom:
-    """The entropy of each position of some canvases at the step since which it is accepted."""
+    """Keeps the entropy of each position of some canvases, at the step since which it is accepted."""
 
     def __init__(self) -> None:
         self._accepted: dict[int, npt.NDArray[np.bool_]] = {}  # by Step.place
@@ -37,13 +37,15 @@ class Freedom:
         self._accepted[step.place], self._entropy[step.place] = step.accepted, entropy
 
     def at(self, place: int) -> float:
-        """Nats; of a position that the last step did not accept, what it had then."""
+        """Return the entropy of a position in nats; of one that the last step did not accept, what it had then."""
         start = max(start for start in self._entropy if start <= place)
         return float(self._entropy[start][place - start])
 
 
 def log_likelihood(session: Session, before: Sequence[int], text: Sequence[int]) -> Generator[None, None, float]:
-    """Returns that of ids behind others (at least one), in nats: the sum of log softmax of next-token logits.
+    """Return the log likelihood of ids behind others (at least one), in nats.
+
+    It is the sum of log softmax of next-token logits.
 
     The session then holds both but for the last id. What does not fit its context is not counted.
     """

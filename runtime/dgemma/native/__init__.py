@@ -1,1 +1,1 @@
-"""What binds the C library: owners of its objects, arrays that it fills, its tables of formats and metadata keys."""
+"""Binds the C library: owners of its objects, arrays that it fills, its tables of formats and metadata keys."""

@@ -1,4 +1,4 @@
-"""Arrays that a call returns: as large as what is asked for, so they are checked against the memory that is free."""
+"""Makes arrays for the results of calls, after a check against the memory that is free."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ SMALL = 1 << 26  # bytes that are not worth asking the system about
 
 
 def floats(shape: tuple[int, ...], what: str) -> npt.NDArray[np.float32]:
-    """An array of float32 that is yet to be filled. Raises MemoryBudgetError, which says what they are, where there is
-    no memory for them.
+    """Return an array of float32 that is yet to be filled.
+
+    Raises MemoryBudgetError, which says what they are, where there is no memory for them.
     """
     check_free(math.prod(shape) * 4, what)
     try:
@@ -26,7 +27,7 @@ def floats(shape: tuple[int, ...], what: str) -> npt.NDArray[np.float32]:
 
 
 def check_free(size: int, what: str) -> None:
-    """Raises MemoryBudgetError where `what`, which take so many bytes, are more than the memory that is free."""
+    """Raise MemoryBudgetError where `what`, which take so many bytes, are more than the memory that is free."""
     left = int(lib.dg_memory_free()) if size > SMALL else 0
     if left and size > left:
         raise MemoryBudgetError(f"{what} take {size_text(size)}, and {size_text(left)} of memory are free")

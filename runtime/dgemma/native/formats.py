@@ -1,4 +1,4 @@
-"""The library's table of weight formats, and their codecs over NumPy arrays.
+"""The library's table of weight formats, which encode and decode NumPy arrays.
 
 >>> q4 = by_name("q4_k")
 >>> values = np.zeros((2, 2 * q4.block), np.float32)  # [..., n], n a multiple of q4.block
@@ -24,7 +24,7 @@ class Format:
     __slots__ = ("_native", "block", "bytes", "decodes", "encodes", "id", "name")
 
     def __init__(self, native: Any) -> None:
-        """Describes the `const dg_format *` native."""
+        """Describe the `const dg_format *` native."""
         self._native = native
         self.name: str = ffi.string(native.name).decode()
         self.id: int = native.id
@@ -37,7 +37,7 @@ class Format:
         return f"<Format {self.name}: {self.block} values in {self.bytes} bytes>"
 
     def encode(self, values: NDArray[np.float32], importance: NDArray[np.float32] | None = None) -> NDArray[np.uint8]:
-        """Values [..., n] -> blocks [..., n / block * bytes]. The GIL is released.
+        """Encode values [..., n] to blocks [..., n / block * bytes]. The GIL is released.
 
         importance: of the shape of values, or [n] for all rows alike: positive weights, around 1, of squared errors.
         """
@@ -61,8 +61,10 @@ class Format:
         mean: NDArray[np.float32],
         pull: NDArray[np.float32],
     ) -> NDArray[np.uint8]:
-        """Values [rows, n] -> blocks, as encode() with importance [n], and so that the sums of a row's errors, each
-        times the mean [n] of its column's inputs, cancel out. pull [n]: mean / variance. The GIL is released.
+        """Encode values [rows, n] to blocks, as encode() with importance [n] does, with errors that cancel out.
+
+        The sums of a row's errors, each times the mean [n] of its column's inputs, cancel out. pull [n]: mean /
+        variance. The GIL is released.
         """
         if not self.encodes:
             raise ValueError(f"{self.name} can be read but not written")
@@ -79,8 +81,9 @@ class Format:
         return blocks
 
     def first_not_finite(self, blocks: NDArray[np.uint8]) -> int | None:
-        """The number of the first value of the blocks that is infinite or NaN. Encoding makes such values of those
-        that the format cannot hold. The GIL is released.
+        """Return the number of the first value of the blocks that is infinite or NaN.
+
+        Encoding makes such values of those that the format cannot hold. The GIL is released.
         """
         flat = np.ascontiguousarray(blocks).view(np.uint8)
         found = lib.dg_first_not_finite(self._native, ffi.from_buffer(flat), flat.size // self.bytes)
@@ -88,7 +91,10 @@ class Format:
 
     @cache  # noqa: B019, for there is one of each format
     def most(self, sign: int) -> float:
-        """The largest value of this sign, 1 or -1, that a block of zeros may have beside them; found by trying."""
+        """Return the largest value of this sign, 1 or -1, that a block of zeros may have beside them.
+
+        It is found by trying.
+        """
         low, high = 0, 0x7F7FFFFF  # floats of one sign are in the order of their bits
         while low < high:
             bits = (low + high + 1) // 2
@@ -102,7 +108,10 @@ class Format:
         self._native.encode(ffi.from_buffer("float[]", values), ffi.from_buffer(blocks), count, weights)
 
     def decode(self, blocks: Any) -> NDArray[np.float32]:
-        """Blocks [..., n / block * bytes], an array or any buffer of bytes -> values [..., n]. The GIL is released."""
+        """Decode blocks [..., n / block * bytes], an array or any buffer of bytes, to values [..., n].
+
+        The GIL is released.
+        """
         if not self.decodes:
             raise FormatError(f"values of type {self.name} are not read by this build")
         if not isinstance(blocks, np.ndarray):
@@ -120,22 +129,22 @@ class Format:
 
 @cache
 def all_formats() -> tuple[Format, ...]:
-    """Every format, in the order of the table."""
+    """Return every format, in the order of the table."""
     return tuple(Format(lib.dg_format_at(i)) for i in range(lib.dg_format_count()))
 
 
 def by_name(name: str) -> Format:
-    """The format of this name, in capitals or not; KeyError when there is none."""
+    """Return the format of this name, in capitals or not; KeyError when there is none."""
     return _named()[name.upper()]
 
 
 def by_id(number: int) -> Format:
-    """The format that GGUF files number so; KeyError when there is none."""
+    """Return the format that GGUF files number so; KeyError when there is none."""
     return _numbered()[number]
 
 
 class Unknown(Format):
-    """A type that nobody knows: its number is all there is to tell."""
+    """A type that is not in the table: only its number is known."""
 
     __slots__ = ()
 
@@ -145,7 +154,7 @@ class Unknown(Format):
 
 
 def type_of(number: int) -> Format:
-    """The same for every type that a file may have; those that are not in the table do not decode."""
+    """Return the format of any type that a file may have; those that are not in the table do not decode."""
     native = lib.dg_type_find(number)
     return _numbered().get(number) or (Format(native) if native else Unknown(number))
 

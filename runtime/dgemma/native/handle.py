@@ -1,4 +1,4 @@
-"""Ownership of what the C library allocates, and the locks of what Python owns."""
+"""Owns what the C library allocates, and locks what Python owns."""
 
 from __future__ import annotations
 
@@ -33,21 +33,25 @@ class Handle:
         return self._pointer
 
     def buffer(self, part: Any, size: int) -> Any:
-        """`size` bytes of the object's memory, at a pointer that was read out of it: a buffer that keeps the object."""
+        """Return `size` bytes of the object's memory as a buffer that keeps the object.
+
+        part: a pointer that was read out of the object.
+        """
         _when_dead(part, _let_go, self._pointer)
         return ffi.buffer(part, size)
 
     def close(self) -> None:
-        """Lets go of the object: it is freed now, or when the last call that is inside has ended. Again does nothing.
+        """Let go of the object: it is freed now, or when the last call that is inside has ended.
 
-        Whoever calls this makes sure that nobody asks for the pointer again.
+        A second call does nothing. Whoever calls this makes sure that nobody asks for the pointer again.
         """
         self._pointer = None
 
 
 def _when_dead(owner: Any, then: Callable[..., None], *held: Any) -> None:
-    """Calls then(*held) once nobody holds the object `owner` any more. `held` is kept from outside until then: what
-    Python finds forgotten all at once, it forgets in any order.
+    """Call then(*held) once nobody holds the object `owner` any more.
+
+    `held` is kept from outside until then: what Python finds forgotten all at once, it forgets in any order.
     """
     finalizer = weakref.finalize(owner, then, *held)
     finalizer.atexit = False  # a daemon thread may still be inside; the process's end frees it all
@@ -66,8 +70,9 @@ _owners: WeakSet[Any] = WeakSet()
 
 
 def give_lock(owner: Any) -> None:
-    """Gives an object a re-entrant lock, as owner._lock. It is free in a forked process, which has none of the threads
-    that may have held it.
+    """Give an object a re-entrant lock, as owner._lock.
+
+    It is free in a forked process, which has none of the threads that may have held it.
     """
     owner._lock = threading.RLock()
     _owners.add(owner)

@@ -1,4 +1,4 @@
-"""The library's tables of metadata keys (metadata.def) and of limits for what they claim (limits.def)."""
+"""The library's tables of metadata keys (metadata.def), and of limits of their values (limits.def)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dgemma._native import ffi, lib
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """One line of the table."""
+    """One line of metadata.def."""
 
     field: str  # of a model's config, and of what the converter gathers
     key: str  # in a GGUF file
@@ -23,7 +23,7 @@ class Key:
 
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """One line of limits.def: what a file may claim of a size."""
+    """One line of limits.def: the least and the most that a file may claim of a size."""
 
     field: str  # of a model's config
     key: Key  # that tells it
@@ -33,7 +33,7 @@ class Limit:
 
 @cache
 def limits() -> dict[str, Limit]:
-    """All limits by field."""
+    """Return all limits by field."""
     table: dict[str, Limit] = {}
     while entry := lib.dg_limit_at(len(table)):
         field, named = (ffi.string(text).decode() for text in (entry.field, entry.named))
@@ -43,7 +43,7 @@ def limits() -> dict[str, Limit]:
 
 @cache
 def keys() -> dict[str, Key]:
-    """All keys by field, in the order of a file."""
+    """Return all keys by field, in the order of a file."""
     table: dict[str, Key] = {}
     while entry := lib.dg_key_at(len(table)):
         field, key, kind = (ffi.string(text).decode() for text in (entry.field, entry.key, entry.kind))

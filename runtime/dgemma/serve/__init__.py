@@ -1,1 +1,1 @@
-"""dg-serve: an OpenAI-compatible server."""
+"""dg-serve: a server with OpenAI's API."""

@@ -1,4 +1,7 @@
-"""The routes. Requests are read here, in asyncio's thread and its helpers; the worker's thread answers them."""
+"""The server's routes.
+
+Requests are read here, in asyncio's thread and its helpers; the worker's thread answers them.
+"""
 
 from __future__ import annotations
 
@@ -51,7 +54,7 @@ CLOSED = 499  # the status in figures of a request whose client left
 
 @dataclass(frozen=True)
 class Limits:
-    """What a server allows."""
+    """The limits of a server."""
 
     context: int  # tokens of a prompt and its answer
     cache: int  # bytes of sessions
@@ -62,7 +65,7 @@ class Limits:
 
 
 class Server:
-    """A model's. `app` is the ASGI application; close() ends its worker."""
+    """The server of one model. `app` is the ASGI application; close() ends the worker."""
 
     def __init__(self, model: Model, limits: Limits, guard: Guard, name: str | None = None) -> None:
         self.model, self._limits, self._guard = model, limits, guard
@@ -89,7 +92,7 @@ class Server:
         self.worker.close()
 
     def _route(self, method: str, path: str, handler: Any) -> Route:
-        """A path's handler behind the guard, whose failures are answers."""
+        """Return a path's handler behind the guard, whose failures are answers."""
 
         async def answer(request: Request) -> Response:
             began = monotonic()
@@ -186,7 +189,7 @@ class Server:
         return read_request(endpoint, given, self.model, self.name, self._limits.context)
 
     def ended(self, answer: Answering, status: int) -> None:
-        """A request's one line in the log: figures, no text."""
+        """Log a request in one line: figures, no text."""
         reply, job = answer.reply, answer.job
         if status == CLOSED and answer.work.stream:  # the others are counted where their answer fails
             self.metrics.left.inc()
@@ -199,7 +202,10 @@ class Server:
 
 
 class Answering:
-    """One request at the worker, heard from asyncio's thread. Submitted at once: a Refusal if the queue is full."""
+    """One request at the worker, as asyncio's thread sees it.
+
+    It is submitted at once: raises a Refusal if the queue is full.
+    """
 
     def __init__(
         self,
@@ -225,8 +231,9 @@ class Answering:
             self._server.worker.leave(self.job)
 
     async def _heard(self, receive: Receive, patience: float | None = None) -> AsyncGenerator[list[Told], None]:
-        """What the worker tells, as much at a time as there is: nothing after so many seconds of silence. Raises what
-        the request fails with, and ClientDisconnect when nobody waits for it any more.
+        """Yield what the worker tells, as much at a time as there is: nothing after so many seconds of silence.
+
+        Raises what the request fails with, and ClientDisconnect when nobody waits for it any more.
         """
         inbox, gone = self._inbox, asyncio.ensure_future(_gone(receive))
         try:
@@ -251,7 +258,7 @@ class Answering:
             gone.cancel()
 
     async def whole(self, receive: Receive) -> dict[str, Any]:
-        """The whole answer. Raises as _heard() does."""
+        """Return the whole answer. Raises as _heard() does."""
         status = CLOSED
         try:
             async with aclosing(self._heard(receive)) as heard:
@@ -270,7 +277,7 @@ class Answering:
             self._server.ended(self, status)
 
     async def stream(self, receive: Receive) -> AsyncGenerator[bytes, None]:
-        """Server-sent events; an error is one too, as the status is sent already."""
+        """Yield server-sent events; an error is one too, as the status is sent already."""
         status = CLOSED
         try:
             async with aclosing(self._heard(receive, ALIVE)) as heard:
@@ -296,7 +303,7 @@ class Answering:
 
 
 class Events(StreamingResponse):
-    """The stream of a request, which ends with it, however it ends."""
+    """The stream of a request's events, which ends with the request, however that ends."""
 
     def __init__(self, answer: Answering, headers: dict[str, str]) -> None:
         super().__init__((), headers=headers, media_type="text/event-stream")
@@ -316,6 +323,6 @@ def _event(data: dict[str, Any], name: str | None = None) -> bytes:
 
 
 async def _gone(receive: Receive) -> None:
-    """Returns when the client has."""
+    """Wait until the client has gone."""
     while (await receive())["type"] != "http.disconnect":
         pass

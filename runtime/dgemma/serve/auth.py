@@ -1,4 +1,4 @@
-"""What a request has to pass before it is read: its host, its key, its type and its size."""
+"""Checks a request before it is read: its host, its key, its type and its size."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ OPEN = ("/health",)  # tells nothing that needs a key; nor does the page, which 
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches an address."""
+    """Return whether only this machine reaches an address."""
     if host == "localhost":
         return True
     try:
@@ -26,7 +26,10 @@ def is_loopback(host: str) -> bool:
 
 
 class Guard:
-    """key: what requests must bring as a bearer token; None: nothing. host: the address that is listened on."""
+    """Checks requests.
+
+    key: what requests must bring as a bearer token; None: nothing. host: the address that is listened on.
+    """
 
     def __init__(self, key: str | None, host: str, most_bytes: int) -> None:
         self._key = None if key is None else _digest(key)
@@ -35,7 +38,7 @@ class Guard:
         self._most = most_bytes
 
     def check(self, request: Request) -> None:
-        """Raises a Refusal for who may not ask."""
+        """Raise a Refusal for a client that may not ask."""
         if self._key is not None and request.url.path not in OPEN and not is_page(request.url.path):
             scheme, _, token = request.headers.get("authorization", "").partition(" ")
             # Of digests, so that not even the length of a key can be measured.
@@ -52,7 +55,7 @@ class Guard:
         return is_loopback(name) or name == self._host
 
     async def body(self, request: Request) -> bytes:
-        """The body of a request with JSON, as long as it is allowed to be."""
+        """Return the body of a request with JSON; refuse one that is too long."""
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind != "application/json":  # what a page elsewhere cannot send without asking first
             raise Refusal(415, "expected Content-Type: application/json", "wrong_content_type")

@@ -1,4 +1,4 @@
-"""Canvases for those who watch: what a canvas event holds."""
+"""Makes the canvas events of a stream, for clients that watch an answer settle."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Canvases:
         self._detokenizer: Detokenizer | None = None
 
     def told(self, told: CanvasStep) -> dict[str, Any]:
-        """A step: of each token its id, text and entropy in nats, and whether it was accepted."""
+        """Return the event of a step: of each token its id, text and entropy in nats, and whether it was accepted."""
         step = told.step
         self._detokenizer = self._detokenizer or Detokenizer(self._tokenizer)
         ids = step.canvas.tolist()
@@ -46,7 +46,7 @@ class Canvases:
         return event
 
     def _mark(self, token: int) -> str:
-        """The name of a control token; nothing for a byte whose text stands with its neighbour."""
+        """Return the name of a control token; nothing for a byte whose text stands with its neighbour."""
         assert self._detokenizer is not None
         return "" if self._detokenizer.plain(token) else self._detokenizer.name(token)
 

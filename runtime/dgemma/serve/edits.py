@@ -1,4 +1,4 @@
-"""Edits: a passage of a text, rewritten in place. The requests of /v1/edits, the work, and its answers."""
+"""/v1/edits: requests to rewrite a passage of a text, the work, and its answers."""
 
 from __future__ import annotations
 
@@ -38,13 +38,15 @@ EditDiffusion = create_model("EditDiffusion", __base__=_EditDiffusion, **option_
 
 
 class EditRequest(Common):
+    """The JSON of a request for an edit."""
+
     input: str
     instruction: str
 
 
 @dataclass
 class EditWork(Asked):
-    """What the worker does: one passage, rewritten."""
+    """A passage for the worker to rewrite."""
 
     text: str
     span: tuple[int, int]
@@ -53,7 +55,7 @@ class EditWork(Asked):
 
 
 def read_edit(body: Any, model: Model, served: str, context: int) -> EditWork:
-    """The work that a request's JSON asks for. Raises a Refusal."""
+    """Read the work that a request's JSON asks for. Raises a Refusal."""
     used, ignored = sift("edits", body)
     request = valid(EditRequest, used)
     check_model(request.model, served)
@@ -93,7 +95,7 @@ def read_edit(body: Any, model: Model, served: str, context: int) -> EditWork:
 
 
 def rewrites(work: EditWork, session: Session, waited: float) -> Turns:
-    """The turns of an edit, as answers() has those of an answer."""
+    """Yield the turns of an edit, as answers() has those of an answer."""
     clock, steps, began = Clock(), 0, False
     turns = editing(session, work.text, work.span, work.instruction, **work.settings)
     with closing(turns):
@@ -140,7 +142,7 @@ class EditReply:
         self.prompt = self.cached = self.tokens = self.steps = 0
 
     def hear(self, told: Told) -> Iterator[dict[str, Any]]:
-        """The chunks that say it."""
+        """Yield the chunks that tell the client of an event."""
         if isinstance(told, Began):
             self.prompt, self.cached = told.prompt, told.cached
         elif isinstance(told, CanvasStep):
@@ -153,7 +155,7 @@ class EditReply:
             yield {**self._head, "object": "edit.chunk", "choices": self._choices}
 
     def last(self) -> Iterator[dict[str, Any]]:
-        """The chunk behind the choice, if it was asked for."""
+        """Yield the chunk behind the choice, if it was asked for."""
         if self._work.usage:
             yield {**self._head, "object": "edit.chunk", "choices": [], "usage": self._usage()}
 

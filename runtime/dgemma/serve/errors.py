@@ -1,4 +1,4 @@
-"""What a request can fail with, in the shape that OpenAI's clients read."""
+"""Errors of requests, in the shape that OpenAI's clients read."""
 
 from __future__ import annotations
 
@@ -30,12 +30,15 @@ class Refusal(Exception):
 
 
 def wrong(message: str, param: str | None = None, code: str | None = None) -> Refusal:
-    """A request that makes no sense."""
+    """Return the refusal of a request that makes no sense."""
     return Refusal(400, message, code, param)
 
 
 def refusal_of(failure: Exception) -> Refusal:
-    """What a failure of the model's becomes; of what was not foreseen the kind alone, as its text may be a user's."""
+    """Return the refusal that a failure becomes.
+
+    Of what was not foreseen it tells the kind alone, as its text may be a user's.
+    """
     if isinstance(failure, Refusal):
         return failure
     if isinstance(failure, UsageError):

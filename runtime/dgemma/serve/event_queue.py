@@ -1,4 +1,4 @@
-"""What the worker's thread tells about a request, until asyncio's thread takes it: as one piece, however many."""
+"""Hands events of a request from the worker's thread to asyncio's thread, all that are there at once."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ AHEAD = 64  # pieces that a client may be behind before it misses canvases
 
 
 class EventQueue:
-    """A request's. hear() is the worker's, all else asyncio's. It knows nothing of who uses it: no cycle keeps either.
+    """The events of one request.
 
-    live: whoever waits is woken for every piece, not for the end alone.
+    The worker calls hear(), asyncio all else. The queue knows nothing of who uses it: no cycle keeps either alive.
+    live: whoever waits is woken for every event, not for the end alone.
     """
 
     def __init__(self, metrics: Metrics, live: bool) -> None:
@@ -29,7 +30,7 @@ class EventQueue:
         self.over = False  # None or an exception was told, the last
 
     def hear(self, told: Told | Exception | None) -> None:
-        """A client that reads slowly misses canvases, never text."""
+        """Add an event."""
         if isinstance(told, CanvasStep) and len(self._told) >= AHEAD:
             return
         if isinstance(told, Said) and not self._spoke:
@@ -47,7 +48,7 @@ class EventQueue:
             self.bell.set_result(None)
 
     def take(self) -> list[Told | Exception | None]:
-        """All that is there."""
+        """Take all events that are there."""
         if self.bell.done():
             self.bell = self._loop.create_future()
         self._called = False  # before they are taken: what is told meanwhile rings again

@@ -1,4 +1,4 @@
-"""A request's answers as they become final, in small turns: between two, another request may have its own."""
+"""Generates a request's answers in small turns; between two turns another request may have its own."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Began:
-    """A prompt is encoded."""
+    """The prompt is encoded."""
 
     prompt: int  # tokens
     cached: int  # of them: they were encoded already
@@ -29,7 +29,7 @@ class Began:
 
 @dataclass(frozen=True, slots=True)
 class CanvasStep:
-    """A step of an answer."""
+    """A denoising step of an answer is done."""
 
     choice: int
     step: Step
@@ -40,7 +40,7 @@ class CanvasStep:
 
 @dataclass(frozen=True, slots=True)
 class Said:
-    """More of an answer, never taken back."""
+    """More of an answer is final."""
 
     choice: int
     delta: Delta
@@ -58,7 +58,7 @@ class Ended:
 
 @dataclass(frozen=True, slots=True)
 class Rewritten:
-    """A passage is."""
+    """A passage is rewritten."""
 
     edited: Edited
 
@@ -68,8 +68,10 @@ Turns: TypeAlias = Generator[Told | None, None, None]  # None: a turn with nothi
 
 
 def answers(work: Work, session: Session, waited: float) -> Turns:
-    """All answers to all prompts. Closed, it stops within one step, and the session can be used again.
-    waited: seconds before the first turn, for the figures.
+    """Yield what there is to tell of all answers to all prompts.
+
+    Closed, it stops within one step, and the session can be used again. waited: seconds before the first turn, for the
+    figures.
     """
     for at, prompt in enumerate(work.prompts):
         cached = session.shared(prompt)
@@ -89,7 +91,7 @@ def answers(work: Work, session: Session, waited: float) -> Turns:
 def _answer(
     work: Work, session: Session, prompt: list[int], seed: int, choice: int, seconds: dict[str, float]
 ) -> Turns:
-    reader = Reader(session.model.tokenizer, work.thinking, work.marks)
+    reader = Reader.behind(session.model.tokenizer, prompt, work.marks)
     stops = Stops(work.stops)
     clock = Clock()
     tokens = steps = 0
@@ -137,7 +139,7 @@ def _canvas(work: Work, session: Session, reader: Reader, choice: int, step: Ste
 
 
 class Clock:
-    """Seconds of work, without what others do between its parts."""
+    """Measures seconds of work, without what others do between its parts."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
@@ -158,7 +160,7 @@ class Clock:
 
 
 def _joined(deltas: list[Delta]) -> list[Delta]:
-    """Neighbours of a kind as one."""
+    """Return deltas with neighbours of a kind joined."""
     joined: list[Delta] = []
     for delta in deltas:
         if joined and joined[-1].kind == delta.kind != "call":

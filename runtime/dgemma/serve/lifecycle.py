@@ -1,4 +1,4 @@
-"""uvicorn around the application: addresses, signals, and an end that nobody is left out in."""
+"""Runs the application in uvicorn: addresses, signals, and an end that answers every request."""
 
 from __future__ import annotations
 
@@ -23,8 +23,10 @@ M_MMAP_THRESHOLD = -3  # of malloc.h
 
 
 class Running(uvicorn.Server):
-    """run() until a signal or stop(); then nobody new is served, who waits is refused, and who is at work has `grace`
-    seconds to be finished.
+    """A server that runs until a signal or stop().
+
+    Then new requests are refused, those that wait are refused too, and those at work have `grace` seconds to be
+    finished.
     """
 
     def __init__(self, server: Server, sockets: list[socket.socket], grace: float) -> None:
@@ -41,19 +43,19 @@ class Running(uvicorn.Server):
         self._server, self._sockets, self._grace = server, sockets, grace
 
     def serve_here(self) -> None:
-        """Blocks until the end."""
+        """Serve until the end."""
         try:
             self.run(sockets=self._sockets)
         finally:
             self._server.close()
 
     def stop(self) -> None:
-        """From any thread."""
+        """Stop serving; may be called from any thread."""
         self.should_exit = True
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """As uvicorn's, but what ended cleanly ends with 0, not with the signal."""
+        """Handle signals as uvicorn does, but what ended cleanly ends with 0, not with the signal."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -75,7 +77,10 @@ class Running(uvicorn.Server):
 
 
 def listen(host: str, port: int) -> list[socket.socket]:
-    """A socket per address of a host. Raises SystemFailure where one is in use, or is no address of this machine."""
+    """Open a socket per address of a host.
+
+    Raises SystemFailure where one is in use, or is no address of this machine.
+    """
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         return [_listen(family, address) for family, *_, address in dict.fromkeys(found)]
@@ -99,15 +104,20 @@ def _listen(family: int, address: Any) -> socket.socket:
 
 
 def return_large_blocks() -> None:
-    """To the system, as soon as they are free. glibc else keeps blocks of up to 32 MiB once it has seen some, in each
-    thread that reads requests: memory would follow the largest request that each of them ever met.
+    """Return large blocks of memory to the system as soon as they are free.
+
+    glibc else keeps blocks of up to 32 MiB once it has seen some, in each thread that reads requests: memory would
+    follow the largest request that each of them ever met.
     """
     with suppress(AttributeError):  # another C library
         ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 128 << 10)  # its first value; set, it does not move
 
 
 class OneLine(logging.Formatter):
-    """A message is one line, whatever it quotes; only a traceback has others, and nothing that a terminal obeys."""
+    """Formats a log message as one line, whatever it quotes.
+
+    Only a traceback has more lines, and nothing that a terminal obeys.
+    """
 
     def formatMessage(self, record: logging.LogRecord) -> str:
         record.message = one_line(record.message)
@@ -118,7 +128,7 @@ class OneLine(logging.Formatter):
 
 
 def log_to_stderr() -> None:
-    """A line per request and per trouble, without the text of anybody."""
+    """Log a line per request and per trouble, without the text of anybody."""
     handler = logging.StreamHandler()
     handler.setFormatter(OneLine("%(asctime)s %(message)s"))
     logging.basicConfig(handlers=[handler], level=logging.INFO)

@@ -1,4 +1,4 @@
-"""Figures for Prometheus."""
+"""The server's metrics for Prometheus."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 
 
 class Metrics:
-    """One server's; hear() counts what its worker tells."""
+    """The metrics of one server; hear() counts what its worker tells."""
 
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry()
@@ -39,7 +39,7 @@ class Metrics:
         self._ended = Counter("dgemma_answers", "Answers, by why they ended.", ["finish_reason"], registry=registry)
 
     def watch(self, waiting: Callable[[], int], running: Callable[[], int], tokens: Callable[[], int]) -> None:
-        """What is asked whenever the figures are."""
+        """Set the functions that are asked whenever the figures are."""
         for name, help_text, ask in (
             ("dgemma_requests_waiting", "Requests in the queue.", waiting),
             ("dgemma_requests_running", "Requests that have turns.", running),

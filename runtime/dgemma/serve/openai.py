@@ -1,4 +1,4 @@
-"""Answers in the shapes that OpenAI's clients read: whole, or as chunks of a stream."""
+"""Writes answers in the shapes that OpenAI's clients read: whole, or as chunks of a stream."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ from dgemma.tokenizer import Tokenizer
 
 
 class Reply:
-    """One request's. hear() what the worker tells, and send the chunks it gives; or whole() at the end."""
+    """The answer to one request.
+
+    Give hear() what the worker tells, and send the chunks that it returns; or call whole() at the end.
+    """
 
     def __init__(self, work: Work, tokenizer: Tokenizer, model: str, fingerprint: str) -> None:
         self._work, self._canvases = work, Canvases(tokenizer)
@@ -28,7 +31,7 @@ class Reply:
         self.prompt = self.cached = self.tokens = self.steps = 0
 
     def hear(self, told: Told) -> Iterator[dict[str, Any]]:
-        """The chunks that say it."""
+        """Yield the chunks that tell the client of an event."""
         if isinstance(told, Began):
             self.prompt += told.prompt
             self.cached += told.cached
@@ -54,7 +57,7 @@ class Reply:
             yield self._chunk(choice.index, choice.hear(told.delta, self._work.calls))
 
     def last(self) -> Iterator[dict[str, Any]]:
-        """The chunk behind all choices, if it was asked for."""
+        """Yield the chunk behind all choices, if it was asked for."""
         if self._work.usage:
             yield {**self._head, "object": self._chunk_object, "choices": [], "usage": self.usage()}
 
@@ -108,7 +111,7 @@ class _Choice:
         self.figures: dict[str, Any] = {}
 
     def hear(self, delta: Delta, calls: bool) -> dict[str, Any]:
-        """The delta of a chunk. calls: those of tools are told as such; else they are text."""
+        """Return the delta of a chunk. calls: those of tools are told as such; else they are text."""
         if delta.kind == "thinking":
             self.thinking += delta.text
             return {"reasoning_content": delta.text}

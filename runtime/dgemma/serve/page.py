@@ -1,4 +1,4 @@
-"""The page: the files of page/, as they are, each with the headers that keep it to itself."""
+"""Serves the page: the files of page/, each with headers that let it reach this server alone."""
 
 from __future__ import annotations
 
@@ -39,20 +39,20 @@ _SCRIPT = re.compile(rb"<script>(.*?)</script>", re.DOTALL)
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """A file."""
+    """A file of the page."""
 
     body: bytes
     headers: dict[str, str]
 
 
 def is_page(path: str) -> bool:
-    """Whether a URL's path is one of the page's."""
+    """Return whether a URL's path is one of the page's."""
     return path.removeprefix("/") in page_files()
 
 
 @cache
 def page_files() -> dict[str, Served]:
-    """All files by their path behind the server's root, and the page itself as "" too."""
+    """Return all files by their path behind the server's root, and the page itself as "" too."""
     found = {path: _served(path, file.read_bytes()) for path, file in _walk(files("dgemma.serve") / "page", "")}
     return {"": found[INDEX], **found}
 

@@ -1,4 +1,7 @@
-"""THE list of what OpenAI's requests may hold, and what becomes of each: --help, checks and tests are made from it."""
+"""The list of what OpenAI's requests may hold, and what becomes of each.
+
+--help, checks and tests are made from it.
+"""
 
 from __future__ import annotations
 
@@ -18,8 +21,11 @@ EDITS: tuple[Endpoint, ...] = ("edits",)
 
 @dataclass(frozen=True, slots=True)
 class Parameter:
-    """used: it does what it says. ignored: taken, without effect, and named in the header X-Ignored-Parameters.
-    refused: an error, unless it has one of the `neutral` values, which ask for nothing. null is always as if absent.
+    """A parameter of requests, and what becomes of it.
+
+    used: it does what it says. ignored: it is taken without effect, and named in the header X-Ignored-Parameters.
+    refused: it is an error, unless it has one of the `neutral` values, which ask for nothing. null is always as if
+    absent.
     """
 
     name: str
@@ -104,12 +110,15 @@ PARAMETERS = (
 
 
 def parameters(endpoint: Endpoint) -> dict[str, Parameter]:
-    """Those of an endpoint by name."""
+    """Return the parameters of an endpoint by name."""
     return {parameter.name: parameter for parameter in PARAMETERS if endpoint in parameter.of}
 
 
 def sift(endpoint: Endpoint, body: Any) -> tuple[dict[str, Any], list[str]]:
-    """What of a request is used, and the names of what is ignored. Raises a Refusal for what is refused or unknown."""
+    """Return what of a request is used, and the names of what is ignored.
+
+    Raises a Refusal for what is refused or unknown.
+    """
     if not isinstance(body, Mapping):
         raise wrong("a request is a JSON object")
     known, used, ignored = parameters(endpoint), dict[str, Any](), list[str]()
@@ -129,7 +138,7 @@ def sift(endpoint: Endpoint, body: Any) -> tuple[dict[str, Any], list[str]]:
 
 
 def told() -> str:
-    """The list for --help, a line each."""
+    """Return the list of parameters for --help, a line each."""
     lines: list[str] = []
     for what in ("used", "ignored", "refused"):
         lines.append(f"{what}:")

@@ -1,4 +1,4 @@
-"""Requests: their schemas, and what they ask the worker for. Option fields are made from options.def."""
+"""Reads requests: their schemas, and the work that they ask for. Fields of options are made from options.def."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
-from dgemma.chat.answer_parser import opens_thought
+from dgemma.chat.template import no_template
 from dgemma.errors import UsageError
 from dgemma.model import Model
 from dgemma.options import efforts, options
@@ -25,6 +25,8 @@ class _Strict(BaseModel):
 
 
 class FunctionSchema(_Strict):
+    """A function that the model may call."""
+
     name: str = Field(min_length=1)
     description: str | None = None
     parameters: dict[str, Any] | None = None
@@ -32,16 +34,22 @@ class FunctionSchema(_Strict):
 
 
 class Tool(_Strict):
+    """A tool, as OpenAI has it: a function."""
+
     type: Literal["function"]
     function: FunctionSchema
 
 
 class StreamOptions(_Strict):
+    """What a stream tells beside the answer."""
+
     include_usage: bool | None = None
     include_obfuscation: bool | None = None  # there is none to leave out
 
 
 class Own(_Strict):
+    """Our own fields, under `diffusion`."""
+
     effort: str | None = Field(None, description="a name for several settings")
     events: bool | None = Field(
         None, description="in a stream, a canvas event per step: ids, text, entropy of each token"
@@ -55,7 +63,7 @@ class _Diffusion(Own):
 
 
 def option_fields(but: Sequence[str] = ()) -> dict[str, Any]:
-    """A field per generation option."""
+    """Return a field per generation option."""
     fields: dict[str, Any] = {}
     for option in (each for name, each in options().items() if name not in but):
         kind: Any = bool if option.flag else float if option.real else int
@@ -71,6 +79,8 @@ _Seed = Annotated[int, Field(ge=0, le=int(options()["seed"].most))] | None
 
 
 class Common(_Strict):
+    """The fields that every request has."""
+
     model: str
     seed: _Seed = None
     stream: bool = False
@@ -86,6 +96,8 @@ class _Answers(Common):
 
 
 class ChatRequest(_Answers):
+    """The JSON of a request for an answer to messages."""
+
     messages: list[dict[str, Any]] = Field(min_length=1)
     max_completion_tokens: _Tokens = None
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] = "none"
@@ -94,12 +106,14 @@ class ChatRequest(_Answers):
 
 
 class TextRequest(_Answers):
+    """The JSON of a request to go on from a text."""
+
     prompt: str | list[str] | list[int] | list[list[int]]
 
 
 @dataclass(kw_only=True)
 class Asked:
-    """What all work has."""
+    """What all work for the worker has."""
 
     settings: dict[str, Any]  # generation options
     need: int  # tokens of context
@@ -112,7 +126,7 @@ class Asked:
 
 
 def delivery(request: Common, own: Own, ignored: list[str]) -> dict[str, Any]:
-    """The fields of Asked that say to whom, how and until when, for any request."""
+    """Return the fields of Asked that say to whom, how and until when an answer goes, for any request."""
     if own.events and not request.stream:
         raise wrong("diffusion.events needs stream", "diffusion.events")
     return {
@@ -127,14 +141,13 @@ def delivery(request: Common, own: Own, ignored: list[str]) -> dict[str, Any]:
 
 @dataclass
 class Work(Asked):
-    """What the worker does: `n` answers to each prompt, from seed, seed + 1, ..., all in one session."""
+    """Work for the worker: `n` answers to each prompt, from seed, seed + 1, ..., all in one session."""
 
     endpoint: Endpoint
     prompts: list[list[int]]
     n: int
     seed: int  # not among the settings
     marks: bool  # thoughts and calls are told apart
-    thinking: bool  # the prompt ends inside a thought
     calls: bool  # calls are told as calls; else they are text
     stops: tuple[str, ...]
 
@@ -152,7 +165,10 @@ def valid(schema: type[_Request], body: Any, under: str = "") -> _Request:
 
 
 def read_request(endpoint: Endpoint, body: Any, model: Model, served: str, context: int) -> Work:
-    """The work that a request's JSON asks for. Raises a Refusal, or UsageError for options that do not go together."""
+    """Read the work that a request's JSON asks for.
+
+    Raises a Refusal, or UsageError for options that do not go together.
+    """
     used, ignored = sift(endpoint, body)
     request = valid(ChatRequest, used) if endpoint == "chat" else valid(TextRequest, used)
     check_model(request.model, served)
@@ -182,7 +198,6 @@ def read_request(endpoint: Endpoint, body: Any, model: Model, served: str, conte
         settings=settings,
         need=_context_for(model, max(map(len, prompts)), tokens, context),
         marks=templated,
-        thinking=templated and opens_thought(model.tokenizer, prompts[0]),
         calls=isinstance(request, ChatRequest) and bool(_tools(request)),
         stops=_stops(request.stop),
         **delivered,
@@ -195,7 +210,7 @@ def check_model(asked: str, served: str) -> None:
 
 
 def settings_of(request: Common, own: Own) -> dict[str, Any]:
-    """The generation options of our own fields, and those that OpenAI's requests have themselves."""
+    """Return the generation options of our own fields, and those that OpenAI's requests have themselves."""
     settings = {name: getattr(own, name) for name in options() if hasattr(own, name)}
     for name in (name for name in TOP if hasattr(request, name)):
         above = _above(request, name)
@@ -208,7 +223,7 @@ def settings_of(request: Common, own: Own) -> dict[str, Any]:
 
 
 def _above(request: Common, name: str) -> Any:
-    """max_tokens and seed as OpenAI's requests give them."""
+    """Return max_tokens and seed as OpenAI's requests give them."""
     value = getattr(request, name)
     if name == "max_tokens" and isinstance(request, ChatRequest) and request.max_completion_tokens is not None:
         if value not in (None, request.max_completion_tokens):
@@ -218,7 +233,7 @@ def _above(request: Common, name: str) -> Any:
 
 
 def _what_is_left(model: Model, prompt: int, context: int) -> int:
-    """The most tokens of an answer behind a prompt: its last canvas is not encoded."""
+    """Return the most tokens of an answer behind a prompt: its last canvas is not encoded."""
     length: int = model.config.canvas_length
     return max(0, (context - prompt) // length + 1) * length or length
 
@@ -261,7 +276,7 @@ def _chat_prompt(model: Model, request: ChatRequest) -> list[int]:
     thinking, tools = request.reasoning_effort != "none", _tools(request)
     if model.tokenizer.chat_template is None and (thinking or tools):
         name = "tools" if tools else "reasoning_effort"
-        raise wrong(f"{name} needs a chat template, and this model has none", name)
+        raise wrong(no_template(f"{name} needs", "this model has none"), name)
     given = [tool.model_dump(exclude_none=True) for tool in tools] or None
     try:
         ids = model.tokenizer.chat(request.messages, given, thinking)

@@ -1,4 +1,4 @@
-"""Sessions that requests take turns to use: what one has encoded, the next that begins alike does not encode again."""
+"""Sessions that requests use in turn: a request that begins like one before reuses what that encoded."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dgemma.session import Session
 
 @dataclass(eq=False)
 class Slot:
-    """A session, and what is known of it."""
+    """A session of the pool, and what is known of it."""
 
     session: Session
     held: int = 0  # most tokens that it has held, as its user counts: its memory
@@ -20,11 +20,11 @@ class Slot:
 
 
 class Pool:
-    """Sessions of one model within `budget` bytes. One thread's: the worker's.
+    """Sessions of one model within `budget` bytes, for the worker's thread alone.
 
-    The one with the longest beginning of a prompt is taken for it. Those that nobody uses give way, the one that was
-    used longest ago first, where there is no room for another: its memory serves again. A request that is alone always
-    gets a session.
+    A prompt gets the session that holds the longest beginning of it. Where there is no room for another session, those
+    that nobody uses give way, the one that was used longest ago first: its memory serves again. A request that is alone
+    always gets a session.
     """
 
     def __init__(self, model: Model, context: int, budget: int) -> None:
@@ -41,7 +41,7 @@ class Pool:
         return sum(map(self._model.session_bytes, tokens))
 
     def take(self, prompt: list[int], need: int) -> Slot | None:
-        """A session for a prompt and its answer; None while those that are used leave no room."""
+        """Take a session for a prompt and its answer; None while those that are used leave no room."""
         used = sum(self._model.session_bytes(max(slot.held, n)) for slot, n in self._taken.items())
         if self._taken and used + self._model.session_bytes(need) > self._budget:
             return None
@@ -59,7 +59,7 @@ class Pool:
         return slot
 
     def give(self, slot: Slot, broken: bool = False) -> None:
-        """The request is done with it; broken: with an error, so that nothing of it is trusted."""
+        """Give a session back: its request is done."""
         del self._taken[slot]
         if broken:
             slot.session.close()
@@ -76,12 +76,12 @@ class Pool:
         return max(self._idle, key=lambda slot: (slot.session.shared(prompt), -slot.used), default=None)
 
     def _worth(self, slot: Slot, prompt: list[int]) -> bool:
-        """Whether as much is reused as another conversation would lose."""
+        """Return whether as much is reused as another conversation would lose."""
         shared = slot.session.shared(prompt)
         return shared >= max(1, min(slot.prompt, slot.session.length) - shared)
 
     def _new(self, need: int) -> Slot | None:
-        """Another session where there is room, or else the one that was used longest ago, emptied."""
+        """Return another session where there is room, or else the one that was used longest ago, emptied."""
         if self._idle and self.bytes + self._model.session_bytes(need) > self._budget:
             slot = self._oldest()
             slot.session.rewind(0)

@@ -1,4 +1,4 @@
-"""Stop texts: an answer ends before the first that it holds, wherever it is cut into pieces."""
+"""Stop texts: an answer ends before the first of them, wherever it is cut into pieces."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Stops:
                 yield delta
 
     def finish(self) -> Iterator[Delta]:
-        """Nothing more comes, or no more text beside what was held back."""
+        """End the answer, or its text: what was held back is passed on."""
         held, self._held = self._held, ""
         if held:
             yield Delta("text", held)
@@ -45,6 +45,6 @@ class Stops:
 
     @staticmethod
     def _may_become(text: str, stop: str) -> int:
-        """The length of the longest end of the text that the stop text begins with."""
+        """Return the length of the longest end of the text that the stop text begins with."""
         longest = min(len(stop) - 1, len(text))
         return next((n for n in range(longest, 0, -1) if stop.startswith(text[-n:])), 0)

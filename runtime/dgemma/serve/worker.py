@@ -1,4 +1,7 @@
-"""The one thread that works for a model: a bounded queue, served fairly, and requests that take turns step by step."""
+"""The one thread that runs a model for the server.
+
+It has a bounded queue, serves clients fairly, and lets requests take turns step by step.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,7 @@ Hear: TypeAlias = Callable[[Told | Exception | None], None]  # None: it is over
 
 @dataclass(eq=False)
 class Job:
-    """A request at work. `hear` is called by the worker's thread, with None or an exception last."""
+    """A request at work. The worker's thread calls `hear`, with None or an exception last."""
 
     prompt: list[int]  # the session that knows most of it is taken
     need: int  # tokens of context
@@ -37,7 +40,10 @@ class Job:
 
 
 class Worker:
-    """Takes requests from any thread; close() ends it. queue: how many may wait. together: how many have turns."""
+    """Takes requests from any thread; close() ends it.
+
+    queue: the most requests that wait. together: the most that take turns.
+    """
 
     def __init__(self, model: Model, pool: Pool, metrics: Metrics, queue: int, together: int) -> None:
         self._model, self._pool, self._metrics = model, pool, metrics
@@ -53,7 +59,7 @@ class Worker:
         self._thread.start()
 
     def waiting(self) -> int:
-        """How many requests wait."""
+        """Return how many requests wait."""
         return sum(map(len, list(self._waiting.values())))
 
     @property
@@ -61,7 +67,7 @@ class Worker:
         return self._draining
 
     def refuse_if_full(self) -> None:
-        """Raises a Refusal where no request would be taken."""
+        """Raise a Refusal where no request would be taken."""
         if self._draining:
             raise Refusal(503, "the server is shutting down", "shutting_down", retry=5)
         if self.waiting() >= self._most:
@@ -75,7 +81,7 @@ class Worker:
             self._changed.notify()
 
     def leave(self, job: Job) -> None:
-        """Nobody waits for it any more: it ends within one step."""
+        """End a request within one step: nobody waits for it any more."""
         job.left.set()
         with self._changed:
             jobs = self._waiting.get(job.client)
@@ -86,7 +92,7 @@ class Worker:
             self._changed.notify()
 
     def drain(self) -> None:
-        """Takes no more; who waits is refused, who is at work goes on."""
+        """Take no more requests: those that wait are refused, those at work go on."""
         with self._changed:
             self._draining = True
             waiting, self._waiting = [job for jobs in self._waiting.values() for job in jobs], OrderedDict()
@@ -94,7 +100,7 @@ class Worker:
             job.hear(Refusal(503, "the server is shutting down", "shutting_down", retry=5))
 
     def close(self) -> None:
-        """Ends within one step; requests at work fail with 503."""
+        """End within one step; requests at work fail with 503."""
         self.drain()
         with self._changed:
             self._closed = True
@@ -124,7 +130,7 @@ class Worker:
             self._pool.close()
 
     def _next(self) -> Job | None:
-        """Takes the next from the queue, if there is a place for it."""
+        """Take the next request from the queue, if there is a place for it."""
         if len(self._running) >= self._together or not self._waiting:
             return None
         client, jobs = self._waiting.popitem(last=False)
@@ -150,7 +156,7 @@ class Worker:
         self._running.append(job)
 
     def _turn(self, job: Job) -> None:
-        """One step, or one stretch of a prompt."""
+        """Do one step of a request, or one stretch of its prompt."""
         if job.left.is_set():
             self._end(job, None)
             return
@@ -168,7 +174,7 @@ class Worker:
             self._running.append(job)
 
     def _go_on(self, job: Job, turns: Turns) -> bool:
-        """Works until a step is over, and tells what it made final. Returns whether that was the last."""
+        """Work until a step is over, and tell what it made final. Returns whether that was the last."""
         assert job.slot is not None
         for told in turns:
             job.slot.held = max(job.slot.held, job.slot.session.length)

@@ -1,4 +1,4 @@
-"""What all charts have in common. matplotlib draws them; it is in the extras `bench` and `eval`."""
+"""Draws what all charts have in common, with matplotlib, which the extras `bench` and `eval` bring."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ CHART = marked_kind("a chart of dgemma", MARK.encode())
 
 
 def refuse_chart(path: Path, extra: str) -> None:
-    """Raises where --plot could not work, before anything is measured. extra: what brings matplotlib."""
+    """Raise where --plot could not work, before anything is measured. extra: what brings matplotlib."""
     if path.suffix.lower() not in MAKER:
         raise UsageError(f"--plot {path}: expected a name that ends in {' or '.join(MAKER)}")
     try:
@@ -24,7 +24,7 @@ def refuse_chart(path: Path, extra: str) -> None:
 
 
 def blank(width: float, height: float) -> tuple[Any, Any]:
-    """A figure of so many inches, drawn without a display, and its axes."""
+    """Return a figure of so many inches, drawn without a display, and its axes."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -36,7 +36,10 @@ def blank(width: float, height: float) -> tuple[Any, Any]:
 
 
 def logarithmic(axes: Any, which: str) -> None:
-    """A logarithmic scale for the "x" or "y" of a chart, with plain numbers at 1, 2, 3 and 5 of each power of ten."""
+    """Set a logarithmic scale for the "x" or "y" of a chart.
+
+    Plain numbers stand at 1, 2, 3 and 5 of each power of ten.
+    """
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     getattr(axes, f"set_{which}scale")("log")
@@ -47,7 +50,7 @@ def logarithmic(axes: Any, which: str) -> None:
 
 
 def save(figure: Any, *paths: Path) -> None:
-    """Writes a figure and closes it."""
+    """Write a figure to files, and close it."""
     from matplotlib import pyplot
     from matplotlib.text import Text
 

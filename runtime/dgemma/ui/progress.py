@@ -1,4 +1,4 @@
-"""Bars on standard error for long work."""
+"""Progress bars on standard error, for long work."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from dgemma.ui.terminal import is_terminal, shown
 
 @contextmanager
 def progress_bar(text: str = "", unit: str = "bytes") -> Iterator[Callable[[int, int], None] | None]:
-    """What to call with how much is done and the total, None where standard error is no terminal. The bar is there from
-    the first call to the last.
+    """Yield what to call with how much is done and the total, None where standard error is no terminal.
+
+    The bar is there from the first call to the last.
     """
     if not is_terminal(sys.stderr):
         yield None
@@ -45,7 +46,10 @@ def progress_bar(text: str = "", unit: str = "bytes") -> Iterator[Callable[[int,
 
 @contextmanager
 def telling() -> Iterator[Callable[[str], None]]:
-    """A line on standard error, where that is a terminal, of what is being done. It is there from the first call on."""
+    """Yield what writes a line on standard error, where that is a terminal, of what is being done.
+
+    It is there from the first call on.
+    """
     if not is_terminal(sys.stderr):
         yield lambda line: None
         return

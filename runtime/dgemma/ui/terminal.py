@@ -1,6 +1,6 @@
-"""Text for people: on a terminal, what the terminal would obey is shown instead, as `less` and `cat -v` show it.
+r"""Writes text for people: what a terminal would obey is made visible, as `less` and `cat -v` do.
 
-A model, a file and a server may write anything: \\x1b]0;... sets the title of a window, \\x1b[31m leaves it red. On a
+A model, a file and a server may write anything: \x1b]0;... sets the title of a window, \x1b[31m leaves it red. On a
 terminal these are ^[]0;... and ^[[31m; other controls are <U+009B>. Each stream is judged by itself.
 """
 
@@ -17,9 +17,9 @@ _BYTE = 0xDC00  # what surrogateescape adds to a byte
 
 
 def shown(text: str) -> str:
-    """A text with nothing in it that a terminal obeys, but newlines and tabs.
+    r"""Return a text with nothing in it that a terminal obeys, but newlines and tabs.
 
-    >>> shown("\\x1b[31mred\\x7f\\u202e")
+    >>> shown("\x1b[31mred\x7f\u202e")
     '^[[31mred^?<U+202E>'
     """
     return _OBEYED.sub(_name, text)
@@ -35,22 +35,22 @@ def _name(found: re.Match[str]) -> str:
 
 
 def shown_json(text: str) -> str:
-    """JSON as JSON of the same value with nothing that a terminal obeys."""
+    """Return JSON of the same value with nothing that a terminal obeys."""
     return _OBEYED.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def one_line(text: str) -> str:
-    """A message in one line, which may go to a log as well as to a terminal."""
+    """Return a message in one line, which may go to a log as well as to a terminal."""
     return shown(" ".join(text.split()))
 
 
 def is_terminal(stream: TextIO | None) -> bool:
-    """Whether a stream is there and a terminal."""
+    """Return whether a stream is there and a terminal."""
     return stream is not None and not stream.closed and stream.isatty()
 
 
 def tell(line: str, dim: bool = False) -> None:
-    """A line on standard error; exactly, where that is no terminal."""
+    """Write a line on standard error; exactly, where that is no terminal."""
     if sys.stderr is None:
         return
     if is_terminal(sys.stderr):

@@ -1,4 +1,4 @@
-"""A recording as a terminal session: asciicast v2, for asciinema and its player."""
+"""Writes a recording as a terminal session: asciicast v2, for asciinema and its player."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dgemma.files.output import MARK
 
 
 def cast(recording: Recording) -> bytes:
-    """A header, then a line per page: the second it appears at, "o", what the terminal is sent."""
+    """Return a header, then a line per page: the second it appears at, "o", what the terminal is sent."""
     height = recording.rows + 2
     header = {
         "version": 2,

@@ -1,4 +1,4 @@
-"""A recording as a picture that moves: GIF, by Pillow."""
+"""Writes a recording as a moving picture: GIF, by Pillow."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ WIDE = ("NotoSansCJK-Regular.ttc", "NotoSansMonoCJK-Regular.otf", "Hiragino Sans
 
 
 def refuse_gif() -> None:
-    """Raises an Error where Pillow is missing."""
+    """Raise an Error where Pillow is missing."""
     if find_spec("PIL") is None:
         raise Error("a .gif needs Pillow, which is missing here: pip install 'dgemma[record]', or record a .svg")
 
 
 def gif(recording: Recording) -> bytes:
-    """A picture per page, over and over."""
+    """Return an animation: a picture per page, over and over."""
     pictures = Pictures(recording)
     pages = [pictures.draw(page) for page in recording.pages]
     out = io.BytesIO()
@@ -80,7 +80,10 @@ class Pictures:
         return image.quantize(palette=self._palette, dither=Image.Dither.NONE)
 
     def _line(self, pen: ImageDraw, line: Line, y: int) -> None:
-        """Letter by letter: every one in the middle of its column, whatever font there is."""
+        """Draw a line letter by letter.
+
+        Every letter is in the middle of its column, whatever font there is.
+        """
         column = 0
         for text, look in line:
             font, colour = self._bold if look == "sure" else self._plain, DARK.colour(look)
@@ -91,7 +94,7 @@ class Pictures:
                 column += columns
 
     def _bars(self, pen: ImageDraw, page: Page) -> None:
-        """A bar per step: the mean entropy, the highest of the canvas in full."""
+        """Draw a bar per step: the mean entropy, the highest of the canvas in full."""
         bottom, most = self._size[1] - MARGIN, max(*page.means, 1e-9)
         means = page.means[-max((self._size[0] - 2 * MARGIN - 36 * self._advance) // STEP, 1) :]  # beside the legend
         for i, mean in enumerate(means):
@@ -99,7 +102,7 @@ class Pictures:
             pen.rectangle((x, bottom - height, x + STEP - 3, bottom), DARK.mark)
 
     def _legend(self, pen: ImageDraw) -> None:
-        """What the colours say."""
+        """Draw the legend: what the colours mean."""
         looks = ["sure", *(look for look in LOOKS if look.startswith("u"))]
         column = (self._size[0] - 2 * MARGIN) // self._advance - len("accepted  uncertain") - 2 * len(looks)
         y = self._size[1] - MARGIN - HEIGHT
@@ -110,7 +113,10 @@ class Pictures:
 
 
 def palette() -> Image:
-    """The colours, each in SHADES steps from the ground: what the edges of letters need. The same for all pages."""
+    """Return the colours, each in SHADES steps from the ground, as the edges of letters need them.
+
+    They are the same for all pages.
+    """
     from PIL import Image
 
     ground = _rgb(DARK.ground)
@@ -128,7 +134,7 @@ def _rgb(colour: str) -> list[int]:
 
 
 def fonts() -> tuple[Font, Font]:
-    """The first of FONTS that the system has, or that matplotlib brings, else Pillow's own."""
+    """Return the first of FONTS that the system has, or that matplotlib brings, else Pillow's own."""
     from PIL import ImageFont
 
     folders = (None, _matplotlib())
@@ -144,7 +150,7 @@ def fonts() -> tuple[Font, Font]:
 
 
 def wide_font() -> Font | None:
-    """The first of WIDE that the system has."""
+    """Return the first of WIDE that the system has."""
     from PIL import ImageFont
 
     for name in WIDE:
@@ -156,6 +162,6 @@ def wide_font() -> Font | None:
 
 
 def _matplotlib() -> Path | None:
-    """Where matplotlib, if it is there, keeps its fonts."""
+    """Return the folder of matplotlib's fonts, if it is there."""
     spec = find_spec("matplotlib")
     return Path(spec.origin).parent / "mpl-data" / "fonts" / "ttf" if spec and spec.origin else None

@@ -1,4 +1,4 @@
-"""Recordings of a canvas: the same pages as a terminal session, an animated drawing or picture, to share."""
+"""Records a canvas: the same pages become a terminal session, an animated drawing, or a moving picture."""
 
 from __future__ import annotations
 
@@ -41,7 +41,10 @@ RECORDING: Kind = marked_kind("a recording of dg-run", MARK.encode())
 
 
 def writer(path: Path) -> Writer:
-    """What makes the kind of file that a path's name asks for; refuses other names, and what it cannot do here."""
+    """Return the writer of the kind of file that a path's name asks for.
+
+    Refuses other names, and what cannot be written here.
+    """
     if path.suffix == ".cast":
         from dgemma.cli.record.cast import cast
 
@@ -75,13 +78,13 @@ class Recorder:
         self._since = now
 
     def write(self) -> None:
-        """Writes the file, whole or not at all. Without a step there is none."""
+        """Write the file, whole or not at all. Without a step there is none."""
         if self._frames:
             write_whole(self._path, self._make(recording(self._frames, self._took)), RECORDING)
 
 
 def recording(frames: Sequence[Frame], took: Sequence[float]) -> Recording:
-    """Frames as pages of the size that they need. took: seconds of work for each step."""
+    """Return frames as pages of the size that they need. took: seconds of work for each step."""
     drawn = [lines((*frame.before, *frame.cells), WIDEST) for frame in frames]
     widest = max(_width(line) for page in drawn for line in page)
     columns = min(max(widest, NARROWEST, *(len(frame.status) for frame in frames)), WIDEST)

@@ -1,4 +1,4 @@
-"""A recording as an animated drawing: SVG with CSS alone, so that it moves wherever an image may be put."""
+"""Writes a recording as an animated drawing: SVG with CSS alone, which moves wherever an image may stand."""
 
 from __future__ import annotations
 
@@ -19,7 +19,10 @@ FONTS = "ui-monospace,SFMono-Regular,Menlo,Consolas,'DejaVu Sans Mono','Liberati
 
 
 def svg(recording: Recording) -> bytes:
-    """A group per page. Without animation (in print, or where motion is unwanted) the last one shows."""
+    """Return a drawing with a group per page.
+
+    Without animation (in print, or where motion is unwanted) the last one shows.
+    """
     width = 2 * MARGIN + recording.columns * ADVANCE
     top = MARGIN + recording.rows * HEIGHT + 12  # of the figures
     height = top + HEIGHT + BAR + MARGIN
@@ -61,7 +64,7 @@ def _page(page: Page, top: float, width: float) -> str:
 
 
 def _line(line: Line, y: float) -> str:
-    """Every span at its own place: no font moves it."""
+    """Return a line with every span at its own place: no font moves it."""
     spans, column = [], 0
     for text, look in line:
         wide = cell_len(text)
@@ -73,7 +76,7 @@ def _line(line: Line, y: float) -> str:
 
 
 def _bars(page: Page, y: float, width: float) -> str:
-    """A bar per step: the mean entropy, the highest of the canvas in full."""
+    """Return a bar per step: the mean entropy, the highest of the canvas in full."""
     means = page.means[-int((width - LEGEND) / STEP) :]
     most = max(*page.means, 1e-9)
     path = "".join(
@@ -84,7 +87,7 @@ def _bars(page: Page, y: float, width: float) -> str:
 
 
 def _legend(right: float, y: float) -> str:
-    """What the colours say."""
+    """Return the legend: what the colours mean."""
     looks = ["sure", *(look for look in LOOKS if look.startswith("u"))]
     x = right - 80 - 14 * len(looks)
     swatches = "".join(
