@@ -43,6 +43,7 @@ static int64_t largest(int64_t a, int64_t b) { return a > b ? a : b; }
 static void fill(ops *o, int32_t i, bool exact) {
     const isa *set = isa_usable(i > 0 ? i - 1 : 0); /* none for the reference */
 #define DG_OP(op, arguments, names) o->op = reference_##op;
+#define DG_HOST_OP(op, arguments, names) o->op = host_##op;
 #include "ops.def"
 #undef DG_OP
     o->key_bytes = sizeof(float);
