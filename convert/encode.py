@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from dgemma import formats
 from dgemma.convert.config import Config
+from dgemma.convert.gguf_header import aligned
 from dgemma.convert.safetensors import SourceTensor
-from dgemma.convert.writer import aligned
 from dgemma.errors import FormatError
 
 if TYPE_CHECKING:
