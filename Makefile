@@ -174,7 +174,7 @@ test-oracle: all ## compare logits and canvases with transformers, live (install
 	$(PIP) --editable '.[test,oracle]'
 	$(BIN)/python -m pytest -m oracle
 
-# The figures of the README that dg-bench makes; their JSON stays under tests/bench, where a slower commit shows.
+# The figures of README and docs/ that dg-bench makes; their JSON stays under tests/bench, where a slower commit shows.
 BENCH_CACHE ?= $(HOME)/.cache/dgemma
 BENCH = $(BIN)/dg-bench --shape 26b-a4b --cache $(BENCH_CACHE)
 bench: all ## time the real shapes with random weights: 6 layers and all 30 (20 GB of disk, a quarter of an hour)
@@ -190,9 +190,18 @@ bench-serve: all ## what dg-serve bears and costs: overhead, first bytes, 32 cli
 bench-convert: all ## how fast dg-convert is and how much memory it takes, on 2 GiB in the real shapes
 	$(BIN)/python tests/measure_convert.py
 
-bench-quality: all ## the README's quality tables of the bundled checkpoints, into tests/bench: types, calibration, settings
+bench-quality: all ## the quality tables of the bundled checkpoints, into tests/bench: types, calibration, settings
 	$(BIN)/python tests/measure_types.py
 	$(BIN)/python tests/measure_quality.py
+	$(BIN)/dg-eval --task sudoku --count 100 --seeds 5 -o tests/bench/quality-sudoku.json
+
+docs: all ## write what is derived in README.md and docs/: figures from tests/bench, docs/commands.md from --help
+	$(BIN)/python docs/make.py
+
+# The picture of the README.
+.PHONY: picture
+picture: $(RUNS)
+	$(BIN)/dg-run -f $(SUDOKU)/puzzle.txt --quiet --record docs/canvas.svg > /dev/null
 
 lint: all ## ruff over the Python code, mypy over the package
 	$(BIN)/ruff check .
