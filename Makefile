@@ -4,12 +4,15 @@ VENV    ?= .venv
 BUILD   ?= build
 CC      ?= cc
 CFLAGS  ?= -O3 -g1
+PREFIX  ?= /usr/local
+VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 
 BIN      = $(VENV)/bin
+RUNS     = $(VENV)/.runs
 READY    = $(VENV)/.ready
 PIP      = PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet
 WARN     = -Wall -Wextra -Wconversion -Wshadow -Wpointer-arith -Wstrict-prototypes -Wmissing-prototypes -Wundef $(if $(CI),-Werror)
-ALL      = -std=c11 -fPIC -ffp-contract=off -fvisibility=hidden -pthread -Iquants -Iruntime $(WARN) $(CFLAGS)
+ALL      = -std=c11 -fPIC -ffp-contract=off -fvisibility=hidden -pthread -Iquants -Iruntime -DDG_VERSION='"$(VERSION)"' $(WARN) $(CFLAGS)
 # The builds that watch what the tests do, each in a folder of its own.
 WATCHED  = asan tsan
 asan     = -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer
@@ -28,6 +31,7 @@ ISA_OBJECTS := $(foreach isa,$(sort $(call isa_list,float_code)),$(PER_ISA:%.c=%
 define COMPILE
 $(BUILD)/$(1)%$(3:%=.%).o: %.c
 	@mkdir -p $$(@D)
+	$$(if $$(SAY),@echo "  compiling $$<$(3:%= for %)")
 	$$(CC) $$(ALL) $(3:%=-DISA=%) $(4) $(2) -MMD -MP -c $$< -o $$@
 endef
 compile = $(eval $(call COMPILE,$(1),$(2)))$(foreach isa,$(ISAS),$(eval $(call COMPILE,$(1),$(2),$(isa),$(call isa_flags,$(isa)))))
@@ -39,20 +43,45 @@ C_TESTS  = $(patsubst tests/c/%.c,$(BUILD)/$(1)/tests/%,$(wildcard tests/c/*.c))
 .DEFAULT_GOAL := all
 .PHONY: native $(shell sed -n 's/^\([a-z-]*\):.*\#\#.*/\1/p' $(MAKEFILE_LIST))
 
-all: $(READY) ## build everything into .venv (editable install)
-	@$(MAKE) --no-print-directory native PYTHON=$(BIN)/python
+all: $(READY) ## build everything into .venv, and install what the tests need (editable install)
+	@$(MAKE) --no-print-directory $(PARALLEL) native PYTHON=$(BIN)/python
 
-$(READY): pyproject.toml
-	$(PYTHON) -m venv $(VENV)
-	$(PIP) --upgrade pip
-	$(PIP) --editable '.[test]'
+# Every processor, unless whoever calls make says how many.
+JOBS    ?= $(shell nproc 2>/dev/null || echo 1)
+PARALLEL = $(if $(filter -j%,$(MAKEFLAGS)),,-j$(JOBS))
+
+# The packages that building and running need. pip mostly waits for the network and the disk, so the C library is compiled
+# at the same time; the install then finds it built. It builds in the same environment: no second one is made.
+NEEDS = $(shell awk '/^(requires|dependencies) = \[/ { on = 1 } on { print } /\]$$/ { on = 0 }' pyproject.toml | sed 's/^[a-z]* = \[//; s/\]$$//; s/,/ /g')
+.PHONY: library-and-needs
+library-and-needs: $(VENV)/.needs $(BUILD)/libdgemma.a
+
+$(VENV)/.needs: pyproject.toml
+	@echo "Installing what running needs from PyPI into $(VENV)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(PIP) --no-compile 'pip>=21.3' $(NEEDS)
+	@touch $@
+
+$(RUNS): pyproject.toml
+	@echo "Compiling the C library, $(words $(OBJECTS)) files on $(JOBS) processors"
+	@$(MAKE) --no-print-directory --silent $(PARALLEL) SAY=1 library-and-needs
+	@echo "Installing dgemma itself into $(VENV), so that changes of its source count at once"
+	@$(PIP) --no-build-isolation --editable .
+	@touch $@
+
+$(READY): $(RUNS)
+	@echo "Installing what the tests need from PyPI into $(VENV)"
+	@$(PIP) --no-build-isolation --editable '.[test]'
 	@touch $@
 
 # ---- trying it ----
 SUDOKU = tests/models/sudoku
-run: all ## convert the bundled checkpoint and solve a Sudoku, showing the canvas as it settles
-	$(BIN)/dg-convert $(SUDOKU) -o $(BUILD)/sudoku.gguf --type q8_0 --force
-	$(BIN)/dg-run $(BUILD)/sudoku.gguf -f $(SUDOKU)/puzzle.txt --visual
+run: $(RUNS) ## build what running needs, convert the bundled checkpoint and solve a Sudoku, showing the canvas as it settles
+	@$(MAKE) --no-print-directory --silent $(PARALLEL) SAY=1 native PYTHON=$(BIN)/python
+	@echo "Converting $(SUDOKU) to $(BUILD)/sudoku.gguf: dg-convert $(SUDOKU) -o $(BUILD)/sudoku.gguf --type q8_0 --force"
+	@$(BIN)/dg-convert $(SUDOKU) -o $(BUILD)/sudoku.gguf --type q8_0 --force
+	@echo "Solving a Sudoku: dg-run $(BUILD)/sudoku.gguf -f $(SUDOKU)/puzzle.txt --visual"
+	@$(BIN)/dg-run $(BUILD)/sudoku.gguf -f $(SUDOKU)/puzzle.txt --visual
 
 # ---- proving it ----
 test: test-c fuzz-replay test-python ## the whole test suite: C and the fuzz corpora under ASan and UBSan, then Python
@@ -79,7 +108,6 @@ fuzz-files: $(BUILD)/libdgemma.a ## open N=100000 damaged files as models: refus
 CLANG   ?= clang
 MINUTES ?= 1
 SEED    ?= 0
-JOBS    ?= $(shell nproc 2>/dev/null || echo 1)
 FUZZ     = $(BUILD)/fuzz
 FUZZED   = -O1 -g -fsanitize=address,undefined,float-cast-overflow -fno-sanitize-recover=all -fprofile-instr-generate -fcoverage-mapping
 # What the fuzzer follows; not what differs with addresses, as the depth of the stack does.
@@ -146,7 +174,7 @@ test-oracle: all ## compare logits and canvases with transformers, live (install
 	$(PIP) --editable '.[test,oracle]'
 	$(BIN)/python -m pytest -m oracle
 
-# The figures of the README that dg-bench makes; their JSON stays under tests/bench, where a slower commit shows.
+# The figures of README and docs/ that dg-bench makes; their JSON stays under tests/bench, where a slower commit shows.
 BENCH_CACHE ?= $(HOME)/.cache/dgemma
 BENCH = $(BIN)/dg-bench --shape 26b-a4b --cache $(BENCH_CACHE)
 bench: all ## time the real shapes with random weights: 6 layers and all 30 (20 GB of disk, a quarter of an hour)
@@ -162,9 +190,18 @@ bench-serve: all ## what dg-serve bears and costs: overhead, first bytes, 32 cli
 bench-convert: all ## how fast dg-convert is and how much memory it takes, on 2 GiB in the real shapes
 	$(BIN)/python tests/measure_convert.py
 
-bench-quality: all ## the README's quality tables of the bundled checkpoints, into tests/bench: types, calibration, settings
+bench-quality: all ## the quality tables of the bundled checkpoints, into tests/bench: types, calibration, settings
 	$(BIN)/python tests/measure_types.py
 	$(BIN)/python tests/measure_quality.py
+	$(BIN)/dg-eval --task sudoku --count 100 --seeds 5 -o tests/bench/quality-sudoku.json
+
+docs: all ## write what is derived in README.md and docs/: figures from tests/bench, docs/commands.md from --help
+	$(BIN)/python docs/make.py
+
+# The picture of the README.
+.PHONY: picture
+picture: $(RUNS)
+	$(BIN)/dg-run -f $(SUDOKU)/puzzle.txt --quiet --record docs/canvas.svg > /dev/null
 
 lint: all ## ruff over the Python code, mypy over the package
 	$(BIN)/ruff check .
@@ -184,6 +221,22 @@ $(BUILD)/runtime/backends.o: ALL += $(if $(CUDA),-DDG_CUDA)
 $(BUILD)/runtime/backends.o $(NATIVE): $(BUILD)/variant
 
 lib: $(BUILD)/libdgemma.a ## the C library alone
+
+# Where the version is compiled in.
+$(BUILD)/runtime/version.o $(WATCHED:%=$(BUILD)/%/runtime/version.o): pyproject.toml
+
+# dg.h and the files that it includes, the library, and what pkg-config tells about both.
+HEADERS = $(filter %.h %.def,$(shell $(CC) -MM -Iquants -Iruntime -x c runtime/dg.h))
+PLACE   = $(DESTDIR)$(PREFIX)
+install: $(BUILD)/libdgemma.a ## install the C header and library under PREFIX=/usr/local (and DESTDIR, for packages)
+	install -d $(PLACE)/include/dgemma $(PLACE)/lib/pkgconfig
+	install -m 644 $(HEADERS) $(PLACE)/include/dgemma
+	install -m 644 $(BUILD)/libdgemma.a $(PLACE)/lib
+	printf '%s\n' 'prefix=$(PREFIX)' 'Name: dgemma' 'Description: a runtime for DiffusionGemma' 'Version: $(VERSION)' \
+		'Cflags: -I$${prefix}/include/dgemma -pthread' 'Libs: -L$${prefix}/lib -ldgemma -lm -pthread' > $(PLACE)/lib/pkgconfig/dgemma.pc
+
+uninstall: ## remove what make install put there
+	rm -rf $(PLACE)/include/dgemma $(PLACE)/lib/libdgemma.a $(PLACE)/lib/pkgconfig/dgemma.pc
 
 .SECONDEXPANSION:
 $(BUILD)/libdgemma.a: $(OBJECTS) $$(CUDA_OBJECTS)

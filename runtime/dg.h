@@ -44,6 +44,9 @@ typedef struct dg_model dg_model;
 typedef struct dg_session dg_session;
 typedef struct dg_tokenizer dg_tokenizer;
 
+/* The version of this library, such as "0.1.0". */
+const char *dg_version(void);
+
 /* ---- Configuration ------------------------------------------------------------------------------------------- */
 
 enum { DG_MAX_LAYERS = 256, DG_MAX_END_IDS = 16 };
