@@ -62,7 +62,7 @@ def percent(share: float) -> str:
 
 @block
 def real_model() -> str:
-    """What the 26B model takes on a CPU: mapped, and within budgets of RAM."""
+    """Say what the 26B model takes on a CPU: mapped, and within budgets of RAM."""
     whole = load("26b-a4b-30-layers-avx2")
     disk = f"{sum(whole['model']['bytes'].values()) / GIB:.1f}"
     step, minutes = whole["step"]["seconds"]["median"], whole["canvas"]["seconds"] / 60
