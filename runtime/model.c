@@ -302,7 +302,7 @@ static float *inverse_frequencies(const ops *o, float base, int32_t dim, const f
         if (factors) out[i] /= factors[i];
     }
     if (out) o->reserve(o, &placed, bytes);
-    if (placed) o->put(o, placed, out, bytes);
+    if (placed) o->upload(o, placed, out, bytes);
     free(out);
     return placed;
 }
@@ -312,7 +312,7 @@ static size_t routing_bytes(const dg_config *c) { return (size_t)c->n_layer * (s
 static void *zeros(const ops *o, size_t bytes) {
     void *at = NULL, *none = calloc(1, bytes);
     if (none) o->reserve(o, &at, bytes);
-    if (at) o->put(o, at, none, bytes);
+    if (at) o->upload(o, at, none, bytes);
     free(none);
     return at;
 }
@@ -403,7 +403,7 @@ const char *dg_model_backend(const dg_model *m) { return m->ops->name; }
 int32_t dg_model_threads(const dg_model *m) { return pool_threads(m->ops->pool); }
 
 void dg_model_routing(const dg_model *m, int64_t *counts) {
-    m->ops->counted(m->ops, counts, m->routing, (int64_t)m->config.n_layer * m->config.n_expert);
+    m->ops->routing_read(m->ops, counts, m->routing, (int64_t)m->config.n_layer * m->config.n_expert);
 }
 
 bool dg_weight_at(const dg_model *model, int32_t i, dg_weight *out) {
