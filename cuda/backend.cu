@@ -58,13 +58,13 @@ void cuda_available(const ops *o, int64_t *bytes) {
     *bytes = static_cast<int64_t>(left);
 }
 
-void cuda_put(const ops *o, void *to, const void *from, size_t bytes) {
-    const launch t(o, "put");
+void cuda_upload(const ops *o, void *to, const void *from, size_t bytes) {
+    const launch t(o, "upload");
     if (t.g->failure == cudaSuccess) gpu_check(t.g, cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, t.g->stream), t.op);
 }
 
-void cuda_get(const ops *o, void *to, const void *from, size_t bytes) {
-    const launch t(o, "get");
+void cuda_download(const ops *o, void *to, const void *from, size_t bytes) {
+    const launch t(o, "download");
     const bool staged = bytes <= STAGING;
     if (t.g->failure != cudaSuccess) return;
     if (bytes) gpu_check(t.g, cudaMemcpyAsync(staged ? t.g->staging : to, from, bytes, cudaMemcpyDeviceToHost, t.g->stream), t.op);
@@ -78,35 +78,35 @@ void cuda_copy(const ops *o, void *to, const void *from, size_t bytes) {
 
 /* ---- Recordings: one graph each ---- */
 
-void cuda_record(const ops *o, recording *r, bool *replayed) {
+void cuda_graph_begin(const ops *o, recording *r, bool *replayed) {
     gpu *g = gpu_of(o);
     g->lock();
     *replayed = r->graph != nullptr && !o->profile && !watched(g);
     if (*replayed) {
-        if (g->failure == cudaSuccess) gpu_check(g, cudaGraphLaunch(static_cast<cudaGraphExec_t>(r->graph), g->stream), "record");
+        if (g->failure == cudaSuccess) gpu_check(g, cudaGraphLaunch(static_cast<cudaGraphExec_t>(r->graph), g->stream), "graph_begin");
         g->unlock();
         return;
     }
-    /* the mutex is held until `recorded`; while parts are timed, each op runs by itself */
-    g->recording = g->failure == cudaSuccess && !r->graph && !o->profile && !watched(g) && gpu_check(g, cudaStreamBeginCapture(g->stream, cudaStreamCaptureModeThreadLocal), "record");
+    /* the mutex is held until graph_end; while parts are timed, each op runs by itself */
+    g->recording = g->failure == cudaSuccess && !r->graph && !o->profile && !watched(g) && gpu_check(g, cudaStreamBeginCapture(g->stream, cudaStreamCaptureModeThreadLocal), "graph_begin");
 }
 
-void cuda_recorded(const ops *o, recording *r) {
+void cuda_graph_end(const ops *o, recording *r) {
     gpu *g = gpu_of(o);
     if (g->recording) {
         cudaGraph_t graph = nullptr;
         cudaGraphExec_t ready = nullptr;
         g->recording = false;
-        if (gpu_check(g, cudaStreamEndCapture(g->stream, &graph), "record") && gpu_check(g, cudaGraphInstantiate(&ready, graph, 0), "record"))
-            gpu_check(g, cudaGraphLaunch(ready, g->stream), "record");
+        if (gpu_check(g, cudaStreamEndCapture(g->stream, &graph), "graph_begin") && gpu_check(g, cudaGraphInstantiate(&ready, graph, 0), "graph_begin"))
+            gpu_check(g, cudaGraphLaunch(ready, g->stream), "graph_begin");
         if (graph) cudaGraphDestroy(graph);
         r->graph = ready;
     }
     g->unlock();
 }
 
-void cuda_forget(const ops *o, recording *r) {
-    const launch t(o, "forget");
+void cuda_graph_free(const ops *o, recording *r) {
+    const launch t(o, "graph_free");
     if (r->graph && !t.g->forked()) gpu_check(t.g, cudaGraphExecDestroy(static_cast<cudaGraphExec_t>(r->graph)), t.op);
     r->graph = nullptr;
 }

@@ -259,11 +259,11 @@ static void copy_next(gpu *g, const char *op) {
     gpu_check(g, cudaEventRecord(s->arrived[slot_of(s, i)], s->copies), op);
 }
 
-void cuda_begin_pass(const ops *o, int32_t layers, int32_t *found) {
+void cuda_begin_pass(const ops *o, int32_t layers, int32_t *nonfinite) {
     gpu *g = gpu_of(o);
     expert_offload *s = g->offload;
     g->lock(); /* until end_pass: the ring is one pass's */
-    if (g->failure == cudaSuccess) gpu_check(g, cudaMemsetAsync(found, 0, sizeof *found, g->stream), "begin_pass");
+    if (g->failure == cudaSuccess) gpu_check(g, cudaMemsetAsync(nonfinite, 0, sizeof *nonfinite, g->stream), "begin_pass");
     if (!s || g->failure != cudaSuccess) return;
     s->next = 0;
     s->n_events = 0;

@@ -307,12 +307,12 @@ void cuda_head(const ops *o, const head_part *parts, int32_t count, const float 
     for (const head_part *p = parts; p < parts + count; x += p++->n * table->cols) head_of(t, o, *p, x, table, cap, work);
 }
 
-void cuda_logits(const ops *o, float *y, const float *x, const tensor *table, int64_t n, float cap, int32_t *found, int32_t mark, void *work, float *scratch) {
+void cuda_logits(const ops *o, float *y, const float *x, const tensor *table, int64_t n, float cap, int32_t *nonfinite, int32_t mark, void *work, float *scratch) {
     const launch t(o, "logits");
     for (int64_t first = 0; first < table->rows; first += SELF_COND_STRETCH) {
         const tensor view = stretch_of(table, first);
         matmul_counted(t, scratch, x, &view, n, nullptr, work);
-        cuda_watch(o, found, scratch, n * view.rows, mark);
+        cuda_check_finite(o, nonfinite, scratch, n * view.rows, mark);
         cuda_softcap(o, scratch, n * view.rows, cap);
         const size_t row = static_cast<size_t>(view.rows) * sizeof(float);
         if (t.g->failure == cudaSuccess)
@@ -474,8 +474,8 @@ static void softmax_matmul(const launch &t, const softmax_sums &sums, row_state 
     });
 }
 
-void cuda_condition(const ops *o, float *y, const float *z, const tensor *table, int64_t n, float scale, float *work) {
-    const launch t(o, "condition");
+void cuda_self_condition_dense(const ops *o, float *y, const float *z, const tensor *table, int64_t n, float scale, float *work) {
+    const launch t(o, "self_condition_dense");
     row_state *const states = reinterpret_cast<row_state *>(work + n * least(SELF_COND_STRETCH, table->rows));
     const softmax_sums sums = {y, nullptr, 1};
     find_longest(t, table);
@@ -553,8 +553,8 @@ __global__ void gather_kernel(float *to, const float *x, const int32_t *rows, co
     for (int64_t j = threadIdx.x; j < cols; j += blockDim.x) to[blockIdx.x * cols + j] = x[rows[blockIdx.x] * cols + j];
 }
 
-void cuda_soften(const ops *o, float *y, const self_cond *s, const tensor *table, int64_t n, float scale, void *work, float *) {
-    const launch t(o, "soften");
+void cuda_self_condition(const ops *o, float *y, const self_cond *s, const tensor *table, int64_t n, float scale, void *work, float *) {
+    const launch t(o, "self_condition");
     const size_t ints = whole_lines(static_cast<size_t>(n) * sizeof(int32_t)), floats = whole_lines(static_cast<size_t>(n * table->cols) * sizeof(float));
     char *at = static_cast<char *>(work);
     auto *const dense = reinterpret_cast<int32_t *>(at), *const rows = reinterpret_cast<int32_t *>(at + ints), *const count = reinterpret_cast<int32_t *>(at + 2 * ints);

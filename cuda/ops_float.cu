@@ -28,10 +28,10 @@ __global__ void gelu_mul_kernel(float *y, const float *gate, const float *up, in
 __global__ void softcap_kernel(float *x, int64_t n, float cap) {
     for_elements(n, [&](int64_t i) { x[i] = cap * tanhf(x[i] / cap) + (x[i] - x[i]); }); /* infinity is not hidden */
 }
-__global__ void watch_kernel(int32_t *found, const float *x, int64_t n, int32_t mark) {
+__global__ void check_finite_kernel(int32_t *nonfinite, const float *x, int64_t n, int32_t mark) {
     bool finite = true;
     for_elements(n, [&](int64_t i) { finite = finite && fabsf(x[i]) < INFINITY; });
-    if (!finite) atomic_claim(found, mark);
+    if (!finite) atomic_claim(nonfinite, mark);
 }
 __global__ void divide_kernel(float *z, const float *x, int64_t n, float by) {
     for_elements(n, [&](int64_t i) { z[i] = x[i] / by; });
@@ -47,8 +47,8 @@ void cuda_gelu_mul(const ops *o, float *y, const float *gate, const float *up, i
     launch(o, "gelu_mul").start(gelu_mul_kernel, element_grid(n), dim3(THREADS), 0, y, gate, up, n);
 }
 void cuda_softcap(const ops *o, float *x, int64_t n, float cap) { launch(o, "softcap").start(softcap_kernel, element_grid(n), dim3(THREADS), 0, x, n, cap); }
-void cuda_watch(const ops *o, int32_t *found, const float *x, int64_t n, int32_t mark) {
-    launch(o, "watch").start(watch_kernel, element_grid(n), dim3(THREADS), 0, found, x, n, mark);
+void cuda_check_finite(const ops *o, int32_t *nonfinite, const float *x, int64_t n, int32_t mark) {
+    launch(o, "check_finite").start(check_finite_kernel, element_grid(n), dim3(THREADS), 0, nonfinite, x, n, mark);
 }
 void cuda_divide(const ops *o, float *z, const float *x, int64_t n, float temperature) {
     launch(o, "divide").start(divide_kernel, element_grid(n), dim3(THREADS), 0, z, x, n, temperature);
@@ -171,11 +171,11 @@ void cuda_route(const ops *o, int32_t *experts, float *weights, const float *log
                            scale, static_cast<int32_t>(n_expert), static_cast<int32_t>(k));
 }
 
-__global__ void count_kernel(int64_t *counts, const int32_t *experts, int64_t n) {
+__global__ void routing_add_kernel(int64_t *counts, const int32_t *experts, int64_t n) {
     for_elements(n, [&](int64_t i) { atomic_add(&counts[experts[i]], int64_t(1)); });
 }
 
-void cuda_count(const ops *o, int64_t *counts, const int32_t *experts, int64_t n) {
-    launch(o, "count").start(count_kernel, element_grid(n), dim3(THREADS), 0, counts, experts, n);
+void cuda_routing_add(const ops *o, int64_t *counts, const int32_t *experts, int64_t n) {
+    launch(o, "routing_add").start(routing_add_kernel, element_grid(n), dim3(THREADS), 0, counts, experts, n);
 }
-void cuda_counted(const ops *o, int64_t *out, const int64_t *counts, int64_t n) { cuda_get(o, out, counts, static_cast<size_t>(n) * sizeof *out); }
+void cuda_routing_read(const ops *o, int64_t *out, const int64_t *counts, int64_t n) { cuda_download(o, out, counts, static_cast<size_t>(n) * sizeof *out); }

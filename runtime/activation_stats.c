@@ -128,46 +128,17 @@ static int add_slot(activation_stats *m, const tensor *w, const char *name, int3
     return s->sums && s->counts ? DG_OK : fail(error, DG_ERROR_SYSTEM, "no memory to observe %s", s->name);
 }
 
-static const struct {
-    bool top, split, matrix;
-    size_t offset;
-    const char *name;
-} places[] = {
-#define IS_TOP_TOP true
-#define IS_TOP_LAYER false
-#define IS_TOP_SLIDING false
-#define IS_TOP_SPLIT false
-#define HOLDER_TOP top_weights
-#define HOLDER_LAYER layer
-#define HOLDER_SLIDING layer
-#define HOLDER_SPLIT layer
-#define IS_SPLIT_TOP false
-#define IS_SPLIT_LAYER false
-#define IS_SPLIT_SLIDING false
-#define IS_SPLIT_SPLIT true
-#define IS_MATRIX_FLOATS false
-#define IS_MATRIX_MADE false
-#define IS_MATRIX_MATRIX true
-#define IS_MATRIX_TABLE true
-#define DG_TENSOR(scope, kind, field, gguf, hf, n0, n1, n2) {IS_TOP_##scope, IS_SPLIT_##scope, IS_MATRIX_##kind, offsetof(HOLDER_##scope, field), gguf},
-#include "tensors.def"
-#undef DG_TENSOR
-};
-enum { PLACES = sizeof places / sizeof *places };
-
 static int add_slots(dg_model *model, activation_stats *m, dg_error *error) {
-    for (int32_t i = 0; i < PLACES; i++)
-        for (int32_t l = 0; l < (places[i].top ? 1 : model->config.n_layer) && places[i].matrix; l++) {
-            layer *of = &model->layers[l];
-            const char *holder = places[i].top ? (const char *)&model->top : (const char *)of;
-            const tensor *w = (const tensor *)(const void *)(holder + places[i].offset);
-            if (places[i].split && of->ffn_gate_up_exps.data) continue; /* views of the fused tensor */
-            if (!w->data) continue;
-            if (w == &of->ffn_gate_up_exps) w = &of->ffn_gate_exps; /* what the operation is given */
-            const int status = add_slot(m, w, places[i].name, l, error);
-            if (status != DG_OK) return status;
-        }
-    return DG_OK;
+    int status = DG_OK;
+    weight_walk at = {.top = &model->top, .layers = model->layers, .config = &model->config};
+    for (const tensor *w; status == DG_OK && (w = weight_next(&at));) {
+        const layer *of = &model->layers[at.layer];
+        const weight_kind kind = weight_lines[at.line].kind;
+        if (!w->data || (kind != WEIGHT_MATRIX && kind != WEIGHT_TABLE)) continue;
+        if (w == &of->ffn_gate_up_exps) w = &of->ffn_gate_exps; /* what the operation is given */
+        status = add_slot(m, w, dg_tensor_entry_at(at.line)->gguf, at.layer, error);
+    }
+    return status;
 }
 
 static void activation_stats_free(ops *o) {
@@ -186,7 +157,7 @@ int dg_moments_start(dg_model *model, dg_error *error) {
     if (model->stream) return fail(error, DG_ERROR_USAGE, "a model under a RAM budget cannot be observed: its experts pass by once");
     dg_moments_stop(model);
     activation_stats *m = calloc(1, sizeof *m);
-    if (m) m->slots = calloc((size_t)(PLACES * (model->config.n_layer + 1)), sizeof *m->slots);
+    if (m) m->slots = calloc((size_t)(WEIGHT_LINES * (model->config.n_layer + 1)), sizeof *m->slots);
     o->stats = m;
     if (!m) return fail(error, DG_ERROR_SYSTEM, "no memory to observe a model");
     m->plain = *o;

@@ -59,13 +59,10 @@ enum { DG_MAX_LAYERS = 256, DG_MAX_END_IDS = 16 };
 
 /* The numbers of metadata.def (its comments give each key), and what follows from the file. */
 typedef struct dg_config {
+#define DG_REQUIRED_KEY(kind, field, key) DG_MEMBER_##kind field;
 #define DG_KEY(kind, field, key, absent) DG_MEMBER_##kind field;
-#define DG_LAYER_KEY(kind, field, key, absent) int32_t field[DG_MAX_LAYERS];
-#define DG_TEXT(kind, field, key)
+#define DG_LAYER_KEY(kind, field, key) int32_t field[DG_MAX_LAYERS];
 #include "metadata.def"
-#undef DG_KEY
-#undef DG_LAYER_KEY
-#undef DG_TEXT
     int32_t n_vocab;
     int32_t n_end_ids;
     int32_t end_ids[DG_MAX_END_IDS];

@@ -11,7 +11,7 @@
 static const float *floats(const tensor *t) { return (const float *)(const void *)(t->placed ? t->placed : t->data); }
 static float number(const tensor *t) { return *(const float *)(const void *)t->data; }
 
-/* ---- Where numbers end: what is watched for NaN and infinity ---- */
+/* ---- Where numbers end: what is checked for NaN and infinity ---- */
 
 typedef enum finite_check {
 #define DG_FINITE_CHECK(name, always, what) CHECK_##name,
@@ -27,20 +27,20 @@ static const struct { bool always; const char *what; } finite_checks[FINITE_CHEC
 };
 
 /* x[rows of the pass][d] of a layer (0 outside of layers) */
-static void watch(const pass *p, finite_check at, int32_t l, const float *x, int64_t rows, int64_t d) {
-    if (finite_checks[at].always || p->closely) p->model->ops->watch(p->model->ops, p->scratch->found, x, rows * d, 1 + l * FINITE_CHECKS + (int32_t)at);
+static void check_finite(const pass *p, finite_check at, int32_t l, const float *x, int64_t rows, int64_t d) {
+    if (finite_checks[at].always || p->closely) p->model->ops->check_finite(p->model->ops, p->scratch->nonfinite, x, rows * d, 1 + l * FINITE_CHECKS + (int32_t)at);
 }
 
-static int32_t found(const pass *p) {
+static int32_t nonfinite(const pass *p) {
     int32_t mark = 0; /* which it stays where the backend is lost */
-    p->model->ops->get(p->model->ops, &mark, p->scratch->found, sizeof mark);
+    p->model->ops->download(p->model->ops, &mark, p->scratch->nonfinite, sizeof mark);
     return mark;
 }
 
-static void set_found(const pass *p, int32_t mark) { p->model->ops->put(p->model->ops, p->scratch->found, &mark, sizeof mark); }
+static void set_nonfinite(const pass *p, int32_t mark) { p->model->ops->upload(p->model->ops, p->scratch->nonfinite, &mark, sizeof mark); }
 
-static int not_finite(const pass *p, dg_error *error) {
-    const int32_t at = (found(p) - 1) % FINITE_CHECKS, l = (found(p) - 1) / FINITE_CHECKS;
+static int report_nonfinite(const pass *p, dg_error *error) {
+    const int32_t at = (nonfinite(p) - 1) % FINITE_CHECKS, l = (nonfinite(p) - 1) / FINITE_CHECKS;
     const char *path = p->model->file->path;
     const bool outside = at == CHECK_embedding || at == CHECK_conditioned || at == CHECK_last_norm || at == CHECK_head;
     if (outside) return fail(error, DG_ERROR_NUMBERS, "%s: NaN or infinity in %s: the weights are damaged, or the numbers too large", path, finite_checks[at].what);
@@ -51,7 +51,7 @@ static int not_finite(const pass *p, dg_error *error) {
 static int verdict(const pass *p, dg_error *error) {
     int status = gguf_check(p->model->file, error);
     if (status == DG_OK) status = ops_status(p->model->ops, error);
-    return status == DG_OK && found(p) ? not_finite(p, error) : status;
+    return status == DG_OK && nonfinite(p) ? report_nonfinite(p, error) : status;
 }
 
 /* ---- Layers ---- */
@@ -75,7 +75,7 @@ static void keys_and_values(const pass *p, int32_t l) {
     const int64_t dim = config_head_dim(c, l), heads = c->n_head_kv[l], row = heads * dim;
     float *k = r->k, *v = r->v;
     profile_part = PART_projections;
-    watch(p, CHECK_input, l, r->h, p->n, c->d_model);
+    check_finite(p, CHECK_input, l, r->h, p->n, c->d_model);
     o->matmul(o, r->k, r->h, &w->attn_k, p->n, r->products);
     if (c->sliding[l]) o->matmul(o, r->v, r->h, &w->attn_v, p->n, r->products);
     for (int32_t i = 0; i < p->n_parts; i++) {
@@ -84,8 +84,8 @@ static void keys_and_values(const pass *p, int32_t l) {
         o->rms_norm(o, v, c->sliding[l] ? v : k, NULL, n * heads, dim, c->rms_eps); /* full layers: V is the raw K projection */
         o->rms_norm(o, k, k, floats(&w->attn_k_norm), n * heads, dim, c->rms_eps);
         o->rope(o, k, n, heads, dim, s->length, c->sliding[l] ? p->model->rope_swa : p->model->rope_full);
-        watch(p, CHECK_keys, l, k, n, row);
-        watch(p, CHECK_values, l, v, n, row);
+        check_finite(p, CHECK_keys, l, k, n, row);
+        check_finite(p, CHECK_values, l, v, n, row);
         o->store(o, s->k[l], s->length, k, n, row);
         o->store(o, s->v[l], s->length, v, n, row);
         k += n * row;
@@ -111,16 +111,16 @@ static void attend(const pass *p, int32_t l, bool causal) {
             .causal = causal, .window = c->sliding[l] ? c->sliding_window : 0,
         };
         o->rope(o, q, n, c->n_head, dim, s->length, c->sliding[l] ? p->model->rope_swa : p->model->rope_full);
-        watch(p, CHECK_queries, l, q, n, row);
+        check_finite(p, CHECK_queries, l, q, n, row);
         o->attention(o, y, q, &keys, n, c->n_head, dim);
         q += n * row;
         y += n * row;
     }
-    watch(p, CHECK_attention, l, r->o, p->n, row);
+    check_finite(p, CHECK_attention, l, r->o, p->n, row);
     o->matmul(o, r->a, r->o, &w->attn_output, p->n, r->products);
     o->rms_norm(o, r->a, r->a, floats(&w->post_attention_norm), p->n, d, c->rms_eps);
     o->add(o, r->a, r->a, r->x, p->n, d, 1.0f);
-    watch(p, CHECK_attended, l, r->a, p->n, d);
+    check_finite(p, CHECK_attended, l, r->a, p->n, d);
 }
 
 /* scratch.x = (scratch.a + the dense and the expert FFN of scratch.a) * scalar */
@@ -135,16 +135,16 @@ static void feed_forward(const pass *p, int32_t l, float scalar) {
     o->rms_norm(o, r->h, r->a, floats(&w->ffn_norm), n, d, c->rms_eps);
     mlp(p, r->dense, r->h, &w->ffn_gate, &w->ffn_up, &w->ffn_down, n);
     o->rms_norm(o, r->dense, r->dense, floats(&w->post_ffw_norm_1), n, d, c->rms_eps);
-    watch(p, CHECK_dense, l, r->dense, n, d);
+    check_finite(p, CHECK_dense, l, r->dense, n, d);
 
     profile_part = PART_router;
     /* the router reads the stream itself, normed without a weight */
     o->rms_norm(o, r->h, r->a, NULL, n, d, c->rms_eps);
     o->mul(o, r->h, r->h, floats(&w->ffn_gate_inp_scale), n, d, 1.0f / sqrtf((float)d));
     o->matmul(o, r->scores, r->h, &w->ffn_gate_inp, n, r->products);
-    watch(p, CHECK_router, l, r->scores, n, c->n_expert);
+    check_finite(p, CHECK_router, l, r->scores, n, c->n_expert);
     o->route(o, r->experts, r->shares, r->scores, floats(&w->ffn_down_exps_scale), n, c->n_expert, c->n_expert_used);
-    o->count(o, p->model->routing + (int64_t)l * c->n_expert, r->experts, n * c->n_expert_used);
+    o->routing_add(o, p->model->routing + (int64_t)l * c->n_expert, r->experts, n * c->n_expert_used);
 
     profile_part = PART_experts;
     o->rms_norm(o, r->h, r->a, floats(&w->pre_ffw_norm_2), n, d, c->rms_eps);
@@ -153,12 +153,12 @@ static void feed_forward(const pass *p, int32_t l, float scalar) {
     o->experts(o, r->sparse, r->h, &w->ffn_gate_exps, &w->ffn_up_exps, &w->ffn_down_exps, r->experts, r->shares, n, c->n_expert_used,
                p->model->stream ? &feed : NULL, r->mixture);
     o->rms_norm(o, r->sparse, r->sparse, floats(&w->post_ffw_norm_2), n, d, c->rms_eps);
-    watch(p, CHECK_experts, l, r->sparse, n, d);
+    check_finite(p, CHECK_experts, l, r->sparse, n, d);
 
     o->add(o, r->dense, r->dense, r->sparse, n, d, 1.0f);
     o->rms_norm(o, r->dense, r->dense, floats(&w->post_ffw_norm), n, d, c->rms_eps);
     o->add(o, r->x, r->a, r->dense, n, d, scalar);
-    watch(p, CHECK_output, l, r->x, n, d);
+    check_finite(p, CHECK_output, l, r->x, n, d);
 }
 
 /* Waits for a layer's own weights, or those outside of layers (-1); false where they cannot be read. */
@@ -170,9 +170,9 @@ static void encode(const pass *p, const int32_t *ids, bool output) {
     const ops *o = m->ops;
     scratch *r = p->scratch;
     if (!weights_of(m, -1)) return;
-    o->put(o, r->ids, ids, (size_t)p->n * sizeof *ids);
+    o->upload(o, r->ids, ids, (size_t)p->n * sizeof *ids);
     o->embed(o, r->x, &m->top.token_embd, r->ids, p->n, sqrtf((float)c->d_model));
-    watch(p, CHECK_embedding, 0, r->x, p->n, c->d_model);
+    check_finite(p, CHECK_embedding, 0, r->x, p->n, c->d_model);
     for (int32_t l = 0; l < c->n_layer && weights_of(m, l); l++) {
         const layer *w = &m->layers[l];
         o->rms_norm(o, r->h, r->x, floats(&w->attn_norm), p->n, c->d_model, c->rms_eps);
@@ -186,7 +186,7 @@ static void encode(const pass *p, const int32_t *ids, bool output) {
 /* A pass through so many layers' experts takes its turn, and ends it. */
 static void begin(const pass *p, int32_t layers) {
     const dg_model *m = p->model;
-    m->ops->begin_pass(m->ops, layers, p->scratch->found);
+    m->ops->begin_pass(m->ops, layers, p->scratch->nonfinite);
     if (m->stream) stream_begin(m->stream, layers);
 }
 static int end(const dg_model *m, dg_error *error) {
@@ -206,7 +206,7 @@ int forward_encode(const pass *p, const int32_t *ids, bool output, dg_error *err
     pass again = *p;
     again.closely = true;
     int status = encode_once(p, ids, output, error);
-    if (status == DG_OK && found(p)) status = encode_once(&again, ids, output, error);
+    if (status == DG_OK && nonfinite(p)) status = encode_once(&again, ids, output, error);
     return status == DG_OK ? verdict(p, error) : status;
 }
 
@@ -222,8 +222,8 @@ static void self_condition(const pass *p) {
     for (int32_t i = 0; i < p->n_parts; i++) {
         const pass_part *its = &p->parts[i];
         float *x = r->x + first * c->d_model;
-        if (its->condition) o->condition(o, r->h, its->condition, &m->top.token_embd, its->n, scale, r->vocabulary);
-        else if (its->last) o->soften(o, r->h, its->last, &m->top.token_embd, its->n, scale, r->products, r->vocabulary);
+        if (its->condition) o->self_condition_dense(o, r->h, its->condition, &m->top.token_embd, its->n, scale, r->vocabulary);
+        else if (its->last) o->self_condition(o, r->h, its->last, &m->top.token_embd, its->n, scale, r->products, r->vocabulary);
         if (its->condition || its->last) {
             o->rms_norm(o, r->h, r->h, floats(&m->top.self_cond_pre_norm), its->n, c->d_model, c->rms_eps);
             mlp(p, r->dense, r->h, &m->top.self_cond_gate, &m->top.self_cond_up, &m->top.self_cond_down, its->n);
@@ -238,7 +238,7 @@ static void self_condition(const pass *p) {
 static void show(const pass *p, int32_t l) {
     const dg_model *m = p->model;
     const int64_t n = p->n * m->config.d_model;
-    if (p->hidden) m->ops->get(m->ops, p->hidden + l * n, p->scratch->x, (size_t)n * sizeof *p->hidden);
+    if (p->hidden) m->ops->download(m->ops, p->hidden + l * n, p->scratch->x, (size_t)n * sizeof *p->hidden);
 }
 
 static void denoise(const pass *p) {
@@ -248,9 +248,9 @@ static void denoise(const pass *p) {
     scratch *r = p->scratch;
     if (!weights_of(m, -1)) return;
     o->embed(o, r->x, &m->top.token_embd, r->ids, p->n, sqrtf((float)c->d_model));
-    watch(p, CHECK_embedding, 0, r->x, p->n, c->d_model);
+    check_finite(p, CHECK_embedding, 0, r->x, p->n, c->d_model);
     self_condition(p);
-    watch(p, CHECK_conditioned, 0, r->x, p->n, c->d_model);
+    check_finite(p, CHECK_conditioned, 0, r->x, p->n, c->d_model);
     o->rms_norm(o, r->x, r->x, NULL, p->n, c->d_model, c->rms_eps); /* the canvas alone has this norm */
     for (int32_t l = 0; l < c->n_layer && weights_of(m, l); l++) {
         const layer *w = &m->layers[l];
@@ -275,7 +275,7 @@ int forward_denoise(const pass *p, dg_error *error) {
     again.closely = true;
     int status = denoise_once(p, error);
     if (p->later) return status;
-    if (status == DG_OK && found(p)) status = denoise_once(&again, error);
+    if (status == DG_OK && nonfinite(p)) status = denoise_once(&again, error);
     return status == DG_OK ? verdict(p, error) : status;
 }
 
@@ -288,11 +288,11 @@ static void output_norm(const pass *p, int64_t first, int64_t n) {
 }
 
 /* Which of the two it was, the norm of rows or what the head made of them. */
-static int head_not_finite(pass p, int64_t rows, dg_error *error) {
+static int report_head(pass p, int64_t rows, dg_error *error) {
     p.closely = true;
-    set_found(&p, 0);
-    watch(&p, CHECK_last_norm, 0, p.scratch->h, rows, p.model->config.d_model);
-    if (!found(&p)) set_found(&p, 1 + CHECK_head);
+    set_nonfinite(&p, 0);
+    check_finite(&p, CHECK_last_norm, 0, p.scratch->h, rows, p.model->config.d_model);
+    if (!nonfinite(&p)) set_nonfinite(&p, 1 + CHECK_head);
     return verdict(&p, error);
 }
 
@@ -300,8 +300,8 @@ int forward_logits(const pass *p, int64_t first, int64_t n, float *logits, dg_er
     const dg_model *m = p->model;
     const ops *o = m->ops;
     output_norm(p, first, n);
-    o->logits(o, logits, p->scratch->h, &m->top.token_embd, n, m->config.softcap, p->scratch->found, 1 + CHECK_head, p->scratch->products, p->scratch->vocabulary);
-    return found(p) ? head_not_finite(*p, n, error) : verdict(p, error);
+    o->logits(o, logits, p->scratch->h, &m->top.token_embd, n, m->config.softcap, p->scratch->nonfinite, 1 + CHECK_head, p->scratch->products, p->scratch->vocabulary);
+    return nonfinite(p) ? report_head(*p, n, error) : verdict(p, error);
 }
 
 int forward_choose(const pass *p, const head_part *parts, dg_error *error) {
@@ -311,7 +311,7 @@ int forward_choose(const pass *p, const head_part *parts, dg_error *error) {
     o->head(o, parts, p->n_parts, p->scratch->h, &m->top.token_embd, p->n, m->config.softcap, p->scratch->products);
     for (int32_t i = 0; !p->later && i < p->n_parts; i++)
         for (int64_t k = 0; k < parts[i].n; k++)
-            if (parts[i].out[k].argmax < 0) return head_not_finite(*p, p->n, error);
+            if (parts[i].out[k].argmax < 0) return report_head(*p, p->n, error);
     return p->later ? DG_OK : verdict(p, error);
 }
 
@@ -319,14 +319,14 @@ int forward_verdict(const pass *p, const int32_t *argmax, dg_error *error) {
     pass again = *p;
     again.closely = true;
     again.later = true;
-    if (found(p)) {
-        const int32_t coarse = found(p);
+    if (nonfinite(p)) {
+        const int32_t coarse = nonfinite(p);
         const int status = denoise_once(&again, error); /* from the same ids; what conditioned them may have moved on */
         if (status != DG_OK) return status;
-        if (!found(p)) set_found(p, coarse);
+        if (!nonfinite(p)) set_nonfinite(p, coarse);
         return verdict(p, error);
     }
     for (int64_t i = 0; i < p->n; i++)
-        if (argmax[i] < 0) return head_not_finite(*p, p->n, error);
+        if (argmax[i] < 0) return report_head(*p, p->n, error);
     return verdict(p, error);
 }

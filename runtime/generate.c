@@ -113,7 +113,7 @@ int dg_generator_fill(dg_session *session, const dg_sampling *sampling, const dg
 void dg_generator_free(dg_generator *g) {
     if (!g) return;
     const ops *o = g->session->model->ops;
-    o->forget(o, &g->recording);
+    o->graph_free(o, &g->recording);
     o->release(o, g->canvas.memory, g->canvas.bytes);
     o->release(o, g->self_cond.memory, g->self_cond.bytes);
     free(g->seen.memory);
@@ -159,12 +159,12 @@ static void start_canvas(dg_generator *g) {
         c->free--;
     }
     if (c->free < c->n) {
-        o->put(o, c->pins, g->pins, (size_t)g->n * sizeof *g->pins);
-        o->put(o, c->ids, g->start.ids + g->at, (size_t)g->n * sizeof *c->ids);
+        o->upload(o, c->pins, g->pins, (size_t)g->n * sizeof *g->pins);
+        o->upload(o, c->ids, g->start.ids + g->at, (size_t)g->n * sizeof *c->ids);
     }
-    o->put(o, c->fixed, g->fixed, (size_t)g->n * sizeof *g->fixed);
-    o->forget(o, &g->recording); /* the last canvas stood elsewhere */
-    o->begin(o, c, g->options.seed, g->result.n_blocks);
+    o->upload(o, c->fixed, g->fixed, (size_t)g->n * sizeof *g->fixed);
+    o->graph_free(o, &g->recording); /* the last canvas stood elsewhere */
+    o->canvas_init(o, c, g->options.seed, g->result.n_blocks);
     g->self_cond.given = g->options.pins_conditioned ? c->ids : NULL;
     g->self_cond.pinned = c->free < c->n ? c->pins : NULL;
     g->index = g->settled = 0;
@@ -225,9 +225,9 @@ static bool commit_beginning(dg_generator *g, bool *more) {
 static void renoise(dg_generator *g) {
     const ops *o = g->session->model->ops;
     for (int32_t i = 0; i < g->n; i++) g->seen.accepted[i] = g->seen.accepted[i] || g->fixed[i];
-    o->put(o, g->canvas.accepted, g->seen.accepted, (size_t)g->n * sizeof *g->seen.accepted);
-    o->renoise(o, &g->canvas);
-    o->get(o, g->seen.ids, g->canvas.ids, (size_t)g->n * sizeof *g->seen.ids);
+    o->upload(o, g->canvas.accepted, g->seen.accepted, (size_t)g->n * sizeof *g->seen.accepted);
+    o->canvas_renoise(o, &g->canvas);
+    o->download(o, g->seen.ids, g->canvas.ids, (size_t)g->n * sizeof *g->seen.ids);
 }
 
 /* Makes the stop tests that are about the answer, of a step that was brought to the host. */
@@ -241,7 +241,7 @@ static void tell(dg_generator *g, dg_event *event) {
     const bool final = commit_beginning(g, &more);
     const bool hopeless = sampler_plateau(&g->options, g->index, c->state->mean_entropy, &g->low);
     if (more) {
-        o->put(o, g->canvas.fixed, g->fixed, (size_t)g->n * sizeof *g->fixed);
+        o->upload(o, g->canvas.fixed, g->fixed, (size_t)g->n * sizeof *g->fixed);
         renoise(g);
     }
     g->converged = final || answered || c->state->converged;
@@ -271,11 +271,11 @@ static int step_ops(dg_generator *const *g, int32_t count, const pass *p, head_p
     if (status != DG_OK) return status;
     for (int32_t i = 0; i < count; i++) {
         canvas_buffers *c = &g[i]->canvas;
-        o->draw(o, c, &g[i]->options);
+        o->canvas_draw(o, c, &g[i]->options);
         heads[i] = (head_part){c->n, &c->state->temperature, c->u, c->choices, &g[i]->self_cond};
     }
     status = forward_choose(p, heads, error);
-    for (int32_t i = 0; status == DG_OK && i < count; i++) o->settle(o, &g[i]->canvas, &g[i]->options);
+    for (int32_t i = 0; status == DG_OK && i < count; i++) o->canvas_step(o, &g[i]->canvas, &g[i]->options);
     return status;
 }
 
@@ -287,7 +287,7 @@ static int fetch(dg_generator *const *g, int32_t count, const pass *p, dg_error 
     if (p->later && !argmax) return fail(error, DG_ERROR_SYSTEM, "no memory for a step");
     for (int32_t i = 0; i < count; first += g[i++]->n) {
         memcpy(g[i]->before, g[i]->seen.argmax, (size_t)g[i]->n * sizeof *argmax);
-        o->get(o, g[i]->seen.memory, g[i]->canvas.memory, g[i]->canvas.told);
+        o->download(o, g[i]->seen.memory, g[i]->canvas.memory, g[i]->canvas.told);
         if (argmax) memcpy(argmax + first, g[i]->seen.argmax, (size_t)g[i]->n * sizeof *argmax);
     }
     int status = ops_status(o, error);
@@ -313,11 +313,11 @@ static int steps(dg_generator *const *g, int32_t count, dg_event *events, dg_err
         const pass p = {.model = model, .scratch = r, .parts = parts, .n_parts = count, .n = n, .later = o->device != NULL};
         const bool alike = count == 1 && g[0]->index > 0; /* a first step has no self-conditioning */
         bool replayed = false;
-        if (alike && g[0]->recorded_at != g[0]->session->length) o->forget(o, &g[0]->recording);
+        if (alike && g[0]->recorded_at != g[0]->session->length) o->graph_free(o, &g[0]->recording);
         g[0]->recorded_at = g[0]->session->length;
-        if (alike) o->record(o, &g[0]->recording, &replayed);
+        if (alike) o->graph_begin(o, &g[0]->recording, &replayed);
         if (!replayed) status = step_ops(g, count, &p, heads, error);
-        if (alike && !replayed) o->recorded(o, &g[0]->recording);
+        if (alike && !replayed) o->graph_end(o, &g[0]->recording);
         if (status == DG_OK) status = fetch(g, count, &p, error);
         for (int32_t i = 0; status == DG_OK && i < count; i++) tell(g[i], &events[i]);
         if (status == DG_OK) status = ops_status(o, error);

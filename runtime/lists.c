@@ -3,18 +3,12 @@
 
 #include "weights.h"
 
-/* "DG_REQUIRED" is the only `absent` that is that long */
-#define IS_REQUIRED(absent) (sizeof(absent) == sizeof("DG_REQUIRED"))
-#define DG_REQUIRED 0
-
 static const dg_key keys[] = {
-#define DG_KEY(kind, field, key, absent) {#field, key, #kind, true, false, IS_REQUIRED(#absent), absent},
-#define DG_LAYER_KEY(kind, field, key, absent) {#field, key, #kind, true, true, IS_REQUIRED(#absent), absent},
+#define DG_REQUIRED_KEY(kind, field, key) {#field, key, #kind, true, false, true, 0},
+#define DG_KEY(kind, field, key, absent) {#field, key, #kind, true, false, false, absent},
+#define DG_LAYER_KEY(kind, field, key) {#field, key, #kind, true, true, true, 0},
 #define DG_TEXT(kind, field, key) {#field, key, #kind, false, false, false, 0},
 #include "metadata.def"
-#undef DG_KEY
-#undef DG_LAYER_KEY
-#undef DG_TEXT
 };
 
 static const dg_limit limits[] = {
@@ -52,19 +46,18 @@ const char *dg_head_name(void) { return "output.weight"; }
 const dg_option *dg_option_at(int32_t i) { return AT(options, i); }
 const dg_effort *dg_effort_at(int32_t i) { return AT(efforts, i); }
 
-typedef enum scope { SCOPE_TOP, SCOPE_LAYER, SCOPE_SLIDING, SCOPE_SPLIT } scope;
-
 int32_t dg_tensor_dims(int32_t i, const dg_config *c, int32_t l, int64_t dims[3]) {
     int32_t at = 0;
     dims[0] = dims[1] = dims[2] = 0;
-#define DG_TENSOR(where, kind, field, gguf, hf, n0, n1, n2)        \
-    if (at++ == i) {                                               \
-        if (SCOPE_##where == SCOPE_SLIDING && !c->sliding[l]) return 0; \
-        dims[0] = n0, dims[1] = n1, dims[2] = n2;                  \
+#define DG_TENSOR(scope, kind, field, gguf, hf, n0, n1, n2)         \
+    if (at++ == i && !(WEIGHT_##scope == WEIGHT_SLIDING && !c->sliding[l])) { \
+        dims[0] = n0;                                               \
+        dims[1] = n1;                                               \
+        dims[2] = n2;                                               \
     }
 #include "tensors.def"
 #undef DG_TENSOR
-    int32_t n = dims[0] == 0 ? 0 : dims[1] == 0 ? 1 : dims[2] == 0 ? 2 : 3;
-    for (int k = n; k < 3; k++) dims[k] = 1;
+    const int32_t n = dims[0] == 0 ? 0 : dims[1] == 0 ? 1 : dims[2] == 0 ? 2 : 3;
+    for (int k = n; n > 0 && k < 3; k++) dims[k] = 1;
     return n;
 }

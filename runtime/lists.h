@@ -6,13 +6,11 @@
 
 /* The GGUF key of each field of metadata.def: KEY_n_layer, KEY_tokens, ... */
 typedef enum key_id {
+#define DG_REQUIRED_KEY(kind, field, key) KEY_##field,
 #define DG_KEY(kind, field, key, absent) KEY_##field,
-#define DG_LAYER_KEY(kind, field, key, absent) KEY_##field,
+#define DG_LAYER_KEY(kind, field, key) KEY_##field,
 #define DG_TEXT(kind, field, key) KEY_##field,
 #include "metadata.def"
-#undef DG_KEY
-#undef DG_LAYER_KEY
-#undef DG_TEXT
     KEY_COUNT
 } key_id;
 

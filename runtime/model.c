@@ -64,7 +64,6 @@ static int within(const gguf *f, const char *field, key_id id, int64_t claimed, 
     return DG_OK;
 }
 
-#define DG_REQUIRED 0
 #define READ_U32 read_integer
 #define READ_BOOL read_integer
 #define READ_F32 read_float
@@ -72,27 +71,20 @@ static int within(const gguf *f, const char *field, key_id id, int64_t claimed, 
 static int read_config(const gguf *f, dg_config *c, dg_error *error) {
     int status = gguf_kind_check(f, error);
     if (status != DG_OK) return status;
+#define DG_REQUIRED_KEY(kind, field, key)                                                           \
+    if (status != DG_OK) return status;                                                             \
+    status = gguf_find(f, key) ? READ_##kind(f, KEY_##field, &c->field, error) : missing_value(f, KEY_##field, error);
 #define DG_KEY(kind, field, key, absent)                                                            \
     if (status != DG_OK) return status;                                                             \
     c->field = (DG_MEMBER_##kind)(absent);                                                          \
-    if (gguf_find(f, key)) status = READ_##kind(f, KEY_##field, &c->field, error);                  \
-    else if (dg_key_at(KEY_##field)->required) status = missing_value(f, KEY_##field, error);
-#define DG_LAYER_KEY(kind, field, key, absent)
-#define DG_TEXT(kind, field, key)
+    if (gguf_find(f, key)) status = READ_##kind(f, KEY_##field, &c->field, error);
 #include "metadata.def"
-#undef DG_KEY
-#undef DG_LAYER_KEY
     if (status != DG_OK) return status;
     status = within(f, "n_layer", KEY_n_layer, c->n_layer, error);
-    if (status != DG_OK) return status;
-#define DG_KEY(kind, field, key, absent)
-#define DG_LAYER_KEY(kind, field, key, absent)                                                      \
+#define DG_LAYER_KEY(kind, field, key)                                                              \
     if (status != DG_OK) return status;                                                             \
     status = gguf_find(f, key) ? read_per_layer(f, KEY_##field, c->field, c->n_layer, error) : missing_value(f, KEY_##field, error);
 #include "metadata.def"
-#undef DG_KEY
-#undef DG_LAYER_KEY
-#undef DG_TEXT
     return status;
 }
 
@@ -156,22 +148,9 @@ static int read_end_ids(const gguf *f, const dg_tokenizer *tokenizer, dg_config 
 
 /* ---- Weights ---- */
 
-/* Where each entry of tensors.def goes: an offset into struct top_weights or struct layer. */
-enum scope { SCOPE_TOP, SCOPE_LAYER, SCOPE_SLIDING, SCOPE_SPLIT };
-static const struct { enum scope scope; bool any_format; size_t offset; } places[] = {
-#define KIND_FLOATS false
-#define KIND_MADE false
-#define KIND_MATRIX true
-#define KIND_TABLE true
-#define HOLDER_TOP top_weights
-#define HOLDER_LAYER layer
-#define HOLDER_SLIDING layer
-#define HOLDER_SPLIT layer
-#define DG_TENSOR(scope, kind, field, gguf, hf, n0, n1, n2) {SCOPE_##scope, KIND_##kind, offsetof(HOLDER_##scope, field)},
-#include "tensors.def"
-#undef DG_TENSOR
-};
-enum { ENTRIES = sizeof places / sizeof *places };
+static weight_walk all_weights(dg_model *m) {
+    return (weight_walk){.top = &m->top, .layers = m->layers, .config = &m->config};
+}
 
 struct decoded {
     struct decoded *next;
@@ -201,9 +180,9 @@ static void free_decoded(struct decoded *copy) {
     }
 }
 
-static bool is_embedding(int32_t i) { return places[i].scope == SCOPE_TOP && places[i].offset == offsetof(top_weights, token_embd); }
+static bool is_embedding(int32_t i) { return weight_lines[i].scope == WEIGHT_TOP && weight_lines[i].offset == offsetof(top_weights, token_embd); }
 
-/* Binds entry i of one layer into *out; *found says whether the file has it. */
+/* Binds line i of tensors.def, of one layer, into *out; *found says whether the file has it. */
 static int bind(dg_model *m, int32_t i, int32_t l, tensor *out, bool *found, uint8_t *seen, dg_error *error) {
     const gguf *f = m->file;
     char name[128];
@@ -230,8 +209,13 @@ static int bind(dg_model *m, int32_t i, int32_t l, tensor *out, bool *found, uin
         return fail(error, DG_ERROR_FORMAT, "%s: tensor '%s': rows of %lld values are no whole number of %s blocks of %d", f->path, name,
                     (long long)dims[0], t->format->name, t->format->block);
     const int64_t row = dims[0] / t->format->block * t->format->bytes;
-    *out = (tensor){t->format, t->data, dims[0], dims[1], dims[2], row, row * dims[1], NULL, 0, NULL, 0, NULL};
-    return places[i].any_format || t->format->id == DG_F32 ? DG_OK : decode_floats(m, out, error);
+    *out = (tensor){
+        .format = t->format, .data = t->data, .cols = dims[0], .rows = dims[1], .experts = dims[2],
+        .row_bytes = row, .expert_bytes = row * dims[1],
+    };
+    const weight_kind kind = weight_lines[i].kind;
+    const bool any_format = kind == WEIGHT_MATRIX || kind == WEIGHT_TABLE;
+    return any_format || t->format->id == DG_F32 ? DG_OK : decode_floats(m, out, error);
 }
 
 /* Files hold gate and up fused, or in two tensors: both become two views. */
@@ -254,27 +238,19 @@ static int refuse_head(const dg_model *m, dg_error *error) {
 static int bind_all(dg_model *m, bool head_copy, dg_error *error) {
     const gguf *f = m->file;
     const dg_config *c = &m->config;
-    if (f->n_tensors > (uint64_t)ENTRIES * (uint64_t)(c->n_layer + 1)) /* each name is looked for among them all */
+    if (f->n_tensors > (uint64_t)WEIGHT_LINES * (uint64_t)(c->n_layer + 1)) /* each name is looked for among them all */
         return fail(error, DG_ERROR_FORMAT, "%s: %llu tensors, more than a model of %d layers has", f->path, (unsigned long long)f->n_tensors, c->n_layer);
     uint8_t *seen = calloc(f->n_tensors + 1, 1);
     int status = seen ? DG_OK : fail(error, DG_ERROR_SYSTEM, "%s: no memory", f->path);
-    for (int32_t i = 0; i < ENTRIES && status == DG_OK; i++) {
-        const dg_tensor_entry *entry = dg_tensor_entry_at(i);
-        const int32_t n = places[i].scope == SCOPE_TOP ? 1 : c->n_layer;
-        for (int32_t l = 0; l < n && status == DG_OK; l++) {
-            if (places[i].scope == SCOPE_SLIDING && !c->sliding[l]) continue;
-            if (places[i].scope == SCOPE_SPLIT && m->layers[l].ffn_gate_up_exps.data) continue;
-            char *holder = places[i].scope == SCOPE_TOP ? (char *)&m->top : (char *)&m->layers[l];
-            tensor *to = (tensor *)(void *)(holder + places[i].offset);
-            bool found;
-            status = bind(m, i, l, to, &found, seen, error);
-            const bool may_lack = to == &m->layers[l].ffn_gate_up_exps; /* older files have it split */
-            if (status == DG_OK && !found && !may_lack) {
-                char name[128];
-                snprintf(name, sizeof name, entry->gguf, l);
-                status = fail(error, DG_ERROR_FORMAT, "%s: tensor '%s' is missing", f->path, name);
-            }
-        }
+    weight_walk at = all_weights(m);
+    for (tensor *to; status == DG_OK && (to = weight_next(&at));) {
+        bool found;
+        status = bind(m, at.line, at.layer, to, &found, seen, error);
+        const bool may_lack = to == &m->layers[at.layer].ffn_gate_up_exps; /* older files have it split */
+        if (status != DG_OK || found || may_lack) continue;
+        char name[128];
+        snprintf(name, sizeof name, dg_tensor_entry_at(at.line)->gguf, at.layer);
+        status = fail(error, DG_ERROR_FORMAT, "%s: tensor '%s' is missing", f->path, name);
     }
     for (uint64_t i = 0; i < f->n_tensors && status == DG_OK; i++) {
         const bool head = gguf_text_is(f->tensors[i].name, dg_head_name());
@@ -289,36 +265,30 @@ static int bind_all(dg_model *m, bool head_copy, dg_error *error) {
     return status;
 }
 
-/* Calls each(arg, tensor) for every weight that is not of experts. */
-static void for_weights(dg_model *m, void (*each)(void *arg, tensor *t), void *arg) {
-    for (int32_t i = 0; i < ENTRIES; i++)
-        for (int32_t l = 0; l < (places[i].scope == SCOPE_TOP ? 1 : m->config.n_layer); l++) {
-            char *holder = places[i].scope == SCOPE_TOP ? (char *)&m->top : (char *)&m->layers[l];
-            tensor *t = (tensor *)(void *)(holder + places[i].offset);
-            const layer *w = &m->layers[l];
-            const bool of_experts = t == &w->ffn_gate_up_exps || t == &w->ffn_gate_exps || t == &w->ffn_up_exps || t == &w->ffn_down_exps;
-            if (t->data && !of_experts) each(arg, t);
-        }
+/* Bytes that the weights take on a device, without those of experts. */
+static int64_t device_bytes(dg_model *m) {
+    int64_t bytes = 0;
+    weight_walk at = all_weights(m);
+    for (const tensor *t; (t = weight_next(&at));)
+        if (t->data && !weight_of_experts(&at, t)) bytes += t->rows * t->row_bytes + 2 * EXPERT_LINE;
+    return bytes;
 }
 
-static void place_one(void *arg, tensor *t) {
-    const ops *o = arg;
-    o->place(o, t);
+static void place_weights(dg_model *m) {
+    weight_walk at = all_weights(m);
+    for (tensor *t; (t = weight_next(&at));)
+        if (t->data && !weight_of_experts(&at, t)) m->ops->place(m->ops, t);
 }
-
-static void add_bytes(void *arg, tensor *t) { *(int64_t *)arg += t->rows * t->row_bytes + 2 * EXPERT_LINE; }
 
 /* Brings weights to where ops read them; experts follow with the first session. */
 static int place_all(dg_model *m, const dg_model_options *options, dg_error *error) {
-    int64_t bytes = 0;
     if (options->vram < 0) return fail(error, DG_ERROR_USAGE, "vram: expected a number of bytes, got %lld", (long long)options->vram);
     if (!m->ops->device && options->vram) return fail(error, DG_ERROR_USAGE, "vram: %s computes in RAM; a budget of VRAM is for --backend cuda", m->ops->name);
     if (!m->ops->device) return DG_OK;
     if (options->ram) return fail(error, DG_ERROR_USAGE, "ram: a budget of RAM is for the CPU, and the backend is %s; its own is --vram", m->ops->name);
-    for_weights(m, add_bytes, &bytes);
-    const int status = vram_open(m, options->vram, bytes, error);
+    const int status = vram_open(m, options->vram, device_bytes(m), error);
     if (status != DG_OK) return status;
-    for_weights(m, place_one, m->ops);
+    place_weights(m);
     return ops_status(m->ops, error);
 }
 
@@ -332,7 +302,7 @@ static float *inverse_frequencies(const ops *o, float base, int32_t dim, const f
         if (factors) out[i] /= factors[i];
     }
     if (out) o->reserve(o, &placed, bytes);
-    if (placed) o->put(o, placed, out, bytes);
+    if (placed) o->upload(o, placed, out, bytes);
     free(out);
     return placed;
 }
@@ -342,7 +312,7 @@ static size_t routing_bytes(const dg_config *c) { return (size_t)c->n_layer * (s
 static void *zeros(const ops *o, size_t bytes) {
     void *at = NULL, *none = calloc(1, bytes);
     if (none) o->reserve(o, &at, bytes);
-    if (at) o->put(o, at, none, bytes);
+    if (at) o->upload(o, at, none, bytes);
     free(none);
     return at;
 }
@@ -433,7 +403,7 @@ const char *dg_model_backend(const dg_model *m) { return m->ops->name; }
 int32_t dg_model_threads(const dg_model *m) { return pool_threads(m->ops->pool); }
 
 void dg_model_routing(const dg_model *m, int64_t *counts) {
-    m->ops->counted(m->ops, counts, m->routing, (int64_t)m->config.n_layer * m->config.n_expert);
+    m->ops->routing_read(m->ops, counts, m->routing, (int64_t)m->config.n_layer * m->config.n_expert);
 }
 
 bool dg_weight_at(const dg_model *model, int32_t i, dg_weight *out) {

@@ -32,7 +32,7 @@ typedef struct head_part {
     const float *temperature;
     const double *u; /* [n] */
     dg_choice *out;  /* [n] as choose has it, over softcapped logits divided by *temperature */
-    self_cond *next;      /* what soften needs */
+    self_cond *next;      /* what self_condition needs */
 } head_part;
 
 /* Hands out the experts of a layer that are not all in memory at once. next writes the numbers of some to out[n_expert]
@@ -98,7 +98,7 @@ struct ops {
     op_matmul float_matmul;
     op_experts float_experts;
     op_head float_head;
-    op_soften float_soften;
+    op_self_condition float_self_condition;
     uint8_t *repacked; /* ops_repack's copies */
     size_t repacked_bytes;
     _Atomic double longest; /* length of the embedding's longest row, 0 until someone asked */
@@ -125,9 +125,9 @@ int ops_status(const ops *o, dg_error *error);
  * Results keep their bits. */
 int ops_repack(ops *o, layer *layers, int32_t n_layer, int64_t budget, dg_error *error);
 
-/* Bytes of work that the matmul op needs for n rows of up to `cols` columns, the soften and the experts op. */
+/* Bytes of work that the matmul op needs for n rows of up to `cols` columns, the self_condition and the experts op. */
 size_t matmul_work(int64_t n, int64_t cols);
-size_t soften_work(int64_t n, int64_t d_model);
+size_t self_condition_work(int64_t n, int64_t d_model);
 size_t experts_work(int64_t n, int64_t k, int64_t d_model, int64_t d_expert, int64_t n_expert);
 
 #endif

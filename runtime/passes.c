@@ -56,7 +56,7 @@ int dg_denoise_hidden(dg_session *s, const int32_t *canvas, int32_t n, const flo
     if (check_canvas(s, canvas, n, condition, error) != DG_OK) return DG_ERROR_USAGE;
     const pass_part own = {.session = s, .n = n, .condition = condition};
     const pass p = {.model = s->model, .scratch = &s->scratch, .parts = &own, .n_parts = 1, .n = n, .hidden = hidden};
-    s->model->ops->put(s->model->ops, s->scratch.ids, canvas, (size_t)n * sizeof *canvas);
+    s->model->ops->upload(s->model->ops, s->scratch.ids, canvas, (size_t)n * sizeof *canvas);
     const int status = forward_denoise(&p, error);
     return status == DG_OK ? ops_status(s->model->ops, error) : status;
 }
@@ -86,7 +86,7 @@ int dg_denoise_batch(const dg_canvas *canvases, int32_t count, dg_error *error) 
             first += canvases[i].n;
         }
         const pass p = {.model = model, .scratch = r, .parts = parts, .n_parts = count, .n = n};
-        model->ops->put(model->ops, r->ids, ids, (size_t)n * sizeof *ids);
+        model->ops->upload(model->ops, r->ids, ids, (size_t)n * sizeof *ids);
         status = forward_denoise(&p, error);
         first = 0;
         for (int32_t i = 0; status == DG_OK && i < count; i++) {

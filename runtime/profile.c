@@ -54,7 +54,7 @@ static void book(profile *p, op_id op, uint64_t began) {
         const uint64_t began = os_nanoseconds();    \
         depth++;                                    \
         o->profile->plain.name names;               \
-        if (o->device && depth == 1) o->profile->plain.get(o, NULL, NULL, 0); /* until it is done */ \
+        if (o->device && depth == 1) o->profile->plain.download(o, NULL, NULL, 0); /* until it is done */ \
         if (--depth == 0) book(o->profile, OP_##name, began); \
     }
 #include "ops.def"

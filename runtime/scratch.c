@@ -17,7 +17,7 @@ static void lay_out(const dg_model *m, int64_t n, scratch *s) {
         d_q = larger(d_q, config_d_q(c, l));
         d_kv = larger(d_kv, config_d_kv(c, l));
     }
-    const size_t products = matmul_work(n, larger(larger(d, c->d_ffn), d_q)) + soften_work(n, d);
+    const size_t products = matmul_work(n, larger(larger(d, c->d_ffn), d_q)) + self_condition_work(n, d);
     const size_t mixture = experts_work(n, c->n_expert_used, d, c->d_expert, c->n_expert);
 #define CARVE(items, size) carve(s->memory, &s->bytes, items, size)
     s->bytes = 0;
@@ -39,7 +39,7 @@ static void lay_out(const dg_model *m, int64_t n, scratch *s) {
     s->products = CARVE(1, products);
     s->mixture = CARVE(1, mixture);
     s->vocabulary = CARVE(n * (wide + 4), sizeof *s->vocabulary);
-    s->found = CARVE(1, sizeof *s->found);
+    s->nonfinite = CARVE(1, sizeof *s->nonfinite);
 #undef CARVE
 }
 

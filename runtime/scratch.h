@@ -14,10 +14,10 @@ typedef struct scratch {
     float *scores, *shares;    /* [n][n_expert], [n][n_expert_used] */
     int32_t *experts;          /* [n][n_expert_used] */
     int32_t *ids;              /* [n] what the pass reads */
-    void *products;            /* matmul_work() and soften_work() bytes */
+    void *products;            /* matmul_work() and self_condition_work() bytes */
     void *mixture;             /* experts_work() bytes */
-    float *vocabulary;         /* work of the condition, soften and logits ops */
-    int32_t *found;            /* [1] where the pass first met NaN or infinity: 1 + layer * checks + check; 0: nowhere */
+    float *vocabulary;         /* work of the self_condition_dense, self_condition and logits ops */
+    int32_t *nonfinite;        /* [1] where the pass first met NaN or infinity: 1 + layer * checks + check; 0: nowhere */
     void *memory;              /* what all of these are carved from: the backend's */
     size_t bytes;
 } scratch;

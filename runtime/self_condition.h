@@ -1,4 +1,4 @@
-/* What a denoising step leaves for the self-conditioning of the next: the softened choice of every row. */
+/* What a denoising step leaves for the self-conditioning of the next: the softmax of every row's scaled logits. */
 #ifndef DG_SELF_CONDITION_H
 #define DG_SELF_CONDITION_H
 
@@ -23,21 +23,21 @@ typedef struct self_cond_list {
     float z[SELF_COND_GROUP_IDS];
 } self_cond_list;
 
-/* A table of operations fills it in its head op and reads it in its soften op, each in its own way: exact ones keep all
+/* A table of operations fills it in its head op and reads it in its self_condition op, each in its own way: exact ones keep all
  * scaled logits, fast ones the likely ids and the share of all others. Memory is taken when touched. */
 typedef struct self_cond {
     int64_t n, n_vocab, d;
     bool started;       /* a step was taken: ids hold its choices */
-    const bool *pinned; /* [n] rows that are given, so not softened; NULL: none */
+    const bool *pinned; /* [n] rows that are given, so not of the softmax; NULL: none */
     const int32_t *given; /* [n] the ids that stand in such rows, to condition on; NULL: on nothing */
     float cap;
-    const float *temperature; /* as head had it: the caller's, unchanged until soften */
+    const float *temperature; /* as head had it: the caller's, unchanged until self_condition */
     float *z;           /* [n][n_vocab], or of a stretch */
     float *x;           /* [n][d] the rows that the head saw */
     int32_t *argmax;    /* [n] of the last step */
     float *floors;      /* [n] what a row's peak is at least */
     self_cond_part *parts;   /* [chunks][n] */
-    self_cond_list *lists;   /* [groups][n] for head; soften may write over them */
+    self_cond_list *lists;   /* [groups][n] for head; self_condition may write over them */
     int32_t *counts;    /* [n] */
     int32_t *ids;       /* [n][SELF_COND_IDS] */
     float *shares;      /* [n][SELF_COND_IDS] of softmax(z) */

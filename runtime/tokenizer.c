@@ -9,22 +9,7 @@
 #include <string.h>
 
 #include "error.h"
-
-enum key {
-#define DG_KEY(kind, field, key, absent)
-#define DG_LAYER_KEY(kind, field, key, absent)
-#define DG_TEXT(kind, field, key) KEY_##field,
-#include "metadata.def"
-#undef DG_TEXT
-};
-
-static const char *const key_names[] = {
-#define DG_TEXT(kind, field, key) key,
-#include "metadata.def"
-#undef DG_TEXT
-#undef DG_KEY
-#undef DG_LAYER_KEY
-};
+#include "lists.h"
 
 /* The values of token_type. */
 enum kind { NORMAL = 1, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE };
@@ -171,49 +156,49 @@ static int no_memory(const gguf *file, dg_error *error) {
 }
 
 /* An array of such elements, of `count` unless that is 0. *out is NULL where a file may and does lack it. */
-static int find_array(const gguf *file, enum key key, gguf_kind element, uint64_t count, bool required,
+static int find_array(const gguf *file, key_id key, gguf_kind element, uint64_t count, bool required,
                       const gguf_value **out, dg_error *error) {
-    const gguf_value *value = *out = gguf_find(file, key_names[key]);
+    const gguf_value *value = *out = gguf_find(file, key_name(key));
     if (value == NULL)
-        return required ? fail(error, DG_ERROR_FORMAT, "%s: no %s", file->path, key_names[key]) : DG_OK;
+        return required ? fail(error, DG_ERROR_FORMAT, "%s: no %s", file->path, key_name(key)) : DG_OK;
     int64_t ignored;
     bool integers = element == GGUF_I32 && value->count > 0 && gguf_element(value, 0, &ignored);
     if (value->kind != GGUF_ARRAY || (value->count > 0 && value->element != element && !integers))
-        return fail(error, DG_ERROR_FORMAT, "%s: %s is not an array of %s", file->path, key_names[key],
+        return fail(error, DG_ERROR_FORMAT, "%s: %s is not an array of %s", file->path, key_name(key),
                     element == GGUF_STRING ? "strings" : element == GGUF_F32 ? "float32" : "integers");
     if (count > 0 && value->count != count)
         return fail(error, DG_ERROR_FORMAT, "%s: %s has %llu elements, expected one for each of %llu tokens",
-                    file->path, key_names[key], (unsigned long long)value->count, (unsigned long long)count);
+                    file->path, key_name(key), (unsigned long long)value->count, (unsigned long long)count);
     if (element == GGUF_STRING && value->bytes >= NONE)
         return fail(error, DG_ERROR_FORMAT, "%s: %s takes %llu bytes, more than the 4G there may be", file->path,
-                    key_names[key], (unsigned long long)value->bytes);
+                    key_name(key), (unsigned long long)value->bytes);
     return DG_OK;
 }
 
-static int crafted(const gguf *file, enum key key, dg_error *error) {
-    return fail(error, DG_ERROR_FORMAT, "%s: %s is made so that texts would take for ever: its hashes are alike", file->path, key_names[key]);
+static int crafted(const gguf *file, key_id key, dg_error *error) {
+    return fail(error, DG_ERROR_FORMAT, "%s: %s is made so that texts would take for ever: its hashes are alike", file->path, key_name(key));
 }
 
-static int read_id(const gguf *file, enum key key, int32_t n_vocab, int32_t *out, dg_error *error) {
+static int read_id(const gguf *file, key_id key, int32_t n_vocab, int32_t *out, dg_error *error) {
     *out = -1;
-    const gguf_value *value = gguf_find(file, key_names[key]);
+    const gguf_value *value = gguf_find(file, key_name(key));
     if (value == NULL) return DG_OK;
     int64_t id;
     if (!gguf_integer(value, &id))
-        return fail(error, DG_ERROR_FORMAT, "%s: %s is not an integer", file->path, key_names[key]);
+        return fail(error, DG_ERROR_FORMAT, "%s: %s is not an integer", file->path, key_name(key));
     if (id < 0 || id >= n_vocab)
-        return fail(error, DG_ERROR_FORMAT, "%s: %s is %lld, expected an id below %d", file->path, key_names[key],
+        return fail(error, DG_ERROR_FORMAT, "%s: %s is %lld, expected an id below %d", file->path, key_name(key),
                     (long long)id, (int)n_vocab);
     *out = (int32_t)id;
     return DG_OK;
 }
 
 static int read_template(const gguf *file, dg_tokenizer *t, dg_error *error) {
-    const gguf_value *value = gguf_find(file, key_names[KEY_chat_template]);
+    const gguf_value *value = gguf_find(file, key_name(KEY_chat_template));
     if (value == NULL) return DG_OK;
     gguf_text text;
     if (!gguf_string(value, &text) || memchr(text.at, 0, (size_t)text.n) != NULL)
-        return fail(error, DG_ERROR_FORMAT, "%s: %s is not a text", file->path, key_names[KEY_chat_template]);
+        return fail(error, DG_ERROR_FORMAT, "%s: %s is not a text", file->path, key_name(KEY_chat_template));
     t->chat_template = malloc((size_t)text.n + 1);
     if (t->chat_template == NULL) return no_memory(file, error);
     memcpy(t->chat_template, text.at, (size_t)text.n);
@@ -339,7 +324,7 @@ static int read_tokens(const gguf *file, dg_tokenizer *t, dg_error *error) {
     int status = find_array(file, KEY_tokens, GGUF_STRING, 0, true, &tokens, error);
     if (status != DG_OK) return status;
     if (tokens->count == 0 || tokens->count > INT32_MAX)
-        return fail(error, DG_ERROR_FORMAT, "%s: %s has %llu tokens", file->path, key_names[KEY_tokens],
+        return fail(error, DG_ERROR_FORMAT, "%s: %s has %llu tokens", file->path, key_name(KEY_tokens),
                     (unsigned long long)tokens->count);
     status = find_array(file, KEY_token_type, GGUF_I32, tokens->count, true, &types, error);
     if (status != DG_OK) return status;
@@ -364,7 +349,7 @@ static int read_tokens(const gguf *file, dg_tokenizer *t, dg_error *error) {
         int64_t kind;
         if (!gguf_element(types, (uint64_t)id, &kind) || kind < NORMAL || kind > BYTE)
             return fail(error, DG_ERROR_FORMAT, "%s: %s of token %d is none of 1 to 6", file->path,
-                        key_names[KEY_token_type], (int)id);
+                        key_name(KEY_token_type), (int)id);
         if ((kind == NORMAL || kind == UNUSED) && byte_of(text) >= 0) kind = BYTE;
         /* Some files mark the quotes of tool calls as control tokens, which would drop them from the text. */
         if (kind == CONTROL && gguf_text_is(text, "<|\"|>")) kind = USER_DEFINED;
@@ -413,7 +398,7 @@ static int read_merges(const gguf *file, dg_tokenizer *t, dg_error *error) {
         size_t left;
         if (!cut_merge(text, &left))
             return fail(error, DG_ERROR_FORMAT, "%s: %s %llu is not two tokens with a space between them", file->path,
-                        key_names[KEY_merges], (unsigned long long)k);
+                        key_name(KEY_merges), (unsigned long long)k);
         if (text.n > t->longest_merge) t->longest_merge = (size_t)text.n;
         uint32_t hash = hash_pair(hash_text(text.at, left), hash_text(text.at + left + 1, (size_t)text.n - left - 1));
         uint32_t i = hash & t->ranks.mask, probes = 0;
@@ -429,27 +414,27 @@ static int read_merges(const gguf *file, dg_tokenizer *t, dg_error *error) {
 }
 
 static bool asks_for_bos(const gguf *file) {
-    const gguf_value *add_bos = gguf_find(file, key_names[KEY_add_bos]);
+    const gguf_value *add_bos = gguf_find(file, key_name(KEY_add_bos));
     return add_bos != NULL && add_bos->kind == GGUF_BOOL && *add_bos->data != 0;
 }
 
 static int read_all(const gguf *file, dg_tokenizer *t, dg_error *error) {
-    const gguf_value *model = gguf_find(file, key_names[KEY_tokenizer_model]);
+    const gguf_value *model = gguf_find(file, key_name(KEY_tokenizer_model));
     gguf_text name;
     if (model == NULL || !gguf_string(model, &name))
         return fail(error, DG_ERROR_FORMAT, "%s: no %s: the file holds no vocabulary", file->path,
-                    key_names[KEY_tokenizer_model]);
+                    key_name(KEY_tokenizer_model));
     if (!gguf_text_is(name, "gemma4")) {
         bool plain = name.n <= 64; /* the message is one line, whatever the file says */
         for (uint64_t i = 0; plain && i < name.n; i++) plain = name.at[i] >= ' ' && name.at[i] <= '~';
         return fail(error, DG_ERROR_FORMAT, "%s: %s is '%.*s', expected 'gemma4'", file->path,
-                    key_names[KEY_tokenizer_model], plain ? (int)name.n : 1, plain ? name.at : "?");
+                    key_name(KEY_tokenizer_model), plain ? (int)name.n : 1, plain ? name.at : "?");
     }
     int status = read_tokens(file, t, error);
     if (status == DG_OK) status = read_merges(file, t, error);
     if (status == DG_OK) status = read_template(file, t, error);
 
-    const struct { enum key key; const char *usual; int32_t *id; } ids[] = {
+    const struct { key_id key; const char *usual; int32_t *id; } ids[] = {
         {KEY_bos_id, "<bos>", &t->vocab.bos_id}, {KEY_eos_id, "<eos>", &t->vocab.eos_id},
         {KEY_unk_id, "<unk>", &t->vocab.unk_id}, {KEY_pad_id, "<pad>", &t->vocab.pad_id},
         {KEY_mask_id, "<mask>", &t->vocab.mask_id},
@@ -463,7 +448,7 @@ static int read_all(const gguf *file, dg_tokenizer *t, dg_error *error) {
     for (int byte = 0; byte < 256 && t->vocab.unk_id < 0; byte++)
         if (t->byte_ids[byte] < 0)
             return fail(error, DG_ERROR_FORMAT, "%s: neither a token <0x%02X> nor %s for texts that need them",
-                        file->path, (unsigned)byte, key_names[KEY_unk_id]);
+                        file->path, (unsigned)byte, key_name(KEY_unk_id));
     const int32_t bos = t->vocab.bos_id;
     t->vocab.add_bos = bos >= 0 && (asks_for_bos(file) || gguf_text_is(text_of(t, bos), "<bos>"));
     return DG_OK;

@@ -2,6 +2,8 @@
 #ifndef DG_WEIGHTS_H
 #define DG_WEIGHTS_H
 
+#include <stddef.h>
+
 #include "dg.h"
 
 /* A weight as ops see it: `experts` matrices of `rows` rows of `cols` values. y = W x has rows outputs. */
@@ -50,6 +52,40 @@ typedef struct layer {
 #undef DG_IF_LAYER
 #undef DG_IF_SLIDING
 #undef DG_IF_SPLIT
+
+/* ---- Lines of tensors.def ---- */
+
+typedef enum weight_scope { WEIGHT_TOP, WEIGHT_LAYER, WEIGHT_SLIDING, WEIGHT_SPLIT } weight_scope;
+typedef enum weight_kind { WEIGHT_FLOATS, WEIGHT_MATRIX, WEIGHT_TABLE, WEIGHT_MADE } weight_kind;
+
+typedef struct weight_line {
+    weight_scope scope;
+    weight_kind kind;
+    size_t offset; /* of the tensor in struct top_weights or struct layer */
+} weight_line;
+
+enum {
+    WEIGHT_LINES = 0
+#define DG_TENSOR(scope, kind, field, gguf, hf, n0, n1, n2) + 1
+#include "tensors.def"
+#undef DG_TENSOR
+};
+extern const weight_line weight_lines[WEIGHT_LINES];
+
+/* A walk over the tensors of a model: line after line of tensors.def, in each layer after layer. It passes over those of
+ * sliding layers in full ones, and over the two halves of a fused tensor that is bound. */
+typedef struct weight_walk {
+    top_weights *top;
+    layer *layers;
+    const dg_config *config;
+    int32_t line, layer; /* of the tensor that weight_next gave; layer 0 for those outside of layers */
+    bool begun;
+} weight_walk;
+
+/* Begins with the first: `weight_walk w = {.top = ..., .layers = ..., .config = ...}`. NULL past the last. */
+tensor *weight_next(weight_walk *w);
+/* Whether a tensor is one of its layer's experts' matrices. */
+bool weight_of_experts(const weight_walk *w, const tensor *t);
 
 /* Sizes that follow from the configuration, per layer. */
 static inline int32_t config_head_dim(const dg_config *c, int32_t l) { return c->sliding[l] ? c->head_dim_swa : c->head_dim; }

@@ -151,7 +151,7 @@ void gemm_matmul(const ops *o, float *y, const float *x, const tensor *w, int64_
 void gemm_experts(const ops *o, float *y, const float *x, const tensor *gate, const tensor *up, const tensor *down, const int32_t *experts,
                   const float *weights, int64_t n, int64_t k, const expert_feed *feed, void *work);
 void gemm_head(const ops *o, const head_part *parts, int32_t n_parts, const float *x, const tensor *table, int64_t n, float cap, void *work);
-void gemm_soften(const ops *o, float *y, const self_cond *s, const tensor *table, int64_t n, float scale, void *work, float *scratch);
+void gemm_self_condition(const ops *o, float *y, const self_cond *s, const tensor *table, int64_t n, float scale, void *work, float *scratch);
 void gemm_install(ops *o, const gemm_set *set);
 
 #endif

@@ -321,9 +321,9 @@ static void blend_item(void *arg, int64_t i, int32_t thread) {
     a->dense[i] = a->o->tolerance < 0.0f || a->s->dropped[i] * a->longest * (double)a->scale > (double)a->o->tolerance * sqrt(square);
 }
 
-void gemm_soften(const ops *o, float *y, const self_cond *s, const tensor *table, int64_t n, float scale, void *work, float *scratch) {
+void gemm_self_condition(const ops *o, float *y, const self_cond *s, const tensor *table, int64_t n, float scale, void *work, float *scratch) {
     if (!gemm_kernel_for(o->gemm, table)) {
-        o->float_soften(o, y, s, table, n, scale, work, scratch);
+        o->float_self_condition(o, y, s, table, n, scale, work, scratch);
         return;
     }
     softening a = {.o = o, .y = y, .s = s, .table = table, .scale = scale};
@@ -346,6 +346,6 @@ void gemm_soften(const ops *o, float *y, const self_cond *s, const tensor *table
     o->matmul(o, s->z, x, table, n_dense, at);
     o->softcap(o, s->z, n_dense * table->rows, s->cap);
     o->divide(o, s->z, s->z, n_dense * table->rows, *s->temperature);
-    o->condition(o, soft_rows, s->z, table, n_dense, scale, scratch);
+    o->self_condition_dense(o, soft_rows, s->z, table, n_dense, scale, scratch);
     for (int64_t i = 0; i < n_dense; i++) memcpy(y + rows[i] * table->cols, soft_rows + i * table->cols, (size_t)table->cols * sizeof *y);
 }

@@ -24,42 +24,42 @@ void host_available(const ops *o, int64_t *bytes) {
     *bytes = -1;
 }
 
-void host_put(const ops *o, void *to, const void *from, size_t bytes) {
+void host_upload(const ops *o, void *to, const void *from, size_t bytes) {
     (void)o;
     memcpy(to, from, bytes);
 }
 
-void host_get(const ops *o, void *to, const void *from, size_t bytes) { host_put(o, to, from, bytes); }
-void host_copy(const ops *o, void *to, const void *from, size_t bytes) { host_put(o, to, from, bytes); }
+void host_download(const ops *o, void *to, const void *from, size_t bytes) { host_upload(o, to, from, bytes); }
+void host_copy(const ops *o, void *to, const void *from, size_t bytes) { host_upload(o, to, from, bytes); }
 
 void host_place(const ops *o, tensor *w) { (void)o, (void)w; }
 void host_place_experts(const ops *o, const expert_plan *p) { (void)o, (void)p; }
-void host_begin_pass(const ops *o, int32_t layers, int32_t *found) {
+void host_begin_pass(const ops *o, int32_t layers, int32_t *nonfinite) {
     (void)o, (void)layers;
-    *found = 0;
+    *nonfinite = 0;
 }
 void host_end_pass(const ops *o) { (void)o; }
 
 void host_store(const ops *o, void *cache, int64_t first, const float *x, int64_t n, int64_t d) {
-    host_put(o, (float *)cache + first * d, x, (size_t)(n * d) * sizeof *x);
+    host_upload(o, (float *)cache + first * d, x, (size_t)(n * d) * sizeof *x);
 }
 
-void host_record(const ops *o, recording *r, bool *replayed) {
+void host_graph_begin(const ops *o, recording *r, bool *replayed) {
     (void)o, (void)r;
     *replayed = false;
 }
 
-void host_recorded(const ops *o, recording *r) { (void)o, (void)r; }
-void host_forget(const ops *o, recording *r) { (void)o, (void)r; }
+void host_graph_end(const ops *o, recording *r) { (void)o, (void)r; }
+void host_graph_free(const ops *o, recording *r) { (void)o, (void)r; }
 
 /* ---- Routing ---- */
 
-void host_count(const ops *o, _Atomic int64_t *counts, const int32_t *experts, int64_t n) {
+void host_routing_add(const ops *o, _Atomic int64_t *counts, const int32_t *experts, int64_t n) {
     (void)o;
     for (int64_t i = 0; i < n; i++) atomic_fetch_add_explicit(&counts[experts[i]], 1, memory_order_relaxed);
 }
 
-void host_counted(const ops *o, int64_t *out, const _Atomic int64_t *counts, int64_t n) {
+void host_routing_read(const ops *o, int64_t *out, const _Atomic int64_t *counts, int64_t n) {
     (void)o;
     for (int64_t i = 0; i < n; i++) out[i] = atomic_load_explicit(&counts[i], memory_order_relaxed);
 }
@@ -104,7 +104,7 @@ size_t matmul_work(int64_t n, int64_t cols) {
     return carve_bytes(n * padded, sizeof(float)) + 8 * CARVE_ALIGNMENT;
 }
 
-size_t soften_work(int64_t n, int64_t d_model) {
+size_t self_condition_work(int64_t n, int64_t d_model) {
     return 2 * carve_bytes(n * d_model, sizeof(float)) + 2 * carve_bytes(n, 16) + matmul_work(n, d_model) + 4096;
 }
 
@@ -167,7 +167,7 @@ void combine_experts(const ops *o, float *y, const float *out, const float *weig
 
 /* ---- Canvases ---- */
 
-void host_begin(const ops *o, canvas_buffers *c, uint64_t seed, int32_t block) {
+void host_canvas_init(const ops *o, canvas_buffers *c, uint64_t seed, int32_t block) {
     (void)o;
     dg_draw(seed, block, 0, c->n, c->n_vocab, c->u, c->random_ids);
     for (int32_t i = 0; i < c->n; i++)
@@ -175,14 +175,14 @@ void host_begin(const ops *o, canvas_buffers *c, uint64_t seed, int32_t block) {
     *c->state = (canvas_state){.seed = seed, .block = block};
 }
 
-void host_draw(const ops *o, canvas_buffers *c, const dg_sampling *s) {
+void host_canvas_draw(const ops *o, canvas_buffers *c, const dg_sampling *s) {
     (void)o;
     canvas_state *now = c->state;
     now->temperature = sampler_temperature(s, now->index);
     dg_draw(now->seed, now->block, now->index + 1, c->n, c->n_vocab, c->u, c->random_ids);
 }
 
-void host_settle(const ops *o, canvas_buffers *c, const dg_sampling *s) {
+void host_canvas_step(const ops *o, canvas_buffers *c, const dg_sampling *s) {
     canvas_state *now = c->state;
     bool same = now->index > 0;
     double sum = 0.0;
@@ -198,11 +198,11 @@ void host_settle(const ops *o, canvas_buffers *c, const dg_sampling *s) {
     now->converged = sampler_stop(s, now->unchanged, now->mean_entropy);
     sampler_accept(c->entropy, c->n, s->entropy_bound, c->accepted, c->order);
     for (int32_t i = 0; i < c->n; i++) c->accepted[i] = c->accepted[i] || c->fixed[i];
-    o->renoise(o, c);
+    o->canvas_renoise(o, c);
     now->index++;
 }
 
-void host_renoise(const ops *o, canvas_buffers *c) {
+void host_canvas_renoise(const ops *o, canvas_buffers *c) {
     (void)o;
     sampler_renoise(c->ids, c->n, c->choices, c->accepted, c->random_ids);
     for (int32_t i = 0; i < c->n; i++)

@@ -6,9 +6,9 @@ void gemm_install(ops *o, const gemm_set *set) {
     o->float_matmul = o->matmul;
     o->float_experts = o->experts;
     o->float_head = o->head;
-    o->float_soften = o->soften;
+    o->float_self_condition = o->self_condition;
     o->matmul = gemm_matmul;
     o->experts = gemm_experts;
     o->head = gemm_head;
-    o->soften = gemm_soften;
+    o->self_condition = gemm_self_condition;
 }

@@ -143,11 +143,11 @@ static void watch_stretch(void *arg, int64_t item, int32_t thread) {
     if (!finite) atomic_store(&a->bad, true);
 }
 
-void reference_watch(const ops *o, int32_t *found, const float *x, int64_t n, int32_t mark) {
-    if (*found) return;
+void reference_check_finite(const ops *o, int32_t *nonfinite, const float *x, int64_t n, int32_t mark) {
+    if (*nonfinite) return;
     watching a = {.x = x, .n = n};
     pool_run(o->pool, watch_stretch, &a, (n + STRETCH - 1) / STRETCH);
-    if (atomic_load(&a.bad)) *found = mark;
+    if (atomic_load(&a.bad)) *nonfinite = mark;
 }
 
 /* ---- Matrices ---- */
@@ -319,15 +319,15 @@ static void condition_row(void *arg, int64_t i, int32_t thread) {
     for (int64_t j = 0; j < d; j++) a->y[i * d + j] = (float)(sum[j] / total) * a->scale;
 }
 
-void reference_condition(const ops *o, float *y, const float *z, const tensor *table, int64_t n, float scale, float *work) {
+void reference_self_condition_dense(const ops *o, float *y, const float *z, const tensor *table, int64_t n, float scale, float *work) {
     (void)work;
     pool_run(o->pool, condition_row, &(conditioning){o, y, z, table, scale}, n);
 }
 
-void reference_logits(const ops *o, float *y, const float *x, const tensor *table, int64_t n, float cap, int32_t *found, int32_t mark, void *work, float *scratch) {
+void reference_logits(const ops *o, float *y, const float *x, const tensor *table, int64_t n, float cap, int32_t *nonfinite, int32_t mark, void *work, float *scratch) {
     (void)scratch;
     o->matmul(o, y, x, table, n, work);
-    o->watch(o, found, y, n * table->rows, mark);
+    o->check_finite(o, nonfinite, y, n * table->rows, mark);
     o->softcap(o, y, n * table->rows, cap);
 }
 
@@ -345,9 +345,9 @@ void reference_head(const ops *o, const head_part *parts, int32_t n_parts, const
     }
 }
 
-void reference_soften(const ops *o, float *y, const self_cond *s, const tensor *table, int64_t n, float scale, void *work, float *scratch) {
+void reference_self_condition(const ops *o, float *y, const self_cond *s, const tensor *table, int64_t n, float scale, void *work, float *scratch) {
     (void)work;
-    o->condition(o, y, s->z, table, n, scale, scratch);
+    o->self_condition_dense(o, y, s->z, table, n, scale, scratch);
     for (int64_t i = 0; s->pinned && i < n; i++)
         if (s->pinned[i] && s->given) o->embed(o, y + i * table->cols, table, &s->given[i], 1, scale);
         else if (s->pinned[i]) memset(y + i * table->cols, 0, (size_t)table->cols * sizeof *y);

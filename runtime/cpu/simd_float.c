@@ -152,11 +152,11 @@ static void watch_item(void *arg, int64_t item, int32_t thread) {
     if (isnan(nothing_of(a->x + item * WATCHED, least(WATCHED, a->n - item * WATCHED)))) atomic_store(&a->bad, true);
 }
 
-void SIMD(watch)(const ops *o, int32_t *found, const float *x, int64_t n, int32_t mark) {
-    if (*found) return;
+void SIMD(check_finite)(const ops *o, int32_t *nonfinite, const float *x, int64_t n, int32_t mark) {
+    if (*nonfinite) return;
     watching a = {.x = x, .n = n};
     pool_run(o->pool, watch_item, &a, (n + WATCHED - 1) / WATCHED);
-    if (atomic_load(&a.bad)) *found = mark;
+    if (atomic_load(&a.bad)) *nonfinite = mark;
 }
 
 /* ---- Rotation ---- */
@@ -202,9 +202,9 @@ void SIMD(simd_install)(ops *o) { /* route stays the reference's: its time is no
     o->rope = SIMD(rope);
     o->attention = SIMD(attention);
     o->experts = SIMD(experts);
-    o->watch = SIMD(watch);
+    o->check_finite = SIMD(check_finite);
     o->softcap = SIMD(softcap);
     o->divide = SIMD(divide);
     o->choose = SIMD(choose);
-    o->condition = SIMD(condition);
+    o->self_condition_dense = SIMD(self_condition_dense);
 }

@@ -144,7 +144,7 @@ static void blend_item(void *arg, int64_t item, int32_t thread) {
     }
 }
 
-void SIMD(condition)(const ops *o, float *y, const float *z, const tensor *table, int64_t n, float scale, float *work) {
+void SIMD(self_condition_dense)(const ops *o, float *y, const float *z, const tensor *table, int64_t n, float scale, float *work) {
     conditioning a = {o, y, work, z, table, n, scale};
     pool_run(o->pool, share_item, &a, n);
     pool_run(o->pool, blend_item, &a, (table->cols + STRETCH - 1) / STRETCH);

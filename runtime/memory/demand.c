@@ -14,16 +14,9 @@ void demand_weights(const dg_model *model, dg_demand *d) {
                             (w->ffn_down_exps.rows * w->ffn_down_exps.row_bytes);
         experts += d->block_bytes[l] * c->n_expert;
     }
-#define BYTES(t) ((t).row_bytes * (t).rows * (t).experts)
-#define DG_IF_TOP(field) + BYTES(model->top.field)
-#define DG_IF_LAYER(field)
-#define DG_IF_SLIDING(field)
-#define DG_IF_SPLIT(field)
-#define DG_TENSOR(scope, kind, field, gguf, hf, n0, n1, n2) DG_IF_##scope(field)
-    d->top_bytes = 0
-#include "tensors.def"
-        ;
-#undef DG_TENSOR
+    weight_walk at = {.top = (top_weights *)(uintptr_t)&model->top, .layers = model->layers, .config = c}; /* reads alone */
+    for (const tensor *t; (t = weight_next(&at));)
+        if (weight_lines[at.line].scope == WEIGHT_TOP) d->top_bytes += t->row_bytes * t->rows * t->experts;
     d->layer_bytes = all - experts - d->top_bytes;
     const double n = c->canvas_length, width = (double)c->d_model;
     d->block_ops = 6.0 * n * c->n_expert_used / c->n_expert * width * c->d_expert;

@@ -189,7 +189,7 @@ static void test_head(const ops *o, int32_t format, float temperature) {
     float *x = on_grid(N, D), want[N * D], got[N * D], *scratch = numbers((int64_t)N * V, 0.0f);
     for (int i = 0; i < N * D; i++) x[i] *= 1.0f / 256.0f;
     memset(x, 0, sizeof *x * D); /* all logits equal */
-    void *work = malloc(soften_work(N, D));
+    void *work = malloc(self_condition_work(N, D));
     const bool pinned[N] = {[0] = true, [5] = true, [N - 1] = true};
     const int32_t given[N] = {[0] = 4321, [N - 1] = 7};
     for (int pass = 0; pass < 4; pass++) {
@@ -207,8 +207,8 @@ static void test_head(const ops *o, int32_t format, float temperature) {
             CHECK(fabsf(chosen[i].entropy - wanted[i].entropy) <= 2e-4f * (1.0f + wanted[i].entropy), "%s: row %d: entropy %g, the reference has %g", o->name, i,
                   (double)chosen[i].entropy, (double)wanted[i].entropy);
         }
-        plain->soften(plain, want, &exact, &table, N, scale, work, scratch);
-        o->soften(o, got, &s, &table, N, scale, work, scratch);
+        plain->self_condition(plain, want, &exact, &table, N, scale, work, scratch);
+        o->self_condition(o, got, &s, &table, N, scale, work, scratch);
         for (int i = 0; i < N; i++) {
             double error_square = 0.0, square = 0.0;
             for (int j = 0; j < D; j++) {
@@ -233,14 +233,14 @@ static void test_threads(const char *backend) {
     double u[N];
     for (int i = 0; i < N; i++) u[i] = uniform();
     dg_choice want[N], got[N];
-    void *work = malloc(soften_work(N, D));
+    void *work = malloc(self_condition_work(N, D));
     for (int t = 1; t <= 3; t++) {
         ops *o = new_ops(backend, t);
         self_cond s = self_cond_new(N, V, D);
         const float temperature = 0.1f;
         memset(got, 0, sizeof got);
         o->head(o, &(head_part){N, &temperature, u, got, &s}, 1, x, &table, N, 30.0f, work);
-        o->soften(o, y, &s, &table, N, 16.0f, work, scratch);
+        o->self_condition(o, y, &s, &table, N, 16.0f, work, scratch);
         if (t == 1) memcpy(want, got, sizeof got), memcpy(first, y, sizeof y);
         CHECK(memcmp(want, got, sizeof got) == 0 && memcmp(first, y, sizeof y) == 0, "%s: other bits with %d threads", backend, t);
         self_cond_free(&s);

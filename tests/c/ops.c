@@ -134,7 +134,7 @@ static void test_vocabulary(void) {
         double u[N];
         for (int i = 0; i < N; i++) u[i] = uniform();
         const tensor table = weights(DG_F32, 48, v, 1);
-        COMPARE("condition", N * 48, 2e-6, o->condition(o, y, z, &table, N, 7.0f, work));
+        COMPARE("condition", N * 48, 2e-6, o->self_condition_dense(o, y, z, &table, N, 7.0f, work));
         dg_choice want[N], got[N];
         plain->choose(plain, want, z, N, v, u);
         fast[2]->choose(fast[2], got, z, N, v, u);
@@ -160,13 +160,13 @@ static void test_watch(void) {
         for (int64_t i = 0; i < 16; i++) {
             const int64_t at = i * (n - 1) / 15;
             int32_t found = 0;
-            fast[i % 3]->watch(fast[i % 3], &found, x, n, 7);
+            fast[i % 3]->check_finite(fast[i % 3], &found, x, n, 7);
             CHECK(found == 0, "%lld finite numbers", (long long)n);
             const float was = x[at];
             x[at] = odd[i % 4];
-            fast[i % 3]->watch(fast[i % 3], &found, x, n, 7);
+            fast[i % 3]->check_finite(fast[i % 3], &found, x, n, 7);
             CHECK(found == 7, "%g at %lld of %lld", (double)x[at], (long long)at, (long long)n);
-            fast[i % 3]->watch(fast[i % 3], &found, x, n, 8);
+            fast[i % 3]->check_finite(fast[i % 3], &found, x, n, 8);
             CHECK(found == 7, "the first mark stays");
             float *y = malloc((size_t)n * sizeof *y);
             memcpy(y, x, (size_t)n * sizeof *y);

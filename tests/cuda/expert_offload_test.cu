@@ -75,8 +75,8 @@ static void test_split(bool exact, const shape &s, const split &p) {
         const int layers = round == 1 ? LAYERS - 1 : LAYERS;
         bool replayed = false;
         const std::vector<float> none(static_cast<size_t>(N * s.d), NAN);
-        for (const auto &each : y) b.gpu->put(b.gpu, each->device, none.data(), none.size() * sizeof(float));
-        if (round >= 2) b.gpu->record(b.gpu, &r, &replayed);
+        for (const auto &each : y) b.gpu->upload(b.gpu, each->device, none.data(), none.size() * sizeof(float));
+        if (round >= 2) b.gpu->graph_begin(b.gpu, &r, &replayed);
         CHECK(replayed == (round == 3), "round %d", round);
         if (!replayed) {
             b.gpu->begin_pass(b.gpu, layers, found.device);
@@ -87,7 +87,7 @@ static void test_split(bool exact, const shape &s, const split &p) {
             }
             b.gpu->end_pass(b.gpu);
         }
-        if (round == 2) b.gpu->recorded(b.gpu, &r);
+        if (round == 2) b.gpu->graph_end(b.gpu, &r);
         for (int l = 0; l < layers; l++) {
             const std::vector<float> got = y[static_cast<size_t>(l)]->fetch();
             const bool same = memcmp(got.data(), want[static_cast<size_t>(l)].data(), got.size() * sizeof(float)) == 0;
@@ -102,7 +102,7 @@ static void test_split(bool exact, const shape &s, const split &p) {
             }
         }
     }
-    b.gpu->forget(b.gpu, &r);
+    b.gpu->graph_free(b.gpu, &r);
 }
 
 /* Of any card that there is: what it does not tell, as the emulated one its link, stays as it was. */

@@ -62,7 +62,7 @@ static void test_store(const both &b) {
     float exactly[3 * 40];
     paired<float> floats(b, 3 * 40);
     b.gpu->store(b.gpu, floats.device, 0, x.device, 3, 40);
-    b.gpu->get(b.gpu, exactly, floats.device, sizeof exactly);
+    b.gpu->download(b.gpu, exactly, floats.device, sizeof exactly);
     CHECK(memcmp(exactly, x.data(), sizeof exactly) == 0, "an exact cache");
     const std::vector<uint16_t> got = cache.fetch();
     for (size_t i = 0; i < got.size(); i++) {
@@ -78,7 +78,7 @@ static void test_route(const both &b) {
         paired<float> logits(b, random_floats(n * n_expert, 3.0f)), scale(b, random_floats(n_expert, 1.0f)), shares(b, static_cast<size_t>(n * k));
         for (size_t i = 0; i < logits.host.size(); i++)
             if (i % 3) logits.host[i] = static_cast<float>(static_cast<int>(logits.host[i])); /* many are equal */
-        b.gpu->put(b.gpu, logits.device, logits.data(), logits.host.size() * sizeof(float));
+        b.gpu->upload(b.gpu, logits.device, logits.data(), logits.host.size() * sizeof(float));
         paired<int32_t> experts(b, static_cast<size_t>(n * k));
         b.plain->route(b.plain, experts.data(), shares.data(), logits.data(), scale.data(), n, n_expert, k);
         b.gpu->route(b.gpu, experts.device, shares.device, logits.device, scale.device, n, n_expert, k);
@@ -94,12 +94,12 @@ static void test_watch(const both &b) {
     paired<int32_t> found(b, static_cast<size_t>(1));
     for (float odd : {NAN, INFINITY, -INFINITY}) {
         bad.host[2571] = odd;
-        b.gpu->put(b.gpu, bad.device, bad.data(), 3000 * sizeof(float));
-        b.gpu->put(b.gpu, found.device, found.data(), sizeof(int32_t));
-        b.gpu->watch(b.gpu, found.device, good.device, 3000, 3);
+        b.gpu->upload(b.gpu, bad.device, bad.data(), 3000 * sizeof(float));
+        b.gpu->upload(b.gpu, found.device, found.data(), sizeof(int32_t));
+        b.gpu->check_finite(b.gpu, found.device, good.device, 3000, 3);
         CHECK(found.fetch()[0] == 0, "finite numbers were marked");
-        b.gpu->watch(b.gpu, found.device, bad.device, 3000, 5);
-        b.gpu->watch(b.gpu, found.device, bad.device, 3000, 9);
+        b.gpu->check_finite(b.gpu, found.device, bad.device, 3000, 5);
+        b.gpu->check_finite(b.gpu, found.device, bad.device, 3000, 9);
         CHECK(found.fetch()[0] == 5, "%g was marked %d", static_cast<double>(odd), found.fetch()[0]);
     }
 }
@@ -135,11 +135,11 @@ static void test_count(const both &b) {
     paired<int64_t> counts(b, std::vector<int64_t>(n_expert, int64_t(1) << 40));
     std::vector<int64_t> want(n_expert), got(n_expert);
     for (int64_t n : {int64_t(1000), int64_t(1), int64_t(257)}) {
-        b.plain->count(b.plain, counts.data(), experts.data(), n);
-        b.gpu->count(b.gpu, counts.device, experts.device, n);
+        b.plain->routing_add(b.plain, counts.data(), experts.data(), n);
+        b.gpu->routing_add(b.gpu, counts.device, experts.device, n);
     }
-    b.plain->counted(b.plain, want.data(), counts.data(), n_expert);
-    b.gpu->counted(b.gpu, got.data(), counts.device, n_expert);
+    b.plain->routing_read(b.plain, want.data(), counts.data(), n_expert);
+    b.gpu->routing_read(b.gpu, got.data(), counts.device, n_expert);
     CHECK(got == want && want[0] > (int64_t(1) << 40), "tokens of experts: of the first %lld, the reference has %lld", static_cast<long long>(got[0]), static_cast<long long>(want[0]));
 }
 

@@ -55,7 +55,7 @@ template <class T> struct paired {
         o->reserve(o, &p, host.size() * sizeof(T));
         if (!p) abort();
         device = static_cast<T *>(p);
-        o->put(o, device, host.data(), host.size() * sizeof(T));
+        o->upload(o, device, host.data(), host.size() * sizeof(T));
     }
     paired(const both &b, size_t n) : paired(b, std::vector<T>(n)) {}
     ~paired() { o->release(o, device, host.size() * sizeof(T)); }
@@ -63,7 +63,7 @@ template <class T> struct paired {
     T *data() { return host.data(); }
     std::vector<T> fetch() const {
         std::vector<T> out(host.size());
-        o->get(o, out.data(), device, out.size() * sizeof(T));
+        o->download(o, out.data(), device, out.size() * sizeof(T));
         return out;
     }
 };

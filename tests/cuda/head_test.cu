@@ -45,7 +45,7 @@ static void test_head(bool exact, int32_t format, int64_t n_vocab, int64_t d, fl
     paired<double> u(b, std::vector<double>{0.03, 0.31, 0.5, 0.77, 0.995});
     paired<dg_choice> choices(b, static_cast<size_t>(n));
     paired<float> y(b, static_cast<size_t>(n * d));
-    paired<uint8_t> work(b, matmul_work(n, d) + soften_work(n, d));
+    paired<uint8_t> work(b, matmul_work(n, d) + self_condition_work(n, d));
     const bool which[5] = {false, true, false, false, true};
     paired<uint8_t> pinned(b, std::vector<uint8_t>{0, 1, 0, 0, 1});
     paired<int32_t> given(b, std::vector<int32_t>{0, 7, 0, 0, 40});
@@ -69,8 +69,8 @@ static void test_head(bool exact, int32_t format, int64_t n_vocab, int64_t d, fl
             scratch.plain.pinned = which, scratch.gpu.pinned = reinterpret_cast<bool *>(pinned.device);
             scratch.plain.given = exact ? given.data() : nullptr, scratch.gpu.given = exact ? given.device : nullptr;
         }
-        b.plain->soften(b.plain, y.data(), &scratch.plain, &table.t, n, scale, work.data(), wide.data());
-        b.gpu->soften(b.gpu, y.device, &scratch.gpu, &table.t, n, scale, work.device, nullptr);
+        b.plain->self_condition(b.plain, y.data(), &scratch.plain, &table.t, n, scale, work.data(), wide.data());
+        b.gpu->self_condition(b.gpu, y.device, &scratch.gpu, &table.t, n, scale, work.device, nullptr);
         const double error = error_between(y.fetch(), y.host);
         CHECK(error <= (exact ? 1e-5 : 8e-2), "%s, %d ids: the conditioned embedding is off by %g", table.t.format->name, static_cast<int>(n_vocab), error);
     }
@@ -87,8 +87,8 @@ static void test_whole_rows(const both &b) {
     b.gpu->logits(b.gpu, got.data(), x.device, &table.t, n, 30.0f, found.device, 7, work.device, scratch.device);
     CHECK(found.host[0] == 0 && found.fetch()[0] == 0, "NaN or infinity was found where there is none");
     CHECK(error_between(got, want) <= 2e-6, "whole logits are off by %g", error_between(got, want));
-    b.plain->condition(b.plain, y.data(), want.data(), &table.t, n, 8.0f, nullptr);
-    b.gpu->condition(b.gpu, y.device, want.data(), &table.t, n, 8.0f, scratch.device);
+    b.plain->self_condition_dense(b.plain, y.data(), want.data(), &table.t, n, 8.0f, nullptr);
+    b.gpu->self_condition_dense(b.gpu, y.device, want.data(), &table.t, n, 8.0f, scratch.device);
     CHECK(error_between(y.fetch(), y.host) <= 1e-5, "conditioned on whole logits: off by %g", error_between(y.fetch(), y.host));
 
     paired<float> z(b, want);
@@ -140,8 +140,8 @@ static void test_condition(const both &b, int32_t format, int64_t n, int64_t col
             else if (i == 3 && v < without) row[v] = -INFINITY;
     }
     paired<float> y(b, static_cast<size_t>(n * cols)), scratch(b, static_cast<size_t>(n * ((n_vocab < SELF_COND_STRETCH ? n_vocab : static_cast<int64_t>(SELF_COND_STRETCH)) + 4)));
-    b.plain->condition(b.plain, y.data(), z.data(), &table.t, n, 8.0f, nullptr);
-    b.gpu->condition(b.gpu, y.device, z.data(), &table.t, n, 8.0f, scratch.device);
+    b.plain->self_condition_dense(b.plain, y.data(), z.data(), &table.t, n, 8.0f, nullptr);
+    b.gpu->self_condition_dense(b.gpu, y.device, z.data(), &table.t, n, 8.0f, scratch.device);
     const double error = row_error(y.fetch(), y.host, n);
     CHECK(error <= most, "%s, %d rows, %d columns, %d ids, size %g: conditioned, off by %g", table.t.format->name, static_cast<int>(n), static_cast<int>(cols),
           static_cast<int>(n_vocab), static_cast<double>(size), error);
@@ -162,7 +162,7 @@ static void test_odd_numbers(const both &b, int32_t format) {
         z[static_cast<size_t>(n_vocab + word)] = -90.0f;
         if (odd == 0.0f) z[static_cast<size_t>(2 * n_vocab + 5)] = NAN;
         paired<float> y(b, static_cast<size_t>(n * cols)), scratch(b, static_cast<size_t>(n * (n_vocab + 4)));
-        b.gpu->condition(b.gpu, y.device, z.data(), &table.t, n, 8.0f, scratch.device);
+        b.gpu->self_condition_dense(b.gpu, y.device, z.data(), &table.t, n, 8.0f, scratch.device);
         const std::vector<float> got = y.fetch();
         for (int64_t i = 0; i < n; i++)
             for (int64_t j = 0; j < cols; j++) {
@@ -183,15 +183,15 @@ static void test_dense() {
     paired<float> at(b, std::vector<float>{0.7f}), x(b, random_floats(n * d, 0.4f)), y(b, static_cast<size_t>(n * d));
     paired<double> u(b, std::vector<double>(static_cast<size_t>(n), 0.5));
     paired<dg_choice> choices(b, static_cast<size_t>(n));
-    paired<uint8_t> work(b, matmul_work(n, d) + soften_work(n, d)), pinned(b, static_cast<size_t>(n));
+    paired<uint8_t> work(b, matmul_work(n, d) + self_condition_work(n, d)), pinned(b, static_cast<size_t>(n));
     self_cond_pair all(b, n, n_vocab, d), one(b, 1, n_vocab, d);
     std::vector<float> wide(static_cast<size_t>(n * n_vocab));
     const head_part plain = {n, at.data(), u.data(), choices.data(), &all.plain}, gpu = {n, at.device, u.device, choices.device, &all.gpu};
     b.plain->head(b.plain, &plain, 1, x.data(), &table.t, n, cap, work.data());
-    b.plain->soften(b.plain, y.data(), &all.plain, &table.t, n, scale, work.data(), wide.data());
+    b.plain->self_condition(b.plain, y.data(), &all.plain, &table.t, n, scale, work.data(), wide.data());
     b.gpu->head(b.gpu, &gpu, 1, x.device, &table.t, n, cap, work.device);
     const auto soften = [&] {
-        b.gpu->soften(b.gpu, y.device, &all.gpu, &table.t, n, scale, work.device, nullptr);
+        b.gpu->self_condition(b.gpu, y.device, &all.gpu, &table.t, n, scale, work.device, nullptr);
         return y.fetch();
     };
     const std::vector<float> got = soften();
@@ -203,7 +203,7 @@ static void test_dense() {
     all.gpu.pinned = reinterpret_cast<bool *>(pinned.device);
     for (int64_t every : {7, 1}) { /* those that are left; none is */
         for (int64_t i = 0; i < n; i++) pinned.host[static_cast<size_t>(i)] = every == 1 || i % every != 3;
-        b.gpu->put(b.gpu, pinned.device, pinned.data(), pinned.host.size());
+        b.gpu->upload(b.gpu, pinned.device, pinned.data(), pinned.host.size());
         const std::vector<float> some = soften();
         for (int64_t i = 0; i < n; i++) {
             if (!pinned.host[static_cast<size_t>(i)]) same(some, i, i, "beside others");
@@ -213,7 +213,7 @@ static void test_dense() {
     const head_part alone = {1, at.device, u.device, choices.device, &one.gpu};
     for (int64_t i : {0, 129}) {
         b.gpu->head(b.gpu, &alone, 1, x.device + i * d, &table.t, 1, cap, work.device);
-        b.gpu->soften(b.gpu, y.device, &one.gpu, &table.t, 1, scale, work.device, nullptr);
+        b.gpu->self_condition(b.gpu, y.device, &one.gpu, &table.t, 1, scale, work.device, nullptr);
         same(y.fetch(), 0, i, "alone");
     }
 }
@@ -259,7 +259,7 @@ static void test_sampler(const both &b, int32_t n, bool pinned) {
     canvas_lay_out(&gpu, n, n_vocab, memory);
     std::vector<uint8_t> seen(plain.bytes);
     const auto same = [&](const void *mine, const void *theirs, size_t bytes, const char *what, int step) {
-        b.gpu->get(b.gpu, seen.data(), theirs, bytes);
+        b.gpu->download(b.gpu, seen.data(), theirs, bytes);
         CHECK(memcmp(seen.data(), mine, bytes) == 0, "%d positions, step %d: %s", n, step, what);
     };
     const size_t count = static_cast<size_t>(n);
@@ -268,24 +268,24 @@ static void test_sampler(const both &b, int32_t n, bool pinned) {
         plain.ids[i] = 900 + i % 50;
         gpu.free = --plain.free;
     }
-    b.gpu->put(b.gpu, gpu.pins, plain.pins, count);
-    b.gpu->put(b.gpu, gpu.fixed, plain.fixed, count);
-    b.gpu->put(b.gpu, gpu.ids, plain.ids, count * sizeof *plain.ids);
-    b.plain->begin(b.plain, &plain, 0x123456789abcdefull, 3);
-    b.gpu->begin(b.gpu, &gpu, 0x123456789abcdefull, 3);
+    b.gpu->upload(b.gpu, gpu.pins, plain.pins, count);
+    b.gpu->upload(b.gpu, gpu.fixed, plain.fixed, count);
+    b.gpu->upload(b.gpu, gpu.ids, plain.ids, count * sizeof *plain.ids);
+    b.plain->canvas_init(b.plain, &plain, 0x123456789abcdefull, 3);
+    b.gpu->canvas_init(b.gpu, &gpu, 0x123456789abcdefull, 3);
     same(plain.ids, gpu.ids, count * sizeof *plain.ids, "the first canvas", -1);
     for (int step = 0; step < 5; step++) {
-        b.plain->draw(b.plain, &plain, &s);
-        b.gpu->draw(b.gpu, &gpu, &s);
+        b.plain->canvas_draw(b.plain, &plain, &s);
+        b.gpu->canvas_draw(b.gpu, &gpu, &s);
         same(plain.u, gpu.u, count * sizeof *plain.u, "u", step);
         same(plain.random_ids, gpu.random_ids, count * sizeof *plain.random_ids, "random ids", step);
         for (int32_t i = 0; i < n; i++) { /* equal entropies too; the last steps say the same */
             const float entropy = step >= 3 ? 0.01f : static_cast<float>(static_cast<int>(uniform() * 8.0)) / 16.0f;
             plain.choices[i] = dg_choice{entropy, step >= 3 ? i : static_cast<int32_t>(uniform() * 1000.0), static_cast<int32_t>(uniform() * 1000.0)};
         }
-        b.gpu->put(b.gpu, gpu.choices, plain.choices, count * sizeof *plain.choices);
-        b.plain->settle(b.plain, &plain, &s);
-        b.gpu->settle(b.gpu, &gpu, &s);
+        b.gpu->upload(b.gpu, gpu.choices, plain.choices, count * sizeof *plain.choices);
+        b.plain->canvas_step(b.plain, &plain, &s);
+        b.gpu->canvas_step(b.gpu, &gpu, &s);
         same(plain.state, gpu.state, sizeof *plain.state, "the state", step);
         same(plain.argmax, gpu.argmax, count * sizeof *plain.argmax, "argmax", step);
         same(plain.entropy, gpu.entropy, count * sizeof *plain.entropy, "entropy", step);
@@ -294,11 +294,11 @@ static void test_sampler(const both &b, int32_t n, bool pinned) {
         for (int32_t i = 0; i < n; i += 2) plain.accepted[i] = true; /* a caller's word */
         if (step == 3) {
             plain.fixed[n / 2] = true; /* final from here on */
-            b.gpu->put(b.gpu, gpu.fixed, plain.fixed, count);
+            b.gpu->upload(b.gpu, gpu.fixed, plain.fixed, count);
         }
-        b.gpu->put(b.gpu, gpu.accepted, plain.accepted, count);
-        b.plain->renoise(b.plain, &plain);
-        b.gpu->renoise(b.gpu, &gpu);
+        b.gpu->upload(b.gpu, gpu.accepted, plain.accepted, count);
+        b.plain->canvas_renoise(b.plain, &plain);
+        b.gpu->canvas_renoise(b.gpu, &gpu);
         same(plain.ids, gpu.ids, count * sizeof *plain.ids, "the next canvas, accepted otherwise", step);
         CHECK(plain.state->converged == (step == 4), "the stop test at step %d", step);
     }

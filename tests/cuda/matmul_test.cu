@@ -55,7 +55,7 @@ static void check_matmul(const both &b, bool exact, int32_t format, int64_t n, i
     const weight w(b, format, cols, rows);
     paired<float> x(b, random_floats(n * cols, 1.0f)), y(b, static_cast<size_t>(n * rows));
     for (int64_t j = 0; j < cols; j++) x.host[static_cast<size_t>(n - 1) * static_cast<size_t>(cols) + static_cast<size_t>(j)] *= j % 256 < 32 ? 0.0f : 300.0f; /* a row of another size, with nothing in places */
-    b.gpu->put(b.gpu, x.device, x.data(), x.host.size() * sizeof(float));
+    b.gpu->upload(b.gpu, x.device, x.data(), x.host.size() * sizeof(float));
     paired<uint8_t> work(b, matmul_work(n, cols));
     b.plain->matmul(b.plain, y.data(), x.data(), &w.t, n, nullptr);
     b.gpu->matmul(b.gpu, y.device, x.device, &w.t, n, work.device);

@@ -44,7 +44,7 @@ class Target:
 NATIVE = (
     Target("gguf", ("runtime/gguf.c",), 350_000),
     # The rest of it puts weights on a GPU, and there is none.
-    Target("model", ("runtime/model.c",), 20_000, behind=("for_weights", "place_one", "add_bytes", "place_all")),
+    Target("model", ("runtime/model.c",), 20_000, behind=("device_bytes", "place_weights", "place_all")),
     Target("quants", ("quants/*.h", "quants/*.c"), 80_000),
     Target("tokenizer", ("runtime/tokenizer.c",), 32_000, hang=20),
 )
