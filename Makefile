@@ -161,7 +161,7 @@ test-python: all ## the Python tests alone
 # The lowest versions that pyproject.toml allows, together: what imports and calls other packages is tested with them. CI
 # installs the newest everywhere else. Needs a Python that these have wheels for: 3.10 to 3.12.
 LOWEST       = $(BUILD)/lowest
-LOWEST_TESTS = $(patsubst %,tests/test_%.py,serve template hub info record terminal bench gguf_header)
+LOWEST_TESTS = $(patsubst %,tests/test_%.py,serve template hub info record terminal bench gguf_header convert_sentencepiece)
 test-lowest: all ## the parts that call other packages, with the lowest versions of pyproject.toml, in build/lowest
 	@rm -rf $(LOWEST) && mkdir -p $(LOWEST)
 	$(PYTHON) -m venv $(LOWEST)/venv

@@ -11,7 +11,7 @@ from gguf import GGML_QUANT_VERSION, GGUFType, Keys
 
 from dgemma.convert.config import MODEL_TYPE, Config
 from dgemma.convert.names import Wanted
-from dgemma.convert.tokenizer import SCORE, SPECIAL, Vocabulary
+from dgemma.convert.vocabulary import SCORE, SPECIAL, Vocabulary
 from dgemma.files.gguf_file import File
 from dgemma.native.metadata import keys
 

@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 
 from dgemma.convert.gguf_header import header
 from dgemma.convert.metadata import Pair
-from dgemma.convert.tokenizer import NORMAL, Vocabulary
+from dgemma.convert.vocabulary import NORMAL, Vocabulary
 from dgemma.errors import FormatError
 from dgemma.tokenizer import Tokenizer
 

@@ -3,47 +3,18 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
-from gguf import TokenType
 
 from dgemma.convert.added import Settings, add_special, read_settings, text_of
 from dgemma.convert.chat_template import with_tokens
 from dgemma.convert.safetensors import read_json
 from dgemma.convert.steps import Tokenizer
+from dgemma.convert.tokenizer_model import from_sentencepiece
+from dgemma.convert.vocabulary import BYTE, CONTROL, NORMAL, SPECIAL, USER_DEFINED, VISIBLE, Vocabulary, fill, is_byte
 from dgemma.errors import FormatError
 from dgemma.files.regular import read_regular
-
-NORMAL, CONTROL = int(TokenType.NORMAL), int(TokenType.CONTROL)
-USER_DEFINED, BYTE = int(TokenType.USER_DEFINED), int(TokenType.BYTE)
-SCORE = -1000.0
-
-# Special tokens that are part of an answer's text, which readers need to see: the marks of tool calls and of thoughts.
-VISIBLE = {
-    *("<|tool_call>", "<tool_call|>", "<|tool_response>", "<tool_response|>"),
-    *("<|channel>", "<channel|>", '<|"|>'),
-}
-# The special ids that GGUF knows, and the text of each where no file names it.
-SPECIAL = {"bos": "<bos>", "eos": "<eos>", "unk": "<unk>", "pad": "<pad>", "mask": "<mask>"}
-
-
-@dataclass
-class Vocabulary:
-    """What a GGUF file says of a tokenizer. `ids` has those of SPECIAL that exist."""
-
-    tokens: list[str]
-    types: list[int]
-    merges: list[str]
-    ids: dict[str, int] = field(default_factory=dict)
-    add_bos: bool = True
-    around: tuple[list[int], list[int]] | None = None  # ids that go before and behind texts, where its file says it
-    notes: list[str] = field(default_factory=list)  # what people should know of it
-    chat_template: str | None = None
-    file: Path = Path()  # where the tokens are from
 
 
 def read_vocabulary(folder: Path, n_vocab: int, config_ids: dict[str, int]) -> Vocabulary:
@@ -52,8 +23,6 @@ def read_vocabulary(folder: Path, n_vocab: int, config_ids: dict[str, int]) -> V
     if os.path.lexists(folder / "tokenizer.json"):
         vocabulary = _from_json(folder / "tokenizer.json", n_vocab, settings)
     elif os.path.lexists(folder / "tokenizer.model"):
-        from dgemma.convert.spm import from_sentencepiece
-
         vocabulary = from_sentencepiece(folder / "tokenizer.model", n_vocab, settings)
     else:
         raise FormatError(f"{folder}: neither tokenizer.json nor tokenizer.model here")
@@ -135,24 +104,12 @@ def _kind(model: Any) -> str:
     return repr(model.get("type")) if isinstance(model, dict) else "none"
 
 
-def is_byte(text: str) -> bool:
-    """`<0x00>` .. `<0xFF>`: the token of a byte."""
-    return re.fullmatch(r"<0x[0-9A-F]{2}>", text) is not None
-
-
 def _put(file: Path, tokens: list[str | None], i: Any, text: Any) -> None:
     if type(i) is not int or not 0 <= i < len(tokens) or not isinstance(text, str) or not text:
         raise FormatError(f"{file}: token {text!r} has id {i!r}; expected one below vocab_size, {len(tokens)}")
     if tokens[i] is not None and tokens[i] != text:
         raise FormatError(f"{file}: tokens {tokens[i]!r} and {text!r} have the same id, {i}")
     tokens[i] = text
-
-
-def fill(tokens: list[str | None]) -> list[str]:
-    """Gives ids without a token one that no text becomes, as Gemma's own `<unusedN>`."""
-    taken = {token for token in tokens if token is not None}
-    free = (name for n in range(2 * len(tokens)) if (name := f"<unused{n}>") not in taken)
-    return [next(free) if token is None else token for token in tokens]
 
 
 def _merges(file: Path, merges: Iterable[Any]) -> Iterator[str]:

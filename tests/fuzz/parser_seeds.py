@@ -264,6 +264,53 @@ def vocabulary() -> dict[str, bytes]:
     return made | {f"odd-{name}": of(_set(TOKENIZER, path, value)) for name, (path, value) in edits.items()}
 
 
+# ---- tokenizer.model ----
+
+
+def _field(number: int, value: bytes | float | int) -> bytes:
+    """A field of a protocol buffer: bytes with their length, a float32, or a whole number below 128."""
+    if isinstance(value, bytes):
+        return _varint(number << 3 | 2) + _varint(len(value)) + value
+    if isinstance(value, float):
+        return _varint(number << 3 | 5) + struct.pack("<f", value)
+    return _varint(number << 3) + _varint(value)
+
+
+def _varint(value: int) -> bytes:
+    return bytes([value]) if value < 128 else bytes([value & 127 | 128]) + _varint(value >> 7)
+
+
+def _piece(text: bytes, score: float = 0.0, kind: int = 1) -> bytes:
+    return _field(1, _field(1, text) + _field(2, score) + _field(3, kind))
+
+
+def sentencepiece() -> dict[str, bytes]:
+    control, unknown, user_defined, byte = 3, 2, 4, 6
+    special = [_piece(b"<pad>", 0.0, control), _piece(b"<eos>", 0.0, control), _piece(b"<bos>", 0.0, control)]
+    special += [_piece(b"<unk>", 0.0, unknown), _piece(b"<x>", 0.0, user_defined)]
+    special.append(_piece(b"<|tool_call>", 0.0, user_defined))
+    words = [_piece(b"ab", -0.0), _piece("\u2581".encode(), -1.0), _piece(b"a", -2.0), _piece(b"b", -3.0)]
+    trainer = _field(2, _field(3, 2) + b"".join(_field(40 + i, n) for i, n in enumerate((3, 2, 1, 0))))  # BPE
+    spaces = _field(3, 0) + _field(4, 0) + _field(5, 1)  # none in front, none folded, each U+2581
+    whole = b"".join([*special, *words]) + trainer + _field(3, _field(1, b"identity") + spaces)
+    return {
+        "seed-whole": whole,
+        "odd-empty": b"",
+        "odd-text": b"\n\x05x",
+        "odd-cut-off": whole[:-5],
+        "odd-no-utf-8": whole + _piece(b"\xff\xfe", -4.0),
+        "odd-no-utf-8-twice": whole + _piece(b"\xff", -4.0) * 2,
+        "odd-score-nan": whole + _piece(b"c", float("nan")),
+        "odd-score-infinite": whole + _piece(b"c", float("-inf")),
+        "odd-unigram": whole + _piece(b"c", -0.5),
+        "odd-byte": whole + _piece(b"<0x41>", 0.0, byte),
+        "odd-byte-as-text": whole + _piece(b"<0x41>", -4.0),
+        "odd-user-defined-of-spaces": whole + _piece("\u2581c".encode(), 0.0, user_defined),
+        "odd-too-many": whole + b"".join(_piece(bytes([99 + i]), -4.0 - i) for i in range(8)),
+        "odd-folded": whole + _field(3, _field(4, 1)),
+    }
+
+
 # ---- imatrix ----
 
 
@@ -445,4 +492,4 @@ def requests() -> dict[str, bytes]:
 
 def seeds() -> dict[str, dict[str, bytes]]:
     made = {"safetensors": safetensors(), "calls": calls(), "config": config(), "vocabulary": vocabulary()}
-    return made | {"imatrix": imatrix(), "requests": requests()}
+    return made | {"imatrix": imatrix(), "requests": requests(), "sentencepiece": sentencepiece()}

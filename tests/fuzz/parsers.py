@@ -167,13 +167,21 @@ def config(data: bytes) -> None:
 
 def vocabulary(data: bytes) -> None:
     """The files of a tokenizer are refused, or make what a GGUF file can say."""
+    _vocabulary_of(_folder_of(data, "tokenizer.json"))
+
+
+def sentencepiece(data: bytes) -> None:
+    """A tokenizer.model is refused, or makes what a GGUF file can say."""
+    _vocabulary_of(_file("tokenizer.model", data).parent)
+
+
+def _vocabulary_of(folder: Path) -> None:
     from dgemma.convert.gguf_header import header
     from dgemma.convert.metadata import Pair
     from dgemma.convert.tokenizer import read_vocabulary
     from dgemma.errors import Error, FormatError
 
     n_vocab = 16
-    folder = _folder_of(data, "tokenizer.json")
     try:
         found = read_vocabulary(folder, n_vocab, {"bos": 2})
     except FormatError as failure:
@@ -236,6 +244,7 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
     "calls": calls,
     "config": config,
     "vocabulary": vocabulary,
+    "sentencepiece": sentencepiece,
     "requests": requests,
     "imatrix": imatrix,
 }
@@ -279,6 +288,7 @@ def main() -> None:
         import dgemma.convert.imatrix
         import dgemma.convert.safetensors
         import dgemma.convert.tokenizer
+        import dgemma.convert.tokenizer_model
         import dgemma.files.json_lines  # noqa: F401
     mutate = mutator(name, lambda data, room: bytes(atheris.Mutate(data, room)))
     atheris.Setup([sys.argv[0], *flags], TARGETS[name], custom_mutator=mutate)

@@ -58,7 +58,8 @@ PYTHON = (
         20_000,
         ("lines", "values", "as_line", "is_message", "text_of", "plain", "_plain"),
     ),
-    Target("vocabulary", ("convert/tokenizer.py",), 40_000),
+    Target("vocabulary", ("convert/tokenizer.py", "convert/vocabulary.py"), 40_000),
+    Target("sentencepiece", ("convert/tokenizer_model.py",), 400, ("_check_added",)),  # which needs other files
     Target(
         "imatrix", ("convert/imatrix.py",), 40_000, ("encode", "of", "bind", "pairs", "unmeasured", "write_imatrix")
     ),

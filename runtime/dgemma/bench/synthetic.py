@@ -24,7 +24,7 @@ from dgemma.convert.encode import rope_freqs
 from dgemma.convert.gguf_header import TensorInfo, aligned, header
 from dgemma.convert.metadata import Pair, metadata
 from dgemma.convert.names import Wanted, wanted
-from dgemma.convert.tokenizer import BYTE, CONTROL, NORMAL, SPECIAL, Vocabulary
+from dgemma.convert.vocabulary import BYTE, CONTROL, NORMAL, SPECIAL, Vocabulary
 from dgemma.convert.writer import NewFile
 from dgemma.errors import Error, SystemFailure, UsageError
 from dgemma.native.formats import Format

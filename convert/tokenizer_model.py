@@ -1,4 +1,4 @@
-"""tokenizer.model -> a vocabulary, through the optional package sentencepiece."""
+"""Read tokenizer.model, through the package sentencepiece."""
 
 from __future__ import annotations
 
@@ -7,25 +7,29 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from sentencepiece import SentencePieceProcessor
+
 from dgemma.convert.added import Settings, add_special
 from dgemma.convert.steps import SPACE, merged
-from dgemma.convert.tokenizer import BYTE, CONTROL, NORMAL, SPECIAL, USER_DEFINED, VISIBLE, Vocabulary, fill, is_byte
-from dgemma.errors import Error, FormatError
+from dgemma.convert.vocabulary import BYTE, CONTROL, NORMAL, SPECIAL, USER_DEFINED, VISIBLE, Vocabulary, fill, is_byte
+from dgemma.errors import FormatError
 from dgemma.files.regular import read_regular
 
 COMPOSED = ("e\u0301", "\u1100\u1161\u11a8", "\u0915\u093c", "\u304b\u3099")  # what normal forms join
 
 
 def from_sentencepiece(file: Path, n_vocab: int, settings: Settings) -> Vocabulary:
-    try:
-        from sentencepiece import SentencePieceProcessor
-    except ImportError:
-        raise Error(f"{file}: reading it needs the package sentencepiece: pip install 'dgemma[spm]'") from None
+    """Return the vocabulary of `file`. Raises FormatError for a damaged file, or one that the runtime cannot follow."""
     data = read_regular(file)
+    if not data:  # of which the package makes a processor that prints errors
+        raise FormatError(f"{file}: not a SentencePiece model (it is empty)")
     try:
-        pieces: Any = SentencePieceProcessor(model_proto=data)
-    except RuntimeError as problem:
+        return _vocabulary(file, SentencePieceProcessor(model_proto=data), n_vocab, settings)
+    except (RuntimeError, UnicodeDecodeError) as problem:  # the second for pieces that are no UTF-8
         raise FormatError(f"{file}: not a SentencePiece model ({' '.join(str(problem).split())})") from None
+
+
+def _vocabulary(file: Path, pieces: Any, n_vocab: int, settings: Settings) -> Vocabulary:
     n = pieces.get_piece_size()
     if n > n_vocab:
         raise FormatError(f"{file}: {n} pieces, more than vocab_size in config.json, {n_vocab}")
@@ -33,7 +37,7 @@ def from_sentencepiece(file: Path, n_vocab: int, settings: Settings) -> Vocabula
     types = [_type(pieces, i) for i in range(n)]
     scores = [pieces.get_score(i) for i in range(n)]
     # A BPE model's scores count its merges down; a unigram model's are logarithms of probabilities.
-    if not all(scores[i] == int(scores[i]) for i in range(n) if types[i] == NORMAL):
+    if not all(scores[i].is_integer() for i in range(n) if types[i] == NORMAL):
         raise FormatError(f"{file}: not a BPE model, which is the only kind that the runtime knows")
     if odd := next((t for t, kind in zip(tokens, types, strict=False) if kind != BYTE and is_byte(t or "")), None):
         raise FormatError(f"{file}: {odd!r} is no byte there, and in the runtime it is")
@@ -108,7 +112,8 @@ def _merges(tokens: list[Any], types: list[int], scores: list[float]) -> Iterato
     """Every way to make a piece of two others: the pieces of the best score first, of equals the longest."""
     ids = {token: i for i, token in enumerate(tokens) if types[i] == NORMAL}
     for token in sorted((t for t in ids if len(t) > 1), key=lambda t: (-scores[ids[t]], -len(t), ids[t])):
-        splits = [(token[:k], token[k:]) for k in range(1, len(token))]
-        splits = [(left, right) for left, right in splits if left in ids and right in ids]
+        splits = [
+            (left, right) for k in range(1, len(token)) if (left := token[:k]) in ids and (right := token[k:]) in ids
+        ]
         for left, right in sorted(splits, key=lambda split: (ids[split[0]], ids[split[1]])):
             yield f"{left} {right}"
