@@ -41,7 +41,7 @@ class Option:
         except TypeError:
             kind = "number" if self.real else "whole number"
             raise TypeError(f"{self.name} must be a {kind}, not {value!r}") from None
-        if not self.least <= number <= self.most:  # NaN is not
+        if not self.least <= number <= self.most:  # false for NaN
             raise UsageError(f"{self.name} must be {self.range}, not {value!r}")
         return number
 
@@ -61,7 +61,7 @@ def options() -> dict[str, Option]:
     table: dict[str, Option] = {}
     while entry := lib.dg_option_at(len(table)):
         name, kind, text = (ffi.string(item).decode() for item in (entry.name, entry.kind, entry.help))
-        # As a double, the most that 64 bits hold is one more than that.
+        # As a double, the largest number of 64 bits is rounded up by one.
         most = min(int(entry.most), 2**64 - 1) if kind == "U64" else entry.most
         table[name] = Option(name, kind == "F32", kind == "BOOL", entry.least, most, text)
     return table

@@ -24,14 +24,14 @@ from dgemma.errors import Error, UsageError, check, new_error
 from dgemma.files.regular import opener
 from dgemma.model import Model
 
-STEPS = 16  # of a canvas, that speeds are told for
+STEPS = 16  # steps of a canvas that speeds are told for
 CONTEXT = 1024  # tokens of keys and values, unless it is said otherwise
-DISK = 3e9  # bytes per second: an NVMe disk, where nobody measured it
-LARGEST = 1e12  # number in a machine's file
+DISK = 3e9  # bytes per second of an NVMe disk, where it was not measured
+LARGEST = 1e12  # the largest number in a machine's file
 PLENTY = 1 << 49  # bytes: a budget that holds everything
 SHARP = 0.05  # a temperature at which any logits leave few words, as a trained model's do
 PROMPT = 64  # tokens before the canvas that speed is measured with
-RUNS = 5  # of it
+RUNS = 5  # runs of that measurement
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,9 +51,9 @@ class Machine:
 
     name: str
     about: str
-    source: str  # of the numbers
+    source: str  # where the numbers come from
     rates: dict[str, float]  # by field of rates(), in bytes, bytes per second and operations per second
-    layers: float = 1.0  # what an operation of layers that is not an expert's takes, over one of an expert's
+    layers: float = 1.0  # time of an operation of layers outside of experts, over that of one inside
     top: float = 1.0  # the same of the output head and self-conditioning
 
 
@@ -93,8 +93,8 @@ class Plan:
     gpu_least: int  # VRAM that a GPU must have to be of use
     queues: list[Queue]
     serial: float
-    seconds: float  # of a step, predicted
-    tokens: int  # of a canvas
+    seconds: float  # predicted seconds of a step
+    tokens: int  # tokens of a canvas
 
     @property
     def tokens_per_second(self) -> float:

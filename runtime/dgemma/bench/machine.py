@@ -64,7 +64,7 @@ def apart(measure: Callable[..., Measured], *arguments: object, **options: objec
     context = get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_measure, args=(sender, measure, arguments, options))
-    ensure_running()  # it would let Ctrl-C through again
+    ensure_running()  # started here, as later it would let Ctrl-C through again
     try:
         with _interrupts_held():
             process.start()

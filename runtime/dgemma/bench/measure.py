@@ -19,7 +19,7 @@ from dgemma.bench.profile import Profile, parts, steps_of
 from dgemma.model import Model, Traffic
 from dgemma.session import Session
 
-SCHEMA = 1  # of the JSON
+SCHEMA = 1  # version of the JSON
 ENCODE = 256  # tokens of the prompt whose encoding is timed
 FLAT = 0.6  # the middle of the published temperatures, at which random logits are flat
 
@@ -47,7 +47,7 @@ class Part:
     seconds: Times
     operations: int | None
     bytes: int | None
-    certain: bool = True  # False: `operations` are the most it may have done
+    certain: bool = True  # False: `operations` is the most that it may have done
 
 
 @dataclass(slots=True)
@@ -57,7 +57,7 @@ class Steps:
     temperature: float
     seconds: Times
     parts: list[Part]
-    certainty: float  # the mean of e^entropy: between how many words a position hesitates
+    certainty: float  # the mean of e^entropy: the number of words that a position is undecided between
     stream: dict[str, float] | None = None  # under a budget: bytes and seconds of a step, and the disk's rate meanwhile
 
 

@@ -13,7 +13,7 @@ from dgemma.bench.profile import parts
 from dgemma.units import size_text
 
 NOTHING = "–"
-BUSY = 0.75  # of what as many cores could do: less means that others use them, or that two threads share one
+BUSY = 0.75  # share of what as many cores could do: less means that others use them, or that two threads share one
 
 
 def markdown(report: Report) -> str:

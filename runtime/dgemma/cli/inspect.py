@@ -18,7 +18,7 @@ from dgemma.tokenizer import Tokenizer
 
 LONG = 1000  # elements: longer arrays are told by their length alone
 
-# THE parts that parameters are told by, each with what the names of its tensors contain; the first that fits.
+# The list of parts of a model, each with what the names of its tensors contain; the first that fits counts.
 PARTS = {
     "embedding and output head": ("token_embd",),
     "self-conditioning": ("self_cond",),

@@ -31,8 +31,8 @@ from dgemma.model import Model
 from dgemma.session import Session
 from dgemma.units import size, size_text
 
-SCHEMA = 1  # of a saved base
-POSITIONS = 32  # of a canvas whose hidden states are kept
+SCHEMA = 1  # version of a saved base
+POSITIONS = 32  # positions of a canvas whose hidden states are kept
 ROOM = 64 << 20  # bytes: a trajectory's likely ids, and what Python takes
 
 Say = Callable[[str], None]
@@ -44,7 +44,7 @@ Logits = npt.NDArray[np.float32]
 class Answer:
     """What a model makes of a prompt by itself: one canvas."""
 
-    canvas: Ids  # [n] committed
+    canvas: Ids  # [n] the committed ids
     steps: int
     converged: bool
     tokens: int

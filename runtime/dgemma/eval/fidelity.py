@@ -187,7 +187,7 @@ class _Seen:
     of: Trajectory  # the base's, without ids, logits and hidden states
     kept: float  # least share of a row of the base that its ids have
     kl: npt.NDArray[np.float64]  # [S * n]
-    state: distributions.State  # of as many
+    state: distributions.State  # the state of S * n distributions
     answer: Answer
     layers: list[
         tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]

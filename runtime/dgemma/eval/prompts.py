@@ -21,7 +21,7 @@ from dgemma.session import Messages
 Given: TypeAlias = str | Messages
 PER_LEVEL = 2  # Sudokus of each number of blanks
 WORD = re.compile(r"[^\W\d_]{3,}")
-SPELLED = 2  # letters a token, in words: a vocabulary of fewer spells them out
+SPELLED = 2  # letters per token in words: a vocabulary with fewer spells words out
 
 
 @dataclass(frozen=True)

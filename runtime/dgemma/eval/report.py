@@ -74,7 +74,7 @@ def commit() -> str | None:
 
     try:
         if not git("ls-files", "--", __file__):
-            return None  # a repository that this is not part of
+            return None  # a git repository that this file is not part of
         return git("rev-parse", "--short", "HEAD") + ("+" if git("status", "--porcelain", "-uno") else "")
     except (OSError, subprocess.SubprocessError):
         return None

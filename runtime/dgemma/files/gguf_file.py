@@ -39,7 +39,7 @@ class Value:
     """A key's value. `data` lies in the mapped file, and keeps it mapped."""
 
     kind: str  # "U32", "STRINGS", ...; arrays of arrays are "ARRAYS"
-    count: int  # of an array, otherwise 1
+    count: int  # elements of an array, otherwise 1
     data: Any
 
     @property

@@ -10,7 +10,7 @@ from typing import Any
 from dgemma.files.gguf_file import File
 from dgemma.files.output import parts, readable
 
-AT_ONCE = 1 << 20  # bytes
+AT_ONCE = 1 << 20  # bytes that are read at a time
 
 
 def identity(path: str | os.PathLike[str]) -> dict[str, Any]:

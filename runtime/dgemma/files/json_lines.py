@@ -16,10 +16,10 @@ from typing import Any, BinaryIO, NoReturn
 from dgemma.errors import FormatError, SystemFailure, UsageError
 from dgemma.files.regular import opener
 
-MOST_BYTES = 1 << 26  # of a line
+MOST_BYTES = 1 << 26  # the most bytes of a line
 DEEPEST = 100  # levels of lists and objects
 TOO_DEEP = f"has more than {DEEPEST} levels of lists and objects"
-MOST_DIGITS = 300  # of an integer: a float64 holds no more
+MOST_DIGITS = 300  # the most digits of an integer: a float64 holds no more
 BLANKS = b" \t\r\n"  # what JSON calls white space
 BOM = "\ufeff"
 # Ends of a line to some readers, and the halves of characters that stand for bytes of a file's name that are no UTF-8.

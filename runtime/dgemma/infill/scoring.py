@@ -19,7 +19,7 @@ import numpy.typing as npt
 from dgemma.events import Step
 from dgemma.session import Session
 
-ROWS = 64  # of logits at once
+ROWS = 64  # rows of logits at once
 
 
 class Freedom:

@@ -7,7 +7,7 @@ from typing import Any
 
 from dgemma.errors import Error, MemoryBudgetError, UsageError
 
-KINDS = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}  # else by hundreds
+KINDS = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}  # others: by the hundred
 
 
 @dataclass

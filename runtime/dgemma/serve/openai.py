@@ -106,7 +106,7 @@ class _Choice:
     def __init__(self, index: int) -> None:
         self.index = index
         self.text = self.thinking = ""
-        self.calls: list[tuple[ToolCall, str]] = []  # with their ids
+        self.calls: list[tuple[ToolCall, str]] = []  # each with its id
         self.reason = "stop"
         self.figures: dict[str, Any] = {}
 

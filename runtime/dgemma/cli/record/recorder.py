@@ -23,7 +23,7 @@ class Page:
     lines: list[Line]
     status: str
     means: tuple[float, ...]  # mean entropy of the canvas's steps, nats
-    seconds: float  # that it is shown
+    seconds: float  # how long it is shown
 
 
 @dataclass(frozen=True, slots=True)
