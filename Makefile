@@ -4,12 +4,15 @@ VENV    ?= .venv
 BUILD   ?= build
 CC      ?= cc
 CFLAGS  ?= -O3 -g1
+PREFIX  ?= /usr/local
+VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 
 BIN      = $(VENV)/bin
+RUNS     = $(VENV)/.runs
 READY    = $(VENV)/.ready
 PIP      = PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet
 WARN     = -Wall -Wextra -Wconversion -Wshadow -Wpointer-arith -Wstrict-prototypes -Wmissing-prototypes -Wundef $(if $(CI),-Werror)
-ALL      = -std=c11 -fPIC -ffp-contract=off -fvisibility=hidden -pthread -Iquants -Iruntime $(WARN) $(CFLAGS)
+ALL      = -std=c11 -fPIC -ffp-contract=off -fvisibility=hidden -pthread -Iquants -Iruntime -DDG_VERSION='"$(VERSION)"' $(WARN) $(CFLAGS)
 # The builds that watch what the tests do, each in a folder of its own.
 WATCHED  = asan tsan
 asan     = -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer
@@ -28,31 +31,57 @@ ISA_OBJECTS := $(foreach isa,$(sort $(call isa_list,float_code)),$(PER_ISA:%.c=%
 define COMPILE
 $(BUILD)/$(1)%$(3:%=.%).o: %.c
 	@mkdir -p $$(@D)
+	$$(if $$(SAY),@echo "  compiling $$<$(3:%= for %)")
 	$$(CC) $$(ALL) $(3:%=-DISA=%) $(4) $(2) -MMD -MP -c $$< -o $$@
 endef
 compile = $(eval $(call COMPILE,$(1),$(2)))$(foreach isa,$(ISAS),$(eval $(call COMPILE,$(1),$(2),$(isa),$(call isa_flags,$(isa)))))
 
-SOURCES  = $(filter-out $(PER_ISA) $(PRODUCTS),$(wildcard quants/*.c runtime/*.c runtime/cpu/*.c))
+SOURCES  = $(filter-out $(PER_ISA) $(PRODUCTS),$(wildcard quants/*.c runtime/*.c runtime/memory/*.c runtime/cpu/*.c))
 OBJECTS  = $(SOURCES:%.c=$(BUILD)/%.o) $(ISA_OBJECTS:%=$(BUILD)/%)
 C_TESTS  = $(patsubst tests/c/%.c,$(BUILD)/$(1)/tests/%,$(wildcard tests/c/*.c))
 
 .DEFAULT_GOAL := all
 .PHONY: native $(shell sed -n 's/^\([a-z-]*\):.*\#\#.*/\1/p' $(MAKEFILE_LIST))
 
-all: $(READY) ## build everything into .venv (editable install)
-	@$(MAKE) --no-print-directory native PYTHON=$(BIN)/python
+all: $(READY) ## build everything into .venv, and install what the tests need (editable install)
+	@$(MAKE) --no-print-directory $(PARALLEL) native PYTHON=$(BIN)/python
 
-$(READY): pyproject.toml
-	$(PYTHON) -m venv $(VENV)
-	$(PIP) --upgrade pip
-	$(PIP) --editable '.[test]'
+# Every processor, unless whoever calls make says how many.
+JOBS    ?= $(shell nproc 2>/dev/null || echo 1)
+PARALLEL = $(if $(filter -j%,$(MAKEFLAGS)),,-j$(JOBS))
+
+# The packages that building and running need. pip mostly waits for the network and the disk, so the C library is compiled
+# at the same time; the install then finds it built. It builds in the same environment: no second one is made.
+NEEDS = $(shell awk '/^(requires|dependencies) = \[/ { on = 1 } on { print } /\]$$/ { on = 0 }' pyproject.toml | sed 's/^[a-z]* = \[//; s/\]$$//; s/,/ /g')
+.PHONY: library-and-needs
+library-and-needs: $(VENV)/.needs $(BUILD)/libdgemma.a
+
+$(VENV)/.needs: pyproject.toml
+	@echo "Installing what running needs from PyPI into $(VENV)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(PIP) --no-compile 'pip>=21.3' $(NEEDS)
+	@touch $@
+
+$(RUNS): pyproject.toml
+	@echo "Compiling the C library, $(words $(OBJECTS)) files on $(JOBS) processors"
+	@$(MAKE) --no-print-directory --silent $(PARALLEL) SAY=1 library-and-needs
+	@echo "Installing dgemma itself into $(VENV), so that changes of its source count at once"
+	@$(PIP) --no-build-isolation --editable .
+	@touch $@
+
+$(READY): $(RUNS)
+	@echo "Installing what the tests need from PyPI into $(VENV)"
+	@$(PIP) --no-build-isolation --editable '.[test]'
 	@touch $@
 
 # ---- trying it ----
 SUDOKU = tests/models/sudoku
-run: all ## convert the bundled checkpoint and solve a Sudoku, showing the canvas as it settles
-	$(BIN)/dg-convert $(SUDOKU) -o $(BUILD)/sudoku.gguf --type q8_0 --force
-	$(BIN)/dg-run $(BUILD)/sudoku.gguf -f $(SUDOKU)/puzzle.txt --visual
+run: $(RUNS) ## build what running needs, convert the bundled checkpoint and solve a Sudoku, showing the canvas as it settles
+	@$(MAKE) --no-print-directory --silent $(PARALLEL) SAY=1 native PYTHON=$(BIN)/python
+	@echo "Converting $(SUDOKU) to $(BUILD)/sudoku.gguf: dg-convert $(SUDOKU) -o $(BUILD)/sudoku.gguf --type q8_0 --force"
+	@$(BIN)/dg-convert $(SUDOKU) -o $(BUILD)/sudoku.gguf --type q8_0 --force
+	@echo "Solving a Sudoku: dg-run $(BUILD)/sudoku.gguf -f $(SUDOKU)/puzzle.txt --visual"
+	@$(BIN)/dg-run $(BUILD)/sudoku.gguf -f $(SUDOKU)/puzzle.txt --visual
 
 # ---- proving it ----
 test: test-c fuzz-replay test-python ## the whole test suite: C and the fuzz corpora under ASan and UBSan, then Python
@@ -79,7 +108,6 @@ fuzz-files: $(BUILD)/libdgemma.a ## open N=100000 damaged files as models: refus
 CLANG   ?= clang
 MINUTES ?= 1
 SEED    ?= 0
-JOBS    ?= $(shell nproc 2>/dev/null || echo 1)
 FUZZ     = $(BUILD)/fuzz
 FUZZED   = -O1 -g -fsanitize=address,undefined,float-cast-overflow -fno-sanitize-recover=all -fprofile-instr-generate -fcoverage-mapping
 # What the fuzzer follows; not what differs with addresses, as the depth of the stack does.
@@ -133,7 +161,7 @@ test-python: all ## the Python tests alone
 # The lowest versions that pyproject.toml allows, together: what imports and calls other packages is tested with them. CI
 # installs the newest everywhere else. Needs a Python that these have wheels for: 3.10 to 3.12.
 LOWEST       = $(BUILD)/lowest
-LOWEST_TESTS = $(patsubst %,tests/test_%.py,serve template hub info record terminal bench)
+LOWEST_TESTS = $(patsubst %,tests/test_%.py,serve template hub info record terminal bench gguf_header)
 test-lowest: all ## the parts that call other packages, with the lowest versions of pyproject.toml, in build/lowest
 	@rm -rf $(LOWEST) && mkdir -p $(LOWEST)
 	$(PYTHON) -m venv $(LOWEST)/venv
@@ -146,7 +174,7 @@ test-oracle: all ## compare logits and canvases with transformers, live (install
 	$(PIP) --editable '.[test,oracle]'
 	$(BIN)/python -m pytest -m oracle
 
-# The figures of the README that dg-bench makes; their JSON stays under tests/bench, where a slower commit shows.
+# The figures of README and docs/ that dg-bench makes; their JSON stays under tests/bench, where a slower commit shows.
 BENCH_CACHE ?= $(HOME)/.cache/dgemma
 BENCH = $(BIN)/dg-bench --shape 26b-a4b --cache $(BENCH_CACHE)
 bench: all ## time the real shapes with random weights: 6 layers and all 30 (20 GB of disk, a quarter of an hour)
@@ -162,9 +190,18 @@ bench-serve: all ## what dg-serve bears and costs: overhead, first bytes, 32 cli
 bench-convert: all ## how fast dg-convert is and how much memory it takes, on 2 GiB in the real shapes
 	$(BIN)/python tests/measure_convert.py
 
-bench-quality: all ## the README's quality tables of the bundled checkpoints, into tests/bench: types, calibration, settings
+bench-quality: all ## the quality tables of the bundled checkpoints, into tests/bench: types, calibration, settings
 	$(BIN)/python tests/measure_types.py
 	$(BIN)/python tests/measure_quality.py
+	$(BIN)/dg-eval --task sudoku --count 100 --seeds 5 -o tests/bench/quality-sudoku.json
+
+docs: all ## write what is derived in README.md and docs/: figures from tests/bench, docs/commands.md from --help
+	$(BIN)/python docs/make.py
+
+# The picture of the README.
+.PHONY: picture
+picture: $(RUNS)
+	$(BIN)/dg-run -f $(SUDOKU)/puzzle.txt --quiet --record docs/canvas.svg > /dev/null
 
 lint: all ## ruff over the Python code, mypy over the package
 	$(BIN)/ruff check .
@@ -180,10 +217,26 @@ ifdef CUDA
 CUDA_OBJECTS = $(KERNELS:%.cu=$(BUILD)/%.o)
 CUDA_LINK    = -L$(CUDA_HOME)/lib -L$(CUDA_HOME)/lib64 -Wl,--exclude-libs,ALL -lcudart_static $(if $(wildcard $(CUDA_HOME)/lib*/libculibos.a),-lculibos) -lrt -ldl -lstdc++
 endif
-$(BUILD)/runtime/ops.o: ALL += $(if $(CUDA),-DDG_CUDA)
-$(BUILD)/runtime/ops.o $(NATIVE): $(BUILD)/variant
+$(BUILD)/runtime/backends.o: ALL += $(if $(CUDA),-DDG_CUDA)
+$(BUILD)/runtime/backends.o $(NATIVE): $(BUILD)/variant
 
 lib: $(BUILD)/libdgemma.a ## the C library alone
+
+# Where the version is compiled in.
+$(BUILD)/runtime/version.o $(WATCHED:%=$(BUILD)/%/runtime/version.o): pyproject.toml
+
+# dg.h and the files that it includes, the library, and what pkg-config tells about both.
+HEADERS = $(filter %.h %.def,$(shell $(CC) -MM -Iquants -Iruntime -x c runtime/dg.h))
+PLACE   = $(DESTDIR)$(PREFIX)
+install: $(BUILD)/libdgemma.a ## install the C header and library under PREFIX=/usr/local (and DESTDIR, for packages)
+	install -d $(PLACE)/include/dgemma $(PLACE)/lib/pkgconfig
+	install -m 644 $(HEADERS) $(PLACE)/include/dgemma
+	install -m 644 $(BUILD)/libdgemma.a $(PLACE)/lib
+	printf '%s\n' 'prefix=$(PREFIX)' 'Name: dgemma' 'Description: a runtime for DiffusionGemma' 'Version: $(VERSION)' \
+		'Cflags: -I$${prefix}/include/dgemma -pthread' 'Libs: -L$${prefix}/lib -ldgemma -lm -pthread' > $(PLACE)/lib/pkgconfig/dgemma.pc
+
+uninstall: ## remove what make install put there
+	rm -rf $(PLACE)/include/dgemma $(PLACE)/lib/libdgemma.a $(PLACE)/lib/pkgconfig/dgemma.pc
 
 .SECONDEXPANSION:
 $(BUILD)/libdgemma.a: $(OBJECTS) $$(CUDA_OBJECTS)
@@ -263,7 +316,7 @@ $(foreach t,$(TARGETS),$(eval $(call CUBIN_RULES,$(t))))
 -include $(CUBINS:=.d) $(KERNELS:%.cu=$(BUILD)/%.d)
 
 # Kernels and backend as C++ over the emulation of tests/cuda, in three variants: as it is, with ASan and UBSan, and with the
-# hooks of the race checker. Each has the whole library, its ops.c with the backend.
+# hooks of the race checker. Each has the whole library, its backends.c with the backend.
 CXX       ?= c++
 EMULATED   = $(BUILD)/cuda
 EMU_FLAGS  = -std=c++17 -fPIC -ffp-contract=off -fno-threadsafe-statics -Wall -Wextra -Wshadow -Wundef $(if $(CI),-Werror) \
@@ -275,7 +328,7 @@ EMU_hooks_races = -fsanitize=thread
 EMU_link_plain  = -ldl
 EMU_link_races  = -rdynamic -Wl,--wrap=memcpy,--wrap=memset -ldl
 EMU_parts_races = races
-EMU_library = $(filter-out $(1)runtime/ops.o,$(2))
+EMU_library = $(filter-out $(1)runtime/backends.o,$(2))
 EMU_library_plain = $(call EMU_library,$(BUILD)/,$(OBJECTS))
 EMU_library_races = $(call EMU_library,$(BUILD)/,$(OBJECTS))
 EMU_library_asan  = $(call EMU_library,$(BUILD)/asan/,$(asan_OBJECTS))
@@ -289,11 +342,11 @@ $(EMULATED)/$(1)/%.cu.o: %.cu $(CUDA_HOME)/bin/nvcc
 $(EMULATED)/$(1)/%.cpp.o: %.cpp $(CUDA_HOME)/bin/nvcc
 	@mkdir -p $$(@D)
 	$$(CXX) $$(EMU_FLAGS) $$(EMU_$(1)) -MMD -MP -c $$< -o $$@
-$(EMULATED)/$(1)/runtime/ops.o: runtime/ops.c
+$(EMULATED)/$(1)/runtime/backends.o: runtime/backends.c
 	@mkdir -p $$(@D)
 	$$(CC) $$(ALL) $$(EMU_$(1)) -DDG_CUDA -MMD -MP -c $$< -o $$@
 EMU_shim_$(1) = $$(patsubst %,$(EMULATED)/$(1)/tests/cuda/%.cpp.o,shim runtime $(EMU_parts_$(1)))
-EMU_objects_$(1) = $$(KERNELS:%=$(EMULATED)/$(1)/%.o) $(EMULATED)/$(1)/runtime/ops.o $$(EMU_library_$(1)) $$(EMU_shim_$(1))
+EMU_objects_$(1) = $$(KERNELS:%=$(EMULATED)/$(1)/%.o) $(EMULATED)/$(1)/runtime/backends.o $$(EMU_library_$(1)) $$(EMU_shim_$(1))
 $(EMULATED)/$(1)/%_test: $(EMULATED)/$(1)/tests/cuda/%_test.cu.o $$(EMU_objects_$(1))
 	$$(CXX) $$(EMU_$(1):-fsanitize=thread=) $$^ -lm -pthread $$(EMU_link_$(1)) $$($$(*F)_LINK) -o $$@
 .PRECIOUS: $(EMULATED)/$(1)/%.cu.o $(EMULATED)/$(1)/%.cpp.o

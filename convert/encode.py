@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dgemma.convert.config import Config
+from dgemma.convert.gguf_header import aligned
 from dgemma.convert.safetensors import SourceTensor
-from dgemma.convert.writer import aligned
 from dgemma.errors import FormatError
 from dgemma.native import formats
 

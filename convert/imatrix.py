@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from gguf import GGUFType, Keys
 from numpy.typing import NDArray
 
+from dgemma.convert.gguf_header import TensorInfo, aligned, header
 from dgemma.convert.metadata import Pair
 from dgemma.convert.names import Wanted
-from dgemma.convert.writer import IMATRIX, NewFile, aligned, header
+from dgemma.convert.writer import IMATRIX, NewFile
 from dgemma.errors import FormatError
 from dgemma.files.gguf_file import File
 from dgemma.files.output import readable
@@ -102,17 +104,17 @@ def read_imatrix(path: Path, n_expert: int) -> Importance:
     if read_regular(path, 4) != b"GGUF":
         return _from_dat(path, read_regular(path), n_expert)
     with File(path) as file:
-        if file.get("general.type") != "imatrix":
-            raise FormatError(f"{path}: expected an imatrix, found a GGUF file of type {file.get('general.type')!r}")
+        if file.get(Keys.General.TYPE) != GGUFType.IMATRIX:
+            raise FormatError(f"{path}: expected an imatrix, found a GGUF file of type {file.get(Keys.General.TYPE)!r}")
         for t in file.tensors:
             if t.format.name not in LOSSLESS:
                 raise FormatError(f"{path}: tensor {t.name} is {t.format.name}; sums are F32")
         sums = {t.name: (t.dims, t.format.decode(t.data)) for t in file.tensors}
-        datasets, chunks = file.get("imatrix.datasets") or [], file.get("imatrix.chunk_count") or 0
+        datasets, chunks = file.get(Keys.IMatrix.DATASETS) or [], file.get(Keys.IMatrix.CHUNK_COUNT) or 0
     if not isinstance(datasets, list) or not all(isinstance(each, str) for each in datasets):
-        raise FormatError(f"{path}: imatrix.datasets: expected a list of texts")
+        raise FormatError(f"{path}: {Keys.IMatrix.DATASETS}: expected a list of texts")
     if not isinstance(chunks, int) or not 0 <= chunks < 1 << 31:
-        raise FormatError(f"{path}: imatrix.chunk_count: expected a number from 0 to 2147483647")
+        raise FormatError(f"{path}: {Keys.IMatrix.CHUNK_COUNT}: expected a number from 0 to 2147483647")
     found = {}
     for name in (n.removesuffix(".in_sum2") for n in sums if n.endswith(".in_sum2")):
         dims, squares = sums[f"{name}.in_sum2"]
@@ -185,23 +187,22 @@ def write_imatrix(
 ) -> None:
     """llama.cpp's GGUF file of such sums. chunk_size: rows of a chunk."""
     pairs = [
-        Pair("general.type", "STRING", "imatrix"),
-        Pair("imatrix.datasets", "STRINGS", [dataset]),
-        Pair("imatrix.chunk_count", "U32", chunks),
-        Pair("imatrix.chunk_size", "U32", chunk_size),
+        Pair(Keys.General.TYPE, "STRING", GGUFType.IMATRIX),
+        Pair(Keys.IMatrix.DATASETS, "STRINGS", [dataset]),
+        Pair(Keys.IMatrix.CHUNK_COUNT, "U32", chunks),
+        Pair(Keys.IMatrix.CHUNK_SIZE, "U32", chunk_size),
     ]
-    places, data, offset = [], [], 0
+    infos, data = list[TensorInfo](), list[bytes]()
     for name, sums in found.items():
         kept = {".in_sum2": sums.squares, ".counts": sums.counts[:, None], ".in_sum": sums.inputs}
         for suffix, array in kept.items():
             if array is None:
                 continue
             values = np.ascontiguousarray(array, np.float32).tobytes()
-            places.append((name + suffix, array.shape[::-1], formats.by_name("F32").id, offset))
+            infos.append(TensorInfo(name + suffix, array.shape[::-1], formats.by_name("F32")))
             data.append(values.ljust(aligned(len(values)), b"\0"))
-            offset += len(data[-1])
-    head = header(pairs, places)
-    with NewFile(path, len(head) + offset, IMATRIX) as file:
+    head = header(pairs, infos)
+    with NewFile(path, len(head) + sum(map(len, data)), IMATRIX) as file:
         for piece in (head, *data):
             file.write(piece)
         file.commit(force)

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from gguf import GGML_QUANT_VERSION, GGUFType, Keys
+
 from dgemma.convert.config import MODEL_TYPE, Config
 from dgemma.convert.names import Wanted
 from dgemma.convert.tokenizer import SCORE, SPECIAL, Vocabulary
@@ -14,11 +16,10 @@ from dgemma.files.gguf_file import File
 from dgemma.native.metadata import keys
 
 TOKENIZER_MODEL = "gemma4"
-QUANTIZATION_VERSION = 2
 ENCODED = "ENCODED"
 
 # What tells of a file and not of its model.
-OF_A_FILE = ("general.alignment", "split.", "quantize.")
+OF_A_FILE = (Keys.General.ALIGNMENT, "split.", "quantize.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +35,7 @@ def metadata(config: Config, vocabulary: Vocabulary, needed: Sequence[Wanted], f
     """All pairs in file order; a key without a value, such as a missing chat template, is left out."""
     values: dict[str, Any] = dict(config.values)
     values["architecture"] = MODEL_TYPE.replace("_", "-")
-    values["type"] = "model"
+    values["type"] = GGUFType.MODEL
     values["name"] = config.name
     values["size_label"] = size_label(needed, config.values["n_expert"])
     values["tokenizer_model"] = TOKENIZER_MODEL
@@ -50,7 +51,7 @@ def metadata(config: Config, vocabulary: Vocabulary, needed: Sequence[Wanted], f
     values["chat_template"] = vocabulary.chat_template
     values["add_space_prefix"] = False
     values["add_bos"] = vocabulary.add_bos
-    values["quantization_version"] = QUANTIZATION_VERSION
+    values["quantization_version"] = GGML_QUANT_VERSION
     values["file_type"] = file_type
 
     return [Pair(k.key, k.kind, values[k.field]) for k in keys().values() if values[k.field] is not None]
@@ -58,7 +59,7 @@ def metadata(config: Config, vocabulary: Vocabulary, needed: Sequence[Wanted], f
 
 def carried(file: File, file_type: int) -> list[Pair]:
     """The metadata of a file for a new one in other formats."""
-    fresh = {keys()["quantization_version"].key: QUANTIZATION_VERSION, keys()["file_type"].key: file_type}
+    fresh = {keys()["quantization_version"].key: GGML_QUANT_VERSION, keys()["file_type"].key: file_type}
     pairs = [
         Pair(key, "U32", fresh.pop(key)) if key in fresh else Pair(key, ENCODED, value.encoded)
         for key, value in file.values.items()

@@ -4,22 +4,22 @@ than those files say, is found in time.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from dgemma.convert.config import Config
-from dgemma.convert.metadata import metadata
+from dgemma.convert.gguf_header import header
+from dgemma.convert.metadata import Pair
 from dgemma.convert.tokenizer import NORMAL, Vocabulary
-from dgemma.convert.writer import header
 from dgemma.errors import FormatError
 from dgemma.tokenizer import Tokenizer
 
 
-def open_vocabulary(config: Config, vocabulary: Vocabulary) -> Tokenizer:
-    """Raises FormatError, which names the vocabulary's file."""
+def open_vocabulary(pairs: Sequence[Pair], vocabulary: Vocabulary) -> Tokenizer:
+    """Return the tokenizer of a file with these keys. Raises FormatError, which names the vocabulary's file."""
     with TemporaryDirectory(prefix="dgemma-") as room:
         file = Path(room) / "vocabulary.gguf"
-        file.write_bytes(header(metadata(config, vocabulary, [], 0), []))
+        file.write_bytes(header(pairs, []))
         try:
             tokenizer = Tokenizer.from_gguf(file)
         except FormatError as problem:

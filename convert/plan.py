@@ -9,16 +9,17 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from gguf import Keys
 from numpy.typing import NDArray
 
 from dgemma.convert import recipe
 from dgemma.convert.config import Config
 from dgemma.convert.encode import rope_freqs
+from dgemma.convert.gguf_header import ALIGNMENT, TensorInfo, aligned, header, header_bytes
 from dgemma.convert.metadata import Pair
 from dgemma.convert.names import Wanted, wanted
 from dgemma.convert.safetensors import SourceTensor
 from dgemma.convert.source import Source
-from dgemma.convert.writer import ALIGNMENT, aligned, header, header_bytes
 from dgemma.errors import UsageError
 from dgemma.native.formats import Format
 from dgemma.units import size_text
@@ -147,8 +148,11 @@ def _parts(pairs: list[Pair], tensors: list[Planned], most: int | None) -> list[
 
 
 def _split_pairs(i: int, n: int, n_tensors: int) -> list[Pair]:
-    numbers = Pair("split.no", "U16", i), Pair("split.count", "U16", n)
-    return [*numbers, Pair("split.tensors.count", "I32", n_tensors)]
+    return [
+        Pair(Keys.Split.LLM_KV_SPLIT_NO, "U16", i),
+        Pair(Keys.Split.LLM_KV_SPLIT_COUNT, "U16", n),
+        Pair(Keys.Split.LLM_KV_SPLIT_TENSORS_COUNT, "I32", n_tensors),
+    ]
 
 
 def _grouped(pairs: list[Pair], tensors: list[Planned], most: int) -> list[list[Planned]]:
@@ -156,7 +160,7 @@ def _grouped(pairs: list[Pair], tensors: list[Planned], most: int) -> list[list[
     groups: list[list[Planned]] = []
     room = 0
     for tensor in tensors:
-        entry = header_bytes([], [_place(tensor)]) - header_bytes([], [])
+        entry = header_bytes([], [_info(tensor)]) - header_bytes([], [])
         needs = entry + aligned(tensor.bytes)
         if not groups or needs > room:
             keys = (pairs if not groups else []) + _split_pairs(0, 0, 0)
@@ -177,8 +181,8 @@ def _part(pairs: Sequence[Pair], tensors: Sequence[Planned]) -> Part:
     for t in tensors:
         placed.append(Planned(t.want, t.sources, t.made, t.format, offset, t.bytes))
         offset = aligned(offset + t.bytes)
-    return Part(header(pairs, [_place(t) for t in placed]), placed)
+    return Part(header(pairs, [_info(t) for t in placed]), placed)
 
 
-def _place(tensor: Planned) -> tuple[str, tuple[int, ...], int, int]:
-    return tensor.want.gguf, tensor.want.dims, tensor.format.id, tensor.offset
+def _info(tensor: Planned) -> TensorInfo:
+    return TensorInfo(tensor.want.gguf, tensor.want.dims, tensor.format)

@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
+from gguf import LlamaFileType
+
 from dgemma.convert.names import Wanted
 from dgemma.errors import UsageError
 from dgemma.native import formats
@@ -13,6 +15,9 @@ from dgemma.native import formats
 # Rows that do not divide into a format's blocks fall back to this one, and where they do not fit that either, to F16.
 FALLBACK = {"Q6_K": "Q8_0", "Q5_K": "Q5_1", "Q4_K": "Q5_0"}
 LAST_RESORT = "F16"
+
+# The numbers of general.file_type, by names such as Q4_K_M: the package has them as ALL_F32, MOSTLY_Q4_K_M and so on.
+FILE_TYPES = {file_type.name.partition("_")[2]: int(file_type) for file_type in LlamaFileType}
 
 
 def more_bits(i: int, n: int) -> bool:
@@ -62,27 +67,40 @@ def _is_down(want: Wanted) -> bool:
 class Recipe:
     """`rule` gives the format of a matrix that is number i of the n of its name."""
 
-    file_type: int  # general.file_type; of our own recipes, that of the nearest other
+    like: str  # the type that general.file_type names; of our own recipes the nearest other
     table: str  # the format of the embedding, which is also the output head
     rule: Rule
     size: str  # of the published checkpoint's file
     help: str
 
+    @property
+    def file_type(self) -> int:
+        """Return the value of general.file_type."""
+        return FILE_TYPES[self.like]
+
 
 # THE list of types, from the largest file to the smallest.
 RECIPES = {
-    "f32": Recipe(0, "F32", _same("F32"), "94.1 GiB", "32-bit floats, for comparisons"),
-    "f16": Recipe(1, "F16", _same("F16"), "47.1 GiB", "16-bit floats with a small range"),
-    "bf16": Recipe(32, "BF16", _same("BF16"), "47.1 GiB", "the checkpoint's own values, nothing lost"),
-    "q8_0": Recipe(7, "Q8_0", _same("Q8_0"), "25.0 GiB", "8.5 bits a weight, hardly to be told from bf16"),
-    "q6_k": Recipe(18, "Q6_K", _same("Q6_K"), "21.1 GiB", "6.6 bits a weight"),
-    "q5_k_m": Recipe(17, "Q6_K", _mixed("Q5_K"), "17.8 GiB", "5.5 bits, more where it matters"),
-    "q5_dense8": Recipe(17, "Q8_0", _dense8("Q5_K"), "17.5 GiB", "experts in 5.5 to 6 bits, all else in 8.5 (ours)"),
-    "q4_k_m": Recipe(15, "Q6_K", _mixed("Q4_K"), "15.7 GiB", "4.5 bits, more where it matters: the usual choice"),
-    "q4_dense8": Recipe(15, "Q8_0", _dense8("Q4_K"), "15.3 GiB", "experts in 4.5 to 5.5 bits, all else in 8.5 (ours)"),
-    "q4_k_s": Recipe(14, "Q6_K", _first("Q4_K", values=4), "14.4 GiB", "4.5 bits, more in the first layers alone"),
-    "iq4_nl": Recipe(25, "Q6_K", _first("IQ4_NL", values=0), "13.6 GiB", "4.5 bits on uneven levels, slow to encode"),
-    "q4_0": Recipe(2, "Q6_K", _same("Q4_0"), "13.5 GiB", "4.5 bits the plain way, quick to encode"),
+    "f32": Recipe("F32", "F32", _same("F32"), "94.1 GiB", "32-bit floats, for comparisons"),
+    "f16": Recipe("F16", "F16", _same("F16"), "47.1 GiB", "16-bit floats with a small range"),
+    "bf16": Recipe("BF16", "BF16", _same("BF16"), "47.1 GiB", "the checkpoint's own values, nothing lost"),
+    "q8_0": Recipe("Q8_0", "Q8_0", _same("Q8_0"), "25.0 GiB", "8.5 bits a weight, hardly to be told from bf16"),
+    "q6_k": Recipe("Q6_K", "Q6_K", _same("Q6_K"), "21.1 GiB", "6.6 bits a weight"),
+    "q5_k_m": Recipe("Q5_K_M", "Q6_K", _mixed("Q5_K"), "17.8 GiB", "5.5 bits, more where it matters"),
+    "q5_dense8": Recipe(
+        "Q5_K_M", "Q8_0", _dense8("Q5_K"), "17.5 GiB", "experts in 5.5 to 6 bits, all else in 8.5 (ours)"
+    ),
+    "q4_k_m": Recipe("Q4_K_M", "Q6_K", _mixed("Q4_K"), "15.7 GiB", "4.5 bits, more where it matters: the usual choice"),
+    "q4_dense8": Recipe(
+        "Q4_K_M", "Q8_0", _dense8("Q4_K"), "15.3 GiB", "experts in 4.5 to 5.5 bits, all else in 8.5 (ours)"
+    ),
+    "q4_k_s": Recipe(
+        "Q4_K_S", "Q6_K", _first("Q4_K", values=4), "14.4 GiB", "4.5 bits, more in the first layers alone"
+    ),
+    "iq4_nl": Recipe(
+        "IQ4_NL", "Q6_K", _first("IQ4_NL", values=0), "13.6 GiB", "4.5 bits on uneven levels, slow to encode"
+    ),
+    "q4_0": Recipe("Q4_0", "Q6_K", _same("Q4_0"), "13.5 GiB", "4.5 bits the plain way, quick to encode"),
 }
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from dgemma.convert.chat_template import try_out
 from dgemma.convert.config import Config, read_config
+from dgemma.convert.gguf_header import encode_values
 from dgemma.convert.metadata import Pair, carried, metadata
 from dgemma.convert.names import HEAD, Origins, Wanted, match
 from dgemma.convert.opening import open_vocabulary
@@ -76,10 +77,11 @@ class Folder(Source):
 
     def pairs(self, needed: Sequence[Wanted], file_type: int) -> list[Pair]:
         vocabulary = read_vocabulary(self.path, self.config.values["n_vocab"], self.config.special_ids)
-        self.notes, self._tokenizer = vocabulary.notes, open_vocabulary(self.config, vocabulary)
+        pairs = encode_values(metadata(self.config, vocabulary, needed, file_type))
+        self.notes, self._tokenizer = vocabulary.notes, open_vocabulary(pairs, vocabulary)
         if self._tokenizer.chat_template is not None:
             self.notes += try_out(self.path, self._tokenizer)
-        return metadata(self.config, vocabulary, needed, file_type)
+        return pairs
 
     def tokenizer(self) -> Tokenizer:
         if self._tokenizer is None:

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from gguf import TokenType
+
 from dgemma.convert.added import Settings, add_special, read_settings, text_of
 from dgemma.convert.chat_template import with_tokens
 from dgemma.convert.safetensors import read_json
@@ -16,7 +18,8 @@ from dgemma.convert.steps import Tokenizer
 from dgemma.errors import FormatError
 from dgemma.files.regular import read_regular
 
-NORMAL, CONTROL, USER_DEFINED, BYTE = 1, 3, 4, 6
+NORMAL, CONTROL = int(TokenType.NORMAL), int(TokenType.CONTROL)
+USER_DEFINED, BYTE = int(TokenType.USER_DEFINED), int(TokenType.BYTE)
 SCORE = -1000.0
 
 # Special tokens that are part of an answer's text, which readers need to see: the marks of tool calls and of thoughts.

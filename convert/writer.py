@@ -1,4 +1,4 @@
-"""GGUF out: the header as bytes, and a file that gets its name only once it is complete."""
+"""Files that get their names only once they are complete."""
 
 from __future__ import annotations
 
@@ -7,70 +7,20 @@ import fcntl
 import os
 import re
 import shutil
-import struct
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from dgemma.convert.metadata import ENCODED, Pair
+from gguf import GGUF_MAGIC, GGUFType, Keys
+
 from dgemma.errors import Error, SystemFailure, UsageError
-from dgemma.files.gguf_file import ARRAY, KINDS, File
+from dgemma.files.gguf_file import File
 from dgemma.files.output import Kind, beside, check_kind, check_target, unfinished
 from dgemma.units import size_text
 
-ALIGNMENT = 32
 LOCK = "lock"  # the file of a working folder that is locked
-MAGIC, VERSION = b"GGUF", 3
-
-
-def aligned(size: int) -> int:
-    return -(-size // ALIGNMENT) * ALIGNMENT
-
-
-def header(pairs: Sequence[Pair], tensors: Iterable[tuple[str, Sequence[int], int, int]]) -> bytes:
-    """Everything before the data section, padded. tensors: name, dims fastest first, format id, offset in the data."""
-    out = _unpadded(pairs, list(tensors))
-    return bytes(out.ljust(aligned(len(out)), b"\0"))
-
-
-def header_bytes(pairs: Sequence[Pair], tensors: Iterable[tuple[str, Sequence[int], int, int]]) -> int:
-    """How long it is without its padding."""
-    return len(_unpadded(pairs, list(tensors)))
-
-
-def _unpadded(pairs: Sequence[Pair], tensors: Sequence[tuple[str, Sequence[int], int, int]]) -> bytearray:
-    out = bytearray(MAGIC + struct.pack("<IQQ", VERSION, len(tensors), len(pairs)))
-    for pair in pairs:
-        out += _string(pair.key, pair.key) + _value(pair)
-    for name, dims, format_id, offset in tensors:
-        out += _string(name, name) + struct.pack(f"<I{len(dims)}QIQ", len(dims), *dims, format_id, offset)
-    return out
-
-
-def _value(pair: Pair) -> bytes:
-    if pair.kind == ENCODED:
-        return bytes(pair.value)
-    if pair.kind in KINDS:
-        number, code = KINDS[pair.kind]
-        return struct.pack("<I", number) + _scalar(pair.key, code, pair.value)
-    number, code = KINDS[pair.kind.removesuffix("S")]
-    prefix = struct.pack("<IIQ", ARRAY, number, len(pair.value))
-    if code:
-        return prefix + struct.pack(f"<{len(pair.value)}{code}", *pair.value)
-    return prefix + b"".join(_string(pair.key, text) for text in pair.value)
-
-
-def _scalar(key: str, code: str, value: Any) -> bytes:
-    return struct.pack(f"<{code}", value) if code else _string(key, value)
-
-
-def _string(key: str, text: str) -> bytes:
-    try:
-        data = text.encode("utf-8")
-    except UnicodeEncodeError:
-        raise Error(f"{key}: {text!r} is no Unicode text") from None
-    return struct.pack("<Q", len(data)) + data
+MAGIC = GGUF_MAGIC.to_bytes(4, "little")
 
 
 def gguf_kind(name: str, type: str, unreadable: bool) -> Kind:
@@ -82,15 +32,15 @@ def gguf_kind(name: str, type: str, unreadable: bool) -> Kind:
                 return False
         try:
             with File(path) as gguf:
-                return (gguf.get("general.type") or "model") == type
+                return (gguf.get(Keys.General.TYPE) or GGUFType.MODEL) == type
         except Error:
             return unreadable
 
     return Kind(name, holds)
 
 
-MODEL = gguf_kind("a model in a GGUF file", "model", unreadable=True)
-IMATRIX = gguf_kind("an imatrix", "imatrix", unreadable=False)
+MODEL = gguf_kind("a model in a GGUF file", GGUFType.MODEL, unreadable=True)
+IMATRIX = gguf_kind("an imatrix", GGUFType.IMATRIX, unreadable=False)
 
 
 def refuse_target(out: Path, force: bool, source: Path, kind: Kind = MODEL) -> None:

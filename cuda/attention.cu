@@ -26,10 +26,10 @@ __device__ inline float number(const __half *p) { return __half2float(*p); }
 /* Dynamic shared memory: q[dim], and p[THREADS]. */
 template <class T>
 __global__ void __launch_bounds__(THREADS) attention_kernel(float *y, const float *q, const T *k, const T *v, key_range s, int32_t dim) {
-    DG_DYNAMIC_SHARED(float, room);
+    DG_DYNAMIC_SHARED(float, scratch);
     DG_SHARED(float, peaks, THREADS / WARP);
     DG_SHARED(float, totals, THREADS / WARP);
-    float *const shared_q = room, *const p = room + dim;
+    float *const shared_q = scratch, *const p = scratch + dim;
     const int64_t i = blockIdx.x / s.n_head, stride = static_cast<int64_t>(s.n_kv) * dim;
     const int32_t h = static_cast<int32_t>(blockIdx.x % s.n_head), kv = h * s.n_kv / s.n_head;
     int32_t from, to;
@@ -101,8 +101,8 @@ __global__ void DG_HOT(THREADS) attention_mma_kernel(float *y, const float *q, c
     using S = shape<D>;
     constexpr int COLUMNS = D / 4, N8 = COLUMNS / 8; /* of the output per warp, and their mma tiles */
     constexpr int KEY_N8 = S::KEYS / 16;             /* mma tiles of scores per warp: half the keys of 16 rows */
-    DG_DYNAMIC_SHARED(__half, room);
-    __half *const shared_q = room, *const ring = shared_q + ROWS * S::PITCH, *const p = ring + STAGES * S::TILE;
+    DG_DYNAMIC_SHARED(__half, scratch);
+    __half *const shared_q = scratch, *const ring = shared_q + ROWS * S::PITCH, *const p = ring + STAGES * S::TILE;
     float *const scores = reinterpret_cast<float *>(p + ROWS * S::P_PITCH), *const peaks = scores + ROWS * S::S_PITCH, *const totals = peaks + ROWS,
                 *const shrinks = totals + ROWS;
     const int lane = lane_id(), warp = warp_id();
@@ -249,14 +249,14 @@ __global__ void DG_HOT(THREADS) attention_mma_kernel(float *y, const float *q, c
         }
 }
 
-template <int D> static void start_mma(const turn &t, float *y, const float *q, const attention_keys *keys, const key_range &s, int64_t n) {
+template <int D> static void start_mma(const launch &t, float *y, const float *q, const attention_keys *keys, const key_range &s, int64_t n) {
     const int64_t rows = n * (s.n_head / s.n_kv);
     t.start(attention_mma_kernel<D>, dim3(blocks_for(rows, ROWS), static_cast<unsigned>(s.n_kv)), dim3(THREADS), shape<D>::SHARED, y, q,
             static_cast<const __half *>(keys->k), static_cast<const __half *>(keys->v), s, static_cast<int32_t>(n));
 }
 
 void cuda_attention(const ops *o, float *y, const float *q, const attention_keys *keys, int64_t n, int64_t n_head, int64_t dim) {
-    const turn t(o, "attention");
+    const launch t(o, "attention");
     const key_range s = {keys->first, keys->count, keys->window, static_cast<int32_t>(keys->n_kv), static_cast<int32_t>(n_head), keys->causal};
     const bool cores = !t.g->exact && t.g->architecture >= 80 && n_head % keys->n_kv == 0;
     if (cores && dim == 512) return start_mma<512>(t, y, q, keys, s, n);

@@ -7,7 +7,7 @@
 #include <string.h>
 
 #include "backend.h"
-#include "homes.cuh"
+#include "expert_offload.cuh"
 extern "C" {
 #include "error.h"
 }
@@ -34,7 +34,7 @@ int cuda_status(const ops *o, dg_error *error) {
 /* ---- Memory ---- */
 
 void cuda_reserve(const ops *o, void **out, size_t bytes) {
-    const turn t(o, "reserve");
+    const launch t(o, "reserve");
     *out = nullptr;
     if (t.g->forked()) return;
     const cudaError_t status = cudaMalloc(out, bytes);
@@ -47,24 +47,24 @@ void cuda_reserve(const ops *o, void **out, size_t bytes) {
 }
 
 void cuda_release(const ops *o, void *memory, size_t) {
-    const turn t(o, "release");
+    const launch t(o, "release");
     if (!t.g->forked()) gpu_check(t.g, cudaFree(memory), t.op);
 }
 
 void cuda_available(const ops *o, int64_t *bytes) {
-    const turn t(o, "available");
+    const launch t(o, "available");
     size_t left = 0, all = 0;
     if (!t.g->forked()) gpu_check(t.g, cudaMemGetInfo(&left, &all), t.op);
     *bytes = static_cast<int64_t>(left);
 }
 
 void cuda_put(const ops *o, void *to, const void *from, size_t bytes) {
-    const turn t(o, "put");
+    const launch t(o, "put");
     if (t.g->failure == cudaSuccess) gpu_check(t.g, cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, t.g->stream), t.op);
 }
 
 void cuda_get(const ops *o, void *to, const void *from, size_t bytes) {
-    const turn t(o, "get");
+    const launch t(o, "get");
     const bool staged = bytes <= STAGING;
     if (t.g->failure != cudaSuccess) return;
     if (bytes) gpu_check(t.g, cudaMemcpyAsync(staged ? t.g->staging : to, from, bytes, cudaMemcpyDeviceToHost, t.g->stream), t.op);
@@ -72,7 +72,7 @@ void cuda_get(const ops *o, void *to, const void *from, size_t bytes) {
 }
 
 void cuda_copy(const ops *o, void *to, const void *from, size_t bytes) {
-    const turn t(o, "copy");
+    const launch t(o, "copy");
     if (t.g->failure == cudaSuccess) gpu_check(t.g, cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, t.g->stream), t.op);
 }
 
@@ -87,7 +87,7 @@ void cuda_record(const ops *o, recording *r, bool *replayed) {
         g->unlock();
         return;
     }
-    /* the turn lasts until `recorded`; while parts are timed, each op runs by itself */
+    /* the mutex is held until `recorded`; while parts are timed, each op runs by itself */
     g->recording = g->failure == cudaSuccess && !r->graph && !o->profile && !watched(g) && gpu_check(g, cudaStreamBeginCapture(g->stream, cudaStreamCaptureModeThreadLocal), "record");
 }
 
@@ -106,7 +106,7 @@ void cuda_recorded(const ops *o, recording *r) {
 }
 
 void cuda_forget(const ops *o, recording *r) {
-    const turn t(o, "forget");
+    const launch t(o, "forget");
     if (r->graph && !t.g->forked()) gpu_check(t.g, cudaGraphExecDestroy(static_cast<cudaGraphExec_t>(r->graph)), t.op);
     r->graph = nullptr;
 }
@@ -119,7 +119,7 @@ struct placed_weight {
 };
 
 void cuda_place(const ops *o, tensor *w) {
-    const turn t(o, "place");
+    const launch t(o, "place");
     const size_t bytes = static_cast<size_t>(w->expert_bytes * w->experts);
     if (t.g->failure != cudaSuccess) return;
     placed_weight *own = new (std::nothrow) placed_weight{nullptr, t.g->weights};
@@ -193,7 +193,7 @@ void cuda_close(ops *o) {
     if (!g) return;
     o->device = nullptr;
     if (g->forked()) return; /* all of it is the parent's */
-    close_homes(g);
+    close_offload(g);
     while (g->weights) {
         placed_weight *w = g->weights;
         g->weights = w->next;

@@ -1,4 +1,4 @@
-/* The CUDA backend, as ops.c knows it. */
+/* The CUDA backend, as backends.c knows it. */
 #ifndef DG_CUDA_BACKEND_H
 #define DG_CUDA_BACKEND_H
 

@@ -19,7 +19,7 @@ extern "C" {
 #undef _Thread_local
 
 struct placed_weight;
-struct expert_homes;
+struct expert_offload;
 
 struct gpu {
     cudaStream_t stream;        /* of all ops */
@@ -31,23 +31,23 @@ struct gpu {
     bool recording;
     int32_t *longest;           /* of the table longest_of: the square of its longest row's length, a float */
     const void *longest_of;
-    expert_homes *homes;        /* where experts are, once they were placed */
+    expert_offload *offload;    /* where experts are, once they were placed */
     placed_weight *weights;     /* copies of the file's, WEIGHT_MARGIN bytes longer: loads may run over the end */
     void *staging;              /* page-locked, STAGING bytes: small copies to the caller */
-    std::recursive_mutex turns; /* ops of several threads follow one another; a recording is one turn */
+    std::recursive_mutex mutex; /* held while an op starts, and from graph_begin to graph_end */
     int32_t forks;              /* os_forks() of the process that opened it: a child can use neither device nor lock */
 
     bool forked() const { return os_forks() != forks; }
     void lock() {
         if (!forked()) {
-            turns.lock();
+            mutex.lock();
             return;
         }
         failure = cudaErrorInitializationError;
         failed = "a model on a GPU cannot be used in a forked process";
     }
     void unlock() {
-        if (!forked()) turns.unlock();
+        if (!forked()) mutex.unlock();
     }
 };
 enum { STAGING = 1 << 16, WEIGHT_MARGIN = 256 };
@@ -57,14 +57,14 @@ static inline gpu *gpu_of(const ops *o) { return static_cast<gpu *>(o->device); 
 /* Keeps the first failure; true if all is well. */
 bool gpu_check(gpu *g, cudaError_t status, const char *op);
 
-/* An op's turn: `const turn t(o, "matmul");` first, then t.start(kernel, grid, block, shared, arguments...). */
-struct turn {
+/* What an op starts: `const turn t(o, "matmul");` first, then t.start(kernel, grid, block, shared, arguments...). */
+struct launch {
     gpu *g;
     const char *op;
-    turn(const ops *o, const char *name) : g(gpu_of(o)), op(name) { g->lock(); }
-    ~turn() { g->unlock(); }
-    turn(const turn &) = delete;
-    turn &operator=(const turn &) = delete;
+    launch(const ops *o, const char *name) : g(gpu_of(o)), op(name) { g->lock(); }
+    ~launch() { g->unlock(); }
+    launch(const launch &) = delete;
+    launch &operator=(const launch &) = delete;
 
     template <class... P, class... A> void start(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared, A... arguments) const {
         if (g->failure == cudaSuccess && grid.x && grid.y && grid.z) gpu_check(g, dg_launch(kernel, grid, block, shared, g->stream, arguments...), op);

@@ -198,21 +198,21 @@ template <class T> __device__ inline T warp_max(T v) {
     }
     return v;
 }
-/* The same over a block of THREADS in one dimension; room: [THREADS / WARP], free again at the next block_sync(). */
-template <int THREADS, class T> __device__ inline T block_sum(T v, T *room) {
+/* The same over a block of THREADS in one dimension; scratch: [THREADS / WARP], free again at the next block_sync(). */
+template <int THREADS, class T> __device__ inline T block_sum(T v, T *scratch) {
     v = warp_sum(v);
-    if (lane_id() == 0) room[warp_id()] = v;
+    if (lane_id() == 0) scratch[warp_id()] = v;
     block_sync();
     T sum = T(0);
-    for (int i = 0; i < THREADS / WARP; i++) sum += room[i];
+    for (int i = 0; i < THREADS / WARP; i++) sum += scratch[i];
     return sum;
 }
-template <int THREADS, class T> __device__ inline T block_max(T v, T *room) {
+template <int THREADS, class T> __device__ inline T block_max(T v, T *scratch) {
     v = warp_max(v);
-    if (lane_id() == 0) room[warp_id()] = v;
+    if (lane_id() == 0) scratch[warp_id()] = v;
     block_sync();
-    T most = room[0];
-    for (int i = 1; i < THREADS / WARP; i++) most = room[i] > most ? room[i] : most;
+    T most = scratch[0];
+    for (int i = 1; i < THREADS / WARP; i++) most = scratch[i] > most ? scratch[i] : most;
     return most;
 }
 

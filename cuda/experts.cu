@@ -1,5 +1,5 @@
 /* The experts op: which kernels multiply which formats. */
-#include "plain.cuh"
+#include "naive.cuh"
 #include "half_tile.cuh"
 
 /* Tiles of an expert's pairs: of 64 rows of gate and up side by side, in one warp's hands, or of 64 rows of down. */
@@ -9,12 +9,12 @@ constexpr int PAIR_ROWS = 64, HIDDEN_PITCH = PAIR_ROWS + 4; /* two rows of four 
 
 /* hidden = gelu(gate x) * up x of each place in the order's pairs, [places][rows]: in floats, or rounded for blocks of 32. */
 template <class C, bool TENSOR, int NT>
-__global__ void DG_HOT(128, pair_tile<C, TENSOR, NT>::BLOCKS) gate_up_kernel(float *hidden, rounded rounded_hidden, typename pair_tile<C, TENSOR, NT>::input x, expert_matrix gate, expert_matrix up, expert_order o, portion some,
+__global__ void DG_HOT(128, pair_tile<C, TENSOR, NT>::BLOCKS) gate_up_kernel(float *hidden, quantized quantized_hidden, typename pair_tile<C, TENSOR, NT>::input x, expert_matrix gate, expert_matrix up, expert_order o, portion some,
                                            int32_t k, int32_t rows, int64_t row_bytes, int32_t cols) {
     if constexpr (runs_here(TENSOR)) {
         using T = pair_tile<C, TENSOR, NT>;
-        static_assert(T::THREADS == 128 && T::ROWS == 2 * PAIR_ROWS && sizeof(typename T::room) >= T::TOKENS * HIDDEN_PITCH * sizeof(float), "as launched");
-        DG_DYNAMIC_SHARED(typename T::room, room);
+        static_assert(T::THREADS == 128 && T::ROWS == 2 * PAIR_ROWS && sizeof(typename T::scratch) >= T::TOKENS * HIDDEN_PITCH * sizeof(float), "as launched");
+        DG_DYNAMIC_SHARED(typename T::scratch, scratch);
         const int2 run = o.tiles[blockIdx.y];
         if (!some.has(run.x)) return;
         const int32_t first_row = static_cast<int32_t>(blockIdx.x) * PAIR_ROWS, expert_end = o.start[run.x + 1];
@@ -22,13 +22,13 @@ __global__ void DG_HOT(128, pair_tile<C, TENSOR, NT>::BLOCKS) gate_up_kernel(flo
         const bytes gates = gate.of(run.x), ups = up.of(run.x);
         typename T::sums sums;
         T::run(
-            sums, room, x, cols,
+            sums, scratch, x, cols,
             [&](int i) { /* 16 rows of gate, the same of up, and so on */
                 const int32_t row = first_row + i / 32 * 16 + i % 16;
                 return (i / 16 % 2 ? ups : gates) + (row < rows ? row : rows - 1) * row_bytes;
             },
             [&](int i) { return o.pairs[run.y + i < end ? run.y + i : end - 1] / k; });
-        float *const values = reinterpret_cast<float *>(room); /* [TOKENS][HIDDEN_PITCH] */
+        float *const values = reinterpret_cast<float *>(scratch); /* [TOKENS][HIDDEN_PITCH] */
         T::each([&](int row, int token, int m, int n, int i) {
             if (m == 0) values[token * HIDDEN_PITCH + row / 32 * 16 + row % 16] = gelu_tanh(sums.sum[0][n][i]) * sums.sum[1][n][i];
         });
@@ -45,7 +45,7 @@ __global__ void DG_HOT(128, pair_tile<C, TENSOR, NT>::BLOCKS) gate_up_kernel(flo
                 float scale;
                 const uint32_t codes = round_sub(v, &scale);
                 if (place < end && column < rows) {
-                    rounded_stage *const to = rounded_hidden.stages + static_cast<int64_t>(place) * rounded_hidden.n_stages + column / STAGE;
+                    quantized_stage *const to = quantized_hidden.stages + static_cast<int64_t>(place) * quantized_hidden.n_stages + column / STAGE;
                     reinterpret_cast<uint32_t *>(to->codes)[column % STAGE / 4] = codes;
                     if (threadIdx.x % 8 == 0) to->scales[column % STAGE / SUB] = scale;
                 }
@@ -60,14 +60,14 @@ __global__ void DG_HOT(128, down_tile<C, TENSOR, NT>::BLOCKS) down_kernel(float 
     if constexpr (runs_here(TENSOR)) {
         using T = down_tile<C, TENSOR, NT>;
         static_assert(T::THREADS == 128 && T::ROWS == PAIR_ROWS, "as launched");
-        DG_DYNAMIC_SHARED(typename T::room, room);
+        DG_DYNAMIC_SHARED(typename T::scratch, scratch);
         const int2 run = o.tiles[blockIdx.y];
         if (!some.has(run.x)) return;
         const int32_t first_row = static_cast<int32_t>(blockIdx.x) * T::ROWS, expert_end = o.start[run.x + 1];
         const int32_t end = run.y + T::TOKENS < expert_end ? run.y + T::TOKENS : expert_end;
         typename T::sums sums;
         T::run(
-            sums, room, hidden, cols,
+            sums, scratch, hidden, cols,
             [&](int i) { return down.of(run.x) + (first_row + i < rows ? first_row + i : rows - 1) * row_bytes; },
             [&](int i) { return run.y + i < end ? run.y + i : end - 1; });
         T::each([&](int row, int token, int m, int n, int i) {
@@ -78,32 +78,32 @@ __global__ void DG_HOT(128, down_tile<C, TENSOR, NT>::BLOCKS) down_kernel(float 
 
 /* One call of the op, and its pieces of the work memory. */
 struct mixture {
-    const turn &t;
+    const launch &t;
     const tensor *gate, *up, *down;
-    const expert_home *home;
+    const layer_offload *placed;
     int64_t n, k;
     expert_order order;
     float *out, *hidden;
-    rounded rounded_hidden;
+    quantized quantized_hidden;
 };
 
 template <class C, bool TENSOR, int NT> static void start_gate_up(const mixture &m, portion some, const typename pair_tile<C, TENSOR, NT>::input &x, float *hidden) {
     using T = pair_tile<C, TENSOR, NT>;
-    m.t.start(gate_up_kernel<C, TENSOR, NT>, dim3(blocks_for(m.gate->rows, PAIR_ROWS), static_cast<unsigned>(m.order.most_tiles)), dim3(T::THREADS), sizeof(typename T::room),
-              hidden, m.rounded_hidden, x, expert_matrix_of(m.home, m.gate, 0), expert_matrix_of(m.home, m.up, 1), m.order, some, static_cast<int32_t>(m.k),
+    m.t.start(gate_up_kernel<C, TENSOR, NT>, dim3(blocks_for(m.gate->rows, PAIR_ROWS), static_cast<unsigned>(m.order.most_tiles)), dim3(T::THREADS), sizeof(typename T::scratch),
+              hidden, m.quantized_hidden, x, expert_matrix_of(m.placed, m.gate, 0), expert_matrix_of(m.placed, m.up, 1), m.order, some, static_cast<int32_t>(m.k),
               static_cast<int32_t>(m.gate->rows), m.gate->row_bytes, static_cast<int32_t>(m.gate->cols));
 }
 
 template <class C, bool TENSOR, int NT> static void start_down(const mixture &m, portion some, const typename down_tile<C, TENSOR, NT>::input &hidden) {
     using T = down_tile<C, TENSOR, NT>;
-    m.t.start(down_kernel<C, TENSOR, NT>, dim3(blocks_for(m.down->rows, T::ROWS), static_cast<unsigned>(m.order.most_tiles)), dim3(T::THREADS), sizeof(typename T::room), m.out,
-              hidden, expert_matrix_of(m.home, m.down, 2), m.order, some, static_cast<int32_t>(m.down->rows), m.down->row_bytes, static_cast<int32_t>(m.down->cols));
+    m.t.start(down_kernel<C, TENSOR, NT>, dim3(blocks_for(m.down->rows, T::ROWS), static_cast<unsigned>(m.order.most_tiles)), dim3(T::THREADS), sizeof(typename T::scratch), m.out,
+              hidden, expert_matrix_of(m.placed, m.down, 2), m.order, some, static_cast<int32_t>(m.down->rows), m.down->row_bytes, static_cast<int32_t>(m.down->cols));
 }
 
 /* The hidden values as down takes them: rounded already, or now. */
-template <class C> static auto taken(const turn &t, const mixture &m, C format, bool in_place, void *memory) {
+template <class C> static auto taken(const launch &t, const mixture &m, C format, bool in_place, void *memory) {
     if constexpr (C::BLOCKS)
-        if (in_place) return m.rounded_hidden;
+        if (in_place) return m.quantized_hidden;
     return round_input(t, format, memory, m.hidden, m.n * m.k, m.down->cols);
 }
 
@@ -111,7 +111,7 @@ template <class C> static auto taken(const turn &t, const mixture &m, C format, 
 constexpr int32_t LOW = 16, HIGH = 32;
 static int32_t height_for(int64_t pairs, int64_t n_expert) { return 4 * pairs >= 3 * LOW * n_expert ? HIGH : LOW; }
 
-static bool tiled_experts(const turn &t, float *y, const float *x, const tensor *gate, const tensor *up, const tensor *down, const int32_t *experts, const float *weights,
+static bool tiled_experts(const launch &t, float *y, const float *x, const tensor *gate, const tensor *up, const tensor *down, const int32_t *experts, const float *weights,
                           int64_t n, int64_t k, void *work) {
     bool in_place = false; /* hidden values are rounded where they are made */
     if (gate->format != up->format || !for_tiles(t.g, gate, [](auto) {}) ||
@@ -119,15 +119,15 @@ static bool tiled_experts(const turn &t, float *y, const float *x, const tensor 
         return false;
     const int32_t height = height_for(n * k, gate->experts);
     const bool tensor_cores = t.g->architecture >= 80;
-    mixture m = {t, gate, up, down, home_of(t.g, gate), n, k, order_experts(t, work, experts, n * k, gate->experts, height), nullptr, nullptr, {}};
+    mixture m = {t, gate, up, down, layer_offload_of(t.g, gate), n, k, order_experts(t, work, experts, n * k, gate->experts, height), nullptr, nullptr, {}};
     char *at = static_cast<char *>(work) + expert_order_bytes(n * k, gate->experts);
     m.out = reinterpret_cast<float *>(at), at += whole_lines(static_cast<size_t>(n * k * down->rows) * sizeof(float));
     m.hidden = reinterpret_cast<float *>(at), at += in_place ? 0 : whole_lines(static_cast<size_t>(n * k * down->cols) * sizeof(float));
     void *const room_x = at, *const room_hidden = at + input_bytes(n, gate->cols);
-    m.rounded_hidden = rounded_in(room_hidden, n * k, down->cols);
-    const bool beside = begin_beside(t, m.home, y, x, experts, weights, n, k);
+    m.quantized_hidden = quantized_in(room_hidden, n * k, down->cols);
+    const bool beside = begin_beside(t, m.placed, y, x, experts, weights, n, k);
     for_tiles(t.g, gate, [&](auto format) { round_input(t, format, room_x, x, n, gate->cols); });
-    for_portions(t, m.home, static_cast<int32_t>(gate->experts), [&](portion some) {
+    for_portions(t, m.placed, static_cast<int32_t>(gate->experts), [&](portion some) {
         for_tiles(t.g, gate, [&](auto format) {
             using C = decltype(format);
             float *const hidden = in_place ? nullptr : m.hidden;
@@ -143,12 +143,12 @@ static bool tiled_experts(const turn &t, float *y, const float *x, const tensor 
         });
     });
     if (beside) end_beside(t);
-    combine_experts(t, y, m.out, experts, weights, n, k, down->rows, portion_here(m.home, static_cast<int32_t>(gate->experts)), beside);
+    combine_experts(t, y, m.out, experts, weights, n, k, down->rows, portion_here(m.placed, static_cast<int32_t>(gate->experts)), beside);
     return true;
 }
 
 void cuda_experts(const ops *o, float *y, const float *x, const tensor *gate, const tensor *up, const tensor *down, const int32_t *experts,
                   const float *weights, int64_t n, int64_t k, const expert_feed *, void *work) {
-    const turn t(o, "experts");
-    if (t.g->exact || !tiled_experts(t, y, x, gate, up, down, experts, weights, n, k, work)) plain_experts(t, y, x, gate, up, down, experts, weights, n, k, work);
+    const launch t(o, "experts");
+    if (t.g->exact || !tiled_experts(t, y, x, gate, up, down, experts, weights, n, k, work)) naive_experts(t, y, x, gate, up, down, experts, weights, n, k, work);
 }

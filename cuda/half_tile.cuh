@@ -31,7 +31,7 @@ static inline size_t half_rows_bytes(int64_t n, int64_t cols) {
     return whole_lines(static_cast<size_t>(n * ((cols + HALF_STAGE - 1) / HALF_STAGE * HALF_STAGE)) * sizeof(uint16_t)) + whole_lines(static_cast<size_t>(n) * sizeof(float));
 }
 /* r = x[n][cols] */
-void round_halves(const turn &t, const half_rows &r, const float *x, int64_t n, int64_t cols, bool brain);
+void round_halves(const launch &t, const half_rows &r, const float *x, int64_t n, int64_t cols, bool brain);
 
 template <bool BRAIN, bool TENSOR, int WARPS_M, int WARPS_N, int MT, int NT, int RING> struct tile<halves<BRAIN>, TENSOR, WARPS_M, WARPS_N, MT, NT, RING> {
     using places = tile_places<WARPS_M, WARPS_N, MT, NT>;
@@ -41,14 +41,14 @@ template <bool BRAIN, bool TENSOR, int WARPS_M, int WARPS_N, int MT, int NT, int
     struct sums {
         float sum[MT][NT][4];
     };
-    struct room {
+    struct scratch {
         alignas(LINE) uint16_t weights[RING][ROWS][HALF_PITCH];
         alignas(LINE) uint16_t x[RING][TOKENS][HALF_PITCH];
         bytes rows[ROWS];
         int32_t tokens[TOKENS];
     };
 
-    template <class W, class X> __device__ static void run(sums &s, room *r, const half_rows &x, int cols, W row_of, X token_of) {
+    template <class W, class X> __device__ static void run(sums &s, scratch *r, const half_rows &x, int cols, W row_of, X token_of) {
         for (int i = threadIdx.x; i < ROWS; i += THREADS) r->rows[i] = row_of(i);
         for (int i = threadIdx.x; i < TOKENS; i += THREADS) r->tokens[i] = token_of(i);
         DG_UNROLL
@@ -80,7 +80,7 @@ template <bool BRAIN, bool TENSOR, int WARPS_M, int WARPS_N, int MT, int NT, int
         block_sync();
     }
 
-    __device__ static void fetch(room *r, const half_rows &x, int stage, int cols) {
+    __device__ static void fetch(scratch *r, const half_rows &x, int stage, int cols) {
         constexpr int LINES = HALF_STAGE / LINE_HALVES;
         const int at = stage % RING;
         DG_UNROLL
@@ -95,7 +95,7 @@ template <bool BRAIN, bool TENSOR, int WARPS_M, int WARPS_N, int MT, int NT, int
         }
     }
 
-    __device__ static void multiply(sums &s, const room *r, int at) {
+    __device__ static void multiply(sums &s, const scratch *r, int at) {
         if constexpr (TENSOR) {
             const int lane = lane_id(), row = warp_id() / WARPS_N * (MT * 16), first = warp_id() % WARPS_N * (NT * 8);
             DG_UNROLL
@@ -139,22 +139,22 @@ template <class F> static inline bool for_tiles(const gpu *g, const tensor *w, F
 }
 
 /* Where x[n][cols] lies as the tiles of C take it, in memory of input_bytes(). */
-template <class C> static inline rounded input_in(C, void *memory, int64_t n, int64_t cols) { return rounded_in(memory, n, cols); }
+template <class C> static inline quantized input_in(C, void *memory, int64_t n, int64_t cols) { return quantized_in(memory, n, cols); }
 template <bool BRAIN> static inline half_rows input_in(halves<BRAIN>, void *memory, int64_t n, int64_t cols) { return half_rows_in(memory, n, cols); }
 
 /* Rounds it. */
-template <class C> static inline auto round_input(const turn &t, C, void *memory, const float *x, int64_t n, int64_t cols) {
-    const rounded r = rounded_in(memory, n, cols);
-    round_rows(t, r, x, n, cols, C::INTEGER);
+template <class C> static inline auto round_input(const launch &t, C, void *memory, const float *x, int64_t n, int64_t cols) {
+    const quantized r = quantized_in(memory, n, cols);
+    quantize_rows(t, r, x, n, cols, C::INTEGER);
     return r;
 }
-template <bool BRAIN> static inline half_rows round_input(const turn &t, halves<BRAIN>, void *memory, const float *x, int64_t n, int64_t cols) {
+template <bool BRAIN> static inline half_rows round_input(const launch &t, halves<BRAIN>, void *memory, const float *x, int64_t n, int64_t cols) {
     const half_rows r = half_rows_in(memory, n, cols);
     round_halves(t, r, x, n, cols, BRAIN);
     return r;
 }
 static inline size_t input_bytes(int64_t n, int64_t cols) {
-    const size_t a = rounded_bytes(n, cols), b = half_rows_bytes(n, cols);
+    const size_t a = quantized_bytes(n, cols), b = half_rows_bytes(n, cols);
     return a > b ? a : b;
 }
 

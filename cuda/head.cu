@@ -2,12 +2,12 @@
  * and chunk stay the peak and two sums, of each row and group the likely ids. From these come entropy, argmax, the draw and
  * the self-conditioning of the next step, whose rows that cannot be told from few ids are computed over all of them: on tensor
  * cores, or in float32 where computation is exact, on sm_75 and with a table that no tile decodes. */
-#include "plain.cuh"
-#include "blend.cuh"
+#include "naive.cuh"
+#include "softmax_matmul.cuh"
 #include "matmul.cuh"
 
-constexpr int THREADS = 256, WARPS = THREADS / WARP, PER_LANE = SOFT_CHUNK / WARP;
-static_assert(WARPS * SOFT_CHUNK == SOFT_GROUP, "a warp takes a chunk");
+constexpr int THREADS = 256, WARPS = THREADS / WARP, PER_LANE = SELF_COND_CHUNK / WARP;
+static_assert(WARPS * SELF_COND_CHUNK == SELF_COND_GROUP, "a warp takes a chunk");
 
 /* As on the CPU: likely means within REACH nats of the peak. */
 constexpr float REACH = 15.0f;
@@ -15,10 +15,10 @@ constexpr float REACH = 15.0f;
 static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 static unsigned rows_of(int64_t n) { return static_cast<unsigned>(n); }
 
-/* The rows [first, first + SOFT_STRETCH) of a table, as a matrix of its own. */
+/* The rows [first, first + SELF_COND_STRETCH) of a table, as a matrix of its own. */
 static tensor stretch_of(const tensor *table, int64_t first) {
     tensor view = *table;
-    view.rows = least(SOFT_STRETCH, table->rows - first);
+    view.rows = least(SELF_COND_STRETCH, table->rows - first);
     view.placed += first * table->row_bytes;
     return view;
 }
@@ -35,14 +35,14 @@ struct found {
 __device__ inline bool better(const found &a, const found &b) { return a.z > b.z || (a.z == b.z && a.id < b.id); }
 
 /* A block takes a group of one row: logits z[n][width] of the vocabulary from `first` on. */
-__global__ void DG_HOT(THREADS) group_kernel(soft s, const float *z, int64_t first, int32_t width, int32_t n_vocab, float cap, const float *temperature) {
+__global__ void DG_HOT(THREADS) group_kernel(self_cond s, const float *z, int64_t first, int32_t width, int32_t n_vocab, float cap, const float *temperature) {
     DG_SHARED(float, peaks, WARPS);
     DG_SHARED(int32_t, counts, WARPS);
     DG_SHARED(found, bests, 2 * WARPS);
     const int lane = lane_id(), warp = warp_id();
     const int64_t row = blockIdx.y;
-    const int32_t begin = static_cast<int32_t>(blockIdx.x) * SOFT_GROUP + warp * SOFT_CHUNK; /* of the warp's chunk, in the stretch */
-    const int64_t group = first / SOFT_GROUP + blockIdx.x, chunk = group * WARPS + warp;
+    const int32_t begin = static_cast<int32_t>(blockIdx.x) * SELF_COND_GROUP + warp * SELF_COND_CHUNK; /* of the warp's chunk, in the stretch */
+    const int64_t group = first / SELF_COND_GROUP + blockIdx.x, chunk = group * WARPS + warp;
     float mine[PER_LANE], peak = -INFINITY;
     DG_UNROLL
     for (int j = 0; j < PER_LANE; j++) {
@@ -63,7 +63,7 @@ __global__ void DG_HOT(THREADS) group_kernel(soft s, const float *z, int64_t fir
     moment = warp_sum(moment);
     if (lane == 0) {
         peaks[warp] = peak;
-        if (chunk * SOFT_CHUNK < n_vocab) s.parts[chunk * s.n + row] = soft_part{peak, total, moment};
+        if (chunk * SELF_COND_CHUNK < n_vocab) s.parts[chunk * s.n + row] = self_cond_part{peak, total, moment};
     }
     block_sync();
     float highest = peaks[0];
@@ -79,10 +79,10 @@ __global__ void DG_HOT(THREADS) group_kernel(soft s, const float *z, int64_t fir
         if (w < warp) before += counts[w];
         all += counts[w];
     }
-    soft_list *const list = &s.lists[group * s.n + row];
+    self_cond_list *const list = &s.lists[group * s.n + row];
     const int32_t id = static_cast<int32_t>(first) + begin + lane;
-    if (threadIdx.x == 0) list->count = all < SOFT_GROUP_IDS ? all : SOFT_GROUP_IDS;
-    if (all <= SOFT_GROUP_IDS) { /* in the order of the ids */
+    if (threadIdx.x == 0) list->count = all < SELF_COND_GROUP_IDS ? all : SELF_COND_GROUP_IDS;
+    if (all <= SELF_COND_GROUP_IDS) { /* in the order of the ids */
         DG_UNROLL
         for (int j = 0; j < PER_LANE; j++) {
             const uint32_t likely = lanes_where(mine[j] >= bar);
@@ -95,7 +95,7 @@ __global__ void DG_HOT(THREADS) group_kernel(soft s, const float *z, int64_t fir
         }
         return;
     }
-    for (int k = 0; k < SOFT_GROUP_IDS; k++) { /* a flat group: the largest, one after another */
+    for (int k = 0; k < SELF_COND_GROUP_IDS; k++) { /* a flat group: the largest, one after another */
         found best = {-INFINITY, INT32_MAX};
         DG_UNROLL
         for (int j = 0; j < PER_LANE; j++) {
@@ -148,28 +148,28 @@ __device__ inline double ordered_sum(const double *sums) {
     return sum;
 }
 
-__global__ void DG_HOT(THREADS) merge_kernel(soft s, dg_choice *out, const double *u) {
-    DG_SHARED(float, room, WARPS);
+__global__ void DG_HOT(THREADS) merge_kernel(self_cond s, dg_choice *out, const double *u) {
+    DG_SHARED(float, scratch, WARPS);
     DG_SHARED(double, sums, THREADS);
     DG_SHARED(double, moment_sums, WARPS);
     DG_SHARED(double, kepts, WARPS);
     DG_SHARED(int32_t, counts, THREADS);
     DG_SHARED(int32_t, lowest, WARPS);
-    const int64_t i = blockIdx.x, chunks = (s.n_vocab + SOFT_CHUNK - 1) / SOFT_CHUNK, groups = (s.n_vocab + SOFT_GROUP - 1) / SOFT_GROUP;
+    const int64_t i = blockIdx.x, chunks = (s.n_vocab + SELF_COND_CHUNK - 1) / SELF_COND_CHUNK, groups = (s.n_vocab + SELF_COND_GROUP - 1) / SELF_COND_GROUP;
     const int64_t each = (chunks + THREADS - 1) / THREADS, begin = threadIdx.x * each, end = begin + each < chunks ? begin + each : chunks;
     float peak = -INFINITY;
     for (int64_t c = begin; c < end; c++) {
         const float p = s.parts[c * s.n + i].peak;
         peak = p > peak ? p : peak;
     }
-    peak = block_max<THREADS>(peak, room);
+    peak = block_max<THREADS>(peak, scratch);
     double mine = 0.0, moment = 0.0;
     const auto share_of = [&](int64_t c, double *below) {
         *below = static_cast<double>(s.parts[c * s.n + i].peak) - static_cast<double>(peak);
         return exp(*below);
     };
     for (int64_t c = begin; c < end; c++) {
-        const soft_part sums_of = s.parts[c * s.n + i];
+        const self_cond_part sums_of = s.parts[c * s.n + i];
         double below;
         const double scale = share_of(c, &below);
         mine += static_cast<double>(sums_of.total) * scale;
@@ -200,7 +200,7 @@ __global__ void DG_HOT(THREADS) merge_kernel(soft s, dg_choice *out, const doubl
     int32_t best = INT32_MAX, base = 0;
     for (int64_t g0 = 0; g0 < groups; g0 += THREADS) {
         const int64_t g = g0 + threadIdx.x;
-        const soft_list *const list = g < groups ? &s.lists[g * s.n + i] : nullptr;
+        const self_cond_list *const list = g < groups ? &s.lists[g * s.n + i] : nullptr;
         int32_t count = 0;
         for (int32_t j = 0; list && j < list->count; j++) {
             if (list->z[j] == peak && list->ids[j] < best) best = list->ids[j];
@@ -216,10 +216,10 @@ __global__ void DG_HOT(THREADS) merge_kernel(soft s, dg_choice *out, const doubl
         }
         for (int32_t j = 0; list && j < list->count; j++) {
             if (list->z[j] < peak - REACH) continue;
-            if (at < SOFT_IDS) {
+            if (at < SELF_COND_IDS) {
                 const double share = exp(static_cast<double>(list->z[j]) - static_cast<double>(peak)) / total;
-                s.ids[i * SOFT_IDS + at] = list->ids[j];
-                s.shares[i * SOFT_IDS + at] = static_cast<float>(share);
+                s.ids[i * SELF_COND_IDS + at] = list->ids[j];
+                s.shares[i * SELF_COND_IDS + at] = static_cast<float>(share);
                 kept += share;
             }
             at++;
@@ -228,7 +228,7 @@ __global__ void DG_HOT(THREADS) merge_kernel(soft s, dg_choice *out, const doubl
     kept = block_sum<THREADS>(kept, kepts);
     best = -block_max<THREADS>(-best, lowest);
     if (threadIdx.x) return;
-    s.counts[i] = base < SOFT_IDS ? base : SOFT_IDS;
+    s.counts[i] = base < SELF_COND_IDS ? base : SELF_COND_IDS;
     s.dropped[i] = kept < 1.0 ? 1.0 - kept : 0.0;
     s.argmax[i] = best;
     const double entropy = log(total) - moment / total;
@@ -237,17 +237,17 @@ __global__ void DG_HOT(THREADS) merge_kernel(soft s, dg_choice *out, const doubl
     out[i] = finite ? dg_choice{entropy > 0.0 ? static_cast<float>(entropy) : 0.0f, best, best} : dg_choice{NAN, -1, -1};
 }
 
-/* The draw of a row within its chunk, whose logits are z[n][SOFT_CHUNK]: the first id at which the sum passes the aim. */
-__global__ void DG_HOT(THREADS) draw_kernel(soft s, dg_choice *out, const float *z, float cap, const float *temperature) {
+/* The draw of a row within its chunk, whose logits are z[n][SELF_COND_CHUNK]: the first id at which the sum passes the aim. */
+__global__ void DG_HOT(THREADS) draw_kernel(self_cond s, dg_choice *out, const float *z, float cap, const float *temperature) {
     DG_SHARED(double, shares, THREADS);
-    const int64_t i = blockIdx.x, chunk = s.chunks[i], left = s.n_vocab - chunk * SOFT_CHUNK;
-    static_assert(THREADS == SOFT_CHUNK, "a thread per id");
+    const int64_t i = blockIdx.x, chunk = s.chunks[i], left = s.n_vocab - chunk * SELF_COND_CHUNK;
+    static_assert(THREADS == SELF_COND_CHUNK, "a thread per id");
     const double peak = static_cast<double>(s.parts[chunk * s.n + i].peak);
-    shares[threadIdx.x] = threadIdx.x < left ? exp(static_cast<double>(scaled(z[i * SOFT_CHUNK + threadIdx.x], cap, *temperature)) - peak) : 0.0;
+    shares[threadIdx.x] = threadIdx.x < left ? exp(static_cast<double>(scaled(z[i * SELF_COND_CHUNK + threadIdx.x], cap, *temperature)) - peak) : 0.0;
     block_sync();
     if (threadIdx.x || out[i].argmax < 0) return;
     double before;
-    out[i].sample = static_cast<int32_t>(chunk * SOFT_CHUNK) + passing(shares, s.aims[i], &before);
+    out[i].sample = static_cast<int32_t>(chunk * SELF_COND_CHUNK) + passing(shares, s.aims[i], &before);
 }
 
 /* ---- The length of a table's longest row ---- */
@@ -269,7 +269,7 @@ template <class F> __global__ void __launch_bounds__(WARP) longest_kernel(int32_
     }
 }
 
-static void find_longest(const turn &t, const tensor *table) {
+static void find_longest(const launch &t, const tensor *table) {
     if (t.g->longest_of == table->placed || t.g->failure != cudaSuccess) return;
     gpu_check(t.g, cudaMemsetAsync(t.g->longest, 0, sizeof *t.g->longest, t.g->stream), t.op);
     for_format(table->format->id, [&](auto format) {
@@ -282,18 +282,18 @@ static void find_longest(const turn &t, const tensor *table) {
 
 /* ---- The head ---- */
 
-static void head_of(const turn &t, const ops *o, const head_part &canvas, const float *x, const tensor *table, float cap, void *work) {
-    soft *const s = canvas.next;
+static void head_of(const launch &t, const ops *o, const head_part &canvas, const float *x, const tensor *table, float cap, void *work) {
+    self_cond *const s = canvas.next;
     const int64_t n = canvas.n;
     const float *const temperature = canvas.temperature;
     if (!s->started) find_longest(t, table); /* a first step is never recorded */
     s->cap = cap;
     s->temperature = temperature;
     cuda_copy(o, s->x, x, static_cast<size_t>(n * table->cols) * sizeof *x);
-    for (int64_t first = 0; first < table->rows; first += SOFT_STRETCH) {
+    for (int64_t first = 0; first < table->rows; first += SELF_COND_STRETCH) {
         const tensor view = stretch_of(table, first);
         matmul_counted(t, s->z, x, &view, n, nullptr, work);
-        t.start(group_kernel, dim3(blocks_for(view.rows, SOFT_GROUP), rows_of(n)), dim3(THREADS), 0, *s, static_cast<const float *>(s->z), first,
+        t.start(group_kernel, dim3(blocks_for(view.rows, SELF_COND_GROUP), rows_of(n)), dim3(THREADS), 0, *s, static_cast<const float *>(s->z), first,
                 static_cast<int32_t>(view.rows), static_cast<int32_t>(table->rows), cap, temperature);
     }
     t.start(merge_kernel, dim3(rows_of(n)), dim3(THREADS), 0, *s, canvas.out, canvas.u);
@@ -303,37 +303,37 @@ static void head_of(const turn &t, const ops *o, const head_part &canvas, const 
 }
 
 void cuda_head(const ops *o, const head_part *parts, int32_t count, const float *x, const tensor *table, int64_t, float cap, void *work) {
-    const turn t(o, "head");
+    const launch t(o, "head");
     for (const head_part *p = parts; p < parts + count; x += p++->n * table->cols) head_of(t, o, *p, x, table, cap, work);
 }
 
-void cuda_logits(const ops *o, float *y, const float *x, const tensor *table, int64_t n, float cap, int32_t *found, int32_t mark, void *work, float *room) {
-    const turn t(o, "logits");
-    for (int64_t first = 0; first < table->rows; first += SOFT_STRETCH) {
+void cuda_logits(const ops *o, float *y, const float *x, const tensor *table, int64_t n, float cap, int32_t *found, int32_t mark, void *work, float *scratch) {
+    const launch t(o, "logits");
+    for (int64_t first = 0; first < table->rows; first += SELF_COND_STRETCH) {
         const tensor view = stretch_of(table, first);
-        matmul_counted(t, room, x, &view, n, nullptr, work);
-        cuda_watch(o, found, room, n * view.rows, mark);
-        cuda_softcap(o, room, n * view.rows, cap);
+        matmul_counted(t, scratch, x, &view, n, nullptr, work);
+        cuda_watch(o, found, scratch, n * view.rows, mark);
+        cuda_softcap(o, scratch, n * view.rows, cap);
         const size_t row = static_cast<size_t>(view.rows) * sizeof(float);
         if (t.g->failure == cudaSuccess)
-            gpu_check(t.g, cudaMemcpy2DAsync(y + first, static_cast<size_t>(table->rows) * sizeof(float), room, row, row, static_cast<size_t>(n), cudaMemcpyDeviceToHost, t.g->stream), t.op);
+            gpu_check(t.g, cudaMemcpy2DAsync(y + first, static_cast<size_t>(table->rows) * sizeof(float), scratch, row, row, static_cast<size_t>(n), cudaMemcpyDeviceToHost, t.g->stream), t.op);
     }
     if (t.g->failure == cudaSuccess) gpu_check(t.g, cudaStreamSynchronize(t.g->stream), t.op);
 }
 
 /* ---- Softmax times the table, a stretch at a time ---- */
 
-/* Of a row so far: the peak, the sum of its shares in the unit of the blend's sums, and by what the last stretch's new peak
+/* Of a row so far: the peak, the sum of its shares in the unit of the sums, and by what the last stretch's new peak
  * shrinks what was before. */
 struct row_state {
     float peak, total, shrink;
 };
 
 /* z = exp(z - peak) in place. count: NULL, or how many rows there are. cap 0: z is scaled already. longest: NULL, or of the table:
- * then shares are what blend.cuh takes. */
+ * then shares are what softmax_matmul.cuh takes. */
 __global__ void DG_HOT(THREADS) soften_kernel(row_state *states, float *z, int32_t width, const int32_t *count, bool first, float cap, const float *temperature,
                                               const float *longest) {
-    DG_SHARED(float, room, WARPS);
+    DG_SHARED(float, scratch, WARPS);
     DG_SHARED(float, sums, WARPS);
     if (count && static_cast<int32_t>(blockIdx.x) >= *count) return;
     z += static_cast<int64_t>(blockIdx.x) * width;
@@ -343,7 +343,7 @@ __global__ void DG_HOT(THREADS) soften_kernel(row_state *states, float *z, int32
         if (cap > 0.0f) z[v] = scaled(z[v], cap, *temperature);
         peak = z[v] > peak ? z[v] : peak;
     }
-    peak = block_max<THREADS>(peak, room);
+    peak = block_max<THREADS>(peak, scratch);
     float total = 0.0f;
     for (int32_t from = 0; from < width; from += THREADS) {
         const int32_t v = from + static_cast<int32_t>(threadIdx.x);
@@ -364,72 +364,72 @@ __global__ void DG_HOT(THREADS) soften_kernel(row_state *states, float *z, int32
     if (threadIdx.x == 0) states[blockIdx.x] = row_state{peak, fmaf(before.total, shrink, total), shrink};
 }
 
-/* y[n][cols] = y * shrink + z[n][width] table: a block takes PLAIN rows and 256 columns. */
-constexpr int BLEND_THREADS = 128, BLEND_COLUMNS = 256, BLEND_PITCH = BLEND_COLUMNS + 1;
+/* y[n][cols] = y * shrink + z[n][width] table: a block takes NAIVE rows and 256 columns. */
+constexpr int SOFTMAX_THREADS = 128, SOFTMAX_COLUMNS = 256, SOFTMAX_PITCH = SOFTMAX_COLUMNS + 1;
 template <class F>
-__global__ void DG_HOT(BLEND_THREADS) blend_kernel(float *y, const row_state *states, const float *z, const typename F::block *table, int32_t width,
+__global__ void DG_HOT(SOFTMAX_THREADS) softmax_matmul_kernel(float *y, const row_state *states, const float *z, const typename F::block *table, int32_t width,
                                                               int64_t cols, int32_t n, const int32_t *count, bool first) {
-    DG_SHARED(float, values, PLAIN * BLEND_PITCH);
-    DG_SHARED(float, shares, PLAIN * PLAIN);
-    const int32_t first_row = static_cast<int32_t>(blockIdx.y) * PLAIN;
+    DG_SHARED(float, values, NAIVE * SOFTMAX_PITCH);
+    DG_SHARED(float, shares, NAIVE * NAIVE);
+    const int32_t first_row = static_cast<int32_t>(blockIdx.y) * NAIVE;
     if (count) n = *count;
     if (first_row >= n) return;
-    const int64_t from = static_cast<int64_t>(blockIdx.x) * BLEND_COLUMNS, row_blocks = cols / F::VALUES;
-    const int columns = static_cast<int>(cols - from < BLEND_COLUMNS ? cols - from : BLEND_COLUMNS), per_row = columns / F::VALUES;
-    float sum[PLAIN][2];
-    for (int i = 0; i < PLAIN; i++)
+    const int64_t from = static_cast<int64_t>(blockIdx.x) * SOFTMAX_COLUMNS, row_blocks = cols / F::VALUES;
+    const int columns = static_cast<int>(cols - from < SOFTMAX_COLUMNS ? cols - from : SOFTMAX_COLUMNS), per_row = columns / F::VALUES;
+    float sum[NAIVE][2];
+    for (int i = 0; i < NAIVE; i++)
         for (int c = 0; c < 2; c++) {
-            const int column = static_cast<int>(threadIdx.x) + c * BLEND_THREADS;
+            const int column = static_cast<int>(threadIdx.x) + c * SOFTMAX_THREADS;
             const bool there = !first && first_row + i < n && column < columns;
             sum[i][c] = there ? y[(first_row + i) * cols + from + column] * states[first_row + i].shrink : 0.0f;
         }
-    for (int32_t v = 0; v < width; v += PLAIN) {
-        for (int i = threadIdx.x; i < PLAIN * per_row; i += BLEND_THREADS) {
-            const int r = i % PLAIN, b = i / PLAIN;
-            if (v + r < width) F::decode(table + (v + r) * row_blocks + from / F::VALUES + b, values + r * BLEND_PITCH + b * F::VALUES);
+    for (int32_t v = 0; v < width; v += NAIVE) {
+        for (int i = threadIdx.x; i < NAIVE * per_row; i += SOFTMAX_THREADS) {
+            const int r = i % NAIVE, b = i / NAIVE;
+            if (v + r < width) F::decode(table + (v + r) * row_blocks + from / F::VALUES + b, values + r * SOFTMAX_PITCH + b * F::VALUES);
         }
-        for (int i = threadIdx.x; i < PLAIN * PLAIN; i += BLEND_THREADS) {
-            const int row = i / PLAIN, r = i % PLAIN;
+        for (int i = threadIdx.x; i < NAIVE * NAIVE; i += SOFTMAX_THREADS) {
+            const int row = i / NAIVE, r = i % NAIVE;
             shares[i] = first_row + row < n && v + r < width ? z[static_cast<int64_t>(first_row + row) * width + v + r] : 0.0f;
         }
         block_sync();
-        const int here = width - v < PLAIN ? width - v : PLAIN;
+        const int here = width - v < NAIVE ? width - v : NAIVE;
         for (int c = 0; c < 2; c++) {
-            const int column = static_cast<int>(threadIdx.x) + c * BLEND_THREADS;
+            const int column = static_cast<int>(threadIdx.x) + c * SOFTMAX_THREADS;
             if (column < columns)
                 for (int r = 0; r < here; r++)
-                    for (int i = 0; i < PLAIN; i++) sum[i][c] = fmaf(shares[i * PLAIN + r], values[r * BLEND_PITCH + column], sum[i][c]);
+                    for (int i = 0; i < NAIVE; i++) sum[i][c] = fmaf(shares[i * NAIVE + r], values[r * SOFTMAX_PITCH + column], sum[i][c]);
         }
         block_sync();
     }
-    for (int i = 0; i < PLAIN; i++)
+    for (int i = 0; i < NAIVE; i++)
         for (int c = 0; c < 2; c++) {
-            const int column = static_cast<int>(threadIdx.x) + c * BLEND_THREADS;
+            const int column = static_cast<int>(threadIdx.x) + c * SOFTMAX_THREADS;
             if (first_row + i < n && column < columns) y[(first_row + i) * cols + from + column] = sum[i][c];
         }
 }
 
-/* The sums of a blend. Tensor cores may have several, each of a part of every stretch's words: rows and columns alone make too few
+/* The sums of softmax times the table. Tensor cores may have several, each of a part of every stretch's words: rows and columns alone make too few
  * blocks for a large device. */
 constexpr int MOST_SPLITS = 6;
-struct blend_sums {
+struct softmax_sums {
     float *first, *others; /* [n][cols]; [splits - 1][n][cols] */
     int32_t splits;
 };
 
-/* The same on tensor cores, with the shares that blend.cuh takes; a block takes a tile, of one split. */
+/* The same on tensor cores, with the shares that softmax_matmul.cuh takes; a block takes a tile, of one split. */
 template <class W>
-__global__ void DG_HOT(blend_tile<W>::THREADS, 2) blend_mma_kernel(blend_sums y, const row_state *states, blend_task task, const int32_t *count, bool first, const float *longest) {
+__global__ void DG_HOT(softmax_tile<W>::THREADS, 2) softmax_matmul_mma_kernel(softmax_sums y, const row_state *states, softmax_task task, const int32_t *count, bool first, const float *longest) {
     if constexpr (runs_here(true)) {
-        using T = blend_tile<W>;
-        DG_DYNAMIC_SHARED(typename T::room, room);
+        using T = softmax_tile<W>;
+        DG_DYNAMIC_SHARED(typename T::scratch, scratch);
         const int split = static_cast<int>(blockIdx.z), stage = static_cast<int>(blockIdx.x), steps = (task.width + T::WORDS - 1) / T::WORDS;
         float *const to = split ? y.others + static_cast<int64_t>(split - 1) * task.n * task.cols : y.first;
         const int32_t first_row = static_cast<int32_t>(blockIdx.y) * T::ROWS;
         if (count) task.n = *count;
         if (first_row >= task.n) return;
         typename T::sums sum;
-        T::run(sum, room, task, first_row, stage, split * steps / y.splits, (split + 1) * steps / y.splits, table_unit(*longest));
+        T::run(sum, scratch, task, first_row, stage, split * steps / y.splits, (split + 1) * steps / y.splits, table_unit(*longest));
         T::each(sum, [&](int i, int j, float here) {
             const int32_t row = first_row + i, column = stage * STAGE + j;
             if (row >= task.n || column >= task.cols) return;
@@ -440,7 +440,7 @@ __global__ void DG_HOT(blend_tile<W>::THREADS, 2) blend_mma_kernel(blend_sums y,
 }
 
 /* y[rows[j] or j] = sums[j] / total * scale; y may be sums.first where rows is NULL. */
-__global__ void finish_kernel(float *y, blend_sums sums, const row_state *states, const int32_t *rows, const int32_t *count, int32_t n, int64_t cols, float scale) {
+__global__ void finish_kernel(float *y, softmax_sums sums, const row_state *states, const int32_t *rows, const int32_t *count, int32_t n, int64_t cols, float scale) {
     if (count && static_cast<int32_t>(blockIdx.x) >= *count) return;
     const int64_t row = rows ? rows[blockIdx.x] : static_cast<int64_t>(blockIdx.x);
     const float factor = scale / states[blockIdx.x].total;
@@ -452,39 +452,39 @@ __global__ void finish_kernel(float *y, blend_sums sums, const row_state *states
 }
 
 /* Takes one stretch of the table, whose logits are z[n][view->rows], into the sums. */
-static void blend(const turn &t, const blend_sums &sums, row_state *states, float *z, const tensor *view, int64_t n, const int32_t *count, bool first, float cap,
+static void softmax_matmul(const launch &t, const softmax_sums &sums, row_state *states, float *z, const tensor *view, int64_t n, const int32_t *count, bool first, float cap,
                   const float *temperature) {
     const int32_t width = static_cast<int32_t>(view->rows);
     const row_state *const after = states;
     const float *const longest = reinterpret_cast<const float *>(t.g->longest);
     const auto soften = [&](const float *unit) { t.start(soften_kernel, dim3(rows_of(n)), dim3(THREADS), 0, states, z, width, count, first, cap, temperature, unit); };
     if (for_words(t.g, view, [&](auto words) {
-            using T = blend_tile<decltype(words)>;
-            const blend_task task = {reinterpret_cast<const uint16_t *>(z), static_cast<bytes>(view->placed), view->row_bytes, width, static_cast<int32_t>(view->cols), static_cast<int32_t>(n)};
+            using T = softmax_tile<decltype(words)>;
+            const softmax_task task = {reinterpret_cast<const uint16_t *>(z), static_cast<bytes>(view->placed), view->row_bytes, width, static_cast<int32_t>(view->cols), static_cast<int32_t>(n)};
             soften(longest);
-            t.start(blend_mma_kernel<decltype(words)>, dim3(blocks_for(view->cols, STAGE), blocks_for(n, T::ROWS), static_cast<unsigned>(sums.splits)), dim3(T::THREADS),
-                    sizeof(typename T::room), sums, after, task, count, first, longest);
+            t.start(softmax_matmul_mma_kernel<decltype(words)>, dim3(blocks_for(view->cols, STAGE), blocks_for(n, T::ROWS), static_cast<unsigned>(sums.splits)), dim3(T::THREADS),
+                    sizeof(typename T::scratch), sums, after, task, count, first, longest);
         }))
         return;
     soften(nullptr);
     for_format(view->format->id, [&](auto format) {
         using F = decltype(format);
-        t.start(blend_kernel<F>, dim3(blocks_for(view->cols, BLEND_COLUMNS), blocks_for(n, PLAIN)), dim3(BLEND_THREADS), 0, sums.first, after, static_cast<const float *>(z),
+        t.start(softmax_matmul_kernel<F>, dim3(blocks_for(view->cols, SOFTMAX_COLUMNS), blocks_for(n, NAIVE)), dim3(SOFTMAX_THREADS), 0, sums.first, after, static_cast<const float *>(z),
                 reinterpret_cast<const typename F::block *>(view->placed), width, view->cols, static_cast<int32_t>(n), count, first);
     });
 }
 
 void cuda_condition(const ops *o, float *y, const float *z, const tensor *table, int64_t n, float scale, float *work) {
-    const turn t(o, "condition");
-    row_state *const states = reinterpret_cast<row_state *>(work + n * least(SOFT_STRETCH, table->rows));
-    const blend_sums sums = {y, nullptr, 1};
+    const launch t(o, "condition");
+    row_state *const states = reinterpret_cast<row_state *>(work + n * least(SELF_COND_STRETCH, table->rows));
+    const softmax_sums sums = {y, nullptr, 1};
     find_longest(t, table);
-    for (int64_t first = 0; first < table->rows; first += SOFT_STRETCH) {
+    for (int64_t first = 0; first < table->rows; first += SELF_COND_STRETCH) {
         const tensor view = stretch_of(table, first);
         const size_t row = static_cast<size_t>(view.rows) * sizeof(float);
         if (t.g->failure == cudaSuccess)
             gpu_check(t.g, cudaMemcpy2DAsync(work, row, z + first, static_cast<size_t>(table->rows) * sizeof(float), row, static_cast<size_t>(n), cudaMemcpyHostToDevice, t.g->stream), t.op);
-        blend(t, sums, states, work, &view, n, nullptr, first == 0, 0.0f, nullptr);
+        softmax_matmul(t, sums, states, work, &view, n, nullptr, first == 0, 0.0f, nullptr);
     }
     t.start(finish_kernel, dim3(rows_of(n)), dim3(THREADS), 0, y, sums, static_cast<const row_state *>(states), nullptr, nullptr, static_cast<int32_t>(n), table->cols, scale);
 }
@@ -494,42 +494,42 @@ void cuda_condition(const ops *o, float *y, const float *z, const tensor *table,
 /* y[row] = the likely ids' rows times their shares; dense[row]: what was left out may matter by more than that part of its
  * length, or tolerance is negative. */
 template <class F>
-__global__ void DG_HOT(BLEND_THREADS) sparse_kernel(float *y, int32_t *dense, soft s, const typename F::block *table, int64_t cols, float scale, const float *longest,
+__global__ void DG_HOT(SOFTMAX_THREADS) sparse_kernel(float *y, int32_t *dense, self_cond s, const typename F::block *table, int64_t cols, float scale, const float *longest,
                                                                float tolerance) {
     constexpr int AT_ONCE = 8;
-    DG_SHARED(float, values, AT_ONCE * BLEND_PITCH);
-    DG_SHARED(double, squares, BLEND_THREADS / WARP);
+    DG_SHARED(float, values, AT_ONCE * SOFTMAX_PITCH);
+    DG_SHARED(double, squares, SOFTMAX_THREADS / WARP);
     const int64_t i = blockIdx.x, row_blocks = cols / F::VALUES;
     const bool pinned = s.pinned && s.pinned[i]; /* such a row is its given id, or nothing */
     const int32_t count = pinned ? (s.given ? 1 : 0) : s.counts[i];
-    const int32_t *const ids = pinned ? s.given + i : s.ids + i * SOFT_IDS;
+    const int32_t *const ids = pinned ? s.given + i : s.ids + i * SELF_COND_IDS;
     double square = 0.0;
-    for (int64_t from = 0; from < cols; from += BLEND_COLUMNS) {
-        const int columns = static_cast<int>(cols - from < BLEND_COLUMNS ? cols - from : BLEND_COLUMNS), per_row = columns / F::VALUES;
+    for (int64_t from = 0; from < cols; from += SOFTMAX_COLUMNS) {
+        const int columns = static_cast<int>(cols - from < SOFTMAX_COLUMNS ? cols - from : SOFTMAX_COLUMNS), per_row = columns / F::VALUES;
         float sum[2] = {0.0f, 0.0f};
         for (int32_t j = 0; j < count; j += AT_ONCE) {
-            for (int k = threadIdx.x; k < AT_ONCE * per_row; k += BLEND_THREADS) {
+            for (int k = threadIdx.x; k < AT_ONCE * per_row; k += SOFTMAX_THREADS) {
                 const int r = k % AT_ONCE, b = k / AT_ONCE;
-                if (j + r < count) F::decode(table + ids[j + r] * row_blocks + from / F::VALUES + b, values + r * BLEND_PITCH + b * F::VALUES);
+                if (j + r < count) F::decode(table + ids[j + r] * row_blocks + from / F::VALUES + b, values + r * SOFTMAX_PITCH + b * F::VALUES);
             }
             block_sync();
             for (int r = 0; r < AT_ONCE && j + r < count; r++) {
-                const float share = (pinned ? 1.0f : s.shares[i * SOFT_IDS + j + r]) * scale;
+                const float share = (pinned ? 1.0f : s.shares[i * SELF_COND_IDS + j + r]) * scale;
                 for (int c = 0; c < 2; c++) {
-                    const int column = static_cast<int>(threadIdx.x) + c * BLEND_THREADS;
-                    if (column < columns) sum[c] = fmaf(share, values[r * BLEND_PITCH + column], sum[c]);
+                    const int column = static_cast<int>(threadIdx.x) + c * SOFTMAX_THREADS;
+                    if (column < columns) sum[c] = fmaf(share, values[r * SOFTMAX_PITCH + column], sum[c]);
                 }
             }
             block_sync();
         }
         for (int c = 0; c < 2; c++) {
-            const int column = static_cast<int>(threadIdx.x) + c * BLEND_THREADS;
+            const int column = static_cast<int>(threadIdx.x) + c * SOFTMAX_THREADS;
             if (column >= columns) continue;
             y[i * cols + from + column] = sum[c];
             square += static_cast<double>(sum[c]) * static_cast<double>(sum[c]);
         }
     }
-    square = block_sum<BLEND_THREADS>(square, squares);
+    square = block_sum<SOFTMAX_THREADS>(square, squares);
     if (threadIdx.x == 0) {
         const double missed = s.dropped[i] * sqrt(static_cast<double>(*longest)) * static_cast<double>(scale);
         dense[i] = !pinned && (tolerance < 0.0f || missed > static_cast<double>(tolerance) * sqrt(square));
@@ -553,8 +553,8 @@ __global__ void gather_kernel(float *to, const float *x, const int32_t *rows, co
     for (int64_t j = threadIdx.x; j < cols; j += blockDim.x) to[blockIdx.x * cols + j] = x[rows[blockIdx.x] * cols + j];
 }
 
-void cuda_soften(const ops *o, float *y, const soft *s, const tensor *table, int64_t n, float scale, void *work, float *) {
-    const turn t(o, "soften");
+void cuda_soften(const ops *o, float *y, const self_cond *s, const tensor *table, int64_t n, float scale, void *work, float *) {
+    const launch t(o, "soften");
     const size_t ints = whole_lines(static_cast<size_t>(n) * sizeof(int32_t)), floats = whole_lines(static_cast<size_t>(n * table->cols) * sizeof(float));
     char *at = static_cast<char *>(work);
     auto *const dense = reinterpret_cast<int32_t *>(at), *const rows = reinterpret_cast<int32_t *>(at + ints), *const count = reinterpret_cast<int32_t *>(at + 2 * ints);
@@ -563,20 +563,20 @@ void cuda_soften(const ops *o, float *y, const soft *s, const tensor *table, int
     auto *const x = reinterpret_cast<float *>(at), *const sums = reinterpret_cast<float *>(at + floats);
     void *const products = at + 2 * floats;
     /* Head alone reads the lists: a row's are room for some of its sums. */
-    const int64_t room = (table->rows + SOFT_GROUP - 1) / SOFT_GROUP * static_cast<int64_t>(sizeof(soft_list)) / (table->cols * static_cast<int64_t>(sizeof(float)));
-    const int64_t others = for_words(t.g, table, [](auto) {}) ? least(room, MOST_SPLITS - 1) : 0;
-    const blend_sums all = {sums, reinterpret_cast<float *>(s->lists), static_cast<int32_t>(1 + others)};
+    const int64_t spare = (table->rows + SELF_COND_GROUP - 1) / SELF_COND_GROUP * static_cast<int64_t>(sizeof(self_cond_list)) / (table->cols * static_cast<int64_t>(sizeof(float)));
+    const int64_t others = for_words(t.g, table, [](auto) {}) ? least(spare, MOST_SPLITS - 1) : 0;
+    const softmax_sums all = {sums, reinterpret_cast<float *>(s->lists), static_cast<int32_t>(1 + others)};
     for_format(table->format->id, [&](auto format) {
         using F = decltype(format);
-        t.start(sparse_kernel<F>, dim3(rows_of(n)), dim3(BLEND_THREADS), 0, y, dense, *s, reinterpret_cast<const typename F::block *>(table->placed), table->cols, scale,
+        t.start(sparse_kernel<F>, dim3(rows_of(n)), dim3(SOFTMAX_THREADS), 0, y, dense, *s, reinterpret_cast<const typename F::block *>(table->placed), table->cols, scale,
                 reinterpret_cast<const float *>(t.g->longest), t.g->exact ? -1.0f : o->tolerance);
     });
     t.start(list_kernel, dim3(1), dim3(WARP), 0, rows, count, static_cast<const int32_t *>(dense), static_cast<int32_t>(n));
     t.start(gather_kernel, dim3(rows_of(n)), dim3(THREADS), 0, x, static_cast<const float *>(s->x), static_cast<const int32_t *>(rows), static_cast<const int32_t *>(count), table->cols);
-    for (int64_t first = 0; first < table->rows; first += SOFT_STRETCH) { /* nothing where no row is dense */
+    for (int64_t first = 0; first < table->rows; first += SELF_COND_STRETCH) { /* nothing where no row is dense */
         const tensor view = stretch_of(table, first);
         matmul_counted(t, s->z, x, &view, n, count, products);
-        blend(t, all, states, s->z, &view, n, count, first == 0, s->cap, s->temperature);
+        softmax_matmul(t, all, states, s->z, &view, n, count, first == 0, s->cap, s->temperature);
     }
     t.start(finish_kernel, dim3(rows_of(n)), dim3(THREADS), 0, y, all, static_cast<const row_state *>(states), static_cast<const int32_t *>(rows), static_cast<const int32_t *>(count),
             static_cast<int32_t>(n), table->cols, scale);
@@ -585,7 +585,7 @@ void cuda_soften(const ops *o, float *y, const soft *s, const tensor *table, int
 /* ---- Choices from whole rows ---- */
 
 __global__ void __launch_bounds__(THREADS) choose_kernel(dg_choice *out, const float *z, int64_t n_vocab, const double *u) {
-    DG_SHARED(float, room, WARPS);
+    DG_SHARED(float, scratch, WARPS);
     DG_SHARED(double, sums, THREADS);
     DG_SHARED(double, moment_sums, WARPS);
     DG_SHARED(int32_t, lowest, WARPS);
@@ -593,7 +593,7 @@ __global__ void __launch_bounds__(THREADS) choose_kernel(dg_choice *out, const f
     z += blockIdx.x * n_vocab;
     float peak = -INFINITY;
     for (int64_t v = begin; v < end; v++) peak = z[v] > peak ? z[v] : peak;
-    peak = block_max<THREADS>(peak, room);
+    peak = block_max<THREADS>(peak, scratch);
     int32_t best = INT32_MAX;
     double mine = 0.0, moment = 0.0;
     for (int64_t v = begin; v < end; v++) {
@@ -622,5 +622,5 @@ __global__ void __launch_bounds__(THREADS) choose_kernel(dg_choice *out, const f
 }
 
 void cuda_choose(const ops *o, dg_choice *out, const float *z, int64_t n, int64_t n_vocab, const double *u) {
-    turn(o, "choose").start(choose_kernel, dim3(rows_of(n)), dim3(THREADS), 0, out, z, n_vocab, u);
+    launch(o, "choose").start(choose_kernel, dim3(rows_of(n)), dim3(THREADS), 0, out, z, n_vocab, u);
 }

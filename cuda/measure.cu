@@ -55,7 +55,7 @@ template <class F> static double best_rate(gpu *g, const measuring &m, size_t by
 }
 
 bool cuda_measure(const ops *o, dg_device_rates *out) {
-    const turn t(o, "measure");
+    const launch t(o, "measure");
     gpu *g = t.g;
     measuring m;
     size_t left = 0, all = 0;
@@ -94,7 +94,7 @@ static int products_per_clock(int32_t architecture) {
 }
 
 void cuda_rated(const ops *o, dg_machine *machine) {
-    const turn t(o, "rated");
+    const launch t(o, "rated");
     const auto asked = [&](cudaDeviceAttr which) {
         int value = 0;
         return t.g->failure == cudaSuccess && cudaDeviceGetAttribute(&value, which, 0) == cudaSuccess && value > 0 ? static_cast<double>(value) : 0.0;

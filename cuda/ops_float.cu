@@ -38,37 +38,37 @@ __global__ void divide_kernel(float *z, const float *x, int64_t n, float by) {
 }
 
 void cuda_add(const ops *o, float *y, const float *x, const float *add, int64_t n, int64_t d, float scale) {
-    turn(o, "add").start(add_kernel, element_grid(n * d), dim3(THREADS), 0, y, x, add, n * d, scale);
+    launch(o, "add").start(add_kernel, element_grid(n * d), dim3(THREADS), 0, y, x, add, n * d, scale);
 }
 void cuda_mul(const ops *o, float *y, const float *x, const float *weight, int64_t n, int64_t d, float scale) {
-    turn(o, "mul").start(mul_kernel, element_grid(n * d), dim3(THREADS), 0, y, x, weight, n * d, d, scale);
+    launch(o, "mul").start(mul_kernel, element_grid(n * d), dim3(THREADS), 0, y, x, weight, n * d, d, scale);
 }
 void cuda_gelu_mul(const ops *o, float *y, const float *gate, const float *up, int64_t n) {
-    turn(o, "gelu_mul").start(gelu_mul_kernel, element_grid(n), dim3(THREADS), 0, y, gate, up, n);
+    launch(o, "gelu_mul").start(gelu_mul_kernel, element_grid(n), dim3(THREADS), 0, y, gate, up, n);
 }
-void cuda_softcap(const ops *o, float *x, int64_t n, float cap) { turn(o, "softcap").start(softcap_kernel, element_grid(n), dim3(THREADS), 0, x, n, cap); }
+void cuda_softcap(const ops *o, float *x, int64_t n, float cap) { launch(o, "softcap").start(softcap_kernel, element_grid(n), dim3(THREADS), 0, x, n, cap); }
 void cuda_watch(const ops *o, int32_t *found, const float *x, int64_t n, int32_t mark) {
-    turn(o, "watch").start(watch_kernel, element_grid(n), dim3(THREADS), 0, found, x, n, mark);
+    launch(o, "watch").start(watch_kernel, element_grid(n), dim3(THREADS), 0, found, x, n, mark);
 }
 void cuda_divide(const ops *o, float *z, const float *x, int64_t n, float temperature) {
-    turn(o, "divide").start(divide_kernel, element_grid(n), dim3(THREADS), 0, z, x, n, temperature);
+    launch(o, "divide").start(divide_kernel, element_grid(n), dim3(THREADS), 0, z, x, n, temperature);
 }
 
 /* ---- Rows ---- */
 
 /* One row per block of T threads. */
 template <int T> __global__ void __launch_bounds__(T) rms_norm_kernel(float *y, const float *x, const float *weight, int64_t d, float eps) {
-    DG_SHARED(float, room, T / WARP);
+    DG_SHARED(float, scratch, T / WARP);
     x += blockIdx.x * d;
     y += blockIdx.x * d;
     float square = 0.0f;
     for (int64_t j = threadIdx.x; j < d; j += T) square = fmaf(x[j], x[j], square);
-    const float scale = 1.0f / sqrtf(block_sum<T>(square, room) / static_cast<float>(d) + eps);
+    const float scale = 1.0f / sqrtf(block_sum<T>(square, scratch) / static_cast<float>(d) + eps);
     for (int64_t j = threadIdx.x; j < d; j += T) y[j] = x[j] * scale * (weight ? weight[j] : 1.0f);
 }
 
 void cuda_rms_norm(const ops *o, float *y, const float *x, const float *weight, int64_t n, int64_t d, float eps) {
-    const turn t(o, "rms_norm");
+    const launch t(o, "rms_norm");
     const dim3 rows(static_cast<unsigned>(n));
     if (d <= 512) t.start(rms_norm_kernel<64>, rows, dim3(64), 0, y, x, weight, d, eps);
     else t.start(rms_norm_kernel<THREADS>, rows, dim3(THREADS), 0, y, x, weight, d, eps);
@@ -85,7 +85,7 @@ template <class FORMAT> __global__ void embed_kernel(float *y, const typename FO
 }
 
 void cuda_embed(const ops *o, float *y, const tensor *table, const int32_t *ids, int64_t n, float scale) {
-    const turn t(o, "embed");
+    const launch t(o, "embed");
     for_format(table->format->id, [&](auto format) {
         using F = decltype(format);
         t.start(embed_kernel<F>, dim3(static_cast<unsigned>(n)), dim3(F::VALUES > 32 ? WARP : THREADS), 0, y,
@@ -110,7 +110,7 @@ __global__ void rope_kernel(float *x, int64_t heads, int64_t dim, int64_t first,
 }
 
 void cuda_rope(const ops *o, float *x, int64_t n, int64_t heads, int64_t dim, int64_t first, const float *inverse_frequency) {
-    turn(o, "rope").start(rope_kernel, dim3(static_cast<unsigned>(n)), dim3(dim > 256 ? 256 : 128), 0, x, heads, dim, first, inverse_frequency);
+    launch(o, "rope").start(rope_kernel, dim3(static_cast<unsigned>(n)), dim3(dim > 256 ? 256 : 128), 0, x, heads, dim, first, inverse_frequency);
 }
 
 __global__ void store_kernel(__half *cache, const float *x, int64_t n) {
@@ -119,7 +119,7 @@ __global__ void store_kernel(__half *cache, const float *x, int64_t n) {
 
 void cuda_store(const ops *o, void *cache, int64_t first, const float *x, int64_t n, int64_t d) {
     if (gpu_of(o)->exact) return cuda_copy(o, static_cast<float *>(cache) + first * d, x, static_cast<size_t>(n * d) * sizeof *x);
-    turn(o, "store").start(store_kernel, element_grid(n * d), dim3(THREADS), 0, static_cast<__half *>(cache) + first * d, x, n * d);
+    launch(o, "store").start(store_kernel, element_grid(n * d), dim3(THREADS), 0, static_cast<__half *>(cache) + first * d, x, n * d);
 }
 
 /* ---- Routing ---- */
@@ -167,7 +167,7 @@ __global__ void __launch_bounds__(WARP) route_kernel(int32_t *experts, float *we
 }
 
 void cuda_route(const ops *o, int32_t *experts, float *weights, const float *logits, const float *scale, int64_t n, int64_t n_expert, int64_t k) {
-    turn(o, "route").start(route_kernel, dim3(static_cast<unsigned>(n)), dim3(WARP), static_cast<size_t>(n_expert) * sizeof(float), experts, weights, logits,
+    launch(o, "route").start(route_kernel, dim3(static_cast<unsigned>(n)), dim3(WARP), static_cast<size_t>(n_expert) * sizeof(float), experts, weights, logits,
                            scale, static_cast<int32_t>(n_expert), static_cast<int32_t>(k));
 }
 
@@ -176,6 +176,6 @@ __global__ void count_kernel(int64_t *counts, const int32_t *experts, int64_t n)
 }
 
 void cuda_count(const ops *o, int64_t *counts, const int32_t *experts, int64_t n) {
-    turn(o, "count").start(count_kernel, element_grid(n), dim3(THREADS), 0, counts, experts, n);
+    launch(o, "count").start(count_kernel, element_grid(n), dim3(THREADS), 0, counts, experts, n);
 }
 void cuda_counted(const ops *o, int64_t *out, const int64_t *counts, int64_t n) { cuda_get(o, out, counts, static_cast<size_t>(n) * sizeof *out); }

@@ -7,12 +7,12 @@ extern "C" {
 
 constexpr int THREADS = 256;
 
-__device__ inline void draw_all(const canvas_room &c, const canvas_state &now, int32_t step, int32_t *ids) {
+__device__ inline void draw_all(const canvas_buffers &c, const canvas_state &now, int32_t step, int32_t *ids) {
     for (int32_t i = static_cast<int32_t>(blockIdx.x * blockDim.x + threadIdx.x); i < c.n; i += static_cast<int32_t>(gridDim.x * blockDim.x))
         random_draw(now.seed, static_cast<uint32_t>(now.block), static_cast<uint32_t>(step), static_cast<uint32_t>(i), static_cast<uint32_t>(c.n_vocab), &c.u[i], &ids[i]);
 }
 
-__global__ void __launch_bounds__(THREADS) begin_kernel(canvas_room c, uint64_t seed, int32_t block) {
+__global__ void __launch_bounds__(THREADS) begin_kernel(canvas_buffers c, uint64_t seed, int32_t block) {
     canvas_state now = {};
     now.seed = seed;
     now.block = block;
@@ -22,21 +22,21 @@ __global__ void __launch_bounds__(THREADS) begin_kernel(canvas_room c, uint64_t 
     if (blockIdx.x == 0 && threadIdx.x == 0) *c.state = now;
 }
 
-void cuda_begin(const ops *o, canvas_room *c, uint64_t seed, int32_t block) {
-    turn(o, "begin").start(begin_kernel, dim3(blocks_for(c->n, THREADS)), dim3(THREADS), 0, *c, seed, block);
+void cuda_begin(const ops *o, canvas_buffers *c, uint64_t seed, int32_t block) {
+    launch(o, "begin").start(begin_kernel, dim3(blocks_for(c->n, THREADS)), dim3(THREADS), 0, *c, seed, block);
 }
 
-__global__ void __launch_bounds__(THREADS) draw_kernel(canvas_room c, dg_sampling s) {
+__global__ void __launch_bounds__(THREADS) draw_kernel(canvas_buffers c, dg_sampling s) {
     draw_all(c, *c.state, c.state->index + 1, c.random_ids);
     if (blockIdx.x == 0 && threadIdx.x == 0) c.state->temperature = sampler_temperature(&s, c.state->index);
 }
 
-void cuda_draw(const ops *o, canvas_room *c, const dg_sampling *s) {
-    turn(o, "draw").start(draw_kernel, dim3(blocks_for(c->n, THREADS)), dim3(THREADS), 0, *c, *s);
+void cuda_draw(const ops *o, canvas_buffers *c, const dg_sampling *s) {
+    launch(o, "draw").start(draw_kernel, dim3(blocks_for(c->n, THREADS)), dim3(THREADS), 0, *c, *s);
 }
 
 /* One block. Sums are one thread's, in the CPU's order: the same bits, and few. */
-__global__ void __launch_bounds__(THREADS) settle_kernel(canvas_room c, dg_sampling s) {
+__global__ void __launch_bounds__(THREADS) settle_kernel(canvas_buffers c, dg_sampling s) {
     DG_SHARED(int32_t, changed, 1);
     if (threadIdx.x == 0) changed[0] = c.state->index == 0;
     block_sync();
@@ -73,11 +73,11 @@ __global__ void __launch_bounds__(THREADS) settle_kernel(canvas_room c, dg_sampl
     for (int32_t i = threadIdx.x; i < c.n; i += THREADS) c.ids[i] = c.fixed[i] ? c.argmax[i] : c.accepted[i] ? c.choices[i].sample : c.random_ids[i];
 }
 
-void cuda_settle(const ops *o, canvas_room *c, const dg_sampling *s) { turn(o, "settle").start(settle_kernel, dim3(1), dim3(THREADS), 0, *c, *s); }
+void cuda_settle(const ops *o, canvas_buffers *c, const dg_sampling *s) { launch(o, "settle").start(settle_kernel, dim3(1), dim3(THREADS), 0, *c, *s); }
 
-__global__ void __launch_bounds__(THREADS) renoise_kernel(canvas_room c) {
+__global__ void __launch_bounds__(THREADS) renoise_kernel(canvas_buffers c) {
     for (int32_t i = static_cast<int32_t>(blockIdx.x * blockDim.x + threadIdx.x); i < c.n; i += static_cast<int32_t>(gridDim.x * blockDim.x))
         c.ids[i] = c.fixed[i] ? c.argmax[i] : c.accepted[i] ? c.choices[i].sample : c.random_ids[i];
 }
 
-void cuda_renoise(const ops *o, canvas_room *c) { turn(o, "renoise").start(renoise_kernel, dim3(blocks_for(c->n, THREADS)), dim3(THREADS), 0, *c); }
+void cuda_renoise(const ops *o, canvas_buffers *c) { launch(o, "renoise").start(renoise_kernel, dim3(blocks_for(c->n, THREADS)), dim3(THREADS), 0, *c); }

@@ -8,7 +8,7 @@
 #ifndef DG_CUDA_TILE_H
 #define DG_CUDA_TILE_H
 
-#include "rounded.cuh"
+#include "quantize.cuh"
 
 /* Which numbers a lane has. */
 template <int WARPS_M, int WARPS_N, int MT, int NT> struct tile_places {
@@ -38,7 +38,7 @@ __device__ inline float bf16_part(float v) { return __bfloat162float(__float2bfl
 
 template <class C, bool TENSOR, int WARPS_M, int WARPS_N, int MT, int NT, int RING> struct tile {
     using places = tile_places<WARPS_M, WARPS_N, MT, NT>;
-    using input = rounded;
+    using input = quantized;
     static constexpr int ROWS = places::ROWS, TOKENS = places::TOKENS, THREADS = places::THREADS;
     static constexpr int BLOCKS = !TENSOR ? 1 : MT == 1 ? 4 : 2; /* that registers are to last for */
     struct sums {
@@ -47,17 +47,17 @@ template <class C, bool TENSOR, int WARPS_M, int WARPS_N, int MT, int NT, int RI
     };
 
     /* Shared memory. */
-    struct room {
+    struct scratch {
         alignas(LINE) unsigned char weights[RING][ROWS][C::PITCH];
-        rounded_stage x[RING][TOKENS];
+        quantized_stage x[RING][TOKENS];
         float scales[RING][TOKENS];
         bytes rows[ROWS];
         int32_t tokens[TOKENS];
     };
 
     /* sum = rows row_of(0 .. ROWS) of weights (their addresses) by rows token_of(0 .. TOKENS) of x; neither may be off the
-     * end. All threads of the block come here, and may use the room afterwards. */
-    template <class W, class X> __device__ static void run(sums &s, room *r, const rounded &x, int cols, W row_of, X token_of) {
+     * end. All threads of the block come here, and may use the scratch afterwards. */
+    template <class W, class X> __device__ static void run(sums &s, scratch *r, const quantized &x, int cols, W row_of, X token_of) {
         const int subs = cols / SUB;
         for (int i = threadIdx.x; i < ROWS; i += THREADS) r->rows[i] = row_of(i);
         for (int i = threadIdx.x; i < TOKENS; i += THREADS) r->tokens[i] = token_of(i);
@@ -87,7 +87,7 @@ template <class C, bool TENSOR, int WARPS_M, int WARPS_N, int MT, int NT, int RI
         block_sync();
     }
 
-    __device__ static void fetch(room *r, const rounded &x, int stage, int subs) {
+    __device__ static void fetch(scratch *r, const quantized &x, int stage, int subs) {
         const int at = stage % RING, left = subs - stage * STAGE_SUBS;
         DG_UNROLL
         for (int first = 0; first < ROWS * C::CHUNKS; first += THREADS) {
@@ -97,7 +97,7 @@ template <class C, bool TENSOR, int WARPS_M, int WARPS_N, int MT, int NT, int RI
             const bool needed = C::chunk(r->rows[row], stage, left < STAGE_SUBS ? left : STAGE_SUBS, c, &from);
             copy_async<LINE>(&r->weights[at][row][c * LINE], from, needed);
         }
-        constexpr int LINES = sizeof(rounded_stage) / LINE;
+        constexpr int LINES = sizeof(quantized_stage) / LINE;
         DG_UNROLL
         for (int first = 0; first < TOKENS * LINES; first += THREADS) {
             const int i = first + static_cast<int>(threadIdx.x), token = i / LINES, c = i % LINES;
@@ -111,10 +111,10 @@ template <class C, bool TENSOR, int WARPS_M, int WARPS_N, int MT, int NT, int RI
     }
 
     /* left: sub-blocks from this stage on */
-    __device__ static void multiply(sums &s, const room *r, int stage, int left) {
+    __device__ static void multiply(sums &s, const scratch *r, int stage, int left) {
         const int at = stage % RING, lane = lane_id(), group = lane / 4, t = lane % 4;
         const int row = warp_id() / WARPS_N * (MT * 16) + group, first = warp_id() % WARPS_N * (NT * 8);
-        const rounded_stage *const x = &r->x[at][first];
+        const quantized_stage *const x = &r->x[at][first];
         bytes p[MT][2], origin[MT][2]; /* of the lane's rows */
         DG_UNROLL
         for (int m = 0; m < MT; m++)
@@ -162,7 +162,7 @@ template <class C, bool TENSOR, int WARPS_M, int WARPS_N, int MT, int NT, int RI
         for (int i = 0; i < 4; i++) s.sum[m][n][i] = fmaf(exact_float(product[i]), d[i / 2] * scale[i % 2], s.sum[m][n][i]);
     }
 
-    __device__ static void with_mma(sums &s, const bytes (&p)[MT][2], const bytes (&origin)[MT][2], const stage_scales (&k)[MT][2], const rounded_stage *x, int stage,
+    __device__ static void with_mma(sums &s, const bytes (&p)[MT][2], const bytes (&origin)[MT][2], const stage_scales (&k)[MT][2], const quantized_stage *x, int stage,
                                     int left) {
         const int lane = lane_id(), t = lane % 4;
         uint32_t a[MT][STAGE_SUBS][4];
@@ -236,7 +236,7 @@ template <class C, bool TENSOR, int WARPS_M, int WARPS_N, int MT, int NT, int RI
     }
 
     /* The same numbers without tensor cores: a lane's own four products of each, a whole sub-block at a time. */
-    __device__ static void with_dp4a(sums &s, const bytes (&p)[MT][2], const bytes (&origin)[MT][2], const stage_scales (&k)[MT][2], const rounded_stage *x, int stage,
+    __device__ static void with_dp4a(sums &s, const bytes (&p)[MT][2], const bytes (&origin)[MT][2], const stage_scales (&k)[MT][2], const quantized_stage *x, int stage,
                                      int left) {
         const int t = lane_id() % 4, count = left < STAGE_SUBS ? left : STAGE_SUBS;
         for (int j = 0; j < count; j++) { /* not unrolled, for want of registers */
@@ -257,7 +257,7 @@ template <class C, bool TENSOR, int WARPS_M, int WARPS_N, int MT, int NT, int RI
                 float scale[2] = {0.0f, 0.0f}, sum[2] = {0.0f, 0.0f};
                 DG_UNROLL
                 for (int e = 0; e < 2; e++) {
-                    const rounded_stage *const token = x + 8 * n + 2 * t + e;
+                    const quantized_stage *const token = x + 8 * n + 2 * t + e;
                     DG_UNROLL
                     for (int i = 0; i < 2; i++) {
                         const uint4 four = *reinterpret_cast<const uint4 *>(token->codes + j * SUB + i * LINE);
@@ -298,7 +298,7 @@ template <class C, bool TENSOR, int WARPS_M, int WARPS_N, int MT, int NT, int RI
 
     /* sum -= minimums times the activations' sums of four sub-blocks. With tensor cores one product of 16 columns makes all of
      * (high + low) (high + low), both in two bfloat16: what is lost is below 2^-16 of it. */
-    __device__ static void minimums(sums &s, const stage_scales (&k)[MT][2], const rounded_stage *x) {
+    __device__ static void minimums(sums &s, const stage_scales (&k)[MT][2], const quantized_stage *x) {
         const int t = lane_id() % 4, group = lane_id() / 4;
         if constexpr (TENSOR) {
             uint32_t a[MT][4];
@@ -313,7 +313,7 @@ template <class C, bool TENSOR, int WARPS_M, int WARPS_N, int MT, int NT, int RI
                 }
             DG_UNROLL
             for (int n = 0; n < NT; n++) {
-                const rounded_stage *const token = x + 8 * n + group;
+                const quantized_stage *const token = x + 8 * n + group;
                 const uint32_t b[2] = {reinterpret_cast<const uint32_t *>(token->sums.high)[t % 2], reinterpret_cast<const uint32_t *>(token->sums.low)[t % 2]};
                 DG_UNROLL
                 for (int m = 0; m < MT; m++) mma_bf16(s.sum[m][n], a[m], b);
@@ -325,7 +325,7 @@ template <class C, bool TENSOR, int WARPS_M, int WARPS_N, int MT, int NT, int RI
                 for (int j = 0; j < STAGE_SUBS; j++) {
                     float sum[2];
                     for (int e = 0; e < 2; e++) {
-                        const rounded_stage *const token = x + 8 * n + 2 * t + e;
+                        const quantized_stage *const token = x + 8 * n + 2 * t + e;
                         sum[e] = bf16_to_float(token->sums.high[j]) + bf16_to_float(token->sums.low[j]);
                     }
                     DG_UNROLL

@@ -15,7 +15,7 @@ typedef struct canvas_state {
     float mean_entropy;  /* of the last step */
 } canvas_state;
 
-typedef struct canvas_room {
+typedef struct canvas_buffers {
     int32_t n, n_vocab;
     int32_t free;        /* positions that are not pinned; n: there are no pins */
     canvas_state *state;
@@ -32,9 +32,9 @@ typedef struct canvas_room {
     int32_t *order;      /* [2 n] */
     size_t bytes;
     void *memory;
-} canvas_room;
+} canvas_buffers;
 
 /* Lays the arrays out in `memory`, which may be NULL: then c->bytes says how much they need. */
-void canvas_lay_out(canvas_room *c, int32_t n, int32_t n_vocab, void *memory);
+void canvas_lay_out(canvas_buffers *c, int32_t n, int32_t n_vocab, void *memory);
 
 #endif

@@ -44,6 +44,9 @@ typedef struct dg_model dg_model;
 typedef struct dg_session dg_session;
 typedef struct dg_tokenizer dg_tokenizer;
 
+/* The version of this library, such as "0.1.0". */
+const char *dg_version(void);
+
 /* ---- Configuration ------------------------------------------------------------------------------------------- */
 
 enum { DG_MAX_LAYERS = 256, DG_MAX_END_IDS = 16 };
@@ -413,7 +416,7 @@ void dg_generator_free(dg_generator *generator);
 
 /* ---- Measuring ------------------------------------------------------------------------------------------------------ */
 
-/* One line of parts.def: what the time of a pass is booked under. */
+/* One line of profile_parts.def: what the time of a pass is booked under. */
 typedef struct dg_part {
     const char *name;   /* "experts" */
     const char *covers; /* for people */
@@ -470,7 +473,7 @@ double dg_clock(void);
 typedef struct dg_machine {
     const char *name, *about, *source;
 #define DG_RATE(field, unit, scale, optional, help) double field;
-#include "plan.def"
+#include "memory/plan.def"
 } dg_machine;
 /* The i-th line of machines.def; NULL past the end. */
 const dg_machine *dg_machine_at(int32_t i);
@@ -503,7 +506,7 @@ int dg_model_demand(dg_model *model, int32_t context, dg_demand *demand, dg_erro
 
 typedef enum dg_way {
 #define DG_WAY(name, lives, computed, how) DG_WAY_##name,
-#include "plan.def"
+#include "memory/plan.def"
     DG_WAYS
 } dg_way;
 typedef struct dg_way_entry {
@@ -513,7 +516,7 @@ const dg_way_entry *dg_way_at(int32_t i); /* NULL past the end */
 
 typedef enum dg_queue {
 #define DG_QUEUE(name, text, covers) DG_QUEUE_##name,
-#include "plan.def"
+#include "memory/plan.def"
     DG_QUEUES
 } dg_queue;
 typedef struct dg_queue_entry {

@@ -1,9 +1,11 @@
 /* The forward pass: one set of weights, read causally by the encoder and in both directions by the decoder. */
+#include "forward.h"
+
 #include <math.h>
 
 #include "error.h"
-#include "session.h"
-#include "stream.h"
+#include "memory/stream.h"
+#include "profile.h"
 
 /* Where ops read it, and where the host does. */
 static const float *floats(const tensor *t) { return (const float *)(const void *)(t->placed ? t->placed : t->data); }
@@ -11,38 +13,38 @@ static float number(const tensor *t) { return *(const float *)(const void *)t->d
 
 /* ---- Where numbers end: what is watched for NaN and infinity ---- */
 
-typedef enum stage {
-#define DG_STAGE(name, always, what) STAGE_##name,
-#include "stages.def"
-#undef DG_STAGE
-    STAGES
-} stage;
+typedef enum finite_check {
+#define DG_FINITE_CHECK(name, always, what) CHECK_##name,
+#include "finite_checks.def"
+#undef DG_FINITE_CHECK
+    FINITE_CHECKS
+} finite_check;
 
-static const struct { bool always; const char *what; } stages[STAGES] = {
-#define DG_STAGE(name, always, what) {always, what},
-#include "stages.def"
-#undef DG_STAGE
+static const struct { bool always; const char *what; } finite_checks[FINITE_CHECKS] = {
+#define DG_FINITE_CHECK(name, always, what) {always, what},
+#include "finite_checks.def"
+#undef DG_FINITE_CHECK
 };
 
 /* x[rows of the pass][d] of a layer (0 outside of layers) */
-static void watch(const pass *p, stage at, int32_t l, const float *x, int64_t rows, int64_t d) {
-    if (stages[at].always || p->closely) p->model->ops->watch(p->model->ops, p->room->found, x, rows * d, 1 + l * STAGES + (int32_t)at);
+static void watch(const pass *p, finite_check at, int32_t l, const float *x, int64_t rows, int64_t d) {
+    if (finite_checks[at].always || p->closely) p->model->ops->watch(p->model->ops, p->scratch->found, x, rows * d, 1 + l * FINITE_CHECKS + (int32_t)at);
 }
 
 static int32_t found(const pass *p) {
     int32_t mark = 0; /* which it stays where the backend is lost */
-    p->model->ops->get(p->model->ops, &mark, p->room->found, sizeof mark);
+    p->model->ops->get(p->model->ops, &mark, p->scratch->found, sizeof mark);
     return mark;
 }
 
-static void set_found(const pass *p, int32_t mark) { p->model->ops->put(p->model->ops, p->room->found, &mark, sizeof mark); }
+static void set_found(const pass *p, int32_t mark) { p->model->ops->put(p->model->ops, p->scratch->found, &mark, sizeof mark); }
 
 static int not_finite(const pass *p, dg_error *error) {
-    const int32_t at = (found(p) - 1) % STAGES, l = (found(p) - 1) / STAGES;
+    const int32_t at = (found(p) - 1) % FINITE_CHECKS, l = (found(p) - 1) / FINITE_CHECKS;
     const char *path = p->model->file->path;
-    const bool outside = at == STAGE_embedding || at == STAGE_conditioned || at == STAGE_last_norm || at == STAGE_head;
-    if (outside) return fail(error, DG_ERROR_NUMBERS, "%s: NaN or infinity in %s: the weights are damaged, or the numbers too large", path, stages[at].what);
-    return fail(error, DG_ERROR_NUMBERS, "%s: layer %d: NaN or infinity in %s: the weights are damaged, or the numbers too large", path, l, stages[at].what);
+    const bool outside = at == CHECK_embedding || at == CHECK_conditioned || at == CHECK_last_norm || at == CHECK_head;
+    if (outside) return fail(error, DG_ERROR_NUMBERS, "%s: NaN or infinity in %s: the weights are damaged, or the numbers too large", path, finite_checks[at].what);
+    return fail(error, DG_ERROR_NUMBERS, "%s: layer %d: NaN or infinity in %s: the weights are damaged, or the numbers too large", path, l, finite_checks[at].what);
 }
 
 /* What a pass is worth: a file that went away meanwhile leaves zeros, a backend that was lost anything. */
@@ -57,23 +59,23 @@ static int verdict(const pass *p, dg_error *error) {
 /* out = down(gelu(gate x) * up x) */
 static void mlp(const pass *p, float *out, const float *x, const tensor *gate, const tensor *up, const tensor *down, int64_t n) {
     const ops *o = p->model->ops;
-    room *r = p->room;
+    scratch *r = p->scratch;
     o->matmul(o, r->gate, x, gate, n, r->products);
     o->matmul(o, r->up, x, up, n, r->products);
     o->gelu_mul(o, r->gate, r->gate, r->up, n * gate->rows);
     o->matmul(o, out, r->gate, down, n, r->products);
 }
 
-/* Keys and values of room.h into each part's cache, behind what is encoded. Uses room.k and room.v. */
+/* Keys and values of scratch.h into each part's cache, behind what is encoded. Uses scratch.k and scratch.v. */
 static void keys_and_values(const pass *p, int32_t l) {
     const dg_config *c = &p->model->config;
     const layer *w = &p->model->layers[l];
     const ops *o = p->model->ops;
-    const room *r = p->room;
+    const scratch *r = p->scratch;
     const int64_t dim = config_head_dim(c, l), heads = c->n_head_kv[l], row = heads * dim;
     float *k = r->k, *v = r->v;
     profile_part = PART_projections;
-    watch(p, STAGE_input, l, r->h, p->n, c->d_model);
+    watch(p, CHECK_input, l, r->h, p->n, c->d_model);
     o->matmul(o, r->k, r->h, &w->attn_k, p->n, r->products);
     if (c->sliding[l]) o->matmul(o, r->v, r->h, &w->attn_v, p->n, r->products);
     for (int32_t i = 0; i < p->n_parts; i++) {
@@ -82,8 +84,8 @@ static void keys_and_values(const pass *p, int32_t l) {
         o->rms_norm(o, v, c->sliding[l] ? v : k, NULL, n * heads, dim, c->rms_eps); /* full layers: V is the raw K projection */
         o->rms_norm(o, k, k, floats(&w->attn_k_norm), n * heads, dim, c->rms_eps);
         o->rope(o, k, n, heads, dim, s->length, c->sliding[l] ? p->model->rope_swa : p->model->rope_full);
-        watch(p, STAGE_keys, l, k, n, row);
-        watch(p, STAGE_values, l, v, n, row);
+        watch(p, CHECK_keys, l, k, n, row);
+        watch(p, CHECK_values, l, v, n, row);
         o->store(o, s->k[l], s->length, k, n, row);
         o->store(o, s->v[l], s->length, v, n, row);
         k += n * row;
@@ -91,12 +93,12 @@ static void keys_and_values(const pass *p, int32_t l) {
     }
 }
 
-/* room.a = room.x + the attention of room.h */
+/* scratch.a = scratch.x + the attention of scratch.h */
 static void attend(const pass *p, int32_t l, bool causal) {
     const dg_config *c = &p->model->config;
     const layer *w = &p->model->layers[l];
     const ops *o = p->model->ops;
-    room *r = p->room;
+    scratch *r = p->scratch;
     const int64_t dim = config_head_dim(c, l), d = c->d_model, row = config_d_q(c, l);
     o->matmul(o, r->q, r->h, &w->attn_q, p->n, r->products);
     o->rms_norm(o, r->q, r->q, floats(&w->attn_q_norm), p->n * c->n_head, dim, c->rms_eps);
@@ -109,38 +111,38 @@ static void attend(const pass *p, int32_t l, bool causal) {
             .causal = causal, .window = c->sliding[l] ? c->sliding_window : 0,
         };
         o->rope(o, q, n, c->n_head, dim, s->length, c->sliding[l] ? p->model->rope_swa : p->model->rope_full);
-        watch(p, STAGE_queries, l, q, n, row);
+        watch(p, CHECK_queries, l, q, n, row);
         o->attention(o, y, q, &keys, n, c->n_head, dim);
         q += n * row;
         y += n * row;
     }
-    watch(p, STAGE_attention, l, r->o, p->n, row);
+    watch(p, CHECK_attention, l, r->o, p->n, row);
     o->matmul(o, r->a, r->o, &w->attn_output, p->n, r->products);
     o->rms_norm(o, r->a, r->a, floats(&w->post_attention_norm), p->n, d, c->rms_eps);
     o->add(o, r->a, r->a, r->x, p->n, d, 1.0f);
-    watch(p, STAGE_attended, l, r->a, p->n, d);
+    watch(p, CHECK_attended, l, r->a, p->n, d);
 }
 
-/* room.x = (room.a + the dense and the expert FFN of room.a) * scalar */
+/* scratch.x = (scratch.a + the dense and the expert FFN of scratch.a) * scalar */
 static void feed_forward(const pass *p, int32_t l, float scalar) {
     const dg_config *c = &p->model->config;
     const layer *w = &p->model->layers[l];
     const ops *o = p->model->ops;
-    room *r = p->room;
+    scratch *r = p->scratch;
     const int64_t n = p->n, d = c->d_model;
 
     profile_part = PART_dense;
     o->rms_norm(o, r->h, r->a, floats(&w->ffn_norm), n, d, c->rms_eps);
     mlp(p, r->dense, r->h, &w->ffn_gate, &w->ffn_up, &w->ffn_down, n);
     o->rms_norm(o, r->dense, r->dense, floats(&w->post_ffw_norm_1), n, d, c->rms_eps);
-    watch(p, STAGE_dense, l, r->dense, n, d);
+    watch(p, CHECK_dense, l, r->dense, n, d);
 
     profile_part = PART_router;
     /* the router reads the stream itself, normed without a weight */
     o->rms_norm(o, r->h, r->a, NULL, n, d, c->rms_eps);
     o->mul(o, r->h, r->h, floats(&w->ffn_gate_inp_scale), n, d, 1.0f / sqrtf((float)d));
     o->matmul(o, r->scores, r->h, &w->ffn_gate_inp, n, r->products);
-    watch(p, STAGE_router, l, r->scores, n, c->n_expert);
+    watch(p, CHECK_router, l, r->scores, n, c->n_expert);
     o->route(o, r->experts, r->shares, r->scores, floats(&w->ffn_down_exps_scale), n, c->n_expert, c->n_expert_used);
     o->count(o, p->model->routing + (int64_t)l * c->n_expert, r->experts, n * c->n_expert_used);
 
@@ -151,12 +153,12 @@ static void feed_forward(const pass *p, int32_t l, float scalar) {
     o->experts(o, r->sparse, r->h, &w->ffn_gate_exps, &w->ffn_up_exps, &w->ffn_down_exps, r->experts, r->shares, n, c->n_expert_used,
                p->model->stream ? &feed : NULL, r->mixture);
     o->rms_norm(o, r->sparse, r->sparse, floats(&w->post_ffw_norm_2), n, d, c->rms_eps);
-    watch(p, STAGE_experts, l, r->sparse, n, d);
+    watch(p, CHECK_experts, l, r->sparse, n, d);
 
     o->add(o, r->dense, r->dense, r->sparse, n, d, 1.0f);
     o->rms_norm(o, r->dense, r->dense, floats(&w->post_ffw_norm), n, d, c->rms_eps);
     o->add(o, r->x, r->a, r->dense, n, d, scalar);
-    watch(p, STAGE_output, l, r->x, n, d);
+    watch(p, CHECK_output, l, r->x, n, d);
 }
 
 /* Waits for a layer's own weights, or those outside of layers (-1); false where they cannot be read. */
@@ -166,11 +168,11 @@ static void encode(const pass *p, const int32_t *ids, bool output) {
     const dg_model *m = p->model;
     const dg_config *c = &m->config;
     const ops *o = m->ops;
-    room *r = p->room;
+    scratch *r = p->scratch;
     if (!weights_of(m, -1)) return;
     o->put(o, r->ids, ids, (size_t)p->n * sizeof *ids);
     o->embed(o, r->x, &m->top.token_embd, r->ids, p->n, sqrtf((float)c->d_model));
-    watch(p, STAGE_embedding, 0, r->x, p->n, c->d_model);
+    watch(p, CHECK_embedding, 0, r->x, p->n, c->d_model);
     for (int32_t l = 0; l < c->n_layer && weights_of(m, l); l++) {
         const layer *w = &m->layers[l];
         o->rms_norm(o, r->h, r->x, floats(&w->attn_norm), p->n, c->d_model, c->rms_eps);
@@ -184,7 +186,7 @@ static void encode(const pass *p, const int32_t *ids, bool output) {
 /* A pass through so many layers' experts takes its turn, and ends it. */
 static void begin(const pass *p, int32_t layers) {
     const dg_model *m = p->model;
-    m->ops->begin_pass(m->ops, layers, p->room->found);
+    m->ops->begin_pass(m->ops, layers, p->scratch->found);
     if (m->stream) stream_begin(m->stream, layers);
 }
 static int end(const dg_model *m, dg_error *error) {
@@ -208,12 +210,12 @@ int forward_encode(const pass *p, const int32_t *ids, bool output, dg_error *err
     return status == DG_OK ? verdict(p, error) : status;
 }
 
-/* room.x += the self-conditioning of the parts that have one */
+/* scratch.x += the self-conditioning of the parts that have one */
 static void self_condition(const pass *p) {
     const dg_model *m = p->model;
     const dg_config *c = &m->config;
     const ops *o = m->ops;
-    room *r = p->room;
+    scratch *r = p->scratch;
     const float scale = sqrtf((float)c->d_model);
     profile_part = PART_condition;
     int64_t first = 0;
@@ -232,23 +234,23 @@ static void self_condition(const pass *p) {
     profile_part = PART_elementwise;
 }
 
-/* room.x, for who asked to look */
+/* scratch.x, for who asked to look */
 static void show(const pass *p, int32_t l) {
     const dg_model *m = p->model;
     const int64_t n = p->n * m->config.d_model;
-    if (p->hidden) m->ops->get(m->ops, p->hidden + l * n, p->room->x, (size_t)n * sizeof *p->hidden);
+    if (p->hidden) m->ops->get(m->ops, p->hidden + l * n, p->scratch->x, (size_t)n * sizeof *p->hidden);
 }
 
 static void denoise(const pass *p) {
     const dg_model *m = p->model;
     const dg_config *c = &m->config;
     const ops *o = m->ops;
-    room *r = p->room;
+    scratch *r = p->scratch;
     if (!weights_of(m, -1)) return;
     o->embed(o, r->x, &m->top.token_embd, r->ids, p->n, sqrtf((float)c->d_model));
-    watch(p, STAGE_embedding, 0, r->x, p->n, c->d_model);
+    watch(p, CHECK_embedding, 0, r->x, p->n, c->d_model);
     self_condition(p);
-    watch(p, STAGE_conditioned, 0, r->x, p->n, c->d_model);
+    watch(p, CHECK_conditioned, 0, r->x, p->n, c->d_model);
     o->rms_norm(o, r->x, r->x, NULL, p->n, c->d_model, c->rms_eps); /* the canvas alone has this norm */
     for (int32_t l = 0; l < c->n_layer && weights_of(m, l); l++) {
         const layer *w = &m->layers[l];
@@ -277,20 +279,20 @@ int forward_denoise(const pass *p, dg_error *error) {
     return status == DG_OK ? verdict(p, error) : status;
 }
 
-/* room.h[n] = the output norm of rows from `first` on */
+/* scratch.h[n] = the output norm of rows from `first` on */
 static void output_norm(const pass *p, int64_t first, int64_t n) {
     const dg_model *m = p->model;
     const dg_config *c = &m->config;
     profile_part = PART_head;
-    m->ops->rms_norm(m->ops, p->room->h, p->room->x + first * c->d_model, floats(&m->top.output_norm), n, c->d_model, c->rms_eps);
+    m->ops->rms_norm(m->ops, p->scratch->h, p->scratch->x + first * c->d_model, floats(&m->top.output_norm), n, c->d_model, c->rms_eps);
 }
 
 /* Which of the two it was, the norm of rows or what the head made of them. */
 static int head_not_finite(pass p, int64_t rows, dg_error *error) {
     p.closely = true;
     set_found(&p, 0);
-    watch(&p, STAGE_last_norm, 0, p.room->h, rows, p.model->config.d_model);
-    if (!found(&p)) set_found(&p, 1 + STAGE_head);
+    watch(&p, CHECK_last_norm, 0, p.scratch->h, rows, p.model->config.d_model);
+    if (!found(&p)) set_found(&p, 1 + CHECK_head);
     return verdict(&p, error);
 }
 
@@ -298,7 +300,7 @@ int forward_logits(const pass *p, int64_t first, int64_t n, float *logits, dg_er
     const dg_model *m = p->model;
     const ops *o = m->ops;
     output_norm(p, first, n);
-    o->logits(o, logits, p->room->h, &m->top.token_embd, n, m->config.softcap, p->room->found, 1 + STAGE_head, p->room->products, p->room->vocabulary);
+    o->logits(o, logits, p->scratch->h, &m->top.token_embd, n, m->config.softcap, p->scratch->found, 1 + CHECK_head, p->scratch->products, p->scratch->vocabulary);
     return found(p) ? head_not_finite(*p, n, error) : verdict(p, error);
 }
 
@@ -306,7 +308,7 @@ int forward_choose(const pass *p, const head_part *parts, dg_error *error) {
     const dg_model *m = p->model;
     const ops *o = m->ops;
     output_norm(p, 0, p->n);
-    o->head(o, parts, p->n_parts, p->room->h, &m->top.token_embd, p->n, m->config.softcap, p->room->products);
+    o->head(o, parts, p->n_parts, p->scratch->h, &m->top.token_embd, p->n, m->config.softcap, p->scratch->products);
     for (int32_t i = 0; !p->later && i < p->n_parts; i++)
         for (int64_t k = 0; k < parts[i].n; k++)
             if (parts[i].out[k].argmax < 0) return head_not_finite(*p, p->n, error);

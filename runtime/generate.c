@@ -3,8 +3,8 @@
 #include <string.h>
 
 #include "error.h"
+#include "forward.h"
 #include "sampler.h"
-#include "session.h"
 
 enum { MOST_BLOCKS = 1 << 20 };
 
@@ -32,9 +32,9 @@ struct dg_generator {
     int8_t *marks;          /* [n] MARK_* of the argmax canvas */
     int32_t *before;        /* [n] the argmax canvas of the step before */
     bool *changed;          /* [n] positions whose argmax is not that */
-    canvas_room canvas;     /* where ops work */
-    canvas_room seen;       /* what the host is told of it after each step */
-    soft soft;              /* what the last step leaves for the next */
+    canvas_buffers canvas;     /* where ops work */
+    canvas_buffers seen;       /* what the host is told of it after each step */
+    self_cond self_cond;              /* what the last step leaves for the next */
     recording recording;    /* of this canvas's steps after the first, behind so many tokens */
     int32_t recorded_at;
     int32_t *ids;           /* [max blocks * most] the answer */
@@ -42,14 +42,6 @@ struct dg_generator {
     dg_block *blocks;
     dg_result result;
 };
-
-void dg_sampling_default(const dg_model *model, dg_sampling *s) {
-    const dg_config *c = &model->config;
-    *s = (dg_sampling){
-        .max_tokens = c->canvas_length, .steps = c->steps, .entropy_bound = c->entropy_bound, .t_min = c->t_min, .t_max = c->t_max,
-        .stability = c->stability, .confidence = c->confidence, .seed = 0,
-    };
-}
 
 static int check_start(const dg_config *c, const dg_start *start, dg_error *error) {
     if (start->n < 1) return fail(error, DG_ERROR_USAGE, "start: no tokens");
@@ -96,10 +88,10 @@ int dg_generator_fill(dg_session *session, const dg_sampling *sampling, const dg
     o->reserve(o, &memory, g->canvas.bytes);
     canvas_lay_out(&g->canvas, g->n, c->n_vocab, memory);
     canvas_lay_out(&g->seen, g->n, c->n_vocab, calloc(1, g->canvas.told));
-    soft_lay_out(&g->soft, n, c->n_vocab, c->d_model, o->lazy, NULL);
+    self_cond_lay_out(&g->self_cond, n, c->n_vocab, c->d_model, o->lazy, NULL);
     memory = NULL;
-    o->reserve(o, &memory, g->soft.bytes);
-    soft_lay_out(&g->soft, n, c->n_vocab, c->d_model, o->lazy, memory);
+    o->reserve(o, &memory, g->self_cond.bytes);
+    self_cond_lay_out(&g->self_cond, n, c->n_vocab, c->d_model, o->lazy, memory);
     g->before = malloc(size * sizeof *g->before);
     g->changed = malloc(size * sizeof *g->changed);
     g->pins = calloc(size, sizeof *g->pins);
@@ -109,7 +101,7 @@ int dg_generator_fill(dg_session *session, const dg_sampling *sampling, const dg
     g->blocks = malloc((size_t)blocks * sizeof *g->blocks);
     const bool copied = !start || copy_start(g, start, (size_t)blocks * size);
     g->result = (dg_result){.ids = g->ids, .places = g->places, .blocks = g->blocks, .end_id = -1, .converged = true, .seed = sampling->seed};
-    if (!g->canvas.memory || !g->seen.memory || !g->soft.memory || !g->before || !g->changed || !g->pins || !g->fixed || !g->marks || !g->ids || !g->blocks || !copied) {
+    if (!g->canvas.memory || !g->seen.memory || !g->self_cond.memory || !g->before || !g->changed || !g->pins || !g->fixed || !g->marks || !g->ids || !g->blocks || !copied) {
         dg_generator_free(g);
         const int lost = ops_status(session->model->ops, error);
         return lost != DG_OK ? lost : fail(error, DG_ERROR_SYSTEM, "no memory for a canvas of %d tokens", c->canvas_length);
@@ -123,7 +115,7 @@ void dg_generator_free(dg_generator *g) {
     const ops *o = g->session->model->ops;
     o->forget(o, &g->recording);
     o->release(o, g->canvas.memory, g->canvas.bytes);
-    o->release(o, g->soft.memory, g->soft.bytes);
+    o->release(o, g->self_cond.memory, g->self_cond.bytes);
     free(g->seen.memory);
     free(g->before);
     free(g->changed);
@@ -154,7 +146,7 @@ static void start_canvas(dg_generator *g) {
     g->n = g->most;
     if (g->start.n) g->n = smaller(g->most, g->start.n - g->at);
     else if (g->options.short_canvas) g->n = smaller(g->most, g->options.max_tokens - g->result.n_ids);
-    canvas_room *c = &g->canvas;
+    canvas_buffers *c = &g->canvas;
     c->n = c->free = g->n;
     g->committed = g->n_final = 0;
     memset(g->fixed, 0, (size_t)g->n * sizeof *g->fixed);
@@ -173,10 +165,10 @@ static void start_canvas(dg_generator *g) {
     o->put(o, c->fixed, g->fixed, (size_t)g->n * sizeof *g->fixed);
     o->forget(o, &g->recording); /* the last canvas stood elsewhere */
     o->begin(o, c, g->options.seed, g->result.n_blocks);
-    g->soft.given = g->options.pins_conditioned ? c->ids : NULL;
-    g->soft.pinned = c->free < c->n ? c->pins : NULL;
+    g->self_cond.given = g->options.pins_conditioned ? c->ids : NULL;
+    g->self_cond.pinned = c->free < c->n ? c->pins : NULL;
     g->index = g->settled = 0;
-    g->soft.started = false;
+    g->self_cond.started = false;
     g->converged = c->free == 0;
 }
 
@@ -212,7 +204,7 @@ static bool commit_beginning(dg_generator *g, bool *more) {
     *more = false;
     if (g->options.commit <= 0.0f) return false;
     const int32_t n = answer_room(g);
-    const canvas_room *c = &g->seen;
+    const canvas_buffers *c = &g->seen;
     bool ended = false;
     int32_t i = 0;
     for (g->n_final = 0; i < n; i++) {
@@ -241,7 +233,7 @@ static void renoise(dg_generator *g) {
 /* Makes the stop tests that are about the answer, of a step that was brought to the host. */
 static void tell(dg_generator *g, dg_event *event) {
     const ops *o = g->session->model->ops;
-    const canvas_room *c = &g->seen;
+    const canvas_buffers *c = &g->seen;
     bool more;
     for (int32_t i = 0; i < g->n; i++) g->changed[i] = g->index == 0 || g->before[i] != c->argmax[i];
     mark_answer(g);
@@ -274,13 +266,13 @@ int dg_generator_accept(dg_generator *g, const bool *accepted, dg_error *error) 
 static int step_ops(dg_generator *const *g, int32_t count, const pass *p, head_part *heads, dg_error *error) {
     const ops *o = p->model->ops;
     int64_t first = 0;
-    for (int32_t i = 0; i < count; first += g[i++]->n) o->copy(o, p->room->ids + first, g[i]->canvas.ids, (size_t)g[i]->n * sizeof(int32_t));
+    for (int32_t i = 0; i < count; first += g[i++]->n) o->copy(o, p->scratch->ids + first, g[i]->canvas.ids, (size_t)g[i]->n * sizeof(int32_t));
     int status = forward_denoise(p, error);
     if (status != DG_OK) return status;
     for (int32_t i = 0; i < count; i++) {
-        canvas_room *c = &g[i]->canvas;
+        canvas_buffers *c = &g[i]->canvas;
         o->draw(o, c, &g[i]->options);
-        heads[i] = (head_part){c->n, &c->state->temperature, c->u, c->choices, &g[i]->soft};
+        heads[i] = (head_part){c->n, &c->state->temperature, c->u, c->choices, &g[i]->self_cond};
     }
     status = forward_choose(p, heads, error);
     for (int32_t i = 0; status == DG_OK && i < count; i++) o->settle(o, &g[i]->canvas, &g[i]->options);
@@ -312,13 +304,13 @@ static int steps(dg_generator *const *g, int32_t count, dg_event *events, dg_err
     head_part *heads = calloc((size_t)count, sizeof *heads);
     int64_t n = 0;
     for (int32_t i = 0; parts && i < count; i++) {
-        parts[i] = (pass_part){.session = g[i]->session, .n = g[i]->n, .last = g[i]->index ? &g[i]->soft : NULL};
+        parts[i] = (pass_part){.session = g[i]->session, .n = g[i]->n, .last = g[i]->index ? &g[i]->self_cond : NULL};
         n += g[i]->n;
     }
-    room *r = NULL;
-    int status = parts && heads ? session_room(g[0]->session, n, &r, error) : fail(error, DG_ERROR_SYSTEM, "no memory for a step");
+    scratch *r = NULL;
+    int status = parts && heads ? session_scratch(g[0]->session, n, &r, error) : fail(error, DG_ERROR_SYSTEM, "no memory for a step");
     if (status == DG_OK) {
-        const pass p = {model, r, parts, count, n, NULL, false, o->device != NULL};
+        const pass p = {.model = model, .scratch = r, .parts = parts, .n_parts = count, .n = n, .later = o->device != NULL};
         const bool alike = count == 1 && g[0]->index > 0; /* a first step has no self-conditioning */
         bool replayed = false;
         if (alike && g[0]->recorded_at != g[0]->session->length) o->forget(o, &g[0]->recording);

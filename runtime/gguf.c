@@ -5,7 +5,7 @@
 #include <string.h>
 
 #include "error.h"
-#include "mistaken.h"
+#include "magic.h"
 #include "os.h"
 
 enum {
@@ -153,7 +153,7 @@ static int refuse_pairs(const gguf *file, int (*order)(const void *, const void 
 
 static int parse(gguf *file, dg_error *error) {
     if (file->size < 4 || memcmp(file->map, "GGUF", 4) != 0)
-        return mistaken_bytes(file, error);
+        return magic_fail(file->path, file->map, file->size, error);
     reader r = {.file = file, .at = 4, .error = error};
     const uint32_t version = take_u32(&r, "the header ends early");
     file->n_tensors = take_u64(&r, "the header ends early");

@@ -8,13 +8,12 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "budget.h"
 #include "error.h"
-#include "mistaken.h"
-#include "ops.h"
-#include "tables.h"
+#include "gguf_kind.h"
+#include "memory/budget.h"
+#include "memory/vram.h"
+#include "lists.h"
 #include "tokenizer.h"
-#include "vram.h"
 
 /* ---- Configuration ---- */
 
@@ -71,7 +70,7 @@ static int within(const gguf *f, const char *field, key_id id, int64_t claimed, 
 #define READ_F32 read_float
 
 static int read_config(const gguf *f, dg_config *c, dg_error *error) {
-    int status = mistaken_kind(f, error);
+    int status = gguf_kind_check(f, error);
     if (status != DG_OK) return status;
 #define DG_KEY(kind, field, key, absent)                                                            \
     if (status != DG_OK) return status;                                                             \
@@ -416,6 +415,8 @@ void dg_model_free(dg_model *m) {
     if (m->ops) m->ops->release(m->ops, m->routing, routing_bytes(&m->config));
     if (m->ops) m->ops->release(m->ops, m->rope_full, sizeof(float) * (size_t)(m->config.head_dim / 2));
     if (m->ops) m->ops->release(m->ops, m->rope_swa, sizeof(float) * (size_t)(m->config.head_dim_swa / 2));
+    if (m->ops) dg_profile_stop(m);
+    if (m->ops) dg_moments_stop(m);
     ops_free(m->ops);
     free_decoded(m->decoded);
     free(m->layers);
@@ -423,6 +424,8 @@ void dg_model_free(dg_model *m) {
     gguf_close(m->file);
     free(m);
 }
+
+/* ---- What a model tells ---- */
 
 const dg_config *dg_model_config(const dg_model *m) { return &m->config; }
 const dg_tokenizer *dg_model_tokenizer(const dg_model *m) { return m->tokenizer; }
@@ -432,3 +435,19 @@ int32_t dg_model_threads(const dg_model *m) { return pool_threads(m->ops->pool);
 void dg_model_routing(const dg_model *m, int64_t *counts) {
     m->ops->counted(m->ops, counts, m->routing, (int64_t)m->config.n_layer * m->config.n_expert);
 }
+
+bool dg_weight_at(const dg_model *model, int32_t i, dg_weight *out) {
+    if (i < 0 || (uint64_t)i >= model->file->n_tensors) return false;
+    const gguf_tensor *t = &model->file->tensors[i];
+    *out = (dg_weight){.type = t->format->id, .bytes = (int64_t)t->bytes};
+    for (uint64_t k = 0; k < t->name.n && k < sizeof out->name - 1; k++) out->name[k] = t->name.at[k];
+    return true;
+}
+
+bool dg_model_placed(const dg_model *m, dg_plan *out) { return budget_placed(m, out); }
+void dg_model_prefer(dg_model *m, const int64_t *tokens) { budget_prefer(m, tokens); }
+bool dg_model_traffic(const dg_model *m, dg_traffic *out) { return budget_traffic(m, out); }
+
+bool dg_overlap_watch(dg_model *m, bool watch) { return ops_overlap_watch(m->ops, watch); }
+bool dg_overlap_read(const dg_model *m, dg_overlap *out) { return ops_overlap_read(m->ops, out); }
+bool dg_device_measure(const dg_model *m, dg_device_rates *out) { return ops_device_measure(m->ops, out); }

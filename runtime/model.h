@@ -1,58 +1,12 @@
-/* A loaded model: configuration, every weight bound and checked, the backend that runs it. */
+/* A loaded model: its configuration, every weight bound and checked, and the backend that runs it. */
 #ifndef DG_MODEL_H
 #define DG_MODEL_H
 
 #include "gguf.h"
+#include "ops.h"
 #include "os.h"
+#include "weights.h"
 
-/* A weight as ops see it: `experts` matrices of `rows` rows of `cols` values. y = W x has rows outputs. */
-typedef struct tensor {
-    const dg_format *format;
-    const uint8_t *data;
-    int64_t cols, rows, experts;
-    int64_t row_bytes, expert_bytes; /* from one row, or one expert, to the next */
-    const uint8_t *repacked;         /* the matrices of the first n_repacked experts in the form that the backend likes best */
-    int64_t n_repacked;
-    const uint8_t *const *at;        /* [experts] where each lies, `shift` bytes before its first row; NULL: as data has them */
-    int64_t shift;
-    const uint8_t *placed;           /* the backend's copy, laid out like data; NULL: it reads data */
-} tensor;
-
-static inline const uint8_t *tensor_row(const tensor *t, int64_t expert, int64_t row) {
-    return (t->at ? t->at[expert] + t->shift : t->data + expert * t->expert_bytes) + row * t->row_bytes;
-}
-
-/* Fields are those of tensors.def. A vector of float32 is a tensor of one row. */
-#define DG_IF_TOP(x) x
-#define DG_IF_LAYER(x)
-#define DG_IF_SLIDING(x)
-#define DG_IF_SPLIT(x)
-typedef struct top_weights {
-#define DG_TENSOR(scope, kind, field, gguf, hf, n0, n1, n2) DG_IF_##scope(tensor field;)
-#include "tensors.def"
-#undef DG_TENSOR
-} top_weights;
-#undef DG_IF_TOP
-#undef DG_IF_LAYER
-#undef DG_IF_SLIDING
-#undef DG_IF_SPLIT
-
-#define DG_IF_TOP(x)
-#define DG_IF_LAYER(x) x
-#define DG_IF_SLIDING(x) x
-#define DG_IF_SPLIT(x) x
-typedef struct layer {
-#define DG_TENSOR(scope, kind, field, gguf, hf, n0, n1, n2) DG_IF_##scope(tensor field;)
-#include "tensors.def"
-#undef DG_TENSOR
-    /* ffn_gate_exps and ffn_up_exps are always set: in files with the fused tensor they are views of its halves */
-} layer;
-#undef DG_IF_TOP
-#undef DG_IF_LAYER
-#undef DG_IF_SLIDING
-#undef DG_IF_SPLIT
-
-struct ops;
 struct stream;
 struct budget;
 struct vram;
@@ -66,16 +20,11 @@ struct dg_model {
     float *rope_full, *rope_swa; /* [head_dim / 2] inverse frequencies */
     dg_tokenizer *tokenizer;
     struct decoded *decoded; /* float32 values of tensors that are stored otherwise: a list */
-    struct ops *ops;
+    ops *ops;
     _Atomic int64_t *routing; /* [n_layer][n_expert] tokens so far */
     struct stream *stream;   /* where weights come from under a budget, else NULL */
     struct budget *budget;
     struct vram *vram;       /* of a device's memory: what is taken of it */
 };
-
-/* Sizes that follow from the configuration, per layer. */
-static inline int32_t config_head_dim(const dg_config *c, int32_t l) { return c->sliding[l] ? c->head_dim_swa : c->head_dim; }
-static inline int32_t config_d_q(const dg_config *c, int32_t l) { return c->n_head * config_head_dim(c, l); }
-static inline int32_t config_d_kv(const dg_config *c, int32_t l) { return c->n_head_kv[l] * config_head_dim(c, l); }
 
 #endif

@@ -3,10 +3,9 @@
 #define DG_OPS_H
 
 #include "canvas.h"
-#include "model.h"
-#include "soft.h"
-#include "moments.h"
-#include "profile.h"
+#include "os.h"
+#include "self_condition.h"
+#include "weights.h"
 
 typedef struct ops ops;
 
@@ -33,7 +32,7 @@ typedef struct head_part {
     const float *temperature;
     const double *u; /* [n] */
     dg_choice *out;  /* [n] as choose has it, over softcapped logits divided by *temperature */
-    soft *next;      /* what soften needs */
+    self_cond *next;      /* what soften needs */
 } head_part;
 
 /* Hands out the experts of a layer that are not all in memory at once. next writes the numbers of some to out[n_expert]
@@ -89,8 +88,8 @@ struct ops {
     pool *pool;
     float *scratch;       /* [threads][scratch_floats], 64-byte aligned; each thread's own while an op runs */
     int64_t scratch_floats;
-    profile *profile;     /* NULL unless dg_profile_start put its wrappers into this table */
-    moments *moments;     /* the same of dg_moments_start */
+    struct profile *profile; /* NULL unless dg_profile_start put its wrappers into this table */
+    struct activation_stats *stats; /* the same of dg_moments_start */
 #define DG_OP(name, arguments, names) op_##name name;
 #include "ops.def"
 #undef DG_OP

@@ -4,7 +4,7 @@
 #include <stdlib.h>
 
 #include "error.h"
-#include "ops.h"
+#include "model.h"
 
 _Thread_local part profile_part;
 static _Thread_local int depth; /* an operation made of others is booked once, as itself */
@@ -23,15 +23,15 @@ static const char *const op_names[OPS] = {
 };
 
 static const struct { const char *name, *covers; } parts[PARTS] = {
-#define DG_PART(name, covers) {#name, covers},
-#include "parts.def"
-#undef DG_PART
+#define DG_PROFILE_PART(name, covers) {#name, covers},
+#include "profile_parts.def"
+#undef DG_PROFILE_PART
 };
 
-struct profile {
+typedef struct profile {
     ops plain; /* the table as the backend made it */
     atomic_ullong nanoseconds[PARTS][OPS], calls[PARTS][OPS];
-};
+} profile;
 
 /* The part of an operation in the stage that forward.c has set. */
 static part part_of(part stage, op_id op) {
@@ -62,7 +62,7 @@ static void book(profile *p, op_id op, uint64_t began) {
 
 int dg_profile_start(dg_model *model, dg_error *error) {
     ops *o = model->ops;
-    if (o->moments) return fail(error, DG_ERROR_USAGE, "a model cannot be profiled and observed at the same time");
+    if (o->stats) return fail(error, DG_ERROR_USAGE, "a model cannot be profiled and observed at the same time");
     dg_profile_stop(model);
     profile *p = calloc(1, sizeof *p);
     if (!p) return fail(error, DG_ERROR_SYSTEM, "no memory for a profile");
@@ -80,10 +80,6 @@ void dg_profile_stop(dg_model *model) {
 #define DG_OP(name, arguments, names) o->name = o->profile->plain.name;
 #include "ops.def"
 #undef DG_OP
-    profile_free(o);
-}
-
-void profile_free(ops *o) {
     free(o->profile);
     o->profile = NULL;
 }
@@ -102,13 +98,5 @@ bool dg_profile_read(const dg_model *model, int32_t i, dg_profile_entry *entry) 
 bool dg_part_at(int32_t i, dg_part *out) {
     if (i < 0 || i >= PARTS) return false;
     *out = (dg_part){parts[i].name, parts[i].covers};
-    return true;
-}
-
-bool dg_weight_at(const dg_model *model, int32_t i, dg_weight *out) {
-    if (i < 0 || (uint64_t)i >= model->file->n_tensors) return false;
-    const gguf_tensor *t = &model->file->tensors[i];
-    *out = (dg_weight){.type = t->format->id, .bytes = (int64_t)t->bytes};
-    for (uint64_t k = 0; k < t->name.n && k < sizeof out->name - 1; k++) out->name[k] = t->name.at[k];
     return true;
 }

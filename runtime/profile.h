@@ -4,17 +4,13 @@
 #define DG_PROFILE_H
 
 typedef enum part {
-#define DG_PART(name, covers) PART_##name,
-#include "parts.def"
-#undef DG_PART
+#define DG_PROFILE_PART(name, covers) PART_##name,
+#include "profile_parts.def"
+#undef DG_PROFILE_PART
     PARTS
 } part;
 
 /* What this thread's operations belong to from here on. Norms and the like count as elementwise whatever is set. */
 extern _Thread_local part profile_part;
-
-struct ops;
-typedef struct profile profile;
-void profile_free(struct ops *o);
 
 #endif

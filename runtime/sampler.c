@@ -1,19 +1,20 @@
 #include "sampler.h"
 
+#include <math.h>
 #include <stdlib.h>
 
 #include "error.h"
 #include "random.h"
 
 /* Merge sort: stable, so that the lower position comes first among equals. */
-static void sort_by_entropy(const float *entropy, int32_t *order, int32_t *room, int32_t n) {
+static void sort_by_entropy(const float *entropy, int32_t *order, int32_t *scratch, int32_t n) {
     if (n < 2) return;
     const int32_t half = n / 2;
-    sort_by_entropy(entropy, order, room, half);
-    sort_by_entropy(entropy, order + half, room, n - half);
-    for (int32_t i = 0; i < half; i++) room[i] = order[i];
+    sort_by_entropy(entropy, order, scratch, half);
+    sort_by_entropy(entropy, order + half, scratch, n - half);
+    for (int32_t i = 0; i < half; i++) scratch[i] = order[i];
     for (int32_t i = 0, j = half, to = 0; i < half; to++)
-        order[to] = j < n && entropy[order[j]] < entropy[room[i]] ? order[j++] : room[i++];
+        order[to] = j < n && entropy[order[j]] < entropy[scratch[i]] ? order[j++] : scratch[i++];
 }
 
 void sampler_accept(const float *entropy, int32_t n, float bound, bool *accepted, int32_t *order) {
@@ -73,33 +74,36 @@ dg_fault sampler_fault(const int32_t *ids, int32_t count, int32_t n, int32_t bef
     return DG_FAULT_NONE;
 }
 
-bool dg_effort_apply(int32_t i, dg_sampling *s) {
-    int32_t at = 0;
-#define DG_SET(option, value) s->option = value;
-#define DG_EFFORT(name, settings, help) \
-    if (at++ == i) {                    \
-        settings                        \
-        return true;                    \
-    }
-#include "efforts.def"
-#undef DG_EFFORT
-#undef DG_SET
-    return false;
-}
-
 void dg_draw(uint64_t seed, int32_t block, int32_t step, int32_t n, int32_t n_vocab, double *u, int32_t *ids) {
     for (int32_t i = 0; i < n; i++) random_draw(seed, (uint32_t)block, (uint32_t)step, (uint32_t)i, (uint32_t)n_vocab, &u[i], &ids[i]);
 }
 
-int dg_sampling_check(const dg_sampling *s, dg_error *error) {
-#define CHECK_I32 "%s: expected a whole number from %.0f to %.0f, got %.0f"
-#define CHECK_U64 CHECK_I32
-#define CHECK_BOOL CHECK_I32
-#define CHECK_F32 "%s: expected a number from %g to %g, got %g"
-#define DG_OPTION(kind, name, least, most, help)                                   \
-    if (!((double)s->name >= (double)(least) && (double)s->name <= (double)(most))) \
-        return fail(error, DG_ERROR_USAGE, CHECK_##kind, #name, (double)(least), (double)(most), (double)s->name);
-#include "options.def"
-#undef DG_OPTION
-    return DG_OK;
+void dg_choose(const float *z, int64_t n, int64_t n_vocab, const double *u, dg_choice *out) {
+    for (int64_t i = 0; i < n; i++, z += n_vocab) {
+        int64_t best = 0;
+        bool finite = isfinite(z[0]);
+        for (int64_t v = 1; v < n_vocab; v++) {
+            if (z[v] > z[best]) best = v;
+            finite = finite && isfinite(z[v]);
+        }
+        if (!finite) {
+            out[i] = (dg_choice){NAN, -1, -1};
+            continue;
+        }
+        double total = 0.0, weighted = 0.0; /* H = log Z - sum d e^d / Z, d = z - max */
+        for (int64_t v = 0; v < n_vocab; v++) {
+            const double d = (double)z[v] - (double)z[best], p = exp(d);
+            total += p;
+            if (p > 0.0) weighted += d * p;
+        }
+        const double aim = u[i] * total;
+        double below = 0.0;
+        int64_t sample = -1;
+        for (int64_t v = 0; v < n_vocab && sample < 0; v++) {
+            below += exp((double)z[v] - (double)z[best]);
+            if (below > aim) sample = v;
+        }
+        const double entropy = log(total) - weighted / total;
+        out[i] = (dg_choice){entropy > 0.0 ? (float)entropy : 0.0f, (int32_t)best, (int32_t)(sample < 0 ? best : sample)};
+    }
 }

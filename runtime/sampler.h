@@ -12,7 +12,7 @@ DG_HD static inline float sampler_temperature(const dg_sampling *s, int32_t inde
     return t > 1e-4 ? (float)t : 1e-4f;
 }
 
-/* As dg_accept; order: [2 * n] of room. */
+/* As dg_accept; order: [2 * n] of scratch. */
 void sampler_accept(const float *entropy, int32_t n, float bound, bool *accepted, int32_t *order);
 
 /* canvas[i] = the sample where accepted, else a fresh random id: nothing stays frozen. */

@@ -21,6 +21,7 @@ from tokenizers import Tokenizer as Reference
 
 import dgemma
 from dgemma.convert.config import read_config
+from dgemma.convert.metadata import metadata
 from dgemma.convert.opening import open_vocabulary
 from dgemma.convert.tokenizer import read_vocabulary
 
@@ -53,7 +54,8 @@ def plain(folder: Path) -> dict[str, Any]:
 def tokenizer_of(folder: Path) -> dgemma.Tokenizer:
     """The runtime's tokenizer of a checkpoint's files."""
     config = read_config(folder)
-    return open_vocabulary(config, read_vocabulary(folder, config.values["n_vocab"], config.special_ids))
+    vocabulary = read_vocabulary(folder, config.values["n_vocab"], config.special_ids)
+    return open_vocabulary(metadata(config, vocabulary, [], 0), vocabulary)
 
 
 def with_tokenizer(

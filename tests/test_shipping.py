@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import re
 import shutil
 import subprocess
@@ -11,7 +12,9 @@ from pathlib import Path
 import pytest
 from lowest import pins, required
 
+import dgemma
 from dgemma import _native
+from dgemma._native import ffi, lib
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -47,6 +50,37 @@ def test_relocations_are_read_only_and_nothing_that_is_written_can_run():
 def test_the_extension_needs_the_c_library_alone():
     needed = set(re.findall(r"NEEDED.*\[(.*)\]", readelf("--dynamic")))
     assert all(re.match(r"(libc|libm|libpthread|ld-linux.*)\.so", name) for name in needed), needed
+
+
+def test_the_version_is_written_once():
+    """In pyproject.toml: the library, the package, its metadata and the commands tell that one."""
+    version = PROJECT["version"]
+    told = [ffi.string(lib.dg_version()).decode(), dgemma.__version__, importlib.metadata.version("dgemma")]
+    assert told == [version] * 3
+    for command in PROJECT["scripts"]:
+        path = Path(sys.executable).with_name(command)
+        said = subprocess.run([path, "--version"], capture_output=True, text=True, check=True).stdout
+        assert said == f"{command} {version}\n"
+
+
+def test_the_library_is_installed_where_it_is_asked_to_be(tmp_path):
+    """`make install` obeys PREFIX and DESTDIR, and a program builds against it; `make uninstall` removes it."""
+    if shutil.which("cc") is None:
+        pytest.skip("needs a C compiler")
+    make = ["make", "-s", "-C", str(ROOT), f"DESTDIR={tmp_path}", "PREFIX=/opt/dgemma"]
+    subprocess.run([*make, "install"], check=True)
+    at = tmp_path / "opt" / "dgemma"
+    (tmp_path / "main.c").write_text(
+        '#include <dgemma/dg.h>\n#include <stdio.h>\nint main(void) { return puts(dg_version()) < 0; }\n'
+    )
+    flags = ["-std=c11", "-pthread", f"-I{at / 'include'}", f"-L{at / 'lib'}"]
+    subprocess.run(["cc", *flags, "main.c", "-ldgemma", "-lm", "-o", "main"], cwd=tmp_path, check=True)
+    said = subprocess.run([tmp_path / "main"], capture_output=True, text=True, check=True).stdout
+    assert said == PROJECT["version"] + "\n"
+    package = (at / "lib" / "pkgconfig" / "dgemma.pc").read_text()
+    assert "prefix=/opt/dgemma\n" in package and f"Version: {said}" in package
+    subprocess.run([*make, "uninstall"], check=True)
+    assert not [path for path in at.rglob("*") if path.is_file()]
 
 
 def test_dependencies_are_few_and_have_lower_bounds():

@@ -190,7 +190,7 @@ def test_ctrl_c_while_a_command_at_work_imports_more_ends_it_quietly(start: Star
     first = modules.index("dgemma.cli.plan")
     for at in range(first, len(modules), (len(modules) - first) // 8):
         done = start(at, signal.SIGINT, "dg-info", BUNDLED)
-        assert start.raised.exists() and (done.returncode, done.stdout, done.stderr.strip()) == (130, "", ""), at
+        assert start.raised.exists() and (done.returncode, done.stderr.strip()) == (130, ""), at
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

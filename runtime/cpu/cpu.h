@@ -1,10 +1,11 @@
-/* The CPU backends: the plain C reference of every op, and what each instruction set replaces. */
+/* The CPU backends: what they share, the plain C reference of every other op, and what each instruction set replaces. */
 #ifndef DG_CPU_H
 #define DG_CPU_H
 
 #include "ops.h"
 
 #define DG_OP(name, arguments, names) void reference_##name arguments;
+#define DG_HOST_OP(name, arguments, names) void host_##name arguments;
 #include "ops.def"
 #undef DG_OP
 

@@ -5,6 +5,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "carve.h"
+
 enum {
     STRIPS = 4, /* of GEMM_ROWS rows: what a thread takes at a time */
     AHEAD = 2,  /* column blocks between asking for the weights and using them */
@@ -30,21 +32,22 @@ static int64_t depth_of(const gemm_kernel *k, int64_t cols) {
 
 /* ---- Activations ---- */
 
-static void *carve(char **at, int64_t items, size_t bytes) {
+/* Carves off the front of *at. */
+static void *take(char **at, int64_t items, size_t bytes) {
     void *here = *at;
-    *at += ((size_t)items * bytes + 63) / 64 * 64;
+    *at += carve_bytes(items, bytes);
     return here;
 }
 
 static gemm_input lay_out(const gemm_kernel *k, int64_t n, int64_t cols, char **work) {
     gemm_input x = {.n = n, .cols = cols, .depth = depth_of(k, cols), .wide = k->wide};
     x.step = k->k_quant ? x.depth : x.depth % 64 ? 32 : 64;
-    x.codes = carve(work, n * cols, k->wide ? 2 : 1);
-    x.scales = carve(work, n * cols / x.step, sizeof(float));
-    x.sums = carve(work, n * cols / 32, sizeof(float));
-    x.sums16 = carve(work, n * cols / 32, sizeof(int16_t));
-    x.start16 = carve(work, n * cols / 16, sizeof(int32_t));
-    x.start32 = carve(work, n * cols / 32, sizeof(int32_t));
+    x.codes = take(work, n * cols, k->wide ? 2 : 1);
+    x.scales = take(work, n * cols / x.step, sizeof(float));
+    x.sums = take(work, n * cols / 32, sizeof(float));
+    x.sums16 = take(work, n * cols / 32, sizeof(int16_t));
+    x.start16 = take(work, n * cols / 16, sizeof(int32_t));
+    x.start32 = take(work, n * cols / 32, sizeof(int32_t));
     return x;
 }
 
@@ -121,11 +124,11 @@ static void put(float *y, const float *acc, int64_t rows) {
     else memcpy(y, acc, (size_t)rows * sizeof *y);
 }
 
-gemm_room gemm_room_for(const ops *o, int32_t thread) {
+gemm_scratch gemm_scratch_for(const ops *o, int32_t thread) {
     float *at = o->scratch + thread * o->scratch_floats;
     gemm_panel *panel = (gemm_panel *)(void *)at;
     at += (sizeof *panel + 63) / 64 * 64 / sizeof(float);
-    return (gemm_room){panel, at, at + GEMM_TOKENS * GEMM_ROWS, at + 2 * GEMM_TOKENS * GEMM_ROWS};
+    return (gemm_scratch){panel, at, at + GEMM_TOKENS * GEMM_ROWS, at + 2 * GEMM_TOKENS * GEMM_ROWS};
 }
 
 /* ---- matmul ---- */
@@ -140,7 +143,7 @@ typedef struct multiplying {
 
 static void matmul_item(void *arg, int64_t item, int32_t thread) {
     const multiplying *a = arg;
-    const gemm_room r = gemm_room_for(a->o, thread);
+    const gemm_scratch r = gemm_scratch_for(a->o, thread);
     const int64_t end = least((item + 1) * STRIPS * GEMM_ROWS, a->w->rows);
     for (int64_t from = 0; from < a->x.n; from += GEMM_TOKENS) {
         const int64_t n = least(GEMM_TOKENS, a->x.n - from);
@@ -159,7 +162,7 @@ static void matmul_item(void *arg, int64_t item, int32_t thread) {
 
 static int64_t items_of(int64_t rows) { return (rows + STRIPS * GEMM_ROWS - 1) / (STRIPS * GEMM_ROWS); }
 
-static void gemm_matmul(const ops *o, float *y, const float *x, const tensor *w, int64_t n, void *work) {
+void gemm_matmul(const ops *o, float *y, const float *x, const tensor *w, int64_t n, void *work) {
     const gemm_kernel *k = gemm_kernel_for(o->gemm, w);
     if (!k) {
         o->float_matmul(o, y, x, w, n, work);
@@ -184,7 +187,7 @@ typedef struct mixture {
 
 static void gate_up_item(void *arg, int64_t item, int32_t thread) {
     const mixture *a = arg;
-    const gemm_room r = gemm_room_for(a->o, thread);
+    const gemm_scratch r = gemm_scratch_for(a->o, thread);
     const int64_t e = a->g.list[item / a->items], begin = item % a->items * STRIPS * GEMM_ROWS, end = least(begin + STRIPS * GEMM_ROWS, a->gate->rows);
     for (int64_t from = a->g.start[e]; from < a->g.start[e + 1]; from += GEMM_TOKENS) {
         const int64_t n = least(GEMM_TOKENS, a->g.start[e + 1] - from);
@@ -200,7 +203,7 @@ static void gate_up_item(void *arg, int64_t item, int32_t thread) {
 
 static void down_item(void *arg, int64_t item, int32_t thread) {
     const mixture *a = arg;
-    const gemm_room r = gemm_room_for(a->o, thread);
+    const gemm_scratch r = gemm_scratch_for(a->o, thread);
     const int64_t e = a->g.list[item / a->items], begin = item % a->items * STRIPS * GEMM_ROWS, end = least(begin + STRIPS * GEMM_ROWS, a->down->rows);
     for (int64_t from = a->g.start[e]; from < a->g.start[e + 1]; from += GEMM_TOKENS) {
         const int64_t n = least(GEMM_TOKENS, a->g.start[e + 1] - from);
@@ -223,8 +226,8 @@ static void quantise_hidden(void *arg, int64_t item, int32_t thread) {
     for (int64_t i = a->g.start[e]; i < a->g.start[e + 1]; i++) quantise_row(&r, i);
 }
 
-static void gemm_experts(const ops *o, float *y, const float *x, const tensor *gate, const tensor *up, const tensor *down, const int32_t *experts,
-                         const float *weights, int64_t n, int64_t k, const expert_feed *feed, void *work) {
+void gemm_experts(const ops *o, float *y, const float *x, const tensor *gate, const tensor *up, const tensor *down, const int32_t *experts,
+                  const float *weights, int64_t n, int64_t k, const expert_feed *feed, void *work) {
     const gemm_kernel *k_in = gemm_kernel_for(o->gemm, gate), *k_down = gemm_kernel_for(o->gemm, down);
     if (!k_in || !k_down || k_in != gemm_kernel_for(o->gemm, up)) {
         o->float_experts(o, y, x, gate, up, down, experts, weights, n, k, feed, work);
@@ -233,7 +236,7 @@ static void gemm_experts(const ops *o, float *y, const float *x, const tensor *g
     mixture a = {.o = o, .k = k_in, .k_down = k_down, .gate = gate, .up = up, .down = down};
     a.g = group_by_expert(work, experts, n, k, down->rows, gate->rows, gate->experts);
     char *at = a.g.rest;
-    a.tokens = carve(&at, n * k, sizeof *a.tokens);
+    a.tokens = take(&at, n * k, sizeof *a.tokens);
     for (int64_t p = 0; p < n * k; p++) a.tokens[p] = a.g.pairs[p] / (int32_t)k;
     a.x = gemm_quantise(o, k_in, x, n, gate->cols, &at);
     a.hidden = lay_out(k_down, n * k, down->cols, &at);
@@ -245,16 +248,4 @@ static void gemm_experts(const ops *o, float *y, const float *x, const tensor *g
         pool_run(o->pool, down_item, &a, count * a.items);
     }
     combine_experts(o, y, a.g.out, weights, n, k, down->rows);
-}
-
-void gemm_install(ops *o, const gemm_set *set) {
-    o->gemm = set;
-    o->float_matmul = o->matmul;
-    o->float_experts = o->experts;
-    o->float_head = o->head;
-    o->float_soften = o->soften;
-    o->matmul = gemm_matmul;
-    o->experts = gemm_experts;
-    o->head = gemm_head;
-    o->soften = gemm_soften;
 }

@@ -134,21 +134,24 @@ typedef struct gemm_strip {
 void gemm_product(const gemm_kernel *k, gemm_panel *p, const gemm_strip *s, const gemm_strip *next, const gemm_input *x, const int32_t *tokens, int64_t n,
                   float *acc);
 
-/* A thread's room: a panel, the outputs of the tokens that pass it, twice, and GEMM_HEAD_ROWS rows of 256 logits. */
-typedef struct gemm_room {
+/* A thread's scratch: a panel, the outputs of the tokens that pass it, twice, and GEMM_HEAD_ROWS rows of 256 logits. */
+typedef struct gemm_scratch {
     gemm_panel *panel;
     float *acc, *other, *tile;
-} gemm_room;
-gemm_room gemm_room_for(const ops *o, int32_t thread);
+} gemm_scratch;
+gemm_scratch gemm_scratch_for(const ops *o, int32_t thread);
 enum { GEMM_SCRATCH_FLOATS = sizeof(gemm_panel) / sizeof(float) + 16 + 2 * GEMM_TOKENS * GEMM_ROWS + GEMM_HEAD_ROWS * 256 };
 
 /* What ops_repack does, with memory[bytes] for the caller to release. */
 int gemm_repack(const ops *o, layer *layers, int32_t n_layer, int64_t budget, uint8_t **memory, size_t *bytes, dg_error *error);
 
+/* The integer ops (gemm.c, gemm_head.c), and what puts them in the place of the table's own (products.c), which then serve
+ * formats without a kernel. */
+void gemm_matmul(const ops *o, float *y, const float *x, const tensor *w, int64_t n, void *work);
+void gemm_experts(const ops *o, float *y, const float *x, const tensor *gate, const tensor *up, const tensor *down, const int32_t *experts,
+                  const float *weights, int64_t n, int64_t k, const expert_feed *feed, void *work);
 void gemm_head(const ops *o, const head_part *parts, int32_t n_parts, const float *x, const tensor *table, int64_t n, float cap, void *work);
-void gemm_soften(const ops *o, float *y, const soft *s, const tensor *table, int64_t n, float scale, void *work, float *room);
-
-/* Puts the integer ops in the place of the table's own, which serve formats without a kernel. */
+void gemm_soften(const ops *o, float *y, const self_cond *s, const tensor *table, int64_t n, float scale, void *work, float *scratch);
 void gemm_install(ops *o, const gemm_set *set);
 
 #endif

@@ -10,7 +10,7 @@
 #include <string.h>
 
 #include "gemm.h"
-#include "soft.h"
+#include "self_condition.h"
 
 /* An id is likely when it is within this of the row's peak, in nats: enough for the certificate below where a row
  * hesitates between a dozen words (normal logits: 600 ids are kept where e^entropy is 8). A chunk that stays NEGLIGIBLE nats below the row's
@@ -33,7 +33,7 @@ typedef struct heading {
 /* A row of x: the i-th of a part. */
 typedef struct head_row {
     const head_part *part;
-    soft *s;
+    self_cond *s;
     int64_t i;
     float slope; /* 1 / temperature */
 } head_row;
@@ -47,12 +47,12 @@ static head_row row_at(const heading *a, int64_t row) {
 static float squashed(const heading *a, float logit, float slope) { return a->cap * tanhf(logit / a->cap) * slope; }
 
 /* Of two likely ids, whether the first is the one to let go: the smaller, of equals the later. */
-static bool lesser(const soft_list *l, int32_t i, int32_t j) { return l->z[i] < l->z[j] || (l->z[i] == l->z[j] && l->ids[i] > l->ids[j]); }
+static bool lesser(const self_cond_list *l, int32_t i, int32_t j) { return l->z[i] < l->z[j] || (l->z[i] == l->z[j] && l->ids[i] > l->ids[j]); }
 
 /* Moves the item at the top of a heap, the least of it first, down to its place. */
-static void sift(soft_list *l, int32_t at) {
-    for (int32_t child; (child = 2 * at + 1) < SOFT_GROUP_IDS; at = child) {
-        if (child + 1 < SOFT_GROUP_IDS && lesser(l, child + 1, child)) child++;
+static void sift(self_cond_list *l, int32_t at) {
+    for (int32_t child; (child = 2 * at + 1) < SELF_COND_GROUP_IDS; at = child) {
+        if (child + 1 < SELF_COND_GROUP_IDS && lesser(l, child + 1, child)) child++;
         if (!lesser(l, child, at)) return;
         const int32_t id = l->ids[at];
         const float z = l->z[at];
@@ -61,12 +61,12 @@ static void sift(soft_list *l, int32_t at) {
     }
 }
 
-/* Keeps the SOFT_GROUP_IDS largest; of equals those that came first. A full list is a heap. */
-static void keep(soft_list *l, int32_t id, float z) {
-    if (l->count < SOFT_GROUP_IDS) {
+/* Keeps the SELF_COND_GROUP_IDS largest; of equals those that came first. A full list is a heap. */
+static void keep(self_cond_list *l, int32_t id, float z) {
+    if (l->count < SELF_COND_GROUP_IDS) {
         l->ids[l->count] = id;
         l->z[l->count++] = z;
-        for (int32_t i = SOFT_GROUP_IDS / 2 - 1; l->count == SOFT_GROUP_IDS && i >= 0; i--) sift(l, i);
+        for (int32_t i = SELF_COND_GROUP_IDS / 2 - 1; l->count == SELF_COND_GROUP_IDS && i >= 0; i--) sift(l, i);
     } else if (z > l->z[0]) {
         l->ids[0] = id;
         l->z[0] = z;
@@ -76,8 +76,8 @@ static void keep(soft_list *l, int32_t id, float z) {
 
 /* One row of a chunk: z[count] are its logits. */
 static void pass_row(const heading *a, head_row r, int64_t chunk, float *z, int64_t count, float *group_peak) {
-    soft *s = r.s;
-    soft_part *sums = &s->parts[chunk * s->n + r.i];
+    self_cond *s = r.s;
+    self_cond_part *sums = &s->parts[chunk * s->n + r.i];
     sums->peak = squashed(a, a->o->gemm->peak(z, count), r.slope); /* softcap is monotone, and NaN stays NaN */
     sums->total = sums->moment = 0.0f;
     const float floor = s->floors[r.i] > *group_peak ? s->floors[r.i] : *group_peak;
@@ -88,25 +88,25 @@ static void pass_row(const heading *a, head_row r, int64_t chunk, float *z, int6
     if (sums->peak > *group_peak) *group_peak = sums->peak;
     const float bar = (floor > sums->peak ? floor : sums->peak) - REACH;
     if (sums->peak < bar) return;
-    soft_list *list = &s->lists[chunk * SOFT_CHUNK / SOFT_GROUP * s->n + r.i];
+    self_cond_list *list = &s->lists[chunk * SELF_COND_CHUNK / SELF_COND_GROUP * s->n + r.i];
     for (int64_t v = 0; v < count; v++)
-        if (z[v] >= bar) keep(list, (int32_t)(chunk * SOFT_CHUNK + v), z[v]);
+        if (z[v] >= bar) keep(list, (int32_t)(chunk * SELF_COND_CHUNK + v), z[v]);
 }
 
-/* Logits of a chunk for some rows of x: z[i][SOFT_CHUNK]. */
-static void chunk_logits(const heading *a, const gemm_room *r, int64_t chunk, const int32_t *tokens, int64_t n, float *z) {
-    const int64_t begin = chunk * SOFT_CHUNK, end = least(begin + SOFT_CHUNK, a->table->rows);
+/* Logits of a chunk for some rows of x: z[i][SELF_COND_CHUNK]. */
+static void chunk_logits(const heading *a, const gemm_scratch *r, int64_t chunk, const int32_t *tokens, int64_t n, float *z) {
+    const int64_t begin = chunk * SELF_COND_CHUNK, end = least(begin + SELF_COND_CHUNK, a->table->rows);
     for (int64_t row = begin; row < end; row += GEMM_ROWS) {
         const gemm_strip strip = {a->table, 0, row}, next = {a->table, 0, row + GEMM_ROWS};
         gemm_product(a->k, r->panel, &strip, next.row < a->table->rows ? &next : NULL, a->x, tokens, n, r->acc);
-        for (int64_t i = 0; i < n; i++) memcpy(z + i * SOFT_CHUNK + row - begin, r->acc + i * GEMM_ROWS, GEMM_ROWS * sizeof *z);
+        for (int64_t i = 0; i < n; i++) memcpy(z + i * SELF_COND_CHUNK + row - begin, r->acc + i * GEMM_ROWS, GEMM_ROWS * sizeof *z);
     }
 }
 
 static void group_item(void *arg, int64_t group, int32_t thread) {
     const heading *a = arg;
-    const gemm_room r = gemm_room_for(a->o, thread);
-    const int64_t end = least((group + 1) * SOFT_GROUP, a->table->rows);
+    const gemm_scratch r = gemm_scratch_for(a->o, thread);
+    const int64_t end = least((group + 1) * SELF_COND_GROUP, a->table->rows);
     for (int64_t from = 0; from < a->n; from += GEMM_HEAD_ROWS) {
         const int64_t n = least(GEMM_HEAD_ROWS, a->n - from);
         head_row rows[GEMM_HEAD_ROWS];
@@ -118,10 +118,10 @@ static void group_item(void *arg, int64_t group, int32_t thread) {
             tokens[i] = (int32_t)(from + i);
             peaks[i] = -INFINITY;
         }
-        for (int64_t row = group * SOFT_GROUP; row < end; row += SOFT_CHUNK) {
-            const int64_t chunk = row / SOFT_CHUNK, count = least(SOFT_CHUNK, end - row);
+        for (int64_t row = group * SELF_COND_GROUP; row < end; row += SELF_COND_CHUNK) {
+            const int64_t chunk = row / SELF_COND_CHUNK, count = least(SELF_COND_CHUNK, end - row);
             chunk_logits(a, &r, chunk, tokens, n, r.tile);
-            for (int64_t i = 0; i < n; i++) pass_row(a, rows[i], chunk, r.tile + i * SOFT_CHUNK, count, &peaks[i]);
+            for (int64_t i = 0; i < n; i++) pass_row(a, rows[i], chunk, r.tile + i * SELF_COND_CHUNK, count, &peaks[i]);
         }
     }
 }
@@ -132,7 +132,7 @@ static void floor_item(void *arg, int64_t row, int32_t thread) {
     const head_row at = row_at(a, row);
     at.s->floors[at.i] = -INFINITY;
     if (!at.s->started || at.s->argmax[at.i] < 0) return;
-    const gemm_room r = gemm_room_for(a->o, thread);
+    const gemm_scratch r = gemm_scratch_for(a->o, thread);
     const int32_t id = at.s->argmax[at.i], token = (int32_t)row;
     const gemm_strip strip = {a->table, 0, id / GEMM_ROWS * GEMM_ROWS};
     gemm_product(a->k, r.panel, &strip, NULL, a->x, &token, 1, r.acc);
@@ -142,9 +142,9 @@ static void floor_item(void *arg, int64_t row, int32_t thread) {
 /* A row from its parts: entropy, argmax, where the draw falls, and the likely ids' shares. */
 static void merge_item(void *arg, int64_t row, int32_t thread) {
     const head_row at = row_at(arg, row);
-    soft *s = at.s;
+    self_cond *s = at.s;
     const int64_t i = at.i;
-    const int64_t chunks = (s->n_vocab + SOFT_CHUNK - 1) / SOFT_CHUNK, groups = (s->n_vocab + SOFT_GROUP - 1) / SOFT_GROUP;
+    const int64_t chunks = (s->n_vocab + SELF_COND_CHUNK - 1) / SELF_COND_CHUNK, groups = (s->n_vocab + SELF_COND_GROUP - 1) / SELF_COND_GROUP;
     (void)thread;
     float peak = -INFINITY;
     bool finite = true;
@@ -161,7 +161,7 @@ static void merge_item(void *arg, int64_t row, int32_t thread) {
     }
     double total = 0.0, moment = 0.0;
     for (int64_t c = 0; c < chunks; c++) {
-        const soft_part *p = &s->parts[c * s->n + i];
+        const self_cond_part *p = &s->parts[c * s->n + i];
         const double below = (double)p->peak - (double)peak, scale = p->total > 0.0f ? exp(below) : 0.0;
         total += (double)p->total * scale;
         moment += ((double)p->moment + (double)p->total * below) * scale;
@@ -170,7 +170,7 @@ static void merge_item(void *arg, int64_t row, int32_t thread) {
     double sum = 0.0;
     s->chunks[i] = -1;
     for (int64_t c = 0; c < chunks && s->chunks[i] < 0; c++) {
-        const soft_part *p = &s->parts[c * s->n + i];
+        const self_cond_part *p = &s->parts[c * s->n + i];
         if (p->total == 0.0f) continue;
         const double scale = exp((double)p->peak - (double)peak), share = (double)p->total * scale;
         if (sum + share > aim) {
@@ -184,13 +184,13 @@ static void merge_item(void *arg, int64_t row, int32_t thread) {
     double kept = 0.0;
     s->counts[i] = 0;
     for (int64_t g = 0; g < groups; g++) {
-        const soft_list *l = &s->lists[g * s->n + i];
+        const self_cond_list *l = &s->lists[g * s->n + i];
         for (int32_t j = 0; j < l->count; j++) {
             if (l->z[j] == peak && (best < 0 || l->ids[j] < best)) best = l->ids[j];
-            if (l->z[j] < peak - REACH || s->counts[i] == SOFT_IDS) continue;
+            if (l->z[j] < peak - REACH || s->counts[i] == SELF_COND_IDS) continue;
             const double share = exp((double)l->z[j] - (double)peak) / total;
-            s->ids[i * SOFT_IDS + s->counts[i]] = l->ids[j];
-            s->shares[i * SOFT_IDS + s->counts[i]++] = (float)share;
+            s->ids[i * SELF_COND_IDS + s->counts[i]] = l->ids[j];
+            s->shares[i * SELF_COND_IDS + s->counts[i]++] = (float)share;
             kept += share;
         }
     }
@@ -204,10 +204,10 @@ static void merge_item(void *arg, int64_t row, int32_t thread) {
 static void draw_item(void *arg, int64_t row, int32_t thread) {
     const heading *a = arg;
     const head_row at = row_at(a, row);
-    const soft *s = at.s;
-    const int64_t chunk = s->chunks[at.i], count = least(SOFT_CHUNK, s->n_vocab - chunk * SOFT_CHUNK);
+    const self_cond *s = at.s;
+    const int64_t chunk = s->chunks[at.i], count = least(SELF_COND_CHUNK, s->n_vocab - chunk * SELF_COND_CHUNK);
     if (chunk < 0) return;
-    const gemm_room r = gemm_room_for(a->o, thread);
+    const gemm_scratch r = gemm_scratch_for(a->o, thread);
     const int32_t token = (int32_t)row;
     chunk_logits(a, &r, chunk, &token, 1, r.tile);
     a->o->gemm->squash(r.tile, count, a->cap, at.slope);
@@ -216,7 +216,7 @@ static void draw_item(void *arg, int64_t row, int32_t thread) {
     for (int64_t v = 0; v < count; v++) {
         const double p = exp((double)r.tile[v] - peak);
         sum += p;
-        if (p > 0.0) at.part->out[at.i].sample = (int32_t)(chunk * SOFT_CHUNK + v);
+        if (p > 0.0) at.part->out[at.i].sample = (int32_t)(chunk * SELF_COND_CHUNK + v);
         if (sum > s->aims[at.i]) return;
     }
 }
@@ -236,7 +236,7 @@ void gemm_head(const ops *o, const head_part *parts, int32_t n_parts, const floa
         memcpy(p->next->x, x, (size_t)(p->n * table->cols) * sizeof *x);
     }
     pool_run(o->pool, floor_item, &a, n);
-    pool_run(o->pool, group_item, &a, (table->rows + SOFT_GROUP - 1) / SOFT_GROUP);
+    pool_run(o->pool, group_item, &a, (table->rows + SELF_COND_GROUP - 1) / SELF_COND_GROUP);
     pool_run(o->pool, merge_item, &a, n);
     pool_run(o->pool, draw_item, &a, n);
     for (const head_part *p = parts; p < parts + n_parts; p++) p->next->started = true;
@@ -247,7 +247,7 @@ void gemm_head(const ops *o, const head_part *parts, int32_t n_parts, const floa
 typedef struct softening {
     const ops *o;
     float *y;
-    const soft *s;
+    const self_cond *s;
     const tensor *table;
     float scale;
     double longest;      /* of the table's rows */
@@ -310,10 +310,10 @@ static void blend_item(void *arg, int64_t i, int32_t thread) {
         for (int64_t c = 0; row && c < d; c++) y[c] = a->scale * row[c];
         return;
     }
-    const int32_t *ids = a->s->ids + i * SOFT_IDS, count = a->s->counts[i];
+    const int32_t *ids = a->s->ids + i * SELF_COND_IDS, count = a->s->counts[i];
     for (int32_t j = 0; j < count; j++) {
         if (j + 1 < count) ask_for(a->table, ids[j + 1]);
-        a->o->gemm->blend(a->table, ids[j], a->s->shares[i * SOFT_IDS + j] * a->scale, y);
+        a->o->gemm->blend(a->table, ids[j], a->s->shares[i * SELF_COND_IDS + j] * a->scale, y);
     }
     double square = 0.0;
     for (int64_t c = 0; c < d; c++) square += (double)y[c] * (double)y[c];
@@ -321,9 +321,9 @@ static void blend_item(void *arg, int64_t i, int32_t thread) {
     a->dense[i] = a->o->tolerance < 0.0f || a->s->dropped[i] * a->longest * (double)a->scale > (double)a->o->tolerance * sqrt(square);
 }
 
-void gemm_soften(const ops *o, float *y, const soft *s, const tensor *table, int64_t n, float scale, void *work, float *room) {
+void gemm_soften(const ops *o, float *y, const self_cond *s, const tensor *table, int64_t n, float scale, void *work, float *scratch) {
     if (!gemm_kernel_for(o->gemm, table)) {
-        o->float_soften(o, y, s, table, n, scale, work, room);
+        o->float_soften(o, y, s, table, n, scale, work, scratch);
         return;
     }
     softening a = {.o = o, .y = y, .s = s, .table = table, .scale = scale};
@@ -331,7 +331,7 @@ void gemm_soften(const ops *o, float *y, const soft *s, const tensor *table, int
     a.dense = work;
     pool_run(o->pool, blend_item, &a, n);
 
-    /* the rows that may be off by more: side by side at the front of room, through the whole vocabulary */
+    /* the rows that may be off by more: side by side at the front of scratch, through the whole vocabulary */
     char *at = (char *)work + (n + 63) / 64 * 64;
     int64_t *rows = (int64_t *)(void *)at, n_dense = 0;
     at += (n * (int64_t)sizeof *rows + 63) / 64 * 64;
@@ -346,6 +346,6 @@ void gemm_soften(const ops *o, float *y, const soft *s, const tensor *table, int
     o->matmul(o, s->z, x, table, n_dense, at);
     o->softcap(o, s->z, n_dense * table->rows, s->cap);
     o->divide(o, s->z, s->z, n_dense * table->rows, *s->temperature);
-    o->condition(o, soft_rows, s->z, table, n_dense, scale, room);
+    o->condition(o, soft_rows, s->z, table, n_dense, scale, scratch);
     for (int64_t i = 0; i < n_dense; i++) memcpy(y + rows[i] * table->cols, soft_rows + i * table->cols, (size_t)table->cols * sizeof *y);
 }

@@ -1,12 +1,9 @@
-/* Every op in plain C: what the fast ones are tested against. Sums are taken in double, in index order. */
+/* Every op that computes, in plain C: what the fast ones are tested against. Sums are taken in double, in index order. */
 #include <math.h>
 #include <stdatomic.h>
-#include <stdlib.h>
 #include <string.h>
 
 #include "cpu.h"
-#include "random.h"
-#include "sampler.h"
 
 static float *scratch_of(const ops *o, int32_t thread) { return o->scratch + thread * o->scratch_floats; }
 
@@ -23,61 +20,6 @@ static double dot(const float *a, const float *b, int64_t n) {
 static float gelu(float x) { /* tanh form */
     const double v = (double)x;
     return (float)(0.5 * v * (1.0 + tanh(0.79788456080286535588 * (v + 0.044715 * v * v * v))));
-}
-
-/* ---- Memory: ops work in the caller's ---- */
-
-void reference_reserve(const ops *o, void **out, size_t bytes) {
-    (void)o;
-    *out = os_reserve(bytes);
-}
-
-void reference_release(const ops *o, void *memory, size_t bytes) {
-    (void)o;
-    os_release(memory, bytes);
-}
-
-void reference_available(const ops *o, int64_t *bytes) {
-    (void)o;
-    *bytes = -1;
-}
-
-void reference_put(const ops *o, void *to, const void *from, size_t bytes) {
-    (void)o;
-    memcpy(to, from, bytes);
-}
-
-void reference_get(const ops *o, void *to, const void *from, size_t bytes) { reference_put(o, to, from, bytes); }
-void reference_copy(const ops *o, void *to, const void *from, size_t bytes) { reference_put(o, to, from, bytes); }
-
-void reference_place(const ops *o, tensor *w) { (void)o, (void)w; }
-void reference_place_experts(const ops *o, const expert_plan *p) { (void)o, (void)p; }
-void reference_begin_pass(const ops *o, int32_t layers, int32_t *found) {
-    (void)o, (void)layers;
-    *found = 0;
-}
-void reference_end_pass(const ops *o) { (void)o; }
-
-void reference_store(const ops *o, void *cache, int64_t first, const float *x, int64_t n, int64_t d) {
-    reference_put(o, (float *)cache + first * d, x, (size_t)(n * d) * sizeof *x);
-}
-
-void reference_record(const ops *o, recording *r, bool *replayed) {
-    (void)o, (void)r;
-    *replayed = false;
-}
-
-void reference_recorded(const ops *o, recording *r) { (void)o, (void)r; }
-void reference_forget(const ops *o, recording *r) { (void)o, (void)r; }
-
-void reference_count(const ops *o, _Atomic int64_t *counts, const int32_t *experts, int64_t n) {
-    (void)o;
-    for (int64_t i = 0; i < n; i++) atomic_fetch_add_explicit(&counts[experts[i]], 1, memory_order_relaxed);
-}
-
-void reference_counted(const ops *o, int64_t *out, const _Atomic int64_t *counts, int64_t n) {
-    (void)o;
-    for (int64_t i = 0; i < n; i++) out[i] = atomic_load_explicit(&counts[i], memory_order_relaxed);
 }
 
 /* ---- Rows ---- */
@@ -297,99 +239,6 @@ void reference_attention(const ops *o, float *y, const float *q, const attention
 
 /* ---- Experts ---- */
 
-typedef struct routing {
-    int32_t *experts;
-    float *weights;
-    const float *logits, *scale;
-    int64_t n_expert, k;
-} routing;
-
-static void route_row(void *arg, int64_t i, int32_t thread) {
-    const routing *a = arg;
-    const float *logits = a->logits + i * a->n_expert;
-    int32_t *experts = a->experts + i * a->k;
-    float *weights = a->weights + i * a->k;
-    double sum = 0.0;
-    (void)thread;
-    for (int64_t s = 0; s < a->k; s++) { /* softmax keeps order, and its own sum cancels out */
-        int32_t best = -1;
-        for (int32_t e = 0; e < a->n_expert; e++) {
-            bool taken = false;
-            for (int64_t r = 0; r < s; r++) taken |= experts[r] == e;
-            if (!taken && (best < 0 || logits[e] > logits[best])) best = e;
-        }
-        experts[s] = best;
-        sum += exp((double)logits[best] - (double)logits[experts[0]]);
-    }
-    for (int64_t s = 0; s < a->k; s++)
-        weights[s] = (float)(exp((double)logits[experts[s]] - (double)logits[experts[0]]) / sum) * a->scale[experts[s]];
-}
-
-void reference_route(const ops *o, int32_t *experts, float *weights, const float *logits, const float *scale, int64_t n, int64_t n_expert,
-                     int64_t k) {
-    pool_run(o->pool, route_row, &(routing){experts, weights, logits, scale, n_expert, k}, n);
-}
-
-enum { WORK_ALIGNMENT = 64 };
-static size_t rounded(int64_t items, size_t bytes) { return ((size_t)items * bytes + WORK_ALIGNMENT - 1) / WORK_ALIGNMENT * WORK_ALIGNMENT; }
-
-size_t matmul_work(int64_t n, int64_t cols) { return rounded(n * ((cols + 127) / 128 * 128), sizeof(float)) + 8 * WORK_ALIGNMENT; } /* backends pad rows */
-
-size_t soften_work(int64_t n, int64_t d_model) { return 2 * rounded(n * d_model, sizeof(float)) + 2 * rounded(n, 16) + matmul_work(n, d_model) + 4096; }
-
-size_t experts_work(int64_t n, int64_t k, int64_t d_model, int64_t d_expert, int64_t n_expert) {
-    const size_t rounding = rounded(n * k, sizeof(int32_t)) + matmul_work(n, d_model) + matmul_work(n * k, d_expert), packing = rounded(n * k * d_model, sizeof(float));
-    return 2 * rounded(n_expert + 1, sizeof(int32_t)) + rounded(n * k, sizeof(int32_t)) + rounded(n * k + n_expert, 8) + rounded(n * k * d_expert, sizeof(float)) +
-           rounded(n * k * d_model, sizeof(float)) + (rounding > packing ? rounding : packing);
-}
-
-expert_groups group_by_expert(void *work, const int32_t *experts, int64_t n, int64_t k, int64_t d_model, int64_t d_expert, int64_t n_expert) {
-    char *at = work;
-    expert_groups g = {.n_expert = (int32_t)n_expert};
-    g.list = (int32_t *)(void *)at, at += rounded(n_expert + 1, sizeof(int32_t));
-    g.start = (int32_t *)(void *)at, at += rounded(n_expert + 1, sizeof(int32_t));
-    g.pairs = (int32_t *)(void *)at, at += rounded(n * k, sizeof(int32_t));
-    g.hidden = (float *)(void *)at, at += rounded(n * k * d_expert, sizeof(float));
-    g.out = (float *)(void *)at, at += rounded(n * k * d_model, sizeof(float));
-    g.rest = at;
-    memset(g.start, 0, (size_t)(n_expert + 1) * sizeof *g.start);
-    for (int64_t p = 0; p < n * k; p++) g.start[experts[p] + 1]++;
-    for (int64_t e = 0; e < n_expert; e++) g.start[e + 1] += g.start[e];
-    for (int64_t p = 0; p < n * k; p++) g.pairs[g.start[experts[p]]++] = (int32_t)p;
-    for (int64_t e = n_expert; e > 0; e--) g.start[e] = g.start[e - 1]; /* filling moved each start to its end */
-    g.start[0] = 0;
-    return g;
-}
-
-int32_t next_experts(const expert_feed *feed, expert_groups *g) {
-    if (feed) return feed->next(feed->self, g->list);
-    if (g->given) return 0;
-    g->given = true;
-    for (int32_t e = 0; e < g->n_expert; e++) g->list[e] = e;
-    return g->n_expert;
-}
-
-typedef struct combining {
-    float *y;
-    const float *out, *weights;
-    int64_t k, d;
-} combining;
-
-static void combine_row(void *arg, int64_t i, int32_t thread) {
-    const combining *a = arg;
-    (void)thread;
-    float *y = a->y + i * a->d;
-    memset(y, 0, (size_t)a->d * sizeof *y);
-    for (int64_t s = 0; s < a->k; s++) {
-        const float w = a->weights[i * a->k + s], *out = a->out + (i * a->k + s) * a->d;
-        for (int64_t j = 0; j < a->d; j++) y[j] += w * out[j];
-    }
-}
-
-void combine_experts(const ops *o, float *y, const float *out, const float *weights, int64_t n, int64_t k, int64_t d) {
-    pool_run(o->pool, combine_row, &(combining){y, out, weights, k, d}, n);
-}
-
 typedef struct mixture {
     const ops *o;
     const float *x;
@@ -427,36 +276,6 @@ void reference_experts(const ops *o, float *y, const float *x, const tensor *gat
 }
 
 /* ---- Vocabulary ---- */
-
-void dg_choose(const float *z, int64_t n, int64_t n_vocab, const double *u, dg_choice *out) {
-    for (int64_t i = 0; i < n; i++, z += n_vocab) {
-        int64_t best = 0;
-        bool finite = isfinite(z[0]);
-        for (int64_t v = 1; v < n_vocab; v++) {
-            if (z[v] > z[best]) best = v;
-            finite = finite && isfinite(z[v]);
-        }
-        if (!finite) {
-            out[i] = (dg_choice){NAN, -1, -1};
-            continue;
-        }
-        double total = 0.0, weighted = 0.0; /* H = log Z - sum d e^d / Z, d = z - max */
-        for (int64_t v = 0; v < n_vocab; v++) {
-            const double d = (double)z[v] - (double)z[best], p = exp(d);
-            total += p;
-            if (p > 0.0) weighted += d * p;
-        }
-        const double aim = u[i] * total;
-        double below = 0.0;
-        int64_t sample = -1;
-        for (int64_t v = 0; v < n_vocab && sample < 0; v++) {
-            below += exp((double)z[v] - (double)z[best]);
-            if (below > aim) sample = v;
-        }
-        const double entropy = log(total) - weighted / total;
-        out[i] = (dg_choice){entropy > 0.0 ? (float)entropy : 0.0f, (int32_t)best, (int32_t)(sample < 0 ? best : sample)};
-    }
-}
 
 typedef struct choosing {
     dg_choice *out;
@@ -505,8 +324,8 @@ void reference_condition(const ops *o, float *y, const float *z, const tensor *t
     pool_run(o->pool, condition_row, &(conditioning){o, y, z, table, scale}, n);
 }
 
-void reference_logits(const ops *o, float *y, const float *x, const tensor *table, int64_t n, float cap, int32_t *found, int32_t mark, void *work, float *room) {
-    (void)room;
+void reference_logits(const ops *o, float *y, const float *x, const tensor *table, int64_t n, float cap, int32_t *found, int32_t mark, void *work, float *scratch) {
+    (void)scratch;
     o->matmul(o, y, x, table, n, work);
     o->watch(o, found, y, n * table->rows, mark);
     o->softcap(o, y, n * table->rows, cap);
@@ -526,54 +345,10 @@ void reference_head(const ops *o, const head_part *parts, int32_t n_parts, const
     }
 }
 
-void reference_soften(const ops *o, float *y, const soft *s, const tensor *table, int64_t n, float scale, void *work, float *room) {
+void reference_soften(const ops *o, float *y, const self_cond *s, const tensor *table, int64_t n, float scale, void *work, float *scratch) {
     (void)work;
-    o->condition(o, y, s->z, table, n, scale, room);
+    o->condition(o, y, s->z, table, n, scale, scratch);
     for (int64_t i = 0; s->pinned && i < n; i++)
         if (s->pinned[i] && s->given) o->embed(o, y + i * table->cols, table, &s->given[i], 1, scale);
         else if (s->pinned[i]) memset(y + i * table->cols, 0, (size_t)table->cols * sizeof *y);
-}
-
-/* ---- Canvases ---- */
-
-void reference_begin(const ops *o, canvas_room *c, uint64_t seed, int32_t block) {
-    (void)o;
-    dg_draw(seed, block, 0, c->n, c->n_vocab, c->u, c->random_ids);
-    for (int32_t i = 0; i < c->n; i++)
-        if (c->free == c->n || !c->pins[i]) c->ids[i] = c->random_ids[i];
-    *c->state = (canvas_state){.seed = seed, .block = block};
-}
-
-void reference_draw(const ops *o, canvas_room *c, const dg_sampling *s) {
-    (void)o;
-    canvas_state *now = c->state;
-    now->temperature = sampler_temperature(s, now->index);
-    dg_draw(now->seed, now->block, now->index + 1, c->n, c->n_vocab, c->u, c->random_ids);
-}
-
-void reference_settle(const ops *o, canvas_room *c, const dg_sampling *s) {
-    canvas_state *now = c->state;
-    bool same = now->index > 0;
-    double sum = 0.0;
-    for (int32_t i = 0; i < c->n; i++) {
-        if (c->fixed[i]) c->choices[i] = (dg_choice){0.0f, c->ids[i], c->ids[i]};
-        same = same && c->argmax[i] == c->choices[i].argmax;
-        c->argmax[i] = c->choices[i].argmax;
-        c->entropy[i] = c->choices[i].entropy;
-        sum += (double)c->entropy[i];
-    }
-    now->mean_entropy = (float)(sum / c->free);
-    now->unchanged = same ? now->unchanged + 1 : 0;
-    now->converged = sampler_stop(s, now->unchanged, now->mean_entropy);
-    sampler_accept(c->entropy, c->n, s->entropy_bound, c->accepted, c->order);
-    for (int32_t i = 0; i < c->n; i++) c->accepted[i] = c->accepted[i] || c->fixed[i];
-    o->renoise(o, c);
-    now->index++;
-}
-
-void reference_renoise(const ops *o, canvas_room *c) {
-    (void)o;
-    sampler_renoise(c->ids, c->n, c->choices, c->accepted, c->random_ids);
-    for (int32_t i = 0; i < c->n; i++)
-        if (c->fixed[i]) c->ids[i] = c->argmax[i];
 }

@@ -9,6 +9,7 @@
 #define SIMD(name) SIMD_NAME(name, ISA)
 
 #define DG_OP(name, arguments, names) void SIMD(name) arguments;
+#define DG_HOST_OP(name, arguments, names)
 #include "ops.def"
 #undef DG_OP
 

@@ -41,7 +41,7 @@ __all__ = [
 
 def __getattr__(name: str) -> object:
     if name == "__version__":
-        from importlib.metadata import version
+        from dgemma._native import ffi, lib
 
-        return version("dgemma")
+        return ffi.string(lib.dg_version()).decode()
     raise AttributeError(f"module 'dgemma' has no attribute {name!r}")

@@ -183,10 +183,10 @@ static void test_repacked_experts(const char *backend) {
 static void test_head(const ops *o, int32_t format, float temperature) {
     enum { N = 19, D = 256, V = 5000 };
     const float cap = 30.0f, scale = 16.0f;
-    soft exact = soft_new(N, V, D), s = soft_new(N, V, D);
+    self_cond exact = self_cond_new(N, V, D), s = self_cond_new(N, V, D);
     const tensor table = weights(format, D, V, 1);
     double u[N];
-    float *x = on_grid(N, D), want[N * D], got[N * D], *room = numbers((int64_t)N * V, 0.0f);
+    float *x = on_grid(N, D), want[N * D], got[N * D], *scratch = numbers((int64_t)N * V, 0.0f);
     for (int i = 0; i < N * D; i++) x[i] *= 1.0f / 256.0f;
     memset(x, 0, sizeof *x * D); /* all logits equal */
     void *work = malloc(soften_work(N, D));
@@ -207,8 +207,8 @@ static void test_head(const ops *o, int32_t format, float temperature) {
             CHECK(fabsf(chosen[i].entropy - wanted[i].entropy) <= 2e-4f * (1.0f + wanted[i].entropy), "%s: row %d: entropy %g, the reference has %g", o->name, i,
                   (double)chosen[i].entropy, (double)wanted[i].entropy);
         }
-        plain->soften(plain, want, &exact, &table, N, scale, work, room);
-        o->soften(o, got, &s, &table, N, scale, work, room);
+        plain->soften(plain, want, &exact, &table, N, scale, work, scratch);
+        o->soften(o, got, &s, &table, N, scale, work, scratch);
         for (int i = 0; i < N; i++) {
             double error_square = 0.0, square = 0.0;
             for (int j = 0; j < D; j++) {
@@ -222,31 +222,31 @@ static void test_head(const ops *o, int32_t format, float temperature) {
         }
         for (int i = 0; i < D; i++) x[3 * D + i] = -x[3 * D + i]; /* one row changes its mind */
     }
-    free(x), free(room), free(work), free((void *)(uintptr_t)table.data);
-    soft_free(&exact), soft_free(&s);
+    free(x), free(scratch), free(work), free((void *)(uintptr_t)table.data);
+    self_cond_free(&exact), self_cond_free(&s);
 }
 
 static void test_threads(const char *backend) {
     enum { N = 9, D = 256, V = 9000 };
     const tensor table = weights(DG_Q6_K, D, V, 1);
-    float *x = numbers(N * D, 1.0f), first[N * D], y[N * D], *room = numbers((int64_t)N * V, 0.0f);
+    float *x = numbers(N * D, 1.0f), first[N * D], y[N * D], *scratch = numbers((int64_t)N * V, 0.0f);
     double u[N];
     for (int i = 0; i < N; i++) u[i] = uniform();
     dg_choice want[N], got[N];
     void *work = malloc(soften_work(N, D));
     for (int t = 1; t <= 3; t++) {
         ops *o = new_ops(backend, t);
-        soft s = soft_new(N, V, D);
+        self_cond s = self_cond_new(N, V, D);
         const float temperature = 0.1f;
         memset(got, 0, sizeof got);
         o->head(o, &(head_part){N, &temperature, u, got, &s}, 1, x, &table, N, 30.0f, work);
-        o->soften(o, y, &s, &table, N, 16.0f, work, room);
+        o->soften(o, y, &s, &table, N, 16.0f, work, scratch);
         if (t == 1) memcpy(want, got, sizeof got), memcpy(first, y, sizeof y);
         CHECK(memcmp(want, got, sizeof got) == 0 && memcmp(first, y, sizeof y) == 0, "%s: other bits with %d threads", backend, t);
-        soft_free(&s);
+        self_cond_free(&s);
         ops_free(o);
     }
-    free(x), free(room), free(work), free((void *)(uintptr_t)table.data);
+    free(x), free(scratch), free(work), free((void *)(uintptr_t)table.data);
 }
 
 /* ThreadSanitizer looks for races, which what is computed does not change, and takes fifty times as long. */

@@ -5,8 +5,8 @@
 #include <math.h>
 #include <stdlib.h>
 
-#include "model.h"
-#include "soft.h"
+#include "ops.h"
+#include "self_condition.h"
 
 static uint64_t random_state = 1;
 static inline double uniform(void) { /* splitmix64 */
@@ -42,13 +42,13 @@ static inline tensor weights(int32_t type, int64_t cols, int64_t rows, int64_t e
 }
 
 /* Room of the head op, with whole logits. */
-static inline soft soft_new(int64_t n, int64_t n_vocab, int64_t d) {
-    soft s;
-    soft_lay_out(&s, n, n_vocab, d, true, NULL);
-    soft_lay_out(&s, n, n_vocab, d, true, os_reserve(s.bytes));
+static inline self_cond self_cond_new(int64_t n, int64_t n_vocab, int64_t d) {
+    self_cond s;
+    self_cond_lay_out(&s, n, n_vocab, d, true, NULL);
+    self_cond_lay_out(&s, n, n_vocab, d, true, os_reserve(s.bytes));
     return s;
 }
-static inline void soft_free(soft *s) { os_release(s->memory, s->bytes); }
+static inline void self_cond_free(self_cond *s) { os_release(s->memory, s->bytes); }
 
 static inline double error_of(const float *a, const float *b, int64_t n) { /* largest difference, in parts of the largest number */
     double worst = 0.0, scale = 1e-30;

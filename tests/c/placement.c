@@ -1,5 +1,5 @@
 /* The planner: its model of time against figures worked out by hand, its plans against every other plan. */
-#include "placement.h"
+#include "memory/placement.h"
 
 #include <math.h>
 #include <stdlib.h>

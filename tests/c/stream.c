@@ -1,6 +1,6 @@
 /* The stream: every expert arrives whole, whatever stays and whatever the ring holds; what cannot be read fails the pass,
  * and nothing else. */
-#include "stream.h"
+#include "memory/stream.h"
 
 #include <errno.h>
 #include <stdatomic.h>

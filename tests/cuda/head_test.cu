@@ -6,20 +6,20 @@ extern "C" {
 }
 
 /* Room of the head op on both sides. */
-struct soft_pair {
+struct self_cond_pair {
     const both &b;
-    soft plain, gpu;
-    soft_pair(const both &side, int64_t n, int64_t n_vocab, int64_t d) : b(side), plain(soft_new(n, n_vocab, d)) {
+    self_cond plain, gpu;
+    self_cond_pair(const both &side, int64_t n, int64_t n_vocab, int64_t d) : b(side), plain(self_cond_new(n, n_vocab, d)) {
         void *memory = nullptr;
-        soft_lay_out(&gpu, n, n_vocab, d, false, nullptr);
+        self_cond_lay_out(&gpu, n, n_vocab, d, false, nullptr);
         b.gpu->reserve(b.gpu, &memory, gpu.bytes);
-        soft_lay_out(&gpu, n, n_vocab, d, false, memory);
+        self_cond_lay_out(&gpu, n, n_vocab, d, false, memory);
     }
-    ~soft_pair() {
+    ~self_cond_pair() {
         b.gpu->release(b.gpu, gpu.memory, gpu.bytes);
-        soft_free(&plain);
+        self_cond_free(&plain);
     }
-    soft_pair(const soft_pair &) = delete;
+    self_cond_pair(const self_cond_pair &) = delete;
 };
 
 /* Cumulative shares of a row as the reference has them: may the draw with u be this id, rounding allowed for? */
@@ -40,7 +40,7 @@ static void test_head(bool exact, int32_t format, int64_t n_vocab, int64_t d, fl
     const int64_t n = 5;
     const float cap = 30.0f, scale = 16.0f;
     const weight table(b, format, d, n_vocab);
-    soft_pair room(b, n, n_vocab, d);
+    self_cond_pair scratch(b, n, n_vocab, d);
     paired<float> at(b, std::vector<float>{temperature});
     paired<double> u(b, std::vector<double>{0.03, 0.31, 0.5, 0.77, 0.995});
     paired<dg_choice> choices(b, static_cast<size_t>(n));
@@ -52,13 +52,13 @@ static void test_head(bool exact, int32_t format, int64_t n_vocab, int64_t d, fl
     std::vector<float> wide(static_cast<size_t>(n * n_vocab));
     for (int step = 0; step < 2; step++) {
         paired<float> x(b, random_floats(n * d, spread));
-        const head_part plain = {n, at.data(), u.data(), choices.data(), &room.plain}, gpu = {n, at.device, u.device, choices.device, &room.gpu};
+        const head_part plain = {n, at.data(), u.data(), choices.data(), &scratch.plain}, gpu = {n, at.device, u.device, choices.device, &scratch.gpu};
         b.plain->head(b.plain, &plain, 1, x.data(), &table.t, n, cap, work.data());
         b.gpu->head(b.gpu, &gpu, 1, x.device, &table.t, n, cap, work.device);
         const std::vector<dg_choice> got = choices.fetch();
         for (int64_t i = 0; i < n; i++) {
             const dg_choice &want = choices.host[static_cast<size_t>(i)], &is = got[static_cast<size_t>(i)];
-            const float *z = room.plain.z + i * n_vocab;
+            const float *z = scratch.plain.z + i * n_vocab;
             CHECK(is.argmax == want.argmax || z[is.argmax] >= z[want.argmax] - (exact ? 1e-5f : 0.3f) / temperature, "%s: argmax %d, the reference has %d", table.t.format->name, is.argmax, want.argmax);
             CHECK(fabsf(is.entropy - want.entropy) <= (exact ? 1e-4f : 0.1f) * (1.0f + want.entropy), "%s: entropy %g, the reference has %g", table.t.format->name,
                   static_cast<double>(is.entropy), static_cast<double>(want.entropy));
@@ -66,29 +66,29 @@ static void test_head(bool exact, int32_t format, int64_t n_vocab, int64_t d, fl
                   static_cast<int>(n_vocab), static_cast<int>(i), is.sample, want.sample);
         }
         if (step == 1) { /* two rows are given: one condition on itself, or on nothing */
-            room.plain.pinned = which, room.gpu.pinned = reinterpret_cast<bool *>(pinned.device);
-            room.plain.given = exact ? given.data() : nullptr, room.gpu.given = exact ? given.device : nullptr;
+            scratch.plain.pinned = which, scratch.gpu.pinned = reinterpret_cast<bool *>(pinned.device);
+            scratch.plain.given = exact ? given.data() : nullptr, scratch.gpu.given = exact ? given.device : nullptr;
         }
-        b.plain->soften(b.plain, y.data(), &room.plain, &table.t, n, scale, work.data(), wide.data());
-        b.gpu->soften(b.gpu, y.device, &room.gpu, &table.t, n, scale, work.device, nullptr);
+        b.plain->soften(b.plain, y.data(), &scratch.plain, &table.t, n, scale, work.data(), wide.data());
+        b.gpu->soften(b.gpu, y.device, &scratch.gpu, &table.t, n, scale, work.device, nullptr);
         const double error = error_between(y.fetch(), y.host);
         CHECK(error <= (exact ? 1e-5 : 8e-2), "%s, %d ids: the conditioned embedding is off by %g", table.t.format->name, static_cast<int>(n_vocab), error);
     }
 }
 
 static void test_whole_rows(const both &b) {
-    const int64_t n = 3, n_vocab = SOFT_STRETCH + 700, d = 64;
+    const int64_t n = 3, n_vocab = SELF_COND_STRETCH + 700, d = 64;
     const weight table(b, DG_Q8_0, d, n_vocab);
-    paired<float> x(b, random_floats(n * d, 1.0f)), y(b, static_cast<size_t>(n * d)), room(b, static_cast<size_t>(n * (SOFT_STRETCH + 4)));
+    paired<float> x(b, random_floats(n * d, 1.0f)), y(b, static_cast<size_t>(n * d)), scratch(b, static_cast<size_t>(n * (SELF_COND_STRETCH + 4)));
     paired<uint8_t> work(b, matmul_work(n, d));
     std::vector<float> want(static_cast<size_t>(n * n_vocab)), got(want.size());
     paired<int32_t> found(b, static_cast<size_t>(1));
     b.plain->logits(b.plain, want.data(), x.data(), &table.t, n, 30.0f, found.data(), 7, nullptr, nullptr);
-    b.gpu->logits(b.gpu, got.data(), x.device, &table.t, n, 30.0f, found.device, 7, work.device, room.device);
+    b.gpu->logits(b.gpu, got.data(), x.device, &table.t, n, 30.0f, found.device, 7, work.device, scratch.device);
     CHECK(found.host[0] == 0 && found.fetch()[0] == 0, "NaN or infinity was found where there is none");
     CHECK(error_between(got, want) <= 2e-6, "whole logits are off by %g", error_between(got, want));
     b.plain->condition(b.plain, y.data(), want.data(), &table.t, n, 8.0f, nullptr);
-    b.gpu->condition(b.gpu, y.device, want.data(), &table.t, n, 8.0f, room.device);
+    b.gpu->condition(b.gpu, y.device, want.data(), &table.t, n, 8.0f, scratch.device);
     CHECK(error_between(y.fetch(), y.host) <= 1e-5, "conditioned on whole logits: off by %g", error_between(y.fetch(), y.host));
 
     paired<float> z(b, want);
@@ -130,7 +130,7 @@ static void test_condition(const both &b, int32_t format, int64_t n, int64_t col
         for (int64_t i = 0; format == DG_F32 && i < n_vocab * cols; i++) reinterpret_cast<float *>(data)[i] = size > 0.0f ? reinterpret_cast<float *>(data)[i] * size : 1.0f;
     });
     std::vector<float> z = random_floats(n * n_vocab, spread);
-    const int64_t without = n_vocab > SOFT_STRETCH ? n_vocab / SOFT_STRETCH * SOFT_STRETCH : n_vocab / 2 + 1;
+    const int64_t without = n_vocab > SELF_COND_STRETCH ? n_vocab / SELF_COND_STRETCH * SELF_COND_STRETCH : n_vocab / 2 + 1;
     for (int64_t i = 0; i < n && i < 4; i++) {
         float *const row = z.data() + i * n_vocab;
         if (i == 1) row[n_vocab / 3] = 50.0f;
@@ -139,9 +139,9 @@ static void test_condition(const both &b, int32_t format, int64_t n, int64_t col
             if (i == 0) row[v] = -7.0f;
             else if (i == 3 && v < without) row[v] = -INFINITY;
     }
-    paired<float> y(b, static_cast<size_t>(n * cols)), room(b, static_cast<size_t>(n * ((n_vocab < SOFT_STRETCH ? n_vocab : static_cast<int64_t>(SOFT_STRETCH)) + 4)));
+    paired<float> y(b, static_cast<size_t>(n * cols)), scratch(b, static_cast<size_t>(n * ((n_vocab < SELF_COND_STRETCH ? n_vocab : static_cast<int64_t>(SELF_COND_STRETCH)) + 4)));
     b.plain->condition(b.plain, y.data(), z.data(), &table.t, n, 8.0f, nullptr);
-    b.gpu->condition(b.gpu, y.device, z.data(), &table.t, n, 8.0f, room.device);
+    b.gpu->condition(b.gpu, y.device, z.data(), &table.t, n, 8.0f, scratch.device);
     const double error = row_error(y.fetch(), y.host, n);
     CHECK(error <= most, "%s, %d rows, %d columns, %d ids, size %g: conditioned, off by %g", table.t.format->name, static_cast<int>(n), static_cast<int>(cols),
           static_cast<int>(n_vocab), static_cast<double>(size), error);
@@ -161,8 +161,8 @@ static void test_odd_numbers(const both &b, int32_t format) {
         std::vector<float> z = random_floats(n * n_vocab, 1.0f);
         z[static_cast<size_t>(n_vocab + word)] = -90.0f;
         if (odd == 0.0f) z[static_cast<size_t>(2 * n_vocab + 5)] = NAN;
-        paired<float> y(b, static_cast<size_t>(n * cols)), room(b, static_cast<size_t>(n * (n_vocab + 4)));
-        b.gpu->condition(b.gpu, y.device, z.data(), &table.t, n, 8.0f, room.device);
+        paired<float> y(b, static_cast<size_t>(n * cols)), scratch(b, static_cast<size_t>(n * (n_vocab + 4)));
+        b.gpu->condition(b.gpu, y.device, z.data(), &table.t, n, 8.0f, scratch.device);
         const std::vector<float> got = y.fetch();
         for (int64_t i = 0; i < n; i++)
             for (int64_t j = 0; j < cols; j++) {
@@ -184,7 +184,7 @@ static void test_dense() {
     paired<double> u(b, std::vector<double>(static_cast<size_t>(n), 0.5));
     paired<dg_choice> choices(b, static_cast<size_t>(n));
     paired<uint8_t> work(b, matmul_work(n, d) + soften_work(n, d)), pinned(b, static_cast<size_t>(n));
-    soft_pair all(b, n, n_vocab, d), one(b, 1, n_vocab, d);
+    self_cond_pair all(b, n, n_vocab, d), one(b, 1, n_vocab, d);
     std::vector<float> wide(static_cast<size_t>(n * n_vocab));
     const head_part plain = {n, at.data(), u.data(), choices.data(), &all.plain}, gpu = {n, at.device, u.device, choices.device, &all.gpu};
     b.plain->head(b.plain, &plain, 1, x.data(), &table.t, n, cap, work.data());
@@ -230,7 +230,7 @@ static void test_parts(bool exact) {
     paired<dg_choice> choices(b, static_cast<size_t>(n)), alone(b, static_cast<size_t>(n));
     paired<uint8_t> work(b, matmul_work(n, d));
     const int64_t first[] = {0, 1}, sizes[] = {1, 3};
-    soft_pair one(b, 1, n_vocab, d), three(b, 3, n_vocab, d);
+    self_cond_pair one(b, 1, n_vocab, d), three(b, 3, n_vocab, d);
     head_part parts[2];
     for (int i = 0; i < 2; i++) {
         parts[i] = head_part{sizes[i], at.device + i, u.device + first[i], alone.device + first[i], i == 0 ? &one.gpu : &three.gpu};
@@ -251,7 +251,7 @@ static void test_sampler(const both &b, int32_t n, bool pinned) {
     const int32_t n_vocab = 1000;
     dg_sampling s = {};
     s.steps = 5, s.entropy_bound = 0.7f, s.t_min = 0.4f, s.t_max = 0.8f, s.stability = 1, s.confidence = 0.2f;
-    canvas_room plain, gpu;
+    canvas_buffers plain, gpu;
     void *memory = nullptr;
     canvas_lay_out(&plain, n, n_vocab, nullptr);
     canvas_lay_out(&plain, n, n_vocab, calloc(1, plain.bytes));
@@ -310,7 +310,7 @@ static const char *variant = "plain";
 
 static void test(uint64_t seed) {
     random_state = 1 + seed;
-    const int64_t several = strcmp(variant, "plain") == 0 ? SOFT_STRETCH + SOFT_GROUP + 77 : 2 * SOFT_GROUP + 77;
+    const int64_t several = strcmp(variant, "plain") == 0 ? SELF_COND_STRETCH + SELF_COND_GROUP + 77 : 2 * SELF_COND_GROUP + 77;
     for (bool exact : {true, false}) {
         test_head(exact, DG_Q8_0, several, 32, 0.05f, 1.0f); /* few likely ids */
         test_head(exact, DG_Q6_K, 300, 256, 0.05f, 0.3f);
@@ -320,14 +320,14 @@ static void test(uint64_t seed) {
     for (bool exact : {true, false}) test_parts(exact);
     const both b, rounding(false);
     test_whole_rows(b);
-    test_condition(b, DG_Q8_0, 5, 32, 2 * SOFT_STRETCH + 77, 1.0f, 1.0f, FLOATS);
+    test_condition(b, DG_Q8_0, 5, 32, 2 * SELF_COND_STRETCH + 77, 1.0f, 1.0f, FLOATS);
     for (int32_t format : {DG_F32, DG_F16, DG_BF16, DG_Q8_0, DG_Q6_K, DG_Q5_K, DG_Q5_1, DG_Q5_0, DG_Q4_K, DG_Q4_0, DG_IQ4_NL, DG_IQ4_XS, DG_Q3_K, DG_Q2_K})
         test_condition(rounding, format, 17, dg_format_find(format)->block == 1 ? 136 : dg_format_find(format)->block == 32 ? 160 : 256, 131, 2.0f, 1.0f, HALVES);
     test_condition(rounding, DG_F32, 1, 132, 40, 0.5f, 1.0f, HALVES);
     test_condition(rounding, DG_F32, 4, 30, 41, 0.5f, 1.0f, HALVES); /* columns that are no lines */
     test_condition(rounding, DG_Q8_0, 130, 160, 64, 1.0f, 1.0f, HALVES);
-    test_condition(rounding, DG_Q8_0, 5, 32, 2 * SOFT_STRETCH + 77, 1.0f, 1.0f, HALVES);
-    test_condition(rounding, DG_BF16, 4, 8, SOFT_STRETCH + 1, 8.0f, 1.0f, HALVES);
+    test_condition(rounding, DG_Q8_0, 5, 32, 2 * SELF_COND_STRETCH + 77, 1.0f, 1.0f, HALVES);
+    test_condition(rounding, DG_BF16, 4, 8, SELF_COND_STRETCH + 1, 8.0f, 1.0f, HALVES);
     test_condition(rounding, DG_F32, 5, 64, 100, 3.0f, 0.0f, FLOATS); /* shares sum to 1 */
     for (float size : {1e12f, 1e-12f}) test_condition(rounding, DG_F32, 5, 64, 100, 3.0f, size, HALVES); /* what binary16 does not hold */
     for (int32_t format : {DG_F32, DG_BF16, DG_Q8_0})

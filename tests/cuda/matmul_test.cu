@@ -91,18 +91,18 @@ static void test_gathered(const both &b) {
     const int64_t n = 18, cols = 256, rows = 300;
     for (int32_t format : {DG_F32, DG_BF16, DG_Q8_0, DG_Q5_1, DG_Q4_K, DG_Q6_K}) {
         const weight w(b, format, cols, rows);
-        paired<float> x(b, random_floats(n * cols, 1.0f)), y(b, static_cast<size_t>(n * rows)), z(b, static_cast<size_t>(n * SOFT_CHUNK));
+        paired<float> x(b, random_floats(n * cols, 1.0f)), y(b, static_cast<size_t>(n * rows)), z(b, static_cast<size_t>(n * SELF_COND_CHUNK));
         std::vector<int32_t> chosen;
         for (int64_t i = 0; i < n; i++) chosen.push_back(static_cast<int32_t>(i % 2));
         paired<int32_t> chunks(b, chosen);
         paired<uint8_t> work(b, matmul_work(n, cols));
-        matmul_counted(turn(b.gpu, "all"), y.device, x.device, &w.t, n, nullptr, work.device);
-        matmul_gathered(turn(b.gpu, "gathered"), z.device, x.device, &w.t, chunks.device, n, work.device);
+        matmul_counted(launch(b.gpu, "all"), y.device, x.device, &w.t, n, nullptr, work.device);
+        matmul_gathered(launch(b.gpu, "gathered"), z.device, x.device, &w.t, chunks.device, n, work.device);
         const std::vector<float> all = y.fetch(), some = z.fetch();
         int64_t differing = 0;
         for (int64_t i = 0; i < n; i++)
-            for (int64_t r = 0; r < SOFT_CHUNK && chosen[static_cast<size_t>(i)] * SOFT_CHUNK + r < rows; r++)
-                differing += all[static_cast<size_t>(i * rows + chosen[static_cast<size_t>(i)] * SOFT_CHUNK + r)] != some[static_cast<size_t>(i * SOFT_CHUNK + r)];
+            for (int64_t r = 0; r < SELF_COND_CHUNK && chosen[static_cast<size_t>(i)] * SELF_COND_CHUNK + r < rows; r++)
+                differing += all[static_cast<size_t>(i * rows + chosen[static_cast<size_t>(i)] * SELF_COND_CHUNK + r)] != some[static_cast<size_t>(i * SELF_COND_CHUNK + r)];
         CHECK(differing == 0, "%s: %d gathered numbers differ", w.t.format->name, static_cast<int>(differing));
     }
 }

@@ -167,9 +167,9 @@ def config(data: bytes) -> None:
 
 def vocabulary(data: bytes) -> None:
     """The files of a tokenizer are refused, or make what a GGUF file can say."""
+    from dgemma.convert.gguf_header import header
     from dgemma.convert.metadata import Pair
     from dgemma.convert.tokenizer import read_vocabulary
-    from dgemma.convert.writer import header
     from dgemma.errors import Error, FormatError
 
     n_vocab = 16

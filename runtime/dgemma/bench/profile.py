@@ -17,7 +17,7 @@ from dgemma.session import Session
 
 @cache
 def parts() -> dict[str, str]:
-    """Return every part of parts.def and what it covers."""
+    """Return every part of profile_parts.def and what it covers."""
     table: dict[str, str] = {}
     out = ffi.new("dg_part *")
     while lib.dg_part_at(len(table), out):

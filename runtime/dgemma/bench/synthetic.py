@@ -21,10 +21,11 @@ from numpy.typing import NDArray
 from dgemma.convert import recipe
 from dgemma.convert.config import MODEL_TYPE, ROPE, Config
 from dgemma.convert.encode import rope_freqs
+from dgemma.convert.gguf_header import TensorInfo, aligned, header
 from dgemma.convert.metadata import Pair, metadata
 from dgemma.convert.names import Wanted, wanted
 from dgemma.convert.tokenizer import BYTE, CONTROL, NORMAL, SPECIAL, Vocabulary
-from dgemma.convert.writer import NewFile, aligned, header
+from dgemma.convert.writer import NewFile
 from dgemma.errors import Error, SystemFailure, UsageError
 from dgemma.native.formats import Format
 from dgemma.native.metadata import keys
@@ -127,11 +128,8 @@ def blueprint(model: Synthetic) -> Blueprint:
         needed = [want for want in needed if "self_cond" not in want.gguf and "enc_layer" not in want.gguf]
         pairs = as_gemma4(pairs)
     tensors = [(want, formats[want.gguf]) for want in needed]
-    places, offset = [], 0
-    for want, to in tensors:
-        places.append((want.gguf, want.dims, to.id, offset))
-        offset += aligned(size_of(want, to))
-    return Blueprint(model, config, header(pairs, places), tensors)
+    infos = [TensorInfo(want.gguf, want.dims, to) for want, to in tensors]
+    return Blueprint(model, config, header(pairs, infos), tensors)
 
 
 def as_gemma4(pairs: list[Pair]) -> list[Pair]:

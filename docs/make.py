@@ -1,0 +1,320 @@
+"""Writes what can be derived in README.md and docs/: `make docs`. With --check it names the pages that are not current.
+
+A page has blocks between the lines `<!-- figures: NAME -->` and `<!-- end -->`. Between them stands the text that
+BLOCKS[NAME] returns, made from the JSON files under tests/bench. docs/commands.md is made from the commands' --help.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import re
+import sys
+from collections.abc import Callable, Iterable
+from importlib.metadata import distribution
+from pathlib import Path
+from statistics import mean, median
+from typing import Any
+
+import click
+
+ROOT = Path(__file__).resolve().parents[1]
+BENCH = ROOT / "tests" / "bench"
+BLOCK = re.compile(r"(<!-- figures: ([a-z0-9-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+BACKENDS = re.compile(r"(--backend NAME\s+auto), or one of: [^.]*\.")  # which differ by build
+GIB, MIB, GIGA, KILO_NATS = 2**30, 2**20, 1e9, 1e3
+STEPS = 16  # of a canvas, where a time is predicted from that of a step
+
+BLOCKS: dict[str, Callable[[], str]] = {}
+
+
+def block(make: Callable[[], str]) -> Callable[[], str]:
+    """Enters a function into BLOCKS, under its name with hyphens."""
+    BLOCKS[make.__name__.replace("_", "-")] = make
+    return make
+
+
+def load(name: str) -> Any:
+    """Return what tests/bench/NAME.json holds."""
+    return json.loads((BENCH / f"{name}.json").read_text())
+
+
+def table(head: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
+    """Return a Markdown table whose columns but the first are right-aligned."""
+    names = list(head)
+    lines = [names, ["---"] + ["--:"] * (len(names) - 1), *([str(cell) for cell in row] for row in rows)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+
+
+def number(value: float, digits: int = 2) -> str:
+    """Return a value with so many significant digits, without an exponent."""
+    if value == 0 or value >= 10**digits:
+        return f"{value:.0f}"
+    return f"{value:#.{digits}g}".rstrip(".")
+
+
+def percent(share: float) -> str:
+    return f"{100 * share:.1f}"
+
+
+# ---- the whole model ----
+
+
+@block
+def real_model() -> str:
+    """What the 26B model takes on a CPU: mapped, and within budgets of RAM."""
+    whole = load("26b-a4b-30-layers-avx2")
+    disk = f"{sum(whole['model']['bytes'].values()) / GIB:.1f}"
+    step, minutes = whole["step"]["seconds"]["median"], whole["canvas"]["seconds"] / 60
+    mapped = [f"{whole['memory']['peak'] / GIB:.1f}", "q4_k_m", disk, "none"]
+    rows = [[*mapped, f"{step:.1f} (measured)", f"{minutes:.1f} (measured)"]]
+    for each in reversed(load("26b-a4b-ram")["budgets"]):
+        within, step = each["within"], median(each["within"]["seconds"])
+        flags = f"`--ram {within['ram'] // GIB}G`"
+        cells = [f"{within['peak'] / GIB:.1f}", "q4_k_m", disk, flags, f"{step:.1f} (measured)"]
+        rows.append([*cells, f"{STEPS * step / 60:.1f} (predicted)"])
+    head = ["memory, GiB (measured)", "file", "disk, GiB", "flags", "one step, s", "256 tokens, minutes"]
+    machine, clock = whole["machine"], whole["clock_hz"] / GIGA
+    note = (
+        f"Random weights, {machine['processors']} cores of an {machine['processor']} at {clock:.1f} GHz, AVX2, no GPU."
+    )
+    note += f" Memory is the peak. {whole['canvas']['tokens']} tokens are {STEPS} steps here."
+    return f"{table(head, rows)}\n{note}\n"
+
+
+@block
+def word_by_word() -> str:
+    """How many times as fast a rival writes that does not diffuse."""
+    told = load("26b-a4b-6-layers-llama-cpp")["against"]["writing"]
+    ours = next(row for row in told["ours"] if row["steps"] == STEPS)["tokens_per_second"]
+    theirs = told["theirs"][0]["tokens_per_second"]
+    return (
+        f"- On two CPU cores, writing word by word is faster: {number(theirs)} tokens/s by llama.cpp,"
+        f" {number(ours)} here ({STEPS} steps, 6 layers).\n"
+    )
+
+
+@block
+def ram() -> str:
+    rows = []
+    for each in load("26b-a4b-ram")["budgets"]:
+        within, plain = each["within"], each["plain"]
+        cells = [within["peak"] / GIB, within["read"] / GIB, median(within["seconds"]), within["predicted"]]
+        cells += [plain["read"] / GIB, median(plain["seconds"])]
+        rows.append([f"{within['ram'] // GIB}", *(f"{cell:.1f}" for cell in cells)])
+    head = ["`--ram`, GiB", "peak memory, GiB", "read per step, GiB", "step, s", "step that was predicted, s"]
+    return table([*head, "plain map: read per step, GiB", "plain map: step, s"], rows)
+
+
+# ---- speed ----
+
+
+@block
+def steps() -> str:
+    """One step with six layers and with all."""
+    runs = [load("26b-a4b-6-layers-avx2"), load("26b-a4b-30-layers-avx2")]
+    rows = [
+        ["one step, s", *(f"{run['step']['seconds']['median']:.2f}" for run in runs)],
+        ["one step on flat logits, s", *(f"{run['flat']['seconds']['median']:.2f}" for run in runs)],
+        *(
+            [f"encoding {runs[0]['encoding'][i]['tokens']} tokens, s"]
+            + [f"{run['encoding'][i]['seconds']['median']:.2f}" for run in runs]
+            for i in range(2)
+        ),
+        ["16 steps, s", *(f"{run['canvas']['seconds']:.1f}" for run in runs)],
+        ["16 steps, tokens/s", *(f"{run['canvas']['tokens_per_second']:.1f}" for run in runs)],
+        ["two canvases in one step, over one after the other", *(f"{run['together']['ratio']:.2f}" for run in runs)],
+        ["memory beside the mapped file, GiB", *(f"{run['memory']['anonymous'] / GIB:.2f}" for run in runs)],
+        ["weights that a step reads, GiB", *(f"{run['step']['bytes'] / GIB:.1f}" for run in runs)],
+    ]
+    return table(["AVX2", *(f"{run['model']['layers']} layers" for run in runs)], rows)
+
+
+@block
+def parts() -> str:
+    whole = load("26b-a4b-30-layers-avx2")
+    cores, rows = whole["settings"]["processors"], []
+    for part in whole["step"]["parts"]:
+        speed, share = part["operations_per_second"], part["share_of_int8"]
+        cells = [f"{speed / GIGA / cores:.0f}", percent(share)] if speed else ["–", "–"]
+        rows.append([part["covers"], f"{part['seconds']['median']:.3f}", *cells])
+    return table(["part of a step, 30 layers", "s", "Gop/s and core", "of the int8 limit, %"], rows)
+
+
+@block
+def against_llama_cpp() -> str:
+    rows = []
+    for row in load("26b-a4b-6-layers-llama-cpp")["against"]["rows"]:
+        cells = [row["ours"]["median"], row["theirs"]["median"], row["ratio"]]
+        rows.append([row["what"], *(f"{cell:.2f}" for cell in cells)])
+    return table(["6 layers", "dgemma, s", "llama.cpp, s", "ratio"], rows)
+
+
+@block
+def writing() -> str:
+    """Tokens per second of canvases and of decoding word by word."""
+    told = load("26b-a4b-6-layers-llama-cpp")["against"]["writing"]
+    rows = []
+    for row in told["ours"]:
+        rows.append([f"dgemma, canvas of {told['canvas']}, {row['steps']} steps", number(row["tokens_per_second"])])
+    for row in told["theirs"]:
+        users = "1 user" if row["batch"] == 1 else f"{row['batch']} users"
+        rows.append([f"llama.cpp, word by word, {users}", number(row["tokens_per_second"])])
+    return table(["6 layers", "tokens/s"], rows)
+
+
+@block
+def served() -> str:
+    told = load("serve")
+    rows = []
+    for name, each in told["overhead"].items():
+        for way in ("whole", "streamed"):
+            added = [each[way]["added_ms"]["median"], percent(each[way]["added_part"])]
+            rows.append([f"{name}, {way}", each["alone_ms"]["median"], *added])
+    return table(["answer", "without a server, ms", "added, ms", "added, %"], rows)
+
+
+@block
+def served_load() -> str:
+    told = load("serve")["load"]
+    memory, unlike = told["memory_MiB"], len(told["answers_unlike_alone"])
+    rows = [
+        ["clients", told["clients"]],
+        ["seconds", f"{told['seconds']:.0f}"],
+        ["clients that were killed in the middle of an answer", told["clients_killed_while_streaming"]],
+        ["answers", told["answers"]],
+        ["answers that differ from the answer to the same request alone", unlike],
+        ["errors", len(told["errors"])],
+        ["requests sent away with 429", told["sent_away_429"]],
+        ["memory after a third of the time, MiB", f"{memory['after_a_third']:.0f}"],
+        ["memory at the end, MiB", f"{memory['at_the_end']:.0f}"],
+    ]
+    return table(["load", "count"], rows)
+
+
+# ---- quality ----
+
+
+@block
+def sudoku() -> str:
+    rows = []
+    for score in load("quality-sudoku")["files"][0]["scores"]:
+        if score["level"]:
+            right = score["right"]
+            rows.append([score["level"].split()[0], right["tries"], percent(right["share"]), f"{score['steps']:.1f}"])
+    return table(["blanks", "tries", "solved, %", "steps, mean"], rows)
+
+
+def types(name: str) -> str:
+    rows = []
+    for each in load(f"quality-types-{name}")["types"]:
+        cells = [each["bytes"] / MIB, each["kl_mean"] * KILO_NATS]
+        cells_text = [f"{cells[0]:.1f}", f"{cells[1]:.2g}" if cells[1] >= 1e-4 else "0"]
+        shares = [percent(each[field]) for field in ("top1", "committed", "solved")]
+        rows.append([each["name"], each["stored"], *cells_text, *shares])
+    head = ["type", "tensors are stored as", "file, MiB", "KL, 1e-3 nats", "same top token, %"]
+    return table([*head, "same committed tokens, %", "solved, %"], rows)
+
+
+@block
+def types_sudoku() -> str:
+    return types("sudoku")
+
+
+@block
+def types_tidy() -> str:
+    return types("tidy")
+
+
+@block
+def calibration() -> str:
+    rows = []
+    for name in ("sudoku", "tidy"):
+        for each in load(f"quality-types-{name}")["calibration"]:
+            cells = [f"{mean(each[way]) * KILO_NATS:.2g}" for way in ("plain", "calibrated")]
+            rows.append([f"{name}, {each['name']}", len(each["plain"]), *cells])
+    return table(["model and type", "runs", "KL without, 1e-3 nats", "KL with `--calibrate`, 1e-3 nats"], rows)
+
+
+@block
+def settings() -> str:
+    """Hard Sudokus by the budget of steps and the entropy bound."""
+    rows = []
+    for each in load("quality-settings")["sweep"]:
+        score, chosen = each["score"], each["settings"]
+        cells = [percent(score["right"]["share"]), f"{score['steps']:.1f}", f"{score['seconds'] * 1e3:.0f}"]
+        rows.append([chosen["steps"], chosen["entropy_bound"], *cells])
+    return table(["`--steps`", "`--entropy-bound`", "solved, %", "steps, mean", "time, ms"], rows)
+
+
+@block
+def approximations() -> str:
+    rows = []
+    for each in load("quality-approximations")["approximations"]:
+        shares = [percent(each[way]["right"]["share"]) for way in ("off", "on")]
+        used = "on" if each["default"] else "off"
+        rows.append([f"{each['name']}: {each['what']}", used, *shares, f"{each['times_as_fast']:.2f}"])
+    return table(["what is done for speed", "default", "solved without, %", "solved with, %", "times as fast"], rows)
+
+
+@block
+def tidy() -> str:
+    scores = [s for s in load("quality-tidy")["files"][0]["scores"] if not s["level"]]
+    rows = [[s["task"], s["right"]["tries"], percent(s["right"]["share"]), f"{s['steps']:.1f}"] for s in scores]
+    return table(["task", "tries", "right, %", "steps, mean"], rows)
+
+
+@block
+def earlier() -> str:
+    """Figures that were noted without the file of their run."""
+    figures = load("earlier")["figures"]
+    return table(["what", "figure"], [[row["what"], f"{row['figure']} {row['unit']}"] for row in figures])
+
+
+# ---- commands ----
+
+
+def commands() -> str:
+    """docs/commands.md."""
+    text = [
+        "# Commands\n",
+        "Made from `--help` of each command by `make docs`: do not edit it. `--backend NAME` takes the backends of",
+        "your build, and `--help` lists them: `cpu` and `reference`, `cpu-avx2` and others by processor, and `cuda`",
+        "after `make CUDA=1`.\n",
+    ]
+    scripts = distribution("dgemma").entry_points.select(group="console_scripts")
+    for script in sorted(scripts, key=lambda each: each.name):
+        module, name = script.value.split(":")
+        command = getattr(importlib.import_module(module), name)
+        context = click.Context(command, info_name=script.name, max_content_width=100, terminal_width=100)
+        said = BACKENDS.sub(r"\1, or a backend by name.", command.get_help(context))
+        text += [f"## {script.name}\n", "```text", said.rstrip(), "```\n"]
+    return "\n".join(text)
+
+
+def pages() -> dict[Path, str]:
+    """Return what each page should hold."""
+    wanted = {ROOT / "docs" / "commands.md": commands()}
+    for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
+        if page not in wanted:
+            wanted[page] = BLOCK.sub(lambda found: found[1] + BLOCKS[found[2]]() + found[3], page.read_text())
+    return wanted
+
+
+def stale() -> list[Path]:
+    """Return the pages that are not current."""
+    return [page for page, text in pages().items() if not page.exists() or page.read_text() != text]
+
+
+def main() -> None:
+    """Write the pages that are not current, or with --check name them and fail."""
+    for page in (found := stale()):
+        if "--check" in sys.argv:
+            print(f"{page.relative_to(ROOT)} is not current: make docs", file=sys.stderr)
+        else:
+            page.write_text(pages()[page])
+    sys.exit(1 if "--check" in sys.argv and found else 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,210 @@
+/* What all CPU backends share: memory, routing, the grouping of tokens by expert, and canvases. */
+#include <math.h>
+#include <stdatomic.h>
+#include <string.h>
+
+#include "carve.h"
+#include "cpu.h"
+#include "sampler.h"
+
+/* ---- Memory: ops work in the caller's ---- */
+
+void host_reserve(const ops *o, void **out, size_t bytes) {
+    (void)o;
+    *out = os_reserve(bytes);
+}
+
+void host_release(const ops *o, void *memory, size_t bytes) {
+    (void)o;
+    os_release(memory, bytes);
+}
+
+void host_available(const ops *o, int64_t *bytes) {
+    (void)o;
+    *bytes = -1;
+}
+
+void host_put(const ops *o, void *to, const void *from, size_t bytes) {
+    (void)o;
+    memcpy(to, from, bytes);
+}
+
+void host_get(const ops *o, void *to, const void *from, size_t bytes) { host_put(o, to, from, bytes); }
+void host_copy(const ops *o, void *to, const void *from, size_t bytes) { host_put(o, to, from, bytes); }
+
+void host_place(const ops *o, tensor *w) { (void)o, (void)w; }
+void host_place_experts(const ops *o, const expert_plan *p) { (void)o, (void)p; }
+void host_begin_pass(const ops *o, int32_t layers, int32_t *found) {
+    (void)o, (void)layers;
+    *found = 0;
+}
+void host_end_pass(const ops *o) { (void)o; }
+
+void host_store(const ops *o, void *cache, int64_t first, const float *x, int64_t n, int64_t d) {
+    host_put(o, (float *)cache + first * d, x, (size_t)(n * d) * sizeof *x);
+}
+
+void host_record(const ops *o, recording *r, bool *replayed) {
+    (void)o, (void)r;
+    *replayed = false;
+}
+
+void host_recorded(const ops *o, recording *r) { (void)o, (void)r; }
+void host_forget(const ops *o, recording *r) { (void)o, (void)r; }
+
+/* ---- Routing ---- */
+
+void host_count(const ops *o, _Atomic int64_t *counts, const int32_t *experts, int64_t n) {
+    (void)o;
+    for (int64_t i = 0; i < n; i++) atomic_fetch_add_explicit(&counts[experts[i]], 1, memory_order_relaxed);
+}
+
+void host_counted(const ops *o, int64_t *out, const _Atomic int64_t *counts, int64_t n) {
+    (void)o;
+    for (int64_t i = 0; i < n; i++) out[i] = atomic_load_explicit(&counts[i], memory_order_relaxed);
+}
+
+typedef struct routing {
+    int32_t *experts;
+    float *weights;
+    const float *logits, *scale;
+    int64_t n_expert, k;
+} routing;
+
+static void route_row(void *arg, int64_t i, int32_t thread) {
+    const routing *a = arg;
+    const float *logits = a->logits + i * a->n_expert;
+    int32_t *experts = a->experts + i * a->k;
+    float *weights = a->weights + i * a->k;
+    double sum = 0.0;
+    (void)thread;
+    for (int64_t s = 0; s < a->k; s++) { /* softmax keeps order, and its own sum cancels out */
+        int32_t best = -1;
+        for (int32_t e = 0; e < a->n_expert; e++) {
+            bool taken = false;
+            for (int64_t r = 0; r < s; r++) taken |= experts[r] == e;
+            if (!taken && (best < 0 || logits[e] > logits[best])) best = e;
+        }
+        experts[s] = best;
+        sum += exp((double)logits[best] - (double)logits[experts[0]]);
+    }
+    for (int64_t s = 0; s < a->k; s++)
+        weights[s] = (float)(exp((double)logits[experts[s]] - (double)logits[experts[0]]) / sum) * a->scale[experts[s]];
+}
+
+void host_route(const ops *o, int32_t *experts, float *weights, const float *logits, const float *scale, int64_t n, int64_t n_expert,
+                int64_t k) {
+    pool_run(o->pool, route_row, &(routing){experts, weights, logits, scale, n_expert, k}, n);
+}
+
+/* ---- Sizes of work ---- */
+
+size_t matmul_work(int64_t n, int64_t cols) {
+    const int64_t padded = (cols + 127) / 128 * 128; /* backends pad rows */
+    return carve_bytes(n * padded, sizeof(float)) + 8 * CARVE_ALIGNMENT;
+}
+
+size_t soften_work(int64_t n, int64_t d_model) {
+    return 2 * carve_bytes(n * d_model, sizeof(float)) + 2 * carve_bytes(n, 16) + matmul_work(n, d_model) + 4096;
+}
+
+size_t experts_work(int64_t n, int64_t k, int64_t d_model, int64_t d_expert, int64_t n_expert) {
+    const size_t groups = 2 * carve_bytes(n_expert + 1, sizeof(int32_t)) + carve_bytes(n * k, sizeof(int32_t)) + carve_bytes(n * k + n_expert, 8);
+    const size_t values = carve_bytes(n * k * d_expert, sizeof(float)) + carve_bytes(n * k * d_model, sizeof(float));
+    const size_t rounding = carve_bytes(n * k, sizeof(int32_t)) + matmul_work(n, d_model) + matmul_work(n * k, d_expert);
+    const size_t packing = carve_bytes(n * k * d_model, sizeof(float));
+    return groups + values + (rounding > packing ? rounding : packing);
+}
+
+/* ---- Tokens grouped by expert ---- */
+
+expert_groups group_by_expert(void *work, const int32_t *experts, int64_t n, int64_t k, int64_t d_model, int64_t d_expert, int64_t n_expert) {
+    size_t used = 0;
+    expert_groups g = {.n_expert = (int32_t)n_expert};
+    g.list = carve(work, &used, n_expert + 1, sizeof *g.list);
+    g.start = carve(work, &used, n_expert + 1, sizeof *g.start);
+    g.pairs = carve(work, &used, n * k, sizeof *g.pairs);
+    g.hidden = carve(work, &used, n * k * d_expert, sizeof *g.hidden);
+    g.out = carve(work, &used, n * k * d_model, sizeof *g.out);
+    g.rest = (char *)work + used;
+    memset(g.start, 0, (size_t)(n_expert + 1) * sizeof *g.start);
+    for (int64_t p = 0; p < n * k; p++) g.start[experts[p] + 1]++;
+    for (int64_t e = 0; e < n_expert; e++) g.start[e + 1] += g.start[e];
+    for (int64_t p = 0; p < n * k; p++) g.pairs[g.start[experts[p]]++] = (int32_t)p;
+    for (int64_t e = n_expert; e > 0; e--) g.start[e] = g.start[e - 1]; /* filling moved each start to its end */
+    g.start[0] = 0;
+    return g;
+}
+
+int32_t next_experts(const expert_feed *feed, expert_groups *g) {
+    if (feed) return feed->next(feed->self, g->list);
+    if (g->given) return 0;
+    g->given = true;
+    for (int32_t e = 0; e < g->n_expert; e++) g->list[e] = e;
+    return g->n_expert;
+}
+
+typedef struct combining {
+    float *y;
+    const float *out, *weights;
+    int64_t k, d;
+} combining;
+
+static void combine_row(void *arg, int64_t i, int32_t thread) {
+    const combining *a = arg;
+    (void)thread;
+    float *y = a->y + i * a->d;
+    memset(y, 0, (size_t)a->d * sizeof *y);
+    for (int64_t s = 0; s < a->k; s++) {
+        const float w = a->weights[i * a->k + s], *out = a->out + (i * a->k + s) * a->d;
+        for (int64_t j = 0; j < a->d; j++) y[j] += w * out[j];
+    }
+}
+
+void combine_experts(const ops *o, float *y, const float *out, const float *weights, int64_t n, int64_t k, int64_t d) {
+    pool_run(o->pool, combine_row, &(combining){y, out, weights, k, d}, n);
+}
+
+/* ---- Canvases ---- */
+
+void host_begin(const ops *o, canvas_buffers *c, uint64_t seed, int32_t block) {
+    (void)o;
+    dg_draw(seed, block, 0, c->n, c->n_vocab, c->u, c->random_ids);
+    for (int32_t i = 0; i < c->n; i++)
+        if (c->free == c->n || !c->pins[i]) c->ids[i] = c->random_ids[i];
+    *c->state = (canvas_state){.seed = seed, .block = block};
+}
+
+void host_draw(const ops *o, canvas_buffers *c, const dg_sampling *s) {
+    (void)o;
+    canvas_state *now = c->state;
+    now->temperature = sampler_temperature(s, now->index);
+    dg_draw(now->seed, now->block, now->index + 1, c->n, c->n_vocab, c->u, c->random_ids);
+}
+
+void host_settle(const ops *o, canvas_buffers *c, const dg_sampling *s) {
+    canvas_state *now = c->state;
+    bool same = now->index > 0;
+    double sum = 0.0;
+    for (int32_t i = 0; i < c->n; i++) {
+        if (c->fixed[i]) c->choices[i] = (dg_choice){0.0f, c->ids[i], c->ids[i]};
+        same = same && c->argmax[i] == c->choices[i].argmax;
+        c->argmax[i] = c->choices[i].argmax;
+        c->entropy[i] = c->choices[i].entropy;
+        sum += (double)c->entropy[i];
+    }
+    now->mean_entropy = (float)(sum / c->free);
+    now->unchanged = same ? now->unchanged + 1 : 0;
+    now->converged = sampler_stop(s, now->unchanged, now->mean_entropy);
+    sampler_accept(c->entropy, c->n, s->entropy_bound, c->accepted, c->order);
+    for (int32_t i = 0; i < c->n; i++) c->accepted[i] = c->accepted[i] || c->fixed[i];
+    o->renoise(o, c);
+    now->index++;
+}
+
+void host_renoise(const ops *o, canvas_buffers *c) {
+    (void)o;
+    sampler_renoise(c->ids, c->n, c->choices, c->accepted, c->random_ids);
+    for (int32_t i = 0; i < c->n; i++)
+        if (c->fixed[i]) c->ids[i] = c->argmax[i];
+}

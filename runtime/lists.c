@@ -1,0 +1,70 @@
+/* Python and the runtime read the lists of this folder through these tables. */
+#include "lists.h"
+
+#include "weights.h"
+
+/* "DG_REQUIRED" is the only `absent` that is that long */
+#define IS_REQUIRED(absent) (sizeof(absent) == sizeof("DG_REQUIRED"))
+#define DG_REQUIRED 0
+
+static const dg_key keys[] = {
+#define DG_KEY(kind, field, key, absent) {#field, key, #kind, true, false, IS_REQUIRED(#absent), absent},
+#define DG_LAYER_KEY(kind, field, key, absent) {#field, key, #kind, true, true, IS_REQUIRED(#absent), absent},
+#define DG_TEXT(kind, field, key) {#field, key, #kind, false, false, false, 0},
+#include "metadata.def"
+#undef DG_KEY
+#undef DG_LAYER_KEY
+#undef DG_TEXT
+};
+
+static const dg_limit limits[] = {
+#define DG_LIMIT(field, named, least, most) {#field, #named, least, most},
+#include "limits.def"
+#undef DG_LIMIT
+};
+
+static const dg_tensor_entry tensors[] = {
+#define DG_TENSOR(scope, kind, field, gguf, hf, n0, n1, n2) {#scope, #kind, #field, gguf, hf},
+#include "tensors.def"
+#undef DG_TENSOR
+};
+
+static const dg_option options[] = {
+#define DG_OPTION(kind, name, least, most, help) {#name, #kind, (double)(least), (double)(most), help},
+#include "options.def"
+#undef DG_OPTION
+};
+
+static const dg_effort efforts[] = {
+#define DG_SET(option, value) #option " "
+#define DG_EFFORT(name, settings, help) {#name, help, "" settings},
+#include "efforts.def"
+#undef DG_EFFORT
+#undef DG_SET
+};
+
+#define AT(table, i) ((i) >= 0 && (size_t)(i) < sizeof(table) / sizeof *(table) ? &(table)[i] : NULL)
+
+const dg_key *dg_key_at(int32_t i) { return AT(keys, i); }
+const dg_limit *dg_limit_at(int32_t i) { return AT(limits, i); }
+const dg_tensor_entry *dg_tensor_entry_at(int32_t i) { return AT(tensors, i); }
+const char *dg_head_name(void) { return "output.weight"; }
+const dg_option *dg_option_at(int32_t i) { return AT(options, i); }
+const dg_effort *dg_effort_at(int32_t i) { return AT(efforts, i); }
+
+typedef enum scope { SCOPE_TOP, SCOPE_LAYER, SCOPE_SLIDING, SCOPE_SPLIT } scope;
+
+int32_t dg_tensor_dims(int32_t i, const dg_config *c, int32_t l, int64_t dims[3]) {
+    int32_t at = 0;
+    dims[0] = dims[1] = dims[2] = 0;
+#define DG_TENSOR(where, kind, field, gguf, hf, n0, n1, n2)        \
+    if (at++ == i) {                                               \
+        if (SCOPE_##where == SCOPE_SLIDING && !c->sliding[l]) return 0; \
+        dims[0] = n0, dims[1] = n1, dims[2] = n2;                  \
+    }
+#include "tensors.def"
+#undef DG_TENSOR
+    int32_t n = dims[0] == 0 ? 0 : dims[1] == 0 ? 1 : dims[2] == 0 ? 2 : 3;
+    for (int k = n; k < 3; k++) dims[k] = 1;
+    return n;
+}

@@ -1,0 +1,10 @@
+/* What a file is by its first bytes, where it is no GGUF file. */
+#ifndef DG_MAGIC_H
+#define DG_MAGIC_H
+
+#include "dg.h"
+
+/* Fails with DG_ERROR_FORMAT, saying what a file of these bytes[n] seems to be. */
+int magic_fail(const char *path, const uint8_t *bytes, uint64_t n, dg_error *error);
+
+#endif
