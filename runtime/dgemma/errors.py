@@ -9,7 +9,10 @@ _ONE_LINE = dict.fromkeys([*range(32), *range(127, 160), *range(0x2028, 0x202F),
 
 
 class Error(Exception):
-    """Anything that dgemma refuses or fails at. The message is one line that names the culprit, whatever that is."""
+    """Anything that dgemma refuses or fails at.
+
+    The message is one line that names the culprit.
+    """
 
     def __init__(self, message: str = "") -> None:
         super().__init__(message.translate(_ONE_LINE))

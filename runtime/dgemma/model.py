@@ -198,7 +198,7 @@ class Model:
 
     @property
     def backend(self) -> str:
-        """What runs it, such as "cpu (avx2)"."""
+        """The name of the backend, such as "cpu (avx2)"."""
         return self._backend
 
     @property

@@ -47,7 +47,7 @@ class Option:
 
     @property
     def range(self) -> str:
-        """In words: "at least 1", "0 to 1000"."""
+        """The range in words: "at least 1", "0 to 1000"."""
         if self.flag:
             return "yes or no"
         if self.most >= 1e9:
@@ -99,7 +99,7 @@ def efforts() -> dict[str, Effort]:
 def sampling_for(model: Any, given: Mapping[str, Any]) -> Any:
     """Return a `dg_sampling *` with the model's (`dg_model *`) defaults and the options that are given.
 
-    An effort that is given goes before the options; None stands for the default.
+    The settings of an effort replace defaults, and options replace both; None stands for the default.
 
     Raises TypeError for a name that does not exist or a value of another type, UsageError for one out of range.
     """

@@ -98,12 +98,15 @@ class Plan:
 
     @property
     def tokens_per_second(self) -> float:
-        """Of canvases of STEPS steps, encoding not counted."""
+        """Tokens per second of canvases of STEPS steps; encoding is not counted."""
         return self.tokens / (STEPS * self.seconds)
 
     @property
     def bound(self) -> list[str]:
-        """The queues that decide: within a tenth of the slowest, the GPU's serial part being waited for by the CPU."""
+        """The queues that decide the time: those within a tenth of the slowest.
+
+        The GPU's serial part counts, as the CPU waits for it.
+        """
         times = {
             q.name: q.seconds + (self.serial if self.gpu and q.name == "CPU" and q.amount else 0) for q in self.queues
         }
@@ -197,9 +200,10 @@ def this_machine(path: str | os.PathLike[str], **options: Any) -> Machine:
 
 
 def with_device(path: str | os.PathLike[str], vram: int, **options: Any) -> Machine:
-    """Return this machine and its GPU, of which a model may have so many bytes; measured as this_machine() does.
+    """Return this machine with its GPU, of which a model may have so many bytes.
 
-    Layers and head are as slow as on the GPU, which computes them.
+    The GPU is measured as this_machine() measures the rest. Layers and head are as slow as on the GPU, which computes
+    them.
     """
     machine = this_machine(path, **{**options, "backend": "auto"})
     speed = measure_speed(path, budget=None, **options)
@@ -263,10 +267,7 @@ def plan(
 
 
 def placed(model: Model, machine: Machine, context: int) -> Plan:
-    """Return the plan of a model that runs under a budget, and what that takes on a machine.
-
-    It is as plan()'s, but of what is there.
-    """
+    """Return the plan of a model that runs under a budget, as it is placed now, and its time on a machine."""
     demand, out = _demand(model, machine, context), ffi.new("dg_plan *")
     if not lib.dg_model_placed(model._open_handle().pointer, out):
         raise UsageError(f"{model.path} was not opened with a budget")

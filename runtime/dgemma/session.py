@@ -71,10 +71,11 @@ class Start:
 
 
 class Session:
-    """Made by `model.session()`; a context manager. It may be used by one thread at a time.
+    """A session of a model, made by `model.session()`; a context manager.
 
-    After close() (its own, or the model's), its methods raise Error. In a forked process it goes on as it stood, but
-    for a stream that another thread was running: closing the session ends it.
+    It may be used by one thread at a time. After close() (its own, or the model's), its methods raise Error. In a
+    forked process it goes on as it stood, but for a stream that another thread was running: closing the session ends
+    it.
     """
 
     _lock: threading.RLock  # re-entrant: a forgotten stream may be collected at any time
@@ -149,12 +150,12 @@ class Session:
 
     @property
     def length(self) -> int:
-        """How many tokens are encoded."""
+        """The number of tokens that are encoded."""
         return self._ask(lib.dg_session_length)
 
     @property
     def context(self) -> int:
-        """How many tokens can be encoded."""
+        """The number of tokens that can be encoded."""
         return self._ask(lib.dg_session_context)
 
     @property

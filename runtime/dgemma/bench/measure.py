@@ -169,7 +169,10 @@ def bench(
     settings: dict[str, Any],
     say: Callable[[str], None] = lambda line: None,
 ) -> Report:
-    """Measure a model. say: told what is being done. about, settings: what else the report tells of model and run."""
+    """Measure a model.
+
+    say: called with what is being done. about, settings: what else the report tells of model and run.
+    """
     say("the machine's peaks")
     measure = measure_machine if model.ram is None else partial(apart, measure_machine)
     machine = measure(model.threads)
@@ -261,7 +264,7 @@ def time_steps(
 def stream_of(moved: Sequence[Traffic | None]) -> dict[str, float] | None:
     """Return what a step of a model under a budget moves; None without a budget.
 
-    It is told from the model's counters around every step.
+    The figures come from the model's counters around every step.
     """
     first, last = moved[0], moved[-1]
     if first is None or last is None:

@@ -68,7 +68,7 @@ class Synthetic:
 
     @property
     def name(self) -> str:
-        """Names the file too."""
+        """The model's name, which is the file's too."""
         return f"{self.architecture}-{self.shape}-{self.n_layer}l-{self.type}-seed{self.seed}-v{VERSION}"
 
 

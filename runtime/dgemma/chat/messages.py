@@ -182,9 +182,9 @@ def _reads(known: Container[str], key: str) -> bool:
 
 
 def _says(message: Plain, key: str, known: Set[str]) -> bool:
-    """Return whether a field that is known to every chat reaches the prompt, or need not.
+    """Return whether a field reaches the prompt, or need not.
 
-    A thought beside an answer is left out by many templates, and a response's id or name stands for the call's.
+    Many templates leave out a thought beside an answer, and the id or name of a tool's response stands for the call's.
     """
     if key in ("name", "tool_call_id") and message.get("role") == "tool":
         return True

@@ -58,8 +58,8 @@ class Renderer:
     def render(self, template: str, names: Mapping[str, Any]) -> str:
         """Return the text that a template makes.
 
-        Raises FormatError for what is no template, UsageError where it refuses what it is given or takes too much time,
-        memory or room, SystemFailure where no process can be started.
+        Raises FormatError for what is no template; UsageError where the template refuses what it is given, or takes too
+        much time, memory or room; SystemFailure where no process can be started.
         """
         return str(self._answer({"template": template, "names": names})["text"])
 

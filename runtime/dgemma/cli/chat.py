@@ -140,7 +140,7 @@ class Chat:
 
     @property
     def seed(self) -> int:
-        """Of the last answer, or the next."""
+        """The seed of the last answer, or of the next."""
         return (int(self.used()["seed"]) + self._redraws) % 2**64
 
     def used(self) -> dict[str, int | float]:

@@ -67,7 +67,7 @@ class Frame:
 
     @property
     def sparkline(self) -> str:
-        """A bar per step for its mean entropy; the highest of the canvas is full."""
+        """A bar per step for its mean entropy; the highest bar of the canvas is full."""
         return sparkline(self.means)
 
 

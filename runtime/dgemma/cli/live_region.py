@@ -20,7 +20,10 @@ class Region:
         self._widths: list[int] = []  # columns of each line that is drawn
 
     def draw(self, lines: Sequence[Text]) -> None:
-        """Replace what stands there. At most as many lines as the terminal has, each cut to its width."""
+        """Replace the lines that stand there.
+
+        At most as many lines are drawn as the terminal has, each cut to its width.
+        """
         console, erase = self.console, self._erasure() or HIDE
         with console.capture() as captured:
             for i, line in enumerate(lines):

@@ -118,7 +118,9 @@ def comparisons(
     model: dict[str, Any],
     say: Say = lambda line: None,
 ) -> list[Comparison]:
-    """Measure each of APPROXIMATIONS and of optional() on one file. model: Model's arguments that all have.
+    """Measure each of APPROXIMATIONS and of optional() on one file.
+
+    model: arguments of Model for all of them.
 
     All ways to run it take turns at each task, so that no drift of the machine is taken for a gain.
     """

@@ -65,7 +65,7 @@ class Layer:
 
 @dataclass(slots=True)
 class Fidelity:
-    """KL in nats, of softmax(logits / temperature); shares are 0 .. 1."""
+    """The figures of a comparison: KL in nats, of softmax(logits / temperature); shares are 0 .. 1."""
 
     file: dict[str, Any]
     base: dict[str, Any]

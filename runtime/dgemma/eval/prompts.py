@@ -90,7 +90,8 @@ def contents(prompt: Given) -> list[str]:
 def reads(model: Model, texts: Iterable[str]) -> bool:
     """Return whether the vocabulary is made for texts.
 
-    Then texts come back from their ids, none of which is unknown, and their words are not spelled out letter by letter.
+    That is so if texts come back from their ids, none of which is unknown, and if words are not spelled out letter by
+    letter.
     """
     encode, decode = model.tokenizer.encode, model.tokenizer.decode
     letters = tokens = 0

@@ -32,7 +32,7 @@ class Edited:
 
     @property
     def passage(self) -> str:
-        """The new one."""
+        """The new passage."""
         return self.text[slice(*self.span)]
 
     def diff(self, name: str = "text") -> str:

@@ -56,7 +56,7 @@ class Filled:
 
     @property
     def holes(self) -> list[str]:
-        """What was written into each hole."""
+        """The text that was written into each hole."""
         return self.best.holes
 
     @property
@@ -65,12 +65,12 @@ class Filled:
 
     @property
     def steps(self) -> int:
-        """Of all trials."""
+        """The steps of all trials."""
         return sum(trial.result.steps for trial in self.trials)
 
     @property
     def seconds(self) -> float:
-        """Of all trials."""
+        """The seconds of all trials."""
         return sum(trial.result.seconds for trial in self.trials)
 
     def __str__(self) -> str:
@@ -137,7 +137,10 @@ class Layout:
         return cls(ids, owners, first, min(len(ids), first + -(-(end - first) // n) * n), begun)
 
     def canvas(self, model: Model, end_id: int) -> tuple[list[int], list[bool]]:
-        """Return ids and pins. Where the text ends on a canvas, an end id and pad ids are pinned behind it."""
+        """Return the canvas's ids, and which of them are pinned.
+
+        Where the text ends on a canvas, an end id and pad ids are pinned behind it.
+        """
         ids = self.ids[self.first : self.last]
         pinned = [owner < 0 for owner in self.owners[self.first : self.last]]
         if self.last == len(self.ids):
@@ -277,7 +280,10 @@ def _try(
     on_encode: OnEncode | None,
     options: dict[str, Any],
 ) -> TrialSteps[Trial]:
-    """Fill the holes of a layout behind a prompt (ids, or none). several: as one of several ways."""
+    """Fill the holes of a layout behind a prompt (ids, or none).
+
+    several: this is one of several ways to fill them.
+    """
     model = session.model
     ends = model.config.end_ids
     end_id = next((token for token in before[1:] if token in ends), ends[0] if ends else 0)

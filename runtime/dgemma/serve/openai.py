@@ -111,7 +111,10 @@ class _Choice:
         self.figures: dict[str, Any] = {}
 
     def hear(self, delta: Delta, calls: bool) -> dict[str, Any]:
-        """Return the delta of a chunk. calls: those of tools are told as such; else they are text."""
+        """Return the delta of a chunk.
+
+        calls: calls of tools are told as such; else they are text.
+        """
         if delta.kind == "thinking":
             self.thinking += delta.text
             return {"reasoning_content": delta.text}
