@@ -22,7 +22,7 @@ async def in_threads(
 ) -> AsyncGenerator[Event, None]:
     """Yield the events of stream(prompt, **given), each step in a thread.
 
-    Left or cancelled, it lets the step that runs end, and no other begin.
+    Where the stream is left or cancelled, the step that runs ends, and no other begins.
     """
     left, told = threading.Event(), given.get("on_encode")
 

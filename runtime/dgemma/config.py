@@ -13,7 +13,7 @@ from dgemma.native.metadata import keys
 def shortest(value: float) -> float:
     """Return the double that prints as the float32 `value` does: 0.1, not 0.10000000149011612.
 
-    The same float32 comes back.
+    It rounds to the same float32.
     """
     return float(str(np.float32(value)))
 

@@ -18,7 +18,7 @@ class Detokenizer:
         self._tokenizer = tokenizer
         self._plain: dict[int, str] = {}
         self._byte: dict[int, bool] = {}
-        rare = tokenizer.encode("\U0010ffff")  # in bytes, where there are any
+        rare = tokenizer.encode("\U0010ffff")  # a character that is encoded in bytes, if the vocabulary has bytes
         self._broken = rare[:1] if self.plain(rare[0]) == BROKEN else []
 
     def plain(self, token: int) -> str:
@@ -34,7 +34,7 @@ class Detokenizer:
         if known is None:
             text = self.plain(token)
             known = text == BROKEN
-            if text.isascii() and len(text) == 1 and self._broken:  # a byte spoils the neighbour that is no character
+            if text.isascii() and len(text) == 1 and self._broken:  # beside a broken byte, only a byte breaks too
                 known = self._tokenizer.decode([token, *self._broken]) == 2 * BROKEN
             self._byte[token] = known
         return known

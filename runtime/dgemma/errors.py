@@ -4,12 +4,15 @@ from typing import Any
 
 from dgemma._native import ffi, lib
 
-# As the library does: controls, ends of lines, and overrides of the direction of text.
+# What a message must not hold, as in the library: controls, ends of lines, overrides of the direction of text.
 _ONE_LINE = dict.fromkeys([*range(32), *range(127, 160), *range(0x2028, 0x202F), *range(0x2066, 0x206A)], "?")
 
 
 class Error(Exception):
-    """Anything that dgemma refuses or fails at. The message is one line that names the culprit, whatever that is."""
+    """Anything that dgemma refuses or fails at.
+
+    The message is one line that names the culprit.
+    """
 
     def __init__(self, message: str = "") -> None:
         super().__init__(message.translate(_ONE_LINE))

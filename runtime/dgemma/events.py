@@ -30,7 +30,7 @@ class Block:
     """One finished canvas."""
 
     index: int
-    steps: int  # those of draws that were given up for a retry among them
+    steps: int  # steps, with those of canvases that were given up for a retry
     tokens: int  # of the answer: end ids and what follows are not counted
     converged: bool
     ids: list[int] = field(repr=False)  # these tokens
@@ -44,12 +44,12 @@ class Result:
     text: str
     ids: list[int] = field(repr=False)  # without end ids and what follows
     blocks: list[Block]
-    steps: int  # of all canvases
-    converged: bool  # all canvases
+    steps: int  # steps of all canvases
+    converged: bool  # whether all canvases converged
     finish_reason: str  # "stop": it ended by itself; "length": max_tokens (or the end of a last hole) was reached
     prompt_tokens: int
-    encoded_tokens: int  # of the prompt: those that the session did not hold yet
-    seed: int  # the last that was drawn from: the one given, plus retries
+    encoded_tokens: int  # tokens of the prompt that the session did not hold yet
+    seed: int  # the last seed that was used: the one given, plus retries
     retries: int  # canvases drawn again because they were empty or a loop
     places: list[int] | None = field(repr=False)  # of the ids in the canvas that was given; None without one
     seconds: float  # of work; what the caller does between events is not counted

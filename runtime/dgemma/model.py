@@ -55,13 +55,13 @@ Kept = TypeVar("Kept")
 class Traffic:
     """What a model under a memory budget has moved since it was opened, in bytes."""
 
-    passes: int  # through the layers, of steps and of stretches of prompts
+    passes: int  # passes through the layers, for steps and for parts of prompts
     read: int  # from the file
-    copied: int  # of that through the page cache, where the file system has no direct reads
+    copied: int  # of these, bytes read through the page cache, where the file system has no direct reads
     resident: int  # weights that are in memory now, to stay
-    ring: int  # of the buffers that the others come through
-    experts: int  # of all experts in the file
-    streamed: int  # of those that do not stay: what a pass reads that uses them all
+    ring: int  # bytes of the buffers that the other weights come through
+    experts: int  # bytes of all experts in the file
+    streamed: int  # bytes of the experts that do not stay: what a pass that uses them all reads
     reading: float  # seconds that reads took
     waited: float  # seconds that passes waited for them
 
@@ -91,7 +91,7 @@ class Model:
     MemoryBudgetError, with the least that would do, for a budget that cannot be kept.
     """
 
-    _lock: threading.RLock  # of _handle and _sessions, where one is changed
+    _lock: threading.RLock  # held where _handle or _sessions is changed
     _head_copy = False  # whether a file may hold its embedding as an output head too, which the caller compares
 
     def __init__(
@@ -198,7 +198,7 @@ class Model:
 
     @property
     def backend(self) -> str:
-        """What runs it, such as "cpu (avx2)"."""
+        """The name of the backend, such as "cpu (avx2)"."""
         return self._backend
 
     @property

@@ -41,13 +41,13 @@ class Option:
         except TypeError:
             kind = "number" if self.real else "whole number"
             raise TypeError(f"{self.name} must be a {kind}, not {value!r}") from None
-        if not self.least <= number <= self.most:  # NaN is not
+        if not self.least <= number <= self.most:  # false for NaN
             raise UsageError(f"{self.name} must be {self.range}, not {value!r}")
         return number
 
     @property
     def range(self) -> str:
-        """In words: "at least 1", "0 to 1000"."""
+        """The range in words: "at least 1", "0 to 1000"."""
         if self.flag:
             return "yes or no"
         if self.most >= 1e9:
@@ -61,7 +61,7 @@ def options() -> dict[str, Option]:
     table: dict[str, Option] = {}
     while entry := lib.dg_option_at(len(table)):
         name, kind, text = (ffi.string(item).decode() for item in (entry.name, entry.kind, entry.help))
-        # As a double, the most that 64 bits hold is one more than that.
+        # As a double, the largest number of 64 bits is rounded up by one.
         most = min(int(entry.most), 2**64 - 1) if kind == "U64" else entry.most
         table[name] = Option(name, kind == "F32", kind == "BOOL", entry.least, most, text)
     return table
@@ -99,7 +99,7 @@ def efforts() -> dict[str, Effort]:
 def sampling_for(model: Any, given: Mapping[str, Any]) -> Any:
     """Return a `dg_sampling *` with the model's (`dg_model *`) defaults and the options that are given.
 
-    An effort that is given goes before the options; None stands for the default.
+    The settings of an effort replace defaults, and options replace both; None stands for the default.
 
     Raises TypeError for a name that does not exist or a value of another type, UsageError for one out of range.
     """

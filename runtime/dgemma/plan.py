@@ -24,14 +24,14 @@ from dgemma.errors import Error, UsageError, check, new_error
 from dgemma.files.regular import opener
 from dgemma.model import Model
 
-STEPS = 16  # of a canvas, that speeds are told for
+STEPS = 16  # steps of a canvas that speeds are told for
 CONTEXT = 1024  # tokens of keys and values, unless it is said otherwise
-DISK = 3e9  # bytes per second: an NVMe disk, where nobody measured it
-LARGEST = 1e12  # number in a machine's file
+DISK = 3e9  # bytes per second of an NVMe disk, where it was not measured
+LARGEST = 1e12  # the largest number in a machine's file
 PLENTY = 1 << 49  # bytes: a budget that holds everything
 SHARP = 0.05  # a temperature at which any logits leave few words, as a trained model's do
 PROMPT = 64  # tokens before the canvas that speed is measured with
-RUNS = 5  # of it
+RUNS = 5  # runs of that measurement
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,9 +51,9 @@ class Machine:
 
     name: str
     about: str
-    source: str  # of the numbers
+    source: str  # where the numbers come from
     rates: dict[str, float]  # by field of rates(), in bytes, bytes per second and operations per second
-    layers: float = 1.0  # what an operation of layers that is not an expert's takes, over one of an expert's
+    layers: float = 1.0  # time of an operation of layers outside of experts, over that of one inside
     top: float = 1.0  # the same of the output head and self-conditioning
 
 
@@ -93,17 +93,20 @@ class Plan:
     gpu_least: int  # VRAM that a GPU must have to be of use
     queues: list[Queue]
     serial: float
-    seconds: float  # of a step, predicted
-    tokens: int  # of a canvas
+    seconds: float  # predicted seconds of a step
+    tokens: int  # tokens of a canvas
 
     @property
     def tokens_per_second(self) -> float:
-        """Of canvases of STEPS steps, encoding not counted."""
+        """Tokens per second of canvases of STEPS steps; encoding is not counted."""
         return self.tokens / (STEPS * self.seconds)
 
     @property
     def bound(self) -> list[str]:
-        """The queues that decide: within a tenth of the slowest, the GPU's serial part being waited for by the CPU."""
+        """The queues that decide the time: those within a tenth of the slowest.
+
+        The GPU's serial part counts, as the CPU waits for it.
+        """
         times = {
             q.name: q.seconds + (self.serial if self.gpu and q.name == "CPU" and q.amount else 0) for q in self.queues
         }
@@ -197,9 +200,10 @@ def this_machine(path: str | os.PathLike[str], **options: Any) -> Machine:
 
 
 def with_device(path: str | os.PathLike[str], vram: int, **options: Any) -> Machine:
-    """Return this machine and its GPU, of which a model may have so many bytes; measured as this_machine() does.
+    """Return this machine with its GPU, of which a model may have so many bytes.
 
-    Layers and head are as slow as on the GPU, which computes them.
+    The GPU is measured as this_machine() measures the rest. Layers and head are as slow as on the GPU, which computes
+    them.
     """
     machine = this_machine(path, **{**options, "backend": "auto"})
     speed = measure_speed(path, budget=None, **options)
@@ -263,10 +267,7 @@ def plan(
 
 
 def placed(model: Model, machine: Machine, context: int) -> Plan:
-    """Return the plan of a model that runs under a budget, and what that takes on a machine.
-
-    It is as plan()'s, but of what is there.
-    """
+    """Return the plan of a model that runs under a budget, as it is placed now, and its time on a machine."""
     demand, out = _demand(model, machine, context), ffi.new("dg_plan *")
     if not lib.dg_model_placed(model._open_handle().pointer, out):
         raise UsageError(f"{model.path} was not opened with a budget")

@@ -35,7 +35,7 @@ Accept: TypeAlias = Callable[[Floats, Step], npt.ArrayLike]
 Messages: TypeAlias = Sequence[Mapping[str, Any]]
 Prompt: TypeAlias = str | Messages | Ids
 
-CHUNK = 256  # tokens per call of the encoder: between two, Ctrl-C is heard
+CHUNK = 256  # tokens per call of the encoder: Ctrl-C is handled between two calls
 FAULTS = {lib.DG_FAULT_NONE: None, lib.DG_FAULT_EMPTY: "empty", lib.DG_FAULT_LOOP: "loop"}
 _LOGITS = {None: lib.DG_LOGITS_NONE, "last": lib.DG_LOGITS_LAST, "all": lib.DG_LOGITS_ALL}
 
@@ -71,10 +71,11 @@ class Start:
 
 
 class Session:
-    """Made by `model.session()`; a context manager. It may be used by one thread at a time.
+    """A session of a model, made by `model.session()`; a context manager.
 
-    After close() (its own, or the model's), its methods raise Error. In a forked process it goes on as it stood, but
-    for a stream that another thread was running: closing the session ends it.
+    It may be used by one thread at a time. After close() (its own, or the model's), its methods raise Error. In a
+    forked process it goes on as it stood, but for a stream that another thread was running: closing the session ends
+    it.
     """
 
     _lock: threading.RLock  # re-entrant: a forgotten stream may be collected at any time
@@ -89,13 +90,13 @@ class Session:
         self._generator: Handle | None = None
         self._ids: list[int] = []  # what is encoded
         self._model = model
-        self._closing = False  # or closed
+        self._closing = False  # close() was called
         give_lock(self)
         model._adopt(self)
 
     def close(self) -> None:
         """Free the session, and end a stream that runs in it. A second call does nothing."""
-        self._closing = True  # before it waits: other threads are told what is going on
+        self._closing = True  # set before it waits, so that other threads learn of it
         with self._lock:
             if self._generator is not None:
                 self._generator.close()
@@ -124,7 +125,7 @@ class Session:
         """Yield the `dg_session *`, for one call into the library."""
         lock = self._lock
         if not lock.acquire(blocking=False):
-            self._model._open_handle()  # raises where it is closed, as its sessions are in turn
+            self._model._open_handle()  # raises where the model is closed, which closes its sessions
             if self._closing:
                 raise Error("this session is closed")
             raise Error("this session is in use by another thread; give each thread a session of its own")
@@ -149,12 +150,12 @@ class Session:
 
     @property
     def length(self) -> int:
-        """How many tokens are encoded."""
+        """The number of tokens that are encoded."""
         return self._ask(lib.dg_session_length)
 
     @property
     def context(self) -> int:
-        """How many tokens can be encoded."""
+        """The number of tokens that can be encoded."""
         return self._ask(lib.dg_session_context)
 
     @property
@@ -445,7 +446,7 @@ def id_array(ids: Ids, n_vocab: int, what: str) -> npt.NDArray[np.int32]:
     if outside.size:
         at = int(outside[0])
         raise UsageError(f"{what}[{at}] is {array[at]}, outside the vocabulary of {n_vocab}")
-    return np.array(array, np.int32)  # the library's own: the caller may change theirs meanwhile
+    return np.array(array, np.int32)  # a copy for the library: the caller may change the array meanwhile
 
 
 def last(events: Generator[Event, None, None]) -> Result:

@@ -79,7 +79,10 @@ class Tokenizer:
 
     @property
     def kinds(self) -> bytes:
-        """The type of each token as it is taken, numbered as in files; marks are marks whatever a file calls them."""
+        """The type of each token, numbered as in files.
+
+        Marks have the type of marks, whatever a file calls them.
+        """
         return bytes(ffi.buffer(lib.dg_tokenizer_kinds(self._pointer), self.n_vocab))
 
     @property

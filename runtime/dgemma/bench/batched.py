@@ -20,7 +20,7 @@ from dgemma.native.handle import Handle
 from dgemma.options import sampling_for
 from dgemma.session import Session
 
-WARM = 2  # steps of a canvas that do not count: the first has no self-conditioning
+WARM = 2  # steps of a canvas that are not timed: the first has no self-conditioning
 
 
 def together(

@@ -22,9 +22,9 @@ from dgemma.events import Step
 from dgemma.model import Model
 
 BATCHES = (1, 4, 16, 64)  # sequences that are decoded together
-STEPS = (12, 16, 20)  # of a canvas: seen on the published model, 12 to 16 on text and 20 on code
-PROMPT = 64  # tokens that every sequence and our canvas stand behind
-WARM = 2  # steps that do not count
+STEPS = (12, 16, 20)  # steps of a canvas: the published model takes 12 to 16 on text and 20 on code
+PROMPT = 64  # tokens of the prompt before every sequence and before our canvas
+WARM = 2  # steps that are not timed
 
 
 class Decoder:
@@ -38,7 +38,7 @@ class Decoder:
         options.n_ctx, options.n_seq_max = PROMPT + sequences * tokens, sequences
         options.n_batch = options.n_ubatch = max(PROMPT, sequences)
         options.n_threads = options.n_threads_batch = threads
-        options.kv_unified = True  # so that all share the prompt
+        options.kv_unified = True  # all sequences share the prompt
         self._context = llama_cpp.llama_init_from_model(theirs.model, options)
         if not self._context:
             raise Error(f"{theirs.engine} makes no context for {sequences} sequences")

@@ -18,7 +18,7 @@ from dgemma.model import Model
 from dgemma.session import Session
 
 TYPICAL = 16  # steps of a canvas of the published model
-WARM = 3  # steps that do not count: the first has no self-conditioning, the second is recorded
+WARM = 3  # steps that are not timed: the first has no self-conditioning, the second is recorded
 TRIES = 4  # seeds: random answers may end with their first canvas
 
 Say = Callable[[str], None]

@@ -62,7 +62,7 @@ def condition_mlp(config: Config) -> int:
     return int(6 * config.canvas_length * config.d_model * config.d_ffn)
 
 
-# What of a tensor's name tells its part; the first that is in it.
+# The part of a tensor, by a piece of its name: the first piece that the name contains counts.
 BY_NAME = (
     ("enc_layer", ""), ("token_embd", "head"), ("output_norm", "head"), ("self_cond", "condition"),
     ("ffn_gate_inp", "router"), ("ffn_down_exps.scale", "router"), ("_exps", "experts"), ("_norm", "elementwise"),

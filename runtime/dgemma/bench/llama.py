@@ -59,7 +59,7 @@ class Theirs:
 
     @property
     def model(self) -> Any:
-        """llama.cpp's own handle of it."""
+        """The model, as llama.cpp's own handle."""
         return self._llama.model
 
     def encode(self, ids: np.ndarray) -> None:

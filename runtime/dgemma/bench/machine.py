@@ -60,11 +60,14 @@ Measured = TypeVar("Measured")
 
 
 def apart(measure: Callable[..., Measured], *arguments: object, **options: object) -> Measured:
-    """Call a function in a process of its own, so that its memory is not counted as ours. That one ends with us."""
+    """Call a function in a process of its own, so that its memory is not counted as ours.
+
+    The process ends with ours.
+    """
     context = get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_measure, args=(sender, measure, arguments, options))
-    ensure_running()  # it would let Ctrl-C through again
+    ensure_running()  # started here, as later it would let Ctrl-C through again
     try:
         with _interrupts_held():
             process.start()

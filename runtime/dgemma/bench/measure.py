@@ -19,7 +19,7 @@ from dgemma.bench.profile import Profile, parts, steps_of
 from dgemma.model import Model, Traffic
 from dgemma.session import Session
 
-SCHEMA = 1  # of the JSON
+SCHEMA = 1  # version of the JSON
 ENCODE = 256  # tokens of the prompt whose encoding is timed
 FLAT = 0.6  # the middle of the published temperatures, at which random logits are flat
 
@@ -47,7 +47,7 @@ class Part:
     seconds: Times
     operations: int | None
     bytes: int | None
-    certain: bool = True  # False: `operations` are the most it may have done
+    certain: bool = True  # False: `operations` is the most that it may have done
 
 
 @dataclass(slots=True)
@@ -57,7 +57,7 @@ class Steps:
     temperature: float
     seconds: Times
     parts: list[Part]
-    certainty: float  # the mean of e^entropy: between how many words a position hesitates
+    certainty: float  # the mean of e^entropy: the number of words that a position is undecided between
     stream: dict[str, float] | None = None  # under a budget: bytes and seconds of a step, and the disk's rate meanwhile
 
 
@@ -169,7 +169,10 @@ def bench(
     settings: dict[str, Any],
     say: Callable[[str], None] = lambda line: None,
 ) -> Report:
-    """Measure a model. say: told what is being done. about, settings: what else the report tells of model and run."""
+    """Measure a model.
+
+    say: called with what is being done. about, settings: what else the report tells of model and run.
+    """
     say("the machine's peaks")
     measure = measure_machine if model.ram is None else partial(apart, measure_machine)
     machine = measure(model.threads)
@@ -261,7 +264,7 @@ def time_steps(
 def stream_of(moved: Sequence[Traffic | None]) -> dict[str, float] | None:
     """Return what a step of a model under a budget moves; None without a budget.
 
-    It is told from the model's counters around every step.
+    The figures come from the model's counters around every step.
     """
     first, last = moved[0], moved[-1]
     if first is None or last is None:

@@ -13,7 +13,7 @@ from dgemma.bench.profile import parts
 from dgemma.units import size_text
 
 NOTHING = "–"
-BUSY = 0.75  # of what as many cores could do: less means that others use them, or that two threads share one
+BUSY = 0.75  # share of what as many cores could do: less means that others use them, or that two threads share one
 
 
 def markdown(report: Report) -> str:
@@ -193,9 +193,9 @@ def budget(report: Report, told: dict[str, Any]) -> list[str]:
 
 
 def device(told: dict[str, Any]) -> list[str]:
-    """Return lines on a step and a canvas on a GPU, beside what reading the weights takes.
+    """Return lines on a step and a canvas on a GPU, beside the time of reading the weights.
 
-    Under a budget, also on the GPU's queues.
+    Under a budget there are lines on the GPU's queues too.
     """
     seconds, floor, rates = told["seconds"], told["floor"], told["rates"]
     weights, copied = size_text(told["weights"]), size_text(told["copied"])

@@ -30,12 +30,12 @@ from dgemma.errors import Error, SystemFailure, UsageError
 from dgemma.native.formats import Format
 from dgemma.native.metadata import keys
 
-VERSION = 2  # of how files are made: another one does not find those of before
-UNIT = 512  # values that stay together
-POOL = 1024  # of them per format and spread that are encoded
-PIECE = 1 << 22  # about the bytes made at a time
+VERSION = 2  # version of the way to make files: files of another version are not found
+UNIT = 512  # values of a unit, which stay together
+POOL = 1024  # units per format and spread that are encoded
+PIECE = 1 << 22  # about how many bytes are made at a time
 
-# THE shapes. `layers` is the real model's; per layer there are two values: of sliding and of full layers.
+# The list of shapes. `layers` is the real model's; a value per layer is a pair, for sliding and for full layers.
 SHAPES: dict[str, dict[str, Any]] = {
     "26b-a4b": dict(
         layers=30, d_model=2816, d_ffn=2112, d_expert=704, n_expert=128, n_expert_used=8, n_head=16, n_head_kv=(8, 2),
@@ -68,7 +68,7 @@ class Synthetic:
 
     @property
     def name(self) -> str:
-        """Names the file too."""
+        """The model's name, which is the file's too."""
         return f"{self.architecture}-{self.shape}-{self.n_layer}l-{self.type}-seed{self.seed}-v{VERSION}"
 
 
@@ -172,7 +172,7 @@ def spread_of(want: Wanted) -> tuple[float, float]:
     if want.gguf.endswith(("attn_q_norm.weight", "attn_k_norm.weight")):
         return 0.4, 0.03
     if want.gguf == "output_norm.weight":
-        return 0.0, 0.4  # not the canvas itself again; at a temperature of 0.05 as many words are left as on text
+        return 0.0, 0.4  # the canvas does not come back; at a temperature of 0.05 as many words are likely as on text
     return 1.0, 0.05
 
 

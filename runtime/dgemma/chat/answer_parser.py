@@ -89,9 +89,9 @@ class Reader:
         found = {self._detokenizer.id(mark): mark for mark in MARKS} if self._detokenizer is not None and marks else {}
         self._marks = {token: mark for token, mark in found.items() if token is not None}
         self._literal = not marks
-        self._bytes: list[int] = []  # whose neighbours may still come
+        self._bytes: list[int] = []  # bytes whose neighbours may still come
         self._tail = ""  # what may become a mark
-        self._head: str | None = "" if thinking else None  # of a thought: what may become its header
+        self._head: str | None = "" if thinking else None  # the beginning of a thought that may become its header
         self._inside: Kind = "thinking" if thinking else "text"
         self._call: list[str] = []
         self._new: list[tuple[Kind, str | ToolCall]] = []
@@ -320,10 +320,10 @@ def _string(text: str, at: int) -> tuple[str, int]:
             raise _Malformed
         return text[start:end], end + len(QUOTE)
     try:
-        value, end = json.JSONDecoder().raw_decode(text, at)  # as some models fall back to
+        value, end = json.JSONDecoder().raw_decode(text, at)  # some models write JSON instead
     except ValueError:
         raise _Malformed from None
-    return str(value).encode("utf-8", "replace").decode(), end  # no halves of characters
+    return str(value).encode("utf-8", "replace").decode(), end  # surrogates are replaced
 
 
 def _list(text: str, at: int, depth: int) -> tuple[list[Any], int]:

@@ -96,12 +96,12 @@ class Conversation:
 
     @property
     def session(self) -> Session:
-        """What the answers are made in; another one once more room was needed."""
+        """The session of the answers; it is another one after more room was needed."""
         return self._session
 
     @property
     def system(self) -> str | None:
-        """The system message's text; None takes it away."""
+        """The text of the system message; setting it to None takes the message away."""
         first = self.messages[0] if self.messages else {}
         return first.get("content") if first.get("role") in ("system", "developer") else None
 

@@ -18,7 +18,7 @@ from dgemma.files import json_lines
 Plain: TypeAlias = dict[str, Any]
 _Refuse: TypeAlias = Callable[[str, str], NoReturn]  # of a field, with what is wrong
 
-# What becomes of a role.
+# The role that a template is given for each role.
 ROLES = {
     "system": "system",
     "developer": "system",
@@ -31,15 +31,15 @@ REASONING = ("reasoning_content", "thinking", "reasoning")  # names of one thing
 TEXTS = ("name", "tool_call_id", *REASONING)
 GIVEN_ON = (*TEXTS, "tool_responses")
 READ = ("role", "content", "refusal", "tool_calls")
-OURS = ("diffusion",)  # figures in the answers of dg-serve
+OURS = ("diffusion",)  # figures that answers of dg-serve hold
 ASSISTANT = ("assistant", "model")
-# Whose messages alone have a field.
+# The roles whose messages may have a field; a field that is not here may be in any message.
 ONLY_OF = {
     **dict.fromkeys(("refusal", "tool_calls", *REASONING), ASSISTANT),
     "tool_responses": (*ASSISTANT, "tool"),
     "tool_call_id": ("tool",),
 }
-# No fields of messages, whatever a template does with them: this model is given text, which stands in content, and
+# Names that are no fields of messages, whatever a template does with them: this model is given text, in content, and
 # the others are fields of parts, tools and calls.
 NEVER = {
     *("image", "images", "image_url", "audio", "input_audio", "video", "videos", "file", "files"),
@@ -121,7 +121,7 @@ def _kind(value: Any) -> str:
 class _Calls:
     """The calls of tools so far."""
 
-    names: set[str] = field(default_factory=set)  # of the tools
+    names: set[str] = field(default_factory=set)  # names of the tools
     ids: dict[str, str] = field(default_factory=dict)  # the tools' names, by the ids of their calls
 
     def add(self, calls: Sequence[Plain]) -> None:
@@ -182,9 +182,9 @@ def _reads(known: Container[str], key: str) -> bool:
 
 
 def _says(message: Plain, key: str, known: Set[str]) -> bool:
-    """Return whether a field that is known to every chat reaches the prompt, or need not.
+    """Return whether a field reaches the prompt, or need not.
 
-    A thought beside an answer is left out by many templates, and a response's id or name stands for the call's.
+    Many templates leave out a thought beside an answer, and the id or name of a tool's response stands for the call's.
     """
     if key in ("name", "tool_call_id") and message.get("role") == "tool":
         return True
@@ -310,7 +310,7 @@ def _tool(tool: Any, at: int) -> Plain:
 
     if not isinstance(tool, dict):
         refuse(f"expected {{type, function}}, found {_kind(tool)}")
-    if "function" not in tool and "name" in tool:  # a function by itself
+    if "function" not in tool and "name" in tool:  # a function without a tool around it
         tool = {"type": "function", "function": {key: tool[key] for key in tool if key != "type"}}
     if tool.get("type", "function") != "function":
         refuse(f"it is of type {tool['type']}; only functions are called")

@@ -58,8 +58,8 @@ class Renderer:
     def render(self, template: str, names: Mapping[str, Any]) -> str:
         """Return the text that a template makes.
 
-        Raises FormatError for what is no template, UsageError where it refuses what it is given or takes too much time,
-        memory or room, SystemFailure where no process can be started.
+        Raises FormatError for what is no template; UsageError where the template refuses what it is given, or takes too
+        much time, memory or room; SystemFailure where no process can be started.
         """
         return str(self._answer({"template": template, "names": names})["text"])
 
@@ -72,7 +72,7 @@ class Renderer:
         with self._lock:
             try:
                 reply = self._ask(request)
-            except BaseException:  # Ctrl-C too: what it would still say belongs to no one
+            except BaseException:  # Ctrl-C too: nobody would read the reply, and the next request must not
                 self._stop(kill=True)
                 raise
         if "invalid" in reply:
@@ -126,7 +126,7 @@ class Renderer:
             process.kill()
         assert process.stdin is not None and process.stdout is not None
         for pipe in (process.stdin, process.stdout):
-            with suppress(OSError):  # what was not written any more
+            with suppress(OSError):  # the request may not be written yet
                 pipe.close()
         return process.wait()
 
@@ -182,7 +182,7 @@ def _unseen(message: Mapping[str, Any], text: str) -> list[str]:
     """Return the fields of a message that a prompt may lack. The name of a tool says what its call says."""
     content = message["content"]
     parts = [content] if isinstance(content, str) else [part["text"] for part in content]
-    lacks = not all(part.strip() in text for part in parts)  # as templates mostly write it
+    lacks = not all(part.strip() in text for part in parts)  # most templates write the text without the space around it
     named = "name" in message and message["role"] != "tool"
     return ["content"] * lacks + ["name"] * named
 

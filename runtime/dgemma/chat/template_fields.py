@@ -13,7 +13,7 @@ from typing import Any
 
 from jinja2 import nodes
 
-ALL = "*"  # among the fields: messages are written whole, as JSON, say
+ALL = "*"  # stands for all fields: messages are written whole, as JSON for example
 PASSED_ON = {
     *("first", "last", "list", "reverse", "sort", "unique", "batch", "slice", "random", "default", "d"),
     *("select", "reject", "selectattr", "rejectattr", "groupby"),

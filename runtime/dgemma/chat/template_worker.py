@@ -50,7 +50,10 @@ def environment() -> Any:
     from jinja2.utils import Namespace
 
     class Generation(Extension):
-        """{% generation %} ... {% endgeneration %}: what training learns from; here the text inside, as a block."""
+        """The block {% generation %} ... {% endgeneration %}, which marks what training learns from.
+
+        Here it is the text inside.
+        """
 
         tags = {"generation"}  # noqa: RUF012 (as its base has it)
 
@@ -63,7 +66,7 @@ def environment() -> Any:
             return caller()
 
     class NewDict:
-        """dict(...) and dict.fromkeys(...), and nothing else of a class."""
+        """The names dict(...) and dict.fromkeys(...), without the rest of a class."""
 
         def __call__(self, *values: Any, **named: Any) -> dict[Any, Any]:
             return dict(*values, **named)
@@ -72,7 +75,7 @@ def environment() -> Any:
             return dict.fromkeys(*values)
 
     class Names(Namespace):
-        """namespace(...) without names that begin with _."""
+        """The name namespace(...), which holds no names that begin with _."""
 
         def __init__(*values: Any, **named: Any) -> None:
             attributes = dict(*values[1:], **named)

@@ -40,7 +40,7 @@ class Command(click.Command):
             sys.exit(code if isinstance(code, int) else 0)
         except (click.Abort, KeyboardInterrupt):
             sys.exit(INTERRUPTED)
-        except BrokenPipeError:  # who read us has left: nothing to tell, and nothing more to write at exit
+        except BrokenPipeError:  # the reader of standard output has left: nothing more is written, at exit neither
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(FAILURE)
         except click.ClickException as failure:

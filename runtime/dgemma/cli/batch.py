@@ -117,11 +117,11 @@ def _digest(line: bytes) -> str:
 class Kept:
     """The lines of OUT when a batch begins or goes on."""
 
-    places: list[int | None]  # of each line: the request that it answers, counted from 0; None: that was changed
+    places: list[int | None]  # of each line: the request that it answers, counted from 0; None: the request was changed
     done: frozenset[int]
-    failed: int  # of them, with an error
+    failed: int  # lines of `done` that hold an error
     changed: int
-    moved: bool  # whether some tell another line's number than their request has by now
+    moved: bool  # whether some lines hold another number than their request has now
 
 
 def _resume(

@@ -42,7 +42,7 @@ class Chat:
         self.conversation = Conversation(model, system=system, thinking=thinking)
         self.lines: Lines = lines([(entry.name, entry.argument == FILES) for entry in TABLE.values()])
         self._quiet = quiet
-        self._redraws = 0  # seeds behind the one that is set
+        self._redraws = 0  # how many seeds the next answer is after the one that is set
         self._changed = False  # since the last answer
         self._answers: list[Reply] = []
 
@@ -111,7 +111,7 @@ class Chat:
         if reply is None:  # stopped before it began
             return
         if reply.result is not None:
-            self._redraws += reply.result.seed - self.seed  # where there were retries
+            self._redraws += reply.result.seed - self.seed  # there may have been retries
             self._answers.append(reply)
         if not self._quiet:
             self.tell(*self._figures(reply))
@@ -132,7 +132,7 @@ class Chat:
                     speaker.hear(event)
                 if ctrl_c.heard and not isinstance(event, Result):
                     return "Ctrl-C"
-                if looped and isinstance(event, Step):  # all of the looping canvas is said
+                if looped and isinstance(event, Step):  # all of the looping canvas is printed
                     return "loop"
         return ""
 
@@ -140,7 +140,7 @@ class Chat:
 
     @property
     def seed(self) -> int:
-        """Of the last answer, or the next."""
+        """The seed of the last answer, or of the next."""
         return (int(self.used()["seed"]) + self._redraws) % 2**64
 
     def used(self) -> dict[str, int | float]:
@@ -184,7 +184,7 @@ class Chat:
         line, *hints = figures(reply.result)
         if not reply.answer.text.strip() and not reply.answer.calls and not reply.result.fault:
             hints.append("an empty answer; /regenerate draws another")
-        return [f"{line} · {prompt}", *(hint.replace("--", "/") for hint in hints)]  # flags are commands here
+        return [f"{line} · {prompt}", *(hint.replace("--", "/") for hint in hints)]  # in a chat the flags are commands
 
     def stats(self) -> list[str]:
         """Return the lines that /stats shows."""

@@ -17,7 +17,7 @@ from dgemma.options import Option, efforts, options
 if TYPE_CHECKING:
     from dgemma.cli.chat import Chat
 
-Do: TypeAlias = Callable[["Chat", str], bool | None]  # with what stands behind the name; False ends the chat
+Do: TypeAlias = Callable[["Chat", str], bool | None]  # given the text behind the name; False ends the chat
 
 FILES = "FILE"
 

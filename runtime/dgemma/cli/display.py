@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from dgemma.events import Result
 
-FRAME = 0.08  # seconds that --visual shows a step at least
+FRAME = 0.08  # the least seconds that --visual shows a step
 PATIENCE = 0.3  # seconds before there is a line of progress
 PACE = 0.1  # seconds between two lines
 
@@ -29,7 +29,7 @@ class Silent:
     It is a context manager, which leaves the screen as it was.
     """
 
-    holds = False  # whether what is pended is to be seen
+    holds = False  # whether the display shows text that is not printed yet
 
     def __enter__(self) -> Silent:
         return self
@@ -92,7 +92,7 @@ class Progress(Silent):
 
     def _draw(self, cells: tuple[Cell, ...], status: str) -> None:
         console = self._region.console
-        room = console.height - 2  # beside the status line and the cursor's
+        room = console.height - 2  # without the status line and the cursor's line
         drawn = [self._line(line) for line in lines(cells, console.width)[-room:]] if cells and room > 0 else []
         self._region.draw([*drawn, styled(status)])
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from dgemma.events import Step
     from dgemma.tokenizer import Tokenizer
 
-KEPT = 1000  # cells of finished canvases: about as many as a page holds
+KEPT = 1000  # cells of finished canvases that are kept: about as many as a page holds
 BARS = "▁▂▃▄▅▆▇█"
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ufffe\uffff]")
 _PART = re.compile(r"\n|[^\S\n]+|[^\s]+")
@@ -34,7 +34,7 @@ class Cell:
     text: str  # what a terminal may show; marks by their names
     entropy: float = 0.0  # of its position, nats
     accepted: bool = True
-    mark: bool = False  # it is no text of the answer
+    mark: bool = False  # it is a mark, which is no text of the answer
     done: bool = False  # of a finished canvas
 
     @property
@@ -50,10 +50,10 @@ class Frame:
 
     block: int
     index: int
-    steps: int  # most there can be
+    steps: int  # the most steps of a canvas
     cells: tuple[Cell, ...]
     before: tuple[Cell, ...]  # canvases finished before
-    accepted: int  # of `length` positions
+    accepted: int  # how many of `length` positions are accepted
     length: int
     means: tuple[float, ...]  # mean entropy of each step of this canvas until now, nats
     converged: bool
@@ -67,7 +67,7 @@ class Frame:
 
     @property
     def sparkline(self) -> str:
-        """A bar per step for its mean entropy; the highest of the canvas is full."""
+        """A bar per step for its mean entropy; the highest bar of the canvas is full."""
         return sparkline(self.means)
 
 

@@ -142,7 +142,7 @@ def diff(edited: Edited, name: str, colour: bool) -> str:
     told = edited.diff(name)
     if not colour:
         return told
-    bold = {0: True, 1: True}  # the two names
+    bold = {0: True, 1: True}  # the two lines with the file's names
     return "".join(
         click.style(line, fg=None if at in bold else COLOURS.get(line[0]), bold=at in bold or None)
         for at, line in enumerate(lines_of(shown(told)))

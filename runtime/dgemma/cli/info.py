@@ -44,8 +44,8 @@ alone. The exit status is 0 when the file could be read, 1 for a failure, 2 for 
 
 {PLAN_HELP}"""
 WIDE = 120  # columns where no terminal says
-SHOWN = 8  # elements of an array
-LINES = 24  # of a chat template
+SHOWN = 8  # elements of an array that are shown
+LINES = 24  # lines of a chat template that are shown
 
 
 @click.command(cls=Command, name="dg-info", help=HELP, context_settings={"help_option_names": ["-h", "--help"]})

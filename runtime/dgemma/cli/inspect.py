@@ -18,7 +18,7 @@ from dgemma.tokenizer import Tokenizer
 
 LONG = 1000  # elements: longer arrays are told by their length alone
 
-# THE parts that parameters are told by, each with what the names of its tensors contain; the first that fits.
+# The list of parts of a model, each with what the names of its tensors contain; the first that fits counts.
 PARTS = {
     "embedding and output head": ("token_embd",),
     "self-conditioning": ("self_cond",),
@@ -95,9 +95,9 @@ def part_of(name: str) -> str:
 
 
 def _parameters(tensors: Iterable[Tensor], config: dict[str, Any] | None) -> dict[str, Any]:
-    """Return parameters and bytes by part, and what one token meets of them.
+    """Return parameters and bytes by part, and how many of them one token meets.
 
-    Of the experts these are those that the token is sent to.
+    Of the experts a token meets those that it is sent to.
     """
     counts: Counter[str] = Counter()
     sizes: Counter[str] = Counter()

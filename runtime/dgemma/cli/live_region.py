@@ -17,10 +17,13 @@ class Region:
 
     def __init__(self, console: Console) -> None:
         self.console = console
-        self._widths: list[int] = []  # of the lines that stand there
+        self._widths: list[int] = []  # columns of each line that is drawn
 
     def draw(self, lines: Sequence[Text]) -> None:
-        """Replace what stands there. At most as many lines as the terminal has, each cut to its width."""
+        """Replace the lines that stand there.
+
+        At most as many lines are drawn as the terminal has, each cut to its width.
+        """
         console, erase = self.console, self._erasure() or HIDE
         with console.capture() as captured:
             for i, line in enumerate(lines):

@@ -89,9 +89,10 @@ def say_json(value: Any, indent: int | None = None) -> None:
 
 
 def write(text: str, safe: bool = False) -> None:
-    """Write to standard output: exactly, but that what a terminal would obey is shown on one.
+    """Write to standard output.
 
-    safe: it holds our own styles and nothing else to show.
+    The text is written exactly, except that what a terminal would obey is made visible on one. safe: the text holds our
+    own styles and nothing else that a terminal obeys.
     """
     sys.stdout.flush()
     if is_terminal(sys.stdout):

@@ -120,11 +120,11 @@ class Typed:
             if application.loop is not None:
                 application.loop.call_soon_threadsafe(application.key_processor.send_sigint)
 
-        def begun() -> None:  # it was heard before there was a loop to tell it to
+        def begun() -> None:  # Ctrl-C was pressed before the loop ran
             if ctrl_c.heard:
                 application.exit(exception=KeyboardInterrupt())
 
-        with CtrlC(interrupt) as ctrl_c:  # an exception amid asyncio's own beginnings would leave them half made
+        with CtrlC(interrupt) as ctrl_c:  # an exception while asyncio starts would leave its objects half made
             line = self._session.prompt(PROMPT, default=default, pre_run=begun, handle_sigint=False)
         if ctrl_c.heard:
             raise KeyboardInterrupt

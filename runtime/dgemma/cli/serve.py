@@ -21,7 +21,7 @@ try:
     from dgemma.serve.lifecycle import Running, listen, log_to_stderr, return_large_blocks
     from dgemma.serve.parameters import told
     from dgemma.serve.requests import Diffusion
-except ImportError as missing:  # told when the command runs, by name
+except ImportError as missing:  # the command names the package when it runs
     MISSING: ImportError | None = missing
 else:
     MISSING = None
@@ -169,7 +169,7 @@ def context_of(model: Model, wanted: int | None) -> int:
         raise click.UsageError(f"--context {wanted} is more than the model's {most}")
     if wanted is not None or (model.ram is None and model.vram is None):
         return wanted or min(most, DEFAULT_CONTEXT)
-    with model.session() as session:  # what a budget leaves
+    with model.session() as session:  # the context that a budget leaves room for
         return session.context
 
 

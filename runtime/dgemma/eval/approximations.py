@@ -23,9 +23,9 @@ from dgemma.files.identity import identity
 from dgemma.model import Model
 from dgemma.options import efforts, options
 
-PROMPTS = 8  # that a divergence is measured on
-DRAWS = 1000  # of the tasks, for an interval
-HOLES = ("pins_conditioned",)  # options that do nothing where there is none
+PROMPTS = 8  # prompts that a divergence is measured on
+DRAWS = 1000  # samples of the tasks that an interval is made from
+HOLES = ("pins_conditioned",)  # options that do nothing where a task has no holes
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,7 @@ class Approximation:
     default: bool  # whether it is on unless it is turned off
     off: dict[str, Any]
     on: dict[str, Any]
-    options: dict[str, Any]  # generation options where on; they are not given where off
+    options: dict[str, Any]  # generation options that turn it on; to turn it off they are left out
     logits: bool = False  # whether it changes the logits of a canvas that is given, so that a divergence tells its cost
 
 
@@ -60,7 +60,7 @@ class Comparison:
         return asdict(self)
 
 
-# THE list.
+# The list of approximations.
 APPROXIMATIONS = [
     Approximation(
         "activations of 8 bits",
@@ -118,7 +118,9 @@ def comparisons(
     model: dict[str, Any],
     say: Say = lambda line: None,
 ) -> list[Comparison]:
-    """Measure each of APPROXIMATIONS and of optional() on one file. model: Model's arguments that all have.
+    """Measure each of APPROXIMATIONS and of optional() on one file.
+
+    model: arguments of Model for all of them.
 
     All ways to run it take turns at each task, so that no drift of the machine is taken for a gain.
     """

@@ -31,8 +31,8 @@ from dgemma.model import Model
 from dgemma.session import Session
 from dgemma.units import size, size_text
 
-SCHEMA = 1  # of a saved base
-POSITIONS = 32  # of a canvas whose hidden states are kept
+SCHEMA = 1  # version of a saved base
+POSITIONS = 32  # positions of a canvas whose hidden states are kept
 ROOM = 64 << 20  # bytes: a trajectory's likely ids, and what Python takes
 
 Say = Callable[[str], None]
@@ -44,7 +44,7 @@ Logits = npt.NDArray[np.float32]
 class Answer:
     """What a model makes of a prompt by itself: one canvas."""
 
-    canvas: Ids  # [n] committed
+    canvas: Ids  # [n] the committed ids
     steps: int
     converged: bool
     tokens: int
@@ -255,10 +255,10 @@ def first_canvas(model: Model, seed: int) -> Ids:
 def replay(
     session: Session, canvases: Sequence[Ids], before: Callable[[int], Logits], looked: set[int], hidden: list[Logits]
 ) -> Iterator[tuple[int, Logits]]:
-    """Yield a model's logits of canvases that it is shown: (step, [n, n_vocab]).
+    """Yield (step, [n, n_vocab]): a model's logits of canvases that it is shown.
 
-    before(step): the condition that the base's words of a step are to the next one. Of the steps in `looked` the hidden
-    states of POSITIONS positions are put into `hidden`.
+    before(step): the condition that the base's words of a step are for the next one. The hidden states of POSITIONS
+    positions, of the steps in `looked`, are put into `hidden`.
     """
     for step, canvas in enumerate(canvases):
         condition = before(step - 1) if step else None

@@ -14,10 +14,10 @@ import numpy as np
 import numpy.typing as npt
 
 WHOLE = 4096  # a vocabulary up to this is kept whole
-MOST = 1024  # ids of a row of a larger one
+MOST = 1024  # the most ids that are kept of a row of a larger one
 TAIL = 1e-6
-LEAST = 1e-9  # for all others together, where rounding leaves nothing
-CHUNK = 1 << 22  # logits that are float64 at a time
+LEAST = 1e-9  # the least share of all others together, where rounding leaves nothing
+CHUNK = 1 << 22  # logits that are converted to float64 at a time
 
 Floats = npt.NDArray[np.float64]
 
@@ -39,8 +39,8 @@ class Rows:
     state: State
     temperature: Floats  # [n]
     ends: npt.NDArray[np.int64]  # [n] ids[ends[i - 1] : ends[i]] are those of row i
-    ids: npt.NDArray[np.int32]  # [m] that are kept
-    logits: npt.NDArray[np.float32]  # [m] theirs
+    ids: npt.NDArray[np.int32]  # [m] the ids that are kept
+    logits: npt.NDArray[np.float32]  # [m] the logits of these ids
 
     def __len__(self) -> int:
         return len(self.ends)
@@ -134,7 +134,7 @@ def divergence(base: Rows, first: int, logits: npt.NDArray[np.float32]) -> Float
             rest_p, rest_q = 1 - p.sum(), 1 - q.sum()
             if len(ids) < n_vocab and rest_p > 0:
                 out[i] += rest_p * np.log(rest_p / max(rest_q, np.finfo(np.float64).eps))
-    return np.maximum(out, 0)  # which it is, but for rounding
+    return np.maximum(out, 0)  # it is never below 0, but for rounding
 
 
 def condition(base: Rows, first: int, n: int, n_vocab: int) -> npt.NDArray[np.float32]:

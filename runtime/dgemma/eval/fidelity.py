@@ -65,7 +65,7 @@ class Layer:
 
 @dataclass(slots=True)
 class Fidelity:
-    """KL in nats, of softmax(logits / temperature); shares are 0 .. 1."""
+    """The figures of a comparison: KL in nats, of softmax(logits / temperature); shares are 0 .. 1."""
 
     file: dict[str, Any]
     base: dict[str, Any]
@@ -187,7 +187,7 @@ class _Seen:
     of: Trajectory  # the base's, without ids, logits and hidden states
     kept: float  # least share of a row of the base that its ids have
     kl: npt.NDArray[np.float64]  # [S * n]
-    state: distributions.State  # of as many
+    state: distributions.State  # the state of S * n distributions
     answer: Answer
     layers: list[
         tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]

@@ -31,7 +31,7 @@ from dgemma.options import options
 from dgemma.session import Session
 
 ROWS = 64  # tokens whose logits are in memory at once
-TOKENS = 256  # of an answer whose task names no length
+TOKENS = 256  # tokens of an answer whose task names no length
 
 
 @register_model("dgemma")

@@ -12,7 +12,7 @@ from dgemma.ui.charts import MAKER, blank, logarithmic, save
 
 MARKERS, LINES = "osD^vPX*<>", ("--", ":", "-.", (0, (5, 1)), (0, (1, 1)))
 COLOURS = ("#1b4f8a", "#c25a00", "#2d7d46", "#8a2b6b", "#555555", "#0f8b8d")  # as dark as each other on grey paper
-PLACES = ((1, -1), (1, 1), (-1, 1), (-1, -1))  # of a point's text, by line
+PLACES = ((1, -1), (1, 1), (-1, 1), (-1, -1))  # where a point's text stands, by line
 FAINT = "#666666"
 
 

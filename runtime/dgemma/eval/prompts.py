@@ -21,7 +21,7 @@ from dgemma.session import Messages
 Given: TypeAlias = str | Messages
 PER_LEVEL = 2  # Sudokus of each number of blanks
 WORD = re.compile(r"[^\W\d_]{3,}")
-SPELLED = 2  # letters a token, in words: a vocabulary of fewer spells them out
+SPELLED = 2  # letters per token in words: a vocabulary with fewer spells words out
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,8 @@ def contents(prompt: Given) -> list[str]:
 def reads(model: Model, texts: Iterable[str]) -> bool:
     """Return whether the vocabulary is made for texts.
 
-    Then texts come back from their ids, none of which is unknown, and their words are not spelled out letter by letter.
+    That is so if texts come back from their ids, none of which is unknown, and if words are not spelled out letter by
+    letter.
     """
     encode, decode = model.tokenizer.encode, model.tokenizer.decode
     letters = tokens = 0

@@ -74,7 +74,7 @@ def commit() -> str | None:
 
     try:
         if not git("ls-files", "--", __file__):
-            return None  # a repository that this is not part of
+            return None  # a git repository that this file is not part of
         return git("rev-parse", "--short", "HEAD") + ("+" if git("status", "--porcelain", "-uno") else "")
     except (OSError, subprocess.SubprocessError):
         return None
@@ -253,7 +253,7 @@ def comparisons(found: Sequence[Comparison], backend: str) -> list[str]:
 
 
 def told(found: Evaluation) -> dict[str, Any]:
-    """Return all of it for JSON. Beside all else, the first file's kl_mean, kl_p99, top1 and committed on top."""
+    """Return all of it for JSON, with kl_mean, kl_p99, top1 and committed of the first file on top."""
     out: dict[str, Any] = {"schema": 1, **found.about}
     first = found.files[0].fidelity
     if first is not None:

@@ -95,7 +95,7 @@ class Variant:
 
     name: str
     model: Model
-    run: str  # what it is known by in a log: the file, what computes, every generation option but the seed
+    run: str  # its name in a log: the file, the backend, every generation option but the seed
     options: Mapping[str, Any]
 
     @classmethod
@@ -189,8 +189,8 @@ class Score:
     right: Share
     steps: float  # mean
     converged: float
-    seconds: float  # of an answer, mean
-    seconds_half: float  # of the 95 % interval
+    seconds: float  # mean seconds of an answer
+    seconds_half: float  # half of the 95 % interval of the mean
     tokens_per_second: float
 
 

@@ -14,7 +14,7 @@ from dgemma.eval.results import Log, Score, Variant, run, score
 from dgemma.eval.tasks import Task
 from dgemma.options import efforts, options
 
-NEVER = ("seed", "max_tokens")  # what says how much is asked for, not how
+NEVER = ("seed", "max_tokens")  # options that say how much is asked for, not how it is made
 
 
 @dataclass(frozen=True, slots=True)

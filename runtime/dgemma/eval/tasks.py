@@ -201,7 +201,7 @@ class Shipped:
         return next((tasks for wording in self.wordings if fits(model, tasks := wording(chat))), [])
 
 
-# THE list of shipped tasks, by name.
+# The list of shipped tasks, by name.
 SHIPPED: dict[str, Shipped] = {
     "sudoku": Shipped("Sudokus, by number of blanks", (sudoku,)),
     "sudoku-rows": Shipped("finished Sudokus with three rows missing", (sudoku_rows,)),

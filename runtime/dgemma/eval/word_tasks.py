@@ -10,7 +10,7 @@ from typing import Any
 
 from dgemma.eval.checks import Check
 
-COUNT = 60  # of each
+COUNT = 60  # items of each kind
 NAMES = ["Ada", "Bruno", "Carla", "Dmitri", "Elif", "Farid", "Greta", "Hugo", "Ines", "Jonas", "Kira", "Luca", "Mira"]
 PLACES = ["Oslo", "Lisbon", "Riga", "Turin", "Cork", "Graz", "Ghent", "Lyon", "Porto", "Bergen"]
 THINGS = ["lamp", "kettle", "notebook", "bicycle", "ladder", "tent", "compass", "blanket", "radio", "basket"]

@@ -39,7 +39,7 @@ class Value:
     """A key's value. `data` lies in the mapped file, and keeps it mapped."""
 
     kind: str  # "U32", "STRINGS", ...; arrays of arrays are "ARRAYS"
-    count: int  # of an array, otherwise 1
+    count: int  # elements of an array, otherwise 1
     data: Any
 
     @property
@@ -48,14 +48,17 @@ class Value:
 
     @property
     def encoded(self) -> bytes:
-        """As a file has it behind the key."""
+        """The bytes of the value as a file has them, behind the key."""
         element, data = self.kind.removesuffix("S"), bytes(self.data)
         number = ARRAY if element == "ARRAY" else KINDS[element][0]
         return (struct.pack("<IIQ", ARRAY, number, self.count) if self.is_array else struct.pack("<I", number)) + data
 
     @cached_property
     def value(self) -> Any:
-        """As Python has it; text that is no UTF-8 with replacements; None for an array of arrays."""
+        """The value as Python has it.
+
+        Text that is no UTF-8 has replacements; an array of arrays is None.
+        """
         element = self.kind.removesuffix("S")
         if element == "ARRAY":
             return None

@@ -10,13 +10,13 @@ from typing import Any
 from dgemma.files.gguf_file import File
 from dgemma.files.output import parts, readable
 
-AT_ONCE = 1 << 20  # bytes
+AT_ONCE = 1 << 20  # bytes that are read at a time
 
 
 def identity(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Return name, bytes, and the SHA-256 of the file, or of all parts of a split file one behind the other.
+    """Return a file's name, its bytes, and the SHA-256 of the file, or of all parts of a split file in a row.
 
-    `vocabulary` is one of the tokens alone. Reads the whole file: about a second per GB.
+    `vocabulary` is a digest of the tokens alone. The whole file is read: about a second per GB.
     """
     tokens = hashlib.sha256()
     with File(path) as file:

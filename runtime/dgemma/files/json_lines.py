@@ -16,10 +16,10 @@ from typing import Any, BinaryIO, NoReturn
 from dgemma.errors import FormatError, SystemFailure, UsageError
 from dgemma.files.regular import opener
 
-MOST_BYTES = 1 << 26  # of a line
+MOST_BYTES = 1 << 26  # the most bytes of a line
 DEEPEST = 100  # levels of lists and objects
 TOO_DEEP = f"has more than {DEEPEST} levels of lists and objects"
-MOST_DIGITS = 300  # of an integer: a float64 holds no more
+MOST_DIGITS = 300  # the most digits of an integer: a float64 holds no more
 BLANKS = b" \t\r\n"  # what JSON calls white space
 BOM = "\ufeff"
 # Ends of a line to some readers, and the halves of characters that stand for bytes of a file's name that are no UTF-8.
@@ -88,10 +88,7 @@ def value(line: str | bytes, name: str = "the line") -> Any:
 
 
 def as_line(value: Any, compact: bool = False) -> str:
-    """Return a value as JSON without a line's end in it.
-
-    Not even one that only some readers take for one, such as U+2028, is left.
-    """
+    """Return a value as JSON without a line's end in it, nor what some readers take for one, such as U+2028."""
     return _escaped(json.dumps(value, ensure_ascii=False, separators=(",", ":") if compact else None))
 
 
@@ -102,9 +99,9 @@ def as_bytes(value: Any, indent: int | None = None) -> bytes:
 
 
 def _escaped(text: str) -> str:
-    """Return JSON with escapes in place of what some readers take for a line's end, and of halves of characters.
+    """Return JSON with escapes for what some readers take for a line's end, and for halves of characters.
 
-    Python's reader makes the same value of it: of a name that is no Unicode text the same name.
+    Python reads the same value from it, also a file's name that is no Unicode text.
     """
     return text.translate(_ESCAPED)
 

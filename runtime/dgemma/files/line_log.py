@@ -16,7 +16,7 @@ from dgemma.errors import FormatError, SystemFailure, UsageError
 from dgemma.files import json_lines
 from dgemma.files.output import StrPath, named, whole_file
 
-LONGEST = 64 << 20  # bytes of a line: more is no line of ours
+LONGEST = 64 << 20  # the most bytes of a line of ours
 HEX = ["[0-9a-f]"] * 16
 DIGITS = ["[0-9]+"]
 
@@ -55,7 +55,7 @@ class LineLog:
         self._name = os.fspath(path)
         self._head = head
         self._maker = maker
-        self._end: int | None = None  # of the whole lines, where something has to be mended behind them
+        self._end: int | None = None  # the end of the whole lines, where the rest has to be mended
         try:
             self._file: BinaryIO = os.fdopen(_open(self._name), "a+b")
         except OSError as failure:
@@ -133,7 +133,7 @@ class LineLog:
         try:
             with self._named():
                 self._file.close()
-        except SystemFailure:  # what could not be written is told once
+        except SystemFailure:  # what could not be written is reported once
             if kind is None:
                 raise
 

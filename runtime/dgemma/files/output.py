@@ -20,10 +20,10 @@ from dgemma.errors import Error, SystemFailure, UsageError
 
 StrPath: TypeAlias = "str | os.PathLike[str]"
 
-MARK = "Made by dgemma"  # stands in pictures, so that they are known again
+MARK = "Made by dgemma"  # stands in every picture, which is recognised by it
 HEAD = 4096  # bytes of a picture in which the mark stands
 MOST_JSON = 256 << 20  # bytes of a JSON file that is looked into before it is replaced
-TRIED = b"\0" * 4096  # what is written to try a folder: a full disk takes no block
+TRIED = b"\0" * 4096  # written to try a folder: a full disk has no room for a block
 
 _PART = re.compile(r"-\d{5}-of-(\d{5})\.gguf$")
 

@@ -23,7 +23,7 @@ def opener(path: str | os.PathLike[str], flags: int) -> int:
     Raises SystemFailure, which names the path, for what is no file.
     """
     check_regular(path, os.stat(path).st_mode)  # a socket cannot be opened to look at it
-    # The path may have become another meanwhile: opening a pipe does not wait for its other end.
+    # The path may be another file by now: with O_NONBLOCK, opening a pipe does not wait for its other end.
     descriptor = os.open(path, flags | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
     try:
         check_regular(path, os.fstat(descriptor).st_mode)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 VERSION = 1
 SUFFIX = ".routing.json"
 ROUTING = json_kind("counts of a model's experts", "version", "tokens")
-MOST = 2**62  # tokens of an expert: sums of two files stay within int64
+MOST = 2**62  # the most tokens of an expert: sums of two files stay within int64
 
 
 def routing_path(model: str | os.PathLike[str]) -> str:

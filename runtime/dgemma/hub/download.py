@@ -45,7 +45,7 @@ from dgemma.ui.progress import progress_bar
 from dgemma.ui.terminal import one_line, tell
 from dgemma.units import size_text
 
-TRIES = 5  # without a byte in between
+TRIES = 5  # tries in a row that bring no byte
 PAUSE = 1.0  # seconds before the second, then twice as long each time
 ASKED = 10.0  # seconds that the Hub may take to list a repository
 LISTING = 64 << 20  # bytes of a repository's listing at most
@@ -213,7 +213,7 @@ class _Strange(Exception):
 @dataclass(frozen=True)
 class _File:
     size: int | None
-    sha256: str | None  # of large files
+    sha256: str | None  # large files have one
 
 
 class _Repository:
@@ -235,7 +235,7 @@ class _Repository:
         if self._commit is None:
             assert self._folder is not None
             return [self._folder / file for file in wanted]
-        about = [_about(file, self._files[file]) for file in wanted]  # all, before anything is fetched
+        about = [_about(file, self._files[file]) for file in wanted]  # all are checked before anything is fetched
         found = [self._fetch(file, of) for file, of in zip(wanted, about, strict=True)]
         self._link_known()
         remember(self._name, self._commit)

@@ -26,13 +26,13 @@ class Edited:
     """A text with one passage rewritten. str() gives all of it."""
 
     text: str
-    before: str  # all of it, as it was
-    span: tuple[int, int]  # of the new passage in `text`, in characters
-    filled: Filled = field(repr=False)  # how
+    before: str  # the whole text, as it was
+    span: tuple[int, int]  # where the new passage stands in `text`, in characters
+    filled: Filled = field(repr=False)  # how it was written
 
     @property
     def passage(self) -> str:
-        """The new one."""
+        """The new passage."""
         return self.text[slice(*self.span)]
 
     def diff(self, name: str = "text") -> str:

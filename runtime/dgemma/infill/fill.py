@@ -39,10 +39,10 @@ class Trial:
     evidence: see dgemma.infill.scoring; None where only one way was tried.
     """
 
-    lengths: tuple[int, ...]  # of the holes, in tokens
+    lengths: tuple[int, ...]  # lengths of the holes, in tokens
     holes: list[str]  # what was written, without filler
     mean_entropy: float  # nats per token of the holes, at the last step
-    evidence: float | None  # nats: of the text from the first hole to half a canvas behind the last
+    evidence: float | None  # nats: for the text from the first hole to half a canvas behind the last
     result: Result = field(repr=False)
 
 
@@ -56,7 +56,7 @@ class Filled:
 
     @property
     def holes(self) -> list[str]:
-        """What was written into each hole."""
+        """The text that was written into each hole."""
         return self.best.holes
 
     @property
@@ -65,12 +65,12 @@ class Filled:
 
     @property
     def steps(self) -> int:
-        """Of all trials."""
+        """The steps of all trials."""
         return sum(trial.result.steps for trial in self.trials)
 
     @property
     def seconds(self) -> float:
-        """Of all trials."""
+        """The seconds of all trials."""
         return sum(trial.result.seconds for trial in self.trials)
 
     def __str__(self) -> str:
@@ -99,7 +99,7 @@ class Layout:
     """
 
     ids: list[int]  # 0 in holes
-    owners: list[int]  # which hole a token is of, in order; -1: none
+    owners: list[int]  # the hole that each token belongs to, in order; -1: none
     first: int
     last: int
     begun: bool = False  # the text begins with <bos>, which is not among the ids: see _beginning
@@ -109,7 +109,7 @@ class Layout:
         cls, model: Model, pieces: Pieces, lengths: Sequence[int], special: bool, behind_prompt: bool = True
     ) -> Layout:
         context = model.config.context_length
-        if sum(lengths) > context:  # before lists of so many are made
+        if sum(lengths) > context:  # checked before lists of so many are made
             raise UsageError(f"holes of {sum(lengths)} tokens do not fit: the model's context is {context}")
         ids: list[int] = []
         owners: list[int] = []
@@ -137,7 +137,10 @@ class Layout:
         return cls(ids, owners, first, min(len(ids), first + -(-(end - first) // n) * n), begun)
 
     def canvas(self, model: Model, end_id: int) -> tuple[list[int], list[bool]]:
-        """Return ids and pins. Where the text ends on a canvas, an end id and pad ids are pinned behind it."""
+        """Return the canvas's ids, and which of them are pinned.
+
+        Where the text ends on a canvas, an end id and pad ids are pinned behind it.
+        """
         ids = self.ids[self.first : self.last]
         pinned = [owner < 0 for owner in self.owners[self.first : self.last]]
         if self.last == len(self.ids):
@@ -169,14 +172,14 @@ class TrialStep:
     """A step of one way to fill the holes."""
 
     trial: int  # counted from 0
-    pinned: list[bool]  # of the canvases that the steps of this trial see; Step.place tells where in it
+    pinned: list[bool]  # the pins of all canvases of this trial; Step.place tells where a step's canvas begins
     step: Step
 
 
 SPARE = 4  # canvases to spare: those that holes share with the text beside them
 TEMPLATE = 256  # tokens that a chat template may add
 
-TrialSteps: TypeAlias = Generator[TrialStep | None, None, "T"]  # None: more of the prompt is encoded
+TrialSteps: TypeAlias = Generator[TrialStep | None, None, "T"]  # None: a part of the prompt was encoded
 T = TypeVar("T")
 
 
@@ -277,7 +280,10 @@ def _try(
     on_encode: OnEncode | None,
     options: dict[str, Any],
 ) -> TrialSteps[Trial]:
-    """Fill the holes of a layout behind a prompt (ids, or none). several: as one of several ways."""
+    """Fill the holes of a layout behind a prompt (ids, or none).
+
+    several: this is one of several ways to fill them.
+    """
     model = session.model
     ends = model.config.end_ids
     end_id = next((token for token in before[1:] if token in ends), ends[0] if ends else 0)
@@ -290,7 +296,7 @@ def _try(
         raise UsageError(
             f"holes of {sum(lengths)} tokens do not fit behind the prompt: the context is {session.context}"
         )
-    text_before = layout.ids[max(0, layout.first - room) : layout.first]  # its own beginning is what does not fit
+    text_before = layout.ids[max(0, layout.first - room) : layout.first]  # the beginning is left out if it does not fit
     entropy: dict[int, float] = {}
     freedom = Freedom()
     encoded = yield from _encode(session, [*start, *text_before], on_encode)

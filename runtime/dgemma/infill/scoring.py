@@ -19,7 +19,7 @@ import numpy.typing as npt
 from dgemma.events import Step
 from dgemma.session import Session
 
-ROWS = 64  # of logits at once
+ROWS = 64  # rows of logits at once
 
 
 class Freedom:
@@ -45,7 +45,7 @@ class Freedom:
 def log_likelihood(session: Session, before: Sequence[int], text: Sequence[int]) -> Generator[None, None, float]:
     """Return the log likelihood of ids behind others (at least one), in nats.
 
-    It is the sum of log softmax of next-token logits.
+    It is the sum of the log softmax of next-token logits.
 
     The session then holds both but for the last id. What does not fit its context is not counted.
     """

@@ -17,7 +17,7 @@ SMALL = 1 << 26  # bytes that are not worth asking the system about
 def floats(shape: tuple[int, ...], what: str) -> npt.NDArray[np.float32]:
     """Return an array of float32 that is yet to be filled.
 
-    Raises MemoryBudgetError, which says what they are, where there is no memory for them.
+    Raises MemoryBudgetError, with `what` in its message, where there is no memory for it.
     """
     check_free(math.prod(shape) * 4, what)
     try:

@@ -61,10 +61,10 @@ class Format:
         mean: NDArray[np.float32],
         pull: NDArray[np.float32],
     ) -> NDArray[np.uint8]:
-        """Encode values [rows, n] to blocks, as encode() with importance [n] does, with errors that cancel out.
+        """Encode values [rows, n] to blocks, as encode() with importance [n] does, so that errors cancel out.
 
-        The sums of a row's errors, each times the mean [n] of its column's inputs, cancel out. pull [n]: mean /
-        variance. The GIL is released.
+        The sum of a row's errors, each times the mean [n] of its column's inputs, is brought near zero. pull [n]: mean
+        / variance. The GIL is released.
         """
         if not self.encodes:
             raise ValueError(f"{self.name} can be read but not written")

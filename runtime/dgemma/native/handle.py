@@ -51,7 +51,7 @@ class Handle:
 def _when_dead(owner: Any, then: Callable[..., None], *held: Any) -> None:
     """Call then(*held) once nobody holds the object `owner` any more.
 
-    `held` is kept from outside until then: what Python finds forgotten all at once, it forgets in any order.
+    Until then `held` is kept from outside, as Python frees in any order what is forgotten all at once.
     """
     finalizer = weakref.finalize(owner, then, *held)
     finalizer.atexit = False  # a daemon thread may still be inside; the process's end frees it all

@@ -118,7 +118,7 @@ class Server:
         self.metrics.seconds.labels(path).observe(monotonic() - began)
 
     def _refused(self, failure: Exception) -> Refusal:
-        if not isinstance(failure, (Refusal, Error)):  # where, and of what kind: its text may be a user's
+        if not isinstance(failure, (Refusal, Error)):  # its text may hold a user's: place and kind alone
             places = traceback.extract_tb(failure.__traceback__)
             where = " < ".join(f"{Path(p.filename).name}:{p.lineno}" for p in reversed(places))
             log.error("internal error, please report it: %s at %s", type(failure).__name__, where)
@@ -250,7 +250,7 @@ class Answering:
                 news = [told for told in taken if told is not None and not isinstance(told, Exception)]
                 if news or silent:
                     yield news
-                if len(news) < len(taken):  # the last is the end
+                if len(news) < len(taken):  # the last event is the end
                     if isinstance(end := taken[-1], Exception):
                         raise end
                     return

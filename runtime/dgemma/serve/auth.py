@@ -41,13 +41,13 @@ class Guard:
         """Raise a Refusal for a client that may not ask."""
         if self._key is not None and request.url.path not in OPEN and not is_page(request.url.path):
             scheme, _, token = request.headers.get("authorization", "").partition(" ")
-            # Of digests, so that not even the length of a key can be measured.
+            # Digests are compared, so that not even the length of a key can be measured.
             if not hmac.compare_digest(self._key, _digest(token.strip())) or scheme.lower() != "bearer":
                 raise Refusal(
                     401, "wrong or missing API key", "invalid_api_key", headers={"WWW-Authenticate": "Bearer"}
                 )
         if self._local and self._key is None and not self._is_ours(request.headers.get("host", "")):
-            # A page elsewhere whose name was pointed at this machine must not read answers.
+            # A page of another site whose name was made to point at this machine must not read answers: DNS rebinding.
             raise Refusal(403, "this server answers to the name of this machine alone", "wrong_host")
 
     def _is_ours(self, host: str) -> bool:
@@ -57,7 +57,7 @@ class Guard:
     async def body(self, request: Request) -> bytes:
         """Return the body of a request with JSON; refuse one that is too long."""
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-        if kind != "application/json":  # what a page elsewhere cannot send without asking first
+        if kind != "application/json":  # a page of another site cannot send this type without asking first
             raise Refusal(415, "expected Content-Type: application/json", "wrong_content_type")
         body = bytearray()
         async for chunk in request.stream():

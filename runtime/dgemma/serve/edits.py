@@ -51,7 +51,7 @@ class EditWork(Asked):
     text: str
     span: tuple[int, int]
     instruction: str
-    prompt: list[int]  # about what is encoded: the session that knows most of it is taken
+    prompt: list[int]  # about what is encoded: the session that holds most of it is taken
 
 
 def read_edit(body: Any, model: Model, served: str, context: int) -> EditWork:

@@ -7,7 +7,7 @@ from typing import Any
 
 from dgemma.errors import Error, MemoryBudgetError, UsageError
 
-KINDS = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}  # else by hundreds
+KINDS = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}  # others: by the hundred
 
 
 @dataclass
@@ -37,7 +37,7 @@ def wrong(message: str, param: str | None = None, code: str | None = None) -> Re
 def refusal_of(failure: Exception) -> Refusal:
     """Return the refusal that a failure becomes.
 
-    Of what was not foreseen it tells the kind alone, as its text may be a user's.
+    Of a failure that was not foreseen it tells the kind alone, as its text may be a user's.
     """
     if isinstance(failure, Refusal):
         return failure

@@ -10,7 +10,7 @@ from time import monotonic
 from dgemma.serve.generation import CanvasStep, Said, Told
 from dgemma.serve.metrics import Metrics
 
-AHEAD = 64  # pieces that a client may be behind before it misses canvases
+AHEAD = 64  # events that a client may be behind before it misses canvases
 
 
 class EventQueue:
@@ -24,10 +24,10 @@ class EventQueue:
         self._metrics, self._live = metrics, live
         self._loop = asyncio.get_running_loop()
         self._told: deque[Told | Exception | None] = deque()
-        self._called = False  # to ring the bell: for all that is told before it is taken
+        self._called = False  # whether _ring() was called, for all events until they are taken
         self._began, self._spoke = monotonic(), False
-        self.bell: asyncio.Future[None] = self._loop.create_future()  # done: there is something
-        self.over = False  # None or an exception was told, the last
+        self.bell: asyncio.Future[None] = self._loop.create_future()  # done when there is an event
+        self.over = False  # None or an exception was heard, which is the last
 
     def hear(self, told: Told | Exception | None) -> None:
         """Add an event."""
@@ -40,7 +40,7 @@ class EventQueue:
         self._told.append(told)
         if (self._live or self.over) and not self._called:
             self._called = True
-            with suppress(RuntimeError):  # the loop has ended: nobody listens
+            with suppress(RuntimeError):  # the loop has ended: nobody waits
                 self._loop.call_soon_threadsafe(self._ring)
 
     def _ring(self) -> None:
@@ -51,5 +51,5 @@ class EventQueue:
         """Take all events that are there."""
         if self.bell.done():
             self.bell = self._loop.create_future()
-        self._called = False  # before they are taken: what is told meanwhile rings again
+        self._called = False  # set before they are taken: an event that comes meanwhile rings again
         return [self._told.popleft() for _ in range(len(self._told))]

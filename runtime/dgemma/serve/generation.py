@@ -24,7 +24,7 @@ class Began:
     """The prompt is encoded."""
 
     prompt: int  # tokens
-    cached: int  # of them: they were encoded already
+    cached: int  # tokens of it that were encoded already
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,9 +33,9 @@ class CanvasStep:
 
     choice: int
     step: Step
-    draft: Answer | None  # what would be said beside what is, if the canvas stayed as it is; None where it has pins
+    draft: Answer | None  # the rest of the answer if the canvas stayed as it is; None where it has pins
     end: int | None = None  # where its first end id stands, without pins
-    tried: TrialStep | None = None  # of an edit
+    tried: TrialStep | None = None  # the step of an edit
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +109,7 @@ def _answer(
             else:
                 deltas += stops.hear(reader.finish())
                 seed, reason = event.seed, event.finish_reason
-            # One by one where the answer may end at any of them: those behind do not count.
+            # Where a stop text may end the answer, tokens are read one by one: those behind it do not count.
             for ids in ([token] for token in new) if work.stops else [new]:
                 deltas += stops.hear(reader.feed(ids))
                 tokens += len(ids)
@@ -123,7 +123,7 @@ def _answer(
             if stops.hit:
                 reason = "stop"
                 break
-            if isinstance(event, Step):  # last: another request's turn may come behind it
+            if isinstance(event, Step):  # yielded last: another request may have its turn then
                 yield _canvas(work, session, reader, choice, event) if work.events else None
     figures: dict[str, Any] = {"seed": seed, "steps": steps, "converged": converged, "fault": fault}
     figures["seconds"] = {what: round(time, 6) for what, time in {**seconds, "steps": clock.seconds}.items()}

@@ -110,7 +110,7 @@ def return_large_blocks() -> None:
     follow the largest request that each of them ever met.
     """
     with suppress(AttributeError):  # another C library
-        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 128 << 10)  # its first value; set, it does not move
+        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 128 << 10)  # glibc's first value; once set, it stays
 
 
 class OneLine(logging.Formatter):

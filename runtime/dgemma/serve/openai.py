@@ -106,12 +106,15 @@ class _Choice:
     def __init__(self, index: int) -> None:
         self.index = index
         self.text = self.thinking = ""
-        self.calls: list[tuple[ToolCall, str]] = []  # with their ids
+        self.calls: list[tuple[ToolCall, str]] = []  # each with its id
         self.reason = "stop"
         self.figures: dict[str, Any] = {}
 
     def hear(self, delta: Delta, calls: bool) -> dict[str, Any]:
-        """Return the delta of a chunk. calls: those of tools are told as such; else they are text."""
+        """Return the delta of a chunk.
+
+        calls: calls of tools are told as such; else they are text.
+        """
         if delta.kind == "thinking":
             self.thinking += delta.text
             return {"reasoning_content": delta.text}

@@ -14,9 +14,9 @@ class Slot:
     """A session of the pool, and what is known of it."""
 
     session: Session
-    held: int = 0  # most tokens that it has held, as its user counts: its memory
+    held: int = 0  # the most tokens that it has held: its memory
     prompt: int = 0  # tokens of the last prompt, which the same conversation begins with
-    used: int = 0  # when, in takes
+    used: int = 0  # the number of the take that used it last
 
 
 class Pool:
@@ -30,9 +30,9 @@ class Pool:
     def __init__(self, model: Model, context: int, budget: int) -> None:
         self._model, self._context, self._budget = model, context, budget
         self._idle: list[Slot] = []
-        self._taken: dict[Slot, int] = {}  # with the tokens that each may need
+        self._taken: dict[Slot, int] = {}  # sessions in use, with the tokens that each may need
         self._takes = 0
-        self.tokens = 0  # that wait in sessions that nobody uses; any thread may read it
+        self.tokens = 0  # tokens kept in sessions that nobody uses; any thread may read it
 
     @property
     def bytes(self) -> int:

@@ -35,7 +35,7 @@ class Stops:
     def _text(self, delta: Delta) -> Iterator[Delta]:
         text = self._held + delta.text
         found = [(at + len(stop), at) for stop in self._texts if (at := text.find(stop)) >= 0]
-        if found:  # the one that is complete first: so it does not matter how the text is cut
+        if found:  # the text that is complete first counts: so it does not matter how the answer is cut
             self.hit, self._held, text = True, "", text[: min(found)[1]]
         else:
             keep = max(self._may_become(text, stop) for stop in self._texts)

@@ -19,14 +19,14 @@ from dgemma.serve.metrics import Metrics
 from dgemma.serve.sessions import Pool, Slot
 from dgemma.session import Session
 
-Hear: TypeAlias = Callable[[Told | Exception | None], None]  # None: it is over
+Hear: TypeAlias = Callable[[Told | Exception | None], None]  # None: the answer is over
 
 
 @dataclass(eq=False)
 class Job:
     """A request at work. The worker's thread calls `hear`, with None or an exception last."""
 
-    prompt: list[int]  # the session that knows most of it is taken
+    prompt: list[int]  # the session that holds most of it is taken
     need: int  # tokens of context
     begin: Callable[[Session, float], Turns]  # with the seconds that it waited
     client: str  # turns are shared between these
@@ -53,7 +53,7 @@ class Worker:
         self._changed = threading.Condition()
         self._draining = self._closed = False
         self._at_work = 0  # those in _running, and the one whose turn it is
-        self._mean = 1.0  # seconds of a request, lately
+        self._mean = 1.0  # moving mean of the seconds of a request
         metrics.watch(self.waiting, lambda: self._at_work, lambda: pool.tokens)
         self._thread = threading.Thread(target=self._work, name="dg-serve worker", daemon=True)
         self._thread.start()
@@ -113,7 +113,7 @@ class Worker:
                 with self._changed:
                     admitted = self._next()
                     if admitted is None and not self._running:
-                        if not self._closed:  # asked with the lock: close() could notify just before the wait
+                        if not self._closed:  # read under the lock: close() could notify just before the wait
                             self._changed.wait()
                         continue
                 if admitted is not None:
@@ -145,7 +145,7 @@ class Worker:
         except Exception as failure:
             self._end(job, refusal_of(failure))
             return
-        if job.slot is None:  # no room beside those at work: first again
+        if job.slot is None:  # no room beside those at work: it goes back to the head of the queue
             with self._changed:
                 self._waiting.setdefault(job.client, deque()).appendleft(job)
                 self._waiting.move_to_end(job.client, last=False)

@@ -9,7 +9,7 @@ from dgemma.errors import Error, UsageError
 from dgemma.files.output import MARK, marked_kind, whole_file
 from dgemma.ui.terminal import shown
 
-MAKER = {".svg": "Creator", ".png": "Software"}  # the kinds of charts: what each calls the field of who made it
+MAKER = {".svg": "Creator", ".png": "Software"}  # the kinds of charts, and the field of each that names its maker
 CHART = marked_kind("a chart of dgemma", MARK.encode())
 
 

@@ -12,7 +12,7 @@ from dgemma.ui.terminal import is_terminal, shown
 
 @contextmanager
 def progress_bar(text: str = "", unit: str = "bytes") -> Iterator[Callable[[int, int], None] | None]:
-    """Yield what to call with how much is done and the total, None where standard error is no terminal.
+    """Yield a function to call with how much is done and the total; None where standard error is no terminal.
 
     The bar is there from the first call to the last.
     """
@@ -46,9 +46,9 @@ def progress_bar(text: str = "", unit: str = "bytes") -> Iterator[Callable[[int,
 
 @contextmanager
 def telling() -> Iterator[Callable[[str], None]]:
-    """Yield what writes a line on standard error, where that is a terminal, of what is being done.
+    """Yield a function that shows a line on standard error, where that is a terminal.
 
-    It is there from the first call on.
+    The line says what is being done; it is there from the first call on.
     """
     if not is_terminal(sys.stderr):
         yield lambda line: None

@@ -13,7 +13,7 @@ from typing import TextIO
 # Controls of ASCII but newline and tab, DEL, the controls U+0080 to U+009F, overrides of the direction of text, and
 # halves of characters: Python's word for bytes of a file's name that are no UTF-8.
 _OBEYED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
-_BYTE = 0xDC00  # what surrogateescape adds to a byte
+_BYTE = 0xDC00  # the code that surrogateescape adds to a byte
 
 
 def shown(text: str) -> str:

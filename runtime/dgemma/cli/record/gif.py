@@ -113,7 +113,7 @@ class Pictures:
 
 
 def palette() -> Image:
-    """Return the colours, each in SHADES steps from the ground, as the edges of letters need them.
+    """Return the colours, each in SHADES steps from the background, as smooth edges of letters need them.
 
     They are the same for all pages.
     """

@@ -23,7 +23,7 @@ class Page:
     lines: list[Line]
     status: str
     means: tuple[float, ...]  # mean entropy of the canvas's steps, nats
-    seconds: float  # that it is shown
+    seconds: float  # how long it is shown
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +78,7 @@ class Recorder:
         self._since = now
 
     def write(self) -> None:
-        """Write the file, whole or not at all. Without a step there is none."""
+        """Write the file, whole or not at all; without a step there is no file."""
         if self._frames:
             write_whole(self._path, self._make(recording(self._frames, self._took)), RECORDING)
 

@@ -24,7 +24,7 @@ def svg(recording: Recording) -> bytes:
     Without animation (in print, or where motion is unwanted) the last one shows.
     """
     width = 2 * MARGIN + recording.columns * ADVANCE
-    top = MARGIN + recording.rows * HEIGHT + 12  # of the figures
+    top = MARGIN + recording.rows * HEIGHT + 12  # where the figures begin
     height = top + HEIGHT + BAR + MARGIN
     total = sum(page.seconds for page in recording.pages)
     style = [f"text{{font:{SIZE}px {FONTS};white-space:pre}}.sure{{font-weight:bold}}.small{{font-size:{SIZE - 3}px}}"]
