@@ -306,7 +306,8 @@ def commands() -> str:
     for script in sorted(scripts, key=lambda each: each.name):
         module, name = script.value.split(":")
         command = getattr(importlib.import_module(module), name)
-        context = click.Context(command, info_name=script.name, max_content_width=100, terminal_width=100)
+        width = {"max_content_width": 100, "terminal_width": 100}
+        context = click.Context(command, info_name=script.name, **(command.context_settings | width))
         said = BACKENDS.sub(r"\1, or a backend by name.", command.get_help(context))
         text += [f"## {script.name}\n", "```text", said.rstrip(), "```\n"]
     return "\n".join(text)
