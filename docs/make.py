@@ -100,10 +100,10 @@ def ram() -> str:
     for each in load("26b-a4b-ram")["budgets"]:
         within, plain = each["within"], each["plain"]
         cells = [within["peak"] / GIB, within["read"] / GIB, median(within["seconds"]), within["predicted"]]
-        cells += [plain["read"] / GIB, median(plain["seconds"])]
+        cells += [within["disk"] / GIGA, plain["read"] / GIB, median(plain["seconds"])]
         rows.append([f"{within['ram'] // GIB}", *(f"{cell:.1f}" for cell in cells)])
     head = ["`--ram`, GiB", "peak memory, GiB", "read per step, GiB", "step, s", "step that was predicted, s"]
-    return table([*head, "plain map: read per step, GiB", "plain map: step, s"], rows)
+    return table([*head, "disk, GB/s", "plain map: read per step, GiB", "plain map: step, s"], rows)
 
 
 # ---- speed ----
@@ -115,6 +115,7 @@ def steps() -> str:
     runs = [load("26b-a4b-6-layers-avx2"), load("26b-a4b-30-layers-avx2")]
     rows = [
         ["one step, s", *(f"{run['step']['seconds']['median']:.2f}" for run in runs)],
+        ["likely words per position", *(f"{run['step']['exp_entropy']:.1f}" for run in runs)],
         ["one step on flat logits, s", *(f"{run['flat']['seconds']['median']:.2f}" for run in runs)],
         *(
             [f"encoding {runs[0]['encoding'][i]['tokens']} tokens, s"]
@@ -143,11 +144,11 @@ def parts() -> str:
 
 @block
 def against_llama_cpp() -> str:
-    rows = []
-    for row in load("26b-a4b-6-layers-llama-cpp")["against"]["rows"]:
+    told, rows = load("26b-a4b-6-layers-llama-cpp")["against"], []
+    for row in told["rows"]:
         cells = [row["ours"]["median"], row["theirs"]["median"], row["ratio"]]
         rows.append([row["what"], *(f"{cell:.2f}" for cell in cells)])
-    return table(["6 layers", "dgemma, s", "llama.cpp, s", "ratio"], rows)
+    return table(["6 layers", "dgemma, s", f"{told['engine']}, s", "ratio"], rows)
 
 
 @block
@@ -180,6 +181,7 @@ def served_load() -> str:
     memory, unlike = told["memory_MiB"], len(told["answers_unlike_alone"])
     rows = [
         ["clients", told["clients"]],
+        ["most requests that wait", load("serve")["queue"]],
         ["seconds", f"{told['seconds']:.0f}"],
         ["clients that were killed in the middle of an answer", told["clients_killed_while_streaming"]],
         ["answers", told["answers"]],
@@ -195,25 +197,31 @@ def served_load() -> str:
 # ---- quality ----
 
 
+def made(run: Any) -> str:
+    """Return the line that tells when and where a file of dg-eval or of tests/measure_types.py was made."""
+    threads = "1 thread" if run["threads"] == 1 else f"{run['threads']} threads"
+    return f"\n{run['date']}, commit {run['commit']}, {run['processor']}, {run['backend']}, {threads}.\n"
+
+
 @block
 def sudoku() -> str:
-    rows = []
-    for score in load("quality-sudoku")["files"][0]["scores"]:
+    run, rows = load("quality-sudoku"), []
+    for score in run["files"][0]["scores"]:
         if score["level"]:
             right = score["right"]
             rows.append([score["level"].split()[0], right["tries"], percent(right["share"]), f"{score['steps']:.1f}"])
-    return table(["blanks", "tries", "solved, %", "steps, mean"], rows)
+    return table(["blanks", "tries", "solved, %", "steps, mean"], rows) + made(run)
 
 
 def types(name: str) -> str:
-    rows = []
-    for each in load(f"quality-types-{name}")["types"]:
+    run, rows = load(f"quality-types-{name}"), []
+    for each in run["types"]:
         cells = [each["bytes"] / MIB, each["kl_mean"] * KILO_NATS]
         cells_text = [f"{cells[0]:.1f}", f"{cells[1]:.2g}" if cells[1] >= 1e-4 else "0"]
         shares = [percent(each[field]) for field in ("top1", "committed", "solved")]
         rows.append([each["name"], each["stored"], *cells_text, *shares])
     head = ["type", "tensors are stored as", "file, MiB", "KL, 1e-3 nats", "same top token, %"]
-    return table([*head, "same committed tokens, %", "solved, %"], rows)
+    return table([*head, "same committed tokens, %", "solved, %"], rows) + made(run)
 
 
 @block
@@ -239,36 +247,48 @@ def calibration() -> str:
 @block
 def settings() -> str:
     """Hard Sudokus by the budget of steps and the entropy bound."""
-    rows = []
-    for each in load("quality-settings")["sweep"]:
+    run, rows = load("quality-settings"), []
+    for each in run["sweep"]:
         score, chosen = each["score"], each["settings"]
         cells = [percent(score["right"]["share"]), f"{score['steps']:.1f}", f"{score['seconds'] * 1e3:.0f}"]
         rows.append([chosen["steps"], chosen["entropy_bound"], *cells])
-    return table(["`--steps`", "`--entropy-bound`", "solved, %", "steps, mean", "time, ms"], rows)
+    return table(["`--steps`", "`--entropy-bound`", "solved, %", "steps, mean", "time, ms"], rows) + made(run)
 
 
 @block
 def approximations() -> str:
-    rows = []
-    for each in load("quality-approximations")["approximations"]:
+    run, rows = load("quality-approximations"), []
+    for each in run["approximations"]:
         shares = [percent(each[way]["right"]["share"]) for way in ("off", "on")]
         used = "on" if each["default"] else "off"
         rows.append([f"{each['name']}: {each['what']}", used, *shares, f"{each['times_as_fast']:.2f}"])
-    return table(["what is done for speed", "default", "solved without, %", "solved with, %", "times as fast"], rows)
+    return table(
+        ["what is done for speed", "default", "solved without, %", "solved with, %", "times as fast"], rows
+    ) + made(run)
 
 
 @block
 def tidy() -> str:
-    scores = [s for s in load("quality-tidy")["files"][0]["scores"] if not s["level"]]
+    run = load("quality-tidy")
+    scores = [score for score in run["files"][0]["scores"] if not score["level"]]
     rows = [[s["task"], s["right"]["tries"], percent(s["right"]["share"]), f"{s['steps']:.1f}"] for s in scores]
-    return table(["task", "tries", "right, %", "steps, mean"], rows)
+    return table(["task", "tries", "right, %", "steps, mean"], rows) + made(run)
+
+
+def earlier(page: str) -> str:
+    """Return the figures of a page that were noted without the file of their run."""
+    figures = [row for row in load("earlier")["figures"] if row["page"] == page]
+    return table(["what", "figure"], [[row["what"], f"{row['figure']} {row['unit']}"] for row in figures])
 
 
 @block
-def earlier() -> str:
-    """Figures that were noted without the file of their run."""
-    figures = load("earlier")["figures"]
-    return table(["what", "figure"], [[row["what"], f"{row['figure']} {row['unit']}"] for row in figures])
+def earlier_quality() -> str:
+    return earlier("quality")
+
+
+@block
+def earlier_performance() -> str:
+    return earlier("performance")
 
 
 # ---- commands ----
@@ -286,7 +306,8 @@ def commands() -> str:
     for script in sorted(scripts, key=lambda each: each.name):
         module, name = script.value.split(":")
         command = getattr(importlib.import_module(module), name)
-        context = click.Context(command, info_name=script.name, max_content_width=100, terminal_width=100)
+        width = {"max_content_width": 100, "terminal_width": 100}
+        context = click.Context(command, info_name=script.name, **(command.context_settings | width))
         said = BACKENDS.sub(r"\1, or a backend by name.", command.get_help(context))
         text += [f"## {script.name}\n", "```text", said.rstrip(), "```\n"]
     return "\n".join(text)
