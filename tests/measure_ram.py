@@ -26,9 +26,9 @@ from typing import Any
 
 from dgemma import Model, Step
 from dgemma.bench.machine import apart, measure_disk
+from dgemma.bench.plan import SHARP, free_memory, placed, this_machine
 from dgemma.bench.report import table
 from dgemma.bench.synthetic import Synthetic, cache_folder, make
-from dgemma.plan import SHARP, free_memory, placed, this_machine
 from dgemma.units import size, size_text
 
 PROMPT = 64

@@ -20,7 +20,7 @@ from test_numbers import WHERE, damage, offsets  # noqa: F401
 import dgemma
 from dgemma._native import ffi, lib
 from dgemma.bench import device
-from dgemma.plan import Machine, placed, rates
+from dgemma.bench.plan import Machine, placed, rates
 
 pytestmark = pytest.mark.cuda
 GOLDEN_FILES = Path(__file__).parent / "golden"

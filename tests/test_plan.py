@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 from commands import Inside
 
+from dgemma.bench.plan import described, find_machine, machines, plan, rates
 from dgemma.bench.synthetic import Synthetic, blueprint
 from dgemma.cli.info import main
 from dgemma.errors import Error, MemoryBudgetError, UsageError
 from dgemma.model import Model, bundled
-from dgemma.plan import described, find_machine, machines, plan, rates
 
 GIB = 1 << 30
 LAPTOP = "rtx4060-laptop"

@@ -16,6 +16,7 @@ from commands import Inside
 from converting import refused
 
 import dgemma
+from dgemma.bench.plan import find_machine
 from dgemma.cli.bench import main as bench
 from dgemma.cli.commands import saved
 from dgemma.cli.eval import main as eval
@@ -26,7 +27,6 @@ from dgemma.eval.baseline import Base
 from dgemma.files.gguf_file import File
 from dgemma.files.regular import read_regular
 from dgemma.files.routing import load_routing
-from dgemma.plan import find_machine
 
 SECONDS = 30  # after which a call hangs
 

@@ -15,6 +15,7 @@ from dgemma.bench.device import time_behind
 from dgemma.bench.llama import Theirs, compare, refuse_llama
 from dgemma.bench.machine import apart
 from dgemma.bench.measure import FLAT, bench
+from dgemma.bench.plan import placed, this_machine, with_device
 from dgemma.bench.plot import plot, plot_writing, writing_path
 from dgemma.bench.report import markdown
 from dgemma.bench.synthetic import SHAPES, Synthetic, cache_folder, make
@@ -27,7 +28,6 @@ from dgemma.files.json_lines import as_bytes
 from dgemma.files.output import json_kind, readable, write_whole
 from dgemma.hub.download import local_model
 from dgemma.model import Model, bundled
-from dgemma.plan import placed, this_machine, with_device
 from dgemma.ui.charts import CHART, refuse_chart
 from dgemma.ui.progress import progress_bar, telling
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
+from dgemma.bench.plan import Plan, told
 from dgemma.cli import Command, version_option
 from dgemma.cli.files import InputFile
 from dgemma.cli.inspect import BOS, TURN_END, facts
@@ -18,7 +19,6 @@ from dgemma.cli.plan import make_plan, notes, plan_options, refuse_alone, sectio
 from dgemma.cli.routing import routing_columns, routing_facts, routing_rows
 from dgemma.hub.download import local_model
 from dgemma.native.metadata import keys
-from dgemma.plan import Plan, told
 from dgemma.ui.terminal import is_terminal, shown
 from dgemma.units import size_text
 

@@ -9,10 +9,10 @@ from typing import Any
 
 import click
 
+from dgemma.bench.plan import STEPS, Machine, Plan, find_machine, machines, plan, rates, this_machine
 from dgemma.cli.files import InputFile
 from dgemma.cli.running import Size
 from dgemma.model import Model
-from dgemma.plan import STEPS, Machine, Plan, find_machine, machines, plan, rates, this_machine
 from dgemma.units import size_text
 
 Section = tuple[str, tuple[str, ...], list[tuple[str, ...]]]  # title, columns (those of numbers begin with >), rows
