@@ -1,4 +1,4 @@
-"""Checkpoints of DiffusionGemma in, GGUF files out.
+"""Convert a checkpoint of DiffusionGemma to a GGUF file.
 
 >>> from dgemma.convert import convert
 >>> convert("diffusiongemma-26B-A4B-it", "model.gguf", type="q4_k_m")
@@ -15,7 +15,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from dgemma.convert import likeness
+from dgemma.convert import fidelity_check
 from dgemma.convert.calibrate import (
     WORKING_TYPE,
     Measured,
@@ -43,8 +43,10 @@ __all__ = ["Conversion", "Deviation", "Plan", "convert", "plan"]
 
 @dataclass(frozen=True)
 class Conversion:
-    """What was written. `path` is the first of `paths`; `deviations` is empty unless they were asked for; `few` are the
-    (tensor, expert, tokens) whose importance was filled up with that of their layer, for they saw few tokens.
+    """What was written.
+
+    `path` is the first of `paths`. `deviations` is empty unless they were asked for. `few` has (tensor, expert, tokens)
+    of each expert that saw few tokens: its importance was filled up with that of its layer.
     """
 
     path: Path
@@ -53,7 +55,7 @@ class Conversion:
     seconds: float
     deviations: list[Deviation]
     few: list[tuple[str, int, int]]
-    fidelity: Any = None  # a dgemma.eval.fidelity.Fidelity; text: the reason why there is none; None: not asked for
+    fidelity: Any = None  # a dgemma.eval.fidelity.Fidelity; a text: why there is none; None: not asked for
 
 
 def plan(
@@ -65,7 +67,7 @@ def plan(
     calibrate: str | os.PathLike[str] | None = None,
     split_max_size: int | None = None,
 ) -> Plan:
-    """What convert() would do, without reading weights or writing anything, and without running the model."""
+    """Return what convert() would do. No weight is read, nothing is written, and the model does not run."""
     refuse(imatrix, calibrate, None, None)
     with TemporaryDirectory(prefix="dgemma-") as room:
         path = local_headers(source, Path(room))
@@ -96,14 +98,14 @@ def convert(
     calibrating: Callable[[int, int], None] | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> Conversion:
-    """Writes the checkpoint in the folder `source`, or the GGUF file `source`, as the GGUF file `out`.
+    """Write the checkpoint in the folder `source`, or the GGUF file `source`, as the GGUF file `out`.
 
-    source may be hf:owner/name[@revision], whose files are fetched first (see dgemma.hub.download).
+    source: it may be hf:owner/name[@revision], whose files are fetched first (see dgemma.hub.download).
     type: a recipe, see dg-convert --help. overrides: (glob over GGUF names, format) pairs on top of it; the last that
-    matches wins. imatrix: llama.cpp's file of how much each column is used, by which errors are weighed. calibrate: a
-    file of prompts, behind which the checkpoint itself is run to measure that, until calibrate_tokens have gone through
-    it (see dgemma.convert.calibrate); save_imatrix: where to write what was measured, as llama.cpp does.
-    split_max_size: bytes; what needs more becomes OUT-00001-of-00003.gguf and so on. verify: compare the file with its
+    matches wins. imatrix: llama.cpp's file of how much each column is used; errors are weighed by it. calibrate: a
+    file of prompts, on which the checkpoint itself runs to measure that, until calibrate_tokens have gone through it
+    (see dgemma.convert.calibrate); save_imatrix: where to write what was measured, as llama.cpp does.
+    split_max_size: bytes; a larger file becomes OUT-00001-of-00003.gguf and so on. verify: compare the file with its
     source afterwards, and remove it where it holds anything else; and, where this dgemma has dg-eval, both models'
     distributions on fixed prompts, for which a folder's checkpoint needs a working file of bf16. threads: None takes
     one per processor. force: replace existing files. progress: called with the bytes of the source that are done and
@@ -129,14 +131,14 @@ def convert(
         refuse_target(Path(os.path.realpath(save_imatrix)), force, Path(source), IMATRIX)
     if calibrate is not None:
         numbered_prompts(Path(calibrate))
-    if os.fspath(source).startswith(PREFIX):  # whatever is wrong is told before the weights are fetched
+    if os.fspath(source).startswith(PREFIX):  # what is wrong is found before the weights are fetched
         plan(source, type, overrides, imatrix=imatrix, calibrate=calibrate, split_max_size=split_max_size)
     path = local_source(source)
     started = time.monotonic()
     with _system_errors(path), open_source(path) as opened:
         weights = None if imatrix is None else read_imatrix(Path(imatrix), opened.config.values["n_expert"])
         if calibrate is not None:
-            first = make_plan(opened, type, overrides, split_max_size)  # refuses what cannot be before the long work
+            first = make_plan(opened, type, overrides, split_max_size)  # refuses wrong arguments before the long work
             for part_path in part_paths(target, len(first.parts)):
                 refuse_target(part_path, force, path)
             refuse_full_disk(target, sum(part.file_bytes for part in first.parts))
@@ -178,18 +180,18 @@ def convert(
     shown = part_paths(Path(out), len(paths))
     seconds, few = time.monotonic() - started, weights.few if weights else []
     fidelity = None
-    if verify and likeness.present():
+    if verify and fidelity_check.present():
 
         def make_base(base: Path) -> object:
-            return convert(path, base, likeness.BASE_TYPE, threads=threads, force=True)
+            return convert(path, base, fidelity_check.BASE_TYPE, threads=threads, force=True)
 
         runs = not path.is_dir() and not todo.copies
-        fidelity = likeness.likeness(path, paths[0], target, threads, None if runs else make_base, say)
+        fidelity = fidelity_check.check_fidelity(path, paths[0], target, threads, None if runs else make_base, say)
     return Conversion(shown[0], shown, todo, seconds, deviations, few, fidelity)
 
 
 def _check_prompts(source: Source, path: Path) -> list[Prompt]:
-    """The prompts to calibrate with."""
+    """Return the prompts to calibrate with, each of which the model can be asked."""
     found = numbered_prompts(path)
     check_prompts(path, found, source.tokenizer(), source.config.values["context_length"])
     return [prompt for _, prompt in found]
@@ -218,7 +220,7 @@ def _measured(
     progress: Callable[[int, int], None] | None,
     calibrating: Callable[[int, int], None] | None,
 ) -> Measured:
-    """Runs a GGUF file as it is; of a folder a working file is made beside the target, which needs its room."""
+    """Run the source and return what was measured. A folder runs from a working file beside the target."""
     needed = wanted(source.config)
     if not source.path.is_dir():
         return measure(source.path, prompts, needed, tokens, threads, calibrating)
@@ -228,13 +230,13 @@ def _measured(
 
 
 def _processors() -> int:
-    """How many this process may use."""
+    """Return how many processors this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @contextmanager
 def _system_errors(source: Path) -> Iterator[None]:
-    """Turns what the operating system refuses about the source into an Error that names the file."""
+    """Turn what the operating system refuses about the source into an Error that names the file."""
     try:
         yield
     except OSError as problem:

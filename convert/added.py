@@ -1,4 +1,4 @@
-"""What the files beside tokenizer.json or tokenizer.model say of tokens: more special ones, or others' settings."""
+"""Read the files beside tokenizer.json or tokenizer.model, which name more special tokens and settings of tokens."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from dgemma.errors import FormatError
 NAMED, UNNAMED, OLD = "model_specific_special_tokens", "extra_special_tokens", "additional_special_tokens"
 FLAGS = ("lstrip", "rstrip", "single_word", "normalized", "special")
 
-# The tokenizer_class of those that do what tokenizer.json says; of others transformers makes the steps anew.
+# The values of tokenizer_class with which transformers does what tokenizer.json says; with others it makes other steps.
 CLASSES = ("PreTrainedTokenizerFast", "TokenizersBackend", "GemmaTokenizer", "GemmaTokenizerFast")
 
 
 @dataclass(frozen=True)
 class Settings:
-    """tokenizer_config.json, and what counts of the older files beside it."""
+    """The values of tokenizer_config.json, and what counts of the older files beside it."""
 
     file: Path
     values: dict[str, Any]
     legacy: Path  # special_tokens_map.json
-    of_legacy: frozenset[str]  # the keys whose values are from there
+    of_legacy: frozenset[str]  # the keys whose values are from special_tokens_map.json
     added_file: Path
     added: dict[str, Any]  # text -> id, as added_tokens.json has it
 
@@ -34,7 +34,10 @@ class Settings:
 
 
 def read_settings(folder: Path) -> Settings:
-    """As transformers reads them: the older files count where tokenizer_config.json has no added_tokens_decoder."""
+    """Read the settings as transformers does.
+
+    The older files count where tokenizer_config.json has no added_tokens_decoder.
+    """
     file, legacy, added_file = (
         folder / name for name in ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
     )
@@ -63,7 +66,10 @@ def _check_class(file: Path, found: Any) -> None:
 
 
 def _joined(values: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
-    """Of two values the second one's. Special tokens come in a list, or by name, and the older list counts alone."""
+    """Join two sets of settings, of which the second wins.
+
+    Special tokens come by name or in lists. The list under the oldest key counts where there is no other.
+    """
     joined = {key: value for key, value in {**values, **more}.items() if key not in (NAMED, UNNAMED, OLD)}
     named = dict(found) if isinstance(found := values.get(NAMED), dict) else {}
     lists = [values.get(UNNAMED) or values.get(OLD), more.get(UNNAMED)]
@@ -79,16 +85,17 @@ def _joined(values: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any
 
 
 def text_of(token: Any) -> Any:
-    """A token's text, which may be an object with its settings."""
+    """Return the text of a token, which may be an object with its settings."""
     return token.get("content") if isinstance(token, dict) else token
 
 
 def add_special(
     settings: Settings, added: Sequence[dict[str, Any]], vocab: Mapping[str, int], n_vocab: int, notes: list[str]
 ) -> list[dict[str, Any]]:
-    """The added tokens as transformers has them: with the settings of added_tokens_decoder, with those of
-    added_tokens.json, and with the tokens that are called special. Of a special token that has no id, and can have none
-    below n_vocab, a note tells.
+    """Return the added tokens as transformers has them.
+
+    They have the settings of added_tokens_decoder and of added_tokens.json, and the tokens that are called special are
+    among them. A note tells of a special token that has no id and can have none below n_vocab.
     """
     if settings.values.get("split_special_tokens"):
         raise FormatError(
@@ -137,7 +144,7 @@ def _decoder(settings: Settings, known: dict[str, dict[str, Any]], vocab: Mappin
 
 
 def _special(values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Whatever is called a special token, a text or an object, and by which key."""
+    """Yield each key that names a special token, and the token: a text or an object."""
     for key, value in values.items():
         if key == NAMED:
             yield from value.items()

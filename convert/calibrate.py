@@ -1,6 +1,7 @@
-"""Importance measured by running the model: real denoising trajectories behind the prompts of a text.
+"""Measure how much each column of a matrix is used, by running the model on the prompts of a file.
 
-The one place of the converter that runs a model, through dgemma's Python API.
+Each prompt is answered by a real denoising trajectory. This and fidelity_check.py are the places of the converter that
+run a model, both through dgemma's Python API.
 """
 
 from __future__ import annotations
@@ -28,16 +29,16 @@ from dgemma.files.regular import open_regular, read_regular
 from dgemma.model import Messages, Model, Prompt
 from dgemma.tokenizer import Tokenizer
 
-TOKENS = 50_000  # that go through the model where nothing else is said
-WORKING_TYPE = (
-    "q8_0"  # of the file that a folder's checkpoint runs from: half of bf16's bytes, and several times as fast
-)
-UNREAD = ("system", "thinking", "tools", "raw", "fill")  # what lines of --batch and --task make other prompts of
+TOKENS = 50_000  # tokens that go through the model, unless the caller gives another limit
+# The type of the working file from which a folder's checkpoint runs: half of bf16's bytes, and several times as fast.
+WORKING_TYPE = "q8_0"
+# Keys that change the prompt in a line of --batch or --task, and are not read here.
+UNREAD = ("system", "thinking", "tools", "raw", "fill")
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What was seen: per matrix, how many passes of a canvas of so many tokens, and all tokens of all passes."""
+    """What was measured: sums by matrix, the passes over a canvas, its length, and the tokens of all passes."""
 
     sums: dict[str, Sums]
     passes: int
@@ -46,14 +47,16 @@ class Measured:
 
 
 def read_prompts(path: Path) -> list[Prompt]:
-    """The prompts of a .jsonl, an object {"prompt": text} or {"messages": [...]} per line, or of any other text file,
-    where blank lines part them. Raises FormatError for anything else.
+    """Return the prompts of a file. Raises FormatError for anything else.
+
+    A .jsonl has an object {"prompt": text} or {"messages": [...]} per line. In any other text file blank lines part the
+    prompts.
     """
     return [prompt for _, prompt in numbered_prompts(path)]
 
 
 def numbered_prompts(path: Path) -> list[tuple[int, Prompt]]:
-    """The same, each with the number of the line where it begins."""
+    """Return the prompts of a file, each with the number of the line where it begins."""
     if path.suffix == ".jsonl":
         os.close(open_regular(path))
         found = [(number, _prompt(f"{path}, line {number}", value)) for number, value in json_lines.values(path)]
@@ -74,7 +77,7 @@ def _text(path: Path) -> str:
 
 
 def _paragraphs(text: str) -> Iterator[tuple[int, str]]:
-    """What blank lines part, each with the number of its first line."""
+    """Yield the paragraphs of a text, which blank lines part, each with the number of its first line."""
     first, lines = 0, list[str]()
     for number, line in enumerate([*text.split("\n"), ""], 1):
         if line.strip(" \t"):
@@ -86,7 +89,7 @@ def _paragraphs(text: str) -> Iterator[tuple[int, str]]:
 
 
 def check_prompts(path: Path, prompts: Sequence[tuple[int, Prompt]], tokenizer: Tokenizer, context: int) -> None:
-    """Raises FormatError for a prompt that the model could not be asked, before it is run."""
+    """Raise FormatError for a prompt that the model could not be asked, before it runs."""
     for number, prompt in prompts:
         try:
             length = len(_ids(tokenizer, prompt))
@@ -121,9 +124,11 @@ def measure(
     threads: int,
     progress: Callable[[int, int], None] | None = None,
 ) -> Measured:
-    """Runs the GGUF file `path`: every prompt is encoded and answered with one canvas, prompt i with seed i and the
-    file's own sampler, so that all levels of noise and the self-conditioning are met as often as in use. It ends with
-    the prompts, or with the step at which `tokens` have gone through the layers.
+    """Run the GGUF file `path` on the prompts, and return what was measured.
+
+    Every prompt is encoded and answered with one canvas, prompt i with seed i and the file's own sampler, so that all
+    levels of noise and the self-conditioning are met as often as in use. The run ends with the prompts, or with the
+    step at which `tokens` have gone through the layers.
     """
     limit, done, passes = tokens or TOKENS, 0, 0
     with SourceModel(path, threads=threads) as model, _observed(model) as observed:
@@ -142,7 +147,7 @@ def measure(
             if done >= limit:
                 break
         if progress:
-            progress(limit, limit)  # though the prompts may have ended first
+            progress(limit, limit)  # the prompts may have ended before the limit
         with File(path) as file:
             there = {tensor.name for tensor in file.tensors}
         matrices = [(name, want) for want in needed for name in _names(want, there)]
@@ -151,20 +156,20 @@ def measure(
 
 
 def _ids(tokenizer: Tokenizer, prompt: Prompt) -> list[int]:
-    """As dg-run has it: text is a user's message where the file has a chat template."""
+    """Return the ids of a prompt as dg-run has them: text is a user's message where the file has a chat template."""
     if isinstance(prompt, str) and tokenizer.chat_template is not None:
         prompt = [{"role": "user", "content": prompt}]
     return tokenizer.prompt(prompt) if isinstance(prompt, str) else tokenizer.chat(cast(Messages, prompt))
 
 
 def _names(want: Wanted, there: set[str]) -> Sequence[str]:
-    """What the file calls a matrix."""
+    """Return the names that the file has for a matrix: its own, or those of its halves."""
     return () if want.is_float else (want.gguf,) if want.gguf in there else want.halves
 
 
 @contextmanager
 def _observed(model: Model) -> Iterator[Any]:
-    """The `dg_model *`, whose inputs are summed until the end."""
+    """Yield the `dg_model *` while it sums the inputs of its matrices."""
     pointer, error = model._open_handle().pointer, new_error()
     check(lib.dg_moments_start(pointer, error), error)
     try:
@@ -187,7 +192,7 @@ def _read(pointer: Any, name: str, want: Wanted) -> Sums:
 
 
 def refuse(imatrix: object, calibrate: object, tokens: int | None, save: object) -> None:
-    """Raises UsageError for arguments that do not go together."""
+    """Raise UsageError for arguments that do not go together."""
     if imatrix is not None and calibrate is not None:
         raise UsageError("imatrix and calibrate both say how much columns are used: give one")
     if calibrate is None and (tokens is not None or save is not None):

@@ -1,4 +1,4 @@
-"""The chat template of a checkpoint, made to say in a GGUF file what it says with the checkpoint's own tokenizer."""
+"""Prepare a checkpoint's chat template for a GGUF file: there it writes the same as with the checkpoint's tokenizer."""
 
 from __future__ import annotations
 
@@ -25,8 +25,10 @@ TRIALS: dict[str, dict[str, Any]] = {
 
 
 def with_tokens(template: str, settings: dict[str, Any]) -> str:
-    """The template with the special tokens that it names and that GGUF files have no key for, such as sep_token and
-    image_token, set at its beginning: transformers gives a template all that the tokenizer's files name.
+    """Return the template, with assignments at its beginning for tokens that GGUF files have no key for.
+
+    These are tokens that the template names, such as sep_token and image_token: transformers gives a template all
+    tokens that the tokenizer's files name.
     """
     tokens = _named(settings)
     used = [name for name in tokens if name not in IN_METADATA and re.search(rf"\b{re.escape(name)}\b", template)]
@@ -40,9 +42,10 @@ def _named(settings: dict[str, Any]) -> dict[str, str]:
 
 
 def try_out(where: Path, tokenizer: Tokenizer) -> list[str]:
-    """What a template does with conversations that people have: a note for each that it refuses or whose text it leaves
-    out. The first that takes too long is the last. Raises FormatError for what is no Jinja template, and for one that
-    writes none of them.
+    """Try a template on conversations that people have, and return notes on what does not work.
+
+    There is a note for each conversation that it refuses, or of which it leaves out text. The first that takes too long
+    ends the trial. Raises FormatError for what is no Jinja template, and for one that writes no conversation.
     """
     notes: list[str] = []
     refusals: list[UsageError] = []
@@ -58,7 +61,7 @@ def try_out(where: Path, tokenizer: Tokenizer) -> list[str]:
             if isinstance(problem, TakesTooLong):
                 break
             continue
-        except SystemFailure as problem:  # no process to try it in
+        except SystemFailure as problem:  # there is no process to try it in
             return [f"the chat template was not tried: {problem}"]
         written += 1
         if lost := next((m["content"] for m in given["messages"] if m["content"] not in text), None):

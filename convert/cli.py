@@ -1,4 +1,4 @@
-"""dg-convert: a checkpoint in, a GGUF file out."""
+"""The command dg-convert, which writes a checkpoint as a GGUF file."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ a failure, 2 for wrong usage, 130 after Ctrl-C; the last three leave nothing beh
 
 
 def pairs(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> list[tuple[str, str]]:
-    """PATTERN=TYPE, cut at the last =."""
+    """Return PATTERN=TYPE as pairs, cut at the last =."""
     for value in values:
         pattern, equals, name = value.rpartition("=")
         if not (pattern and equals and name):

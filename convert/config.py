@@ -1,4 +1,4 @@
-"""config.json and generation_config.json -> the numbers of the runtime's configuration, named as its fields."""
+"""Read config.json and generation_config.json into the numbers of the runtime's configuration, named as its fields."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ FIXED: dict[str, tuple[Any, ...]] = {
     "hidden_size_per_layer_input": (0, None),
 }
 
-# What text_config may say beside: it is read below, or does nothing to the numbers.
+# The other keys that text_config may have: those that are read below, and those that do not change any number.
 READ = {"num_hidden_layers", "max_position_embeddings", "hidden_size", "intermediate_size", "num_attention_heads"}
 READ |= {"rms_norm_eps", "num_experts", "top_k_experts", "final_logit_softcapping", "sliding_window", "vocab_size"}
 READ |= {"moe_intermediate_size", "layer_types", "head_dim", "num_key_value_heads", "global_head_dim"}
@@ -56,7 +56,7 @@ WITHOUT_EFFECT |= {"experts_implementation", "attn_implementation", "router_aux_
 WITHOUT_EFFECT |= {"vocab_size_per_layer_input", "sliding_window_pattern"}  # of 0 columns; layer_types says it
 EMPTY: tuple[Any, ...] = (None, False, 0, "", [], {})
 
-# Where generation_config.json has the sampler's settings; the library has the published values of those it lacks.
+# The keys of generation_config.json for the sampler's settings. The library has the published values of missing ones.
 SAMPLING = {
     "steps": "max_denoising_steps",
     "stability": "stability_threshold",
@@ -65,7 +65,7 @@ SAMPLING = {
     "confidence": "confidence_threshold",
 }
 
-# The rope_parameters of a config.json without them, and its full layers' head_dim.
+# The rope_parameters of a config.json that has none, and the head_dim of its full layers.
 ROPE: dict[str, dict[str, Any]] = {
     "sliding_attention": {"rope_type": "default", "rope_theta": 10_000.0},
     "full_attention": {"rope_type": "proportional", "partial_rotary_factor": 0.25, "rope_theta": 1_000_000.0},
@@ -75,7 +75,7 @@ GLOBAL_HEAD_DIM = 512
 
 @dataclass(frozen=True)
 class Config:
-    """`values` by field of dg_config (a list where there is one per layer), and what else the files say."""
+    """The `values` by field of dg_config (a list for one value per layer), and what else the files say."""
 
     values: dict[str, Any]
     rotary_factor: float  # of full layers
@@ -84,7 +84,7 @@ class Config:
     name: str
 
     def native(self) -> Any:
-        """A `dg_config *` with these values."""
+        """Return a `dg_config *` with these values."""
         config = ffi.new("dg_config *")
         for field, value in self.values.items():
             if isinstance(value, list):
@@ -95,7 +95,7 @@ class Config:
 
 
 class Section:
-    """An object of a JSON file, whose values are read with their kind checked."""
+    """An object of a JSON file. Its values are checked when they are read."""
 
     def __init__(self, where: str, values: Any) -> None:
         if not isinstance(values, dict):
@@ -126,7 +126,7 @@ class Section:
             raise FormatError(f"{self.where}: {key} is {self.values[key]!r}; the runtime knows only {expected}")
 
     def known(self, keys: Collection[str]) -> None:
-        """Refuses any other key, which may change the numbers in a way that the runtime does not know."""
+        """Refuse any other key: it may change the numbers in a way that the runtime does not know."""
         for key, value in self.values.items():
             aside = key in keys or key.startswith(("_", "unsloth")) or key.endswith("_token_id")
             if not aside and value not in EMPTY:
@@ -138,7 +138,7 @@ class Section:
 
 
 def read_config(folder: Path) -> Config:
-    """The configuration of a checkpoint. Refuses by name what the runtime could not express."""
+    """Return the configuration of a checkpoint. Refuse by name what the runtime cannot express."""
     file = folder / "config.json"
     top = Section(str(file), read_json(file))
     if (found := top.values.get("model_type")) != MODEL_TYPE:
@@ -175,7 +175,7 @@ def read_config(folder: Path) -> Config:
 
 
 def _check_limits(file: str, values: dict[str, Any]) -> None:
-    """Raises FormatError for a size that the runtime would refuse."""
+    """Raise FormatError for a size that the runtime would refuse."""
     for field, limit in limits().items():
         if field in values and not limit.least <= values[field] <= limit.most:
             raise FormatError(
@@ -254,7 +254,7 @@ def _sliding(text: Section, n_layer: int) -> list[bool]:
 
 
 def _heads(text: Section, sliding: list[bool]) -> tuple[int, int, list[int]]:
-    """head_dim of full and of sliding layers, and KV heads per layer, from either form of config.json."""
+    """Return head_dim of full and of sliding layers, and KV heads per layer, from either form of config.json."""
     base = {"head_dim": text.whole("head_dim", 256), "num_key_value_heads": text.whole("num_key_value_heads")}
     layers = [dict(base) for _ in sliding]
     if text.values.get("per_layer_config") is not None:
@@ -293,7 +293,7 @@ def _apply_per_layer(text: Section, layers: list[dict[str, int]]) -> None:
 
 
 def _rope(text: Section, kind: str) -> tuple[float, float]:
-    """rope_theta and the share of pairs that turn."""
+    """Return rope_theta and the share of pairs that turn."""
     parameters = text.values.get("rope_parameters")
     everything = text.section("rope_parameters") if parameters is not None else Section(text.where, ROPE)
     rope = everything.section(kind)
@@ -339,7 +339,7 @@ def _end_ids(section: Section, n_vocab: int) -> list[int]:
 
 
 def _name(folder: Path, recorded: Any) -> str:
-    """The model's name: what config.json recorded, else the folder's; a hub cache's snapshot has its repository's."""
+    """Return the model's name: what config.json recorded, else the folder's, or in the Hub's cache the repository's."""
     if isinstance(recorded, str) and recorded.strip("/ "):
         return recorded.strip("/ ").split("/")[-1]
     folder = Path(os.path.realpath(folder))  # resolve() raises at a link to itself

@@ -1,4 +1,4 @@
-"""Weights from the source's type to the file's, slice by slice on all threads, in file order."""
+"""Encode weights from the source's type to the file's: slice by slice, on all threads, in the order of the file."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
     from dgemma.convert.plan import Planned
     from dgemma.convert.source import Source
 
-HELD = 60_000.0  # what every format can hold, whatever else is in the block
-SLICE_VALUES = 1 << 20  # about what one task reads and encodes; whole rows of it
+HELD = 60_000.0  # a size up to which every format can hold a value, whatever else is in the block
+SLICE_VALUES = 1 << 20  # about the values that one task reads and encodes: whole rows
 
 
 def encoded(
     source: Source, tensors: Sequence[Planned], threads: int, importance: Importance | None = None
 ) -> Generator[tuple[Any, int], None, None]:
-    """The bytes of the tensors in order, aligned, each piece with the bytes of the source that it stands for."""
+    """Yield the tensors' bytes in order, padded to the alignment, each piece with the count of source bytes read."""
     pool = ThreadPoolExecutor(threads, thread_name_prefix="dg-convert")
     waiting: deque[tuple[Future[Any], int, int]] = deque()  # result, source bytes, padding behind it
     try:
@@ -53,7 +53,7 @@ def _finished(waiting: deque[tuple[Future[Any], int, int]]) -> Iterator[tuple[An
 
 
 class Slice:
-    """Whole rows of a tensor: `count` values from number `at` on, which are those from `start` on of their source."""
+    """Whole rows of a tensor: `count` values from number `at` on; in their source they start at number `start`."""
 
     __slots__ = ("at", "bytes", "count", "offset", "source", "start")
 
@@ -66,7 +66,7 @@ class Slice:
 
 
 def slices(tensor: Planned) -> Iterator[tuple[Slice, bool]]:
-    """A tensor's slices in order, and whether it is the last."""
+    """Yield a tensor's slices in order, each with whether it is the last."""
     row, at = tensor.want.dims[0], 0
     step = row * max(1, SLICE_VALUES // row)
     for source, start, count in tensor.runs():
@@ -77,19 +77,19 @@ def slices(tensor: Planned) -> Iterator[tuple[Slice, bool]]:
 
 
 def place(shape: Sequence[int], number: int) -> list[int]:
-    """Where value `number` of a tensor of this shape is: its index, slowest first."""
+    """Return the index, slowest dimension first, of value `number` of a tensor of this shape."""
     return [int(i) for i in np.unravel_index(number, tuple(shape))]
 
 
 def source_values(source: Source, tensor: Planned, piece: Slice) -> tuple[Any, NDArray[np.float32]]:
-    """A slice of the source: its bytes there, and its values."""
+    """Return the bytes of a slice in the source, and its values."""
     if piece.source is None:
         assert tensor.made is not None
         made = tensor.made[piece.offset : piece.offset + piece.count]
         return made.tobytes(), made
     data = source.read(piece.source, piece.offset, piece.bytes)
     values = formats.by_name(piece.source.dtype).decode(data)
-    if tensor.want.kind == "MADE" and (off := np.isposinf(values)).any():  # as F16 has what switches a pair off
+    if tensor.want.kind == "MADE" and (off := np.isposinf(values)).any():  # F16 holds STANDS as infinity
         values = np.where(off, np.float32(STANDS), values)
         data = values.tobytes() if tensor.format.name == piece.source.dtype else data
     return data, values
@@ -140,11 +140,11 @@ def _too_large(
     )
 
 
-STANDS = 1e30  # a factor that leaves nothing of a frequency: the pair does not turn
+STANDS = 1e30  # divides a frequency so that nothing is left of it: the pair does not turn
 
 
 def rope_freqs(config: Config) -> NDArray[np.float32]:
-    """What divides each frequency of full layers: 1 for the pairs that turn, so much for the others that they stand."""
+    """Return what divides each frequency of full layers: 1 for the pairs that turn, STANDS for the others."""
     head_dim = config.values["head_dim"]
     factors = np.full(head_dim // 2, STANDS, np.float32)
     factors[: int(config.rotary_factor * head_dim // 2)] = 1.0

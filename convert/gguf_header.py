@@ -82,7 +82,7 @@ class _HeaderWriter(GGUFWriter):
         self.memory = BytesIO()
 
     def add_architecture(self) -> None:
-        """Do nothing: this key is one of the pairs, or the file has none."""
+        """Add nothing: this key is one of the pairs, or the file has none."""
 
     def open_output_file(self, path: Path | None = None) -> None:
         """Let the package write to memory."""

@@ -1,4 +1,4 @@
-"""Importance: how much each column of a matrix is used, as llama.cpp's imatrix files have it from running a model."""
+"""Read and write importance: how much each column of a matrix is used, as in the imatrix files of llama.cpp."""
 
 from __future__ import annotations
 
@@ -23,15 +23,16 @@ from dgemma.native import formats
 from dgemma.native.formats import Format
 
 LOSSLESS = ("F32", "F16", "BF16")  # types that sums may have
-LEAST = 1e-4  # of the mean: no column is worth nothing
-MOST = 1e4
-STEADY = 0.1  # of the mean variance, added to each: a column that hardly varied when it was measured may do so in use
-FEW = 256  # rows: an expert that saw fewer is filled up with its layer's mean
+LEAST, MOST = 1e-4, 1e4  # bounds of a weight, relative to the mean: no column weighs nothing
+STEADY = 0.1  # share of the mean variance that is added to each: a column that hardly varied may vary in use
+FEW = 256  # an expert that saw fewer rows is filled up with its layer's mean
 
 
 class Sums(NamedTuple):
-    """Of a matrix, or of each of a layer's experts: sums of squared inputs [experts, columns], of so many rows, and of
-    the inputs themselves; None where a file does not have them.
+    """What was summed of a matrix, or of each of a layer's experts.
+
+    squares: of the inputs [experts, columns]. counts: the rows that were summed [experts]. inputs: of the inputs
+    themselves [experts, columns], or None where a file does not have them.
     """
 
     squares: NDArray[np.float32]
@@ -40,14 +41,14 @@ class Sums(NamedTuple):
 
 
 class Columns(NamedTuple):
-    """What is known of the columns of a matrix or of each of a layer's experts: [1 or experts, columns] each."""
+    """What is known of the columns of a matrix, or of each of a layer's experts. Shapes are [1 or experts, columns]."""
 
     weights: NDArray[np.float32]  # of squared errors, around 1
     mean: NDArray[np.float32] | None  # of the inputs; None where a file does not have it
     pull: NDArray[np.float32] | None  # mean / variance, see quants/rows.c
 
     def encode(self, to: Format, rows: NDArray[np.float32], expert: int) -> NDArray[np.uint8]:
-        """Rows [n, columns] of one expert, 0 where there are none."""
+        """Return the blocks of rows [n, columns] of one expert; the expert is 0 where there are none."""
         if self.mean is None or self.pull is None or to.block == 1:
             return to.encode(rows, self.weights[expert])
         return to.encode_rows(rows, self.weights[expert], self.mean[expert], self.pull[expert])
@@ -56,7 +57,7 @@ class Columns(NamedTuple):
 class Importance:
     """What is known of columns, by the name of a GGUF tensor.
 
-    few: (tensor, expert, rows) of experts that saw fewer than FEW rows, where that is known.
+    few: (tensor, expert, rows) of each expert that saw fewer than FEW rows, where that is known.
     """
 
     def __init__(self, path: Path, columns: dict[str, Columns], dataset: str, chunks: int) -> None:
@@ -65,14 +66,14 @@ class Importance:
         self._columns = columns
 
     def of(self, want: Wanted) -> Columns | None:
-        """What is known of a tensor's columns, for all or per expert; None where nothing is.
+        """Return what is known of a tensor's columns, for all or per expert; None where nothing is.
 
         A fused tensor has the inputs of either of its halves.
         """
         return next((self._columns[name] for name in (want.gguf, *want.halves) if name in self._columns), None)
 
     def bind(self, needed: Sequence[Wanted]) -> int:
-        """Checks the vectors of all tensors; returns how many there are."""
+        """Check the shapes for all tensors, and return how many are known."""
         found = 0
         for want in needed:
             known = self.of(want)
@@ -90,7 +91,7 @@ class Importance:
         return found
 
     def pairs(self, found: int) -> list[Pair]:
-        """What a quantised file says of it."""
+        """Return the keys by which a quantised file tells of it."""
         return [
             Pair("quantize.imatrix.file", "STRING", readable(self.path.name)),
             Pair("quantize.imatrix.dataset", "STRING", self.dataset),
@@ -100,7 +101,7 @@ class Importance:
 
 
 def read_imatrix(path: Path, n_expert: int) -> Importance:
-    """Reads a GGUF file, or the .dat of before. n_expert: how the numbers of a .dat divide."""
+    """Read a GGUF file, or the older .dat. n_expert: among how many experts the numbers of a .dat are divided."""
     if read_regular(path, 4) != b"GGUF":
         return _from_dat(path, read_regular(path), n_expert)
     with File(path) as file:
@@ -131,7 +132,7 @@ def read_imatrix(path: Path, n_expert: int) -> Importance:
 
 
 def importance_of(path: Path, found: Mapping[str, Sums], dataset: str, chunks: int) -> Importance:
-    """What sums say of each column. path: where they are from, for people."""
+    """Return what sums say of each column. path: the file that messages name."""
     importance = Importance(path, {}, dataset, chunks)
     for name, sums in found.items():
         importance._columns[name] = _columns(path, name, sums)
@@ -142,7 +143,7 @@ def importance_of(path: Path, found: Mapping[str, Sums], dataset: str, chunks: i
 
 
 def unmeasured(path: Path, needed: Sequence[Wanted]) -> Importance:
-    """What measuring will give, so far as its size goes."""
+    """Return an importance of the shape that measuring will give, for a plan."""
     sizes = {want.gguf: want.dims[0] for want in needed if not want.is_float}
     return Importance(
         path, {n: Columns(np.ones((1, size), np.float32), None, None) for n, size in sizes.items()}, path.name, 0
@@ -170,8 +171,10 @@ def _columns(path: Path, name: str, sums: Sums) -> Columns:
 
 
 def _filled_up(sums: NDArray[np.float64], counts: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Means per column. Of an expert e that saw n_e < FEW rows they are (S_e + (FEW - n_e) m) / FEW, m being the mean
-    of all rows of its layer: what it saw counts for as much as it is, and an expert that saw nothing is the mean.
+    """Return the means per column.
+
+    For an expert e that saw n_e < FEW rows they are (S_e + (FEW - n_e) m) / FEW, where S_e are its sums and m is the
+    mean of all rows of its layer. So each row that it saw counts, and an expert that saw nothing has the mean.
     """
     n = counts[:, None]
     if not n.any():
@@ -185,7 +188,7 @@ def _filled_up(sums: NDArray[np.float64], counts: NDArray[np.float64]) -> NDArra
 def write_imatrix(
     path: Path, found: Mapping[str, Sums], dataset: str, chunks: int, chunk_size: int, force: bool
 ) -> None:
-    """llama.cpp's GGUF file of such sums. chunk_size: rows of a chunk."""
+    """Write the sums as llama.cpp's GGUF file. chunk_size: the rows of a chunk."""
     pairs = [
         Pair(Keys.General.TYPE, "STRING", GGUFType.IMATRIX),
         Pair(Keys.IMatrix.DATASETS, "STRINGS", [dataset]),
@@ -209,7 +212,11 @@ def write_imatrix(
 
 
 def _from_dat(path: Path, data: bytes, n_expert: int) -> Importance:
-    """i32 entries, each i32 length, name, i32 calls, i32 numbers, f32s; behind them i32 chunks, i32 length, dataset."""
+    """Return the importance of an older file, all of whose numbers are little-endian.
+
+    It has i32 entries; each entry is i32 length, name, i32 calls, i32 numbers, f32 numbers; then come i32 chunks,
+    i32 length and the dataset's name.
+    """
     columns: dict[str, Columns] = {}
     at = 0
 
@@ -235,11 +242,12 @@ def _from_dat(path: Path, data: bytes, n_expert: int) -> Importance:
 
 
 def _weights(path: Path, name: str, squares: NDArray[np.float64]) -> NDArray[np.float32]:
-    """Each row around 1, which is what counts; a row of zeros, an expert that was never asked, weighs all alike.
+    """Return weights of columns, around 1 in each row. In a row of zeros, an expert that was never used, all are 1.
 
     A column is weighed by the root of its mean square. The mean square itself would minimise the error of outputs if
-    inputs were independent; they are not, and half of their squares is their means: measured on the bundled model in
-    six orders of its hidden dimensions, the root gave the lower divergence at four bits (tests/measure_types.py).
+    inputs were independent. They are not, and half of their squares comes from their means: measured on the bundled
+    model, in six orders of its hidden dimensions, the root gave the lower divergence at four bits
+    (tests/measure_types.py).
     """
     if squares.size == 0 or not np.isfinite(squares).all() or (squares < 0).any():
         raise FormatError(f"{path}: {name}: expected finite sums of squares")

@@ -1,4 +1,4 @@
-"""The metadata of the file to be: keys, kinds and order are the library's list, the values are gathered here."""
+"""Gather the metadata of a new file. The library lists keys, kinds and their order; the values are found here."""
 
 from __future__ import annotations
 
@@ -18,13 +18,17 @@ from dgemma.native.metadata import keys
 TOKENIZER_MODEL = "gemma4"
 ENCODED = "ENCODED"
 
-# What tells of a file and not of its model.
+# Keys, or beginnings of keys, that tell of a file and not of its model.
 OF_A_FILE = (Keys.General.ALIGNMENT, "split.", "quantize.")
 
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """A key of a GGUF file. kind: one of file.KINDS, one with an S: an array, or ENCODED: bytes as a file has them."""
+    """A key of a GGUF file with its value.
+
+    kind: one of file.KINDS; one of them with an S, for an array; or ENCODED, for a value as a file has it, which is the
+    number of its type and then its bytes.
+    """
 
     key: str
     kind: str
@@ -32,7 +36,7 @@ class Pair:
 
 
 def metadata(config: Config, vocabulary: Vocabulary, needed: Sequence[Wanted], file_type: int) -> list[Pair]:
-    """All pairs in file order; a key without a value, such as a missing chat template, is left out."""
+    """Return all pairs in file order, without keys that have no value, such as a missing chat template."""
     values: dict[str, Any] = dict(config.values)
     values["architecture"] = MODEL_TYPE.replace("_", "-")
     values["type"] = GGUFType.MODEL
@@ -58,7 +62,7 @@ def metadata(config: Config, vocabulary: Vocabulary, needed: Sequence[Wanted], f
 
 
 def carried(file: File, file_type: int) -> list[Pair]:
-    """The metadata of a file for a new one in other formats."""
+    """Return the metadata of a file for a new one in other formats."""
     fresh = {keys()["quantization_version"].key: GGML_QUANT_VERSION, keys()["file_type"].key: file_type}
     pairs = [
         Pair(key, "U32", fresh.pop(key)) if key in fresh else Pair(key, ENCODED, value.encoded)
@@ -69,14 +73,14 @@ def carried(file: File, file_type: int) -> list[Pair]:
 
 
 def size_label(needed: Sequence[Wanted], n_expert: int) -> str:
-    """Such as 128x2.6B: the experts, and the parameters of a model that had one of them."""
+    """Return a label such as 128x2.6B: the count of experts, and the parameters of a model with one of them."""
     shared = sum(want.count for want in needed if "_exps.weight" not in want.gguf)
     expert = sum(want.count // n_expert for want in needed if "_exps.weight" in want.gguf)
     return f"{n_expert}x{_rounded(shared + expert)}"
 
 
 def _rounded(count: int) -> str:
-    """Two digits at least, as other writers of this key round."""
+    """Return a count with two digits at least, as other writers of this key round it."""
     for scale, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "K")):
         if count > scale or letter == "K":
             break

@@ -1,4 +1,4 @@
-"""Which tensors a GGUF file holds, in file order, and where each comes from. The list is the library's."""
+"""Tell which tensors a GGUF file holds, in file order, and where each comes from. The library has the list."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from dgemma.convert.config import Config
 from dgemma.convert.safetensors import DTYPES, SourceTensor
 from dgemma.errors import FormatError
 
-# What checkpoints hold and no GGUF file does: the vision tower.
+# The tensors of the vision tower, which checkpoints hold and no GGUF file does.
 UNNEEDED = ("model.encoder.vision_tower.", "model.encoder.embed_vision.")
-# Other names of the same weights: a checkpoint has a tied weight under either name, or under both.
+# Other names of tied weights: a checkpoint has such a weight under one of the names, or under both.
 TIED = {"model.decoder.embed_tokens.": "lm_head.", "model.decoder.": "model.encoder.language_model."}
-ONE_OF_A_KIND = "model.decoder.self_conditioning."  # which the encoder does not have
+ONE_OF_A_KIND = "model.decoder.self_conditioning."  # not tied: the encoder has none
 
-HEAD = ffi.string(lib.dg_head_name()).decode()  # of a GGUF file that has the embedding's copy as a head, or it alone
+HEAD = ffi.string(lib.dg_head_name()).decode()  # the output head, in files that have one beside the embedding or alone
 
-# The tensors that older files have in place of a fused one, in the order of its rows.
+# The tensors that older files have in place of a fused one, in the order of their rows in it.
 HALVES = {"ffn_gate_up_exps": ("ffn_gate_exps", "ffn_up_exps")}
 
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """A tensor of the file to be: `dims` fastest first, `layer` -1 at top level, `hf` "" when it is made here."""
+    """A tensor of the new file: `dims` fastest first, `layer` -1 at top level, `hf` "" if the converter makes it."""
 
     gguf: str
     hf: str
-    kind: str  # FLOATS, MATRIX, TABLE, MADE
+    kind: str  # as tensors.def has it: FLOATS, MATRIX, TABLE or MADE
     layer: int
     dims: tuple[int, ...]
 
@@ -41,17 +41,17 @@ class Wanted:
 
     @property
     def halves(self) -> tuple[str, ...]:
-        """The names of the tensors that older files have in its place; none for most."""
+        """Return the names of the tensors that older files have in its place; most tensors have none."""
         return next((tuple(self.gguf.replace(f, h) for h in of) for f, of in HALVES.items() if f in self.gguf), ())
 
     @property
     def is_float(self) -> bool:
-        """Always float32, whatever the recipe."""
+        """Return whether the tensor is float32 in every recipe."""
         return self.kind in ("FLOATS", "MADE")
 
 
 def wanted(config: Config) -> list[Wanted]:
-    """All tensors, in the order of the file: those at top level by name, then each layer's by name."""
+    """Return all tensors in the order of the file: those at top level by name, then each layer's by name."""
     native, dims = config.native(), ffi.new("int64_t[3]")
 
     def entries() -> Iterator[Wanted]:
@@ -69,17 +69,19 @@ def wanted(config: Config) -> list[Wanted]:
 
 
 class Origins(NamedTuple):
-    """Where a file's tensors are, by GGUF name. Those that the converter makes are missing. Of several places, each has
-    a part of every expert's rows, in turn.
+    """Where a file's tensors lie in the source.
+
+    `of` has the places of a tensor by its GGUF name, and none of the tensors that the converter makes. Where there are
+    several places, each has a part of every expert's rows, in turn.
     """
 
     of: dict[str, tuple[SourceTensor, ...]]
-    copies: list[tuple[SourceTensor, SourceTensor]]  # (a tensor, another that must hold the same values)
+    copies: list[tuple[SourceTensor, SourceTensor]]  # pairs that must hold the same values
     left_out: int  # tensors of the source that are in no GGUF file
 
 
 def match(tensors: dict[str, SourceTensor], needed: Sequence[Wanted], folder: Path) -> Origins:
-    """The source of each needed tensor. Raises FormatError for one that is missing, is none or has another shape."""
+    """Return where each needed tensor lies. Raises FormatError for a missing or unknown tensor, or another shape."""
     origins = Origins({}, [], 0)
     own = {want.hf for want in needed}
     seen: set[str] = set()
@@ -102,7 +104,7 @@ def match(tensors: dict[str, SourceTensor], needed: Sequence[Wanted], folder: Pa
 
 
 def _names(name: str, own: set[str]) -> Iterator[str]:
-    """A weight's name, and those of its tied copies. own: names of weights that are copies of none."""
+    """Yield a weight's name and those of its tied copies. own: names of weights that are no copies."""
     yield name
     for original, copy in TIED.items():
         other = copy + name.removeprefix(original)

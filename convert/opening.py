@@ -1,5 +1,6 @@
-"""The runtime's own tokenizer of a checkpoint's files, before any weight is read: what it refuses, or takes otherwise
-than those files say, is found in time.
+"""Open a checkpoint's vocabulary with the runtime's own tokenizer, before any weight is read.
+
+So what the runtime refuses, or reads otherwise than the checkpoint's files say, is found before the long work.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from dgemma.tokenizer import Tokenizer
 
 
 def open_vocabulary(pairs: Sequence[Pair], vocabulary: Vocabulary) -> Tokenizer:
-    """Return the tokenizer of a file with these keys. Raises FormatError, which names the vocabulary's file."""
+    """Return the tokenizer of a file with these keys. A FormatError names the vocabulary's file."""
     with TemporaryDirectory(prefix="dgemma-") as room:
         file = Path(room) / "vocabulary.gguf"
         file.write_bytes(header(pairs, []))

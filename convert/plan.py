@@ -1,4 +1,4 @@
-"""What a conversion will do: every tensor's source, format and place in the file, and the headers in full."""
+"""Plan a conversion: every tensor's source, format and place in the file, and the headers."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from dgemma.units import size_text
 
 @dataclass(frozen=True, slots=True)
 class Planned:
-    """A tensor of the file. Its values are `made`, or in `sources`; `offset` is within its part's data section."""
+    """A tensor of the new file. Its values are `made` or in `sources`; `offset` counts from its part's data section."""
 
     want: Wanted
     sources: tuple[SourceTensor, ...]
@@ -45,7 +45,7 @@ class Planned:
         return "+".join(dict.fromkeys(source.dtype for source in self.sources)) or "made"
 
     def runs(self) -> Iterator[tuple[SourceTensor | None, int, int]]:
-        """(source, its first value, values), in the tensor's order: several sources take turns, expert by expert."""
+        """Yield (source, its first value, count of values) in the tensor's order. Sources take turns by expert."""
         if len(self.sources) <= 1:
             yield self.sources[0] if self.sources else None, 0, self.want.count
             return
@@ -57,7 +57,7 @@ class Planned:
 
 @dataclass(frozen=True)
 class Part:
-    """A file to write: the whole, or a part of it."""
+    """One file to write: the only one, or a part of a split one."""
 
     header: bytes
     tensors: list[Planned]
@@ -73,12 +73,14 @@ class Part:
 
 @dataclass(frozen=True)
 class Plan:
+    """All that a conversion will do."""
+
     source: Path
     type: str
     config: Config
     parts: list[Part]
-    copies: list[tuple[SourceTensor, SourceTensor]]  # of the source, which must be equal: one of each pair is taken
-    left_out: int  # tensors of the source that no GGUF file holds, beside copies
+    copies: list[tuple[SourceTensor, SourceTensor]]  # pairs of the source that must be equal: the first is taken
+    left_out: int  # tensors of the source that no GGUF file holds, without copies
     notes: list[str]  # what people should know of the source
 
     @property
@@ -106,7 +108,7 @@ class Plan:
         return sum(one.bytes + other.bytes for one, other in self.copies)
 
     def histogram(self) -> dict[str, tuple[int, int]]:
-        """Tensors and bytes per format, the most bytes first."""
+        """Return the count of tensors and their bytes per format, the most bytes first."""
         counts: Counter[str] = Counter()
         sizes: Counter[str] = Counter()
         for tensor in self.tensors:
@@ -122,7 +124,7 @@ def make_plan(
     split_max_size: int | None = None,
     more: Sequence[Pair] = (),
 ) -> Plan:
-    """Reads the small files of the source and decides everything; no weight is read. more: further metadata."""
+    """Read the small files of the source, and decide everything. No weight is read. more: further metadata."""
     chosen = recipe.find(type)
     needed = wanted(source.config)
     origins = source.origins(needed)
@@ -138,7 +140,10 @@ def make_plan(
 
 
 def _parts(pairs: list[Pair], tensors: list[Planned], most: int | None) -> list[Part]:
-    """One part, or several of at most so many bytes: the first has the metadata, each its number and their count."""
+    """Return one part, or several of at most `most` bytes.
+
+    The first part has the metadata; each of several has its number and their count.
+    """
     if most is None or len(grouped := _grouped(pairs, tensors, most)) == 1:
         return [_part(pairs, tensors)]
     parts = []
@@ -156,7 +161,7 @@ def _split_pairs(i: int, n: int, n_tensors: int) -> list[Pair]:
 
 
 def _grouped(pairs: list[Pair], tensors: list[Planned], most: int) -> list[list[Planned]]:
-    """The tensors in order, each group as long as its file stays within `most` bytes."""
+    """Return the tensors in order, in groups whose files stay within `most` bytes."""
     groups: list[list[Planned]] = []
     room = 0
     for tensor in tensors:
@@ -164,7 +169,7 @@ def _grouped(pairs: list[Pair], tensors: list[Planned], most: int) -> list[list[
         needs = entry + aligned(tensor.bytes)
         if not groups or needs > room:
             keys = (pairs if not groups else []) + _split_pairs(0, 0, 0)
-            room = most - header_bytes(keys, []) - (ALIGNMENT - 1)  # and the padding behind it
+            room = most - header_bytes(keys, []) - (ALIGNMENT - 1)  # at most so much padding is behind the header
             groups.append([])
         if needs > room:
             raise UsageError(

@@ -1,4 +1,4 @@
-"""Which format each tensor gets: the recipes of llama-quantize, with its per-layer rules and fall-backs."""
+"""Choose the format of each tensor: the recipes of llama-quantize, with its rules per layer and its fall-backs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dgemma.convert.names import Wanted
 from dgemma.errors import UsageError
 from dgemma.native import formats
 
-# Rows that do not divide into a format's blocks fall back to this one, and where they do not fit that either, to F16.
+# A tensor whose rows do not divide into a format's blocks gets the fall-back, and where that does not fit either, F16.
 FALLBACK = {"Q6_K": "Q8_0", "Q5_K": "Q5_1", "Q4_K": "Q5_0"}
 LAST_RESORT = "F16"
 
@@ -21,7 +21,7 @@ FILE_TYPES = {file_type.name.partition("_")[2]: int(file_type) for file_type in 
 
 
 def more_bits(i: int, n: int) -> bool:
-    """Whether number i of n matters more: the first and last eighth, and every third between."""
+    """Return whether layer i of n matters more: one of the first and last eighth, or every third between them."""
     return i < n // 8 or i >= 7 * n // 8 or (i - n // 8) % 3 == 2
 
 
@@ -33,7 +33,7 @@ def _same(base: str) -> Rule:
 
 
 def _mixed(base: str) -> Rule:
-    """_M recipes: attn_v and the down projections of the layers that matter more get Q6_K."""
+    """Return the rule of _M recipes: attn_v and the down projections of the layers that matter more get Q6_K."""
 
     def rule(want: Wanted, i: int, n: int) -> str:
         return "Q6_K" if (_is_value(want) or _is_down(want)) and more_bits(i, n) else base
@@ -42,7 +42,7 @@ def _mixed(base: str) -> Rule:
 
 
 def _first(base: str, values: int) -> Rule:
-    """The first `values` attn_v and the down projections of the first eighth of the layers get Q5_K."""
+    """Return a rule: the first `values` attn_v and the down projections of the first eighth of the layers get Q5_K."""
 
     def rule(want: Wanted, i: int, n: int) -> str:
         return "Q5_K" if (_is_value(want) and i < values) or (_is_down(want) and i < n // 8) else base
@@ -51,7 +51,7 @@ def _first(base: str, values: int) -> Rule:
 
 
 def _dense8(experts: str) -> Rule:
-    """Ours: experts, of which a token meets a sixteenth, in few bits; what every token passes through in eight."""
+    """Return a rule of our own: experts, of which a token meets a sixteenth, get few bits; all else gets eight."""
     return lambda want, i, n: experts if "_exps." in want.gguf else "Q8_0"
 
 
@@ -65,7 +65,7 @@ def _is_down(want: Wanted) -> bool:
 
 @dataclass(frozen=True)
 class Recipe:
-    """`rule` gives the format of a matrix that is number i of the n of its name."""
+    """A choice of formats. `rule` gives that of a matrix, which is number i of the n with its name."""
 
     like: str  # the type that general.file_type names; of our own recipes the nearest other
     table: str  # the format of the embedding, which is also the output head
@@ -79,7 +79,7 @@ class Recipe:
         return FILE_TYPES[self.like]
 
 
-# THE list of types, from the largest file to the smallest.
+# All types, from the largest file to the smallest.
 RECIPES = {
     "f32": Recipe("F32", "F32", _same("F32"), "94.1 GiB", "32-bit floats, for comparisons"),
     "f16": Recipe("F16", "F16", _same("F16"), "47.1 GiB", "16-bit floats with a small range"),
@@ -111,9 +111,9 @@ def find(name: str) -> Recipe:
 
 
 def assign(needed: Sequence[Wanted], recipe: Recipe, overrides: Sequence[tuple[str, str]]) -> dict[str, formats.Format]:
-    """The format of every tensor by its GGUF name. `overrides` are (glob, format name), the last that matches wins."""
+    """Return each tensor's format by its GGUF name. overrides: (glob, format name); the last that matches wins."""
     chosen: dict[str, formats.Format] = {}
-    seen: dict[str, int] = {}  # existing layers of each name so far: attn_v counts those that have one
+    seen: dict[str, int] = {}  # tensors of each name so far: not every layer has an attn_v
     totals: dict[str, int] = {}
     for want in needed:
         totals[_stem(want)] = totals.get(_stem(want), 0) + 1

@@ -1,4 +1,4 @@
-"""What dg-convert tells: the plan, what was done, and how near the file is to its source."""
+"""Format what dg-convert tells: the plan, what was done, and how near the file is to its source."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from dgemma.convert import Conversion
 from dgemma.convert.plan import Plan
 from dgemma.units import size_text
 
-WORST = 10  # tensors that are listed
+WORST = 10  # how many tensors are listed
 
 
 def describe(todo: Plan) -> str:
-    """The plan as text: a line per tensor, then the totals."""
+    """Return the plan as text: a line per tensor, then the totals."""
     width = max(len(tensor.want.gguf) for tensor in todo.tensors)
     lines = [f"{'tensor':<{width}}  {'dims':<20}  {'from':<6}  {'to':<6}  {'bytes':>14}"]
     for tensor in todo.tensors:
@@ -45,7 +45,7 @@ def summary(done: Plan) -> str:
 
 
 def deviations(done: Conversion) -> str:
-    """The tensors that lost most, the worst first, and how many lost nothing."""
+    """Return a table of the tensors that lost most, the worst first, and how many lost nothing."""
     lossy = [d for d in done.deviations if d.max_error > 0]
     exact = f"{len(done.deviations) - len(lossy)} of {len(done.deviations)} tensors hold exactly the source's values"
     if not lossy:
@@ -60,7 +60,7 @@ def deviations(done: Conversion) -> str:
 
 
 def _fidelity(done: Conversion) -> list[str]:
-    """What dg-eval measured, of what the two models say."""
+    """Return a line on what dg-eval measured of both models' answers."""
     f = done.fidelity
     if f is None or isinstance(f, str):
         return [f"what it says was not compared: {f}"] if f else []
@@ -69,7 +69,7 @@ def _fidelity(done: Conversion) -> list[str]:
 
 
 def few(done: Conversion) -> str:
-    """The experts that saw few tokens, by layer: one line."""
+    """Return one line with the experts that saw few tokens, by layer."""
     names: dict[str, list[str]] = {}
     for name, expert, tokens in done.few:
         names.setdefault(name.removesuffix(".weight"), []).append(f"{expert} ({tokens})")

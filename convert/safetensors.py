@@ -1,4 +1,4 @@
-"""Checkpoints in safetensors files: headers are read and checked, values are read slice by slice when asked for."""
+"""Read checkpoints in safetensors files: headers are read and checked at once, values slice by slice when asked for."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ MOST_HEADER_BYTES = 100_000_000
 
 @dataclass(frozen=True, slots=True)
 class SourceTensor:
-    """Where a tensor lies: `shape` slowest first, `offset` from the start of the file, `dtype` the name of a format."""
+    """The place of a tensor: `shape` slowest first, `offset` from the file's start, `dtype` the name of a format."""
 
     name: str
     file: Path
@@ -40,7 +40,7 @@ class SourceTensor:
 
 
 class Checkpoint:
-    """The tensors of one or many safetensors files by name; a context manager that holds the files open."""
+    """The tensors, by name, of one or many safetensors files: a context manager that holds the files open."""
 
     def __init__(self, folder: Path) -> None:
         self.tensors: dict[str, SourceTensor] = {}
@@ -63,7 +63,7 @@ class Checkpoint:
             self.tensors[name] = tensor
 
     def read(self, tensor: SourceTensor, start: int, count: int) -> bytearray:
-        """`count` bytes of a tensor from byte `start` on."""
+        """Return `count` bytes of a tensor from byte `start` on."""
         data = bytearray(count)
         view, done = memoryview(data), 0
         while done < count:
@@ -86,7 +86,7 @@ class Checkpoint:
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """A JSON file that holds an object."""
+    """Return the object that a JSON file holds."""
     if not os.path.lexists(file):
         raise FormatError(f"{file}: no such file")
     data = read_regular(file)
@@ -100,7 +100,7 @@ def read_json(file: Path) -> dict[str, Any]:
 
 
 def _shards(folder: Path) -> dict[Path, set[str]]:
-    """The files of a checkpoint, each with the tensors that its index promises there."""
+    """Return the files of a checkpoint, each with the tensors that the index promises there."""
     whole, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
     if os.path.lexists(whole):
         return {whole: set()}
@@ -128,7 +128,7 @@ def _indexed(folder: Path, index: Path) -> dict[Path, set[str]]:
         if not isinstance(shard, str) or not shard or Path(shard).name != shard:
             raise FormatError(f"{index}: tensor {name} is said to be in {shard!r}, which is no file name")
         shards.setdefault(folder / shard, set()).add(name)
-    present = {file.name for file in folder.iterdir()}  # names that no file can have are not asked for
+    present = {file.name for file in folder.iterdir()}  # the index may have names that no file can have
     for shard, names in shards.items():
         if shard.name not in present:
             raise FormatError(f"{shard}: this shard of the checkpoint is missing (it holds {len(names)} tensors)")

@@ -1,4 +1,4 @@
-"""Where weights come from: the folder of a Hugging Face checkpoint, or a GGUF file."""
+"""The sources of a conversion: the folder of a Hugging Face checkpoint, or a GGUF file."""
 
 from __future__ import annotations
 
@@ -25,27 +25,27 @@ from dgemma.tokenizer import Tokenizer
 
 
 class Source(ABC):
-    """A context manager that holds its files open."""
+    """What is converted. A context manager that holds its files open."""
 
     path: Path
     config: Config
-    notes: list[str]  # what people should know of it: filled by pairs()
+    notes: list[str]  # what people should know of the source; pairs() fills it
 
     @abstractmethod
     def origins(self, needed: Sequence[Wanted]) -> Origins:
-        """Where each needed tensor lies."""
+        """Return where each needed tensor lies."""
 
     @abstractmethod
     def pairs(self, needed: Sequence[Wanted], file_type: int) -> list[Pair]:
-        """The metadata of a file made of this source."""
+        """Return the metadata of a file made of this source."""
 
     @abstractmethod
     def tokenizer(self) -> Tokenizer:
-        """The tokenizer of a file made of this source."""
+        """Return the tokenizer of a file made of this source."""
 
     @abstractmethod
     def read(self, tensor: SourceTensor, start: int, count: int) -> Any:
-        """`count` bytes of a tensor from byte `start` on."""
+        """Return `count` bytes of a tensor from byte `start` on."""
 
     @abstractmethod
     def close(self) -> None: ...
@@ -58,7 +58,7 @@ class Source(ABC):
 
 
 class Folder(Source):
-    """A folder with config.json, tokenizer.json and safetensors."""
+    """A checkpoint's folder, with config.json, tokenizer.json and safetensors."""
 
     def __init__(self, path: Path) -> None:
         self.path, self.notes = path, []
@@ -97,13 +97,13 @@ class Folder(Source):
 
 
 class SourceModel(Model):
-    """A model whose file may have its embedding as an output head too: they are compared when it is converted."""
+    """A model whose file may have its embedding twice, once as the output head: the conversion compares them."""
 
     _head_copy = True
 
 
 class Gguf(Source):
-    """A GGUF file, or the first part of a split one. The runtime checks it as if to run it."""
+    """A GGUF file, or the first part of a split one. The runtime checks it as it does before it runs one."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -152,7 +152,7 @@ class Gguf(Source):
 
 
 def _notes(path: Path, tokenizer: Tokenizer) -> list[str]:
-    """Of a file's template. One that is none stays what it is: the file runs without it."""
+    """Return notes on a file's chat template. A damaged one is kept, as the file runs without it."""
     if tokenizer.chat_template is None:
         return []
     try:

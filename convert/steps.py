@@ -1,5 +1,6 @@
-"""What a tokenizer.json does with a text, step by step, beside what the runtime does: a tokenizer that gives other ids
-is refused, by the step and what it would change. Steps are judged by what they do: those that do nothing are allowed.
+"""Compare the steps of a tokenizer.json with what the runtime does with a text, and refuse one that gives other ids.
+
+The message names the step and what it would change. Steps are judged by what they do: one that does nothing is allowed.
 
 The runtime cuts out added tokens, leftmost and longest first; replaces ' ' by U+2581; splits runs of newlines from the
 rest; takes a run of newlines that is a token as that; and applies merges to the characters of all else. Characters that
@@ -32,12 +33,12 @@ NEWLINES |= {f"{n}+|[^{n}]+" for n in ("\n", r"\n")} | {f"[{n}]+|[^{n}]+" for n 
 
 
 class Tokenizer:
-    """A tokenizer.json whose added tokens and merges are known."""
+    """The steps of a tokenizer.json, with its added tokens and merges."""
 
     def __init__(
         self, file: Path, top: Mapping[str, Any], added: Sequence[Step], merges: Sequence[str], bytes_: set[str]
     ) -> None:
-        """merges: "left right", as GGUF files have them. bytes_: the vocabulary's tokens of bytes."""
+        """Take merges as "left right", as GGUF files have them. bytes_: the vocabulary's tokens of bytes."""
         self.file, self.top, self.model = file, top, top["model"]
         self.added, self.merges, self.bytes = added, merges, bytes_
 
@@ -45,7 +46,7 @@ class Tokenizer:
         raise FormatError(f"{self.file}: {what}: {effect}")
 
     def check(self) -> None:
-        """Raises FormatError where texts would get other ids, or ids another text, than the runtime gives them."""
+        """Raise FormatError where texts would get other ids, or ids another text, than the runtime gives them."""
         for name in [*self.top.keys() - TOP, *self.model.keys() - MODEL]:
             self.refuse(name, "the converter does not know what it does")
         self._lengths()
@@ -91,7 +92,7 @@ class Tokenizer:
                 f"{min(self.bytes)} is a token and {missing} is none",
                 "unknown characters would come before or behind others than in the runtime; expected all 256, or none",
             )
-        if not self.bytes:  # so characters may be unknown
+        if not self.bytes:  # then there may be unknown characters
             unk = model.get("unk_token")
             if not isinstance(unk, str) or unk not in model["vocab"]:
                 self.refuse(
@@ -103,10 +104,10 @@ class Tokenizer:
                     "fuse_unk is false", "each unknown character is a token; the runtime makes one of neighbours"
                 )
 
-    # ---- from text to pieces ----
+    # ---- From text to pieces ----
 
     def _text(self) -> bool:
-        """Follows normalizer and pre_tokenizer; returns whether runs of newlines are split from the rest."""
+        """Follow normalizer and pre_tokenizer, and return whether runs of newlines are split from the rest."""
         spaced = isolated = False
         for step in self._steps("normalizer", "normalizers"):
             if _replaces(step, " ", SPACE) or (spaced and _literal(step) and " " in _literal(step)):
@@ -147,7 +148,7 @@ class Tokenizer:
                     "the runtime takes the token that they are",
                 )
 
-    # ---- added tokens ----
+    # ---- Added tokens ----
 
     def _added(self) -> None:
         early, late = [], []
@@ -170,7 +171,7 @@ class Tokenizer:
                 late.append(text)
             else:
                 early.append(text)
-        for text in late:  # these are looked for in what the others leave
+        for text in late:  # normalized tokens are looked for in what the others leave
             for other in early:
                 ends = (text.endswith(other[:n]) for n in range(1, min(len(other), len(text))))
                 if other in text or any(ends):
@@ -179,7 +180,7 @@ class Tokenizer:
                         "it would be found after that; the runtime takes what comes first",
                     )
 
-    # ---- and back ----
+    # ---- From pieces to text ----
 
     def _decoder(self) -> None:
         spaced = bytes_ = fused = False
@@ -201,7 +202,7 @@ class Tokenizer:
             self.refuse(f"decoder {_told(self.top.get('decoder'))}", f"{missing}, and in the runtime they do not")
 
     def around(self) -> tuple[list[int], list[int]] | None:
-        """The ids that the post_processor puts before and behind a text; None where there is no post_processor."""
+        """Return the ids that the post_processor puts before and behind a text; None without a post_processor."""
         if self.top.get("post_processor") is None:
             return None
         before: list[int] = []
@@ -210,7 +211,7 @@ class Tokenizer:
             if step.get("type") == "TemplateProcessing":
                 first, last = self._template(step)
                 before, behind = first + before, behind + last
-            elif step.get("type") != "ByteLevel":  # which moves offsets, and no id
+            elif step.get("type") != "ByteLevel":  # it moves offsets and changes no id
                 self.refuse(f"post_processor {_told(step)}", "the runtime puts <bos> before a text, or nothing")
         return before, behind
 
@@ -237,7 +238,7 @@ class Tokenizer:
         return sides[0], sides[1]
 
     def _steps(self, part: str, key: str) -> Iterator[Step]:
-        """The steps of a part, those of sequences within sequences too, in order."""
+        """Yield the steps of a part in order, with those of sequences within sequences."""
         waiting = [] if self.top.get(part) is None else [self.top[part]]
         while waiting:
             step = waiting.pop()
@@ -253,7 +254,7 @@ class Tokenizer:
 
 
 def _told(step: Any) -> str:
-    """Such as 'Split' of {'Regex': '[a-z]'}."""
+    """Return a step as text, such as 'Split' of {'Regex': '[a-z]'}."""
     if not isinstance(step, dict):
         return repr(step)
     if not isinstance(step.get("type"), str):
@@ -263,7 +264,7 @@ def _told(step: Any) -> str:
 
 
 def _literal(step: Step) -> str:
-    """The text that a Replace looks for, or "" where it is a regular expression or no Replace."""
+    """Return the text that a Replace looks for, or "" where it is a regular expression or no Replace."""
     pattern = step.get("pattern")
     if step.get("type") != "Replace" or not isinstance(pattern, dict):
         return ""
@@ -277,7 +278,7 @@ def _replaces(step: Step, old: str, new: str) -> bool:
 
 
 def _is_metaspace(step: Step) -> bool:
-    """Whether it is one that puts nothing in front."""
+    """Return whether a step is a Metaspace that puts nothing in front."""
     right = step.get("type") == "Metaspace" and step.get("replacement") == SPACE
     return right and step.get("prepend_scheme") == "never" and not step.get("add_prefix_space")
 
@@ -293,7 +294,7 @@ def _needs_space(step: Step) -> bool:
 
 
 def _splits_newlines(step: Step) -> bool:
-    """Whether it makes pieces of the runs of newlines and of what is between them."""
+    """Return whether a Split makes pieces of the runs of newlines and of what is between them."""
     pattern = step.get("pattern")
     if not isinstance(pattern, dict) or step.get("invert"):
         return False
@@ -303,7 +304,7 @@ def _splits_newlines(step: Step) -> bool:
 
 
 def merged(text: str, ranks: Mapping[tuple[str, str], int]) -> list[str]:
-    """The parts that merges make of a text, the lowest rank first."""
+    """Return the parts that merges, lowest rank first, make of a text."""
     parts = list(text)
     while True:
         pairs = [(ranks[pair], i) for i, pair in enumerate(pairwise(parts)) if pair in ranks]

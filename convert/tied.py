@@ -1,4 +1,4 @@
-"""Weights that a checkpoint holds twice: the runtime has one of them, so both must be the same."""
+"""Compare weights that a checkpoint holds twice: the runtime has only one of them, so both must be equal."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from dgemma.native import formats
 def compare_copies(
     source: Source, copies: Sequence[tuple[SourceTensor, SourceTensor]], progress: Callable[[int], None]
 ) -> None:
-    """Raises FormatError at the first value that a pair has differently. progress: called with the bytes just read."""
+    """Raise FormatError at the first value in which a pair differs. progress: called with the bytes just read."""
     for one, other in copies:
         for start in range(0, one.count, SLICE_VALUES):
             count = min(SLICE_VALUES, one.count - start)
@@ -24,7 +24,7 @@ def compare_copies(
 
 
 def _compare(source: Source, one: SourceTensor, other: SourceTensor, start: int, count: int) -> int:
-    """The bytes that were read for `count` values from number `start` on."""
+    """Compare `count` values from number `start` on, and return the bytes that were read."""
     kept = [formats.by_name(tensor.dtype) for tensor in (one, other)]
     data = [
         source.read(tensor, start // stored.block * stored.bytes, count // stored.block * stored.bytes)

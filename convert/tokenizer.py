@@ -1,4 +1,4 @@
-"""The vocabulary of a checkpoint: tokenizer.json, or tokenizer.model where there is none, and what goes with it."""
+"""Read the vocabulary of a checkpoint: tokenizer.json, or else tokenizer.model, and the files beside it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from dgemma.files.regular import read_regular
 
 
 def read_vocabulary(folder: Path, n_vocab: int, config_ids: dict[str, int]) -> Vocabulary:
-    """`config_ids`: special ids that config.json names, for what the tokenizer's files leave open."""
+    """Return the vocabulary. config_ids: special ids of config.json, where the tokenizer's files name none."""
     settings = read_settings(folder)
     if os.path.lexists(folder / "tokenizer.json"):
         vocabulary = _from_json(folder / "tokenizer.json", n_vocab, settings)
@@ -57,14 +57,14 @@ def _from_json(file: Path, n_vocab: int, settings: Settings) -> Vocabulary:
     bytes_ = {text for text in model["vocab"] if is_byte(text)}
     steps = Tokenizer(file, top, added, vocabulary.merges, bytes_)
     steps.check()
-    if len(bytes_) < 256:  # else no character is unknown
+    if len(bytes_) < 256:  # with tokens for all bytes no character is unknown
         vocabulary.ids["unk"] = model["vocab"][model["unk_token"]]
     vocabulary.around = steps.around()
     return vocabulary
 
 
 def _begin(folder: Path, vocabulary: Vocabulary, add_bos: Any) -> None:
-    """Whether <bos> goes before a text: the post_processor says it, as transformers has it, else add_bos_token."""
+    """Set whether <bos> goes before a text: the post_processor says it, as in transformers, else add_bos_token."""
     asked = add_bos if isinstance(add_bos, bool) else None
     vocabulary.add_bos = asked is not False
     told = "add_bos_token of tokenizer_config.json is false"
@@ -86,7 +86,7 @@ def _begin(folder: Path, vocabulary: Vocabulary, add_bos: Any) -> None:
 
 
 def _added(file: Path, top: dict[str, Any]) -> list[dict[str, Any]]:
-    """added_tokens, each with an id, and of a text that is in the vocabulary with that of the vocabulary."""
+    """Return added_tokens. Each has an id; a text that is in the vocabulary has the same id there."""
     added = top.get("added_tokens") or []
     if not isinstance(added, list) or not all(isinstance(entry, dict) for entry in added):
         raise FormatError(f"{file}: added_tokens is no list of objects")
@@ -113,7 +113,7 @@ def _put(file: Path, tokens: list[str | None], i: Any, text: Any) -> None:
 
 
 def _merges(file: Path, merges: Iterable[Any]) -> Iterator[str]:
-    """Merges in either form, "left right" or ["left", "right"], as "left right"."""
+    """Yield merges of either form, "left right" or ["left", "right"], as "left right"."""
     for rank, merge in enumerate(merges):
         if isinstance(merge, str):
             text = merge
@@ -129,7 +129,7 @@ def _merges(file: Path, merges: Iterable[Any]) -> Iterator[str]:
 
 
 def _add_special_ids(vocabulary: Vocabulary, settings: Settings, config_ids: dict[str, int]) -> None:
-    """Special ids from the first that names them: the settings, tokenizer.model, config.json, usual texts."""
+    """Set each special id by the first that names it: settings, the tokenizer's model, config.json, the usual text."""
     index = {token: i for i, token in enumerate(vocabulary.tokens)}
     found = {name: index[text] for name, text in SPECIAL.items() if text in index}
     found |= config_ids | vocabulary.ids
@@ -150,7 +150,7 @@ def _add_special_ids(vocabulary: Vocabulary, settings: Settings, config_ids: dic
 
 
 def _chat_template(folder: Path, settings: dict[str, Any], notes: list[str]) -> str | None:
-    """The default one, where there are several. A note tells of one that cannot be taken."""
+    """Return the chat template, of several the default one. A note tells of one that cannot be taken."""
     file = folder / "chat_template.jinja"
     if os.path.lexists(file):
         try:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from sentencepiece import SentencePieceProcessor
+from sentencepiece import SentencePieceProcessor, set_min_log_level
 
 from dgemma.convert.added import Settings, add_special
 from dgemma.convert.steps import SPACE, merged
@@ -15,14 +15,17 @@ from dgemma.convert.vocabulary import BYTE, CONTROL, NORMAL, SPECIAL, USER_DEFIN
 from dgemma.errors import FormatError
 from dgemma.files.regular import read_regular
 
-COMPOSED = ("e\u0301", "\u1100\u1161\u11a8", "\u0915\u093c", "\u304b\u3099")  # what normal forms join
+COMPOSED = ("e\u0301", "\u1100\u1161\u11a8", "\u0915\u093c", "\u304b\u3099")  # characters that normal forms join
+
+FATAL = 3  # messages of the package below this log level are not shown; it tells of odd pieces on standard error
 
 
 def from_sentencepiece(file: Path, n_vocab: int, settings: Settings) -> Vocabulary:
     """Return the vocabulary of `file`. Raises FormatError for a damaged file, or one that the runtime cannot follow."""
     data = read_regular(file)
-    if not data:  # of which the package makes a processor that prints errors
+    if not data:  # the package opens an empty file, and fails later
         raise FormatError(f"{file}: not a SentencePiece model (it is empty)")
+    set_min_log_level(FATAL)
     try:
         return _vocabulary(file, SentencePieceProcessor(model_proto=data), n_vocab, settings)
     except (RuntimeError, UnicodeDecodeError) as problem:  # the second for pieces that are no UTF-8
@@ -36,7 +39,7 @@ def _vocabulary(file: Path, pieces: Any, n_vocab: int, settings: Settings) -> Vo
     tokens: list[str | None] = [pieces.id_to_piece(i) for i in range(n)]
     types = [_type(pieces, i) for i in range(n)]
     scores = [pieces.get_score(i) for i in range(n)]
-    # A BPE model's scores count its merges down; a unigram model's are logarithms of probabilities.
+    # The scores of a BPE model number its merges, downwards; those of a unigram model are logarithms of probabilities.
     if not all(scores[i].is_integer() for i in range(n) if types[i] == NORMAL):
         raise FormatError(f"{file}: not a BPE model, which is the only kind that the runtime knows")
     if odd := next((t for t, kind in zip(tokens, types, strict=False) if kind != BYTE and is_byte(t or "")), None):
@@ -58,7 +61,7 @@ def _vocabulary(file: Path, pieces: Any, n_vocab: int, settings: Settings) -> Vo
 
 
 def _check_added(vocabulary: Vocabulary, settings: Settings) -> None:
-    """Raises FormatError where other files make a token special that tokenizer.model has as ordinary text."""
+    """Raise FormatError where other files make a token special that tokenizer.model has as ordinary text."""
     ids = {text: i for i, text in enumerate(vocabulary.tokens)}
     added = [{"content": text, "id": i} for text, i in ids.items() if vocabulary.types[i] in (CONTROL, USER_DEFINED)]
     known = {entry["content"] for entry in added}
@@ -69,7 +72,7 @@ def _check_added(vocabulary: Vocabulary, settings: Settings) -> None:
 
 
 def _check_normalizer(file: Path, pieces: Any) -> None:
-    """Spaces become U+2581 one by one, and every other character stays what it is, alone and behind others."""
+    """Raise FormatError unless each space becomes U+2581 and every other character stays, alone and behind others."""
     probe = "  a  b "
     if pieces.normalize(probe) != probe.replace(" ", SPACE):
         raise FormatError(f"{file}: it puts a space in front or folds spaces, which the runtime does not know")
@@ -81,7 +84,10 @@ def _check_normalizer(file: Path, pieces: Any) -> None:
 
 
 def _check_user_defined(file: Path, pieces: Any, types: list[int], merges: list[str]) -> None:
-    """Pieces with spaces are merged in the runtime, where sentencepiece finds user-defined ones whole."""
+    """Raise FormatError for a user-defined piece with spaces that no merges make.
+
+    The package finds such a piece whole; the runtime merges it from its parts.
+    """
     ranks: dict[tuple[str, str], int] = {}
     for rank, merge in enumerate(merges):
         cut = merge.index(" ", 1)
@@ -102,14 +108,14 @@ def _type(pieces: Any, i: int) -> int:
         return USER_DEFINED
     if pieces.is_control(i) or pieces.is_unknown(i):
         return CONTROL
-    # The package does not tell user-defined pieces apart, but theirs is the score 0, while merges count down from -0.
+    # The package does not tell which pieces are user-defined. Their score is 0; scores of merges count down from -0.
     if str(pieces.get_score(i)) != "0.0" or SPACE in text:
         return NORMAL
     return CONTROL if text in SPECIAL.values() or re.fullmatch(r"<\|.*>|<.*\|>", text) else USER_DEFINED
 
 
 def _merges(tokens: list[Any], types: list[int], scores: list[float]) -> Iterator[str]:
-    """Every way to make a piece of two others: the pieces of the best score first, of equals the longest."""
+    """Yield every way to make a piece of two others: pieces of the best score first, among equals the longest."""
     ids = {token: i for i, token in enumerate(tokens) if types[i] == NORMAL}
     for token in sorted((t for t in ids if len(t) > 1), key=lambda t: (-scores[ids[t]], -len(t), ids[t])):
         splits = [

@@ -1,4 +1,4 @@
-"""How far a file's values are from its source's."""
+"""Measure how far a file's values are from its source's."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from dgemma.files.gguf_file import File
 
 @dataclass(frozen=True)
 class Deviation:
-    """Of one tensor: the root mean square of the errors as a part of that of the values, and the largest error."""
+    """The errors of one tensor: their root mean square, divided by that of the values, and the largest."""
 
     name: str
     format: str
@@ -32,13 +32,15 @@ class Deviation:
 
 
 class Sums(NamedTuple):
+    """What is summed over a slice of a tensor, and its largest error."""
+
     errors: float  # squared
     values: float  # squared
     largest: float
 
 
 def verify(source: Source, plan: Plan, path: Path, threads: int, progress: Callable[[int], None]) -> list[Deviation]:
-    """Reads the file back and compares every tensor; progress: called with the bytes of the source that were read.
+    """Read the file back, and compare every tensor. progress: called with the bytes of the source that were read.
 
     Raises FormatError where a tensor lost something that its format can hold.
     """

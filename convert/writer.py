@@ -19,12 +19,15 @@ from dgemma.files.gguf_file import File
 from dgemma.files.output import Kind, beside, check_kind, check_target, unfinished
 from dgemma.units import size_text
 
-LOCK = "lock"  # the file of a working folder that is locked
+LOCK = "lock"  # the name of the locked file in a working folder
 MAGIC = GGUF_MAGIC.to_bytes(4, "little")
 
 
 def gguf_kind(name: str, type: str, unreadable: bool) -> Kind:
-    """A GGUF file of this general.type. unreadable: so is one whose header is damaged, or a later part of a split."""
+    """Return the kind of GGUF files with this general.type.
+
+    unreadable: whether a file with a damaged header, or a later part of a split file, counts as one.
+    """
 
     def holds(path: Path) -> bool:
         with path.open("rb") as file:
@@ -44,7 +47,7 @@ IMATRIX = gguf_kind("an imatrix", GGUFType.IMATRIX, unreadable=False)
 
 
 def refuse_target(out: Path, force: bool, source: Path, kind: Kind = MODEL) -> None:
-    """Raises an Error where a file cannot or must not be written to `out`. See also check_distinct()."""
+    """Raise an Error where a file cannot or must not be written to `out`. See also check_distinct()."""
     real = Path(os.path.realpath(source))  # resolve() raises at a link to itself
     if _set_of(out) == _set_of(real):
         raise UsageError(f"{out}: this is the source; call the new file something else")
@@ -56,12 +59,12 @@ def refuse_target(out: Path, force: bool, source: Path, kind: Kind = MODEL) -> N
 
 
 def _set_of(path: Path) -> Path:
-    """The same for all parts of a split file."""
+    """Return a path that is the same for all parts of a split file."""
     return path.with_name(re.sub(r"-\d{5}(-of-\d{5}\.gguf)$", r"\1", path.name))
 
 
 def part_paths(target: Path, count: int) -> list[Path]:
-    """The names of the parts of a split file, as llama.cpp has them; of one part, the target's own."""
+    """Return the names of the parts of a split file, as llama.cpp has them; for one part, the target's own."""
     if count == 1:
         return [target]
     stem = target.name.removesuffix(".gguf")
@@ -70,10 +73,10 @@ def part_paths(target: Path, count: int) -> list[Path]:
 
 @contextlib.contextmanager
 def folder_lock(folder: Path) -> Iterator[None]:
-    """Waits until no other conversion gives its files their names in this folder: the parts of two never mix."""
+    """Wait until no other conversion names its files in this folder, so that the parts of two never mix."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        with contextlib.suppress(OSError):  # a file system without locks
+        with contextlib.suppress(OSError):  # some file systems have no locks
             fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
     finally:
@@ -81,7 +84,7 @@ def folder_lock(folder: Path) -> Iterator[None]:
 
 
 def remove_stale(target: Path) -> None:
-    """Removes what dead runs left beside a target: temporaries that nobody holds the lock of."""
+    """Remove what dead runs left beside a target: temporary files that no process has locked."""
     for path in unfinished(target):
         with contextlib.suppress(OSError):
             locked = path / LOCK if path.is_dir() else path
@@ -98,15 +101,17 @@ def remove_stale(target: Path) -> None:
 
 @contextlib.contextmanager
 def working_file(target: Path) -> Iterator[Path]:
-    """A name for a file that is needed while the target is made: in a folder of its own beside it, which is gone with
-    all that is in it afterwards. A locked file in it tells that its writer lives.
+    """Yield a name for a file that is needed while the target is made.
+
+    It lies in a new folder beside the target, which is removed afterwards with all that is in it. A locked file in the
+    folder tells that its writer lives.
     """
     remove_stale(target)
     folder = beside(target)
     folder.mkdir()
     descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
-        with contextlib.suppress(OSError):  # a file system without locks
+        with contextlib.suppress(OSError):  # some file systems have no locks
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield folder / "working.gguf"
     finally:
@@ -115,9 +120,9 @@ def working_file(target: Path) -> Iterator[Path]:
 
 
 class NewFile:
-    """A file written beside its target, under another name until it is complete. Any failure leaves nothing behind.
+    """A file that is written beside its target, under another name until it is complete. A failure leaves no trace.
 
-    The temporary is locked while its writer lives: one that can be locked is a dead run's, and is removed.
+    The temporary file is locked while its writer lives: one that can be locked is a dead run's, and is removed.
     """
 
     def __init__(self, target: Path, size: int, kind: Kind | None = MODEL) -> None:
@@ -131,7 +136,7 @@ class NewFile:
             self._descriptor = os.open(self._temporary, flags, 0o666)
             made = os.fstat(self._descriptor)
             self._identity = made.st_dev, made.st_ino
-            with contextlib.suppress(OSError):  # a file system without locks
+            with contextlib.suppress(OSError):  # some file systems have no locks
                 fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
     def write(self, data: Any) -> None:
@@ -141,14 +146,14 @@ class NewFile:
                 view = view[os.write(self._descriptor, view) :]
 
     def commit(self, force: bool) -> None:
-        """Puts the complete file under its name, safely on disk."""
+        """Give the complete file its name, with everything safely on disk."""
         with folder_lock(self.target.parent):
             self.finish(force)
             self.rename(force)
             self.sync_folder()
 
     def finish(self, force: bool) -> None:
-        """The file is complete: on disk, though not under its name."""
+        """Put the complete file on disk, not yet under its name."""
         with self._named_errors():
             os.fsync(self._descriptor)
         if self.target.exists() and not force:
@@ -156,7 +161,7 @@ class NewFile:
         check_kind(self.target, self._kind)
 
     def rename(self, force: bool) -> None:
-        """Gives the file its name; without `force` only where nothing has that name."""
+        """Give the file its name; without `force` only where nothing has that name."""
         with self._named_errors():
             if not force:
                 try:
@@ -165,11 +170,11 @@ class NewFile:
                 except FileExistsError:
                     raise Error(f"{self.target}: this file appeared meanwhile; --force replaces it") from None
                 except OSError:
-                    pass  # a file system without hard links
+                    pass  # some file systems have no hard links
             os.replace(self._temporary, self.target)
 
     def withdraw(self) -> None:
-        """Takes the name away again, if it is still this file's."""
+        """Take the name away again, if it is still this file's."""
         with contextlib.suppress(FileNotFoundError):
             found = os.stat(self.target, follow_symlinks=False)
             if (found.st_dev, found.st_ino) == self._identity:
@@ -200,8 +205,10 @@ class NewFile:
 
 
 class NewFiles:
-    """The parts of one file. None has its name before all are complete; the first, without which none can be opened,
-    gets it last, and loses it first where it replaces another: old and new parts never meet.
+    """The parts of one file. None has its name before all are complete.
+
+    The first part, without which none can be opened, gets its name last; an old one loses it first. So old and new
+    parts never meet.
     """
 
     def __init__(self, targets: Sequence[Path], sizes: Sequence[int]) -> None:
@@ -227,7 +234,7 @@ class NewFiles:
             self._named.clear()
 
     def withdraw(self) -> None:
-        """Takes the names away again, unless another conversion has given them to its own files meanwhile."""
+        """Take the names away again, unless another conversion has given them to its own files meanwhile."""
         with folder_lock(self.files[0].target.parent):
             for file in self.files:
                 file.withdraw()
@@ -238,12 +245,12 @@ class NewFiles:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._stack.__exit__(kind, error, at)
         if len(self.files) > 1:
-            for file in self._named:  # a commit that was cut off
+            for file in self._named:  # commit() was cut off
                 file.withdraw()
 
 
 def refuse_full_disk(target: Path, size: int) -> None:
-    """Raises a SystemFailure where so many bytes do not fit beside `target`."""
+    """Raise a SystemFailure where so many bytes do not fit beside `target`."""
     free = os.statvfs(target.parent)
     if free.f_blocks and size > free.f_bavail * free.f_frsize:
         needs, has = size_text(size), size_text(free.f_bavail * free.f_frsize)

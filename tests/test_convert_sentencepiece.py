@@ -106,6 +106,15 @@ def test_a_damaged_file_is_refused_in_one_line_and_the_package_prints_nothing(
     assert f"{spm_checkpoint / 'tokenizer.model'}: " in err
 
 
+def test_the_package_prints_nothing_of_an_odd_piece(spm_checkpoint: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    train_sentencepiece(file := spm_checkpoint / "tokenizer.model")
+    odd = file.read_bytes().replace(b"\n\x01q", b"\n\x01\0", 1)
+    assert odd != file.read_bytes()
+    file.write_bytes(odd)
+    status, _, err = run(capfd, spm_checkpoint, "-o", spm_checkpoint / "out.gguf")
+    assert status == 0 and err.count("\n") == 1 and err.startswith(f"{spm_checkpoint / 'out.gguf'}: q4_k_m"), err
+
+
 @pytest.mark.parametrize(
     ("name", "content"),
     [

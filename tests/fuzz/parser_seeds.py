@@ -307,6 +307,7 @@ def sentencepiece() -> dict[str, bytes]:
         "odd-byte-as-text": whole + _piece(b"<0x41>", -4.0),
         "odd-user-defined-of-spaces": whole + _piece("\u2581c".encode(), 0.0, user_defined),
         "odd-too-many": whole + b"".join(_piece(bytes([99 + i]), -4.0 - i) for i in range(8)),
+        "seed-null": whole + _piece(b"\0", -4.0),
         "odd-folded": whole + _field(3, _field(4, 1)),
     }
 

@@ -1,4 +1,4 @@
-"""How near a new file's answers are to its source's: dg-eval's fidelity on prompts that never change."""
+"""Compare what a new file answers with what its source answers: dg-eval's fidelity, on prompts that never change."""
 
 from __future__ import annotations
 
@@ -11,31 +11,33 @@ from typing import Any
 from dgemma.convert.writer import working_file
 from dgemma.errors import SystemFailure, UsageError
 
-PROMPTS = 4  # of the shipped ones: each is a denoising trajectory of the source and two of the file
-BASE_TYPE = "bf16"  # of the file that a folder's checkpoint runs from
+PROMPTS = 4  # of the shipped ones; each needs a denoising trajectory of the source and two of the file
+BASE_TYPE = "bf16"  # the type of the working file from which a folder's checkpoint runs
 
 Say = Callable[[str], None]
 MakeBase = Callable[[Path], object]  # writes the source as a GGUF file
 
 
 def present() -> bool:
-    """Whether this dgemma has dg-eval."""
+    """Return whether this dgemma has dg-eval."""
     try:
         return find_spec("dgemma.eval.fidelity") is not None
     except ModuleNotFoundError:
         return False
 
 
-def likeness(source: Path, out: Path, target: Path, threads: int, make_base: MakeBase | None, say: Say) -> Any:
-    """A dgemma.eval.fidelity.Fidelity of the file `out`, or the reason why it could not be measured. make_base: of a
-    source that does not run as it is, makes a working file beside the target.
+def check_fidelity(source: Path, out: Path, target: Path, threads: int, make_base: MakeBase | None, say: Say) -> Any:
+    """Return a dgemma.eval.fidelity.Fidelity of the file `out`, or the reason why it could not be measured.
+
+    make_base: writes a working file, beside the target, of a source that does not run as it is.
     """
     from dgemma.eval.fidelity import fidelity
 
     try:
         with _base(source, target, make_base, say) as base:
             return fidelity(out, base, count=PROMPTS, model={"threads": threads}, say=say)
-    except (SystemFailure, UsageError) as reason:  # no room for the base, no prompt that the vocabulary reads
+    except (SystemFailure, UsageError) as reason:
+        # Such as no room for the working file, or no prompt that the vocabulary can encode.
         return str(reason)
 
 
