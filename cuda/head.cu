@@ -304,7 +304,10 @@ static void head_of(const launch &t, const ops *o, const head_part &canvas, cons
 
 void cuda_head(const ops *o, const head_part *parts, int32_t count, const float *x, const tensor *table, int64_t, float cap, void *work) {
     const launch t(o, "head");
-    for (const head_part *p = parts; p < parts + count; x += p++->n * table->cols) head_of(t, o, *p, x, table, cap, work);
+    for (const head_part *p = parts; p < parts + count; p++) {
+        head_of(t, o, *p, x, table, cap, work);
+        x += p->n * table->cols;
+    }
 }
 
 void cuda_logits(const ops *o, float *y, const float *x, const tensor *table, int64_t n, float cap, int32_t *nonfinite, int32_t mark, void *work, float *scratch) {
