@@ -1,5 +1,5 @@
-/* Attention over a cache, keys in blocks, softmax as it goes. Two kernels: one in binary16 on tensor cores for the usual
- * head sizes, and one in float32 for any size, any architecture and exact computation. */
+/* Attention over a cache, keys in blocks, softmax as it goes. Two kernels: one in binary16 on tensor cores for the
+ * usual head sizes, and one in float32 for any size, any architecture and exact computation. */
 #include "cuda.h"
 
 constexpr int THREADS = 128;
@@ -25,7 +25,8 @@ __device__ inline float number(const __half *p) { return __half2float(*p); }
 
 /* Dynamic shared memory: q[dim], and p[THREADS]. */
 template <class T>
-__global__ void __launch_bounds__(THREADS) attention_kernel(float *y, const float *q, const T *k, const T *v, key_range s, int32_t dim) {
+__global__ void __launch_bounds__(THREADS)
+    attention_kernel(float *y, const float *q, const T *k, const T *v, key_range s, int32_t dim) {
     DG_DYNAMIC_SHARED(float, scratch);
     DG_SHARED(float, peaks, THREADS / WARP);
     DG_SHARED(float, totals, THREADS / WARP);
@@ -69,19 +70,22 @@ __global__ void __launch_bounds__(THREADS) attention_kernel(float *y, const floa
 
 /* ---- Tensor cores ---- */
 
-/* A block takes ROWS (query, head) pairs that read the same KV head. Its four warps share the scores of a tile of keys out by
- * rows and keys, and the output by columns, which is what lets 512 of them fit. Tiles of keys and values follow one another
- * through a ring of three, two on their way while one is used. */
+/* A block takes ROWS (query, head) pairs that read the same KV head. Its four warps share the scores of a tile of
+ * keys out by rows and keys, and the output by columns, which is what lets 512 of them fit. Tiles of keys and values
+ * follow one another through a ring of three, two on their way while one is used. */
 constexpr int ROWS = 32, STAGES = 3, PAD = 8; /* 8 halves: rows of ldmatrix then lie in different banks */
 template <int D> struct shape {
     static constexpr int KEYS = D >= 512 ? 16 : D >= 256 ? 32 : 64; /* per tile */
     static constexpr int PITCH = D + PAD, P_PITCH = KEYS + PAD, S_PITCH = KEYS + 4;
     static constexpr int TILE = KEYS * PITCH;
-    static constexpr size_t SHARED = sizeof(__half) * (ROWS * PITCH + STAGES * TILE + ROWS * P_PITCH) + sizeof(float) * (ROWS * S_PITCH + 3 * ROWS);
+    static constexpr size_t SHARED =
+        sizeof(__half) * (ROWS * PITCH + STAGES * TILE + ROWS * P_PITCH) + sizeof(float) * (ROWS * S_PITCH + 3 * ROWS);
 };
 
 /* Tile t of the sequence k0, v0, k1, v1, ... of keys from `from` on. */
-template <int D> __device__ inline void fetch_tile(__half *ring, const __half *k, const __half *v, int64_t stride, int32_t from, int32_t to, int t, int tiles) {
+template <int D>
+__device__ inline void fetch_tile(__half *ring, const __half *k, const __half *v, int64_t stride, int32_t from,
+                                  int32_t to, int t, int tiles) {
     using S = shape<D>;
     if (t < tiles) {
         const __half *const source = t % 2 ? v : k;
@@ -97,18 +101,22 @@ template <int D> __device__ inline void fetch_tile(__half *ring, const __half *k
 }
 
 template <int D>
-__global__ void DG_HOT(THREADS) attention_mma_kernel(float *y, const float *q, const __half *k, const __half *v, key_range s, int32_t n) {
+__global__ void DG_HOT(THREADS)
+    attention_mma_kernel(float *y, const float *q, const __half *k, const __half *v, key_range s, int32_t n) {
     using S = shape<D>;
     constexpr int COLUMNS = D / 4, N8 = COLUMNS / 8; /* of the output per warp, and their mma tiles */
     constexpr int KEY_N8 = S::KEYS / 16;             /* mma tiles of scores per warp: half the keys of 16 rows */
     DG_DYNAMIC_SHARED(__half, scratch);
     __half *const shared_q = scratch, *const ring = shared_q + ROWS * S::PITCH, *const p = ring + STAGES * S::TILE;
-    float *const scores = reinterpret_cast<float *>(p + ROWS * S::P_PITCH), *const peaks = scores + ROWS * S::S_PITCH, *const totals = peaks + ROWS,
-                *const shrinks = totals + ROWS;
+    float *const scores = reinterpret_cast<float *>(p + ROWS * S::P_PITCH), *const peaks = scores + ROWS * S::S_PITCH,
+                 *const totals = peaks + ROWS, *const shrinks = totals + ROWS;
     const int lane = lane_id(), warp = warp_id();
-    const int32_t group = s.n_head / s.n_kv, kv = static_cast<int32_t>(blockIdx.y), first_row = static_cast<int32_t>(blockIdx.x) * ROWS, rows = n * group;
+    const int32_t group = s.n_head / s.n_kv, kv = static_cast<int32_t>(blockIdx.y),
+                  first_row = static_cast<int32_t>(blockIdx.x) * ROWS, rows = n * group;
     const int64_t stride = static_cast<int64_t>(s.n_kv) * D;
-    const auto start_of = [&](int32_t row) { return (static_cast<int64_t>(row / group) * s.n_head + kv * group + row % group) * D; };
+    const auto start_of = [&](int32_t row) {
+        return (static_cast<int64_t>(row / group) * s.n_head + kv * group + row % group) * D;
+    };
     k += kv * D;
     v += kv * D;
 
@@ -166,7 +174,8 @@ __global__ void DG_HOT(THREADS) attention_mma_kernel(float *y, const float *q, c
             DG_UNROLL
             for (int j = 0; j < KEY_N8; j++)
                 for (int i = 0; i < 4; i++)
-                    scores[(warp % 2 * 16 + lane / 4 + i / 2 * 8) * S::S_PITCH + warp / 2 * (S::KEYS / 2) + j * 8 + lane % 4 * 2 + i % 2] = sums[j][i];
+                    scores[(warp % 2 * 16 + lane / 4 + i / 2 * 8) * S::S_PITCH + warp / 2 * (S::KEYS / 2) + j * 8 +
+                           lane % 4 * 2 + i % 2] = sums[j][i];
         }
         copy_async_wait<1>();
         block_sync();
@@ -188,7 +197,8 @@ __global__ void DG_HOT(THREADS) attention_mma_kernel(float *y, const float *q, c
             float sum = 0.0f;
             DG_UNROLL
             for (int c = 0; c < S::KEYS / 4; c += 2) {
-                const float low = peak == -INFINITY ? 0.0f : expf(mine[c] - peak), high = peak == -INFINITY ? 0.0f : expf(mine[c + 1] - peak);
+                const float low = peak == -INFINITY ? 0.0f : expf(mine[c] - peak),
+                            high = peak == -INFINITY ? 0.0f : expf(mine[c + 1] - peak);
                 const uint32_t bits = half_pair(low, high);
                 *reinterpret_cast<uint32_t *>(p + my_row * S::P_PITCH + c / 2 * 8 + threadIdx.x % 4 * 2) = bits;
                 sum += low + high;
@@ -204,7 +214,8 @@ __global__ void DG_HOT(THREADS) attention_mma_kernel(float *y, const float *q, c
         }
         block_sync();
         { /* the warp's columns of the output */
-            const __half *const tile = ring + (t + 1) % STAGES * S::TILE + lane % 16 * S::PITCH + warp * COLUMNS + lane / 16 * 8;
+            const __half *const tile =
+                ring + (t + 1) % STAGES * S::TILE + lane % 16 * S::PITCH + warp * COLUMNS + lane / 16 * 8;
             DG_UNROLL
             for (int m = 0; m < 2; m++) {
                 const float low = shrinks[m * 16 + lane / 4], high = shrinks[m * 16 + lane / 4 + 8];
@@ -218,7 +229,8 @@ __global__ void DG_HOT(THREADS) attention_mma_kernel(float *y, const float *q, c
             }
             for (int key = 0; key < S::KEYS; key += 16) {
                 uint32_t a[2][4];
-                for (int m = 0; m < 2; m++) load_matrices(a[m], p + (m * 16 + lane % 16) * S::P_PITCH + key + lane / 16 * 8);
+                for (int m = 0; m < 2; m++)
+                    load_matrices(a[m], p + (m * 16 + lane % 16) * S::P_PITCH + key + lane / 16 * 8);
                 DG_UNROLL
                 for (int j = 0; j < N8; j += 2) {
                     uint32_t b[4];
@@ -249,15 +261,21 @@ __global__ void DG_HOT(THREADS) attention_mma_kernel(float *y, const float *q, c
         }
 }
 
-template <int D> static void start_mma(const launch &t, float *y, const float *q, const attention_keys *keys, const key_range &s, int64_t n) {
+template <int D>
+static void start_mma(const launch &t, float *y, const float *q, const attention_keys *keys, const key_range &s,
+                      int64_t n) {
     const int64_t rows = n * (s.n_head / s.n_kv);
-    t.start(attention_mma_kernel<D>, dim3(blocks_for(rows, ROWS), static_cast<unsigned>(s.n_kv)), dim3(THREADS), shape<D>::SHARED, y, q,
-            static_cast<const __half *>(keys->k), static_cast<const __half *>(keys->v), s, static_cast<int32_t>(n));
+    t.start(attention_mma_kernel<D>, dim3(blocks_for(rows, ROWS), static_cast<unsigned>(s.n_kv)), dim3(THREADS),
+            shape<D>::SHARED, y, q, static_cast<const __half *>(keys->k), static_cast<const __half *>(keys->v), s,
+            static_cast<int32_t>(n));
 }
 
-void cuda_attention(const ops *o, float *y, const float *q, const attention_keys *keys, int64_t n, int64_t n_head, int64_t dim) {
+void cuda_attention(const ops *o, float *y, const float *q, const attention_keys *keys, int64_t n, int64_t n_head,
+                    int64_t dim) {
     const launch t(o, "attention");
-    const key_range s = {keys->first, keys->count, keys->window, static_cast<int32_t>(keys->n_kv), static_cast<int32_t>(n_head), keys->causal};
+    const key_range s = {
+        keys->first, keys->count, keys->window, static_cast<int32_t>(keys->n_kv), static_cast<int32_t>(n_head),
+        keys->causal};
     const bool cores = !t.g->exact && t.g->architecture >= 80 && n_head % keys->n_kv == 0;
     if (cores && dim == 512) return start_mma<512>(t, y, q, keys, s, n);
     if (cores && dim == 256) return start_mma<256>(t, y, q, keys, s, n);
@@ -266,9 +284,9 @@ void cuda_attention(const ops *o, float *y, const float *q, const attention_keys
     const dim3 grid(static_cast<unsigned>(n * n_head));
     const size_t shared = static_cast<size_t>(dim + THREADS) * sizeof(float);
     if (t.g->exact)
-        t.start(attention_kernel<float>, grid, dim3(THREADS), shared, y, q, static_cast<const float *>(keys->k), static_cast<const float *>(keys->v), s,
-                static_cast<int32_t>(dim));
+        t.start(attention_kernel<float>, grid, dim3(THREADS), shared, y, q, static_cast<const float *>(keys->k),
+                static_cast<const float *>(keys->v), s, static_cast<int32_t>(dim));
     else
-        t.start(attention_kernel<__half>, grid, dim3(THREADS), shared, y, q, static_cast<const __half *>(keys->k), static_cast<const __half *>(keys->v), s,
-                static_cast<int32_t>(dim));
+        t.start(attention_kernel<__half>, grid, dim3(THREADS), shared, y, q, static_cast<const __half *>(keys->k),
+                static_cast<const __half *>(keys->v), s, static_cast<int32_t>(dim));
 }

@@ -28,7 +28,8 @@ int cuda_status(const ops *o, dg_error *error) {
     gpu *g = gpu_of(o);
     const std::lock_guard<gpu> lock(*g);
     if (g->failure == cudaSuccess) return DG_OK;
-    return fail(error, g->failure == cudaErrorMemoryAllocation ? DG_ERROR_MEMORY : DG_ERROR_BACKEND, "cuda: %s: %s", g->failed, cudaGetErrorString(g->failure));
+    return fail(error, g->failure == cudaErrorMemoryAllocation ? DG_ERROR_MEMORY : DG_ERROR_BACKEND, "cuda: %s: %s",
+                g->failed, cudaGetErrorString(g->failure));
 }
 
 /* ---- Memory ---- */
@@ -60,20 +61,24 @@ void cuda_available(const ops *o, int64_t *bytes) {
 
 void cuda_upload(const ops *o, void *to, const void *from, size_t bytes) {
     const launch t(o, "upload");
-    if (t.g->failure == cudaSuccess) gpu_check(t.g, cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, t.g->stream), t.op);
+    if (t.g->failure == cudaSuccess)
+        gpu_check(t.g, cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, t.g->stream), t.op);
 }
 
 void cuda_download(const ops *o, void *to, const void *from, size_t bytes) {
     const launch t(o, "download");
     const bool staged = bytes <= STAGING;
     if (t.g->failure != cudaSuccess) return;
-    if (bytes) gpu_check(t.g, cudaMemcpyAsync(staged ? t.g->staging : to, from, bytes, cudaMemcpyDeviceToHost, t.g->stream), t.op);
+    if (bytes)
+        gpu_check(t.g, cudaMemcpyAsync(staged ? t.g->staging : to, from, bytes, cudaMemcpyDeviceToHost, t.g->stream),
+                  t.op);
     if (gpu_check(t.g, cudaStreamSynchronize(t.g->stream), t.op) && staged && bytes) memcpy(to, t.g->staging, bytes);
 }
 
 void cuda_copy(const ops *o, void *to, const void *from, size_t bytes) {
     const launch t(o, "copy");
-    if (t.g->failure == cudaSuccess) gpu_check(t.g, cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, t.g->stream), t.op);
+    if (t.g->failure == cudaSuccess)
+        gpu_check(t.g, cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, t.g->stream), t.op);
 }
 
 /* ---- Recordings: one graph each ---- */
@@ -83,12 +88,14 @@ void cuda_graph_begin(const ops *o, recording *r, bool *replayed) {
     g->lock();
     *replayed = r->graph != nullptr && !o->profile && !watched(g);
     if (*replayed) {
-        if (g->failure == cudaSuccess) gpu_check(g, cudaGraphLaunch(static_cast<cudaGraphExec_t>(r->graph), g->stream), "graph_begin");
+        if (g->failure == cudaSuccess)
+            gpu_check(g, cudaGraphLaunch(static_cast<cudaGraphExec_t>(r->graph), g->stream), "graph_begin");
         g->unlock();
         return;
     }
     /* the mutex is held until graph_end; while parts are timed, each op runs by itself */
-    g->recording = g->failure == cudaSuccess && !r->graph && !o->profile && !watched(g) && gpu_check(g, cudaStreamBeginCapture(g->stream, cudaStreamCaptureModeThreadLocal), "graph_begin");
+    g->recording = g->failure == cudaSuccess && !r->graph && !o->profile && !watched(g) &&
+                   gpu_check(g, cudaStreamBeginCapture(g->stream, cudaStreamCaptureModeThreadLocal), "graph_begin");
 }
 
 void cuda_graph_end(const ops *o, recording *r) {
@@ -97,7 +104,8 @@ void cuda_graph_end(const ops *o, recording *r) {
         cudaGraph_t graph = nullptr;
         cudaGraphExec_t ready = nullptr;
         g->recording = false;
-        if (gpu_check(g, cudaStreamEndCapture(g->stream, &graph), "graph_begin") && gpu_check(g, cudaGraphInstantiate(&ready, graph, 0), "graph_begin"))
+        if (gpu_check(g, cudaStreamEndCapture(g->stream, &graph), "graph_begin") &&
+            gpu_check(g, cudaGraphInstantiate(&ready, graph, 0), "graph_begin"))
             gpu_check(g, cudaGraphLaunch(ready, g->stream), "graph_begin");
         if (graph) cudaGraphDestroy(graph);
         r->graph = ready;
@@ -140,13 +148,18 @@ void cuda_place(const ops *o, tensor *w) {
 static int no_device(cudaError_t status, dg_error *error) {
     int driver = 0;
     cudaGetLastError();
-    if (status == cudaErrorInsufficientDriver || status == cudaErrorStubLibrary || cudaDriverGetVersion(&driver) != cudaSuccess || driver == 0)
-        return fail(error, DG_ERROR_BACKEND, "cuda: no NVIDIA driver that this build can use was found on this machine (%s)", cudaGetErrorString(status));
-    return fail(error, DG_ERROR_BACKEND, "cuda: this machine has no GPU that it shows to programs (%s)", cudaGetErrorString(status));
+    if (status == cudaErrorInsufficientDriver || status == cudaErrorStubLibrary ||
+        cudaDriverGetVersion(&driver) != cudaSuccess || driver == 0)
+        return fail(error, DG_ERROR_BACKEND,
+                    "cuda: no NVIDIA driver that this build can use was found on this machine (%s)",
+                    cudaGetErrorString(status));
+    return fail(error, DG_ERROR_BACKEND, "cuda: this machine has no GPU that it shows to programs (%s)",
+                cudaGetErrorString(status));
 }
 
 bool cuda_usable() {
-    static std::atomic<int> known{-1}; /* without the lock that a static value of its own would be made under: see os_forks */
+    /* without the lock that a static value of its own would be made under: see os_forks */
+    static std::atomic<int> known{-1};
     if (known < 0) {
         int count = 0;
         known = cudaGetDeviceCount(&count) == cudaSuccess && count > 0;
@@ -158,15 +171,18 @@ bool cuda_usable() {
 int cuda_open(ops *o, bool exact, dg_error *error) {
     int count = 0, major = 0, minor = 0, processors = 0;
     cudaError_t status = cudaGetDeviceCount(&count);
-    if (status != cudaSuccess || count == 0) return no_device(status == cudaSuccess ? cudaErrorNoDevice : status, error);
+    if (status != cudaSuccess || count == 0)
+        return no_device(status == cudaSuccess ? cudaErrorNoDevice : status, error);
     cudaDeviceProp properties;
-    if ((status = cudaSetDevice(0)) != cudaSuccess || (status = cudaGetDeviceProperties(&properties, 0)) != cudaSuccess ||
+    if ((status = cudaSetDevice(0)) != cudaSuccess ||
+        (status = cudaGetDeviceProperties(&properties, 0)) != cudaSuccess ||
         (status = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, 0)) != cudaSuccess ||
         (status = cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, 0)) != cudaSuccess ||
         (status = cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, 0)) != cudaSuccess)
         return fail(error, DG_ERROR_BACKEND, "cuda: %s", cudaGetErrorString(status));
     if (10 * major + minor < LEAST_ARCHITECTURE)
-        return fail(error, DG_ERROR_BACKEND, "cuda: %s has compute capability %d.%d; this needs 7.5 or later", properties.name, major, minor);
+        return fail(error, DG_ERROR_BACKEND, "cuda: %s has compute capability %d.%d; this needs 7.5 or later",
+                    properties.name, major, minor);
     gpu *g = new (std::nothrow) gpu();
     if (!g) return fail(error, DG_ERROR_SYSTEM, "no memory");
     g->architecture = 10 * major + minor;
@@ -174,7 +190,8 @@ int cuda_open(ops *o, bool exact, dg_error *error) {
     g->exact = exact;
     g->forks = os_forks();
     o->device = g;
-    if ((status = cudaStreamCreateWithFlags(&g->stream, cudaStreamNonBlocking)) != cudaSuccess || (status = cudaHostAlloc(&g->staging, STAGING, 0)) != cudaSuccess ||
+    if ((status = cudaStreamCreateWithFlags(&g->stream, cudaStreamNonBlocking)) != cudaSuccess ||
+        (status = cudaHostAlloc(&g->staging, STAGING, 0)) != cudaSuccess ||
         (status = cudaMalloc(reinterpret_cast<void **>(&g->longest), sizeof *g->longest)) != cudaSuccess) {
         cuda_close(o);
         return fail(error, DG_ERROR_BACKEND, "cuda: %s: %s", properties.name, cudaGetErrorString(status));

@@ -66,11 +66,15 @@ struct launch {
     launch(const launch &) = delete;
     launch &operator=(const launch &) = delete;
 
-    template <class... P, class... A> void start(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared, A... arguments) const {
-        if (g->failure == cudaSuccess && grid.x && grid.y && grid.z) gpu_check(g, dg_launch(kernel, grid, block, shared, g->stream, arguments...), op);
+    template <class... P, class... A>
+    void start(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared, A... arguments) const {
+        if (g->failure == cudaSuccess && grid.x && grid.y && grid.z)
+            gpu_check(g, dg_launch(kernel, grid, block, shared, g->stream, arguments...), op);
     }
 };
 
-static inline unsigned blocks_for(int64_t items, int64_t per_block) { return static_cast<unsigned>((items + per_block - 1) / per_block); }
+static inline unsigned blocks_for(int64_t items, int64_t per_block) {
+    return static_cast<unsigned>((items + per_block - 1) / per_block);
+}
 
 #endif

@@ -1,8 +1,8 @@
 /* The only include of a kernel: what a device can do, behind names that a test may put a host emulation under.
  *
  * Everything that is inline PTX lives here. A kernel uses these wrappers, threadIdx and the like, DG_SHARED and
- * DG_DYNAMIC_SHARED for shared memory, and is started by dg_launch. What an architecture lacks traps. Where nvcc compiles,
- * the wrappers are below; anywhere else `shim.h` (tests/cuda) has the same names.
+ * DG_DYNAMIC_SHARED for shared memory, and is started by dg_launch. What an architecture lacks traps. Where nvcc
+ * compiles, the wrappers are below; anywhere else `shim.h` (tests/cuda) has the same names.
  */
 #ifndef DG_DEVICE_H
 #define DG_DEVICE_H
@@ -15,8 +15,8 @@
 
 constexpr int WARP = 32;
 
-/* Before the name of a kernel that a step spends its time in: threads per block, and how many blocks of a processor registers are
- * to last for; `make cubins` fails if it spills. */
+/* Before the name of a kernel that a step spends its time in: threads per block, and how many blocks of a processor
+ * registers are to last for; `make cubins` fails if it spills. */
 #define DG_HOT(...) __launch_bounds__(__VA_ARGS__)
 
 #ifndef __CUDACC__
@@ -52,19 +52,25 @@ template <class T> __device__ inline T shuffle_down(T v, int delta) { return __s
 __device__ inline uint32_t lanes_where(bool holds) { return __ballot_sync(0xffffffffu, holds); }
 
 __device__ inline int count_bits(uint32_t v) { return __popc(v); }
-/* Four of the eight bytes of low and high (4 to 7), named by the low three bits of each of the selector's four nibbles. */
-__device__ inline uint32_t pick_bytes(uint32_t low, uint32_t high, uint32_t selector) { return __byte_perm(low, high, selector & 0x7777u); }
+/* Four of the eight bytes of low and high (4 to 7), named by the low three bits of each of the selector's four
+ * nibbles. */
+__device__ inline uint32_t pick_bytes(uint32_t low, uint32_t high, uint32_t selector) {
+    return __byte_perm(low, high, selector & 0x7777u);
+}
 
 /* ---- Atomics on integers: those on floats would make results depend on the order of threads ---- */
 
 __device__ inline int32_t atomic_add(int32_t *at, int32_t v) { return atomicAdd(at, v); }
-__device__ inline void atomic_add(int64_t *at, int64_t v) { atomicAdd(reinterpret_cast<unsigned long long *>(at), static_cast<unsigned long long>(v)); }
+__device__ inline void atomic_add(int64_t *at, int64_t v) {
+    atomicAdd(reinterpret_cast<unsigned long long *>(at), static_cast<unsigned long long>(v));
+}
 __device__ inline int32_t atomic_or(int32_t *at, int32_t v) { return atomicOr(at, v); }
 /* *at = v where it is 0 */
 __device__ inline void atomic_claim(int32_t *at, int32_t v) { atomicCAS(at, 0, v); }
 __device__ inline int32_t atomic_max(int32_t *at, int32_t v) { return atomicMax(at, v); }
 
-/* ---- Copies from global to shared memory that go on while the thread does; without them (sm_75) they are done at once ---- */
+/* ---- Copies from global to shared memory that go on while the thread does; without them (sm_75) they are done at
+ * once ---- */
 
 __device__ inline uint32_t shared_address(const void *p) { return static_cast<uint32_t>(__cvta_generic_to_shared(p)); }
 
@@ -74,9 +80,12 @@ template <int BYTES> __device__ inline void copy_async(void *to_shared, const vo
 #if DG_ARCH >= 80
     const int bytes = valid ? BYTES : 0;
     if (BYTES == 16)
-        asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;\n" ::"r"(shared_address(to_shared)), "l"(from_global), "r"(bytes) : "memory");
+        asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;\n" ::"r"(shared_address(to_shared)),
+                     "l"(from_global), "r"(bytes)
+                     : "memory");
     else
-        asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;\n" ::"r"(shared_address(to_shared)), "l"(from_global), "n"(BYTES), "r"(bytes)
+        asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;\n" ::"r"(shared_address(to_shared)),
+                     "l"(from_global), "n"(BYTES), "r"(bytes)
                      : "memory");
 #else
     uint32_t *to = static_cast<uint32_t *>(to_shared);
@@ -115,15 +124,20 @@ __device__ inline void load_matrices_transposed(uint32_t (&r)[4], const void *sh
 }
 /* Two of them; lanes 0 to 15 name the rows. */
 __device__ inline void load_matrices(uint32_t (&r)[2], const void *shared_row) {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0, %1}, [%2];\n" : "=r"(r[0]), "=r"(r[1]) : "r"(shared_address(shared_row)) : "memory");
+    asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0, %1}, [%2];\n"
+                 : "=r"(r[0]), "=r"(r[1])
+                 : "r"(shared_address(shared_row))
+                 : "memory");
 }
 
 /* d[16][8] += a[16][32] b[8][32]^T in int8 and int32. sm_80 */
 __device__ inline void mma_s8(int32_t (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
 #if DG_ARCH >= 80
-    asm volatile("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};\n"
-                 : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+    asm volatile(
+        "mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, "
+        "%3};\n"
+        : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 #else
     __trap();
 #endif
@@ -141,9 +155,11 @@ __device__ inline void mma_s8_short(int32_t (&d)[4], uint32_t a0, uint32_t a1, u
 /* d[16][8] += a[16][16] b[8][16]^T in binary16 and float32. sm_80 */
 __device__ inline void mma_f16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
 #if DG_ARCH >= 80
-    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};\n"
-                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, "
+        "%3};\n"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 #else
     __trap();
 #endif
@@ -151,9 +167,11 @@ __device__ inline void mma_f16(float (&d)[4], const uint32_t (&a)[4], const uint
 /* The same in bfloat16. sm_80 */
 __device__ inline void mma_bf16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
 #if DG_ARCH >= 80
-    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};\n"
-                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, "
+        "%2, %3};\n"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 #else
     __trap();
 #endif
@@ -164,10 +182,13 @@ __device__ inline int32_t dp4a(int32_t a, int32_t b, int32_t c) { return __dp4a(
 /* ---- Starting a kernel; shared: bytes of dynamic shared memory ---- */
 
 template <class... P, class... A>
-inline cudaError_t dg_launch(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared, cudaStream_t stream, A... args) {
+inline cudaError_t dg_launch(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared, cudaStream_t stream,
+                             A... args) {
     static_assert(sizeof...(P) == sizeof...(A), "as many arguments as the kernel has parameters");
     if (shared > 48 * 1024) {
-        const cudaError_t status = cudaFuncSetAttribute(reinterpret_cast<const void *>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared));
+        const cudaError_t status =
+            cudaFuncSetAttribute(reinterpret_cast<const void *>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                 static_cast<int>(shared));
         if (status != cudaSuccess) return status;
     }
     const auto start = [&](P... converted) {
@@ -224,6 +245,8 @@ __device__ inline uint32_t half_pair(float low, float high) {
     return bits;
 }
 
-__device__ inline float gelu_tanh(float v) { return 0.5f * v * (1.0f + tanhf(0.79788456080286535588f * fmaf(0.044715f * v * v, v, v))); }
+__device__ inline float gelu_tanh(float v) {
+    return 0.5f * v * (1.0f + tanhf(0.79788456080286535588f * fmaf(0.044715f * v * v, v, v)));
+}
 
 #endif

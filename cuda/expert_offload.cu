@@ -1,6 +1,6 @@
-/* See expert_offload.cuh. Copies have a stream of their own and run ahead as far as the ring is deep; the CPU's part has another, on which
- * the inputs go out, a function of the host computes, and the outputs come back. Both are joined within a pass, so that a step
- * is one graph with all of it. */
+/* See expert_offload.cuh. Copies have a stream of their own and run ahead as far as the ring is deep; the CPU's part
+ * has another, on which the inputs go out, a function of the host computes, and the outputs come back. Both are
+ * joined within a pass, so that a step is one graph with all of it. */
 #include "expert_offload.cuh"
 
 #include "backend.h"
@@ -61,18 +61,25 @@ expert_matrix expert_matrix_of(const layer_offload *h, const tensor *w, int whic
     return expert_matrix{w->placed, w->expert_bytes, h ? h->at : nullptr, h ? h->shift[which] : 0};
 }
 
-portion portion_here(const layer_offload *h, int32_t n_expert) { return portion{0, h ? h->pinned + h->streamed : n_expert, h ? h->places : nullptr}; }
+portion portion_here(const layer_offload *h, int32_t n_expert) {
+    return portion{0, h ? h->pinned + h->streamed : n_expert, h ? h->places : nullptr};
+}
 
 /* ---- Placing ---- */
 
-static const tensor *matrix_of(const layer *w, int which) { return which == 0 ? &w->ffn_gate_exps : which == 1 ? &w->ffn_up_exps : &w->ffn_down_exps; }
+static const tensor *matrix_of(const layer *w, int which) {
+    return which == 0 ? &w->ffn_gate_exps : which == 1 ? &w->ffn_up_exps : &w->ffn_down_exps;
+}
 
 static bool make_events(gpu *g, expert_offload *s) {
-    const auto make = [&](cudaEvent_t *e) { return gpu_check(g, cudaEventCreateWithFlags(e, cudaEventDisableTiming), "place_experts"); };
+    const auto make = [&](cudaEvent_t *e) {
+        return gpu_check(g, cudaEventCreateWithFlags(e, cudaEventDisableTiming), "place_experts");
+    };
     s->arrived.resize(static_cast<size_t>(s->slots));
     s->used.resize(static_cast<size_t>(s->slots));
     bool all = make(&s->begun) && make(&s->handed) && make(&s->given);
-    for (int32_t i = 0; all && i < s->slots; i++) all = make(&s->arrived[static_cast<size_t>(i)]) && make(&s->used[static_cast<size_t>(i)]);
+    for (int32_t i = 0; all && i < s->slots; i++)
+        all = make(&s->arrived[static_cast<size_t>(i)]) && make(&s->used[static_cast<size_t>(i)]);
     return all && gpu_check(g, cudaStreamCreateWithFlags(&s->copies, cudaStreamNonBlocking), "place_experts") &&
            gpu_check(g, cudaStreamCreateWithFlags(&s->beside, cudaStreamNonBlocking), "place_experts");
 }
@@ -81,15 +88,22 @@ static bool make_events(gpu *g, expert_offload *s) {
 static bool place_layer(gpu *g, expert_offload *s, layer_offload *h) {
     const auto check = [&](cudaError_t status) { return gpu_check(g, status, "place_experts"); };
     const auto n = static_cast<size_t>(s->n_expert), piece = static_cast<size_t>(h->bytes);
-    if (h->pinned && !check(cudaMalloc(reinterpret_cast<void **>(&h->here), static_cast<size_t>(h->pinned) * piece))) return false;
-    if (h->streamed && !check(cudaHostAlloc(reinterpret_cast<void **>(&h->locked), static_cast<size_t>(h->streamed) * piece, 0))) return false;
-    if (!check(cudaMalloc(reinterpret_cast<void **>(&h->at), n * sizeof *h->at)) || !check(cudaMalloc(reinterpret_cast<void **>(&h->places), n * sizeof *h->places))) return false;
-    if (h->pinned && !check(cudaMemsetAsync(h->here, 0, static_cast<size_t>(h->pinned) * piece, g->stream))) return false;
+    if (h->pinned && !check(cudaMalloc(reinterpret_cast<void **>(&h->here), static_cast<size_t>(h->pinned) * piece)))
+        return false;
+    if (h->streamed &&
+        !check(cudaHostAlloc(reinterpret_cast<void **>(&h->locked), static_cast<size_t>(h->streamed) * piece, 0)))
+        return false;
+    if (!check(cudaMalloc(reinterpret_cast<void **>(&h->at), n * sizeof *h->at)) ||
+        !check(cudaMalloc(reinterpret_cast<void **>(&h->places), n * sizeof *h->places)))
+        return false;
+    if (h->pinned && !check(cudaMemsetAsync(h->here, 0, static_cast<size_t>(h->pinned) * piece, g->stream)))
+        return false;
     if (h->locked) memset(h->locked, 0, static_cast<size_t>(h->streamed) * piece);
     std::vector<const unsigned char *> at(n, nullptr);
     for (int32_t place = 0; place < h->pinned + h->streamed; place++) {
         const bool here = place < h->pinned;
-        const int32_t e = h->order[place], i = here ? place : place - h->pinned, job = h->first_job + (here ? 0 : i / h->per_job);
+        const int32_t e = h->order[place], i = here ? place : place - h->pinned,
+                      job = h->first_job + (here ? 0 : i / h->per_job);
         unsigned char *const to = (here ? h->here : h->locked) + i * h->bytes;
         at[static_cast<size_t>(e)] = here ? to : s->ring + job % s->slots * s->slot_bytes + i % h->per_job * h->bytes;
         for (int which = 0; which < 3; which++) {
@@ -97,17 +111,21 @@ static bool place_layer(gpu *g, expert_offload *s, layer_offload *h) {
             const auto bytes = static_cast<size_t>(w->rows * w->row_bytes);
             const unsigned char *const from = w->data + e * w->expert_bytes;
             if (!here) memcpy(to + h->shift[which], from, bytes);
-            else if (!check(cudaMemcpyAsync(to + h->shift[which], from, bytes, cudaMemcpyHostToDevice, g->stream))) return false;
+            else if (!check(cudaMemcpyAsync(to + h->shift[which], from, bytes, cudaMemcpyHostToDevice, g->stream)))
+                return false;
         }
     }
     const int32_t *const places = s->places.data() + (h->order - s->order.data());
     return check(cudaMemcpyAsync(h->at, at.data(), n * sizeof *h->at, cudaMemcpyHostToDevice, g->stream)) &&
-           check(cudaMemcpyAsync(h->places, places, n * sizeof *places, cudaMemcpyHostToDevice, g->stream)) && check(cudaStreamSynchronize(g->stream));
+           check(cudaMemcpyAsync(h->places, places, n * sizeof *places, cudaMemcpyHostToDevice, g->stream)) &&
+           check(cudaStreamSynchronize(g->stream));
 }
 
 static bool make_host_room(gpu *g, expert_offload *s, int64_t most) {
     const auto rows = static_cast<size_t>(s->rows), k = static_cast<size_t>(s->k), d = static_cast<size_t>(s->d);
-    const auto lock = [&](auto **out, size_t items) { return gpu_check(g, cudaHostAlloc(reinterpret_cast<void **>(out), items * sizeof **out, 0), "place_experts"); };
+    const auto lock = [&](auto **out, size_t items) {
+        return gpu_check(g, cudaHostAlloc(reinterpret_cast<void **>(out), items * sizeof **out, 0), "place_experts");
+    };
     s->gathered.resize(rows * k * d);
     s->made.resize(rows * k * d);
     s->shares.resize(rows * k);
@@ -128,18 +146,25 @@ static bool place_plan(gpu *g, expert_offload *s, const expert_plan *p, const op
         layer_offload h = {};
         h.weights = &p->layers[l];
         h.order = s->order.data() + static_cast<std::ptrdiff_t>(l) * p->n_expert;
-        for (int32_t place = 0; place < p->n_expert; place++) s->places[static_cast<size_t>(l * p->n_expert + h.order[place])] = place;
+        for (int32_t place = 0; place < p->n_expert; place++)
+            s->places[static_cast<size_t>(l * p->n_expert + h.order[place])] = place;
         h.pinned = p->pinned[l], h.streamed = p->streamed[l];
         h.bytes = expert_layout(h.weights, h.shift);
         h.per_job = static_cast<int32_t>(s->slot_bytes / h.bytes);
         h.first_job = static_cast<int32_t>(s->jobs.size());
-        for (int32_t i = 0; i < h.streamed; i += h.per_job, h.n_jobs++) s->jobs.push_back({l, i, h.streamed - i < h.per_job ? h.streamed - i : h.per_job});
+        for (int32_t i = 0; i < h.streamed; i += h.per_job) {
+            s->jobs.push_back({l, i, h.streamed - i < h.per_job ? h.streamed - i : h.per_job});
+            h.n_jobs++;
+        }
         if (most < h.weights->ffn_gate_exps.rows) most = h.weights->ffn_gate_exps.rows;
         beside |= h.pinned + h.streamed < s->n_expert;
         s->layers.push_back(h);
     }
     if (!make_events(g, s)) return false;
-    if (!s->jobs.empty() && !gpu_check(g, cudaMalloc(reinterpret_cast<void **>(&s->ring), static_cast<size_t>(s->slots * s->slot_bytes)), "place_experts")) return false;
+    if (!s->jobs.empty() &&
+        !gpu_check(g, cudaMalloc(reinterpret_cast<void **>(&s->ring), static_cast<size_t>(s->slots * s->slot_bytes)),
+                   "place_experts"))
+        return false;
     for (layer_offload &h : s->layers)
         if (!place_layer(g, s, &h)) return false;
     return !beside || make_host_room(g, s, most);
@@ -165,7 +190,8 @@ void close_offload(gpu *g) {
         if (h.locked) cudaFreeHost(h.locked);
     }
     cudaFree(s->ring);
-    for (void *locked : {static_cast<void *>(s->x), static_cast<void *>(s->y), static_cast<void *>(s->weights), static_cast<void *>(s->experts)})
+    for (void *locked : {static_cast<void *>(s->x), static_cast<void *>(s->y), static_cast<void *>(s->weights),
+                         static_cast<void *>(s->experts)})
         if (locked) cudaFreeHost(locked);
     for (cudaEvent_t e : {s->begun, s->handed, s->given})
         if (e) cudaEventDestroy(e);
@@ -219,7 +245,9 @@ static void add_up(gpu *g) {
     s->sum.passes++;
     s->sum.wall += wall;
     s->sum.gpu += wall > stalled ? wall - stalled : 0.0;
-    for (int32_t job = 0; job < s->limit; job++) s->sum.copied += s->jobs[static_cast<size_t>(job)].count * s->layers[static_cast<size_t>(s->jobs[static_cast<size_t>(job)].layer)].bytes;
+    for (int32_t job = 0; job < s->limit; job++)
+        s->sum.copied += s->jobs[static_cast<size_t>(job)].count *
+                         s->layers[static_cast<size_t>(s->jobs[static_cast<size_t>(job)].layer)].bytes;
 }
 
 bool watched(const gpu *g) { return g->offload && g->offload->watched; }
@@ -254,7 +282,10 @@ static void copy_next(gpu *g, const char *op) {
     if (g->failure != cudaSuccess) return;
     if (i >= s->slots) gpu_check(g, cudaStreamWaitEvent(s->copies, s->used[slot_of(s, i)], 0), op);
     if (s->watched) s->copied.push_back(mark(g, s->copies));
-    gpu_check(g, cudaMemcpyAsync(s->ring + i % s->slots * s->slot_bytes, h.locked + j.first * h.bytes, static_cast<size_t>(j.count * h.bytes), cudaMemcpyHostToDevice, s->copies), op);
+    gpu_check(g,
+              cudaMemcpyAsync(s->ring + i % s->slots * s->slot_bytes, h.locked + j.first * h.bytes,
+                              static_cast<size_t>(j.count * h.bytes), cudaMemcpyHostToDevice, s->copies),
+              op);
     if (s->watched) mark(g, s->copies);
     gpu_check(g, cudaEventRecord(s->arrived[slot_of(s, i)], s->copies), op);
 }
@@ -263,14 +294,17 @@ void cuda_begin_pass(const ops *o, int32_t layers, int32_t *nonfinite) {
     gpu *g = gpu_of(o);
     expert_offload *s = g->offload;
     g->lock(); /* until end_pass: the ring is one pass's */
-    if (g->failure == cudaSuccess) gpu_check(g, cudaMemsetAsync(nonfinite, 0, sizeof *nonfinite, g->stream), "begin_pass");
+    if (g->failure == cudaSuccess)
+        gpu_check(g, cudaMemsetAsync(nonfinite, 0, sizeof *nonfinite, g->stream), "begin_pass");
     if (!s || g->failure != cudaSuccess) return;
     s->next = 0;
     s->n_events = 0;
     s->copied.clear();
     s->waited.clear();
     if (s->watched) mark(g, g->stream);
-    s->limit = layers < 1 ? 0 : s->layers[static_cast<size_t>(layers - 1)].first_job + s->layers[static_cast<size_t>(layers - 1)].n_jobs;
+    s->limit = layers < 1 ? 0
+                          : s->layers[static_cast<size_t>(layers - 1)].first_job +
+                                s->layers[static_cast<size_t>(layers - 1)].n_jobs;
     if (s->limit == 0) return;
     gpu_check(g, cudaEventRecord(s->begun, g->stream), "begin_pass");
     gpu_check(g, cudaStreamWaitEvent(s->copies, s->begun, 0), "begin_pass");
@@ -298,7 +332,8 @@ void job_used(const launch &t, int32_t job) {
 
 /* ---- The CPU's part ---- */
 
-/* Its pairs of token and expert as rows of their own, one expert each; then the sums of each token, in the order of its slots. */
+/* Its pairs of token and expert as rows of their own, one expert each; then the sums of each token, in the order of
+ * its slots. */
 static void compute_beside(void *arg) {
     const beside_task *task = static_cast<const beside_task *>(arg);
     expert_offload *s = task->offload;
@@ -313,13 +348,15 @@ static void compute_beside(void *arg) {
         s->pairs[static_cast<size_t>(n)] = static_cast<int32_t>(p);
         s->chosen[static_cast<size_t>(n)] = s->experts[p];
         s->shares[static_cast<size_t>(n)] = s->weights[p];
-        memcpy(&s->gathered[static_cast<size_t>(n * d)], s->x + p / task->k * d, static_cast<size_t>(d) * sizeof(float));
+        memcpy(&s->gathered[static_cast<size_t>(n * d)], s->x + p / task->k * d,
+               static_cast<size_t>(d) * sizeof(float));
         n++;
     }
     memset(s->y, 0, static_cast<size_t>(task->n * d) * sizeof(float));
     if (n == 0) return;
     void *const work = reinterpret_cast<void *>((reinterpret_cast<uintptr_t>(s->work.data()) + 63) / 64 * 64);
-    s->cpu->experts(s->cpu, s->made.data(), s->gathered.data(), &w->ffn_gate_exps, &w->ffn_up_exps, &w->ffn_down_exps, s->chosen.data(), s->shares.data(), n, 1, nullptr, work);
+    s->cpu->experts(s->cpu, s->made.data(), s->gathered.data(), &w->ffn_gate_exps, &w->ffn_up_exps, &w->ffn_down_exps,
+                    s->chosen.data(), s->shares.data(), n, 1, nullptr, work);
     for (int64_t i = 0; i < n; i++) {
         float *const y = s->y + s->pairs[static_cast<size_t>(i)] / task->k * d;
         const float *const made = &s->made[static_cast<size_t>(i * d)];
@@ -336,15 +373,19 @@ static beside_task *task_of(expert_offload *s, const layer_offload *h, int64_t n
     return task;
 }
 
-bool begin_beside(const launch &t, const layer_offload *h, float *y, const float *x, const int32_t *experts, const float *weights, int64_t n, int64_t k) {
+bool begin_beside(const launch &t, const layer_offload *h, float *y, const float *x, const int32_t *experts,
+                  const float *weights, int64_t n, int64_t k) {
     gpu *g = t.g;
     expert_offload *s = g->offload;
     if (!h || h->pinned + h->streamed == s->n_expert) return false;
     const auto check = [&](cudaError_t status) { return gpu_check(g, status, t.op); };
-    if (g->failure != cudaSuccess || !check(cudaEventRecord(s->handed, g->stream)) || !check(cudaStreamWaitEvent(s->beside, s->handed, 0))) return true;
+    if (g->failure != cudaSuccess || !check(cudaEventRecord(s->handed, g->stream)) ||
+        !check(cudaStreamWaitEvent(s->beside, s->handed, 0)))
+        return true;
     for (int64_t from = 0; from < n; from += s->rows) { /* rows of many canvases, a canvas at a time */
         const int64_t rows = n - from < s->rows ? n - from : s->rows;
-        const auto bytes = static_cast<size_t>(rows * s->d) * sizeof(float), few = static_cast<size_t>(rows * k) * sizeof(float);
+        const auto bytes = static_cast<size_t>(rows * s->d) * sizeof(float),
+                   few = static_cast<size_t>(rows * k) * sizeof(float);
         beside_task *task = task_of(s, h, rows, k);
         if (!task && !check(cudaErrorMemoryAllocation)) break;
         if (!check(cudaMemcpyAsync(s->x, x + from * s->d, bytes, cudaMemcpyDeviceToHost, s->beside)) ||

@@ -1,11 +1,12 @@
-/* Where a layer's experts are: all in their tensors, or as a plan has them: in the device's memory, on their way there through
- * a ring of buffers, or left to the CPU, which computes them at the same time. */
+/* Where a layer's experts are: all in their tensors, or as a plan has them: in the device's memory, on their way
+ * there through a ring of buffers, or left to the CPU, which computes them at the same time. */
 #ifndef DG_CUDA_EXPERT_OFFLOAD_H
 #define DG_CUDA_EXPERT_OFFLOAD_H
 
 #include "cuda.h"
 
-/* One of a layer's three matrices of all experts: one after another, or each in its expert's piece (see expert_layout). */
+/* One of a layer's three matrices of all experts: one after another, or each in its expert's piece (see
+ * expert_layout). */
 struct expert_matrix {
     const unsigned char *data;
     int64_t stride;
@@ -43,8 +44,10 @@ expert_matrix expert_matrix_of(const layer_offload *h, const tensor *w, int whic
 /* All that the device computes of a layer. */
 portion portion_here(const layer_offload *h, int32_t n_expert);
 
-/* The CPU's part of the op, beside what the device does between the two calls: y[n][d] = its experts' share of the sum. */
-bool begin_beside(const launch &t, const layer_offload *h, float *y, const float *x, const int32_t *experts, const float *weights, int64_t n, int64_t k);
+/* The CPU's part of the op, beside what the device does between the two calls: y[n][d] = its experts' share of the
+ * sum. */
+bool begin_beside(const launch &t, const layer_offload *h, float *y, const float *x, const int32_t *experts,
+                  const float *weights, int64_t n, int64_t k);
 void end_beside(const launch &t);
 
 /* Waits for a job's copies; frees its buffer for a later one. */
@@ -52,7 +55,8 @@ portion job_arrived(const launch &t, const layer_offload *h, int32_t job);
 void job_used(const launch &t, int32_t job);
 
 /* Calls compute(portion) for all that the device computes of a layer. */
-template <class F> static inline void for_portions(const launch &t, const layer_offload *h, int32_t n_expert, F compute) {
+template <class F>
+static inline void for_portions(const launch &t, const layer_offload *h, int32_t n_expert, F compute) {
     if (!h) {
         compute(portion_here(h, n_expert));
         return;

@@ -5,15 +5,21 @@
 /* Tiles of an expert's pairs: of 64 rows of gate and up side by side, in one warp's hands, or of 64 rows of down. */
 template <class C, bool TENSOR, int NT> using pair_tile = tile<C, TENSOR, 4, 1, 2, NT, TENSOR ? 3 : 2>;
 template <class C, bool TENSOR, int NT> using down_tile = tile<C, TENSOR, 4, 1, 1, NT, TENSOR ? 4 : 2>;
-constexpr int PAIR_ROWS = 64, HIDDEN_PITCH = PAIR_ROWS + 4; /* two rows of four lanes that write together meet no bank twice */
+/* two rows of four lanes that write together meet no bank twice */
+constexpr int PAIR_ROWS = 64, HIDDEN_PITCH = PAIR_ROWS + 4;
 
-/* hidden = gelu(gate x) * up x of each place in the order's pairs, [places][rows]: in floats, or rounded for blocks of 32. */
+/* hidden = gelu(gate x) * up x of each place in the order's pairs, [places][rows]: in floats, or rounded for blocks
+ * of 32. */
 template <class C, bool TENSOR, int NT>
-__global__ void DG_HOT(128, pair_tile<C, TENSOR, NT>::BLOCKS) gate_up_kernel(float *hidden, quantized quantized_hidden, typename pair_tile<C, TENSOR, NT>::input x, expert_matrix gate, expert_matrix up, expert_order o, portion some,
-                                           int32_t k, int32_t rows, int64_t row_bytes, int32_t cols) {
+__global__ void DG_HOT(128, pair_tile<C, TENSOR, NT>::BLOCKS)
+    gate_up_kernel(float *hidden, quantized quantized_hidden, typename pair_tile<C, TENSOR, NT>::input x,
+                   expert_matrix gate, expert_matrix up, expert_order o, portion some, int32_t k, int32_t rows,
+                   int64_t row_bytes, int32_t cols) {
     if constexpr (runs_here(TENSOR)) {
         using T = pair_tile<C, TENSOR, NT>;
-        static_assert(T::THREADS == 128 && T::ROWS == 2 * PAIR_ROWS && sizeof(typename T::scratch) >= T::TOKENS * HIDDEN_PITCH * sizeof(float), "as launched");
+        static_assert(T::THREADS == 128 && T::ROWS == 2 * PAIR_ROWS &&
+                          sizeof(typename T::scratch) >= T::TOKENS * HIDDEN_PITCH * sizeof(float),
+                      "as launched");
         DG_DYNAMIC_SHARED(typename T::scratch, scratch);
         const int2 run = o.tiles[blockIdx.y];
         if (!some.has(run.x)) return;
@@ -30,22 +36,29 @@ __global__ void DG_HOT(128, pair_tile<C, TENSOR, NT>::BLOCKS) gate_up_kernel(flo
             [&](int i) { return o.pairs[run.y + i < end ? run.y + i : end - 1] / k; });
         float *const values = reinterpret_cast<float *>(scratch); /* [TOKENS][HIDDEN_PITCH] */
         T::each([&](int row, int token, int m, int n, int i) {
-            if (m == 0) values[token * HIDDEN_PITCH + row / 32 * 16 + row % 16] = gelu_tanh(sums.sum[0][n][i]) * sums.sum[1][n][i];
+            if (m == 0)
+                values[token * HIDDEN_PITCH + row / 32 * 16 + row % 16] =
+                    gelu_tanh(sums.sum[0][n][i]) * sums.sum[1][n][i];
         });
         block_sync();
-        for (int item = threadIdx.x / 8; item < T::TOKENS * (PAIR_ROWS / SUB); item += T::THREADS / 8) { /* eight lanes a sub-block */
-            const int token = item / (PAIR_ROWS / SUB), from = item % (PAIR_ROWS / SUB) * SUB + static_cast<int>(threadIdx.x % 8) * 4;
+        /* eight lanes a sub-block */
+        for (int item = threadIdx.x / 8; item < T::TOKENS * (PAIR_ROWS / SUB); item += T::THREADS / 8) {
+            const int token = item / (PAIR_ROWS / SUB),
+                      from = item % (PAIR_ROWS / SUB) * SUB + static_cast<int>(threadIdx.x % 8) * 4;
             const float *const at = values + token * HIDDEN_PITCH + from;
             const float v[4] = {at[0], at[1], at[2], at[3]};
             const int32_t place = run.y + token, column = first_row + from;
             if (hidden) {
                 for (int i = 0; i < 4; i++)
-                    if (place < end && column + i < rows) hidden[static_cast<int64_t>(place) * rows + column + i] = v[i];
+                    if (place < end && column + i < rows)
+                        hidden[static_cast<int64_t>(place) * rows + column + i] = v[i];
             } else {
                 float scale;
                 const uint32_t codes = round_sub(v, &scale);
                 if (place < end && column < rows) {
-                    quantized_stage *const to = quantized_hidden.stages + static_cast<int64_t>(place) * quantized_hidden.n_stages + column / STAGE;
+                    quantized_stage *const to = quantized_hidden.stages +
+                                                static_cast<int64_t>(place) * quantized_hidden.n_stages +
+                                                column / STAGE;
                     reinterpret_cast<uint32_t *>(to->codes)[column % STAGE / 4] = codes;
                     if (threadIdx.x % 8 == 0) to->scales[column % STAGE / SUB] = scale;
                 }
@@ -56,7 +69,9 @@ __global__ void DG_HOT(128, pair_tile<C, TENSOR, NT>::BLOCKS) gate_up_kernel(flo
 
 /* out[pair][rows] = down hidden */
 template <class C, bool TENSOR, int NT>
-__global__ void DG_HOT(128, down_tile<C, TENSOR, NT>::BLOCKS) down_kernel(float *out, typename down_tile<C, TENSOR, NT>::input hidden, expert_matrix down, expert_order o, portion some, int32_t rows, int64_t row_bytes, int32_t cols) {
+__global__ void DG_HOT(128, down_tile<C, TENSOR, NT>::BLOCKS)
+    down_kernel(float *out, typename down_tile<C, TENSOR, NT>::input hidden, expert_matrix down, expert_order o,
+                portion some, int32_t rows, int64_t row_bytes, int32_t cols) {
     if constexpr (runs_here(TENSOR)) {
         using T = down_tile<C, TENSOR, NT>;
         static_assert(T::THREADS == 128 && T::ROWS == PAIR_ROWS, "as launched");
@@ -71,7 +86,8 @@ __global__ void DG_HOT(128, down_tile<C, TENSOR, NT>::BLOCKS) down_kernel(float 
             [&](int i) { return down.of(run.x) + (first_row + i < rows ? first_row + i : rows - 1) * row_bytes; },
             [&](int i) { return run.y + i < end ? run.y + i : end - 1; });
         T::each([&](int row, int token, int m, int n, int i) {
-            if (first_row + row < rows && run.y + token < end) out[static_cast<int64_t>(o.pairs[run.y + token]) * rows + first_row + row] = sums.sum[m][n][i];
+            if (first_row + row < rows && run.y + token < end)
+                out[static_cast<int64_t>(o.pairs[run.y + token]) * rows + first_row + row] = sums.sum[m][n][i];
         });
     }
 }
@@ -87,17 +103,24 @@ struct mixture {
     quantized quantized_hidden;
 };
 
-template <class C, bool TENSOR, int NT> static void start_gate_up(const mixture &m, portion some, const typename pair_tile<C, TENSOR, NT>::input &x, float *hidden) {
+template <class C, bool TENSOR, int NT>
+static void start_gate_up(const mixture &m, portion some, const typename pair_tile<C, TENSOR, NT>::input &x,
+                          float *hidden) {
     using T = pair_tile<C, TENSOR, NT>;
-    m.t.start(gate_up_kernel<C, TENSOR, NT>, dim3(blocks_for(m.gate->rows, PAIR_ROWS), static_cast<unsigned>(m.order.most_tiles)), dim3(T::THREADS), sizeof(typename T::scratch),
-              hidden, m.quantized_hidden, x, expert_matrix_of(m.placed, m.gate, 0), expert_matrix_of(m.placed, m.up, 1), m.order, some, static_cast<int32_t>(m.k),
+    m.t.start(gate_up_kernel<C, TENSOR, NT>,
+              dim3(blocks_for(m.gate->rows, PAIR_ROWS), static_cast<unsigned>(m.order.most_tiles)), dim3(T::THREADS),
+              sizeof(typename T::scratch), hidden, m.quantized_hidden, x, expert_matrix_of(m.placed, m.gate, 0),
+              expert_matrix_of(m.placed, m.up, 1), m.order, some, static_cast<int32_t>(m.k),
               static_cast<int32_t>(m.gate->rows), m.gate->row_bytes, static_cast<int32_t>(m.gate->cols));
 }
 
-template <class C, bool TENSOR, int NT> static void start_down(const mixture &m, portion some, const typename down_tile<C, TENSOR, NT>::input &hidden) {
+template <class C, bool TENSOR, int NT>
+static void start_down(const mixture &m, portion some, const typename down_tile<C, TENSOR, NT>::input &hidden) {
     using T = down_tile<C, TENSOR, NT>;
-    m.t.start(down_kernel<C, TENSOR, NT>, dim3(blocks_for(m.down->rows, T::ROWS), static_cast<unsigned>(m.order.most_tiles)), dim3(T::THREADS), sizeof(typename T::scratch), m.out,
-              hidden, expert_matrix_of(m.placed, m.down, 2), m.order, some, static_cast<int32_t>(m.down->rows), m.down->row_bytes, static_cast<int32_t>(m.down->cols));
+    m.t.start(down_kernel<C, TENSOR, NT>,
+              dim3(blocks_for(m.down->rows, T::ROWS), static_cast<unsigned>(m.order.most_tiles)), dim3(T::THREADS),
+              sizeof(typename T::scratch), m.out, hidden, expert_matrix_of(m.placed, m.down, 2), m.order, some,
+              static_cast<int32_t>(m.down->rows), m.down->row_bytes, static_cast<int32_t>(m.down->cols));
 }
 
 /* The hidden values as down takes them: rounded already, or now. */
@@ -107,22 +130,35 @@ template <class C> static auto taken(const launch &t, const mixture &m, C format
     return round_input(t, format, memory, m.hidden, m.n * m.k, m.down->cols);
 }
 
-/* Pairs in a tile: where experts have few, most of a higher tile would be empty; lower ones read the weights more often. */
+/* Pairs in a tile: where experts have few, most of a higher tile would be empty; lower ones read the weights more
+ * often. */
 constexpr int32_t LOW = 16, HIGH = 32;
 static int32_t height_for(int64_t pairs, int64_t n_expert) { return 4 * pairs >= 3 * LOW * n_expert ? HIGH : LOW; }
 
-static bool tiled_experts(const launch &t, float *y, const float *x, const tensor *gate, const tensor *up, const tensor *down, const int32_t *experts, const float *weights,
-                          int64_t n, int64_t k, void *work) {
+static bool tiled_experts(const launch &t, float *y, const float *x, const tensor *gate, const tensor *up,
+                          const tensor *down, const int32_t *experts, const float *weights, int64_t n, int64_t k,
+                          void *work) {
     bool in_place = false; /* hidden values are rounded where they are made */
     if (gate->format != up->format || !for_tiles(t.g, gate, [](auto) {}) ||
         !for_tiles(t.g, down, [&](auto format) { in_place = decltype(format)::BLOCKS && !decltype(format)::INTEGER; }))
         return false;
     const int32_t height = height_for(n * k, gate->experts);
     const bool tensor_cores = t.g->architecture >= 80;
-    mixture m = {t, gate, up, down, layer_offload_of(t.g, gate), n, k, order_experts(t, work, experts, n * k, gate->experts, height), nullptr, nullptr, {}};
+    mixture m = {t,
+                 gate,
+                 up,
+                 down,
+                 layer_offload_of(t.g, gate),
+                 n,
+                 k,
+                 order_experts(t, work, experts, n * k, gate->experts, height),
+                 nullptr,
+                 nullptr,
+                 {}};
     char *at = static_cast<char *>(work) + expert_order_bytes(n * k, gate->experts);
     m.out = reinterpret_cast<float *>(at), at += whole_lines(static_cast<size_t>(n * k * down->rows) * sizeof(float));
-    m.hidden = reinterpret_cast<float *>(at), at += in_place ? 0 : whole_lines(static_cast<size_t>(n * k * down->cols) * sizeof(float));
+    m.hidden = reinterpret_cast<float *>(at),
+    at += in_place ? 0 : whole_lines(static_cast<size_t>(n * k * down->cols) * sizeof(float));
     void *const room_x = at, *const room_hidden = at + input_bytes(n, gate->cols);
     m.quantized_hidden = quantized_in(room_hidden, n * k, down->cols);
     const bool beside = begin_beside(t, m.placed, y, x, experts, weights, n, k);
@@ -132,23 +168,30 @@ static bool tiled_experts(const launch &t, float *y, const float *x, const tenso
             using C = decltype(format);
             float *const hidden = in_place ? nullptr : m.hidden;
             const auto r = input_in(format, room_x, n, gate->cols);
-            if (tensor_cores) height == LOW ? start_gate_up<C, true, LOW / 8>(m, some, r, hidden) : start_gate_up<C, true, HIGH / 8>(m, some, r, hidden);
-            else height == LOW ? start_gate_up<C, false, LOW / 8>(m, some, r, hidden) : start_gate_up<C, false, HIGH / 8>(m, some, r, hidden);
+            if (tensor_cores)
+                height == LOW ? start_gate_up<C, true, LOW / 8>(m, some, r, hidden)
+                              : start_gate_up<C, true, HIGH / 8>(m, some, r, hidden);
+            else
+                height == LOW ? start_gate_up<C, false, LOW / 8>(m, some, r, hidden)
+                              : start_gate_up<C, false, HIGH / 8>(m, some, r, hidden);
         });
         for_tiles(t.g, down, [&](auto format) {
             using C = decltype(format);
             const auto r = taken(t, m, format, in_place, room_hidden);
-            if (tensor_cores) height == LOW ? start_down<C, true, LOW / 8>(m, some, r) : start_down<C, true, HIGH / 8>(m, some, r);
+            if (tensor_cores)
+                height == LOW ? start_down<C, true, LOW / 8>(m, some, r) : start_down<C, true, HIGH / 8>(m, some, r);
             else height == LOW ? start_down<C, false, LOW / 8>(m, some, r) : start_down<C, false, HIGH / 8>(m, some, r);
         });
     });
     if (beside) end_beside(t);
-    combine_experts(t, y, m.out, experts, weights, n, k, down->rows, portion_here(m.placed, static_cast<int32_t>(gate->experts)), beside);
+    combine_experts(t, y, m.out, experts, weights, n, k, down->rows,
+                    portion_here(m.placed, static_cast<int32_t>(gate->experts)), beside);
     return true;
 }
 
-void cuda_experts(const ops *o, float *y, const float *x, const tensor *gate, const tensor *up, const tensor *down, const int32_t *experts,
-                  const float *weights, int64_t n, int64_t k, const expert_feed *, void *work) {
+void cuda_experts(const ops *o, float *y, const float *x, const tensor *gate, const tensor *up, const tensor *down,
+                  const int32_t *experts, const float *weights, int64_t n, int64_t k, const expert_feed *, void *work) {
     const launch t(o, "experts");
-    if (t.g->exact || !tiled_experts(t, y, x, gate, up, down, experts, weights, n, k, work)) naive_experts(t, y, x, gate, up, down, experts, weights, n, k, work);
+    if (t.g->exact || !tiled_experts(t, y, x, gate, up, down, experts, weights, n, k, work))
+        naive_experts(t, y, x, gate, up, down, experts, weights, n, k, work);
 }

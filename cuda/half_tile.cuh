@@ -1,14 +1,15 @@
 /* A block's tile of a product with bfloat16 or binary16 weights: as tile.cuh, with both sides in 16 bits.
  *
- * Activations are scaled by a power of two per row, which changes no bit of them, so that binary16 holds them whatever their
- * size, and rounded to the weights' type. Rows must be whole lines: columns a multiple of 8.
+ * Activations are scaled by a power of two per row, which changes no bit of them, so that binary16 holds them
+ * whatever their size, and rounded to the weights' type. Rows must be whole lines: columns a multiple of 8.
  */
 #ifndef DG_CUDA_HALF_TILE_H
 #define DG_CUDA_HALF_TILE_H
 
 #include "tile.cuh"
 
-constexpr int HALF_STAGE = 64, HALF_PITCH = HALF_STAGE + 8, LINE_HALVES = LINE / 2; /* columns; an odd number of lines meets no bank twice */
+/* columns; an odd number of lines meets no bank twice */
+constexpr int HALF_STAGE = 64, HALF_PITCH = HALF_STAGE + 8, LINE_HALVES = LINE / 2;
 
 template <bool BRAIN> struct halves { /* BRAIN: bfloat16 */
     static constexpr bool INTEGER = false, BLOCKS = false;
@@ -24,16 +25,20 @@ static inline half_rows half_rows_in(void *memory, int64_t n, int64_t cols) {
     half_rows r;
     r.n_stages = static_cast<int32_t>((cols + HALF_STAGE - 1) / HALF_STAGE);
     r.values = static_cast<uint16_t *>(memory);
-    r.scales = reinterpret_cast<float *>(static_cast<char *>(memory) + whole_lines(static_cast<size_t>(n * r.n_stages * HALF_STAGE) * sizeof(uint16_t)));
+    r.scales = reinterpret_cast<float *>(
+        static_cast<char *>(memory) + whole_lines(static_cast<size_t>(n * r.n_stages * HALF_STAGE) * sizeof(uint16_t)));
     return r;
 }
 static inline size_t half_rows_bytes(int64_t n, int64_t cols) {
-    return whole_lines(static_cast<size_t>(n * ((cols + HALF_STAGE - 1) / HALF_STAGE * HALF_STAGE)) * sizeof(uint16_t)) + whole_lines(static_cast<size_t>(n) * sizeof(float));
+    return whole_lines(static_cast<size_t>(n * ((cols + HALF_STAGE - 1) / HALF_STAGE * HALF_STAGE)) *
+                       sizeof(uint16_t)) +
+           whole_lines(static_cast<size_t>(n) * sizeof(float));
 }
 /* r = x[n][cols] */
 void round_halves(const launch &t, const half_rows &r, const float *x, int64_t n, int64_t cols, bool brain);
 
-template <bool BRAIN, bool TENSOR, int WARPS_M, int WARPS_N, int MT, int NT, int RING> struct tile<halves<BRAIN>, TENSOR, WARPS_M, WARPS_N, MT, NT, RING> {
+template <bool BRAIN, bool TENSOR, int WARPS_M, int WARPS_N, int MT, int NT, int RING>
+struct tile<halves<BRAIN>, TENSOR, WARPS_M, WARPS_N, MT, NT, RING> {
     using places = tile_places<WARPS_M, WARPS_N, MT, NT>;
     using input = half_rows;
     static constexpr int ROWS = places::ROWS, TOKENS = places::TOKENS, THREADS = places::THREADS;
@@ -48,7 +53,8 @@ template <bool BRAIN, bool TENSOR, int WARPS_M, int WARPS_N, int MT, int NT, int
         int32_t tokens[TOKENS];
     };
 
-    template <class W, class X> __device__ static void run(sums &s, scratch *r, const half_rows &x, int cols, W row_of, X token_of) {
+    template <class W, class X>
+    __device__ static void run(sums &s, scratch *r, const half_rows &x, int cols, W row_of, X token_of) {
         for (int i = threadIdx.x; i < ROWS; i += THREADS) r->rows[i] = row_of(i);
         for (int i = threadIdx.x; i < TOKENS; i += THREADS) r->tokens[i] = token_of(i);
         DG_UNROLL
@@ -91,7 +97,8 @@ template <bool BRAIN, bool TENSOR, int WARPS_M, int WARPS_N, int MT, int NT, int
         DG_UNROLL
         for (int i = threadIdx.x; i < TOKENS * LINES; i += THREADS) {
             const int token = i / LINES, c = i % LINES * LINE_HALVES;
-            copy_async<LINE>(&r->x[at][token][c], x.values + (static_cast<int64_t>(r->tokens[token]) * x.n_stages + stage) * HALF_STAGE + c);
+            copy_async<LINE>(&r->x[at][token][c],
+                             x.values + (static_cast<int64_t>(r->tokens[token]) * x.n_stages + stage) * HALF_STAGE + c);
         }
     }
 
@@ -104,7 +111,9 @@ template <bool BRAIN, bool TENSOR, int WARPS_M, int WARPS_N, int MT, int NT, int
                 DG_UNROLL
                 for (int m = 0; m < MT; m++)
                     DG_UNROLL
-                    for (int k = 0; k < 2; k++) load_matrices(a[m][k], &r->weights[at][row + 16 * m + lane % 16][from + 16 * k + lane / 16 * 8]);
+                    for (int k = 0; k < 2; k++)
+                        load_matrices(a[m][k],
+                                      &r->weights[at][row + 16 * m + lane % 16][from + 16 * k + lane / 16 * 8]);
                 DG_UNROLL
                 for (int n = 0; n < NT; n++) {
                     uint32_t both[4];
@@ -128,7 +137,8 @@ template <bool BRAIN, bool TENSOR, int WARPS_M, int WARPS_N, int MT, int NT, int
 
 /* ---- Which formats have tiles ---- */
 
-/* Calls f(codes_of_...()) or f(halves<...>()) for a weight that a tile multiplies on this device; false for the others. */
+/* Calls f(codes_of_...()) or f(halves<...>()) for a weight that a tile multiplies on this device; false for the
+ * others. */
 template <class F> static inline bool for_tiles(const gpu *g, const tensor *w, F f) {
     if (for_codes(w->format->id, f)) return true;
     if (g->architecture < 80 || w->cols % LINE_HALVES) return false;
@@ -139,16 +149,23 @@ template <class F> static inline bool for_tiles(const gpu *g, const tensor *w, F
 }
 
 /* Where x[n][cols] lies as the tiles of C take it, in memory of input_bytes(). */
-template <class C> static inline quantized input_in(C, void *memory, int64_t n, int64_t cols) { return quantized_in(memory, n, cols); }
-template <bool BRAIN> static inline half_rows input_in(halves<BRAIN>, void *memory, int64_t n, int64_t cols) { return half_rows_in(memory, n, cols); }
+template <class C> static inline quantized input_in(C, void *memory, int64_t n, int64_t cols) {
+    return quantized_in(memory, n, cols);
+}
+template <bool BRAIN> static inline half_rows input_in(halves<BRAIN>, void *memory, int64_t n, int64_t cols) {
+    return half_rows_in(memory, n, cols);
+}
 
 /* Rounds it. */
-template <class C> static inline auto round_input(const launch &t, C, void *memory, const float *x, int64_t n, int64_t cols) {
+template <class C>
+static inline auto round_input(const launch &t, C, void *memory, const float *x, int64_t n, int64_t cols) {
     const quantized r = quantized_in(memory, n, cols);
     quantize_rows(t, r, x, n, cols, C::INTEGER);
     return r;
 }
-template <bool BRAIN> static inline half_rows round_input(const launch &t, halves<BRAIN>, void *memory, const float *x, int64_t n, int64_t cols) {
+template <bool BRAIN>
+static inline half_rows round_input(const launch &t, halves<BRAIN>, void *memory, const float *x, int64_t n,
+                                    int64_t cols) {
     const half_rows r = half_rows_in(memory, n, cols);
     round_halves(t, r, x, n, cols, BRAIN);
     return r;

@@ -1,7 +1,8 @@
-/* The output head, a stretch of the vocabulary at a time: logits live in one buffer that every stretch overwrites. Of each row
- * and chunk stay the peak and two sums, of each row and group the likely ids. From these come entropy, argmax, the draw and
- * the self-conditioning of the next step, whose rows that cannot be told from few ids are computed over all of them: on tensor
- * cores, or in float32 where computation is exact, on sm_75 and with a table that no tile decodes. */
+/* The output head, a stretch of the vocabulary at a time: logits live in one buffer that every stretch overwrites.
+ * Of each row and chunk stay the peak and two sums, of each row and group the likely ids. From these come entropy,
+ * argmax, the draw and the self-conditioning of the next step, whose rows that cannot be told from few ids are
+ * computed over all of them: on tensor cores, or in float32 where computation is exact, on sm_75 and with a table
+ * that no tile decodes. */
 #include "naive.cuh"
 #include "softmax_matmul.cuh"
 #include "matmul.cuh"
@@ -24,7 +25,9 @@ static tensor stretch_of(const tensor *table, int64_t first) {
 }
 
 /* Infinity is not hidden. */
-__device__ inline float scaled(float logit, float cap, float temperature) { return (cap * tanhf(logit / cap) + (logit - logit)) / temperature; }
+__device__ inline float scaled(float logit, float cap, float temperature) {
+    return (cap * tanhf(logit / cap) + (logit - logit)) / temperature;
+}
 
 /* ---- One stretch ---- */
 
@@ -35,13 +38,15 @@ struct found {
 __device__ inline bool better(const found &a, const found &b) { return a.z > b.z || (a.z == b.z && a.id < b.id); }
 
 /* A block takes a group of one row: logits z[n][width] of the vocabulary from `first` on. */
-__global__ void DG_HOT(THREADS) group_kernel(self_cond s, const float *z, int64_t first, int32_t width, int32_t n_vocab, float cap, const float *temperature) {
+__global__ void DG_HOT(THREADS) group_kernel(self_cond s, const float *z, int64_t first, int32_t width, int32_t n_vocab,
+                                             float cap, const float *temperature) {
     DG_SHARED(float, peaks, WARPS);
     DG_SHARED(int32_t, counts, WARPS);
     DG_SHARED(found, bests, 2 * WARPS);
     const int lane = lane_id(), warp = warp_id();
     const int64_t row = blockIdx.y;
-    const int32_t begin = static_cast<int32_t>(blockIdx.x) * SELF_COND_GROUP + warp * SELF_COND_CHUNK; /* of the warp's chunk, in the stretch */
+    /* of the warp's chunk, in the stretch */
+    const int32_t begin = static_cast<int32_t>(blockIdx.x) * SELF_COND_GROUP + warp * SELF_COND_CHUNK;
     const int64_t group = first / SELF_COND_GROUP + blockIdx.x, chunk = group * WARPS + warp;
     float mine[PER_LANE], peak = -INFINITY;
     DG_UNROLL
@@ -123,9 +128,9 @@ __global__ void DG_HOT(THREADS) group_kernel(self_cond s, const float *z, int64_
 
 /* ---- A row from its parts ---- */
 
-/* Where a sum over items that threads own in stretches passes an aim: thread t's sum is sums[t] (shared). Returns the thread
- * and, in *before, what comes before it; every thread gets the same. (blockDim.x is THREADS, but unknown to the compiler, which
- * would unroll these loops until they spill.) */
+/* Where a sum over items that threads own in stretches passes an aim: thread t's sum is sums[t] (shared). Returns
+ * the thread and, in *before, what comes before it; every thread gets the same. (blockDim.x is THREADS, but unknown
+ * to the compiler, which would unroll these loops until they spill.) */
 __device__ inline int passing(const double *sums, double aim, double *before) {
     double sum = 0.0;
     int last = 0;
@@ -155,8 +160,10 @@ __global__ void DG_HOT(THREADS) merge_kernel(self_cond s, dg_choice *out, const 
     DG_SHARED(double, kepts, WARPS);
     DG_SHARED(int32_t, counts, THREADS);
     DG_SHARED(int32_t, lowest, WARPS);
-    const int64_t i = blockIdx.x, chunks = (s.n_vocab + SELF_COND_CHUNK - 1) / SELF_COND_CHUNK, groups = (s.n_vocab + SELF_COND_GROUP - 1) / SELF_COND_GROUP;
-    const int64_t each = (chunks + THREADS - 1) / THREADS, begin = threadIdx.x * each, end = begin + each < chunks ? begin + each : chunks;
+    const int64_t i = blockIdx.x, chunks = (s.n_vocab + SELF_COND_CHUNK - 1) / SELF_COND_CHUNK,
+                  groups = (s.n_vocab + SELF_COND_GROUP - 1) / SELF_COND_GROUP;
+    const int64_t each = (chunks + THREADS - 1) / THREADS, begin = threadIdx.x * each,
+                  end = begin + each < chunks ? begin + each : chunks;
     float peak = -INFINITY;
     for (int64_t c = begin; c < end; c++) {
         const float p = s.parts[c * s.n + i].peak;
@@ -234,16 +241,22 @@ __global__ void DG_HOT(THREADS) merge_kernel(self_cond s, dg_choice *out, const 
     const double entropy = log(total) - moment / total;
     const bool finite = total < INFINITY; /* NaN is not */
     if (!finite) s.argmax[i] = -1;
-    out[i] = finite ? dg_choice{entropy > 0.0 ? static_cast<float>(entropy) : 0.0f, best, best} : dg_choice{NAN, -1, -1};
+    out[i] =
+        finite ? dg_choice{entropy > 0.0 ? static_cast<float>(entropy) : 0.0f, best, best} : dg_choice{NAN, -1, -1};
 }
 
-/* The draw of a row within its chunk, whose logits are z[n][SELF_COND_CHUNK]: the first id at which the sum passes the aim. */
-__global__ void DG_HOT(THREADS) draw_kernel(self_cond s, dg_choice *out, const float *z, float cap, const float *temperature) {
+/* The draw of a row within its chunk, whose logits are z[n][SELF_COND_CHUNK]: the first id at which the sum passes
+ * the aim. */
+__global__ void DG_HOT(THREADS)
+    draw_kernel(self_cond s, dg_choice *out, const float *z, float cap, const float *temperature) {
     DG_SHARED(double, shares, THREADS);
     const int64_t i = blockIdx.x, chunk = s.chunks[i], left = s.n_vocab - chunk * SELF_COND_CHUNK;
     static_assert(THREADS == SELF_COND_CHUNK, "a thread per id");
     const double peak = static_cast<double>(s.parts[chunk * s.n + i].peak);
-    shares[threadIdx.x] = threadIdx.x < left ? exp(static_cast<double>(scaled(z[i * SELF_COND_CHUNK + threadIdx.x], cap, *temperature)) - peak) : 0.0;
+    shares[threadIdx.x] =
+        threadIdx.x < left
+            ? exp(static_cast<double>(scaled(z[i * SELF_COND_CHUNK + threadIdx.x], cap, *temperature)) - peak)
+            : 0.0;
     block_sync();
     if (threadIdx.x || out[i].argmax < 0) return;
     double before;
@@ -253,7 +266,9 @@ __global__ void DG_HOT(THREADS) draw_kernel(self_cond s, dg_choice *out, const f
 /* ---- The length of a table's longest row ---- */
 
 /* *longest: the squared length as the bits of a float, which order like integers. */
-template <class F> __global__ void __launch_bounds__(WARP) longest_kernel(int32_t *longest, const typename F::block *table, int64_t rows, int64_t cols) {
+template <class F>
+__global__ void __launch_bounds__(WARP)
+    longest_kernel(int32_t *longest, const typename F::block *table, int64_t rows, int64_t cols) {
     const int64_t row_blocks = cols / F::VALUES;
     for (int64_t row = blockIdx.x; row < rows; row += gridDim.x) {
         float square = 0.0f;
@@ -282,7 +297,8 @@ static void find_longest(const launch &t, const tensor *table) {
 
 /* ---- The head ---- */
 
-static void head_of(const launch &t, const ops *o, const head_part &canvas, const float *x, const tensor *table, float cap, void *work) {
+static void head_of(const launch &t, const ops *o, const head_part &canvas, const float *x, const tensor *table,
+                    float cap, void *work) {
     self_cond *const s = canvas.next;
     const int64_t n = canvas.n;
     const float *const temperature = canvas.temperature;
@@ -293,21 +309,28 @@ static void head_of(const launch &t, const ops *o, const head_part &canvas, cons
     for (int64_t first = 0; first < table->rows; first += SELF_COND_STRETCH) {
         const tensor view = stretch_of(table, first);
         matmul_counted(t, s->z, x, &view, n, nullptr, work);
-        t.start(group_kernel, dim3(blocks_for(view.rows, SELF_COND_GROUP), rows_of(n)), dim3(THREADS), 0, *s, static_cast<const float *>(s->z), first,
-                static_cast<int32_t>(view.rows), static_cast<int32_t>(table->rows), cap, temperature);
+        t.start(group_kernel, dim3(blocks_for(view.rows, SELF_COND_GROUP), rows_of(n)), dim3(THREADS), 0, *s,
+                static_cast<const float *>(s->z), first, static_cast<int32_t>(view.rows),
+                static_cast<int32_t>(table->rows), cap, temperature);
     }
     t.start(merge_kernel, dim3(rows_of(n)), dim3(THREADS), 0, *s, canvas.out, canvas.u);
     matmul_gathered(t, s->z, x, table, s->chunks, n, work);
-    t.start(draw_kernel, dim3(rows_of(n)), dim3(THREADS), 0, *s, canvas.out, static_cast<const float *>(s->z), cap, temperature);
+    t.start(draw_kernel, dim3(rows_of(n)), dim3(THREADS), 0, *s, canvas.out, static_cast<const float *>(s->z), cap,
+            temperature);
     s->started = true;
 }
 
-void cuda_head(const ops *o, const head_part *parts, int32_t count, const float *x, const tensor *table, int64_t, float cap, void *work) {
+void cuda_head(const ops *o, const head_part *parts, int32_t count, const float *x, const tensor *table, int64_t,
+               float cap, void *work) {
     const launch t(o, "head");
-    for (const head_part *p = parts; p < parts + count; x += p++->n * table->cols) head_of(t, o, *p, x, table, cap, work);
+    for (const head_part *p = parts; p < parts + count; p++) {
+        head_of(t, o, *p, x, table, cap, work);
+        x += p->n * table->cols;
+    }
 }
 
-void cuda_logits(const ops *o, float *y, const float *x, const tensor *table, int64_t n, float cap, int32_t *nonfinite, int32_t mark, void *work, float *scratch) {
+void cuda_logits(const ops *o, float *y, const float *x, const tensor *table, int64_t n, float cap, int32_t *nonfinite,
+                 int32_t mark, void *work, float *scratch) {
     const launch t(o, "logits");
     for (int64_t first = 0; first < table->rows; first += SELF_COND_STRETCH) {
         const tensor view = stretch_of(table, first);
@@ -316,7 +339,10 @@ void cuda_logits(const ops *o, float *y, const float *x, const tensor *table, in
         cuda_softcap(o, scratch, n * view.rows, cap);
         const size_t row = static_cast<size_t>(view.rows) * sizeof(float);
         if (t.g->failure == cudaSuccess)
-            gpu_check(t.g, cudaMemcpy2DAsync(y + first, static_cast<size_t>(table->rows) * sizeof(float), scratch, row, row, static_cast<size_t>(n), cudaMemcpyDeviceToHost, t.g->stream), t.op);
+            gpu_check(t.g,
+                      cudaMemcpy2DAsync(y + first, static_cast<size_t>(table->rows) * sizeof(float), scratch, row, row,
+                                        static_cast<size_t>(n), cudaMemcpyDeviceToHost, t.g->stream),
+                      t.op);
     }
     if (t.g->failure == cudaSuccess) gpu_check(t.g, cudaStreamSynchronize(t.g->stream), t.op);
 }
@@ -329,10 +355,10 @@ struct row_state {
     float peak, total, shrink;
 };
 
-/* z = exp(z - peak) in place. count: NULL, or how many rows there are. cap 0: z is scaled already. longest: NULL, or of the table:
- * then shares are what softmax_matmul.cuh takes. */
-__global__ void DG_HOT(THREADS) soften_kernel(row_state *states, float *z, int32_t width, const int32_t *count, bool first, float cap, const float *temperature,
-                                              const float *longest) {
+/* z = exp(z - peak) in place. count: NULL, or how many rows there are. cap 0: z is scaled already. longest: NULL, or
+ * of the table: then shares are what softmax_matmul.cuh takes. */
+__global__ void DG_HOT(THREADS) soften_kernel(row_state *states, float *z, int32_t width, const int32_t *count,
+                                              bool first, float cap, const float *temperature, const float *longest) {
     DG_SHARED(float, scratch, WARPS);
     DG_SHARED(float, sums, WARPS);
     if (count && static_cast<int32_t>(blockIdx.x) >= *count) return;
@@ -347,7 +373,8 @@ __global__ void DG_HOT(THREADS) soften_kernel(row_state *states, float *z, int32
     float total = 0.0f;
     for (int32_t from = 0; from < width; from += THREADS) {
         const int32_t v = from + static_cast<int32_t>(threadIdx.x);
-        const float share = v < width && z[v] != -INFINITY ? expf(z[v] - peak) : 0.0f; /* which the peak may be as well */
+        /* which the peak may be as well */
+        const float share = v < width && z[v] != -INFINITY ? expf(z[v] - peak) : 0.0f;
         if (longest) {
             const uint16_t rounded_share = half_from_float(share * SHARE_ONE);
             block_sync(); /* all that is written over was read */
@@ -367,15 +394,17 @@ __global__ void DG_HOT(THREADS) soften_kernel(row_state *states, float *z, int32
 /* y[n][cols] = y * shrink + z[n][width] table: a block takes NAIVE rows and 256 columns. */
 constexpr int SOFTMAX_THREADS = 128, SOFTMAX_COLUMNS = 256, SOFTMAX_PITCH = SOFTMAX_COLUMNS + 1;
 template <class F>
-__global__ void DG_HOT(SOFTMAX_THREADS) softmax_matmul_kernel(float *y, const row_state *states, const float *z, const typename F::block *table, int32_t width,
-                                                              int64_t cols, int32_t n, const int32_t *count, bool first) {
+__global__ void DG_HOT(SOFTMAX_THREADS)
+    softmax_matmul_kernel(float *y, const row_state *states, const float *z, const typename F::block *table,
+                          int32_t width, int64_t cols, int32_t n, const int32_t *count, bool first) {
     DG_SHARED(float, values, NAIVE * SOFTMAX_PITCH);
     DG_SHARED(float, shares, NAIVE * NAIVE);
     const int32_t first_row = static_cast<int32_t>(blockIdx.y) * NAIVE;
     if (count) n = *count;
     if (first_row >= n) return;
     const int64_t from = static_cast<int64_t>(blockIdx.x) * SOFTMAX_COLUMNS, row_blocks = cols / F::VALUES;
-    const int columns = static_cast<int>(cols - from < SOFTMAX_COLUMNS ? cols - from : SOFTMAX_COLUMNS), per_row = columns / F::VALUES;
+    const int columns = static_cast<int>(cols - from < SOFTMAX_COLUMNS ? cols - from : SOFTMAX_COLUMNS),
+              per_row = columns / F::VALUES;
     float sum[NAIVE][2];
     for (int i = 0; i < NAIVE; i++)
         for (int c = 0; c < 2; c++) {
@@ -386,11 +415,14 @@ __global__ void DG_HOT(SOFTMAX_THREADS) softmax_matmul_kernel(float *y, const ro
     for (int32_t v = 0; v < width; v += NAIVE) {
         for (int i = threadIdx.x; i < NAIVE * per_row; i += SOFTMAX_THREADS) {
             const int r = i % NAIVE, b = i / NAIVE;
-            if (v + r < width) F::decode(table + (v + r) * row_blocks + from / F::VALUES + b, values + r * SOFTMAX_PITCH + b * F::VALUES);
+            if (v + r < width)
+                F::decode(table + (v + r) * row_blocks + from / F::VALUES + b,
+                          values + r * SOFTMAX_PITCH + b * F::VALUES);
         }
         for (int i = threadIdx.x; i < NAIVE * NAIVE; i += SOFTMAX_THREADS) {
             const int row = i / NAIVE, r = i % NAIVE;
-            shares[i] = first_row + row < n && v + r < width ? z[static_cast<int64_t>(first_row + row) * width + v + r] : 0.0f;
+            shares[i] =
+                first_row + row < n && v + r < width ? z[static_cast<int64_t>(first_row + row) * width + v + r] : 0.0f;
         }
         block_sync();
         const int here = width - v < NAIVE ? width - v : NAIVE;
@@ -398,7 +430,8 @@ __global__ void DG_HOT(SOFTMAX_THREADS) softmax_matmul_kernel(float *y, const ro
             const int column = static_cast<int>(threadIdx.x) + c * SOFTMAX_THREADS;
             if (column < columns)
                 for (int r = 0; r < here; r++)
-                    for (int i = 0; i < NAIVE; i++) sum[i][c] = fmaf(shares[i * NAIVE + r], values[r * SOFTMAX_PITCH + column], sum[i][c]);
+                    for (int i = 0; i < NAIVE; i++)
+                        sum[i][c] = fmaf(shares[i * NAIVE + r], values[r * SOFTMAX_PITCH + column], sum[i][c]);
         }
         block_sync();
     }
@@ -409,8 +442,8 @@ __global__ void DG_HOT(SOFTMAX_THREADS) softmax_matmul_kernel(float *y, const ro
         }
 }
 
-/* The sums of softmax times the table. Tensor cores may have several, each of a part of every stretch's words: rows and columns alone make too few
- * blocks for a large device. */
+/* The sums of softmax times the table. Tensor cores may have several, each of a part of every stretch's words: rows
+ * and columns alone make too few blocks for a large device. */
 constexpr int MOST_SPLITS = 6;
 struct softmax_sums {
     float *first, *others; /* [n][cols]; [splits - 1][n][cols] */
@@ -419,62 +452,78 @@ struct softmax_sums {
 
 /* The same on tensor cores, with the shares that softmax_matmul.cuh takes; a block takes a tile, of one split. */
 template <class W>
-__global__ void DG_HOT(softmax_tile<W>::THREADS, 2) softmax_matmul_mma_kernel(softmax_sums y, const row_state *states, softmax_task task, const int32_t *count, bool first, const float *longest) {
+__global__ void DG_HOT(softmax_tile<W>::THREADS, 2)
+    softmax_matmul_mma_kernel(softmax_sums y, const row_state *states, softmax_task task, const int32_t *count,
+                              bool first, const float *longest) {
     if constexpr (runs_here(true)) {
         using T = softmax_tile<W>;
         DG_DYNAMIC_SHARED(typename T::scratch, scratch);
-        const int split = static_cast<int>(blockIdx.z), stage = static_cast<int>(blockIdx.x), steps = (task.width + T::WORDS - 1) / T::WORDS;
+        const int split = static_cast<int>(blockIdx.z), stage = static_cast<int>(blockIdx.x),
+                  steps = (task.width + T::WORDS - 1) / T::WORDS;
         float *const to = split ? y.others + static_cast<int64_t>(split - 1) * task.n * task.cols : y.first;
         const int32_t first_row = static_cast<int32_t>(blockIdx.y) * T::ROWS;
         if (count) task.n = *count;
         if (first_row >= task.n) return;
         typename T::sums sum;
-        T::run(sum, scratch, task, first_row, stage, split * steps / y.splits, (split + 1) * steps / y.splits, table_unit(*longest));
+        T::run(sum, scratch, task, first_row, stage, split * steps / y.splits, (split + 1) * steps / y.splits,
+               table_unit(*longest));
         T::each(sum, [&](int i, int j, float here) {
             const int32_t row = first_row + i, column = stage * STAGE + j;
             if (row >= task.n || column >= task.cols) return;
             float *const at = to + static_cast<int64_t>(row) * task.cols + column;
-            *at = first ? here : fmaf(*at, states[row].shrink, here); /* rounded, where tensor cores cut sums off: they begin anew */
+            /* rounded, where tensor cores cut sums off: they begin anew */
+            *at = first ? here : fmaf(*at, states[row].shrink, here);
         });
     }
 }
 
 /* y[rows[j] or j] = sums[j] / total * scale; y may be sums.first where rows is NULL. */
-__global__ void finish_kernel(float *y, softmax_sums sums, const row_state *states, const int32_t *rows, const int32_t *count, int32_t n, int64_t cols, float scale) {
+__global__ void finish_kernel(float *y, softmax_sums sums, const row_state *states, const int32_t *rows,
+                              const int32_t *count, int32_t n, int64_t cols, float scale) {
     if (count && static_cast<int32_t>(blockIdx.x) >= *count) return;
     const int64_t row = rows ? rows[blockIdx.x] : static_cast<int64_t>(blockIdx.x);
     const float factor = scale / states[blockIdx.x].total;
     for (int64_t j = threadIdx.x; j < cols; j += blockDim.x) {
         float sum = sums.first[blockIdx.x * cols + j];
-        for (int split = 1; split < sums.splits; split++) sum += sums.others[((split - 1) * static_cast<int64_t>(n) + blockIdx.x) * cols + j];
+        for (int split = 1; split < sums.splits; split++)
+            sum += sums.others[((split - 1) * static_cast<int64_t>(n) + blockIdx.x) * cols + j];
         y[row * cols + j] = sum * factor;
     }
 }
 
 /* Takes one stretch of the table, whose logits are z[n][view->rows], into the sums. */
-static void softmax_matmul(const launch &t, const softmax_sums &sums, row_state *states, float *z, const tensor *view, int64_t n, const int32_t *count, bool first, float cap,
-                  const float *temperature) {
+static void softmax_matmul(const launch &t, const softmax_sums &sums, row_state *states, float *z, const tensor *view,
+                           int64_t n, const int32_t *count, bool first, float cap, const float *temperature) {
     const int32_t width = static_cast<int32_t>(view->rows);
     const row_state *const after = states;
     const float *const longest = reinterpret_cast<const float *>(t.g->longest);
-    const auto soften = [&](const float *unit) { t.start(soften_kernel, dim3(rows_of(n)), dim3(THREADS), 0, states, z, width, count, first, cap, temperature, unit); };
+    const auto soften = [&](const float *unit) {
+        t.start(soften_kernel, dim3(rows_of(n)), dim3(THREADS), 0, states, z, width, count, first, cap, temperature,
+                unit);
+    };
     if (for_words(t.g, view, [&](auto words) {
             using T = softmax_tile<decltype(words)>;
-            const softmax_task task = {reinterpret_cast<const uint16_t *>(z), static_cast<bytes>(view->placed), view->row_bytes, width, static_cast<int32_t>(view->cols), static_cast<int32_t>(n)};
+            const softmax_task task = {
+                reinterpret_cast<const uint16_t *>(z), static_cast<bytes>(view->placed), view->row_bytes, width,
+                static_cast<int32_t>(view->cols),      static_cast<int32_t>(n)};
             soften(longest);
-            t.start(softmax_matmul_mma_kernel<decltype(words)>, dim3(blocks_for(view->cols, STAGE), blocks_for(n, T::ROWS), static_cast<unsigned>(sums.splits)), dim3(T::THREADS),
-                    sizeof(typename T::scratch), sums, after, task, count, first, longest);
+            t.start(softmax_matmul_mma_kernel<decltype(words)>,
+                    dim3(blocks_for(view->cols, STAGE), blocks_for(n, T::ROWS), static_cast<unsigned>(sums.splits)),
+                    dim3(T::THREADS), sizeof(typename T::scratch), sums, after, task, count, first, longest);
         }))
         return;
     soften(nullptr);
     for_format(view->format->id, [&](auto format) {
         using F = decltype(format);
-        t.start(softmax_matmul_kernel<F>, dim3(blocks_for(view->cols, SOFTMAX_COLUMNS), blocks_for(n, NAIVE)), dim3(SOFTMAX_THREADS), 0, sums.first, after, static_cast<const float *>(z),
-                reinterpret_cast<const typename F::block *>(view->placed), width, view->cols, static_cast<int32_t>(n), count, first);
+        t.start(softmax_matmul_kernel<F>, dim3(blocks_for(view->cols, SOFTMAX_COLUMNS), blocks_for(n, NAIVE)),
+                dim3(SOFTMAX_THREADS), 0, sums.first, after, static_cast<const float *>(z),
+                reinterpret_cast<const typename F::block *>(view->placed), width, view->cols, static_cast<int32_t>(n),
+                count, first);
     });
 }
 
-void cuda_self_condition_dense(const ops *o, float *y, const float *z, const tensor *table, int64_t n, float scale, float *work) {
+void cuda_self_condition_dense(const ops *o, float *y, const float *z, const tensor *table, int64_t n, float scale,
+                               float *work) {
     const launch t(o, "self_condition_dense");
     row_state *const states = reinterpret_cast<row_state *>(work + n * least(SELF_COND_STRETCH, table->rows));
     const softmax_sums sums = {y, nullptr, 1};
@@ -483,19 +532,24 @@ void cuda_self_condition_dense(const ops *o, float *y, const float *z, const ten
         const tensor view = stretch_of(table, first);
         const size_t row = static_cast<size_t>(view.rows) * sizeof(float);
         if (t.g->failure == cudaSuccess)
-            gpu_check(t.g, cudaMemcpy2DAsync(work, row, z + first, static_cast<size_t>(table->rows) * sizeof(float), row, static_cast<size_t>(n), cudaMemcpyHostToDevice, t.g->stream), t.op);
+            gpu_check(t.g,
+                      cudaMemcpy2DAsync(work, row, z + first, static_cast<size_t>(table->rows) * sizeof(float), row,
+                                        static_cast<size_t>(n), cudaMemcpyHostToDevice, t.g->stream),
+                      t.op);
         softmax_matmul(t, sums, states, work, &view, n, nullptr, first == 0, 0.0f, nullptr);
     }
-    t.start(finish_kernel, dim3(rows_of(n)), dim3(THREADS), 0, y, sums, static_cast<const row_state *>(states), nullptr, nullptr, static_cast<int32_t>(n), table->cols, scale);
+    t.start(finish_kernel, dim3(rows_of(n)), dim3(THREADS), 0, y, sums, static_cast<const row_state *>(states), nullptr,
+            nullptr, static_cast<int32_t>(n), table->cols, scale);
 }
 
 /* ---- Self-conditioning from few ids ---- */
 
-/* y[row] = the likely ids' rows times their shares; dense[row]: what was left out may matter by more than that part of its
- * length, or tolerance is negative. */
+/* y[row] = the likely ids' rows times their shares; dense[row]: what was left out may matter by more than that part
+ * of its length, or tolerance is negative. */
 template <class F>
-__global__ void DG_HOT(SOFTMAX_THREADS) sparse_kernel(float *y, int32_t *dense, self_cond s, const typename F::block *table, int64_t cols, float scale, const float *longest,
-                                                               float tolerance) {
+__global__ void DG_HOT(SOFTMAX_THREADS)
+    sparse_kernel(float *y, int32_t *dense, self_cond s, const typename F::block *table, int64_t cols, float scale,
+                  const float *longest, float tolerance) {
     constexpr int AT_ONCE = 8;
     DG_SHARED(float, values, AT_ONCE * SOFTMAX_PITCH);
     DG_SHARED(double, squares, SOFTMAX_THREADS / WARP);
@@ -505,12 +559,15 @@ __global__ void DG_HOT(SOFTMAX_THREADS) sparse_kernel(float *y, int32_t *dense, 
     const int32_t *const ids = pinned ? s.given + i : s.ids + i * SELF_COND_IDS;
     double square = 0.0;
     for (int64_t from = 0; from < cols; from += SOFTMAX_COLUMNS) {
-        const int columns = static_cast<int>(cols - from < SOFTMAX_COLUMNS ? cols - from : SOFTMAX_COLUMNS), per_row = columns / F::VALUES;
+        const int columns = static_cast<int>(cols - from < SOFTMAX_COLUMNS ? cols - from : SOFTMAX_COLUMNS),
+                  per_row = columns / F::VALUES;
         float sum[2] = {0.0f, 0.0f};
         for (int32_t j = 0; j < count; j += AT_ONCE) {
             for (int k = threadIdx.x; k < AT_ONCE * per_row; k += SOFTMAX_THREADS) {
                 const int r = k % AT_ONCE, b = k / AT_ONCE;
-                if (j + r < count) F::decode(table + ids[j + r] * row_blocks + from / F::VALUES + b, values + r * SOFTMAX_PITCH + b * F::VALUES);
+                if (j + r < count)
+                    F::decode(table + ids[j + r] * row_blocks + from / F::VALUES + b,
+                              values + r * SOFTMAX_PITCH + b * F::VALUES);
             }
             block_sync();
             for (int r = 0; r < AT_ONCE && j + r < count; r++) {
@@ -553,43 +610,54 @@ __global__ void gather_kernel(float *to, const float *x, const int32_t *rows, co
     for (int64_t j = threadIdx.x; j < cols; j += blockDim.x) to[blockIdx.x * cols + j] = x[rows[blockIdx.x] * cols + j];
 }
 
-void cuda_self_condition(const ops *o, float *y, const self_cond *s, const tensor *table, int64_t n, float scale, void *work, float *) {
+void cuda_self_condition(const ops *o, float *y, const self_cond *s, const tensor *table, int64_t n, float scale,
+                         void *work, float *) {
     const launch t(o, "self_condition");
-    const size_t ints = whole_lines(static_cast<size_t>(n) * sizeof(int32_t)), floats = whole_lines(static_cast<size_t>(n * table->cols) * sizeof(float));
+    const size_t ints = whole_lines(static_cast<size_t>(n) * sizeof(int32_t)),
+                 floats = whole_lines(static_cast<size_t>(n * table->cols) * sizeof(float));
     char *at = static_cast<char *>(work);
-    auto *const dense = reinterpret_cast<int32_t *>(at), *const rows = reinterpret_cast<int32_t *>(at + ints), *const count = reinterpret_cast<int32_t *>(at + 2 * ints);
+    auto *const dense = reinterpret_cast<int32_t *>(at), *const rows = reinterpret_cast<int32_t *>(at + ints),
+                *const count = reinterpret_cast<int32_t *>(at + 2 * ints);
     auto *const states = reinterpret_cast<row_state *>(at + 2 * ints + 256);
     at += 2 * ints + 256 + whole_lines(static_cast<size_t>(n) * sizeof(row_state));
     auto *const x = reinterpret_cast<float *>(at), *const sums = reinterpret_cast<float *>(at + floats);
     void *const products = at + 2 * floats;
     /* Head alone reads the lists: a row's are room for some of its sums. */
-    const int64_t spare = (table->rows + SELF_COND_GROUP - 1) / SELF_COND_GROUP * static_cast<int64_t>(sizeof(self_cond_list)) / (table->cols * static_cast<int64_t>(sizeof(float)));
+    const int64_t spare = (table->rows + SELF_COND_GROUP - 1) / SELF_COND_GROUP *
+                          static_cast<int64_t>(sizeof(self_cond_list)) /
+                          (table->cols * static_cast<int64_t>(sizeof(float)));
     const int64_t others = for_words(t.g, table, [](auto) {}) ? least(spare, MOST_SPLITS - 1) : 0;
     const softmax_sums all = {sums, reinterpret_cast<float *>(s->lists), static_cast<int32_t>(1 + others)};
     for_format(table->format->id, [&](auto format) {
         using F = decltype(format);
-        t.start(sparse_kernel<F>, dim3(rows_of(n)), dim3(SOFTMAX_THREADS), 0, y, dense, *s, reinterpret_cast<const typename F::block *>(table->placed), table->cols, scale,
+        t.start(sparse_kernel<F>, dim3(rows_of(n)), dim3(SOFTMAX_THREADS), 0, y, dense, *s,
+                reinterpret_cast<const typename F::block *>(table->placed), table->cols, scale,
                 reinterpret_cast<const float *>(t.g->longest), t.g->exact ? -1.0f : o->tolerance);
     });
-    t.start(list_kernel, dim3(1), dim3(WARP), 0, rows, count, static_cast<const int32_t *>(dense), static_cast<int32_t>(n));
-    t.start(gather_kernel, dim3(rows_of(n)), dim3(THREADS), 0, x, static_cast<const float *>(s->x), static_cast<const int32_t *>(rows), static_cast<const int32_t *>(count), table->cols);
+    t.start(list_kernel, dim3(1), dim3(WARP), 0, rows, count, static_cast<const int32_t *>(dense),
+            static_cast<int32_t>(n));
+    t.start(gather_kernel, dim3(rows_of(n)), dim3(THREADS), 0, x, static_cast<const float *>(s->x),
+            static_cast<const int32_t *>(rows), static_cast<const int32_t *>(count), table->cols);
     for (int64_t first = 0; first < table->rows; first += SELF_COND_STRETCH) { /* nothing where no row is dense */
         const tensor view = stretch_of(table, first);
         matmul_counted(t, s->z, x, &view, n, count, products);
         softmax_matmul(t, all, states, s->z, &view, n, count, first == 0, s->cap, s->temperature);
     }
-    t.start(finish_kernel, dim3(rows_of(n)), dim3(THREADS), 0, y, all, static_cast<const row_state *>(states), static_cast<const int32_t *>(rows), static_cast<const int32_t *>(count),
-            static_cast<int32_t>(n), table->cols, scale);
+    t.start(finish_kernel, dim3(rows_of(n)), dim3(THREADS), 0, y, all, static_cast<const row_state *>(states),
+            static_cast<const int32_t *>(rows), static_cast<const int32_t *>(count), static_cast<int32_t>(n),
+            table->cols, scale);
 }
 
 /* ---- Choices from whole rows ---- */
 
-__global__ void __launch_bounds__(THREADS) choose_kernel(dg_choice *out, const float *z, int64_t n_vocab, const double *u) {
+__global__ void __launch_bounds__(THREADS)
+    choose_kernel(dg_choice *out, const float *z, int64_t n_vocab, const double *u) {
     DG_SHARED(float, scratch, WARPS);
     DG_SHARED(double, sums, THREADS);
     DG_SHARED(double, moment_sums, WARPS);
     DG_SHARED(int32_t, lowest, WARPS);
-    const int64_t each = (n_vocab + THREADS - 1) / THREADS, begin = threadIdx.x * each, end = begin + each < n_vocab ? begin + each : n_vocab;
+    const int64_t each = (n_vocab + THREADS - 1) / THREADS, begin = threadIdx.x * each,
+                  end = begin + each < n_vocab ? begin + each : n_vocab;
     z += blockIdx.x * n_vocab;
     float peak = -INFINITY;
     for (int64_t v = begin; v < end; v++) peak = z[v] > peak ? z[v] : peak;

@@ -1,4 +1,5 @@
-/* What the device can do at best: reading its memory, and copying page-locked memory there, measured; and what it is rated at. */
+/* What the device can do at best: reading its memory, and copying page-locked memory there, measured; and what it is
+ * rated at. */
 #include "cuda.h"
 
 #include "backend.h"
@@ -46,7 +47,8 @@ template <class F> static double best_rate(gpu *g, const measuring &m, size_t by
         float milliseconds = 0.0f;
         bool all = gpu_check(g, cudaEventRecord(m.began, g->stream), "measure");
         if (all) work();
-        all = all && gpu_check(g, cudaEventRecord(m.ended, g->stream), "measure") && gpu_check(g, cudaEventSynchronize(m.ended), "measure") &&
+        all = all && gpu_check(g, cudaEventRecord(m.ended, g->stream), "measure") &&
+              gpu_check(g, cudaEventSynchronize(m.ended), "measure") &&
               gpu_check(g, cudaEventElapsedTime(&milliseconds, m.began, m.ended), "measure");
         if (!all) return 0.0;
         if (milliseconds > 0.0f && milliseconds < best) best = milliseconds;
@@ -62,18 +64,22 @@ bool cuda_measure(const ops *o, dg_device_rates *out) {
     const auto check = [&](cudaError_t status) { return gpu_check(g, status, t.op); };
     *out = dg_device_rates{};
     if (g->failure != cudaSuccess || !check(cudaMemGetInfo(&left, &all))) return false;
-    const size_t share = left / 16 / LEAST * LEAST, bytes = share < MOST_READ ? share : MOST_READ, copied = bytes < MOST_COPIED ? bytes : MOST_COPIED;
+    const size_t share = left / 16 / LEAST * LEAST, bytes = share < MOST_READ ? share : MOST_READ,
+                 copied = bytes < MOST_COPIED ? bytes : MOST_COPIED;
     if (bytes == 0) return false;
-    if (!check(cudaMalloc(reinterpret_cast<void **>(&m.out), sizeof *m.out)) || !check(cudaMalloc(reinterpret_cast<void **>(&m.there), bytes)) ||
-        !check(cudaHostAlloc(reinterpret_cast<void **>(&m.locked), copied, 0)) || !check(cudaEventCreate(&m.began)) || !check(cudaEventCreate(&m.ended)) ||
-        !check(cudaMemsetAsync(m.there, 0, bytes, g->stream)))
+    if (!check(cudaMalloc(reinterpret_cast<void **>(&m.out), sizeof *m.out)) ||
+        !check(cudaMalloc(reinterpret_cast<void **>(&m.there), bytes)) ||
+        !check(cudaHostAlloc(reinterpret_cast<void **>(&m.locked), copied, 0)) || !check(cudaEventCreate(&m.began)) ||
+        !check(cudaEventCreate(&m.ended)) || !check(cudaMemsetAsync(m.there, 0, bytes, g->stream)))
         return false;
     memset(m.locked, 0, copied);
     const auto pieces = static_cast<int64_t>(bytes / sizeof(uint4));
     out->memory = best_rate(g, m, bytes, [&] {
-        t.start(read_kernel, dim3(static_cast<unsigned>(8 * g->processors)), dim3(THREADS), 0, m.out, reinterpret_cast<const uint4 *>(m.there), pieces);
+        t.start(read_kernel, dim3(static_cast<unsigned>(8 * g->processors)), dim3(THREADS), 0, m.out,
+                reinterpret_cast<const uint4 *>(m.there), pieces);
     });
-    out->copies = best_rate(g, m, copied, [&] { check(cudaMemcpyAsync(m.there, m.locked, copied, cudaMemcpyHostToDevice, g->stream)); });
+    out->copies = best_rate(
+        g, m, copied, [&] { check(cudaMemcpyAsync(m.there, m.locked, copied, cudaMemcpyHostToDevice, g->stream)); });
     return check(cudaStreamSynchronize(g->stream));
 }
 
@@ -97,15 +103,19 @@ void cuda_rated(const ops *o, dg_machine *machine) {
     const launch t(o, "rated");
     const auto asked = [&](cudaDeviceAttr which) {
         int value = 0;
-        return t.g->failure == cudaSuccess && cudaDeviceGetAttribute(&value, which, 0) == cudaSuccess && value > 0 ? static_cast<double>(value) : 0.0;
+        return t.g->failure == cudaSuccess && cudaDeviceGetAttribute(&value, which, 0) == cudaSuccess && value > 0
+                   ? static_cast<double>(value)
+                   : 0.0;
     };
     const auto set = [](double *rate, double found) {
         if (found > 0.0) *rate = found;
     };
     const double kilo = 1e3; /* clocks are in kHz */
     char folder[64], id[32];
-    set(&machine->gpu, REACHED * 2 * kilo * asked(cudaDevAttrMemoryClockRate) * asked(cudaDevAttrGlobalMemoryBusWidth) / 8);
-    set(&machine->gpu_ops, REACHED * kilo * asked(cudaDevAttrClockRate) * t.g->processors * products_per_clock(t.g->architecture));
+    set(&machine->gpu,
+        REACHED * 2 * kilo * asked(cudaDevAttrMemoryClockRate) * asked(cudaDevAttrGlobalMemoryBusWidth) / 8);
+    set(&machine->gpu_ops,
+        REACHED * kilo * asked(cudaDevAttrClockRate) * t.g->processors * products_per_clock(t.g->architecture));
     const bool linked = t.g->failure == cudaSuccess && cudaDeviceGetPCIBusId(id, sizeof id, 0) == cudaSuccess;
     cudaGetLastError(); /* what it does not tell is no failure */
     if (!linked) return;

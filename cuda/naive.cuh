@@ -9,21 +9,26 @@
 /* A block of NAIVE_THREADS makes NAIVE x NAIVE results, NAIVE_STEP columns at a time. */
 constexpr int NAIVE = 16, NAIVE_THREADS = 128, NAIVE_STEP = 256, NAIVE_PITCH = NAIVE_STEP + 1;
 
-/* sum[0], sum[1] += of row threadIdx.x % 16 of `rows` weight rows with x rows threadIdx.x / 16 and that + 8. x_of(i) is row
- * i's start, NULL where there is none. room_w, room_x: [NAIVE * NAIVE_PITCH], shared. Every thread of the block comes here. */
+/* sum[0], sum[1] += of row threadIdx.x % 16 of `rows` weight rows with x rows threadIdx.x / 16 and that + 8. x_of(i)
+ * is row i's start, NULL where there is none. room_w, room_x: [NAIVE * NAIVE_PITCH], shared. Every thread of the
+ * block comes here. */
 template <class F, class X>
-__device__ inline void naive_tile(float (&sum)[2], const typename F::block *w, int64_t cols, int64_t rows, X x_of, float *room_w, float *room_x) {
+__device__ inline void naive_tile(float (&sum)[2], const typename F::block *w, int64_t cols, int64_t rows, X x_of,
+                                  float *room_w, float *room_x) {
     const int row = threadIdx.x % NAIVE, token = threadIdx.x / NAIVE;
     const int64_t row_blocks = cols / F::VALUES;
     for (int64_t from = 0; from < cols; from += NAIVE_STEP) {
-        const int width = static_cast<int>(cols - from < NAIVE_STEP ? cols - from : NAIVE_STEP), per_row = width / F::VALUES;
+        const int width = static_cast<int>(cols - from < NAIVE_STEP ? cols - from : NAIVE_STEP),
+                  per_row = width / F::VALUES;
         for (int i = threadIdx.x; i < NAIVE * per_row; i += NAIVE_THREADS) {
             const int r = i % NAIVE, b = i / NAIVE;
-            if (r < rows) F::decode(w + r * row_blocks + from / F::VALUES + b, room_w + r * NAIVE_PITCH + b * F::VALUES);
+            if (r < rows)
+                F::decode(w + r * row_blocks + from / F::VALUES + b, room_w + r * NAIVE_PITCH + b * F::VALUES);
         }
         for (int i = 0; i < NAIVE; i++) {
             const float *x = x_of(i);
-            for (int j = threadIdx.x; j < width; j += NAIVE_THREADS) room_x[i * NAIVE_PITCH + j] = x ? x[from + j] : 0.0f;
+            for (int j = threadIdx.x; j < width; j += NAIVE_THREADS)
+                room_x[i * NAIVE_PITCH + j] = x ? x[from + j] : 0.0f;
         }
         block_sync();
         if (row < rows)
@@ -45,8 +50,9 @@ void naive_gathered(const launch &t, float *z, const float *x, const tensor *tab
 
 /* ---- Experts ---- */
 
-/* Which (token, slot) pairs go to which expert, made on the device: pairs[start[e] .. start[e + 1]) = token * k + slot in
- * rising order; tiles[i] = {expert, first place in pairs} of each run of at most `height` pairs, expert -1 past the last. */
+/* Which (token, slot) pairs go to which expert, made on the device: pairs[start[e] .. start[e + 1]) = token * k +
+ * slot in rising order; tiles[i] = {expert, first place in pairs} of each run of at most `height` pairs, expert -1
+ * past the last. */
 struct expert_order {
     int32_t *start; /* [n_expert + 1] */
     int32_t *pairs; /* [n * k] */
@@ -55,12 +61,14 @@ struct expert_order {
 };
 /* Bytes of it, and its arrays in `memory`; heights of 16 and more. */
 size_t expert_order_bytes(int64_t n_pairs, int64_t n_expert);
-expert_order order_experts(const launch &t, void *memory, const int32_t *experts, int64_t n_pairs, int64_t n_expert, int32_t height);
-/* y[i][d] = sum over slots, in order, of weights[i][s] * out[i * k + s][d], those of the device's experts, behind what y
- * has, if it has the CPU's */
-void combine_experts(const launch &t, float *y, const float *out, const int32_t *experts, const float *weights, int64_t n, int64_t k, int64_t d, portion here, bool more);
+expert_order order_experts(const launch &t, void *memory, const int32_t *experts, int64_t n_pairs, int64_t n_expert,
+                           int32_t height);
+/* y[i][d] = sum over slots, in order, of weights[i][s] * out[i * k + s][d], those of the device's experts, behind
+ * what y has, if it has the CPU's */
+void combine_experts(const launch &t, float *y, const float *out, const int32_t *experts, const float *weights,
+                     int64_t n, int64_t k, int64_t d, portion here, bool more);
 
-void naive_experts(const launch &t, float *y, const float *x, const tensor *gate, const tensor *up, const tensor *down, const int32_t *experts,
-                   const float *weights, int64_t n, int64_t k, void *work);
+void naive_experts(const launch &t, float *y, const float *x, const tensor *gate, const tensor *up, const tensor *down,
+                   const int32_t *experts, const float *weights, int64_t n, int64_t k, void *work);
 
 #endif

@@ -46,7 +46,9 @@ void cuda_mul(const ops *o, float *y, const float *x, const float *weight, int64
 void cuda_gelu_mul(const ops *o, float *y, const float *gate, const float *up, int64_t n) {
     launch(o, "gelu_mul").start(gelu_mul_kernel, element_grid(n), dim3(THREADS), 0, y, gate, up, n);
 }
-void cuda_softcap(const ops *o, float *x, int64_t n, float cap) { launch(o, "softcap").start(softcap_kernel, element_grid(n), dim3(THREADS), 0, x, n, cap); }
+void cuda_softcap(const ops *o, float *x, int64_t n, float cap) {
+    launch(o, "softcap").start(softcap_kernel, element_grid(n), dim3(THREADS), 0, x, n, cap);
+}
 void cuda_check_finite(const ops *o, int32_t *nonfinite, const float *x, int64_t n, int32_t mark) {
     launch(o, "check_finite").start(check_finite_kernel, element_grid(n), dim3(THREADS), 0, nonfinite, x, n, mark);
 }
@@ -57,7 +59,9 @@ void cuda_divide(const ops *o, float *z, const float *x, int64_t n, float temper
 /* ---- Rows ---- */
 
 /* One row per block of T threads. */
-template <int T> __global__ void __launch_bounds__(T) rms_norm_kernel(float *y, const float *x, const float *weight, int64_t d, float eps) {
+template <int T>
+__global__ void __launch_bounds__(T)
+    rms_norm_kernel(float *y, const float *x, const float *weight, int64_t d, float eps) {
     DG_SHARED(float, scratch, T / WARP);
     x += blockIdx.x * d;
     y += blockIdx.x * d;
@@ -74,7 +78,9 @@ void cuda_rms_norm(const ops *o, float *y, const float *x, const float *weight, 
     else t.start(rms_norm_kernel<THREADS>, rows, dim3(THREADS), 0, y, x, weight, d, eps);
 }
 
-template <class FORMAT> __global__ void embed_kernel(float *y, const typename FORMAT::block *table, const int32_t *ids, int64_t d, float scale) {
+template <class FORMAT>
+__global__ void embed_kernel(float *y, const typename FORMAT::block *table, const int32_t *ids, int64_t d,
+                             float scale) {
     const int64_t blocks = d / FORMAT::VALUES;
     const typename FORMAT::block *row = table + ids[blockIdx.x] * blocks;
     for (int64_t b = threadIdx.x; b < blocks; b += blockDim.x) {
@@ -109,8 +115,10 @@ __global__ void rope_kernel(float *x, int64_t heads, int64_t dim, int64_t first,
     }
 }
 
-void cuda_rope(const ops *o, float *x, int64_t n, int64_t heads, int64_t dim, int64_t first, const float *inverse_frequency) {
-    launch(o, "rope").start(rope_kernel, dim3(static_cast<unsigned>(n)), dim3(dim > 256 ? 256 : 128), 0, x, heads, dim, first, inverse_frequency);
+void cuda_rope(const ops *o, float *x, int64_t n, int64_t heads, int64_t dim, int64_t first,
+               const float *inverse_frequency) {
+    launch(o, "rope").start(rope_kernel, dim3(static_cast<unsigned>(n)), dim3(dim > 256 ? 256 : 128), 0, x, heads, dim,
+                            first, inverse_frequency);
 }
 
 __global__ void store_kernel(__half *cache, const float *x, int64_t n) {
@@ -118,14 +126,17 @@ __global__ void store_kernel(__half *cache, const float *x, int64_t n) {
 }
 
 void cuda_store(const ops *o, void *cache, int64_t first, const float *x, int64_t n, int64_t d) {
-    if (gpu_of(o)->exact) return cuda_copy(o, static_cast<float *>(cache) + first * d, x, static_cast<size_t>(n * d) * sizeof *x);
-    launch(o, "store").start(store_kernel, element_grid(n * d), dim3(THREADS), 0, static_cast<__half *>(cache) + first * d, x, n * d);
+    if (gpu_of(o)->exact)
+        return cuda_copy(o, static_cast<float *>(cache) + first * d, x, static_cast<size_t>(n * d) * sizeof *x);
+    launch(o, "store")
+        .start(store_kernel, element_grid(n * d), dim3(THREADS), 0, static_cast<__half *>(cache) + first * d, x, n * d);
 }
 
 /* ---- Routing ---- */
 
 /* One row per warp and block: k times the largest that is left. */
-__global__ void __launch_bounds__(WARP) route_kernel(int32_t *experts, float *weights, const float *logits, const float *scale, int32_t n_expert, int32_t k) {
+__global__ void __launch_bounds__(WARP) route_kernel(int32_t *experts, float *weights, const float *logits,
+                                                     const float *scale, int32_t n_expert, int32_t k) {
     DG_DYNAMIC_SHARED(float, left); /* [n_expert] */
     const int lane = lane_id();
     logits += static_cast<int64_t>(blockIdx.x) * n_expert;
@@ -166,9 +177,11 @@ __global__ void __launch_bounds__(WARP) route_kernel(int32_t *experts, float *we
         for (int s = 0; s < k; s++) weights[s] = weights[s] / sum * scale[experts[s]];
 }
 
-void cuda_route(const ops *o, int32_t *experts, float *weights, const float *logits, const float *scale, int64_t n, int64_t n_expert, int64_t k) {
-    launch(o, "route").start(route_kernel, dim3(static_cast<unsigned>(n)), dim3(WARP), static_cast<size_t>(n_expert) * sizeof(float), experts, weights, logits,
-                           scale, static_cast<int32_t>(n_expert), static_cast<int32_t>(k));
+void cuda_route(const ops *o, int32_t *experts, float *weights, const float *logits, const float *scale, int64_t n,
+                int64_t n_expert, int64_t k) {
+    launch(o, "route")
+        .start(route_kernel, dim3(static_cast<unsigned>(n)), dim3(WARP), static_cast<size_t>(n_expert) * sizeof(float),
+               experts, weights, logits, scale, static_cast<int32_t>(n_expert), static_cast<int32_t>(k));
 }
 
 __global__ void routing_add_kernel(int64_t *counts, const int32_t *experts, int64_t n) {
@@ -178,4 +191,6 @@ __global__ void routing_add_kernel(int64_t *counts, const int32_t *experts, int6
 void cuda_routing_add(const ops *o, int64_t *counts, const int32_t *experts, int64_t n) {
     launch(o, "routing_add").start(routing_add_kernel, element_grid(n), dim3(THREADS), 0, counts, experts, n);
 }
-void cuda_routing_read(const ops *o, int64_t *out, const int64_t *counts, int64_t n) { cuda_download(o, out, counts, static_cast<size_t>(n) * sizeof *out); }
+void cuda_routing_read(const ops *o, int64_t *out, const int64_t *counts, int64_t n) {
+    cuda_download(o, out, counts, static_cast<size_t>(n) * sizeof *out);
+}

@@ -13,7 +13,8 @@ __device__ inline void take_four(float (&v)[4], const float *x, int64_t column, 
 }
 
 /* A warp per stage. */
-__global__ void __launch_bounds__(QUANTIZE_THREADS) quantize_32_kernel(quantized r, const float *x, int64_t n, int64_t cols) {
+__global__ void __launch_bounds__(QUANTIZE_THREADS)
+    quantize_32_kernel(quantized r, const float *x, int64_t n, int64_t cols) {
     const int64_t item = static_cast<int64_t>(blockIdx.x) * (QUANTIZE_THREADS / WARP) + warp_id();
     if (item >= n * r.n_stages) return;
     const int lane = lane_id();
@@ -26,12 +27,15 @@ __global__ void __launch_bounds__(QUANTIZE_THREADS) quantize_32_kernel(quantized
 }
 
 /* A warp per 256 columns: two stages under one scale. */
-__global__ void __launch_bounds__(QUANTIZE_THREADS) quantize_k_kernel(quantized r, const float *x, int64_t n, int64_t cols) {
-    const int64_t item = static_cast<int64_t>(blockIdx.x) * (QUANTIZE_THREADS / WARP) + warp_id(), blocks = r.n_stages / 2;
+__global__ void __launch_bounds__(QUANTIZE_THREADS)
+    quantize_k_kernel(quantized r, const float *x, int64_t n, int64_t cols) {
+    const int64_t item = static_cast<int64_t>(blockIdx.x) * (QUANTIZE_THREADS / WARP) + warp_id(),
+                  blocks = r.n_stages / 2;
     if (item >= n * blocks) return;
     const int lane = lane_id();
     float v[2][4];
-    for (int h = 0; h < 2; h++) take_four(v[h], x + item / blocks * cols, (item % blocks * 2 + h) * STAGE + 4 * lane, cols);
+    for (int h = 0; h < 2; h++)
+        take_four(v[h], x + item / blocks * cols, (item % blocks * 2 + h) * STAGE + 4 * lane, cols);
     float peak = larger_or_nan(peak_of(v[0]), peak_of(v[1]));
     for (int mask = WARP / 2; mask > 0; mask /= 2) peak = larger_or_nan(peak, shuffle_xor(peak, mask));
     const float scale = peak / 127.0f;
@@ -53,11 +57,13 @@ __global__ void __launch_bounds__(QUANTIZE_THREADS) quantize_k_kernel(quantized 
 
 void quantize_rows(const launch &t, const quantized &r, const float *x, int64_t n, int64_t cols, bool integer) {
     const int64_t items = n * (integer ? r.n_stages / 2 : r.n_stages);
-    t.start(integer ? quantize_k_kernel : quantize_32_kernel, dim3(blocks_for(items, QUANTIZE_THREADS / WARP)), dim3(QUANTIZE_THREADS), 0, r, x, n, cols);
+    t.start(integer ? quantize_k_kernel : quantize_32_kernel, dim3(blocks_for(items, QUANTIZE_THREADS / WARP)),
+            dim3(QUANTIZE_THREADS), 0, r, x, n, cols);
 }
 
 /* A block per row. */
-__global__ void __launch_bounds__(QUANTIZE_THREADS) round_halves_kernel(half_rows r, const float *x, int64_t cols, bool brain) {
+__global__ void __launch_bounds__(QUANTIZE_THREADS)
+    round_halves_kernel(half_rows r, const float *x, int64_t cols, bool brain) {
     DG_SHARED(float, scratch, QUANTIZE_THREADS / WARP);
     const int64_t pitch = static_cast<int64_t>(r.n_stages) * HALF_STAGE;
     x += blockIdx.x * cols;

@@ -4,13 +4,14 @@
 
 #include "unpack.cuh"
 
-/* STAGE columns of a row in int8; their pitch of nine lines meets no bank twice. What is past the row's end is zero, or never
- * read where a sub-block begins there. */
+/* STAGE columns of a row in int8; their pitch of nine lines meets no bank twice. What is past the row's end is zero,
+ * or never read where a sub-block begins there. */
 struct alignas(LINE) quantized_stage {
     int8_t codes[STAGE]; /* -127..127 */
     union {
         float scales[STAGE_SUBS]; /* blocks of 32: of each sub-block */
-        struct {                  /* K-quants, one scale per 256 columns: value sums of sub-blocks as two bfloat16 that add up */
+        /* K-quants, one scale per 256 columns: value sums of sub-blocks as two bfloat16 that add up */
+        struct {
             uint16_t high[STAGE_SUBS], low[STAGE_SUBS];
         } sums;
     };
@@ -26,13 +27,15 @@ struct quantized {
 static inline int32_t stages_of(int64_t cols) { return static_cast<int32_t>((cols + STAGE - 1) / STAGE); }
 static inline size_t whole_lines(size_t n) { return (n + 255) / 256 * 256; }
 static inline size_t quantized_bytes(int64_t n, int64_t cols) {
-    return whole_lines(static_cast<size_t>(n * stages_of(cols)) * sizeof(quantized_stage)) + whole_lines(static_cast<size_t>(n * (stages_of(cols) / 2)) * sizeof(float));
+    return whole_lines(static_cast<size_t>(n * stages_of(cols)) * sizeof(quantized_stage)) +
+           whole_lines(static_cast<size_t>(n * (stages_of(cols) / 2)) * sizeof(float));
 }
 static inline quantized quantized_in(void *memory, int64_t n, int64_t cols) {
     quantized r;
     r.n_stages = stages_of(cols);
     r.stages = static_cast<quantized_stage *>(memory);
-    r.scales = reinterpret_cast<float *>(static_cast<char *>(memory) + whole_lines(static_cast<size_t>(n * r.n_stages) * sizeof(quantized_stage)));
+    r.scales = reinterpret_cast<float *>(static_cast<char *>(memory) +
+                                         whole_lines(static_cast<size_t>(n * r.n_stages) * sizeof(quantized_stage)));
     return r;
 }
 

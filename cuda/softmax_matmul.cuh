@@ -1,14 +1,15 @@
-/* A block's tile of softmax times the table: shares of rows by words, the rows of the table, in binary16 with float32 sums.
+/* A block's tile of softmax times the table: shares of rows by words, the rows of the table, in binary16 with
+ * float32 sums.
  *
- * WORDS of them at a time go through a ring in shared memory, STAGE columns of each as the file has them, with their shares for
- * ROWS rows. While tensor cores multiply one step, the next one's values are decoded, once for all rows. Each of four warps takes
- * 64 rows and 64 columns.
+ * WORDS of them at a time go through a ring in shared memory, STAGE columns of each as the file has them, with their
+ * shares for ROWS rows. While tensor cores multiply one step, the next one's values are decoded, once for all rows.
+ * Each of four warps takes 64 rows and 64 columns.
  *
- * A share is exp(z - peak), at most 1. Times SHARE_ONE it has the 11 bits of binary16 down to 2^-29 and fewer down to 2^-39; what
- * becomes nothing is below 2^-40, so that 2^18 words lose less than 2^-22 of the total, which is that of the rounded shares. The
- * table is multiplied by the power of two that takes its longest row to between 2^14 and 2^15: none of its values leaves
- * binary16, whatever the format, and all above 2^-28 of that length have 11 bits. So a product is off by at most 2^-11 of itself
- * for either side. NaN and infinity stay.
+ * A share is exp(z - peak), at most 1. Times SHARE_ONE it has the 11 bits of binary16 down to 2^-29 and fewer down
+ * to 2^-39; what becomes nothing is below 2^-40, so that 2^18 words lose less than 2^-22 of the total, which is that
+ * of the rounded shares. The table is multiplied by the power of two that takes its longest row to between 2^14 and
+ * 2^15: none of its values leaves binary16, whatever the format, and all above 2^-28 of that length have 11 bits. So
+ * a product is off by at most 2^-11 of itself for either side. NaN and infinity stay.
  */
 #ifndef DG_CUDA_SOFTMAX_MATMUL_H
 #define DG_CUDA_SOFTMAX_MATMUL_H
@@ -17,9 +18,11 @@
 
 constexpr float SHARE_ONE = 32768.0f;
 
-/* By what a table is multiplied. square: of its longest row's length, as find_longest leaves it; any exponent will do. */
+/* By what a table is multiplied. square: of its longest row's length, as find_longest leaves it; any exponent will
+ * do. */
 __device__ inline float table_unit(float square) {
-    const int32_t exponent = static_cast<int32_t>(float_to_bits(square) >> 23); /* the length is below 2^((exponent - 126) / 2) */
+    /* the length is below 2^((exponent - 126) / 2) */
+    const int32_t exponent = static_cast<int32_t>(float_to_bits(square) >> 23);
     return bits_to_float(static_cast<uint32_t>(142 - ((exponent - 125) >> 1)) << 23);
 }
 
@@ -27,7 +30,9 @@ __device__ inline float table_unit(float square) {
 
 template <class C> struct coded_words {
     static constexpr int CHUNKS = C::CHUNKS, PITCH = C::PITCH;
-    __device__ static bool chunk(bytes row, int stage, int columns, int c, bytes *from) { return C::chunk(row, stage, columns / SUB, c, from); }
+    __device__ static bool chunk(bytes row, int stage, int columns, int c, bytes *from) {
+        return C::chunk(row, stage, columns / SUB, c, from);
+    }
     __device__ static void values(float (&v)[SUB], bytes p, bytes row, int stage, int j, float unit) {
         float d[2], offset = 0.0f; /* of 16 columns each; of all */
         if constexpr (C::INTEGER) {
@@ -104,8 +109,10 @@ struct softmax_task {
 template <class W> struct softmax_tile {
     static constexpr int THREADS = 128, ROWS = 128, WORDS = 32, SIDE = 64, MT = SIDE / 16, NT = SIDE / 8;
     static constexpr int RING = W::PITCH > 4 * STAGE ? 3 : 4; /* what 99 KiB hold */
-    static constexpr int SHARES_PITCH = WORDS + 8, VALUES_PITCH = STAGE + 8; /* odd numbers of lines meet no bank twice */
-    static_assert(THREADS == WORDS * STAGE_SUBS && ROWS == 2 * SIDE && STAGE == 2 * SIDE, "a thread per sub-block, a warp per quarter");
+    /* odd numbers of lines meet no bank twice */
+    static constexpr int SHARES_PITCH = WORDS + 8, VALUES_PITCH = STAGE + 8;
+    static_assert(THREADS == WORDS * STAGE_SUBS && ROWS == 2 * SIDE && STAGE == 2 * SIDE,
+                  "a thread per sub-block, a warp per quarter");
     struct scratch {
         alignas(LINE) unsigned char table[RING][WORDS][W::PITCH];
         alignas(LINE) uint16_t shares[RING][ROWS][SHARES_PITCH];
@@ -113,9 +120,10 @@ template <class W> struct softmax_tile {
     };
     using sums = float[MT][NT][4];
 
-    /* sum = the tile of rows from `row` on and of columns from stage * STAGE on, over the words of steps [begin, end). Each number
-     * is summed in one order, whatever n is. */
-    __device__ static void run(sums &sum, scratch *r, const softmax_task &a, int32_t row, int stage, int begin, int end, float unit) {
+    /* sum = the tile of rows from `row` on and of columns from stage * STAGE on, over the words of steps [begin,
+     * end). Each number is summed in one order, whatever n is. */
+    __device__ static void run(sums &sum, scratch *r, const softmax_task &a, int32_t row, int stage, int begin, int end,
+                               float unit) {
         const int columns = a.cols - stage * STAGE < STAGE ? a.cols - stage * STAGE : STAGE;
         const int row_side = warp_id() / 2 * SIDE, column_side = warp_id() % 2 * SIDE;
         const bool needed = row + row_side < a.n && column_side < columns;
@@ -156,15 +164,16 @@ template <class W> struct softmax_tile {
     }
 
 private:
-    /* What a thread fetches: every fourth line of one word in WORDS, and of four rows the same eight words' shares. Steps are
-     * whole lines apart, so a word's lines lie as those of the first step's do. */
-    static constexpr int QUARTER = THREADS / WORDS, LINES = (W::CHUNKS + QUARTER - 1) / QUARTER, ROUNDS = ROWS / WORDS, ITEMS = LINE / 2;
-    struct sources {
-        bytes word;
-        int32_t line[LINES];
-        bool needed[LINES];
-        const uint16_t *share[ROUNDS];
-    };
+    /* What a thread fetches: every fourth line of one word in WORDS, and of four rows the same eight words' shares.
+     * Steps are whole lines apart, so a word's lines lie as those of the first step's do. */
+  static constexpr int QUARTER = THREADS / WORDS, LINES = (W::CHUNKS + QUARTER - 1) / QUARTER, ROUNDS = ROWS / WORDS,
+                       ITEMS = LINE / 2;
+  struct sources {
+      bytes word;
+      int32_t line[LINES];
+      bool needed[LINES];
+      const uint16_t *share[ROUNDS];
+  };
     __device__ static sources sources_of(const softmax_task &a, int32_t row, int stage, int columns) {
         const int own = threadIdx.x / QUARTER, quarter = threadIdx.x % QUARTER;
         sources s;
@@ -172,7 +181,8 @@ private:
         DG_UNROLL
         for (int i = 0; i < LINES; i++) {
             bytes from = s.word;
-            s.needed[i] = quarter + QUARTER * i < W::CHUNKS && W::chunk(s.word, stage, columns, quarter + QUARTER * i, &from);
+            s.needed[i] =
+                quarter + QUARTER * i < W::CHUNKS && W::chunk(s.word, stage, columns, quarter + QUARTER * i, &from);
             s.line[i] = static_cast<int32_t>(from - s.word);
         }
         DG_UNROLL
@@ -185,12 +195,14 @@ private:
 
     /* Zeros where there is no word. */
     __device__ static void fetch(scratch *r, const softmax_task &a, const sources &s, int step) {
-        const int at = step % RING, own = threadIdx.x / QUARTER, quarter = threadIdx.x % QUARTER, first = step * WORDS, mine = first + quarter * ITEMS;
+        const int at = step % RING, own = threadIdx.x / QUARTER, quarter = threadIdx.x % QUARTER, first = step * WORDS,
+                  mine = first + quarter * ITEMS;
         const bytes word = s.word + first * a.row_bytes;
         DG_UNROLL
         for (int i = 0; i < LINES; i++) {
             const int c = quarter + QUARTER * i;
-            if (W::CHUNKS % QUARTER == 0 || c < W::CHUNKS) copy_async<LINE>(&r->table[at][own][c * LINE], word + s.line[i], s.needed[i] && first + own < a.width);
+            if (W::CHUNKS % QUARTER == 0 || c < W::CHUNKS)
+                copy_async<LINE>(&r->table[at][own][c * LINE], word + s.line[i], s.needed[i] && first + own < a.width);
         }
         DG_UNROLL
         for (int i = 0; i < ROUNDS; i++) {
@@ -203,17 +215,20 @@ private:
     }
 
     __device__ static void decode(scratch *r, const softmax_task &a, int stage, int columns, int step, float unit) {
-        const int word = warp_id() * 8 + lane_id() % 8, j = lane_id() / 8; /* eight lanes that write together meet no bank twice */
+        /* eight lanes that write together meet no bank twice */
+        const int word = warp_id() * 8 + lane_id() % 8, j = lane_id() / 8;
         if (j * SUB >= columns) return;
         float v[SUB];
         W::values(v, r->table[step % RING][word], a.table + word * a.row_bytes, stage, j, unit);
         uint4 *const to = reinterpret_cast<uint4 *>(&r->values[step % 2][word][j * SUB]);
         DG_UNROLL
         for (int i = 0; i < SUB / 8; i++)
-            to[i] = make_uint4(half_pair(v[8 * i], v[8 * i + 1]), half_pair(v[8 * i + 2], v[8 * i + 3]), half_pair(v[8 * i + 4], v[8 * i + 5]), half_pair(v[8 * i + 6], v[8 * i + 7]));
+            to[i] = make_uint4(half_pair(v[8 * i], v[8 * i + 1]), half_pair(v[8 * i + 2], v[8 * i + 3]),
+                               half_pair(v[8 * i + 4], v[8 * i + 5]), half_pair(v[8 * i + 6], v[8 * i + 7]));
     }
 
-    __device__ static void multiply(sums &sum, const uint16_t (*shares)[SHARES_PITCH], const uint16_t (*values)[VALUES_PITCH], int column) {
+    __device__ static void multiply(sums &sum, const uint16_t (*shares)[SHARES_PITCH],
+                                    const uint16_t (*values)[VALUES_PITCH], int column) {
         const int lane = lane_id();
         DG_UNROLL
         for (int k = 0; k < WORDS; k += 16) {

@@ -1,9 +1,10 @@
 /* A block's tile of a product with quantised weights: weight rows times rounded activations, in int8.
  *
- * Stages of STAGE columns go through a ring in shared memory, as the file has them, while those before are multiplied. Weights
- * are the rows of the tensor cores' products and tokens their columns: a warp takes MT times 16 rows and NT times 8 tokens. A
- * lane holds, of product [m][n], rows l / 4 (0, 1) and l / 4 + 8 (2, 3) of tokens 2 (l % 4) and the next. Each number is summed
- * in one order, whatever the tile: integers exactly, and floats stage after stage.
+ * Stages of STAGE columns go through a ring in shared memory, as the file has them, while those before are
+ * multiplied. Weights are the rows of the tensor cores' products and tokens their columns: a warp takes MT times 16
+ * rows and NT times 8 tokens. A lane holds, of product [m][n], rows l / 4 (0, 1) and l / 4 + 8 (2, 3) of tokens 2 (l
+ * % 4) and the next. Each number is summed in one order, whatever the tile: integers exactly, and floats stage after
+ * stage.
  */
 #ifndef DG_CUDA_TILE_H
 #define DG_CUDA_TILE_H
@@ -17,7 +18,8 @@ template <int WARPS_M, int WARPS_N, int MT, int NT> struct tile_places {
     /* f(row, token, m, n, i) for each of the lane's numbers sum[m][n][i]; row and token as run() counts them */
     template <class F> __device__ static void each(F f) {
         const int lane = lane_id();
-        const int row = warp_id() / WARPS_N * (MT * 16) + lane / 4, token = warp_id() % WARPS_N * (NT * 8) + 2 * (lane % 4);
+        const int row = warp_id() / WARPS_N * (MT * 16) + lane / 4,
+                  token = warp_id() % WARPS_N * (NT * 8) + 2 * (lane % 4);
         DG_UNROLL
         for (int m = 0; m < MT; m++)
             DG_UNROLL
@@ -27,12 +29,14 @@ template <int WARPS_M, int WARPS_N, int MT, int NT> struct tile_places {
     }
 };
 
-/* Adds a float and a product; starts at what, as a float's bits, is 1.5 * 2^23: a sum of up to 2^22 is its distance from there. */
+/* Adds a float and a product; starts at what, as a float's bits, is 1.5 * 2^23: a sum of up to 2^22 is its distance
+ * from there. */
 constexpr int32_t EXACT_START = 0x4b400000;
 __device__ inline float exact_float(int32_t sum) { return bits_to_float(static_cast<uint32_t>(sum)) - 12582912.0f; }
 __device__ inline int32_t signed_byte(uint32_t four, int i) { return static_cast<int32_t>(four << (24 - 8 * i)) >> 24; }
 __device__ inline uint32_t bf16_pair(float low, float high) {
-    return __bfloat16_as_ushort(__float2bfloat16_rn(low)) | static_cast<uint32_t>(__bfloat16_as_ushort(__float2bfloat16_rn(high))) << 16;
+    return __bfloat16_as_ushort(__float2bfloat16_rn(low)) |
+           static_cast<uint32_t>(__bfloat16_as_ushort(__float2bfloat16_rn(high))) << 16;
 }
 __device__ inline float bf16_part(float v) { return __bfloat162float(__float2bfloat16_rn(v)); }
 
@@ -55,9 +59,10 @@ template <class C, bool TENSOR, int WARPS_M, int WARPS_N, int MT, int NT, int RI
         int32_t tokens[TOKENS];
     };
 
-    /* sum = rows row_of(0 .. ROWS) of weights (their addresses) by rows token_of(0 .. TOKENS) of x; neither may be off the
-     * end. All threads of the block come here, and may use the scratch afterwards. */
-    template <class W, class X> __device__ static void run(sums &s, scratch *r, const quantized &x, int cols, W row_of, X token_of) {
+    /* sum = rows row_of(0 .. ROWS) of weights (their addresses) by rows token_of(0 .. TOKENS) of x; neither may be
+     * off the end. All threads of the block come here, and may use the scratch afterwards. */
+    template <class W, class X>
+    __device__ static void run(sums &s, scratch *r, const quantized &x, int cols, W row_of, X token_of) {
         const int subs = cols / SUB;
         for (int i = threadIdx.x; i < ROWS; i += THREADS) r->rows[i] = row_of(i);
         for (int i = threadIdx.x; i < TOKENS; i += THREADS) r->tokens[i] = token_of(i);
@@ -102,12 +107,15 @@ template <class C, bool TENSOR, int WARPS_M, int WARPS_N, int MT, int NT, int RI
         for (int first = 0; first < TOKENS * LINES; first += THREADS) {
             const int i = first + static_cast<int>(threadIdx.x), token = i / LINES, c = i % LINES;
             if (TOKENS * LINES % THREADS && i >= TOKENS * LINES) break;
-            copy_async<LINE>(reinterpret_cast<unsigned char *>(&r->x[at][token]) + c * LINE,
-                             reinterpret_cast<bytes>(x.stages + static_cast<int64_t>(r->tokens[token]) * x.n_stages + stage) + c * LINE);
+            copy_async<LINE>(
+                reinterpret_cast<unsigned char *>(&r->x[at][token]) + c * LINE,
+                reinterpret_cast<bytes>(x.stages + static_cast<int64_t>(r->tokens[token]) * x.n_stages + stage) +
+                    c * LINE);
         }
         if (C::INTEGER)
             for (int i = threadIdx.x; i < TOKENS; i += THREADS)
-                copy_async<4>(&r->scales[at][i], x.scales + static_cast<int64_t>(r->tokens[i]) * (x.n_stages / 2) + stage / 2);
+                copy_async<4>(&r->scales[at][i],
+                              x.scales + static_cast<int64_t>(r->tokens[i]) * (x.n_stages / 2) + stage / 2);
     }
 
     /* left: sub-blocks from this stage on */
@@ -142,7 +150,8 @@ template <class C, bool TENSOR, int WARPS_M, int WARPS_N, int MT, int NT, int RI
                 for (int m = 0; m < MT; m++)
                     DG_UNROLL
                     for (int i = 0; i < 4; i++) {
-                        s.sum[m][n][i] = fmaf(static_cast<float>(s.whole[m][n][i]), k[m][i / 2].d * scale[i % 2], s.sum[m][n][i]);
+                        s.sum[m][n][i] =
+                            fmaf(static_cast<float>(s.whole[m][n][i]), k[m][i / 2].d * scale[i % 2], s.sum[m][n][i]);
                         s.whole[m][n][i] = 0;
                     }
             }
@@ -150,20 +159,22 @@ template <class C, bool TENSOR, int WARPS_M, int WARPS_N, int MT, int NT, int RI
     }
 
     /* One sub-block's integer sums, or with scales of 16 columns its halves', into the tile's. */
-    __device__ static void take(sums &s, int m, int n, int j, const int32_t (&product)[4], const stage_scales (&k)[2], int side) {
+    __device__ static void take(sums &s, int m, int n, int j, const int32_t (&product)[4], const stage_scales (&k)[2],
+                                int side) {
         DG_UNROLL
         for (int i = 0; i < 4; i++) {
             const int byte = C::SUM_COLUMNS == 16 ? 2 * j + side : j;
             s.whole[m][n][i] += product[i] * signed_byte(byte < 4 ? k[i / 2].scale[0] : k[i / 2].scale[1], byte % 4);
         }
     }
-    __device__ static void take(sums &s, int m, int n, const int32_t (&product)[4], const float (&d)[2], const float (&scale)[2]) {
-        DG_UNROLL
-        for (int i = 0; i < 4; i++) s.sum[m][n][i] = fmaf(exact_float(product[i]), d[i / 2] * scale[i % 2], s.sum[m][n][i]);
+    __device__ static void take(sums &s, int m, int n, const int32_t (&product)[4], const float (&d)[2],
+                                const float (&scale)[2]) {
+        DG_UNROLL for (int i = 0; i < 4; i++)
+            s.sum[m][n][i] = fmaf(exact_float(product[i]), d[i / 2] * scale[i % 2], s.sum[m][n][i]);
     }
 
-    __device__ static void with_mma(sums &s, const bytes (&p)[MT][2], const bytes (&origin)[MT][2], const stage_scales (&k)[MT][2], const quantized_stage *x, int stage,
-                                    int left) {
+    __device__ static void with_mma(sums &s, const bytes (&p)[MT][2], const bytes (&origin)[MT][2],
+                                    const stage_scales (&k)[MT][2], const quantized_stage *x, int stage, int left) {
         const int lane = lane_id(), t = lane % 4;
         uint32_t a[MT][STAGE_SUBS][4];
         DG_UNROLL
@@ -171,7 +182,8 @@ template <class C, bool TENSOR, int WARPS_M, int WARPS_N, int MT, int NT, int RI
             DG_UNROLL
             for (int h = 0; h < 2; h++)
                 DG_UNROLL
-                for (int j = 0; j < STAGE_SUBS; j++) C::codes(p[m][h], origin[m][h], stage, j, t, &a[m][j][h], &a[m][j][h + 2]);
+                for (int j = 0; j < STAGE_SUBS; j++)
+                    C::codes(p[m][h], origin[m][h], stage, j, t, &a[m][j][h], &a[m][j][h + 2]);
         DG_UNROLL
         for (int pair = 0; pair < STAGE_SUBS; pair += 2) {
             if (pair >= left) break;
@@ -182,7 +194,8 @@ template <class C, bool TENSOR, int WARPS_M, int WARPS_N, int MT, int NT, int RI
                     DG_UNROLL
                     for (int i = 0; i < 4; i++) {
                         d[m][i / 2][i % 2] = C::scale(p[m][i % 2], origin[m][i % 2], stage, pair + i / 2);
-                        if constexpr (C::OFFSETS) offset[m][i / 2][i % 2] = C::offset(p[m][i % 2], origin[m][i % 2], stage, pair + i / 2);
+                        if constexpr (C::OFFSETS)
+                            offset[m][i / 2][i % 2] = C::offset(p[m][i % 2], origin[m][i % 2], stage, pair + i / 2);
                     }
             }
             DG_UNROLL
@@ -225,8 +238,8 @@ template <class C, bool TENSOR, int WARPS_M, int WARPS_N, int MT, int NT, int RI
                             mma_s8(product, a[m][j], b);
                             take(s, m, n, product, d[m][jj], scale);
                             if constexpr (C::OFFSETS) {
-                                DG_UNROLL
-                                for (int i = 0; i < 4; i++) s.sum[m][n][i] = fmaf(offset[m][jj][i / 2], sum[i % 2], s.sum[m][n][i]);
+                                DG_UNROLL for (int i = 0; i < 4; i++)
+                                    s.sum[m][n][i] = fmaf(offset[m][jj][i / 2], sum[i % 2], s.sum[m][n][i]);
                             }
                         }
                     }
@@ -236,8 +249,8 @@ template <class C, bool TENSOR, int WARPS_M, int WARPS_N, int MT, int NT, int RI
     }
 
     /* The same numbers without tensor cores: a lane's own four products of each, a whole sub-block at a time. */
-    __device__ static void with_dp4a(sums &s, const bytes (&p)[MT][2], const bytes (&origin)[MT][2], const stage_scales (&k)[MT][2], const quantized_stage *x, int stage,
-                                     int left) {
+    __device__ static void with_dp4a(sums &s, const bytes (&p)[MT][2], const bytes (&origin)[MT][2],
+                                     const stage_scales (&k)[MT][2], const quantized_stage *x, int stage, int left) {
         const int t = lane_id() % 4, count = left < STAGE_SUBS ? left : STAGE_SUBS;
         for (int j = 0; j < count; j++) { /* not unrolled, for want of registers */
             uint32_t a[MT][2][8];
@@ -246,8 +259,8 @@ template <class C, bool TENSOR, int WARPS_M, int WARPS_N, int MT, int NT, int RI
             for (int m = 0; m < MT; m++)
                 DG_UNROLL
                 for (int h = 0; h < 2; h++) {
-                    DG_UNROLL
-                    for (int i = 0; i < 4; i++) C::codes(p[m][h], origin[m][h], stage, j, i, &a[m][h][i], &a[m][h][i + 4]);
+                    DG_UNROLL for (int i = 0; i < 4; i++)
+                        C::codes(p[m][h], origin[m][h], stage, j, i, &a[m][h][i], &a[m][h][i + 4]);
                     if constexpr (!C::INTEGER) d[m][h] = C::scale(p[m][h], origin[m][h], stage, j);
                     if constexpr (C::OFFSETS) offset[m][h] = C::offset(p[m][h], origin[m][h], stage, j);
                 }
@@ -261,13 +274,14 @@ template <class C, bool TENSOR, int WARPS_M, int WARPS_N, int MT, int NT, int RI
                     DG_UNROLL
                     for (int i = 0; i < 2; i++) {
                         const uint4 four = *reinterpret_cast<const uint4 *>(token->codes + j * SUB + i * LINE);
-                        b[e][4 * i] = four.x, b[e][4 * i + 1] = four.y, b[e][4 * i + 2] = four.z, b[e][4 * i + 3] = four.w;
+                        b[e][4 * i] = four.x, b[e][4 * i + 1] = four.y, b[e][4 * i + 2] = four.z,
+                                 b[e][4 * i + 3] = four.w;
                     }
                     if constexpr (!C::INTEGER) scale[e] = token->scales[j];
                     if constexpr (C::OFFSETS) {
                         int32_t all = 0;
-                        DG_UNROLL
-                        for (int i = 0; i < 8; i++) all = dp4a(static_cast<int32_t>(ONES), static_cast<int32_t>(b[e][i]), all);
+                        DG_UNROLL for (int i = 0; i < 8; i++)
+                            all = dp4a(static_cast<int32_t>(ONES), static_cast<int32_t>(b[e][i]), all);
                         sum[e] = static_cast<float>(all) * scale[e];
                     }
                 }
@@ -282,7 +296,8 @@ template <class C, bool TENSOR, int WARPS_M, int WARPS_N, int MT, int NT, int RI
                             product[i] = C::INTEGER ? 0 : EXACT_START;
                             DG_UNROLL
                             for (int w = 0; w < 8 / SIDES; w++)
-                                product[i] = dp4a(static_cast<int32_t>(a[m][i / 2][side * 4 + w]), static_cast<int32_t>(b[i % 2][side * 4 + w]), product[i]);
+                                product[i] = dp4a(static_cast<int32_t>(a[m][i / 2][side * 4 + w]),
+                                                  static_cast<int32_t>(b[i % 2][side * 4 + w]), product[i]);
                         }
                         if constexpr (C::INTEGER) take(s, m, n, j, product, k[m], side);
                         else take(s, m, n, product, d[m], scale);
@@ -296,8 +311,8 @@ template <class C, bool TENSOR, int WARPS_M, int WARPS_N, int MT, int NT, int RI
         }
     }
 
-    /* sum -= minimums times the activations' sums of four sub-blocks. With tensor cores one product of 16 columns makes all of
-     * (high + low) (high + low), both in two bfloat16: what is lost is below 2^-16 of it. */
+    /* sum -= minimums times the activations' sums of four sub-blocks. With tensor cores one product of 16 columns
+     * makes all of (high + low) (high + low), both in two bfloat16: what is lost is below 2^-16 of it. */
     __device__ static void minimums(sums &s, const stage_scales (&k)[MT][2], const quantized_stage *x) {
         const int t = lane_id() % 4, group = lane_id() / 4;
         if constexpr (TENSOR) {
@@ -307,14 +322,17 @@ template <class C, bool TENSOR, int WARPS_M, int WARPS_N, int MT, int NT, int RI
                 DG_UNROLL
                 for (int h = 0; h < 2; h++) {
                     const uint32_t two = k[m][h].min >> t % 2 * 16;
-                    const float first = -k[m][h].dmin * static_cast<float>(two & 255u), second = -k[m][h].dmin * static_cast<float>(two >> 8 & 255u);
-                    a[m][h] = t < 2 ? bf16_pair(first, second) : bf16_pair(first - bf16_part(first), second - bf16_part(second));
+                    const float first = -k[m][h].dmin * static_cast<float>(two & 255u),
+                                second = -k[m][h].dmin * static_cast<float>(two >> 8 & 255u);
+                    a[m][h] = t < 2 ? bf16_pair(first, second)
+                                    : bf16_pair(first - bf16_part(first), second - bf16_part(second));
                     a[m][h + 2] = a[m][h];
                 }
             DG_UNROLL
             for (int n = 0; n < NT; n++) {
                 const quantized_stage *const token = x + 8 * n + group;
-                const uint32_t b[2] = {reinterpret_cast<const uint32_t *>(token->sums.high)[t % 2], reinterpret_cast<const uint32_t *>(token->sums.low)[t % 2]};
+                const uint32_t b[2] = {reinterpret_cast<const uint32_t *>(token->sums.high)[t % 2],
+                                       reinterpret_cast<const uint32_t *>(token->sums.low)[t % 2]};
                 DG_UNROLL
                 for (int m = 0; m < MT; m++) mma_bf16(s.sum[m][n], a[m], b);
             }
@@ -332,7 +350,9 @@ template <class C, bool TENSOR, int WARPS_M, int WARPS_N, int MT, int NT, int RI
                     for (int m = 0; m < MT; m++)
                         DG_UNROLL
                         for (int i = 0; i < 4; i++)
-                            s.sum[m][n][i] = fmaf(-k[m][i / 2].dmin * static_cast<float>(k[m][i / 2].min >> 8 * j & 255u), sum[i % 2], s.sum[m][n][i]);
+                            s.sum[m][n][i] =
+                                fmaf(-k[m][i / 2].dmin * static_cast<float>(k[m][i / 2].min >> 8 * j & 255u),
+                                     sum[i % 2], s.sum[m][n][i]);
                 }
         }
     }

@@ -1,9 +1,9 @@
-/* Quantised weights as int8 codes: how a stage of a row, STAGE columns of it, comes to shared memory as the file has it, and
- * how its codes and scales are taken out there.
+/* Quantised weights as int8 codes: how a stage of a row, STAGE columns of it, comes to shared memory as the file has
+ * it, and how its codes and scales are taken out there.
  *
- * A row's start is aligned to 2 bytes only. So a stage is copied in pieces of whole 16-byte lines of device memory, CHUNKS of
- * them, PITCH bytes: an odd number of lines, so that rows of aligned pieces meet no bank twice. What of a stage lies where
- * follows from the low bits of the row's address.
+ * A row's start is aligned to 2 bytes only. So a stage is copied in pieces of whole 16-byte lines of device memory,
+ * CHUNKS of them, PITCH bytes: an odd number of lines, so that rows of aligned pieces meet no bank twice. What of a
+ * stage lies where follows from the low bits of the row's address.
  */
 #ifndef DG_CUDA_UNPACK_H
 #define DG_CUDA_UNPACK_H
@@ -22,9 +22,12 @@ __device__ inline int skew(bytes p) { return static_cast<int>(reinterpret_cast<u
 __device__ inline uint32_t two_bytes(bytes p) { return *reinterpret_cast<const uint16_t *>(p); }
 __device__ inline uint32_t four_bytes(bytes p) { return two_bytes(p) | two_bytes(p + 2) << 16; } /* aligned to 2 */
 __device__ inline uint32_t word(bytes p) { return *reinterpret_cast<const uint32_t *>(p); }     /* aligned to 4 */
-__device__ inline float half_at(bytes p) { return __half2float(__ushort_as_half(static_cast<unsigned short>(two_bytes(p)))); }
+__device__ inline float half_at(bytes p) {
+    return __half2float(__ushort_as_half(static_cast<unsigned short>(two_bytes(p))));
+}
 
-/* Four codes in a word; a byte b of bits 0.. is made b - 16 (5 bits), b - 8 (4 bits) or b - 32 (6 bits) without borrows. */
+/* Four codes in a word; a byte b of bits 0.. is made b - 16 (5 bits), b - 8 (4 bits) or b - 32 (6 bits) without
+ * borrows. */
 constexpr uint32_t NIBBLES = 0x0f0f0f0fu, ONES = 0x01010101u;
 __device__ inline uint32_t bits_apart(uint32_t four) { return (four & 15u) * 0x00204081u & ONES; } /* bit i to byte i */
 __device__ inline uint32_t less_8(uint32_t q) { return (q & 0x07070707u) | (~q & 0x08080808u) * 0x1fu; }
@@ -35,7 +38,8 @@ __device__ inline uint32_t less_32(uint32_t q) { return (q & 0x1f1f1f1fu) | (~q 
  *   MINIMUMS      and so are minimums; else OFFSETS: a float minimum per sub-block
  *   BLOCKS        false for what is no code at all (half_tile.cuh)
  *   SUM_COLUMNS   columns that share a scale, 32 or 16
- *   chunk()       where the c-th line of a stage comes from; false: not needed. subs: sub-blocks of the stage that the row has
+ *   chunk()       where the c-th line of a stage comes from; false: not needed. subs: sub-blocks of the stage that the
+ *                 row has
  *   codes()       of sub-block j: columns 4 t .. + 3 and 16 + 4 t .. + 3
  *   p, row        a stage in shared memory; the row's address in device memory
  */
@@ -45,15 +49,20 @@ __device__ inline uint32_t less_32(uint32_t q) { return (q & 0x1f1f1f1fu) | (~q 
 template <class FORMAT> struct codes_of_32 {
     using block = typename FORMAT::block;
     static constexpr bool INTEGER = false, MINIMUMS = false, OFFSETS = false, BLOCKS = true;
-    static constexpr int BYTES = sizeof(block), CHUNKS = (STAGE_SUBS * BYTES + LINE - 2 + LINE - 1) / LINE, PITCH = (CHUNKS | 1) * LINE, SUM_COLUMNS = 32;
+    static constexpr int BYTES = sizeof(block), CHUNKS = (STAGE_SUBS * BYTES + LINE - 2 + LINE - 1) / LINE,
+                         PITCH = (CHUNKS | 1) * LINE, SUM_COLUMNS = 32;
 
     __device__ static bool chunk(bytes row, int stage, int subs, int c, bytes *from) {
         const bytes first = row + stage * (STAGE_SUBS * BYTES);
         *from = first - skew(first) + c * LINE;
         return *from < first + subs * BYTES;
     }
-    __device__ static bytes at(bytes p, bytes row, int stage, int j) { return p + skew(row + stage * (STAGE_SUBS * BYTES)) + j * BYTES; }
-    __device__ static float scale(bytes p, bytes row, int stage, int j) { return half_at(at(p, row, stage, j) + offsetof(block, d)); }
+    __device__ static bytes at(bytes p, bytes row, int stage, int j) {
+        return p + skew(row + stage * (STAGE_SUBS * BYTES)) + j * BYTES;
+    }
+    __device__ static float scale(bytes p, bytes row, int stage, int j) {
+        return half_at(at(p, row, stage, j) + offsetof(block, d));
+    }
 };
 
 struct codes_of_q8_0 : codes_of_32<of_q8_0> {
@@ -75,12 +84,15 @@ struct codes_of_q4_0 : codes_of_32<of_q4_0> {
 struct codes_of_iq4_nl : codes_of_32<of_iq4_nl> {
     /* Of the levels, four to a word: those that the four nibbles in the low half of `four` name. */
     __device__ static uint32_t levels(uint32_t four) {
-        const uint32_t low = pick_bytes(0xbfad9881u, 0xf6eaddcfu, four), high = pick_bytes(0x26190d01u, 0x71594535u, four); /* iq4_level(0..7), (8..15) */
+        /* iq4_level(0..7), (8..15) */
+        const uint32_t low = pick_bytes(0xbfad9881u, 0xf6eaddcfu, four),
+                       high = pick_bytes(0x26190d01u, 0x71594535u, four);
         return pick_bytes(low, high, 0x3210u | (four & 0x8888u) >> 1);
     }
     __device__ static void codes(bytes p, bytes row, int stage, int j, int t, uint32_t *low, uint32_t *high) {
         const uint32_t q = four_bytes(at(p, row, stage, j) + offsetof(block, q) + 4 * t);
-        const uint32_t first = levels(q & 0xffffu), second = levels(q >> 16); /* low and high halves of two bytes each */
+        /* low and high halves of two bytes each */
+        const uint32_t first = levels(q & 0xffffu), second = levels(q >> 16);
         *low = pick_bytes(first, second, 0x6420u);
         *high = pick_bytes(first, second, 0x7531u);
     }
@@ -89,7 +101,8 @@ struct codes_of_iq4_nl : codes_of_32<of_iq4_nl> {
 struct codes_of_q5_0 : codes_of_32<of_q5_0> {
     __device__ static void codes(bytes p, bytes row, int stage, int j, int t, uint32_t *low, uint32_t *high) {
         const bytes b = at(p, row, stage, j);
-        const uint32_t q = four_bytes(b + offsetof(block, q) + 4 * t), no_fifth = ~four_bytes(b + offsetof(block, high)) >> 4 * t;
+        const uint32_t q = four_bytes(b + offsetof(block, q) + 4 * t),
+                       no_fifth = ~four_bytes(b + offsetof(block, high)) >> 4 * t;
         *low = (q & NIBBLES) | bits_apart(no_fifth) * 0xf0u;
         *high = (q >> 4 & NIBBLES) | bits_apart(no_fifth >> 16) * 0xf0u;
     }
@@ -97,10 +110,13 @@ struct codes_of_q5_0 : codes_of_32<of_q5_0> {
 
 struct codes_of_q5_1 : codes_of_32<of_q5_1> {
     static constexpr bool OFFSETS = true; /* hides the above */
-    __device__ static float offset(bytes p, bytes row, int stage, int j) { return half_at(at(p, row, stage, j) + offsetof(block, m)); }
+    __device__ static float offset(bytes p, bytes row, int stage, int j) {
+        return half_at(at(p, row, stage, j) + offsetof(block, m));
+    }
     __device__ static void codes(bytes p, bytes row, int stage, int j, int t, uint32_t *low, uint32_t *high) {
         const bytes b = at(p, row, stage, j);
-        const uint32_t q = four_bytes(b + offsetof(block, q) + 4 * t), fifth = four_bytes(b + offsetof(block, high)) >> 4 * t;
+        const uint32_t q = four_bytes(b + offsetof(block, q) + 4 * t),
+                       fifth = four_bytes(b + offsetof(block, high)) >> 4 * t;
         *low = (q & NIBBLES) | bits_apart(fifth) << 4;
         *high = (q >> 4 & NIBBLES) | bits_apart(fifth >> 16) << 4;
     }
@@ -108,7 +124,8 @@ struct codes_of_q5_1 : codes_of_32<of_q5_1> {
 
 /* ---- Blocks of 256: a stage is half of one ---- */
 
-/* Of a row's stage: integer scales, one per byte (of 32 columns, or of 16 each), minimums likewise, and the floats over them. */
+/* Of a row's stage: integer scales, one per byte (of 32 columns, or of 16 each), minimums likewise, and the floats
+ * over them. */
 struct stage_scales {
     uint32_t scale[2], min;
     float d, dmin;
@@ -147,7 +164,8 @@ struct codes_of_q4_k {
 struct codes_of_q5_k {
     using block = block_q5_k;
     static constexpr bool INTEGER = true, MINIMUMS = true, OFFSETS = false, BLOCKS = true;
-    static constexpr int CHUNKS = 7, PITCH = CHUNKS * LINE, SUM_COLUMNS = 32, HEAD = offsetof(block, q), FIFTH = offsetof(block, high);
+    static constexpr int CHUNKS = 7, PITCH = CHUNKS * LINE, SUM_COLUMNS = 32, HEAD = offsetof(block, q),
+                         FIFTH = offsetof(block, high);
     static_assert(HEAD == 3 * LINE && FIFTH == LINE && sizeof(block) % LINE == 0, "lines of whole parts");
 
     __device__ static bool chunk(bytes row, int stage, int, int c, bytes *from) {
@@ -166,11 +184,18 @@ struct codes_of_q5_k {
 struct codes_of_q6_k { /* blocks of 210 bytes: three pieces, each from a line's start */
     using block = block_q6_k;
     static constexpr bool INTEGER = true, MINIMUMS = false, OFFSETS = false, BLOCKS = true;
-    static constexpr int HIGH = 5, REST = 8, CHUNKS = 10, PITCH = 11 * LINE, SUM_COLUMNS = 16; /* lines before the second and third piece */
+    /* lines before the second and third piece */
+    static constexpr int HIGH = 5, REST = 8, CHUNKS = 10, PITCH = 11 * LINE, SUM_COLUMNS = 16;
 
-    __device__ static bytes low_of(bytes row, int stage) { return row + stage / 2 * static_cast<int>(sizeof(block)) + stage % 2 * 64; }
-    __device__ static bytes high_of(bytes row, int stage) { return row + stage / 2 * static_cast<int>(sizeof(block)) + offsetof(block, high) + stage % 2 * 32; }
-    __device__ static bytes rest_of(bytes row, int stage) { return row + stage / 2 * static_cast<int>(sizeof(block)) + offsetof(block, scales); }
+    __device__ static bytes low_of(bytes row, int stage) {
+        return row + stage / 2 * static_cast<int>(sizeof(block)) + stage % 2 * 64;
+    }
+    __device__ static bytes high_of(bytes row, int stage) {
+        return row + stage / 2 * static_cast<int>(sizeof(block)) + offsetof(block, high) + stage % 2 * 32;
+    }
+    __device__ static bytes rest_of(bytes row, int stage) {
+        return row + stage / 2 * static_cast<int>(sizeof(block)) + offsetof(block, scales);
+    }
 
     __device__ static bool chunk(bytes row, int stage, int, int c, bytes *from) {
         const bytes piece = c < HIGH ? low_of(row, stage) : c < REST ? high_of(row, stage) : rest_of(row, stage);
@@ -187,9 +212,11 @@ struct codes_of_q6_k { /* blocks of 210 bytes: three pieces, each from a line's 
         return s;
     }
     __device__ static void codes(bytes p, bytes row, int stage, int j, int t, uint32_t *low, uint32_t *high) {
-        const bytes four = p + skew(low_of(row, stage)) + j % 2 * 32 + 4 * t, two = p + HIGH * LINE + skew(high_of(row, stage)) + 4 * t;
+        const bytes four = p + skew(low_of(row, stage)) + j % 2 * 32 + 4 * t,
+                    two = p + HIGH * LINE + skew(high_of(row, stage)) + 4 * t;
         *low = less_32((four_bytes(four) >> j / 2 * 4 & NIBBLES) | (four_bytes(two) >> 2 * j & 0x03030303u) << 4);
-        *high = less_32((four_bytes(four + 16) >> j / 2 * 4 & NIBBLES) | (four_bytes(two + 16) >> 2 * j & 0x03030303u) << 4);
+        *high = less_32((four_bytes(four + 16) >> j / 2 * 4 & NIBBLES) |
+                        (four_bytes(two + 16) >> 2 * j & 0x03030303u) << 4);
     }
 };
 

@@ -1,4 +1,5 @@
-/* Every format's decoder over many blocks, to be compiled wherever an instruction set makes it faster; the bits are the same. */
+/* Every format's decoder over many blocks, to be compiled wherever an instruction set makes it faster; the bits are
+ * the same. */
 #ifndef DG_DECODERS_H
 #define DG_DECODERS_H
 

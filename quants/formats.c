@@ -24,8 +24,8 @@ static bool worse_than_zeros(const float *decoded, const float *values, const fl
 
 typedef void encoder(const float *values, void *blocks, int64_t n_blocks, const float *importance);
 
-/* Blocks of tiny values that are worse than zeros become zeros, where errors have weights: without, formats are written as
- * GGML writes them. */
+/* Blocks of tiny values that are worse than zeros become zeros, where errors have weights: without, formats are
+ * written as GGML writes them. */
 static void keep_tiny(const dg_format *f, encoder *encode, const float *values, uint8_t *blocks, int64_t n_blocks,
                       const float *importance) {
     enum { MOST_BLOCK = 256 };
@@ -83,7 +83,8 @@ int64_t dg_first_not_finite(const dg_format *f, const void *blocks, int64_t n_bl
         const int64_t n = n_blocks - b < most ? n_blocks - b : most;
         f->decode((const uint8_t *)blocks + b * f->bytes, values, n);
         uint32_t found = 0; /* one pass that vectorises, and a second where it is needed */
-        for (int64_t i = 0; i < n * f->block; i++) found |= (uint32_t)((float_to_bits(values[i]) & 0x7f800000u) == 0x7f800000u);
+        for (int64_t i = 0; i < n * f->block; i++)
+            found |= (uint32_t)((float_to_bits(values[i]) & 0x7f800000u) == 0x7f800000u);
         for (int64_t i = 0; found && i < n * f->block; i++)
             if ((float_to_bits(values[i]) & 0x7f800000u) == 0x7f800000u) return b * f->block + i;
     }

@@ -18,7 +18,8 @@ typedef struct dg_format {
     int32_t id;       /* number in GGUF files */
     int32_t block;    /* values per block; a row is a whole number of blocks */
     int32_t bytes;    /* bytes per block */
-    /* blocks[n_blocks] -> values[n_blocks * block], float32; NULL in dg_type_find's alone, where the type is not read */
+    /* blocks[n_blocks] -> values[n_blocks * block], float32; NULL in dg_type_find's alone, where the type is not
+     * read */
     void (*decode)(const void *blocks, float *values, int64_t n_blocks);
     /* values[n_blocks * block] -> blocks[n_blocks]; NULL where the format is only read. importance: NULL, or a positive
      * weight, around 1, for the squared error of each value. A block with a value beyond what the format holds decodes
@@ -41,10 +42,13 @@ int64_t dg_first_not_finite(const dg_format *f, const void *blocks, int64_t n_bl
 typedef struct dg_columns {
     const float *importance; /* as an encoder takes it */
     const float *mean;
-    const float *pull; /* mean / variance, of one sign with the mean or 0: how much of other columns' errors it takes up */
+    /* mean / variance, of one sign with the mean or 0: how much of other columns' errors it takes up */
+    const float *pull;
 } dg_columns;
-/* values[n_rows][n_cols] -> blocks, as f->encode, and so that what the errors of a row add to its product with the means
- * cancels out from block to block. f encodes; n_cols is a whole number of blocks. A row does not depend on others. */
-void dg_encode_rows(const dg_format *f, const float *values, void *blocks, int64_t n_rows, int64_t n_cols, const dg_columns *of);
+/* values[n_rows][n_cols] -> blocks, as f->encode, and so that what the errors of a row add to its product with the
+ * means cancels out from block to block. f encodes; n_cols is a whole number of blocks. A row does not depend on
+ * others. */
+void dg_encode_rows(const dg_format *f, const float *values, void *blocks, int64_t n_rows, int64_t n_cols,
+                    const dg_columns *of);
 
 #endif

@@ -29,13 +29,15 @@ static void iq4_block(const float *values, float scale, block_iq4_nl *b) {
 
 void iq4_nl_encode(const float *values, void *blocks, int64_t n_blocks, const float *importance) {
     /* where errors have weights, also those that put the value of largest magnitude at the other end */
-    static const float tries[] = {105.0f, 112.0f, 119.0f, 126.0f, 133.0f, 140.0f, 98.0f, -90.0f, -97.0f, -104.0f, -111.0f, -118.0f, -125.0f, -132.0f};
+    static const float tries[] = {105.0f, 112.0f, 119.0f,  126.0f,  133.0f,  140.0f,  98.0f,
+                                  -90.0f, -97.0f, -104.0f, -111.0f, -118.0f, -125.0f, -132.0f};
     enum { PLAIN = 6, WEIGHTED = sizeof tries / sizeof *tries };
     block_iq4_nl *b = blocks;
     for (int64_t n = 0; n < n_blocks; n += LANES) {
         const int64_t left = n_blocks - n < LANES ? n_blocks - n : LANES;
         const float *weights = importance ? importance + 32 * n : NULL;
-        const lanes scale = search_blocks(values + 32 * n, weights, left, iq4_nearest, tries, weights ? WEIGHTED : PLAIN);
+        const lanes scale =
+            search_blocks(values + 32 * n, weights, left, iq4_nearest, tries, weights ? WEIGHTED : PLAIN);
         for (int64_t k = 0; k < left; k++) iq4_block(values + 32 * (n + k), scale[k], b + n + k);
     }
 }

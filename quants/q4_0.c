@@ -9,7 +9,8 @@ void q4_0_encode(const float *values, void *blocks, int64_t n_blocks, const floa
     float d[LANES] = {0};
     for (int64_t k = 0; k < n_blocks; k++, values += 32) {
         const float *weights = importance ? importance + 32 * k : NULL;
-        if (k % LANES == 0) block_scales(values, weights, n_blocks - k < LANES ? n_blocks - k : LANES, 8.0f, q4_0_nearest, d);
+        if (k % LANES == 0)
+            block_scales(values, weights, n_blocks - k < LANES ? n_blocks - k : LANES, 8.0f, q4_0_nearest, d);
         uint8_t codes[32];
         uniform_codes(values, 32, 0.0f, inverse_or_zero(d[k % LANES]), 8.5f, 15.0f, codes);
         b[k].d = half_from_float(d[k % LANES]);

@@ -28,7 +28,8 @@ static void q5_1_weighted(const float *values, const float *importance, int64_t 
     lanes_load(four, 32, w);
     const affine_fit fit = search_affine_lanes(x, w, 31.0f);
     for (int64_t j = 0; j < n_blocks; j++)
-        q5_1_block(values + 32 * j, half_to_float(scale_for(fit.scale[j], 1.0f)), -half_to_float(scale_for(fit.min[j], 1.0f)), b + j);
+        q5_1_block(values + 32 * j, half_to_float(scale_for(fit.scale[j], 1.0f)),
+                   -half_to_float(scale_for(fit.min[j], 1.0f)), b + j);
 }
 
 /* From the least to the greatest value; where errors have weights, the line that they ask for. */

@@ -1,13 +1,17 @@
-/* Rows of a matrix whose inputs have means. A row's errors e add sum(mean * e) to every output: an encoder that looks at
- * one block knows nothing of it. Here each block is encoded as if the sum so far could still be made up for: with
- * variances v of the inputs, what minimises sum(v * e^2) + (off + sum(mean * e))^2 over the columns to come is
- * e = -off / (1 + sum(mean^2 / v)) * mean / v, by which their values are moved before they are rounded. */
+/* Rows of a matrix whose inputs have means. A row's errors e add sum(mean * e) to every output: an encoder that
+ * looks at one block knows nothing of it. Here each block is encoded as if the sum so far could still be made up
+ * for: with variances v of the inputs, what minimises sum(v * e^2) + (off + sum(mean * e))^2 over the columns to
+ * come is e = -off / (1 + sum(mean^2 / v)) * mean / v, by which their values are moved before they are rounded. */
 #include <string.h>
 
 #include "formats.h"
 #include "tiny.h"
 
-enum { ROWS = 4 /* side by side, as many as the encoders search at once */, MOST_BLOCK = 256, MOST_BYTES = 2 * MOST_BLOCK };
+enum {
+    ROWS = 4 /* side by side, as many as the encoders search at once */,
+    MOST_BLOCK = 256,
+    MOST_BYTES = 2 * MOST_BLOCK
+};
 
 typedef struct side_by_side {
     float values[ROWS * MOST_BLOCK], importance[ROWS * MOST_BLOCK];
@@ -28,7 +32,8 @@ static void encode_block(const dg_format *f, const float *values, uint8_t *block
     const int64_t size = f->block, at = b * size, row_bytes = n_cols / size * f->bytes;
     for (int64_t r = 0; r < n; r++) {
         const float move = (float)(s->off[r] / (1.0 + rest));
-        for (int64_t j = 0; j < size; j++) s->values[r * size + j] = values[r * n_cols + at + j] - move * of->pull[at + j];
+        for (int64_t j = 0; j < size; j++)
+            s->values[r * size + j] = values[r * n_cols + at + j] - move * of->pull[at + j];
         memcpy(s->importance + r * size, of->importance + at, (size_t)size * sizeof *of->importance);
     }
     f->encode(s->values, s->blocks, n, s->importance);
@@ -41,11 +46,13 @@ static void encode_block(const dg_format *f, const float *values, uint8_t *block
     for (int64_t r = 0; r < n; r++) {
         memcpy(blocks + r * row_bytes + b * f->bytes, s->blocks + r * f->bytes, (size_t)f->bytes);
         for (int64_t j = 0; j < size; j++)
-            s->off[r] += (double)of->mean[at + j] * ((double)s->values[r * size + j] - (double)values[r * n_cols + at + j]);
+            s->off[r] +=
+                (double)of->mean[at + j] * ((double)s->values[r * size + j] - (double)values[r * n_cols + at + j]);
     }
 }
 
-void dg_encode_rows(const dg_format *f, const float *values, void *blocks, int64_t n_rows, int64_t n_cols, const dg_columns *of) {
+void dg_encode_rows(const dg_format *f, const float *values, void *blocks, int64_t n_rows, int64_t n_cols,
+                    const dg_columns *of) {
     const int64_t n_blocks = n_cols / f->block;
     const double all = absorbed(of->mean, of->pull, n_cols);
     for (int64_t row = 0; row < n_rows; row += ROWS) {
@@ -54,7 +61,8 @@ void dg_encode_rows(const dg_format *f, const float *values, void *blocks, int64
         const int64_t n = n_rows - row < ROWS ? n_rows - row : ROWS;
         for (int64_t r = 0; r < n; r++) s.most[r] = largest(values + (row + r) * n_cols, n_cols);
         for (int64_t b = 0; b < n_blocks; b++) {
-            encode_block(f, values + row * n_cols, (uint8_t *)blocks + row * n_blocks * f->bytes, n, n_cols, b, of, rest, &s);
+            encode_block(f, values + row * n_cols, (uint8_t *)blocks + row * n_blocks * f->bytes, n, n_cols, b, of,
+                         rest, &s);
             rest -= absorbed(of->mean + b * f->block, of->pull + b * f->block, f->block);
             rest = rest > 0.0 ? rest : 0.0; /* which it is, but for rounding */
         }

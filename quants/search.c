@@ -22,7 +22,8 @@ typedef struct {
 } affine_totals;
 
 /* Fits scale and minimum to such codes by least squares, and keeps them in *best where the error is smaller. */
-static inline void affine_try(const lanes *x, const lanes *weights, affine_totals of, float top, lanes min, lanes inverse, affine_fit *best) {
+static inline void affine_try(const lanes *x, const lanes *weights, affine_totals of, float top, lanes min,
+                              lanes inverse, affine_fit *best) {
     const affine_sums s = affine_codes(x, weights, top, min, inverse);
     const lanes zero = all_lanes(0.0f);
     lanes scale = ratio(of.weight * s.qx - s.q * of.wx, of.weight * s.qq - s.q * s.q);

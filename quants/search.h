@@ -50,7 +50,8 @@ static inline const lanes *lanes_load_weights(const float *importance, int n, la
 /* The scale per lane with which codes, as `nearest` finds them, reproduce n values best: the least-squares fit to the
  * codes of the best of several tries. A try of t puts the value of largest magnitude at -t; t may be negative.
  * weights: NULL, or of the squared errors. */
-static inline lanes search_scale(const lanes *x, const lanes *weights, int n, lanes (*nearest)(lanes), const float *tries, int n_tries) {
+static inline lanes search_scale(const lanes *x, const lanes *weights, int n, lanes (*nearest)(lanes),
+                                 const float *tries, int n_tries) {
     lanes low = all_lanes(0.0f), high = low, scale = low, best = low;
     for (int i = 0; i < n; i++) {
         low = choose(x[i] < low, x[i], low);
@@ -75,8 +76,8 @@ static inline lanes search_scale(const lanes *x, const lanes *weights, int n, la
 }
 
 /* The same for up to four blocks of 32 values: values[n_blocks * 32] -> a scale per lane. */
-static inline lanes search_blocks(const float *values, const float *importance, int64_t n_blocks, lanes (*nearest)(lanes),
-                                  const float *tries, int n_tries) {
+static inline lanes search_blocks(const float *values, const float *importance, int64_t n_blocks,
+                                  lanes (*nearest)(lanes), const float *tries, int n_tries) {
     float four[LANES * 32] = {0};
     lanes x[32], w[32];
     memcpy(four, values, (size_t)n_blocks * 32 * sizeof *four);
@@ -89,15 +90,18 @@ static inline lanes search_blocks(const float *values, const float *importance, 
 
 /* The scales of up to four blocks of 32 values for codes from -steps to steps - 1: the value of largest magnitude at
  * -steps or, where errors have weights, the best of tries around that and around steps - 1. */
-static inline void block_scales(const float *values, const float *importance, int64_t n_blocks, float steps, lanes (*nearest)(lanes), float *scales) {
+static inline void block_scales(const float *values, const float *importance, int64_t n_blocks, float steps,
+                                lanes (*nearest)(lanes), float *scales) {
     float tries[2 * SCALE_TRIES];
     for (int t = 0; importance && t < SCALE_TRIES; t++) {
         const float part = 0.84f + 0.04f * (float)t;
         tries[2 * t] = part * steps;
         tries[2 * t + 1] = -part * (steps - 1.0f);
     }
-    const lanes best = importance ? search_blocks(values, importance, n_blocks, nearest, tries, 2 * SCALE_TRIES) : all_lanes(0.0f);
-    for (int64_t k = 0; k < n_blocks; k++) scales[k] = importance ? half_to_float(scale_for(best[k], 1.0f)) : extreme32(values + 32 * k) / -steps;
+    const lanes best =
+        importance ? search_blocks(values, importance, n_blocks, nearest, tries, 2 * SCALE_TRIES) : all_lanes(0.0f);
+    for (int64_t k = 0; k < n_blocks; k++)
+        scales[k] = importance ? half_to_float(scale_for(best[k], 1.0f)) : extreme32(values + 32 * k) / -steps;
 }
 
 typedef struct {

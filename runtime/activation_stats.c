@@ -1,5 +1,5 @@
-/* What the columns of each matrix are multiplied with, for calibration. While a model is observed, wrappers take the place
- * of the operations that multiply by a matrix; otherwise nothing is there and nothing costs. */
+/* What the columns of each matrix are multiplied with, for calibration. While a model is observed, wrappers take the
+ * place of the operations that multiply by a matrix; otherwise nothing is there and nothing costs. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -68,7 +68,8 @@ static void observed_matmul(const ops *o, float *y, const float *x, const tensor
     m->plain.matmul(o, y, x, w, n, work);
 }
 
-static void observed_head(const ops *o, const head_part *parts, int32_t n_parts, const float *x, const tensor *table, int64_t n, float cap, void *work) {
+static void observed_head(const ops *o, const head_part *parts, int32_t n_parts, const float *x, const tensor *table,
+                          int64_t n, float cap, void *work) {
     activation_stats *m = o->stats;
     observe(o, slot_of(m, table), 0, x, n);
     m->within = true;
@@ -76,9 +77,16 @@ static void observed_head(const ops *o, const head_part *parts, int32_t n_parts,
     m->within = false;
 }
 
+static void free_scratch(activation_stats *m) {
+    free(m->x);
+    free(m->gate);
+    free(m->up);
+    free(m->work);
+}
+
 static bool make_room(activation_stats *m, const tensor *gate, int64_t n) {
     if (n <= m->rows) return true;
-    free(m->x), free(m->gate), free(m->up), free(m->work);
+    free_scratch(m);
     m->x = malloc((size_t)(n * gate->cols) * sizeof *m->x);
     m->gate = malloc((size_t)(n * gate->rows) * sizeof *m->gate);
     m->up = malloc((size_t)(n * gate->rows) * sizeof *m->up);
@@ -98,8 +106,9 @@ static tensor of_expert(const tensor *w, int64_t expert) {
 }
 
 /* What goes into `down` is made inside the operation: it is computed again here, by the same products. */
-static void observed_experts(const ops *o, float *y, const float *x, const tensor *gate, const tensor *up, const tensor *down,
-                             const int32_t *experts, const float *weights, int64_t n, int64_t k, const expert_feed *feed, void *work) {
+static void observed_experts(const ops *o, float *y, const float *x, const tensor *gate, const tensor *up,
+                             const tensor *down, const int32_t *experts, const float *weights, int64_t n, int64_t k,
+                             const expert_feed *feed, void *work) {
     activation_stats *m = o->stats;
     const int64_t d = gate->cols;
     for (int64_t e = 0; e < gate->experts && make_room(m, gate, n); e++) {
@@ -122,7 +131,11 @@ static void observed_experts(const ops *o, float *y, const float *x, const tenso
 
 static int add_slot(activation_stats *m, const tensor *w, const char *name, int32_t l, dg_error *error) {
     slot *s = &m->slots[m->n_slots];
-    *s = (slot){.w = w, .sums = calloc((size_t)(w->experts * 2 * w->cols), sizeof *s->sums), .counts = calloc((size_t)w->experts, sizeof *s->counts)};
+    *s = (slot){
+        .w = w,
+        .sums = calloc((size_t)(w->experts * 2 * w->cols), sizeof *s->sums),
+        .counts = calloc((size_t)w->experts, sizeof *s->counts),
+    };
     m->n_slots++;
     snprintf(s->name, sizeof s->name, name, l);
     return s->sums && s->counts ? DG_OK : fail(error, DG_ERROR_SYSTEM, "no memory to observe %s", s->name);
@@ -144,8 +157,12 @@ static int add_slots(dg_model *model, activation_stats *m, dg_error *error) {
 static void activation_stats_free(ops *o) {
     activation_stats *m = o->stats;
     if (!m) return;
-    for (int32_t i = 0; i < m->n_slots; i++) free(m->slots[i].sums), free(m->slots[i].counts);
-    free(m->slots), free(m->x), free(m->gate), free(m->up), free(m->work);
+    for (int32_t i = 0; i < m->n_slots; i++) {
+        free(m->slots[i].sums);
+        free(m->slots[i].counts);
+    }
+    free(m->slots);
+    free_scratch(m);
     free(m);
     o->stats = NULL;
 }
@@ -153,15 +170,18 @@ static void activation_stats_free(ops *o) {
 int dg_moments_start(dg_model *model, dg_error *error) {
     ops *o = model->ops;
     if (o->profile) return fail(error, DG_ERROR_USAGE, "a model cannot be profiled and observed at the same time");
-    if (o->device) return fail(error, DG_ERROR_USAGE, "a model can be observed on the CPU alone, and this one is on %s", o->name);
-    if (model->stream) return fail(error, DG_ERROR_USAGE, "a model under a RAM budget cannot be observed: its experts pass by once");
+    if (o->device)
+        return fail(error, DG_ERROR_USAGE, "a model can be observed on the CPU alone, and this one is on %s", o->name);
+    if (model->stream)
+        return fail(error, DG_ERROR_USAGE, "a model under a RAM budget cannot be observed: its experts pass by once");
     dg_moments_stop(model);
     activation_stats *m = calloc(1, sizeof *m);
     if (m) m->slots = calloc((size_t)(WEIGHT_LINES * (model->config.n_layer + 1)), sizeof *m->slots);
     o->stats = m;
     if (!m) return fail(error, DG_ERROR_SYSTEM, "no memory to observe a model");
     m->plain = *o;
-    const int status = m->slots ? add_slots(model, m, error) : fail(error, DG_ERROR_SYSTEM, "no memory to observe a model");
+    const int status =
+        m->slots ? add_slots(model, m, error) : fail(error, DG_ERROR_SYSTEM, "no memory to observe a model");
     if (status != DG_OK) {
         activation_stats_free(o);
         return status;
@@ -181,15 +201,16 @@ void dg_moments_stop(dg_model *model) {
     activation_stats_free(o);
 }
 
-int dg_moments_read(const dg_model *model, const char *name, int32_t expert, double *sums, double *squares, int64_t *count,
-                    dg_error *error) {
+int dg_moments_read(const dg_model *model, const char *name, int32_t expert, double *sums, double *squares,
+                    int64_t *count, dg_error *error) {
     const activation_stats *m = model->ops->stats;
     if (!m) return fail(error, DG_ERROR_USAGE, "this model is not observed");
     if (m->failed) return fail(error, DG_ERROR_SYSTEM, "no memory to observe a model");
     for (int32_t i = 0; i < m->n_slots; i++) {
         const slot *s = &m->slots[i];
         if (strcmp(s->name, name) != 0) continue;
-        if (expert < 0 || expert >= s->w->experts) return fail(error, DG_ERROR_USAGE, "%s has %d experts, not number %d", name, (int)s->w->experts, expert);
+        if (expert < 0 || expert >= s->w->experts)
+            return fail(error, DG_ERROR_USAGE, "%s has %d experts, not number %d", name, (int)s->w->experts, expert);
         const size_t cols = (size_t)s->w->cols;
         memcpy(sums, s->sums + (size_t)expert * 2 * cols, cols * sizeof *sums);
         memcpy(squares, s->sums + ((size_t)expert * 2 + 1) * cols, cols * sizeof *squares);

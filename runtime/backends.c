@@ -14,7 +14,8 @@
 static bool cuda_usable(void) { return false; }
 static int cuda_open(ops *o, bool exact, dg_error *error) {
     (void)o, (void)exact;
-    return fail(error, DG_ERROR_BACKEND, "cuda: this build has no CUDA backend; 'make CUDA=1', with NVIDIA's compiler, makes one that has");
+    return fail(error, DG_ERROR_BACKEND,
+                "cuda: this build has no CUDA backend; 'make CUDA=1', with NVIDIA's compiler, makes one that has");
 }
 static void cuda_close(ops *o) { (void)o; }
 static int cuda_status(const ops *o, dg_error *error) { return (void)o, (void)error, DG_OK; }
@@ -72,19 +73,23 @@ static int unknown(const char *backend, dg_error *error) {
     char known[200] = "auto";
     for (int32_t i = 0; dg_backend_name(i); i++) {
         const size_t length = strlen(known);
-        snprintf(known + length, sizeof known - length, "%s%s", dg_backend_name(i + 1) ? ", " : " and ", dg_backend_name(i));
+        snprintf(known + length, sizeof known - length, "%s%s", dg_backend_name(i + 1) ? ", " : " and ",
+                 dg_backend_name(i));
     }
-    return fail(error, DG_ERROR_BACKEND, "backend '%.40s' is not part of this build, or not for this processor; there are %s", backend, known);
+    return fail(error, DG_ERROR_BACKEND,
+                "backend '%.40s' is not part of this build, or not for this processor; there are %s", backend, known);
 }
 
 int ops_new(const dg_model_options *options, const dg_config *c, ops **out, dg_error *error) {
     *out = NULL;
-    const char *backend = options->backend && strcmp(options->backend, "auto") != 0 ? options->backend : dg_backend_name(0);
+    const char *backend =
+        options->backend && strcmp(options->backend, "auto") != 0 ? options->backend : dg_backend_name(0);
     int32_t threads = options->threads, chosen = 0;
     while (dg_backend_name(chosen) && strcmp(backend, dg_backend_name(chosen)) != 0) chosen++;
     const bool cuda = strcmp(backend, CUDA) == 0; /* which says itself why it cannot */
     if (!dg_backend_name(chosen) && !cuda) return unknown(backend, error);
-    if (threads < 0 || threads > 1024) return fail(error, DG_ERROR_USAGE, "threads: expected 1 to 1024, or 0 for all processors, got %d", threads);
+    if (threads < 0 || threads > 1024)
+        return fail(error, DG_ERROR_USAGE, "threads: expected 1 to 1024, or 0 for all processors, got %d", threads);
     if (threads == 0) threads = os_processors();
 
     ops *o = calloc(1, sizeof *o);
@@ -94,7 +99,8 @@ int ops_new(const dg_model_options *options, const dg_config *c, ops **out, dg_e
     for (int32_t l = 0; l < c->n_layer; l++) cols = largest(cols, config_d_q(c, l));
     o->scratch_floats = largest(LEAST_SCRATCH, PANEL_ROWS * ((cols + 15) / 16 * 16));
     o->scratch_floats = largest(o->scratch_floats, GEMM_SCRATCH_FLOATS);
-    o->scratch_floats = largest(o->scratch_floats, largest(attention_scratch(c->head_dim), attention_scratch(c->head_dim_swa)));
+    o->scratch_floats =
+        largest(o->scratch_floats, largest(attention_scratch(c->head_dim), attention_scratch(c->head_dim_swa)));
     o->scratch_floats = (o->scratch_floats + 15) / 16 * 16;
     o->scratch = os_reserve((size_t)(o->scratch_floats * threads) * sizeof(float));
     o->pool = pool_new(threads);
@@ -105,7 +111,8 @@ int ops_new(const dg_model_options *options, const dg_config *c, ops **out, dg_e
         return opened;
     }
     if (!o->scratch || !o->pool) {
-        os_release(o->scratch, (size_t)(o->scratch_floats * threads) * sizeof(float)); /* the pool would tell how much it is */
+        /* the pool would tell how much it is */
+        os_release(o->scratch, (size_t)(o->scratch_floats * threads) * sizeof(float));
         o->scratch = NULL;
         ops_free(o);
         return fail(error, DG_ERROR_SYSTEM, "cannot start %d threads", threads);
@@ -141,7 +148,8 @@ void ops_free(ops *o) {
     if (o->device) cuda_close(o);
     free((void *)(uintptr_t)o->beside);
     os_release(o->repacked, o->repacked_bytes);
-    if (o->scratch && o->pool) os_release(o->scratch, (size_t)(o->scratch_floats * pool_threads(o->pool)) * sizeof(float));
+    if (o->scratch && o->pool)
+        os_release(o->scratch, (size_t)(o->scratch_floats * pool_threads(o->pool)) * sizeof(float));
     pool_free(o->pool);
     free(o);
 }

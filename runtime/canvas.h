@@ -1,5 +1,5 @@
-/* A canvas while it settles, in the memory that operations work in: the ops canvas_draw, head and canvas_step take it through a step
- * without asking the host. */
+/* A canvas while it settles, in the memory that operations work in: the ops canvas_draw, head and canvas_step take
+ * it through a step without asking the host. */
 #ifndef DG_CANVAS_H
 #define DG_CANVAS_H
 

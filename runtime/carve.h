@@ -11,7 +11,8 @@ static inline size_t carve_bytes(int64_t items, size_t size) {
     return ((size_t)items * size + CARVE_ALIGNMENT - 1) / CARVE_ALIGNMENT * CARVE_ALIGNMENT;
 }
 
-/* Returns the next items * size bytes of `memory` and adds them to *used. With memory NULL it returns NULL and only counts. */
+/* Returns the next items * size bytes of `memory` and adds them to *used. With memory NULL it returns NULL and only
+ * counts. */
 static inline void *carve(void *memory, size_t *used, int64_t items, size_t size) {
     void *at = memory ? (char *)memory + *used : NULL;
     *used += carve_bytes(items, size);

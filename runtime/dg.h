@@ -8,11 +8,12 @@
  *     dg_result_free(r);  dg_session_free(s);  dg_model_free(m);
  *
  * Every function that can fail returns a dg_status, 0 being success, and then writes a message to *error.
- * Token ids are int32, logits float32, sizes in bytes; arrays are row-major and the caller's unless it is said otherwise.
+ * Token ids are int32, logits float32, sizes in bytes; arrays are row-major and the caller's unless it is said
+ * otherwise.
  * A model may be shared by threads; a session belongs to one thread at a time.
- * A process may fork at any time, whatever its threads are doing. The child may open models, and go on with those that it
- * finds open, with threads of its own, and with sessions and generators that no other thread was using at the fork; those
- * it may free. A model on a GPU is refused there with DG_ERROR_BACKEND.
+ * A process may fork at any time, whatever its threads are doing. The child may open models, and go on with those that
+ * it finds open, with threads of its own, and with sessions and generators that no other thread was using at the fork;
+ * those it may free. A model on a GPU is refused there with DG_ERROR_BACKEND.
  */
 #ifndef DG_H
 #define DG_H
@@ -99,7 +100,8 @@ typedef struct dg_tensor_entry {
 const dg_tensor_entry *dg_tensor_entry_at(int32_t i); /* NULL past the end */
 /* The name in GGUF files of an output head of its own. Here the embedding is the head, under either name. */
 const char *dg_head_name(void);
-/* Dims of entry i in this layer, fastest first, unused ones 1; returns how many there are, 0 where the layer has none. */
+/* Dims of entry i in this layer, fastest first, unused ones 1; returns how many there are, 0 where the layer has
+ * none. */
 int32_t dg_tensor_dims(int32_t i, const dg_config *config, int32_t layer, int64_t dims[3]);
 
 /* One line of options.def. */
@@ -124,20 +126,25 @@ typedef struct dg_model_options {
     const char *backend; /* a name of dg_backend_name, or "auto"; NULL: "auto" */
     int32_t threads;     /* 0: one per processor that this process may use */
     bool exact;          /* float32 throughout: activations are never rounded to fewer bits */
-    int64_t repack;      /* bytes to spend on copies of experts, as many as they hold, that are faster to read; 0: none */
-    int64_t ram;         /* most bytes of memory that the process may hold, experts that do not fit being read again by every
-                            pass; 0: all weights are mapped, and the system keeps what it can. Arrays of the caller's that
-                            came later are not counted. Not together with repack */
-    int64_t vram;        /* most bytes of a device's memory, driver and kernels included; experts that do not fit are copied there by every pass,
-                            or computed by the CPU meanwhile. 0: what is free, less a margin */
+    /* bytes to spend on copies of experts, as many as they hold, that are faster to read; 0: none */
+    int64_t repack;
+    /* most bytes of memory that the process may hold, experts that do not fit being read again by every pass; 0: all
+     * weights are mapped, and the system keeps what it can. Arrays of the caller's that came later are not counted. Not
+     * together with repack */
+    int64_t ram;
+    /* most bytes of a device's memory, driver and kernels included; experts that do not fit are copied there by every
+     * pass, or computed by the CPU meanwhile. 0: what is free, less a margin */
+    int64_t vram;
     int32_t layers;      /* for measuring: run through the first so many layers alone; 0: all */
-    float tolerance;     /* how far self-conditioning may be off for speed, as a part of its length, where a bound of it is
-                          * known; 0: 0.001. Negative: it is never left to a bound. Of no effect where exact */
-    bool head_copy;      /* take a file that has the embedding under both names, unread under the second: the caller compares */
+    /* how far self-conditioning may be off for speed, as a part of its length, where a bound of it is known; 0: 0.001.
+     * Negative: it is never left to a bound. Of no effect where exact */
+    float tolerance;
+    /* take a file that has the embedding under both names, unread under the second: the caller compares */
+    bool head_copy;
 } dg_model_options;
 
-/* Maps a GGUF file, checks every tensor, and makes it ready to run. options may be NULL. DG_ERROR_MEMORY where `ram` is too
- * little, with the least that would do for a session of DG_PLAN_CONTEXT tokens. */
+/* Maps a GGUF file, checks every tensor, and makes it ready to run. options may be NULL. DG_ERROR_MEMORY where `ram`
+ * is too little, with the least that would do for a session of DG_PLAN_CONTEXT tokens. */
 int dg_model_open(const char *path, const dg_model_options *options, dg_model **out, dg_error *error);
 void dg_model_free(dg_model *model);
 const dg_config *dg_model_config(const dg_model *model);
@@ -150,8 +157,9 @@ const char *dg_backend_name(int32_t i);
 
 /* Tokens that each expert was chosen for since the model was opened: counts[n_layer][n_expert]. */
 void dg_model_routing(const dg_model *model, int64_t *counts);
-/* Under a budget experts with more tokens stay in memory first, from the next pass on; on a device, whose experts stay where
- * the first session finds them, only before that. tokens[n_layer][n_expert], such as dg_model_routing gave them earlier. */
+/* Under a budget experts with more tokens stay in memory first, from the next pass on; on a device, whose experts
+ * stay where the first session finds them, only before that. tokens[n_layer][n_expert], such as dg_model_routing
+ * gave them earlier. */
 void dg_model_prefer(dg_model *model, const int64_t *tokens);
 
 /* What a model under a budget has moved since it was opened. Bytes. */
@@ -178,30 +186,33 @@ typedef struct dg_overlap {
     double gpu;     /* the GPU computed: wall, less what it waited for the others */
     double cpu;     /* the CPU computed experts */
 } dg_overlap;
-/* Watches passes from here on, or no longer; those that are watched are not recorded into graphs. False where there is no
- * device, and before a first session. */
+/* Watches passes from here on, or no longer; those that are watched are not recorded into graphs. False where there
+ * is no device, and before a first session. */
 bool dg_overlap_watch(dg_model *model, bool watch);
 /* Of the passes watched so far. */
 bool dg_overlap_read(const dg_model *model, dg_overlap *out);
 
-/* What a device can do at best, measured now, in bytes per second: reading its memory, and copying page-locked memory there. */
+/* What a device can do at best, measured now, in bytes per second: reading its memory, and copying page-locked
+ * memory there. */
 typedef struct dg_device_rates {
     double memory, copies;
 } dg_device_rates;
 /* Takes a sixteenth of the memory that is free, up to 1 GiB, and gives it back. False where there is no device. */
 bool dg_device_measure(const dg_model *model, dg_device_rates *out);
 
-/* ---- Files: what a GGUF file holds, of whatever model --------------------------------------------------------------- */
+/* ---- Files: what a GGUF file holds, of whatever model ----------------------------------------------------------- */
 
 typedef struct gguf dg_file;
 
 /* Maps a file and checks every length in it. The first part of a split file stands for all of them. */
 int dg_file_open(const char *path, dg_file **out, dg_error *error);
 void dg_file_free(dg_file *file);
-/* What the file loses while it is mapped reads as zeros, to whoever reads it: DG_ERROR_SYSTEM where that has happened. Models
- * and tokenizers ask for themselves. (The library handles SIGBUS while files are mapped, and passes on what is not its.) */
+/* What the file loses while it is mapped reads as zeros, to whoever reads it: DG_ERROR_SYSTEM where that has
+ * happened. Models and tokenizers ask for themselves. (The library handles SIGBUS while files are mapped, and passes
+ * on what is not its.) */
 int dg_file_check(const dg_file *file, dg_error *error);
-/* What a model's file says beside its weights; the types of its tensors do not matter. DG_ERROR_FORMAT for what is no model. */
+/* What a model's file says beside its weights; the types of its tensors do not matter. DG_ERROR_FORMAT for what is
+ * no model. */
 int dg_file_config(const dg_file *file, dg_config *out, dg_error *error);
 uint64_t dg_file_bytes(const dg_file *file); /* all parts together */
 int32_t dg_file_parts(const dg_file *file);
@@ -239,13 +250,13 @@ void dg_tokenizer_free(dg_tokenizer *tokenizer);
 typedef struct dg_vocab {
     int32_t n_vocab;
     int32_t bos_id, eos_id, unk_id, pad_id, mask_id; /* -1 where the file has none */
-    bool add_bos;                                    /* a prompt begins with bos_id: the file asks for it, or has Gemma's <bos>,
-                                                        which is needed whatever the file asks for */
+    /* a prompt begins with bos_id: the file asks for it, or has Gemma's <bos>, which is needed whatever it asks for */
+    bool add_bos;
     const char *chat_template;                       /* Jinja, or NULL; lives as long as the tokenizer */
 } dg_vocab;
 const dg_vocab *dg_tokenizer_vocab(const dg_tokenizer *tokenizer);
-/* kinds[n_vocab]: the type of each token as it is taken, numbered as in files: 1 normal, 2 unknown, 3 control, 4 user-defined,
- * 5 unused, 6 byte. Marks are of type 3 or 4 whatever the file says (marks.def). */
+/* kinds[n_vocab]: the type of each token as it is taken, numbered as in files: 1 normal, 2 unknown, 3 control, 4
+ * user-defined, 5 unused, 6 byte. Marks are of type 3 or 4 whatever the file says (marks.def). */
 const uint8_t *dg_tokenizer_kinds(const dg_tokenizer *tokenizer);
 
 /* text[n_bytes] (UTF-8; bytes that are not become U+FFFD) -> ids[capacity]. *n_ids is how many ids there are, which may
@@ -258,11 +269,11 @@ int dg_tokenize(const dg_tokenizer *tokenizer, const char *text, size_t n_bytes,
 int dg_detokenize(const dg_tokenizer *tokenizer, const int32_t *ids, size_t n_ids, bool special, char *text,
                   size_t capacity, size_t *n_bytes, dg_error *error);
 
-/* ---- Sessions: one timeline each, a cache of what was encoded ------------------------------------------------------ */
+/* ---- Sessions: one timeline each, a cache of what was encoded --------------------------------------------------- */
 
-/* context: most tokens that can be encoded; 0: the model's own, at most 8192 and what there is memory for. Memory is taken
- * as it is used, but counts at once: DG_ERROR_MEMORY where the model's budget, or without one the memory that is free now,
- * does not hold all of it. */
+/* context: most tokens that can be encoded; 0: the model's own, at most 8192 and what there is memory for. Memory is
+ * taken as it is used, but counts at once: DG_ERROR_MEMORY where the model's budget, or without one the memory that
+ * is free now, does not hold all of it. */
 int dg_session_new(dg_model *model, int32_t context, dg_session **out, dg_error *error);
 void dg_session_free(dg_session *session);
 int32_t dg_session_length(const dg_session *session);
@@ -279,8 +290,8 @@ enum { DG_LOGITS_NONE = 0, DG_LOGITS_LAST = 1, DG_LOGITS_ALL = 2 };
 int dg_encode(dg_session *session, const int32_t *ids, int32_t n, int32_t which, float *logits, dg_error *error);
 
 /* One pass of the bidirectional decoder over canvas[n] behind the encoded tokens; n is 1 .. canvas_length.
- * condition: NULL, or float32 [n, n_vocab], the previous logits divided by their temperature; -INFINITY is a word without
- * a share.
+ * condition: NULL, or float32 [n, n_vocab], the previous logits divided by their temperature; -INFINITY is a word
+ * without a share.
  * logits: float32 [n, n_vocab], softcapped; may be the same array as condition. */
 int dg_denoise(dg_session *session, const int32_t *canvas, int32_t n, const float *condition, float *logits,
                dg_error *error);
@@ -303,7 +314,7 @@ typedef struct dg_canvas {
  * keeps them apart, and each gets what dg_denoise would have given it, to the bit. */
 int dg_denoise_batch(const dg_canvas *canvases, int32_t count, dg_error *error);
 
-/* ---- Generation --------------------------------------------------------------------------------------------------- */
+/* ---- Generation ------------------------------------------------------------------------------------------------- */
 
 typedef struct dg_sampling {
 #define DG_OPTION(kind, name, least, most, help) DG_MEMBER_##kind name;
@@ -332,14 +343,15 @@ void dg_choose(const float *z, int64_t n, int64_t n_vocab, const double *u, dg_c
  * equals), the entropies sum to at most `bound`. entropy: float32 [n]; accepted: [n]. */
 int dg_accept(const float *entropy, int32_t n, float bound, bool *accepted, dg_error *error);
 
-/* The random draws of one step: u[n] in (0, 1) for the samples, ids[n] uniform over n_vocab for the renoise. They depend
- * on seed, block, step and position alone (Philox4x32-10). Step 0 is the canvas a block starts from (its ids). */
+/* The random draws of one step: u[n] in (0, 1) for the samples, ids[n] uniform over n_vocab for the renoise. They
+ * depend on seed, block, step and position alone (Philox4x32-10). Step 0 is the canvas a block starts from (its
+ * ids). */
 void dg_draw(uint64_t seed, int32_t block, int32_t step, int32_t n, int32_t n_vocab, double *u, int32_t *ids);
 
 typedef enum dg_event_kind { DG_EVENT_STEP = 1, DG_EVENT_BLOCK = 2, DG_EVENT_DONE = 3 } dg_event_kind;
 
-/* What just happened. Arrays are the generator's and stand until its next step; n is the canvas's length. Pinned positions
- * have their own id, entropy 0 and are accepted; mean_entropy is over the others (0 where there are none). */
+/* What just happened. Arrays are the generator's and stand until its next step; n is the canvas's length. Pinned
+ * positions have their own id, entropy 0 and are accepted; mean_entropy is over the others (0 where there are none). */
 typedef struct dg_event {
     int32_t kind;
     int32_t block;             /* canvases finished before this one */
@@ -350,14 +362,18 @@ typedef struct dg_event {
     const int32_t *canvas;     /* [n] argmax ids */
     const float *entropy;      /* [n] nats */
     const bool *accepted;      /* [n] by the entropy bound */
-    const int32_t *next;       /* [n] what the next step would see: the draws of accepted positions, random ids elsewhere */
+    /* [n] what the next step would see: the draws of accepted positions, random ids elsewhere */
+    const int32_t *next;
     float mean_entropy;
     bool converged;            /* the stop test held at this step */
-    const int32_t *final;      /* [n_final] ids of the answer that this canvas has made final: the first of its tokens, where */
-    int32_t n_final;           /* `commit` asks for that, and all at its BLOCK */
+    /* [n_final] ids of the answer that this canvas has made final: the first of its tokens, where `commit` asks for
+     * that, and all at its BLOCK */
+    const int32_t *final;
+    int32_t n_final;
 } dg_event;
 
-/* What makes an answer degenerate: EMPTY, no token but end and pad ids; LOOP, the last half of a canvas repeats a few. */
+/* What makes an answer degenerate: EMPTY, no token but end and pad ids; LOOP, the last half of a canvas repeats a
+ * few. */
 typedef enum dg_fault { DG_FAULT_NONE = 0, DG_FAULT_EMPTY, DG_FAULT_LOOP } dg_fault;
 
 typedef struct dg_block {
@@ -375,7 +391,8 @@ typedef struct dg_result {
     int32_t n_blocks;
     int32_t steps;     /* of all blocks */
     bool converged;    /* all blocks */
-    bool stopped;      /* an end id was found, or the caller's start ends pinned; else max_tokens, or its end, was reached */
+    /* an end id was found, or the caller's start ends pinned; else max_tokens, or its end, was reached */
+    bool stopped;
     int32_t end_id;    /* which, or -1 */
     int32_t retries;   /* canvases drawn again */
     uint64_t seed;     /* the last that was drawn from: the first one's plus retries */
@@ -394,24 +411,25 @@ typedef struct dg_start {
     int32_t n;
 } dg_start;
 /* Denoises the holes of a start around its pins, canvas after canvas of it; max_tokens is not read. Pins are never
- * renoised, count as certain, and are not self-conditioned; draws are by position, whatever is pinned, so that a start of
- * holes alone makes the tokens of dg_generator_new. A hole ends before its first end id, and pad ids in it are filler: what
- * is left of it then goes neither into the result nor into the cache. *start is copied. */
-int dg_generator_fill(dg_session *session, const dg_sampling *sampling, const dg_start *start, dg_generator **out, dg_error *error);
+ * renoised, count as certain, and are not self-conditioned; draws are by position, whatever is pinned, so that a
+ * start of holes alone makes the tokens of dg_generator_new. A hole ends before its first end id, and pad ids in it
+ * are filler: what is left of it then goes neither into the result nor into the cache. *start is copied. */
+int dg_generator_fill(dg_session *session, const dg_sampling *sampling, const dg_start *start, dg_generator **out,
+                      dg_error *error);
 
-/* After a STEP, before the next call: replaces which positions its canvas keeps, accepted[n] of that event; pins are kept
- * whatever it says. DG_ERROR_USAGE at any other time. */
+/* After a STEP, before the next call: replaces which positions its canvas keeps, accepted[n] of that event; pins are
+ * kept whatever it says. DG_ERROR_USAGE at any other time. */
 int dg_generator_accept(dg_generator *generator, const bool *accepted, dg_error *error);
 /* Works until the next event: STEP after each denoising step, BLOCK after a canvas's last, DONE at the end. */
 int dg_generator_next(dg_generator *generator, dg_event *event, dg_error *error);
-/* The same for generators of several sessions of one model, all different: those that are at a step take it in one pass.
- * events[count]; the tokens are those that each would have made alone. */
+/* The same for generators of several sessions of one model, all different: those that are at a step take it in one
+ * pass. events[count]; the tokens are those that each would have made alone. */
 int dg_generators_next(dg_generator *const *generators, int32_t count, dg_event *events, dg_error *error);
 /* The result so far; it is the generator's. */
 const dg_result *dg_generator_result(dg_generator *generator);
 void dg_generator_free(dg_generator *generator);
 
-/* ---- Measuring ------------------------------------------------------------------------------------------------------ */
+/* ---- Measuring -------------------------------------------------------------------------------------------------- */
 
 /* One line of profile_parts.def: what the time of a pass is booked under. */
 typedef struct dg_part {
@@ -426,7 +444,8 @@ typedef struct dg_profile_entry {
     double seconds;
     int64_t calls;
 } dg_profile_entry;
-/* Takes the time of every operation from here on, from zero. Start and stop only while no session of the model works. */
+/* Takes the time of every operation from here on, from zero. Start and stop only while no session of the model
+ * works. */
 int dg_profile_start(dg_model *model, dg_error *error);
 void dg_profile_stop(dg_model *model);
 /* The i-th entry; false past the end, and where the model is not profiled. */
@@ -436,10 +455,11 @@ bool dg_profile_read(const dg_model *model, int32_t i, dg_profile_entry *entry);
  * Not while the model is profiled; start and stop only while no session works, which then take turns. */
 int dg_moments_start(dg_model *model, dg_error *error);
 void dg_moments_stop(dg_model *model);
-/* Of the matrix of this name in the file, of one expert (0 where there are none): sums[cols] and squares[cols] are those of
- * the inputs of each column and of their squares, *count the rows that were summed. The same for any number of threads. */
-int dg_moments_read(const dg_model *model, const char *name, int32_t expert, double *sums, double *squares, int64_t *count,
-                    dg_error *error);
+/* Of the matrix of this name in the file, of one expert (0 where there are none): sums[cols] and squares[cols] are
+ * those of the inputs of each column and of their squares, *count the rows that were summed. The same for any number
+ * of threads. */
+int dg_moments_read(const dg_model *model, const char *name, int32_t expert, double *sums, double *squares,
+                    int64_t *count, dg_error *error);
 
 /* The i-th tensor of the model's file; false past the end. */
 typedef struct dg_weight {
@@ -458,13 +478,13 @@ typedef struct dg_peak {
 } dg_peak;
 /* The i-th that this processor has; false past the end. threads: 0: one per processor. */
 bool dg_peak_measure(int32_t i, int32_t threads, dg_peak *out);
-/* Bytes per second that a file is read at past the page cache, one large read after another for about so many seconds, from
- * its middle on, in the best quarter second; 0 where it is too small to tell or cannot be read. */
+/* Bytes per second that a file is read at past the page cache, one large read after another for about so many
+ * seconds, from its middle on, in the best quarter second; 0 where it is too small to tell or cannot be read. */
 double dg_disk_measure(const char *path, double seconds);
 /* The clock of a busy core in Hz, from a chain of dependent additions, one cycle each. */
 double dg_clock(void);
 
-/* ---- Memory budgets: what lives where, and what a step then takes ---------------------------------------------------- */
+/* ---- Memory budgets: what lives where, and what a step then takes ----------------------------------------------- */
 
 /* A machine: the numbers of plan.def, in bytes, bytes per second and operations per second. */
 typedef struct dg_machine {
@@ -493,7 +513,8 @@ typedef struct dg_demand {
     int64_t layer_bytes, top_bytes;      /* other weights: of all layers together, and outside of them (the head) */
     int64_t cache_bytes, work_bytes;     /* keys and values; what a pass works in */
     int64_t canvas_bytes;                /* what a canvas keeps from step to step where the CPU has the output head */
-    int64_t pass_bytes;                  /* a layer's activations, which CPU and GPU hand each other where both compute */
+    /* a layer's activations, which CPU and GPU hand each other where both compute */
+    int64_t pass_bytes;
     double block_ops;                    /* of one expert, on average */
     double layer_ops, top_ops;           /* all else */
 } dg_demand;
@@ -522,28 +543,33 @@ typedef struct dg_queue_entry {
 const dg_queue_entry *dg_queue_at(int32_t i); /* NULL past the end */
 
 typedef struct dg_plan {
-    bool gpu;                                  /* the GPU computes what is not experts, and holds its weights and the cache */
+    /* the GPU computes what is not experts, and holds its weights and the cache */
+    bool gpu;
     int32_t blocks[DG_WAYS][DG_MAX_LAYERS];    /* of a layer's experts, how many go which way: the sum is n_expert */
-    int64_t ram_ring, vram_ring;               /* stream buffers: of what is read from disk, of what is copied to the GPU */
+    /* stream buffers: of what is read from disk, of what is copied to the GPU */
+    int64_t ram_ring, vram_ring;
     int64_t ram_process, vram_process;         /* allowed for code, tokenizer, driver */
     int64_t ram_experts, vram_experts;
     int64_t ram_used, vram_used, ram, vram;    /* all together, and the budgets */
     double amount[DG_QUEUES];                  /* bytes or operations of a step */
     double busy[DG_QUEUES];                    /* seconds of a step */
-    double serial;                             /* seconds for what is not experts: no expert can be computed meanwhile */
+    /* seconds for what is not experts: no expert can be computed meanwhile */
+    double serial;
     double seconds;                            /* of a step, predicted */
-    double least;                              /* no plan under these budgets takes less than this, whole blocks or not */
+    /* no plan under these budgets takes less than this, whole blocks or not */
+    double least;
     int64_t gpu_least;                         /* a GPU has to have this much VRAM to be of use */
 } dg_plan;
 /* The fastest plan within the budgets. ram, vram: bytes, or negative: what the machine has, less dg_plan_margin.
  * DG_ERROR_MEMORY where a budget is too small, with the least that would do, or more than the machine has. */
-int dg_plan_make(const dg_demand *demand, const dg_machine *machine, int64_t ram, int64_t vram, dg_plan *plan, dg_error *error);
+int dg_plan_make(const dg_demand *demand, const dg_machine *machine, int64_t ram, int64_t vram, dg_plan *plan,
+                 dg_error *error);
 /* Fills in what a machine makes of a plan's blocks and rings: queues, seconds, bytes. */
 void dg_plan_measure(const dg_demand *demand, const dg_machine *machine, dg_plan *plan);
 /* The plan that a model under a budget follows; false without one, and on a device before its first session. */
 bool dg_model_placed(const dg_model *model, dg_plan *plan);
-/* Bytes of RAM that this process can have now without others losing theirs: of the machine, and of the control groups that
- * it is in. Half of all where the system does not tell; 0 where it tells nothing. */
+/* Bytes of RAM that this process can have now without others losing theirs: of the machine, and of the control
+ * groups that it is in. Half of all where the system does not tell; 0 where it tells nothing. */
 int64_t dg_memory_free(void);
 /* Left to others of `ram` or `vram` bytes that are free. */
 int64_t dg_plan_margin(double bytes, bool vram);

@@ -28,7 +28,9 @@ static const struct { bool always; const char *what; } finite_checks[FINITE_CHEC
 
 /* x[rows of the pass][d] of a layer (0 outside of layers) */
 static void check_finite(const pass *p, finite_check at, int32_t l, const float *x, int64_t rows, int64_t d) {
-    if (finite_checks[at].always || p->closely) p->model->ops->check_finite(p->model->ops, p->scratch->nonfinite, x, rows * d, 1 + l * FINITE_CHECKS + (int32_t)at);
+    if (finite_checks[at].always || p->closely)
+        p->model->ops->check_finite(p->model->ops, p->scratch->nonfinite, x, rows * d,
+                                    1 + l * FINITE_CHECKS + (int32_t)at);
 }
 
 static int32_t nonfinite(const pass *p) {
@@ -37,14 +39,21 @@ static int32_t nonfinite(const pass *p) {
     return mark;
 }
 
-static void set_nonfinite(const pass *p, int32_t mark) { p->model->ops->upload(p->model->ops, p->scratch->nonfinite, &mark, sizeof mark); }
+static void set_nonfinite(const pass *p, int32_t mark) {
+    p->model->ops->upload(p->model->ops, p->scratch->nonfinite, &mark, sizeof mark);
+}
 
 static int report_nonfinite(const pass *p, dg_error *error) {
     const int32_t at = (nonfinite(p) - 1) % FINITE_CHECKS, l = (nonfinite(p) - 1) / FINITE_CHECKS;
     const char *path = p->model->file->path;
     const bool outside = at == CHECK_embedding || at == CHECK_conditioned || at == CHECK_last_norm || at == CHECK_head;
-    if (outside) return fail(error, DG_ERROR_NUMBERS, "%s: NaN or infinity in %s: the weights are damaged, or the numbers too large", path, finite_checks[at].what);
-    return fail(error, DG_ERROR_NUMBERS, "%s: layer %d: NaN or infinity in %s: the weights are damaged, or the numbers too large", path, l, finite_checks[at].what);
+    if (outside)
+        return fail(error, DG_ERROR_NUMBERS,
+                    "%s: NaN or infinity in %s: the weights are damaged, or the numbers too large", path,
+                    finite_checks[at].what);
+    return fail(error, DG_ERROR_NUMBERS,
+                "%s: layer %d: NaN or infinity in %s: the weights are damaged, or the numbers too large", path, l,
+                finite_checks[at].what);
 }
 
 /* What a pass is worth: a file that went away meanwhile leaves zeros, a backend that was lost anything. */
@@ -57,7 +66,8 @@ static int verdict(const pass *p, dg_error *error) {
 /* ---- Layers ---- */
 
 /* out = down(gelu(gate x) * up x) */
-static void mlp(const pass *p, float *out, const float *x, const tensor *gate, const tensor *up, const tensor *down, int64_t n) {
+static void mlp(const pass *p, float *out, const float *x, const tensor *gate, const tensor *up, const tensor *down,
+                int64_t n) {
     const ops *o = p->model->ops;
     scratch *r = p->scratch;
     o->matmul(o, r->gate, x, gate, n, r->products);
@@ -81,7 +91,8 @@ static void keys_and_values(const pass *p, int32_t l) {
     for (int32_t i = 0; i < p->n_parts; i++) {
         const dg_session *s = p->parts[i].session;
         const int64_t n = p->parts[i].n;
-        o->rms_norm(o, v, c->sliding[l] ? v : k, NULL, n * heads, dim, c->rms_eps); /* full layers: V is the raw K projection */
+        /* full layers: V is the raw K projection */
+        o->rms_norm(o, v, c->sliding[l] ? v : k, NULL, n * heads, dim, c->rms_eps);
         o->rms_norm(o, k, k, floats(&w->attn_k_norm), n * heads, dim, c->rms_eps);
         o->rope(o, k, n, heads, dim, s->length, c->sliding[l] ? p->model->rope_swa : p->model->rope_full);
         check_finite(p, CHECK_keys, l, k, n, row);
@@ -150,8 +161,8 @@ static void feed_forward(const pass *p, int32_t l, float scalar) {
     o->rms_norm(o, r->h, r->a, floats(&w->pre_ffw_norm_2), n, d, c->rms_eps);
     expert_feed feed;
     if (p->model->stream) feed = stream_experts(p->model->stream, l, r->experts, n * c->n_expert_used);
-    o->experts(o, r->sparse, r->h, &w->ffn_gate_exps, &w->ffn_up_exps, &w->ffn_down_exps, r->experts, r->shares, n, c->n_expert_used,
-               p->model->stream ? &feed : NULL, r->mixture);
+    o->experts(o, r->sparse, r->h, &w->ffn_gate_exps, &w->ffn_up_exps, &w->ffn_down_exps, r->experts, r->shares, n,
+               c->n_expert_used, p->model->stream ? &feed : NULL, r->mixture);
     o->rms_norm(o, r->sparse, r->sparse, floats(&w->post_ffw_norm_2), n, d, c->rms_eps);
     check_finite(p, CHECK_experts, l, r->sparse, n, d);
 
@@ -222,8 +233,10 @@ static void self_condition(const pass *p) {
     for (int32_t i = 0; i < p->n_parts; i++) {
         const pass_part *its = &p->parts[i];
         float *x = r->x + first * c->d_model;
-        if (its->condition) o->self_condition_dense(o, r->h, its->condition, &m->top.token_embd, its->n, scale, r->vocabulary);
-        else if (its->last) o->self_condition(o, r->h, its->last, &m->top.token_embd, its->n, scale, r->products, r->vocabulary);
+        if (its->condition)
+            o->self_condition_dense(o, r->h, its->condition, &m->top.token_embd, its->n, scale, r->vocabulary);
+        else if (its->last)
+            o->self_condition(o, r->h, its->last, &m->top.token_embd, its->n, scale, r->products, r->vocabulary);
         if (its->condition || its->last) {
             o->rms_norm(o, r->h, r->h, floats(&m->top.self_cond_pre_norm), its->n, c->d_model, c->rms_eps);
             mlp(p, r->dense, r->h, &m->top.self_cond_gate, &m->top.self_cond_up, &m->top.self_cond_down, its->n);
@@ -284,7 +297,8 @@ static void output_norm(const pass *p, int64_t first, int64_t n) {
     const dg_model *m = p->model;
     const dg_config *c = &m->config;
     profile_part = PART_head;
-    m->ops->rms_norm(m->ops, p->scratch->h, p->scratch->x + first * c->d_model, floats(&m->top.output_norm), n, c->d_model, c->rms_eps);
+    m->ops->rms_norm(m->ops, p->scratch->h, p->scratch->x + first * c->d_model, floats(&m->top.output_norm), n,
+                     c->d_model, c->rms_eps);
 }
 
 /* Which of the two it was, the norm of rows or what the head made of them. */
@@ -300,7 +314,8 @@ int forward_logits(const pass *p, int64_t first, int64_t n, float *logits, dg_er
     const dg_model *m = p->model;
     const ops *o = m->ops;
     output_norm(p, first, n);
-    o->logits(o, logits, p->scratch->h, &m->top.token_embd, n, m->config.softcap, p->scratch->nonfinite, 1 + CHECK_head, p->scratch->products, p->scratch->vocabulary);
+    o->logits(o, logits, p->scratch->h, &m->top.token_embd, n, m->config.softcap, p->scratch->nonfinite, 1 + CHECK_head,
+              p->scratch->products, p->scratch->vocabulary);
     return nonfinite(p) ? report_head(*p, n, error) : verdict(p, error);
 }
 

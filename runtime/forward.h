@@ -4,8 +4,8 @@
 
 #include "session.h"
 
-/* One session's rows in a pass. A canvas is conditioned on scaled logits (as in dg_denoise), or on what forward_choose left
- * in *last, or on nothing where both are NULL. */
+/* One session's rows in a pass. A canvas is conditioned on scaled logits (as in dg_denoise), or on what
+ * forward_choose left in *last, or on nothing where both are NULL. */
 typedef struct pass_part {
     dg_session *session;
     int32_t n;
@@ -13,20 +13,22 @@ typedef struct pass_part {
     const self_cond *last;
 } pass_part;
 
-/* The rows of the parts, one part after another. Experts and matrices see all rows; attention keeps the sessions apart. */
+/* The rows of the parts, one part after another. Experts and matrices see all rows; attention keeps the sessions
+ * apart. */
 typedef struct pass {
     const dg_model *model;
     scratch *scratch;
     const pass_part *parts;
     int32_t n_parts;
     int64_t n;     /* rows of all parts */
-    float *hidden; /* NULL, or [n_layer + 1][n][d_model]: the decoder writes what each layer reads, and the last output */
+    /* NULL, or [n_layer + 1][n][d_model]: the decoder writes what each layer reads, and the last output */
+    float *hidden;
     bool closely;  /* everything in finite_checks.def is checked */
     bool later;    /* what was found is asked for once the step is over: forward_verdict */
 } pass;
 
-/* A pass fails where weights cannot be read (DG_ERROR_SYSTEM), or where NaN or infinity comes up (DG_ERROR_NUMBERS, naming
- * the layer and what was computed). What a failed pass leaves in its scratch is of no use. */
+/* A pass fails where weights cannot be read (DG_ERROR_SYSTEM), or where NaN or infinity comes up (DG_ERROR_NUMBERS,
+ * naming the layer and what was computed). What a failed pass leaves in its scratch is of no use. */
 
 /* Runs ids[n] through the encoder behind each part's length, leaves their keys and values in the caches and, if asked,
  * the last layer's output in scratch.x. Does not move lengths. */

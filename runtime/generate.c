@@ -47,7 +47,8 @@ static int check_start(const dg_config *c, const dg_start *start, dg_error *erro
     if (start->n < 1) return fail(error, DG_ERROR_USAGE, "start: no tokens");
     for (int32_t i = 0; i < start->n; i++)
         if (start->pinned[i] && (start->ids[i] < 0 || start->ids[i] >= c->n_vocab))
-            return fail(error, DG_ERROR_USAGE, "pinned token id %d at position %d is outside the vocabulary of %d", start->ids[i], i, c->n_vocab);
+            return fail(error, DG_ERROR_USAGE, "pinned token id %d at position %d is outside the vocabulary of %d",
+                        start->ids[i], i, c->n_vocab);
     return DG_OK;
 }
 
@@ -67,13 +68,16 @@ int dg_generator_new(dg_session *session, const dg_sampling *sampling, dg_genera
     return dg_generator_fill(session, sampling, NULL, out, error);
 }
 
-int dg_generator_fill(dg_session *session, const dg_sampling *sampling, const dg_start *start, dg_generator **out, dg_error *error) {
+int dg_generator_fill(dg_session *session, const dg_sampling *sampling, const dg_start *start, dg_generator **out,
+                      dg_error *error) {
     *out = NULL;
     const dg_config *c = &session->model->config;
-    if (dg_sampling_check(sampling, error) != DG_OK || (start && check_start(c, start, error) != DG_OK)) return DG_ERROR_USAGE;
+    if (dg_sampling_check(sampling, error) != DG_OK || (start && check_start(c, start, error) != DG_OK))
+        return DG_ERROR_USAGE;
     const int32_t tokens = start ? start->n : sampling->max_tokens;
     const int64_t n = c->canvas_length, blocks = ((int64_t)tokens + n - 1) / n;
-    if (session->length < 1) return fail(error, DG_ERROR_USAGE, "nothing is encoded: a canvas needs a prompt of at least one token");
+    if (session->length < 1)
+        return fail(error, DG_ERROR_USAGE, "nothing is encoded: a canvas needs a prompt of at least one token");
     if (blocks > MOST_BLOCKS || session->length + (blocks - 1) * n > session->context)
         return fail(error, DG_ERROR_USAGE, "%s %d does not fit: the context holds %d tokens and has %d",
                     start ? "a start of length" : "max_tokens", tokens, session->context, session->length);
@@ -100,11 +104,18 @@ int dg_generator_fill(dg_session *session, const dg_sampling *sampling, const dg
     g->ids = malloc((size_t)blocks * size * sizeof *g->ids);
     g->blocks = malloc((size_t)blocks * sizeof *g->blocks);
     const bool copied = !start || copy_start(g, start, (size_t)blocks * size);
-    g->result = (dg_result){.ids = g->ids, .places = g->places, .blocks = g->blocks, .end_id = -1, .converged = true, .seed = sampling->seed};
-    if (!g->canvas.memory || !g->seen.memory || !g->self_cond.memory || !g->before || !g->changed || !g->pins || !g->fixed || !g->marks || !g->ids || !g->blocks || !copied) {
+    g->result = (dg_result){.ids = g->ids,
+                            .places = g->places,
+                            .blocks = g->blocks,
+                            .end_id = -1,
+                            .converged = true,
+                            .seed = sampling->seed};
+    if (!g->canvas.memory || !g->seen.memory || !g->self_cond.memory || !g->before || !g->changed || !g->pins ||
+        !g->fixed || !g->marks || !g->ids || !g->blocks || !copied) {
         dg_generator_free(g);
         const int lost = ops_status(session->model->ops, error);
-        return lost != DG_OK ? lost : fail(error, DG_ERROR_SYSTEM, "no memory for a canvas of %d tokens", c->canvas_length);
+        return lost != DG_OK ? lost
+                             : fail(error, DG_ERROR_SYSTEM, "no memory for a canvas of %d tokens", c->canvas_length);
     }
     *out = g;
     return DG_OK;
@@ -173,7 +184,9 @@ static void start_canvas(dg_generator *g) {
 }
 
 /* How much of the canvas the answer has room for. */
-static int32_t answer_room(const dg_generator *g) { return g->start.n ? g->n : smaller(g->n, g->options.max_tokens - g->result.n_ids); }
+static int32_t answer_room(const dg_generator *g) {
+    return g->start.n ? g->n : smaller(g->n, g->options.max_tokens - g->result.n_ids);
+}
 
 /* Marks what the answer has of the argmax canvas: pins; and in each hole (a free canvas is one) what stands before its
  * first end id. Returns where the end id of a hole stands that the canvas ends with, or -1. */
@@ -198,8 +211,9 @@ static int32_t mark_answer(dg_generator *g) {
     return end;
 }
 
-/* With `commit`: the beginning of the canvas is final as far as it has settled, and stays what it is at every later step.
- * What stands behind the end of a hole says nothing. Returns whether all of the answer in this canvas is final. */
+/* With `commit`: the beginning of the canvas is final as far as it has settled, and stays what it is at every later
+ * step. What stands behind the end of a hole says nothing. Returns whether all of the answer in this canvas is
+ * final. */
 static bool commit_beginning(dg_generator *g, bool *more) {
     *more = false;
     if (g->options.commit <= 0.0f) return false;
@@ -246,9 +260,20 @@ static void tell(dg_generator *g, dg_event *event) {
     }
     g->converged = final || answered || c->state->converged;
     *event = (dg_event){
-        .kind = DG_EVENT_STEP, .block = g->result.n_blocks, .index = g->index, .temperature = c->state->temperature, .n = g->n, .place = g->at, .canvas = c->argmax,
-        .entropy = c->entropy, .accepted = c->accepted, .next = c->ids, .mean_entropy = c->state->mean_entropy, .converged = g->converged,
-        .final = g->ids + g->result.n_ids, .n_final = g->n_final,
+        .kind = DG_EVENT_STEP,
+        .block = g->result.n_blocks,
+        .index = g->index,
+        .temperature = c->state->temperature,
+        .n = g->n,
+        .place = g->at,
+        .canvas = c->argmax,
+        .entropy = c->entropy,
+        .accepted = c->accepted,
+        .next = c->ids,
+        .mean_entropy = c->state->mean_entropy,
+        .converged = g->converged,
+        .final = g->ids + g->result.n_ids,
+        .n_final = g->n_final,
     };
     g->index++;
     g->stepped = true;
@@ -266,7 +291,10 @@ int dg_generator_accept(dg_generator *g, const bool *accepted, dg_error *error) 
 static int step_ops(dg_generator *const *g, int32_t count, const pass *p, head_part *heads, dg_error *error) {
     const ops *o = p->model->ops;
     int64_t first = 0;
-    for (int32_t i = 0; i < count; first += g[i++]->n) o->copy(o, p->scratch->ids + first, g[i]->canvas.ids, (size_t)g[i]->n * sizeof(int32_t));
+    for (int32_t i = 0; i < count; i++) {
+        o->copy(o, p->scratch->ids + first, g[i]->canvas.ids, (size_t)g[i]->n * sizeof(int32_t));
+        first += g[i]->n;
+    }
     int status = forward_denoise(p, error);
     if (status != DG_OK) return status;
     for (int32_t i = 0; i < count; i++) {
@@ -285,10 +313,11 @@ static int fetch(dg_generator *const *g, int32_t count, const pass *p, dg_error 
     int32_t *argmax = p->later ? malloc((size_t)p->n * sizeof *argmax) : NULL;
     int64_t first = 0;
     if (p->later && !argmax) return fail(error, DG_ERROR_SYSTEM, "no memory for a step");
-    for (int32_t i = 0; i < count; first += g[i++]->n) {
+    for (int32_t i = 0; i < count; i++) {
         memcpy(g[i]->before, g[i]->seen.argmax, (size_t)g[i]->n * sizeof *argmax);
         o->download(o, g[i]->seen.memory, g[i]->canvas.memory, g[i]->canvas.told);
         if (argmax) memcpy(argmax + first, g[i]->seen.argmax, (size_t)g[i]->n * sizeof *argmax);
+        first += g[i]->n;
     }
     int status = ops_status(o, error);
     if (status == DG_OK && p->later) status = forward_verdict(p, argmax, error);
@@ -308,9 +337,11 @@ static int steps(dg_generator *const *g, int32_t count, dg_event *events, dg_err
         n += g[i]->n;
     }
     scratch *r = NULL;
-    int status = parts && heads ? session_scratch(g[0]->session, n, &r, error) : fail(error, DG_ERROR_SYSTEM, "no memory for a step");
+    int status = parts && heads ? session_scratch(g[0]->session, n, &r, error)
+                                : fail(error, DG_ERROR_SYSTEM, "no memory for a step");
     if (status == DG_OK) {
-        const pass p = {.model = model, .scratch = r, .parts = parts, .n_parts = count, .n = n, .later = o->device != NULL};
+        const pass p = {
+            .model = model, .scratch = r, .parts = parts, .n_parts = count, .n = n, .later = o->device != NULL};
         const bool alike = count == 1 && g[0]->index > 0; /* a first step has no self-conditioning */
         bool replayed = false;
         if (alike && g[0]->recorded_at != g[0]->session->length) o->graph_free(o, &g[0]->recording);
@@ -327,7 +358,8 @@ static int steps(dg_generator *const *g, int32_t count, dg_event *events, dg_err
     return status;
 }
 
-/* The answer is the argmax canvas, not the noisy one, up to its first end id: what mark_answer marks. Returns its fault. */
+/* The answer is the argmax canvas, not the noisy one, up to its first end id: what mark_answer marks. Returns its
+ * fault. */
 static dg_fault read_answer(dg_generator *g, dg_block *block, int32_t *end) {
     const dg_result *r = &g->result;
     *block = (dg_block){.steps = g->given_up + g->index, .converged = g->converged};
@@ -343,8 +375,18 @@ static dg_fault read_answer(dg_generator *g, dg_block *block, int32_t *end) {
 static void commit(dg_generator *g, const dg_block *block, int32_t end, dg_event *event) {
     dg_result *r = &g->result;
     *event = (dg_event){
-        .kind = DG_EVENT_BLOCK, .block = r->n_blocks, .index = block->steps, .n = g->n, .place = g->at, .canvas = g->seen.argmax, .entropy = g->seen.entropy,
-        .accepted = g->seen.accepted, .next = g->seen.ids, .converged = g->converged, .final = g->ids + r->n_ids, .n_final = block->tokens,
+        .kind = DG_EVENT_BLOCK,
+        .block = r->n_blocks,
+        .index = block->steps,
+        .n = g->n,
+        .place = g->at,
+        .canvas = g->seen.argmax,
+        .entropy = g->seen.entropy,
+        .accepted = g->seen.accepted,
+        .next = g->seen.ids,
+        .converged = g->converged,
+        .final = g->ids + r->n_ids,
+        .n_final = block->tokens,
     };
     g->blocks[r->n_blocks++] = *block;
     r->n_ids += block->tokens;
@@ -368,7 +410,8 @@ static bool commit_or_retry(dg_generator *g, dg_event *event) {
     dg_block block;
     int32_t end;
     block.fault = (int32_t)read_answer(g, &block, &end);
-    if (block.fault == DG_FAULT_NONE || g->committed > 0 || g->result.retries == g->options.retries) { /* what is final is not taken back */
+    /* what is final is not taken back */
+    if (block.fault == DG_FAULT_NONE || g->committed > 0 || g->result.retries == g->options.retries) {
         commit(g, &block, end, event);
         return true;
     }
@@ -389,7 +432,9 @@ static int advance(dg_generator *g, dg_event *event, bool *at_step, dg_error *er
     if (g->phase == PHASE_COMMIT && commit_or_retry(g, event)) return DG_OK;
     if (g->phase == PHASE_NEXT) {
         const int32_t tokens = g->blocks[g->result.n_blocks - 1].tokens;
-        const int status = tokens == 0 ? DG_OK : dg_encode(g->session, g->ids + g->result.n_ids - tokens, tokens, DG_LOGITS_NONE, NULL, error);
+        const int status =
+            tokens == 0 ? DG_OK
+                        : dg_encode(g->session, g->ids + g->result.n_ids - tokens, tokens, DG_LOGITS_NONE, NULL, error);
         if (status != DG_OK) return status;
     }
     if (g->phase != PHASE_STEP) start_canvas(g);
@@ -405,8 +450,10 @@ static int advance(dg_generator *g, dg_event *event, bool *at_step, dg_error *er
 int dg_generators_next(dg_generator *const *generators, int32_t count, dg_event *events, dg_error *error) {
     for (int32_t i = 0; i < count; i++)
         for (int32_t j = 0; j <= i; j++) {
-            if (generators[j]->session->model != generators[i]->session->model) return fail(error, DG_ERROR_USAGE, "generator %d is of another model", i);
-            if (j < i && generators[j]->session == generators[i]->session) return fail(error, DG_ERROR_USAGE, "generators %d and %d are of one session", j, i);
+            if (generators[j]->session->model != generators[i]->session->model)
+                return fail(error, DG_ERROR_USAGE, "generator %d is of another model", i);
+            if (j < i && generators[j]->session == generators[i]->session)
+                return fail(error, DG_ERROR_USAGE, "generators %d and %d are of one session", j, i);
         }
     dg_generator **ready = malloc((size_t)(count > 0 ? count : 1) * sizeof *ready);
     dg_event *taken = malloc((size_t)(count > 0 ? count : 1) * sizeof *taken);
@@ -428,7 +475,9 @@ int dg_generators_next(dg_generator *const *generators, int32_t count, dg_event 
     return status;
 }
 
-int dg_generator_next(dg_generator *g, dg_event *event, dg_error *error) { return dg_generators_next(&g, 1, event, error); }
+int dg_generator_next(dg_generator *g, dg_event *event, dg_error *error) {
+    return dg_generators_next(&g, 1, event, error);
+}
 
 /* ---- All in one call ---- */
 
@@ -437,14 +486,16 @@ typedef struct owned_result {
     dg_generator *generator;
 } owned_result;
 
-int dg_generate(dg_session *session, const dg_sampling *sampling, dg_on_event on_event, void *user, dg_result **out, dg_error *error) {
+int dg_generate(dg_session *session, const dg_sampling *sampling, dg_on_event on_event, void *user, dg_result **out,
+                dg_error *error) {
     *out = NULL;
     owned_result *owned = calloc(1, sizeof *owned);
     if (!owned) return fail(error, DG_ERROR_SYSTEM, "no memory for a result");
     int status = dg_generator_new(session, sampling, &owned->generator, error);
     for (dg_event event = {0}; status == DG_OK && event.kind != DG_EVENT_DONE;) {
         status = dg_generator_next(owned->generator, &event, error);
-        if (status == DG_OK && on_event && !on_event(&event, user)) status = fail(error, DG_ERROR_STOPPED, "stopped by the caller");
+        if (status == DG_OK && on_event && !on_event(&event, user))
+            status = fail(error, DG_ERROR_STOPPED, "stopped by the caller");
     }
     if (status != DG_OK) {
         dg_result_free(&owned->result);

@@ -136,8 +136,8 @@ static bool overlap(const gguf_tensor *a, const gguf_tensor *b) { return b->data
 static bool same_name(const gguf_tensor *a, const gguf_tensor *b) { return by_name(a, b) == 0; }
 
 /* Refuses tensors of which two, neighbours in this order, do not go together. */
-static int refuse_pairs(const gguf *file, int (*order)(const void *, const void *), bool (*refused)(const gguf_tensor *, const gguf_tensor *),
-                        const char *what, dg_error *error) {
+static int refuse_pairs(const gguf *file, int (*order)(const void *, const void *),
+                        bool (*refused)(const gguf_tensor *, const gguf_tensor *), const char *what, dg_error *error) {
     gguf_tensor *sorted = malloc((file->n_tensors + 1) * sizeof *sorted);
     if (!sorted) return fail(error, DG_ERROR_SYSTEM, "%s: no memory for the file's index", file->path);
     memcpy(sorted, file->tensors, file->n_tensors * sizeof *sorted);
@@ -145,8 +145,8 @@ static int refuse_pairs(const gguf *file, int (*order)(const void *, const void 
     int status = DG_OK;
     for (uint64_t i = 1; i < file->n_tensors && status == DG_OK; i++)
         if (refused(&sorted[i - 1], &sorted[i]))
-            status = fail(error, DG_ERROR_FORMAT, "%s: tensor '%.*s' %s", file->path, (int)(sorted[i].name.n < 200 ? sorted[i].name.n : 200),
-                          sorted[i].name.at, what);
+            status = fail(error, DG_ERROR_FORMAT, "%s: tensor '%.*s' %s", file->path,
+                          (int)(sorted[i].name.n < 200 ? sorted[i].name.n : 200), sorted[i].name.at, what);
     free(sorted);
     return status;
 }
@@ -160,9 +160,11 @@ static int parse(gguf *file, dg_error *error) {
     file->n_values = take_u64(&r, "the header ends early");
     if (r.failed) return DG_ERROR_FORMAT;
     if (version > 0 && version << 16 == 0) /* the last two bytes are zero in every version that there is */
-        return fail(error, DG_ERROR_FORMAT, "%s: a big-endian GGUF file; this build reads little-endian ones", file->path);
+        return fail(error, DG_ERROR_FORMAT, "%s: a big-endian GGUF file; this build reads little-endian ones",
+                    file->path);
     if (version < 2 || version > 3)
-        return fail(error, DG_ERROR_FORMAT, "%s: GGUF version %u; this build reads 2 and 3, little-endian", file->path, version);
+        return fail(error, DG_ERROR_FORMAT, "%s: GGUF version %u; this build reads 2 and 3, little-endian", file->path,
+                    version);
     /* the least a value or a tensor takes bounds how many there can be, before memory is taken for them */
     if (file->n_values > file->size / 13 || file->n_tensors > file->size / 32 || file->n_values > MOST_VALUES) {
         damaged(&r, "more entries claimed than the file has room for, or than there may be");
@@ -181,15 +183,18 @@ static int parse(gguf *file, dg_error *error) {
     if (!r.failed) {
         int64_t own;
         const gguf_value *v = gguf_find(file, "general.alignment");
-        if (v && (!gguf_integer(v, &own) || own < 8 || own > 1 << 20 || (own & (own - 1)))) damaged(&r, "an alignment that is no power of two from 8 on");
+        if (v && (!gguf_integer(v, &own) || own < 8 || own > 1 << 20 || (own & (own - 1))))
+            damaged(&r, "an alignment that is no power of two from 8 on");
         else if (v) alignment = (uint64_t)own;
     }
     const uint64_t data = (r.at + alignment - 1) / alignment * alignment;
     file->header = data < file->size ? data : file->size;
     for (uint64_t i = 0; i < file->n_tensors && !r.failed; i++) {
         gguf_tensor *t = &file->tensors[i];
-        if (offsets[i] % alignment || data > file->size || offsets[i] > file->size - data || t->bytes > file->size - data - offsets[i]) {
-            fail(error, DG_ERROR_FORMAT, "%s: truncated or damaged: tensor '%.*s' needs %llu bytes at %llu, the file has %llu", file->path,
+        if (offsets[i] % alignment || data > file->size || offsets[i] > file->size - data ||
+            t->bytes > file->size - data - offsets[i]) {
+            fail(error, DG_ERROR_FORMAT,
+                 "%s: truncated or damaged: tensor '%.*s' needs %llu bytes at %llu, the file has %llu", file->path,
                  (int)(t->name.n < 200 ? t->name.n : 200), t->name.at, (unsigned long long)t->bytes,
                  (unsigned long long)(data + offsets[i]), (unsigned long long)file->size);
             r.failed = true;
@@ -226,15 +231,18 @@ typedef struct part_numbers {
 } part_numbers;
 
 static int read_numbers(const gguf *file, part_numbers *out, dg_error *error) {
-    const struct { const char *key; int64_t *to, most; } numbers[] = {
-        {"split.no", &out->no, MOST_PARTS}, {"split.count", &out->count, MOST_PARTS}, {"split.tensors.count", &out->tensors, INT32_MAX},
+    const struct { const char *key; int64_t *to, most;
+    } numbers[] = {
+        {"split.no", &out->no, MOST_PARTS},
+        {"split.count", &out->count, MOST_PARTS},
+        {"split.tensors.count", &out->tensors, INT32_MAX},
     };
     *out = (part_numbers){0, 1, -1};
     for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++) {
         const gguf_value *v = gguf_find(file, numbers[i].key);
         if (v && (!gguf_integer(v, numbers[i].to) || *numbers[i].to < 0 || *numbers[i].to > numbers[i].most))
-            return fail(error, DG_ERROR_FORMAT, "%s: metadata '%s': expected a whole number of at most %lld", file->path, numbers[i].key,
-                        (long long)numbers[i].most);
+            return fail(error, DG_ERROR_FORMAT, "%s: metadata '%s': expected a whole number of at most %lld",
+                        file->path, numbers[i].key, (long long)numbers[i].most);
     }
     return DG_OK;
 }
@@ -254,11 +262,11 @@ static int open_part(gguf *first, const part_numbers *of, char *path, int64_t no
     status = read_numbers(part, &found, error);
     if (status != DG_OK) return status;
     if (found.no != no || found.count != of->count)
-        return fail(error, DG_ERROR_FORMAT, "%s: this is part %lld of %lld; part %lld of %lld was expected here", path, (long long)found.no + 1,
-                    (long long)found.count, (long long)no + 1, (long long)of->count);
+        return fail(error, DG_ERROR_FORMAT, "%s: this is part %lld of %lld; part %lld of %lld was expected here", path,
+                    (long long)found.no + 1, (long long)found.count, (long long)no + 1, (long long)of->count);
     if (found.tensors != of->tensors)
-        return fail(error, DG_ERROR_FORMAT, "%s: a part of another file than %s: of %lld tensors in all, not %lld", path, first->path,
-                    (long long)found.tensors, (long long)of->tensors);
+        return fail(error, DG_ERROR_FORMAT, "%s: a part of another file than %s: of %lld tensors in all, not %lld",
+                    path, first->path, (long long)found.tensors, (long long)of->tensors);
     return DG_OK;
 }
 
@@ -267,8 +275,8 @@ static int join(gguf *first, const part_numbers *of, dg_error *error) {
     uint64_t n = first->n_tensors;
     for (int32_t i = 0; i < first->n_others; i++) n += first->others[i]->n_tensors;
     if (of->tensors >= 0 && n != (uint64_t)of->tensors)
-        return fail(error, DG_ERROR_FORMAT, "%s: its parts hold %llu tensors, expected %lld", first->path, (unsigned long long)n,
-                    (long long)of->tensors);
+        return fail(error, DG_ERROR_FORMAT, "%s: its parts hold %llu tensors, expected %lld", first->path,
+                    (unsigned long long)n, (long long)of->tensors);
     gguf_tensor *all = realloc(first->tensors, (n + 1) * sizeof *all);
     if (!all) return fail(error, DG_ERROR_SYSTEM, "%s: no memory for the file's index", first->path);
     first->tensors = all;
@@ -288,11 +296,12 @@ static int open_parts(gguf *first, dg_error *error) {
     char suffix[SUFFIX + 1];
     name_suffix(suffix, of.no, of.count);
     if (length <= SUFFIX || strcmp(first->path + length - SUFFIX, suffix) != 0)
-        return fail(error, DG_ERROR_FORMAT, "%s: part %lld of a split file: its name must end in %s", first->path, (long long)of.no + 1, suffix);
+        return fail(error, DG_ERROR_FORMAT, "%s: part %lld of a split file: its name must end in %s", first->path,
+                    (long long)of.no + 1, suffix);
     if (of.no != 0) {
         name_suffix(suffix, 0, of.count);
-        return fail(error, DG_ERROR_FORMAT, "%s: part %lld of a split file: open the first, whose name ends in %s", first->path,
-                    (long long)of.no + 1, suffix);
+        return fail(error, DG_ERROR_FORMAT, "%s: part %lld of a split file: open the first, whose name ends in %s",
+                    first->path, (long long)of.no + 1, suffix);
     }
     char *path = malloc(length + 1);
     first->others = calloc((size_t)of.count, sizeof *first->others);
@@ -326,7 +335,8 @@ void gguf_close(gguf *file) {
 
 int gguf_check(const gguf *file, dg_error *error) {
     int status = os_map_check(file->path, file->map, file->size, error);
-    for (int32_t i = 0; i < file->n_others && status == DG_OK; i++) status = os_map_check(file->others[i]->path, file->others[i]->map, file->others[i]->size, error);
+    for (int32_t i = 0; i < file->n_others && status == DG_OK; i++)
+        status = os_map_check(file->others[i]->path, file->others[i]->map, file->others[i]->size, error);
     return status;
 }
 
@@ -423,6 +433,7 @@ bool dg_file_value_at(const dg_file *file, int32_t i, dg_file_value *out) {
 bool dg_file_tensor_at(const dg_file *file, int32_t i, dg_file_tensor *out) {
     if (i < 0 || (uint64_t)i >= file->n_tensors) return false;
     const gguf_tensor *t = &file->tensors[i];
-    *out = (dg_file_tensor){t->name.at, t->name.n, t->type, t->n_dims, {t->dims[0], t->dims[1], t->dims[2], t->dims[3]}, t->data, t->bytes};
+    const int64_t *d = t->dims;
+    *out = (dg_file_tensor){t->name.at, t->name.n, t->type, t->n_dims, {d[0], d[1], d[2], d[3]}, t->data, t->bytes};
     return true;
 }

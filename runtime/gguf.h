@@ -50,7 +50,8 @@ typedef struct gguf {
 /* Opens a file, and all other parts where it is the first of a split one. */
 int gguf_open(const char *path, gguf **out, dg_error *error);
 void gguf_close(gguf *file);
-/* DG_ERROR_SYSTEM where the file, or a part of it, shrank or could not be read since: what was read of it may be zeros. */
+/* DG_ERROR_SYSTEM where the file, or a part of it, shrank or could not be read since: what was read of it may be
+ * zeros. */
 int gguf_check(const gguf *file, dg_error *error);
 /* The same for what came to `status` while it was read: the zeros may have shown as any error. */
 int gguf_verdict(const gguf *file, int status, dg_error *error);

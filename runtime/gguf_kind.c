@@ -52,7 +52,7 @@ int gguf_kind_check(const gguf *file, dg_error *error) {
     if (!architecture.n)
         return fail(error, DG_ERROR_FORMAT, "%s: metadata '%s' is missing", file->path, key_name(KEY_architecture));
     if (!gguf_text_is(architecture, "diffusion-gemma"))
-        return fail(error, DG_ERROR_FORMAT, "%s: a model of architecture '%.*s'; this runs 'diffusion-gemma'", file->path,
-                    shown(architecture), architecture.at);
+        return fail(error, DG_ERROR_FORMAT, "%s: a model of architecture '%.*s'; this runs 'diffusion-gemma'",
+                    file->path, shown(architecture), architecture.at);
     return DG_OK;
 }

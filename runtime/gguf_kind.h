@@ -4,7 +4,8 @@
 
 #include "gguf.h"
 
-/* Refuses a GGUF file that holds something else than a diffusion-gemma model, by its metadata and its first tensor's name. */
+/* Refuses a GGUF file that holds something else than a diffusion-gemma model, by its metadata and its first tensor's
+ * name. */
 int gguf_kind_check(const gguf *file, dg_error *error);
 
 #endif

@@ -28,7 +28,8 @@ static const struct { uint64_t at, n; const char *bytes, *what; } beginnings[] =
 
 int magic_fail(const char *path, const uint8_t *bytes, uint64_t n, dg_error *error) {
     for (size_t i = 0; i < sizeof beginnings / sizeof *beginnings; i++)
-        if (n >= beginnings[i].at + beginnings[i].n && memcmp(bytes + beginnings[i].at, beginnings[i].bytes, beginnings[i].n) == 0)
+        if (n >= beginnings[i].at + beginnings[i].n &&
+            memcmp(bytes + beginnings[i].at, beginnings[i].bytes, beginnings[i].n) == 0)
             return fail(error, DG_ERROR_FORMAT, "%s: not a GGUF file but %s", path, beginnings[i].what);
     return fail(error, DG_ERROR_FORMAT, "%s: not a GGUF file (it does not begin with 'GGUF')", path);
 }

@@ -28,14 +28,16 @@ static int missing_value(const gguf *f, key_id id, dg_error *error) {
 static int read_integer(const gguf *f, key_id id, int32_t *out, dg_error *error) {
     int64_t v;
     const gguf_value *value = gguf_find(f, key_name(id));
-    if (!gguf_integer(value, &v) || v < 0 || v > INT32_MAX) return wrong_value(f, id, "a whole number of at most 2^31 - 1", error);
+    if (!gguf_integer(value, &v) || v < 0 || v > INT32_MAX)
+        return wrong_value(f, id, "a whole number of at most 2^31 - 1", error);
     *out = (int32_t)v;
     return DG_OK;
 }
 
 static int read_float(const gguf *f, key_id id, float *out, dg_error *error) {
     double v;
-    if (!gguf_float(gguf_find(f, key_name(id)), &v) || !(fabs(v) <= (double)FLT_MAX)) return wrong_value(f, id, "a finite float", error);
+    if (!gguf_float(gguf_find(f, key_name(id)), &v) || !(fabs(v) <= (double)FLT_MAX))
+        return wrong_value(f, id, "a finite float", error);
     *out = (float)v;
     return DG_OK;
 }
@@ -45,8 +47,9 @@ static int read_per_layer(const gguf *f, key_id id, int32_t *out, int32_t n_laye
     const gguf_value *value = gguf_find(f, key_name(id));
     for (int32_t l = 0; l < n_layer; l++) {
         int64_t v;
-        const bool found = value->kind == GGUF_ARRAY ? value->count == (uint64_t)n_layer && gguf_element(value, (uint64_t)l, &v)
-                                                     : gguf_integer(value, &v);
+        const bool found = value->kind == GGUF_ARRAY
+                               ? value->count == (uint64_t)n_layer && gguf_element(value, (uint64_t)l, &v)
+                               : gguf_integer(value, &v);
         if (!found || v < 0 || v > INT32_MAX) return wrong_value(f, id, "one whole number per layer", error);
         out[l] = (int32_t)v;
     }
@@ -58,8 +61,9 @@ static int within(const gguf *f, const char *field, key_id id, int64_t claimed, 
     for (int32_t i = 0; dg_limit_at(i); i++) {
         const dg_limit *l = dg_limit_at(i);
         if (strcmp(l->field, field) != 0 || (claimed >= l->least && claimed <= l->most)) continue;
-        return fail(error, DG_ERROR_FORMAT, "%s: metadata '%s' claims %lld%s; this runs %lld to %lld", f->path, key_name(id), (long long)claimed, id == KEY_tokens ? " tokens" : "",
-                    (long long)l->least, (long long)l->most);
+        return fail(error, DG_ERROR_FORMAT, "%s: metadata '%s' claims %lld%s; this runs %lld to %lld", f->path,
+                    key_name(id), (long long)claimed, id == KEY_tokens ? " tokens" : "", (long long)l->least,
+                    (long long)l->most);
     }
     return DG_OK;
 }
@@ -81,9 +85,10 @@ static int read_config(const gguf *f, dg_config *c, dg_error *error) {
 #include "metadata.def"
     if (status != DG_OK) return status;
     status = within(f, "n_layer", KEY_n_layer, c->n_layer, error);
-#define DG_LAYER_KEY(kind, field, key)                                                              \
-    if (status != DG_OK) return status;                                                             \
-    status = gguf_find(f, key) ? read_per_layer(f, KEY_##field, c->field, c->n_layer, error) : missing_value(f, KEY_##field, error);
+#define DG_LAYER_KEY(kind, field, key)                                                       \
+    if (status != DG_OK) return status;                                                      \
+    status = gguf_find(f, key) ? read_per_layer(f, KEY_##field, c->field, c->n_layer, error) \
+                               : missing_value(f, KEY_##field, error);
 #include "metadata.def"
     return status;
 }
@@ -96,10 +101,12 @@ static int check_config(const gguf *f, const dg_config *c, dg_error *error) {
     if (within(f, #field, KEY_##named, c->field, error) != DG_OK) return DG_ERROR_FORMAT;
 #include "limits.def"
 #undef DG_LIMIT
-    const struct { bool holds; key_id id; const char *expected; } rules[] = {
+    const struct { bool holds; key_id id; const char *expected;
+    } rules[] = {
         {c->head_dim % 2 == 0, KEY_head_dim, "an even size"},
         {c->head_dim_swa % 2 == 0, KEY_head_dim_swa, "an even size"},
-        {c->n_head * c->head_dim <= MOST_HEADS && c->n_head * c->head_dim_swa <= MOST_HEADS, KEY_n_head, "at most 65536 values of all heads together"},
+        {c->n_head * c->head_dim <= MOST_HEADS && c->n_head * c->head_dim_swa <= MOST_HEADS, KEY_n_head,
+         "at most 65536 values of all heads together"},
         {c->value_dim == c->head_dim, KEY_value_dim, "the key length (other sizes are not supported)"},
         {c->value_dim_swa == c->head_dim_swa, KEY_value_dim_swa, "the key length (other sizes are not supported)"},
         {c->rope_dim == c->head_dim, KEY_rope_dim, "the key length"},
@@ -129,13 +136,14 @@ static int add_end_id(dg_config *c, int64_t id) {
     return true;
 }
 
-/* Files of others name one end id and have no key for the list: the marks that end an answer are added by name. Where a file
- * has the list, the mark that ends the turns of its template is, and any that it calls ordinary text. */
+/* Files of others name one end id and have no key for the list: the marks that end an answer are added by name.
+ * Where a file has the list, the mark that ends the turns of its template is, and any that it calls ordinary text. */
 static int read_end_ids(const gguf *f, const dg_tokenizer *tokenizer, dg_config *c, dg_error *error) {
     const gguf_value *list = gguf_find(f, key_name(KEY_end_token_ids));
     for (uint64_t i = 0; list && i < list->count; i++) {
         int64_t id;
-        if (!gguf_element(list, i, &id) || !add_end_id(c, id)) return wrong_value(f, KEY_end_token_ids, "an array of at most 16 token ids", error);
+        if (!gguf_element(list, i, &id) || !add_end_id(c, id))
+            return wrong_value(f, KEY_end_token_ids, "an array of at most 16 token ids", error);
     }
     const bool listed = c->n_end_ids > 0;
     if (!listed) add_end_id(c, dg_tokenizer_vocab(tokenizer)->eos_id);
@@ -180,7 +188,9 @@ static void free_decoded(struct decoded *copy) {
     }
 }
 
-static bool is_embedding(int32_t i) { return weight_lines[i].scope == WEIGHT_TOP && weight_lines[i].offset == offsetof(top_weights, token_embd); }
+static bool is_embedding(int32_t i) {
+    return weight_lines[i].scope == WEIGHT_TOP && weight_lines[i].offset == offsetof(top_weights, token_embd);
+}
 
 /* Binds line i of tensors.def, of one layer, into *out; *found says whether the file has it. */
 static int bind(dg_model *m, int32_t i, int32_t l, tensor *out, bool *found, uint8_t *seen, dg_error *error) {
@@ -195,8 +205,10 @@ static int bind(dg_model *m, int32_t i, int32_t l, tensor *out, bool *found, uin
     int64_t dims[3];
     dg_tensor_dims(i, &m->config, l, dims);
     if (t->dims[0] != dims[0] || t->dims[1] != dims[1] || t->dims[2] != dims[2] || t->dims[3] != 1)
-        return fail(error, DG_ERROR_FORMAT, "%s: tensor '%s' has shape %lld x %lld x %lld; the metadata asks for %lld x %lld x %lld", f->path, name,
-                    (long long)t->dims[0], (long long)t->dims[1], (long long)t->dims[2], (long long)dims[0], (long long)dims[1], (long long)dims[2]);
+        return fail(error, DG_ERROR_FORMAT,
+                    "%s: tensor '%s' has shape %lld x %lld x %lld; the metadata asks for %lld x %lld x %lld", f->path,
+                    name, (long long)t->dims[0], (long long)t->dims[1], (long long)t->dims[2], (long long)dims[0],
+                    (long long)dims[1], (long long)dims[2]);
     if (!t->format)
         return fail(error, DG_ERROR_FORMAT, "%s: tensor '%s' is of type number %u, which this build does not know: "
                     "running needs a file of other types",
@@ -206,7 +218,8 @@ static int bind(dg_model *m, int32_t i, int32_t l, tensor *out, bool *found, uin
                     "running needs a file of other types",
                     f->path, name, t->format->name);
     if (dims[0] % t->format->block)
-        return fail(error, DG_ERROR_FORMAT, "%s: tensor '%s': rows of %lld values are no whole number of %s blocks of %d", f->path, name,
+        return fail(error, DG_ERROR_FORMAT,
+                    "%s: tensor '%s': rows of %lld values are no whole number of %s blocks of %d", f->path, name,
                     (long long)dims[0], t->format->name, t->format->block);
     const int64_t row = dims[0] / t->format->block * t->format->bytes;
     *out = (tensor){
@@ -230,7 +243,8 @@ static void split_gate_up(layer *w, int32_t d_expert) {
 static int refuse_head(const dg_model *m, dg_error *error) {
     int32_t i = 0;
     while (!is_embedding(i)) i++;
-    return fail(error, DG_ERROR_FORMAT, "%s: tensor '%s' beside '%s': here the embedding is the output head; dg-convert compares "
+    return fail(error, DG_ERROR_FORMAT,
+                "%s: tensor '%s' beside '%s': here the embedding is the output head; dg-convert compares "
                 "them, and makes a file without it where they are equal",
                 m->file->path, dg_head_name(), dg_tensor_entry_at(i)->gguf);
 }
@@ -239,7 +253,8 @@ static int bind_all(dg_model *m, bool head_copy, dg_error *error) {
     const gguf *f = m->file;
     const dg_config *c = &m->config;
     if (f->n_tensors > (uint64_t)WEIGHT_LINES * (uint64_t)(c->n_layer + 1)) /* each name is looked for among them all */
-        return fail(error, DG_ERROR_FORMAT, "%s: %llu tensors, more than a model of %d layers has", f->path, (unsigned long long)f->n_tensors, c->n_layer);
+        return fail(error, DG_ERROR_FORMAT, "%s: %llu tensors, more than a model of %d layers has", f->path,
+                    (unsigned long long)f->n_tensors, c->n_layer);
     uint8_t *seen = calloc(f->n_tensors + 1, 1);
     int status = seen ? DG_OK : fail(error, DG_ERROR_SYSTEM, "%s: no memory", f->path);
     weight_walk at = all_weights(m);
@@ -282,10 +297,15 @@ static void place_weights(dg_model *m) {
 
 /* Brings weights to where ops read them; experts follow with the first session. */
 static int place_all(dg_model *m, const dg_model_options *options, dg_error *error) {
-    if (options->vram < 0) return fail(error, DG_ERROR_USAGE, "vram: expected a number of bytes, got %lld", (long long)options->vram);
-    if (!m->ops->device && options->vram) return fail(error, DG_ERROR_USAGE, "vram: %s computes in RAM; a budget of VRAM is for --backend cuda", m->ops->name);
+    if (options->vram < 0)
+        return fail(error, DG_ERROR_USAGE, "vram: expected a number of bytes, got %lld", (long long)options->vram);
+    if (!m->ops->device && options->vram)
+        return fail(error, DG_ERROR_USAGE, "vram: %s computes in RAM; a budget of VRAM is for --backend cuda",
+                    m->ops->name);
     if (!m->ops->device) return DG_OK;
-    if (options->ram) return fail(error, DG_ERROR_USAGE, "ram: a budget of RAM is for the CPU, and the backend is %s; its own is --vram", m->ops->name);
+    if (options->ram)
+        return fail(error, DG_ERROR_USAGE,
+                    "ram: a budget of RAM is for the CPU, and the backend is %s; its own is --vram", m->ops->name);
     const int status = vram_open(m, options->vram, device_bytes(m), error);
     if (status != DG_OK) return status;
     place_weights(m);
@@ -348,14 +368,21 @@ static int load(dg_model *m, const char *path, const dg_model_options *options, 
     if (status != DG_OK) return status;
     const dg_model_options none = {0};
     if (!options) options = &none;
-    if (options->ram < 0) return fail(error, DG_ERROR_USAGE, "ram: expected a number of bytes, got %lld", (long long)options->ram);
-    if (options->ram && options->repack) return fail(error, DG_ERROR_USAGE, "repack and a RAM budget do not go together: the budget is better spent on experts that stay in memory");
-    if (options->layers < 0 || options->layers > c->n_layer) return fail(error, DG_ERROR_USAGE, "layers: expected 1 to %d, or 0 for all, got %d", c->n_layer, options->layers);
+    if (options->ram < 0)
+        return fail(error, DG_ERROR_USAGE, "ram: expected a number of bytes, got %lld", (long long)options->ram);
+    if (options->ram && options->repack)
+        return fail(
+            error, DG_ERROR_USAGE,
+            "repack and a RAM budget do not go together: the budget is better spent on experts that stay in memory");
+    if (options->layers < 0 || options->layers > c->n_layer)
+        return fail(error, DG_ERROR_USAGE, "layers: expected 1 to %d, or 0 for all, got %d", c->n_layer,
+                    options->layers);
     if (options->layers) c->n_layer = options->layers;
     status = ops_new(options, c, &m->ops, error);
     if (status == DG_OK) status = place_all(m, options, error);
     if (status != DG_OK) return status;
-    m->rope_full = inverse_frequencies(m->ops, c->rope_base, c->head_dim, (const float *)(const void *)m->top.rope_freqs.data);
+    m->rope_full =
+        inverse_frequencies(m->ops, c->rope_base, c->head_dim, (const float *)(const void *)m->top.rope_freqs.data);
     m->rope_swa = inverse_frequencies(m->ops, c->rope_base_swa, c->head_dim_swa, NULL);
     m->routing = zeros(m->ops, routing_bytes(c));
     if (!m->rope_full || !m->rope_swa || !m->routing) return fail(error, DG_ERROR_SYSTEM, "%s: no memory", path);

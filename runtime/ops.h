@@ -35,17 +35,17 @@ typedef struct head_part {
     self_cond *next;      /* what self_condition needs */
 } head_part;
 
-/* Hands out the experts of a layer that are not all in memory at once. next writes the numbers of some to out[n_expert]
- * and returns how many, 0 when each was handed out once; their matrices then lie where the tensors' `at` says, and those of
- * the call before may be gone. */
+/* Hands out the experts of a layer that are not all in memory at once. next writes the numbers of some to
+ * out[n_expert] and returns how many, 0 when each was handed out once; their matrices then lie where the tensors'
+ * `at` says, and those of the call before may be gone. */
 typedef struct expert_feed {
     int32_t (*next)(void *self, int32_t *out);
     void *self;
 } expert_feed;
 
-/* Where a backend with memory of its own keeps the experts of layers[n_layer]: of a layer's n_expert, in the order of
- * `order`, the first pinned[l] lie there, the next streamed[l] are copied there by every pass, through `slots` buffers of
- * slot_bytes, and the others are computed by the CPU at the same time, for up to `rows` rows at once. */
+/* Where a backend with memory of its own keeps the experts of layers[n_layer]: of a layer's n_expert, in the order
+ * of `order`, the first pinned[l] lie there, the next streamed[l] are copied there by every pass, through `slots`
+ * buffers of slot_bytes, and the others are computed by the CPU at the same time, for up to `rows` rows at once. */
 typedef struct expert_plan {
     const layer *layers;
     int32_t n_layer, n_expert, n_expert_used;
@@ -113,16 +113,17 @@ bool ops_overlap_watch(const ops *o, bool watch);
 bool ops_overlap_read(const ops *o, dg_overlap *out);
 /* As dg_device_measure. */
 bool ops_device_measure(const ops *o, dg_device_rates *out);
-/* A device's rates as its data sheet and its link have them, which no run changes; what they do not tell stays as it is. */
+/* A device's rates as its data sheet and its link have them, which no run changes; what they do not tell stays as it
+ * is. */
 void ops_device_rated(const ops *o, dg_machine *machine);
 int64_t ops_scratch_bytes(const ops *o); /* of all threads */
 
 /* The first failure since the table was made, if there was one. */
 int ops_status(const ops *o, dg_error *error);
 
-/* Copies the matrices of whole experts, in the order of the layers and as many as `budget` bytes hold, in a form that is
- * unpacked faster, lets go of the file's pages, and points the layers' tensors to the copies, which are the table's.
- * Results keep their bits. */
+/* Copies the matrices of whole experts, in the order of the layers and as many as `budget` bytes hold, in a form
+ * that is unpacked faster, lets go of the file's pages, and points the layers' tensors to the copies, which are the
+ * table's. Results keep their bits. */
 int ops_repack(ops *o, layer *layers, int32_t n_layer, int64_t budget, dg_error *error);
 
 /* Bytes of work that the matmul op needs for n rows of up to `cols` columns, the self_condition and the experts op. */

@@ -1,5 +1,5 @@
-/* The operating system (POSIX): files that are read, memory, threads. os_maps.c has those that are mapped, os_memory.c how
- * much memory there is. */
+/* The operating system (POSIX): files that are read, memory, threads. os_maps.c has those that are mapped,
+ * os_memory.c how much memory there is. */
 #define _GNU_SOURCE
 #include "os.h"
 
@@ -51,7 +51,8 @@ int os_file_open(const char *path, const os_identity *same, os_file **out, dg_er
     struct stat info;
     if (same) f->identity = *same;
     else if (f->fd >= 0 && fstat(f->fd, &info) == 0) f->identity = os_identity_of(&info);
-    const int status = f->fd < 0 ? fail(error, DG_ERROR_SYSTEM, "%s: cannot open: %s", path, strerror(errno)) : os_file_check(f, error);
+    const int status = f->fd < 0 ? fail(error, DG_ERROR_SYSTEM, "%s: cannot open: %s", path, strerror(errno))
+                                 : os_file_check(f, error);
     if (status != DG_OK) os_file_close(f);
     else *out = f;
     return status;
@@ -85,10 +86,13 @@ int os_file_check(const os_file *f, dg_error *error) {
     struct stat info;
     if (fstat(f->fd, &info) != 0) return fail(error, DG_ERROR_SYSTEM, "%s: cannot read: %s", f->path, strerror(errno));
     const os_identity now = os_identity_of(&info), *then = &f->identity;
-    if (now.device != then->device || now.inode != then->inode) return fail(error, DG_ERROR_SYSTEM, "%s: replaced by another file while it was opened", f->path);
+    if (now.device != then->device || now.inode != then->inode)
+        return fail(error, DG_ERROR_SYSTEM, "%s: replaced by another file while it was opened", f->path);
     if (now.bytes != then->bytes)
-        return fail(error, DG_ERROR_SYSTEM, "%s: changed while it was in use: it had %llu bytes and has %llu", f->path, (unsigned long long)then->bytes, (unsigned long long)now.bytes);
-    if (now.changed != then->changed) return fail(error, DG_ERROR_SYSTEM, "%s: written to while it was in use", f->path);
+        return fail(error, DG_ERROR_SYSTEM, "%s: changed while it was in use: it had %llu bytes and has %llu", f->path,
+                    (unsigned long long)then->bytes, (unsigned long long)now.bytes);
+    if (now.changed != then->changed)
+        return fail(error, DG_ERROR_SYSTEM, "%s: written to while it was in use", f->path);
     return DG_OK;
 }
 
@@ -101,7 +105,8 @@ int64_t os_granule(void) {
 }
 
 void *os_reserve(size_t bytes) {
-    void *at = mmap(NULL, bytes ? bytes : 1, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    void *at =
+        mmap(NULL, bytes ? bytes : 1, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     return at == MAP_FAILED ? NULL : at;
 }
 
@@ -162,7 +167,8 @@ uint64_t os_nanoseconds(void) {
 
 /* ---- Threads ---- */
 
-enum { SPINS = 4000 }; /* a forward pass runs hundreds of short jobs: waiting awake for the next costs less than sleeping */
+/* a forward pass runs hundreds of short jobs: waiting awake for the next costs less than sleeping */
+enum { SPINS = 4000 };
 
 /* A run is published in one word, `state`: its number above, the items not yet taken below. Whoever lowers the count
  * owns that item, and until it is done the run's work and arg stand. A thread that comes late finds no items and is
@@ -338,7 +344,8 @@ void pool_free(pool *p) {
     atomic_store(&p->closing, true);
     pthread_cond_broadcast(&p->wake);
     pthread_mutex_unlock(&p->lock);
-    for (int32_t t = 1; t < p->running && p->generation == atomic_load(&generation); t++) pthread_join(p->workers[t], NULL);
+    for (int32_t t = 1; t < p->running && p->generation == atomic_load(&generation); t++)
+        pthread_join(p->workers[t], NULL);
     pthread_cond_destroy(&p->wake);
     pthread_mutex_destroy(&p->lock);
     pthread_mutex_destroy(&p->turn);
@@ -350,12 +357,15 @@ int32_t pool_threads(const pool *p) { return p->threads; }
 
 void pool_run(pool *p, pool_work work, void *arg, int64_t n_items) {
     pthread_mutex_lock(&p->turn);
-    if (p->generation != atomic_load(&generation)) start_workers(p); /* of a forked process; it goes on with as many as it gets */
+    /* of a forked process; it goes on with as many as it gets */
+    if (p->generation != atomic_load(&generation)) start_workers(p);
     if (p->running == 1 || n_items <= 1 || n_items > UINT32_MAX) {
         for (int64_t i = 0; i < n_items; i++) work(arg, i, 0);
     } else {
         const unsigned long long run = (atomic_load(&p->state) >> 32) + 1;
-        p->work = work, p->arg = arg, p->n_items = n_items;
+        p->work = work;
+        p->arg = arg;
+        p->n_items = n_items;
         atomic_store(&p->done, 0);
         atomic_store(&p->state, run << 32 | (unsigned long long)n_items);
         wake_sleepers(p);

@@ -19,8 +19,8 @@ int os_map(const char *path, const uint8_t **map, uint64_t *size, os_identity *i
 void os_unmap(const uint8_t *map, uint64_t size);
 /* DG_ERROR_SYSTEM where the file of that map shrank, or could not be read, and so someone saw zeros. */
 int os_map_check(const char *path, const uint8_t *map, uint64_t size, dg_error *error);
-/* Puts memory of the process's own in the place of a map: its first `keep` bytes stay what they are, whatever becomes of
- * the file, and the rest is zero until written. Address and os_unmap stay the same. False without memory. */
+/* Puts memory of the process's own in the place of a map: its first `keep` bytes stay what they are, whatever
+ * becomes of the file, and the rest is zero until written. Address and os_unmap stay the same. False without memory. */
 bool os_own(const uint8_t *map, uint64_t keep, uint64_t size);
 
 /* A file read past the page cache where the file system allows it, else without leaving anything in it. */
@@ -51,17 +51,17 @@ void os_discard(void *memory, size_t bytes);
 
 int32_t os_processors(void); /* that this process may use */
 int64_t os_memory(void); /* bytes of RAM that the machine has; 0 where the system does not tell */
-/* What the limits of a control group ("/a/b", seen from the folder of its file system) and of those above it leave, in bytes;
- * negative without a limit. unified: as version 2 tells it. */
+/* What the limits of a control group ("/a/b", seen from the folder of its file system) and of those above it leave,
+ * in bytes; negative without a limit. unified: as version 2 tells it. */
 int64_t os_group_memory(const char *folder, const char *group, bool unified);
-/* Bytes per second that the link of a PCI device carries each way, from its folder in sysfs and that of the port it is in;
- * 0 where they do not tell. */
+/* Bytes per second that the link of a PCI device carries each way, from its folder in sysfs and that of the port it
+ * is in; 0 where they do not tell. */
 double os_link_rate(const char *folder);
 uint64_t os_nanoseconds(void); /* of a clock that only goes forward */
 
-/* A fixed pool of threads. run() calls work(arg, item, thread) for every item in [0, n_items), each once, on any thread
- * in [0, threads); it returns when all are done. Calls from several threads take turns. A forked process gets threads of
- * its own at its first run. */
+/* A fixed pool of threads. run() calls work(arg, item, thread) for every item in [0, n_items), each once, on any
+ * thread in [0, threads); it returns when all are done. Calls from several threads take turns. A forked process gets
+ * threads of its own at its first run. */
 typedef struct pool pool;
 typedef void (*pool_work)(void *arg, int64_t item, int32_t thread);
 pool *pool_new(int32_t threads); /* NULL without memory or threads */
@@ -77,8 +77,8 @@ bool os_thread_runs(const os_thread *t);
 
 int32_t os_forks(void); /* that lie behind this process: another number than before in a forked one */
 
-/* A lock, and a bell for those who wait inside for something to change. A fork waits until nobody is inside; so who enters
- * one within another enters the older one first. Free in the forked process. */
+/* A lock, and a bell for those who wait inside for something to change. A fork waits until nobody is inside; so who
+ * enters one within another enters the older one first. Free in the forked process. */
 typedef struct monitor monitor;
 monitor *monitor_new(void); /* NULL without memory */
 void monitor_free(monitor *m);

@@ -1,8 +1,9 @@
 /* Files mapped into memory (POSIX), and what becomes of a map whose file shrinks or cannot be read any more.
  *
- * Touching such a page raises SIGBUS in whatever thread does it. While files are mapped, a handler puts zeros in the place of
- * the rest of the map and notes that it is lost; the thread goes on, and whoever began the work asks os_map_check at its
- * end. So no thread is jumped out of, and no lock stays held. A SIGBUS of anything else goes to who handled it before. */
+ * Touching such a page raises SIGBUS in whatever thread does it. While files are mapped, a handler puts zeros in the
+ * place of the rest of the map and notes that it is lost; the thread goes on, and whoever began the work asks
+ * os_map_check at its end. So no thread is jumped out of, and no lock stays held. A SIGBUS of anything else goes to
+ * who handled it before. */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
@@ -48,7 +49,8 @@ static void pass_on(int number, siginfo_t *info, void *context) {
         before.sa_sigaction(number, info, context);
     } else if (before.sa_handler != SIG_DFL && before.sa_handler != SIG_IGN) {
         before.sa_handler(number);
-    } else if (before.sa_handler == SIG_DFL || info->si_code > 0) { /* a fault cannot be ignored: it comes again, and ends the process */
+    } else if (before.sa_handler == SIG_DFL ||
+               info->si_code > 0) { /* a fault cannot be ignored: it comes again, and ends the process */
         signal(number, SIG_DFL);
         if (info->si_code <= 0) raise(number);
     }
@@ -59,7 +61,9 @@ static void on_fault(int number, siginfo_t *info, void *context) {
     const uintptr_t at = (uintptr_t)info->si_addr, page = at / page_bytes * page_bytes;
     region *r = info->si_code > 0 ? region_of(at) : NULL; /* 0 or less: sent by a process */
     const uintptr_t to = r ? atomic_load(&r->to) : 0;
-    if (r && to > page && mmap((void *)page, to - page, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0) != MAP_FAILED) {
+    if (r && to > page &&
+        mmap((void *)page, to - page, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0) !=
+            MAP_FAILED) {
         atomic_store(&r->lost, true);
         atomic_store(&any_lost, true);
     } else {
@@ -99,7 +103,9 @@ static void unguard(const uint8_t *map) {
         atomic_store(&r->to, 0);
         struct sigaction now;
         /* Where someone came after us, our handler stays in the chain and passes everything on. */
-        if (--maps == 0 && sigaction(SIGBUS, NULL, &now) == 0 && now.sa_flags & SA_SIGINFO && now.sa_sigaction == on_fault) sigaction(SIGBUS, &before, NULL);
+        if (--maps == 0 && sigaction(SIGBUS, NULL, &now) == 0 && now.sa_flags & SA_SIGINFO &&
+            now.sa_sigaction == on_fault)
+            sigaction(SIGBUS, &before, NULL);
     }
     pthread_mutex_unlock(&lock);
 }
@@ -150,15 +156,18 @@ int os_map_check(const char *path, const uint8_t *map, uint64_t size, dg_error *
     if (!r || !atomic_load(&r->lost)) return DG_OK;
     struct stat info;
     if (stat(path, &info) == 0 && (uint64_t)info.st_size < size)
-        return fail(error, DG_ERROR_SYSTEM, "%s: shrank while it was in use: it had %llu bytes and has %llu", path, (unsigned long long)size, (unsigned long long)info.st_size);
-    return fail(error, DG_ERROR_SYSTEM, "%s: cannot be read any more: an error of the disk, or the file was cut while it was in use", path);
+        return fail(error, DG_ERROR_SYSTEM, "%s: shrank while it was in use: it had %llu bytes and has %llu", path,
+                    (unsigned long long)size, (unsigned long long)info.st_size);
+    return fail(error, DG_ERROR_SYSTEM,
+                "%s: cannot be read any more: an error of the disk, or the file was cut while it was in use", path);
 }
 
 bool os_own(const uint8_t *map, uint64_t keep, uint64_t size) {
     void *copy = malloc(keep ? (size_t)keep : 1), *at = (void *)(uintptr_t)map;
     if (!copy) return false;
     memcpy(copy, map, (size_t)keep);
-    const bool done = mmap(at, (size_t)size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0) != MAP_FAILED;
+    const bool done = mmap(at, (size_t)size, PROT_READ | PROT_WRITE,
+                           MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0) != MAP_FAILED;
     if (done) memcpy(at, copy, (size_t)keep);
     free(copy);
     return done;

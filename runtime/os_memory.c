@@ -83,8 +83,9 @@ int64_t os_group_memory(const char *folder, const char *group, bool unified) {
     for (char *end = path + n; end && end >= path + strlen(folder); end = strrchr(path, '/')) {
         *end = 0;
         if (strlen(path) < strlen(folder)) break;
-        left = lower(left, unified ? left_in(path, "memory.max", "memory.current", "inactive_file ")
-                                   : left_in(path, "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file "));
+        left = lower(left,
+                     unified ? left_in(path, "memory.max", "memory.current", "inactive_file ")
+                             : left_in(path, "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file "));
     }
     return left;
 }

@@ -38,7 +38,9 @@ static part part_of(part stage, op_id op) {
     switch ((int)op) {
         case OP_attention: return PART_attention;
         case OP_embed: return PART_elementwise;
-        case OP_rms_norm: case OP_add: case OP_rope: return stage == PART_head || stage == PART_condition ? stage : PART_elementwise;
+        case OP_rms_norm:
+        case OP_add:
+        case OP_rope: return stage == PART_head || stage == PART_condition ? stage : PART_elementwise;
         default: return stage;
     }
 }

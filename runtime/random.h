@@ -19,8 +19,8 @@ DG_HD static inline void philox(uint64_t key, uint32_t counter[4]) {
 }
 
 /* The two draws of a position: *u in (0, 1) and *id in [0, n_vocab). */
-DG_HD static inline void random_draw(uint64_t seed, uint32_t block, uint32_t step, uint32_t position, uint32_t n_vocab, double *u,
-                                     int32_t *id) {
+DG_HD static inline void random_draw(uint64_t seed, uint32_t block, uint32_t step, uint32_t position, uint32_t n_vocab,
+                                     double *u, int32_t *id) {
     uint32_t counter[4] = {position, step, block, 0};
     philox(seed, counter);
     *u = ((double)counter[0] + 0.5) * (1.0 / 4294967296.0);

@@ -49,7 +49,8 @@ static double read_memory(void *arg, int64_t item) {
 /* ---- Disk ---- */
 
 double dg_disk_measure(const char *path, double seconds) {
-    enum { PIECE = 1 << 21, LEAST = 1 << 26, SLOTS = 32 }; /* as much room as a stream has: large pages take reads faster */
+    /* as much room as a stream has: large pages take reads faster */
+    enum { PIECE = 1 << 21, LEAST = 1 << 26, SLOTS = 32 };
     os_file *file;
     dg_error error;
     if (os_file_open(path, NULL, &file, &error) != DG_OK) return 0.0;
@@ -82,7 +83,8 @@ double dg_disk_measure(const char *path, double seconds) {
 #define OPAQUE(x) __asm__ volatile("" : "+x"(x))
 #define FOR12(do) do(0) do(1) do(2) do(3) do(4) do(5) do(6) do(7) do(8) do(9) do(10) do(11)
 
-/* Eight products of unsigned and signed bytes summed in int16 per widening to int32: how 4-bit weights are multiplied. */
+/* Eight products of unsigned and signed bytes summed in int16 per widening to int32: how 4-bit weights are
+ * multiplied. */
 __attribute__((target("avx2"))) static double chain_maddubs(void *arg, int64_t item) {
     (void)arg;
     __m256i w[4], x = _mm256_set1_epi8((char)(item & 3)), ones = _mm256_set1_epi16(1), total[4];

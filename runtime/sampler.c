@@ -35,11 +35,13 @@ int dg_accept(const float *entropy, int32_t n, float bound, bool *accepted, dg_e
     return DG_OK;
 }
 
-void sampler_renoise(int32_t *canvas, int32_t n, const dg_choice *choices, const bool *accepted, const int32_t *random_ids) {
+void sampler_renoise(int32_t *canvas, int32_t n, const dg_choice *choices, const bool *accepted,
+                     const int32_t *random_ids) {
     for (int32_t i = 0; i < n; i++) canvas[i] = accepted[i] ? choices[i].sample : random_ids[i];
 }
 
-bool sampler_settled(const dg_sampling *s, const float *entropy, const bool *changed, const int8_t *marks, int32_t n, int32_t *unchanged) {
+bool sampler_settled(const dg_sampling *s, const float *entropy, const bool *changed, const int8_t *marks, int32_t n,
+                     int32_t *unchanged) {
     bool same = true;
     double sum = 0.0;
     int32_t count = 0;
@@ -60,7 +62,8 @@ bool sampler_plateau(const dg_sampling *s, int32_t index, float mean_entropy, sa
     return s->plateau > 0 && low->steps >= s->plateau;
 }
 
-/* A loop is a last half of the canvas, all of it the answer's, with a period of at most an eighth: four times or more. */
+/* A loop is a last half of the canvas, all of it the answer's, with a period of at most an eighth: four times or
+ * more. */
 dg_fault sampler_fault(const int32_t *ids, int32_t count, int32_t n, int32_t before, int32_t pad_id) {
     int32_t real = before;
     for (int32_t i = 0; i < count; i++) real += ids[i] != pad_id;
@@ -75,16 +78,18 @@ dg_fault sampler_fault(const int32_t *ids, int32_t count, int32_t n, int32_t bef
 }
 
 void dg_draw(uint64_t seed, int32_t block, int32_t step, int32_t n, int32_t n_vocab, double *u, int32_t *ids) {
-    for (int32_t i = 0; i < n; i++) random_draw(seed, (uint32_t)block, (uint32_t)step, (uint32_t)i, (uint32_t)n_vocab, &u[i], &ids[i]);
+    for (int32_t i = 0; i < n; i++)
+        random_draw(seed, (uint32_t)block, (uint32_t)step, (uint32_t)i, (uint32_t)n_vocab, &u[i], &ids[i]);
 }
 
 void dg_choose(const float *z, int64_t n, int64_t n_vocab, const double *u, dg_choice *out) {
-    for (int64_t i = 0; i < n; i++, z += n_vocab) {
+    for (int64_t i = 0; i < n; i++) {
+        const float *row = z + i * n_vocab;
         int64_t best = 0;
-        bool finite = isfinite(z[0]);
+        bool finite = isfinite(row[0]);
         for (int64_t v = 1; v < n_vocab; v++) {
-            if (z[v] > z[best]) best = v;
-            finite = finite && isfinite(z[v]);
+            if (row[v] > row[best]) best = v;
+            finite = finite && isfinite(row[v]);
         }
         if (!finite) {
             out[i] = (dg_choice){NAN, -1, -1};
@@ -92,7 +97,7 @@ void dg_choose(const float *z, int64_t n, int64_t n_vocab, const double *u, dg_c
         }
         double total = 0.0, weighted = 0.0; /* H = log Z - sum d e^d / Z, d = z - max */
         for (int64_t v = 0; v < n_vocab; v++) {
-            const double d = (double)z[v] - (double)z[best], p = exp(d);
+            const double d = (double)row[v] - (double)row[best], p = exp(d);
             total += p;
             if (p > 0.0) weighted += d * p;
         }
@@ -100,10 +105,11 @@ void dg_choose(const float *z, int64_t n, int64_t n_vocab, const double *u, dg_c
         double below = 0.0;
         int64_t sample = -1;
         for (int64_t v = 0; v < n_vocab && sample < 0; v++) {
-            below += exp((double)z[v] - (double)z[best]);
+            below += exp((double)row[v] - (double)row[best]);
             if (below > aim) sample = v;
         }
         const double entropy = log(total) - weighted / total;
-        out[i] = (dg_choice){entropy > 0.0 ? (float)entropy : 0.0f, (int32_t)best, (int32_t)(sample < 0 ? best : sample)};
+        out[i] =
+            (dg_choice){entropy > 0.0 ? (float)entropy : 0.0f, (int32_t)best, (int32_t)(sample < 0 ? best : sample)};
     }
 }

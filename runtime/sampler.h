@@ -16,7 +16,8 @@ DG_HD static inline float sampler_temperature(const dg_sampling *s, int32_t inde
 void sampler_accept(const float *entropy, int32_t n, float bound, bool *accepted, int32_t *order);
 
 /* canvas[i] = the sample where accepted, else a fresh random id: nothing stays frozen. */
-void sampler_renoise(int32_t *canvas, int32_t n, const dg_choice *choices, const bool *accepted, const int32_t *random_ids);
+void sampler_renoise(int32_t *canvas, int32_t n, const dg_choice *choices, const bool *accepted,
+                     const int32_t *random_ids);
 
 /* Is this the step to stop at? unchanged: how many steps before this one in a row had the same argmax canvas. */
 DG_HD static inline bool sampler_stop(const dg_sampling *s, int32_t unchanged, float mean_entropy) {
@@ -26,9 +27,10 @@ DG_HD static inline bool sampler_stop(const dg_sampling *s, int32_t unchanged, f
 /* What a position of a canvas is to the answer. */
 enum { MARK_PIN = -1, MARK_NONE = 0, MARK_TOKEN = 1, MARK_END = 2 };
 
-/* The same test for the marked part of the canvas alone, tokens and ends. `unchanged` counts the steps before this one in
- * a row in which that part was the same; changed[n]: positions that have another argmax than the step before. */
-bool sampler_settled(const dg_sampling *s, const float *entropy, const bool *changed, const int8_t *marks, int32_t n, int32_t *unchanged);
+/* The same test for the marked part of the canvas alone, tokens and ends. `unchanged` counts the steps before this
+ * one in a row in which that part was the same; changed[n]: positions that have another argmax than the step before. */
+bool sampler_settled(const dg_sampling *s, const float *entropy, const bool *changed, const int8_t *marks, int32_t n,
+                     int32_t *unchanged);
 
 /* How long a canvas's mean entropy has been without a clear new low. */
 typedef struct sampler_low {

@@ -5,8 +5,14 @@
 void dg_sampling_default(const dg_model *model, dg_sampling *s) {
     const dg_config *c = &model->config;
     *s = (dg_sampling){
-        .max_tokens = c->canvas_length, .steps = c->steps, .entropy_bound = c->entropy_bound, .t_min = c->t_min, .t_max = c->t_max,
-        .stability = c->stability, .confidence = c->confidence, .seed = 0,
+        .max_tokens = c->canvas_length,
+        .steps = c->steps,
+        .entropy_bound = c->entropy_bound,
+        .t_min = c->t_min,
+        .t_max = c->t_max,
+        .stability = c->stability,
+        .confidence = c->confidence,
+        .seed = 0,
     };
 }
 

@@ -96,5 +96,6 @@ int64_t scratch_canvas_bytes(const dg_model *model) {
 }
 
 int64_t scratch_session_bytes(const dg_model *model, int32_t context) {
-    return scratch_cache_bytes(model, context) + scratch_pass_bytes(model, scratch_rows(model)) + scratch_canvas_bytes(model);
+    return scratch_cache_bytes(model, context) + scratch_pass_bytes(model, scratch_rows(model)) +
+           scratch_canvas_bytes(model);
 }

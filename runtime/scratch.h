@@ -17,7 +17,8 @@ typedef struct scratch {
     void *products;            /* matmul_work() and self_condition_work() bytes */
     void *mixture;             /* experts_work() bytes */
     float *vocabulary;         /* work of the self_condition_dense, self_condition and logits ops */
-    int32_t *nonfinite;        /* [1] where the pass first met NaN or infinity: 1 + layer * checks + check; 0: nowhere */
+    /* [1] where the pass first met NaN or infinity: 1 + layer * checks + check; 0: nowhere */
+    int32_t *nonfinite;
     void *memory;              /* what all of these are carved from: the backend's */
     size_t bytes;
 } scratch;
@@ -28,11 +29,12 @@ void scratch_free(const dg_model *model, scratch *s);
 /* The most rows of a pass that a session makes alone: a canvas, or a stretch of a prompt. */
 int32_t scratch_rows(const dg_model *model);
 
-/* Lays out the keys and values of a session of `context` tokens: k[n_layer] and v[n_layer]. Returns the bytes they take;
- * memory NULL: only counts. */
+/* Lays out the keys and values of a session of `context` tokens: k[n_layer] and v[n_layer]. Returns the bytes they
+ * take; memory NULL: only counts. */
 size_t scratch_cache(const dg_model *model, int32_t context, void *memory, void **k, void **v);
 
-/* Bytes of the keys and values, of a pass of n rows, of what a canvas keeps from step to step, and of a whole session. */
+/* Bytes of the keys and values, of a pass of n rows, of what a canvas keeps from step to step, and of a whole
+ * session. */
 int64_t scratch_cache_bytes(const dg_model *model, int32_t context);
 int64_t scratch_pass_bytes(const dg_model *model, int64_t n);
 int64_t scratch_canvas_bytes(const dg_model *model);

@@ -4,7 +4,8 @@
 
 void self_cond_lay_out(self_cond *s, int64_t n, int64_t n_vocab, int64_t d, bool whole_logits, void *memory) {
     *s = (self_cond){.n = n, .n_vocab = n_vocab, .d = d, .memory = memory};
-    const int64_t chunks = (n_vocab + SELF_COND_CHUNK - 1) / SELF_COND_CHUNK, groups = (n_vocab + SELF_COND_GROUP - 1) / SELF_COND_GROUP;
+    const int64_t chunks = (n_vocab + SELF_COND_CHUNK - 1) / SELF_COND_CHUNK,
+                  groups = (n_vocab + SELF_COND_GROUP - 1) / SELF_COND_GROUP;
     const int64_t wide = whole_logits ? n_vocab : n_vocab < SELF_COND_STRETCH ? n_vocab : SELF_COND_STRETCH;
     s->z = carve(memory, &s->bytes, n * (wide > SELF_COND_CHUNK ? wide : SELF_COND_CHUNK), sizeof *s->z);
     s->x = carve(memory, &s->bytes, n * s->d, sizeof *s->x);

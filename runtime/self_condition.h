@@ -23,8 +23,8 @@ typedef struct self_cond_list {
     float z[SELF_COND_GROUP_IDS];
 } self_cond_list;
 
-/* A table of operations fills it in its head op and reads it in its self_condition op, each in its own way: exact ones keep all
- * scaled logits, fast ones the likely ids and the share of all others. Memory is taken when touched. */
+/* A table of operations fills it in its head op and reads it in its self_condition op, each in its own way: exact
+ * ones keep all scaled logits, fast ones the likely ids and the share of all others. Memory is taken when touched. */
 typedef struct self_cond {
     int64_t n, n_vocab, d;
     bool started;       /* a step was taken: ids hold its choices */

@@ -14,11 +14,13 @@ static double gibibytes(int64_t bytes) { return (double)bytes / (1 << 30); }
 
 int64_t dg_session_bytes(const dg_model *model, int32_t tokens) { return scratch_session_bytes(model, tokens); }
 
-/* Checks a session's length in tokens, and sets it where it is 0: the longest that is usual and that there is room for. */
+/* Checks a session's length in tokens, and sets it where it is 0: the longest that is usual and that there is room
+ * for. */
 static int check_context(const dg_model *model, int32_t *context, dg_error *error) {
     const int32_t most = model->config.context_length;
     if (*context == 0) *context = budget_context(model, most < DEFAULT_CONTEXT ? most : DEFAULT_CONTEXT);
-    if (*context < 1 || *context > most) return fail(error, DG_ERROR_USAGE, "context: expected 1 to %d tokens (the model's), got %d", most, *context);
+    if (*context < 1 || *context > most)
+        return fail(error, DG_ERROR_USAGE, "context: expected 1 to %d tokens (the model's), got %d", most, *context);
     return DG_OK;
 }
 
@@ -36,8 +38,9 @@ int dg_session_new(dg_model *model, int32_t context, dg_session **out, dg_error 
     char what[64], parts[200];
     const int64_t bytes = scratch_session_bytes(model, context), cache = scratch_cache_bytes(model, context);
     snprintf(what, sizeof what, "a session of %d tokens", context);
-    snprintf(parts, sizeof parts, " (keys and values of its context of %d: %.2f GiB; room to work in, with '%s' %d: %.2f GiB)", context, gibibytes(cache), key_name(KEY_canvas_length),
-             c->canvas_length, gibibytes(bytes - cache));
+    snprintf(parts, sizeof parts,
+             " (keys and values of its context of %d: %.2f GiB; room to work in, with '%s' %d: %.2f GiB)", context,
+             gibibytes(cache), key_name(KEY_canvas_length), c->canvas_length, gibibytes(bytes - cache));
     int status = budget_take(model, bytes, what, parts, error);
     if (status == DG_OK) s->counted = bytes;
     if (status == DG_OK) status = scratch_new(model, s->rows, &s->scratch, error);
@@ -47,8 +50,8 @@ int dg_session_new(dg_model *model, int32_t context, dg_session **out, dg_error 
         status = ops_status(model->ops, error);
     }
     if (status == DG_OK && !s->memory)
-        status = fail(error, DG_ERROR_SYSTEM, "no memory for a session of %d tokens: %llu bytes%s", context, (unsigned long long)s->bytes,
-                      model->ops->lazy ? " of address space" : "");
+        status = fail(error, DG_ERROR_SYSTEM, "no memory for a session of %d tokens: %llu bytes%s", context,
+                      (unsigned long long)s->bytes, model->ops->lazy ? " of address space" : "");
     if (status != DG_OK) {
         dg_session_free(s);
         return status;
@@ -72,7 +75,8 @@ void dg_session_free(dg_session *s) {
 int session_scratch(dg_session *s, int64_t n, scratch **out, dg_error *error) {
     *out = n <= s->rows ? &s->scratch : &s->shared;
     if (n <= s->rows || n <= s->shared_rows) return DG_OK;
-    const int64_t had = s->shared_rows ? scratch_pass_bytes(s->model, s->shared_rows) : 0, bytes = scratch_pass_bytes(s->model, n);
+    const int64_t had = s->shared_rows ? scratch_pass_bytes(s->model, s->shared_rows) : 0,
+                  bytes = scratch_pass_bytes(s->model, n);
     char what[64];
     snprintf(what, sizeof what, "a pass over %lld tokens at once", (long long)n);
     int status = budget_take(s->model, bytes - had, what, "", error);

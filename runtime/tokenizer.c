@@ -63,8 +63,8 @@ static uint32_t hash_pair(uint32_t left, uint32_t right) {
     return (uint32_t)(mix(mix((uint64_t)left << 32 | right)) >> 16);
 }
 
-/* The longest search in a table that is half full, for what is there and for what is not: chance makes a quarter of this
- * (60 in Gemma's vocabulary), so whoever needs more made it so. */
+/* The longest search in a table that is half full, for what is there and for what is not: chance makes a quarter of
+ * this (60 in Gemma's vocabulary), so whoever needs more made it so. */
 enum { MOST_PROBES = 256 };
 
 /* A search for what is absent runs to the end of a cluster: whether none is too long. */
@@ -176,7 +176,8 @@ static int find_array(const gguf *file, key_id key, gguf_kind element, uint64_t 
 }
 
 static int crafted(const gguf *file, key_id key, dg_error *error) {
-    return fail(error, DG_ERROR_FORMAT, "%s: %s is made so that texts would take for ever: its hashes are alike", file->path, key_name(key));
+    return fail(error, DG_ERROR_FORMAT, "%s: %s is made so that texts would take for ever: its hashes are alike",
+                file->path, key_name(key));
 }
 
 static int read_id(const gguf *file, key_id key, int32_t n_vocab, int32_t *out, dg_error *error) {
@@ -285,7 +286,9 @@ static slot *child_slot(const dg_tokenizer *t, uint32_t parent, uint8_t byte) {
     uint32_t probes = 0;
     for (uint32_t i = hash & t->children.mask; probes++ < MOST_PROBES; i = (i + 1) & t->children.mask) {
         slot *s = &t->children.slots[i];
-        if (s->value == NONE || (s->hash == hash && t->nodes[s->value].parent == parent && t->nodes[s->value].byte == byte)) return s;
+        if (s->value == NONE ||
+            (s->hash == hash && t->nodes[s->value].parent == parent && t->nodes[s->value].byte == byte))
+            return s;
     }
     return NULL;
 }
@@ -293,7 +296,8 @@ static slot *child_slot(const dg_tokenizer *t, uint32_t parent, uint8_t byte) {
 /* The tree of special tokens, so that a text is passed once for all of them. */
 static int plant_specials(const gguf *file, dg_tokenizer *t, dg_error *error) {
     uint64_t bytes = 0;
-    for (int32_t id = 0; id < t->vocab.n_vocab; id++) bytes += special_kind(t->kinds[id]) ? string_at(t->tokens, t->token_at[id]).n : 0;
+    for (int32_t id = 0; id < t->vocab.n_vocab; id++)
+        bytes += special_kind(t->kinds[id]) ? string_at(t->tokens, t->token_at[id]).n : 0;
     t->nodes = bytes < NONE ? malloc(((size_t)bytes + 1) * sizeof *t->nodes) : NULL;
     if (t->nodes == NULL || !table_new(&t->children, bytes)) return no_memory(file, error);
     t->nodes[t->n_nodes++] = (node){NONE, 0, -1};
@@ -343,7 +347,8 @@ static int read_tokens(const gguf *file, dg_tokenizer *t, dg_error *error) {
         t->token_at[id] = (uint32_t)(cursor - t->tokens);
         gguf_text text = gguf_next_string(&cursor);
         if (text.n > MOST_BYTES)
-            return fail(error, DG_ERROR_FORMAT, "%s: token %d has %llu bytes, more than the %d there may be", file->path, (int)id, (unsigned long long)text.n, MOST_BYTES);
+            return fail(error, DG_ERROR_FORMAT, "%s: token %d has %llu bytes, more than the %d there may be",
+                        file->path, (int)id, (unsigned long long)text.n, MOST_BYTES);
         if (text.n > t->longest_token) t->longest_token = (size_t)text.n;
 
         int64_t kind;
@@ -489,7 +494,8 @@ static int utf8_next(const char *at, size_t n) {
     uint8_t most = s[0] == 0xED ? 0x9F : s[0] == 0xF4 ? 0x8F : 0xBF;
     for (int i = 1; i < length; i++) {
         if ((size_t)i >= n || s[i] < least || s[i] > most) return -i;
-        least = 0x80, most = 0xBF;
+        least = 0x80;
+        most = 0xBF;
     }
     return length == 0 ? -1 : length;
 }
@@ -634,7 +640,9 @@ static bool merge_symbols(encoder *e) {
         uint32_t hash = hash_text(e->text + a->at, top.n);
         int32_t id = find_token(e->t, e->text + a->at, top.n, hash);
         if (id < 0) continue; /* a merge into what is no token */
-        a->n = top.n, a->hash = hash, a->id = id;
+        a->n = top.n;
+        a->hash = hash;
+        a->id = id;
         a->next = b->next;
         b->n = 0;
         if (a->next != NONE) e->symbols[a->next].prev = top.left;
@@ -708,7 +716,9 @@ static int32_t find_special(const dg_tokenizer *t, const char *at, size_t n, boo
         if (s == NULL || s->value == NONE) break;
         here = s->value;
         const int32_t id = t->nodes[here].id;
-        if (id >= 0 && (control || t->kinds[id] == USER_DEFINED)) found = id, *length = i + 1;
+        if (id < 0 || (!control && t->kinds[id] != USER_DEFINED)) continue;
+        found = id;
+        *length = i + 1;
     }
     return found;
 }
@@ -745,7 +755,8 @@ int dg_tokenize(const dg_tokenizer *tokenizer, const char *text, size_t n_bytes,
     free(e.symbols);
     free(e.heap);
     *n_ids = done ? e.n_ids : 0;
-    return done ? gguf_check(tokenizer->file, error) : fail(error, DG_ERROR_SYSTEM, "no memory to tokenize %zu bytes", n_bytes);
+    return done ? gguf_check(tokenizer->file, error)
+                : fail(error, DG_ERROR_SYSTEM, "no memory to tokenize %zu bytes", n_bytes);
 }
 
 /* ---- Decoding --------------------------------------------------------------------------------------------------- */

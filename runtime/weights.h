@@ -12,9 +12,11 @@ typedef struct tensor {
     const uint8_t *data;
     int64_t cols, rows, experts;
     int64_t row_bytes, expert_bytes; /* from one row, or one expert, to the next */
-    const uint8_t *repacked;         /* the matrices of the first n_repacked experts in the form that the backend likes best */
+    /* the matrices of the first n_repacked experts in the form that the backend likes best */
+    const uint8_t *repacked;
     int64_t n_repacked;
-    const uint8_t *const *at;        /* [experts] where each lies, `shift` bytes before its first row; NULL: as data has them */
+    /* [experts] where each lies, `shift` bytes before its first row; NULL: as data has them */
+    const uint8_t *const *at;
     int64_t shift;
     const uint8_t *placed;           /* the backend's copy, laid out like data; NULL: it reads data */
 } tensor;
@@ -72,8 +74,8 @@ enum {
 };
 extern const weight_line weight_lines[WEIGHT_LINES];
 
-/* A walk over the tensors of a model: line after line of tensors.def, in each layer after layer. It passes over those of
- * sliding layers in full ones, and over the two halves of a fused tensor that is bound. */
+/* A walk over the tensors of a model: line after line of tensors.def, in each layer after layer. It passes over
+ * those of sliding layers in full ones, and over the two halves of a fused tensor that is bound. */
 typedef struct weight_walk {
     top_weights *top;
     layer *layers;
@@ -88,7 +90,9 @@ tensor *weight_next(weight_walk *w);
 bool weight_of_experts(const weight_walk *w, const tensor *t);
 
 /* Sizes that follow from the configuration, per layer. */
-static inline int32_t config_head_dim(const dg_config *c, int32_t l) { return c->sliding[l] ? c->head_dim_swa : c->head_dim; }
+static inline int32_t config_head_dim(const dg_config *c, int32_t l) {
+    return c->sliding[l] ? c->head_dim_swa : c->head_dim;
+}
 static inline int32_t config_d_q(const dg_config *c, int32_t l) { return c->n_head * config_head_dim(c, l); }
 static inline int32_t config_d_kv(const dg_config *c, int32_t l) { return c->n_head_kv[l] * config_head_dim(c, l); }
 

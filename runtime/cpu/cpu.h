@@ -1,4 +1,5 @@
-/* The CPU backends: what they share, the plain C reference of every other op, and what each instruction set replaces. */
+/* The CPU backends: what they share, the plain C reference of every other op, and what each instruction set
+ * replaces. */
 #ifndef DG_CPU_H
 #define DG_CPU_H
 
@@ -27,7 +28,9 @@ const isa *isa_usable(int32_t i);
 
 /* Attention takes (query, head) rows and keys in blocks: of rows as many as stay in L2 with the keys, at most ROWS. */
 enum { ATTENTION_ROWS = 240, ATTENTION_KEYS = 128, ATTENTION_ROW_FLOATS = 120 * 512 };
-static inline int64_t attention_rows(int64_t dim) { return dim * ATTENTION_ROWS <= ATTENTION_ROW_FLOATS ? ATTENTION_ROWS : (ATTENTION_ROW_FLOATS / dim + 11) / 12 * 12; }
+static inline int64_t attention_rows(int64_t dim) {
+    return dim * ATTENTION_ROWS <= ATTENTION_ROW_FLOATS ? ATTENTION_ROWS : (ATTENTION_ROW_FLOATS / dim + 11) / 12 * 12;
+}
 
 /* Floats of scratch that this needs. */
 static inline int64_t attention_scratch(int64_t dim) {
@@ -47,7 +50,8 @@ typedef struct expert_groups {
 } expert_groups;
 
 /* Carves the groups out of the experts op's work and fills start and pairs. */
-expert_groups group_by_expert(void *work, const int32_t *experts, int64_t n, int64_t k, int64_t d_model, int64_t d_expert, int64_t n_expert);
+expert_groups group_by_expert(void *work, const int32_t *experts, int64_t n, int64_t k, int64_t d_model,
+                              int64_t d_expert, int64_t n_expert);
 
 /* Puts the experts to compute now into g->list and returns how many; 0: all are done. */
 int32_t next_experts(const expert_feed *feed, expert_groups *g);

@@ -1,5 +1,5 @@
-/* Instructions that the compiling machine lacks, one by one in plain C: SIMDe's forms under the processor's own names, so
- * that a test can prove code for them (make test-emulated). Included before any other intrinsics.
+/* Instructions that the compiling machine lacks, one by one in plain C: SIMDe's forms under the processor's own
+ * names, so that a test can prove code for them (make test-emulated). Included before any other intrinsics.
  */
 #ifndef DG_EMULATE_H
 #define DG_EMULATE_H

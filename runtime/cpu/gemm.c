@@ -58,7 +58,8 @@ typedef struct rounding {
 } rounding;
 
 static void quantise_row(const rounding *a, int64_t i) {
-    for (int64_t b = 0; b < a->x->cols / a->x->depth; b++) a->set->quantise(a->x, b, i, a->values + i * a->x->cols + b * a->x->depth);
+    for (int64_t b = 0; b < a->x->cols / a->x->depth; b++)
+        a->set->quantise(a->x, b, i, a->values + i * a->x->cols + b * a->x->depth);
 }
 
 static void quantise_some(void *arg, int64_t item, int32_t thread) {
@@ -67,7 +68,8 @@ static void quantise_some(void *arg, int64_t item, int32_t thread) {
     for (int64_t i = item * TOGETHER; i < least((item + 1) * TOGETHER, a->x->n); i++) quantise_row(a, i);
 }
 
-gemm_input gemm_quantise(const ops *o, const gemm_kernel *k, const float *values, int64_t n, int64_t cols, char **work) {
+gemm_input gemm_quantise(const ops *o, const gemm_kernel *k, const float *values, int64_t n, int64_t cols,
+                         char **work) {
     const gemm_input x = lay_out(k, n, cols, work);
     pool_run(o->pool, quantise_some, &(rounding){o->gemm, &x, values}, (n + TOGETHER - 1) / TOGETHER);
     return x;
@@ -94,23 +96,24 @@ static sources sources_of(const gemm_strip *s) {
     return from;
 }
 
-/* Asks for one column block of a strip, a cache line at a time: its first half of rows, or its second. More at once than
- * the processor can wait for would hold up what it computes. */
+/* Asks for one column block of a strip, a cache line at a time: its first half of rows, or its second. More at once
+ * than the processor can wait for would hold up what it computes. */
 static void prefetch(const sources *from, int64_t at, int64_t bytes, int half) {
     for (int64_t r = half * from->count / 2; r < (half + 1) * from->count / 2; r++)
         for (int64_t i = 0; i < bytes * from->together; i += 64)
             __builtin_prefetch(from->rows[r] + at * from->together + i, 0, 2); /* to L2: L1 is full of the panel */
 }
 
-void gemm_product(const gemm_kernel *k, gemm_panel *p, const gemm_strip *s, const gemm_strip *next, const gemm_input *x, const int32_t *tokens, int64_t n,
-                  float *acc) {
+void gemm_product(const gemm_kernel *k, gemm_panel *p, const gemm_strip *s, const gemm_strip *next, const gemm_input *x,
+                  const int32_t *tokens, int64_t n, float *acc) {
     const int64_t blocks = s->w->cols / x->depth, bytes = s->w->row_bytes / blocks, ahead = least(AHEAD, blocks);
     const sources from = sources_of(s), later = next ? sources_of(next) : from;
     p->depth = x->depth;
     memset(acc, 0, (size_t)n * GEMM_ROWS * sizeof *acc);
     for (int64_t b = 0; b < blocks; b++) {
         const sources *then = b + ahead < blocks ? &from : &later;
-        const int64_t at = (b + ahead < blocks ? b + ahead : b + ahead - blocks) * bytes, ask = then == &from || next ? bytes : 0;
+        const int64_t at = (b + ahead < blocks ? b + ahead : b + ahead - blocks) * bytes,
+                      ask = then == &from || next ? bytes : 0;
         prefetch(then, at, ask, 0);
         (from.together > 1 ? k->unpack_repacked : k->unpack)(p, from.rows, b);
         prefetch(then, at, ask, 1);
@@ -188,7 +191,8 @@ typedef struct mixture {
 static void gate_up_item(void *arg, int64_t item, int32_t thread) {
     const mixture *a = arg;
     const gemm_scratch r = gemm_scratch_for(a->o, thread);
-    const int64_t e = a->g.list[item / a->items], begin = item % a->items * STRIPS * GEMM_ROWS, end = least(begin + STRIPS * GEMM_ROWS, a->gate->rows);
+    const int64_t e = a->g.list[item / a->items], begin = item % a->items * STRIPS * GEMM_ROWS,
+                  end = least(begin + STRIPS * GEMM_ROWS, a->gate->rows);
     for (int64_t from = a->g.start[e]; from < a->g.start[e + 1]; from += GEMM_TOKENS) {
         const int64_t n = least(GEMM_TOKENS, a->g.start[e + 1] - from);
         for (int64_t row = begin; row < end; row += GEMM_ROWS) {
@@ -196,7 +200,8 @@ static void gate_up_item(void *arg, int64_t item, int32_t thread) {
             gemm_product(a->k, r.panel, &gate, &up, &a->x, a->tokens + from, n, r.acc);
             gemm_product(a->k, r.panel, &up, next.row < end ? &next : NULL, &a->x, a->tokens + from, n, r.other);
             a->o->gemm->gelu_mul(r.acc, r.acc, r.other, n * GEMM_ROWS);
-            for (int64_t i = 0; i < n; i++) put(a->g.hidden + (from + i) * a->gate->rows + row, r.acc + i * GEMM_ROWS, end - row);
+            for (int64_t i = 0; i < n; i++)
+                put(a->g.hidden + (from + i) * a->gate->rows + row, r.acc + i * GEMM_ROWS, end - row);
         }
     }
 }
@@ -204,7 +209,8 @@ static void gate_up_item(void *arg, int64_t item, int32_t thread) {
 static void down_item(void *arg, int64_t item, int32_t thread) {
     const mixture *a = arg;
     const gemm_scratch r = gemm_scratch_for(a->o, thread);
-    const int64_t e = a->g.list[item / a->items], begin = item % a->items * STRIPS * GEMM_ROWS, end = least(begin + STRIPS * GEMM_ROWS, a->down->rows);
+    const int64_t e = a->g.list[item / a->items], begin = item % a->items * STRIPS * GEMM_ROWS,
+                  end = least(begin + STRIPS * GEMM_ROWS, a->down->rows);
     for (int64_t from = a->g.start[e]; from < a->g.start[e + 1]; from += GEMM_TOKENS) {
         const int64_t n = least(GEMM_TOKENS, a->g.start[e + 1] - from);
         int32_t places[GEMM_TOKENS];
@@ -212,7 +218,8 @@ static void down_item(void *arg, int64_t item, int32_t thread) {
         for (int64_t row = begin; row < end; row += GEMM_ROWS) {
             const gemm_strip s = {a->down, e, row}, next = {a->down, e, row + GEMM_ROWS};
             gemm_product(a->k_down, r.panel, &s, next.row < end ? &next : NULL, &a->hidden, places, n, r.acc);
-            for (int64_t i = 0; i < n; i++) put(a->g.out + a->g.pairs[from + i] * a->down->rows + row, r.acc + i * GEMM_ROWS, end - row);
+            for (int64_t i = 0; i < n; i++)
+                put(a->g.out + a->g.pairs[from + i] * a->down->rows + row, r.acc + i * GEMM_ROWS, end - row);
         }
     }
 }
@@ -226,8 +233,9 @@ static void quantise_hidden(void *arg, int64_t item, int32_t thread) {
     for (int64_t i = a->g.start[e]; i < a->g.start[e + 1]; i++) quantise_row(&r, i);
 }
 
-void gemm_experts(const ops *o, float *y, const float *x, const tensor *gate, const tensor *up, const tensor *down, const int32_t *experts,
-                  const float *weights, int64_t n, int64_t k, const expert_feed *feed, void *work) {
+void gemm_experts(const ops *o, float *y, const float *x, const tensor *gate, const tensor *up, const tensor *down,
+                  const int32_t *experts, const float *weights, int64_t n, int64_t k, const expert_feed *feed,
+                  void *work) {
     const gemm_kernel *k_in = gemm_kernel_for(o->gemm, gate), *k_down = gemm_kernel_for(o->gemm, down);
     if (!k_in || !k_down || k_in != gemm_kernel_for(o->gemm, up)) {
         o->float_experts(o, y, x, gate, up, down, experts, weights, n, k, feed, work);

@@ -1,8 +1,8 @@
 /* Integer matrix products: weights stay quantised, activations are rounded to 8 or 13 bits once per matrix.
  *
  * A panel is GEMM_ROWS rows by `depth` columns of a matrix, unpacked to codes in L1 and arranged so that one vector
- * holds several rows by 4 (2 when wide) consecutive columns: the rows are the lanes, a token's values are broadcast, and
- * nothing is summed across lanes. What is unpacked once serves all tokens.
+ * holds several rows by 4 (2 when wide) consecutive columns: the rows are the lanes, a token's values are broadcast,
+ * and nothing is summed across lanes. What is unpacked once serves all tokens.
  */
 #ifndef DG_GEMM_H
 #define DG_GEMM_H
@@ -28,20 +28,23 @@ typedef struct gemm_input {
     float *scales;      /* [blocks][n][depth / step] */
     float *sums;        /* [blocks][n][depth / 32] of the codes */
     int16_t *sums16;    /* the same as int16 (not when wide) */
-    int32_t *start16;   /* [blocks][n][depth / 16] what an accumulator of 16 columns starts at, so that codes stored with */
-    int32_t *start32;   /* [blocks][n][depth / 32] an offset count as signed; the instruction set's own form */
+    /* [blocks][n][depth / 16] and [blocks][n][depth / 32]: what an accumulator of 16 or 32 columns starts at, so that
+     * codes that are stored with an offset count as signed. Each instruction set has a form of its own. */
+    int32_t *start16, *start32;
 } gemm_input;
 
 typedef struct gemm_panel { /* every array begins at a multiple of 64 bytes */
     _Alignas(64) uint8_t codes[GEMM_DEPTH * GEMM_ROWS * 2]; /* [depth / 4][rows][4]; wide: int16 [depth / 2][rows][2] */
     float d[GEMM_DEPTH / GEMM_SUB * GEMM_ROWS];        /* [1 or depth / 32][rows] scales */
     float m[GEMM_DEPTH / GEMM_SUB * GEMM_ROWS];        /* the same for minimums */
-    int16_t scales[16 * GEMM_ROWS * 2];                /* [depth / 16 or 32][rows][2], each twice: K-quants' integer scales */
+    /* [depth / 16 or 32][rows][2], each twice: K-quants' integer scales */
+    int16_t scales[16 * GEMM_ROWS * 2];
     int16_t mins[4 * GEMM_ROWS * 2];                   /* [depth / 64][rows][2] of two sub-blocks side by side */
     int64_t depth;
 } gemm_panel;
 
-/* One per format. K-quants have integer scales under one float32 scale per 256 columns; the others a float32 each 32. */
+/* One per format. K-quants have integer scales under one float32 scale per 256 columns; the others a float32 each
+ * 32. */
 typedef struct gemm_kernel {
     int32_t format;
     bool k_quant;
@@ -50,8 +53,8 @@ typedef struct gemm_kernel {
     void (*unpack)(gemm_panel *p, const uint8_t *const *rows, int64_t b);
     /* acc[i][0 .. 16) += panel . x[tokens[i]] over column block b, for i in [0, n); tokens NULL: i itself */
     void (*multiply)(const gemm_panel *p, const gemm_input *x, int64_t b, const int32_t *tokens, int64_t n, float *acc);
-    /* Writes GEMM_REPACKED rows of so many blocks in as many bytes, so that their unpacking needs no shuffles; NULL: the
-     * set has no such form. Then unpack_repacked is unpack of rows[i], where the i-th GEMM_REPACKED rows begin. */
+    /* Writes GEMM_REPACKED rows of so many blocks in as many bytes, so that their unpacking needs no shuffles; NULL:
+     * the set has no such form. Then unpack_repacked is unpack of rows[i], where the i-th GEMM_REPACKED rows begin. */
     void (*repack)(uint8_t *to, const uint8_t *const rows[GEMM_REPACKED], int64_t blocks);
     void (*unpack_repacked)(gemm_panel *p, const uint8_t *const *rows, int64_t b);
 } gemm_kernel;
@@ -64,8 +67,8 @@ struct gemm_set {
     /* Fills block b of row i from values[depth]. Where a step holds NaN or infinity its scale does: codes cannot. */
     void (*quantise)(const gemm_input *x, int64_t b, int64_t i, const float *values);
     void (*gelu_mul)(float *y, const float *gate, const float *up, int64_t n);
-    /* Of a row of the vocabulary: the largest, NaN where one is NaN or infinity; cap * tanh(z / cap) * slope in place; sums of exp(z - peak) and of that
-     * times (z - peak). */
+    /* Of a row of the vocabulary: the largest, NaN where one is NaN or infinity; cap * tanh(z / cap) * slope in
+     * place; sums of exp(z - peak) and of that times (z - peak). */
     float (*peak)(const float *z, int64_t n);
     void (*squash)(float *z, int64_t n, float cap, float slope);
     void (*sums)(const float *z, int64_t n, float peak, float *total, float *moment);
@@ -86,30 +89,39 @@ typedef struct gemm_token {
 static inline gemm_token gemm_token_of(const gemm_input *x, int64_t b, int64_t i, float *acc) {
     const int64_t row = b * x->n + i;
     return (gemm_token){
-        x->codes + row * x->depth * (x->wide ? 2 : 1), x->scales + row * (x->depth / x->step), x->sums + row * (x->depth / 32),
-        x->sums16 + row * (x->depth / 32), x->start16 + row * (x->depth / 16), x->start32 + row * (x->depth / 32), acc,
+        x->codes + row * x->depth * (x->wide ? 2 : 1),
+        x->scales + row * (x->depth / x->step),
+        x->sums + row * (x->depth / 32),
+        x->sums16 + row * (x->depth / 32),
+        x->start16 + row * (x->depth / 16),
+        x->start32 + row * (x->depth / 32),
+        acc,
     };
 }
 
-/* multiply_<name>: passes the tokens in as few tiles as hold TILE each, all about as large: one token alone would wait for
- * its own sums. tile(t) works on k[0 .. t), t a constant of 1 .. TILE. */
-#define GEMM_MULTIPLY(name, tile)                                                                                                \
-    static void multiply_##name(const gemm_panel *p, const gemm_input *x, int64_t b, const int32_t *tokens, int64_t n, float *acc) { \
-        for (int64_t i = 0, left = (n + TILE - 1) / TILE, count; left > 0; i += count, left--) {                                 \
-            gemm_token k[8];                                                                                                     \
-            count = (n - i + left - 1) / left;                                                                                   \
-            for (int t = 0; t < count; t++) k[t] = gemm_token_of(x, b, tokens ? tokens[i + t] : i + t, acc + (i + t) * GEMM_ROWS); \
-            switch (count) {                                                                                                     \
-                case 1: tile(1); break;                                                                                          \
-                case 2: tile(2); break;                                                                                          \
-                case 3: tile(3); break;                                                                                          \
-                case 4: tile(4); break;                                                                                          \
-                case 5: tile(TILE < 5 ? 4 : 5); break; /* not reached with tiles of 4 */                                         \
-                case 6: tile(TILE < 5 ? 4 : 6); break;                                                                           \
-                case 7: tile(TILE < 5 ? 4 : 7); break;                                                                           \
-                default: tile(TILE < 5 ? 4 : 8);                                                                                 \
-            }                                                                                                                    \
-        }                                                                                                                        \
+/* multiply_<name>: passes the tokens in as few tiles as hold TILE each, all about as large: one token alone would
+ * wait for its own sums. tile(t) works on k[0 .. t), t a constant of 1 .. TILE. */
+#define GEMM_MULTIPLY(name, tile)                                                                                     \
+    static void multiply_##name(const gemm_panel *p, const gemm_input *x, int64_t b, const int32_t *tokens, int64_t n,\
+                                float *acc) {                                                                         \
+        int64_t i = 0;                                                                                                \
+        for (int64_t left = (n + TILE - 1) / TILE; left > 0; left--) {                                                \
+            gemm_token k[8];                                                                                          \
+            const int64_t count = (n - i + left - 1) / left;                                                          \
+            for (int t = 0; t < count; t++)                                                                           \
+                k[t] = gemm_token_of(x, b, tokens ? tokens[i + t] : i + t, acc + (i + t) * GEMM_ROWS);                \
+            switch (count) {                                                                                          \
+                case 1: tile(1); break;                                                                               \
+                case 2: tile(2); break;                                                                               \
+                case 3: tile(3); break;                                                                               \
+                case 4: tile(4); break;                                                                               \
+                case 5: tile(TILE < 5 ? 4 : 5); break; /* not reached with tiles of 4 */                              \
+                case 6: tile(TILE < 5 ? 4 : 6); break;                                                                \
+                case 7: tile(TILE < 5 ? 4 : 7); break;                                                                \
+                default: tile(TILE < 5 ? 4 : 8);                                                                      \
+            }                                                                                                         \
+            i += count;                                                                                               \
+        }                                                                                                             \
     }
 
 /* ---- The order of a product, the same for every instruction set (gemm.c) ---- */
@@ -131,8 +143,8 @@ typedef struct gemm_strip {
 /* acc[i] = the 16 outputs of a strip for tokens[i]. next: the strip that this thread multiplies after it, or NULL; what
  * comes two blocks later is asked for ahead, across strips too, since a file's rows lie too far apart for the hardware
  * to guess. */
-void gemm_product(const gemm_kernel *k, gemm_panel *p, const gemm_strip *s, const gemm_strip *next, const gemm_input *x, const int32_t *tokens, int64_t n,
-                  float *acc);
+void gemm_product(const gemm_kernel *k, gemm_panel *p, const gemm_strip *s, const gemm_strip *next, const gemm_input *x,
+                  const int32_t *tokens, int64_t n, float *acc);
 
 /* A thread's scratch: a panel, the outputs of the tokens that pass it, twice, and GEMM_HEAD_ROWS rows of 256 logits. */
 typedef struct gemm_scratch {
@@ -140,18 +152,24 @@ typedef struct gemm_scratch {
     float *acc, *other, *tile;
 } gemm_scratch;
 gemm_scratch gemm_scratch_for(const ops *o, int32_t thread);
-enum { GEMM_SCRATCH_FLOATS = sizeof(gemm_panel) / sizeof(float) + 16 + 2 * GEMM_TOKENS * GEMM_ROWS + GEMM_HEAD_ROWS * 256 };
+enum {
+    GEMM_SCRATCH_FLOATS = sizeof(gemm_panel) / sizeof(float) + 16 + 2 * GEMM_TOKENS * GEMM_ROWS + GEMM_HEAD_ROWS * 256
+};
 
 /* What ops_repack does, with memory[bytes] for the caller to release. */
-int gemm_repack(const ops *o, layer *layers, int32_t n_layer, int64_t budget, uint8_t **memory, size_t *bytes, dg_error *error);
+int gemm_repack(const ops *o, layer *layers, int32_t n_layer, int64_t budget, uint8_t **memory, size_t *bytes,
+                dg_error *error);
 
-/* The integer ops (gemm.c, gemm_head.c), and what puts them in the place of the table's own (products.c), which then serve
- * formats without a kernel. */
+/* The integer ops (gemm.c, gemm_head.c), and what puts them in the place of the table's own (products.c), which then
+ * serve formats without a kernel. */
 void gemm_matmul(const ops *o, float *y, const float *x, const tensor *w, int64_t n, void *work);
-void gemm_experts(const ops *o, float *y, const float *x, const tensor *gate, const tensor *up, const tensor *down, const int32_t *experts,
-                  const float *weights, int64_t n, int64_t k, const expert_feed *feed, void *work);
-void gemm_head(const ops *o, const head_part *parts, int32_t n_parts, const float *x, const tensor *table, int64_t n, float cap, void *work);
-void gemm_self_condition(const ops *o, float *y, const self_cond *s, const tensor *table, int64_t n, float scale, void *work, float *scratch);
+void gemm_experts(const ops *o, float *y, const float *x, const tensor *gate, const tensor *up, const tensor *down,
+                  const int32_t *experts, const float *weights, int64_t n, int64_t k, const expert_feed *feed,
+                  void *work);
+void gemm_head(const ops *o, const head_part *parts, int32_t n_parts, const float *x, const tensor *table, int64_t n,
+               float cap, void *work);
+void gemm_self_condition(const ops *o, float *y, const self_cond *s, const tensor *table, int64_t n, float scale,
+                         void *work, float *scratch);
 void gemm_install(ops *o, const gemm_set *set);
 
 #endif

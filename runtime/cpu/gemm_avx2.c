@@ -1,5 +1,5 @@
-/* Integer products on AVX2: unsigned codes times signed activations, summed in int16 as deep as the codes allow, widened
- * by a multiplication with the scale itself.
+/* Integer products on AVX2: unsigned codes times signed activations, summed in int16 as deep as the codes allow,
+ * widened by a multiplication with the scale itself.
  *
  * int16 sums wrap, so only a sub-block's final sum must fit. With codes up to 15 or centred on an offset of 16, 32
  * columns do (16 products of at most 16 * 127 per lane); with an offset of 32, or codes up to 31, 16 columns do.
@@ -28,7 +28,8 @@ INLINE __m256i broadcast4(const void *at) {
 }
 
 /* acc[t][h] += codes . x[t] over 4 * groups columns, in int16 */
-INLINE void multiply_groups(__m256i acc[TILE][HALVES], const uint8_t *codes, const int8_t *const x[TILE], int64_t at, int groups, int tokens) {
+INLINE void multiply_groups(__m256i acc[TILE][HALVES], const uint8_t *codes, const int8_t *const x[TILE], int64_t at,
+                            int groups, int tokens) {
 #pragma GCC unroll 8
     for (int g = 0; g < groups; g++) {
         const __m256i w0 = load(codes + 64 * g), w1 = load(codes + 64 * g + 32);
@@ -56,11 +57,13 @@ INLINE void k_tile(const gemm_panel *p, const gemm_token *k, int tokens, int sub
     }
     for (int s = 0; s < 256 / sub; s++) {
         for (int t = 0; t < tokens; t++)
-            for (int h = 0; h < HALVES; h++) acc[t][h] = offset ? _mm256_set1_epi32(k[t].start16[s]) : _mm256_setzero_si256();
+            for (int h = 0; h < HALVES; h++)
+                acc[t][h] = offset ? _mm256_set1_epi32(k[t].start16[s]) : _mm256_setzero_si256();
         multiply_groups(acc, p->codes + s * sub * GEMM_ROWS, x, s * sub, sub / 4, tokens);
         for (int h = 0; h < HALVES; h++) {
             const __m256i scale = load(p->scales + (s * GEMM_ROWS + 8 * h) * 2);
-            for (int t = 0; t < tokens; t++) sum[t][h] = _mm256_add_epi32(sum[t][h], _mm256_madd_epi16(acc[t][h], scale));
+            for (int t = 0; t < tokens; t++)
+                sum[t][h] = _mm256_add_epi32(sum[t][h], _mm256_madd_epi16(acc[t][h], scale));
         }
     }
     for (int h = 0; h < HALVES; h++) {
@@ -70,7 +73,8 @@ INLINE void k_tile(const gemm_panel *p, const gemm_token *k, int tokens, int sub
             if (minimums) {
                 __m256i m = _mm256_setzero_si256();
                 for (int s = 0; s < 4; s++)
-                    m = _mm256_add_epi32(m, _mm256_madd_epi16(load(p->mins + (s * GEMM_ROWS + 8 * h) * 2), broadcast4(k[t].sums16 + 2 * s)));
+                    m = _mm256_add_epi32(m, _mm256_madd_epi16(load(p->mins + (s * GEMM_ROWS + 8 * h) * 2),
+                                                              broadcast4(k[t].sums16 + 2 * s)));
                 y = _mm256_fnmadd_ps(_mm256_cvtepi32_ps(m), _mm256_load_ps(p->m + 8 * h), y);
             }
             add_to(k[t].acc + 8 * h, _mm256_mul_ps(y, _mm256_set1_ps(k[t].scales[0])));
@@ -113,7 +117,8 @@ INLINE void block_tile(const gemm_panel *p, const gemm_token *k, int tokens, int
                     const __m256i sum = wide ? acc[t][h] : _mm256_madd_epi16(acc[t][h], _mm256_set1_epi16(1));
                     block[t][h] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sum), d, block[t][h]);
                     if (minimums)
-                        block[t][h] = _mm256_fmadd_ps(_mm256_load_ps(p->m + c / 32 * GEMM_ROWS + 8 * h), _mm256_set1_ps(k[t].sums[c / 32]), block[t][h]);
+                        block[t][h] = _mm256_fmadd_ps(_mm256_load_ps(p->m + c / 32 * GEMM_ROWS + 8 * h),
+                                                      _mm256_set1_ps(k[t].sums[c / 32]), block[t][h]);
                 }
             }
         }
@@ -140,10 +145,13 @@ GEMM_MULTIPLY(wide, WIDE)
 
 /* Signed codes of 8 bits become int16: group g of 4 columns, two vectors of column pairs. */
 static inline void put_signed(gemm_panel *p, int h, int64_t g, __m256i codes) {
-    const __m256i lanes = _mm256_setr_epi32(0, 0x04000400, 0x08000800, 0x0c000c00, 0, 0x04000400, 0x08000800, 0x0c000c00);
-    const __m256i pair = _mm256_add_epi8(_mm256_set1_epi32(0x01800080), lanes); /* into the upper bytes, shifted down with their sign */
+    const __m256i lanes =
+        _mm256_setr_epi32(0, 0x04000400, 0x08000800, 0x0c000c00, 0, 0x04000400, 0x08000800, 0x0c000c00);
+    /* into the upper bytes, shifted down with their sign */
+    const __m256i pair = _mm256_add_epi8(_mm256_set1_epi32(0x01800080), lanes);
     put(p->codes + 2 * g * 64 + 32 * h, _mm256_srai_epi16(_mm256_shuffle_epi8(codes, pair), 8));
-    put(p->codes + (2 * g + 1) * 64 + 32 * h, _mm256_srai_epi16(_mm256_shuffle_epi8(codes, _mm256_add_epi8(pair, _mm256_set1_epi32(0x02000200))), 8));
+    put(p->codes + (2 * g + 1) * 64 + 32 * h,
+        _mm256_srai_epi16(_mm256_shuffle_epi8(codes, _mm256_add_epi8(pair, _mm256_set1_epi32(0x02000200))), 8));
 }
 
 UNPACK_ALL(16)
@@ -172,6 +180,7 @@ static inline void put_starts(__m256i pairs, int32_t *start16, int32_t *start32)
 
 #include "gemm_quantise_avx2.h"
 void gemm_install_avx2(ops *o) {
-    static const gemm_set set = {kernels, sizeof kernels / sizeof *kernels, quantise, gelu_mul, peak_of, squash, sums_of, decode_row, blend_row};
+    static const gemm_set set = {
+        kernels, sizeof kernels / sizeof *kernels, quantise, gelu_mul, peak_of, squash, sums_of, decode_row, blend_row};
     gemm_install(o, &set);
 }

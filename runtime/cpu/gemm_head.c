@@ -1,6 +1,6 @@
-/* The output head in one pass that stores no logits: each thread multiplies a group of the vocabulary, chunk by chunk, and
- * keeps per row and chunk the peak and two sums, and per row and group the likely ids. From these come entropy, argmax,
- * the draw, and what self-conditioning needs, with the share of what was left out known exactly.
+/* The output head in one pass that stores no logits: each thread multiplies a group of the vocabulary, chunk by
+ * chunk, and keeps per row and chunk the peak and two sums, and per row and group the likely ids. From these come
+ * entropy, argmax, the draw, and what self-conditioning needs, with the share of what was left out known exactly.
  *
  * Nothing depends on which thread passes which group, so the results are the same for any number of threads.
  */
@@ -13,8 +13,8 @@
 #include "self_condition.h"
 
 /* An id is likely when it is within this of the row's peak, in nats: enough for the certificate below where a row
- * hesitates between a dozen words (normal logits: 600 ids are kept where e^entropy is 8). A chunk that stays NEGLIGIBLE nats below the row's
- * peak adds less than 1e-12 to its sums and is passed over. */
+ * hesitates between a dozen words (normal logits: 600 ids are kept where e^entropy is 8). A chunk that stays
+ * NEGLIGIBLE nats below the row's peak adds less than 1e-12 to its sums and is passed over. */
 #define REACH 15.0f
 #define NEGLIGIBLE 40.0f
 
@@ -40,14 +40,19 @@ typedef struct head_row {
 
 static head_row row_at(const heading *a, int64_t row) {
     const head_part *p = a->parts;
-    while (row >= p->n) row -= p++->n;
+    while (row >= p->n) {
+        row -= p->n;
+        p++;
+    }
     return (head_row){p, p->next, row, 1.0f / *p->temperature};
 }
 
 static float squashed(const heading *a, float logit, float slope) { return a->cap * tanhf(logit / a->cap) * slope; }
 
 /* Of two likely ids, whether the first is the one to let go: the smaller, of equals the later. */
-static bool lesser(const self_cond_list *l, int32_t i, int32_t j) { return l->z[i] < l->z[j] || (l->z[i] == l->z[j] && l->ids[i] > l->ids[j]); }
+static bool lesser(const self_cond_list *l, int32_t i, int32_t j) {
+    return l->z[i] < l->z[j] || (l->z[i] == l->z[j] && l->ids[i] > l->ids[j]);
+}
 
 /* Moves the item at the top of a heap, the least of it first, down to its place. */
 static void sift(self_cond_list *l, int32_t at) {
@@ -56,8 +61,10 @@ static void sift(self_cond_list *l, int32_t at) {
         if (!lesser(l, child, at)) return;
         const int32_t id = l->ids[at];
         const float z = l->z[at];
-        l->ids[at] = l->ids[child], l->z[at] = l->z[child];
-        l->ids[child] = id, l->z[child] = z;
+        l->ids[at] = l->ids[child];
+        l->z[at] = l->z[child];
+        l->ids[child] = id;
+        l->z[child] = z;
     }
 }
 
@@ -94,12 +101,14 @@ static void pass_row(const heading *a, head_row r, int64_t chunk, float *z, int6
 }
 
 /* Logits of a chunk for some rows of x: z[i][SELF_COND_CHUNK]. */
-static void chunk_logits(const heading *a, const gemm_scratch *r, int64_t chunk, const int32_t *tokens, int64_t n, float *z) {
+static void chunk_logits(const heading *a, const gemm_scratch *r, int64_t chunk, const int32_t *tokens, int64_t n,
+                         float *z) {
     const int64_t begin = chunk * SELF_COND_CHUNK, end = least(begin + SELF_COND_CHUNK, a->table->rows);
     for (int64_t row = begin; row < end; row += GEMM_ROWS) {
         const gemm_strip strip = {a->table, 0, row}, next = {a->table, 0, row + GEMM_ROWS};
         gemm_product(a->k, r->panel, &strip, next.row < a->table->rows ? &next : NULL, a->x, tokens, n, r->acc);
-        for (int64_t i = 0; i < n; i++) memcpy(z + i * SELF_COND_CHUNK + row - begin, r->acc + i * GEMM_ROWS, GEMM_ROWS * sizeof *z);
+        for (int64_t i = 0; i < n; i++)
+            memcpy(z + i * SELF_COND_CHUNK + row - begin, r->acc + i * GEMM_ROWS, GEMM_ROWS * sizeof *z);
     }
 }
 
@@ -144,7 +153,8 @@ static void merge_item(void *arg, int64_t row, int32_t thread) {
     const head_row at = row_at(arg, row);
     self_cond *s = at.s;
     const int64_t i = at.i;
-    const int64_t chunks = (s->n_vocab + SELF_COND_CHUNK - 1) / SELF_COND_CHUNK, groups = (s->n_vocab + SELF_COND_GROUP - 1) / SELF_COND_GROUP;
+    const int64_t chunks = (s->n_vocab + SELF_COND_CHUNK - 1) / SELF_COND_CHUNK,
+                  groups = (s->n_vocab + SELF_COND_GROUP - 1) / SELF_COND_GROUP;
     (void)thread;
     float peak = -INFINITY;
     bool finite = true;
@@ -221,7 +231,8 @@ static void draw_item(void *arg, int64_t row, int32_t thread) {
     }
 }
 
-void gemm_head(const ops *o, const head_part *parts, int32_t n_parts, const float *x, const tensor *table, int64_t n, float cap, void *work) {
+void gemm_head(const ops *o, const head_part *parts, int32_t n_parts, const float *x, const tensor *table, int64_t n,
+               float cap, void *work) {
     const gemm_kernel *k = gemm_kernel_for(o->gemm, table);
     if (!k) {
         o->float_head(o, parts, n_parts, x, table, n, cap, work);
@@ -230,10 +241,11 @@ void gemm_head(const ops *o, const head_part *parts, int32_t n_parts, const floa
     char *at = work;
     const gemm_input rounded = gemm_quantise(o, k, x, n, table->cols, &at);
     heading a = {o, k, table, &rounded, parts, n, cap};
-    for (const head_part *p = parts; p < parts + n_parts; x += p++->n * table->cols) {
+    for (const head_part *p = parts; p < parts + n_parts; p++) {
         p->next->cap = cap;
         p->next->temperature = p->temperature;
         memcpy(p->next->x, x, (size_t)(p->n * table->cols) * sizeof *x);
+        x += p->n * table->cols;
     }
     pool_run(o->pool, floor_item, &a, n);
     pool_run(o->pool, group_item, &a, (table->rows + SELF_COND_GROUP - 1) / SELF_COND_GROUP);
@@ -318,10 +330,12 @@ static void blend_item(void *arg, int64_t i, int32_t thread) {
     double square = 0.0;
     for (int64_t c = 0; c < d; c++) square += (double)y[c] * (double)y[c];
     /* the embedding may be off by that part of its length; a row that may be off by more is computed densely */
-    a->dense[i] = a->o->tolerance < 0.0f || a->s->dropped[i] * a->longest * (double)a->scale > (double)a->o->tolerance * sqrt(square);
+    a->dense[i] = a->o->tolerance < 0.0f ||
+                  a->s->dropped[i] * a->longest * (double)a->scale > (double)a->o->tolerance * sqrt(square);
 }
 
-void gemm_self_condition(const ops *o, float *y, const self_cond *s, const tensor *table, int64_t n, float scale, void *work, float *scratch) {
+void gemm_self_condition(const ops *o, float *y, const self_cond *s, const tensor *table, int64_t n, float scale,
+                         void *work, float *scratch) {
     if (!gemm_kernel_for(o->gemm, table)) {
         o->float_self_condition(o, y, s, table, n, scale, work, scratch);
         return;
@@ -347,5 +361,6 @@ void gemm_self_condition(const ops *o, float *y, const self_cond *s, const tenso
     o->softcap(o, s->z, n_dense * table->rows, s->cap);
     o->divide(o, s->z, s->z, n_dense * table->rows, *s->temperature);
     o->self_condition_dense(o, soft_rows, s->z, table, n_dense, scale, scratch);
-    for (int64_t i = 0; i < n_dense; i++) memcpy(y + rows[i] * table->cols, soft_rows + i * table->cols, (size_t)table->cols * sizeof *y);
+    for (int64_t i = 0; i < n_dense; i++)
+        memcpy(y + rows[i] * table->cols, soft_rows + i * table->cols, (size_t)table->cols * sizeof *y);
 }

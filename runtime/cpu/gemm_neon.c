@@ -16,7 +16,8 @@ enum { QUARTERS = GEMM_ROWS / 4, TILE = 4 };
 INLINE void transpose4(const int8_t *rows, int64_t stride, uint8_t *out) {
     uint32x4_t r[4];
     for (int i = 0; i < 4; i++) r[i] = vreinterpretq_u32_s8(vld1q_s8(rows + i * stride));
-    const uint32x4_t a = vtrn1q_u32(r[0], r[1]), b = vtrn2q_u32(r[0], r[1]), c = vtrn1q_u32(r[2], r[3]), d = vtrn2q_u32(r[2], r[3]);
+    const uint32x4_t a = vtrn1q_u32(r[0], r[1]), b = vtrn2q_u32(r[0], r[1]), c = vtrn1q_u32(r[2], r[3]),
+                     d = vtrn2q_u32(r[2], r[3]);
 #define PAIR(op, x, y) vreinterpretq_u8_u64(op(vreinterpretq_u64_u32(x), vreinterpretq_u64_u32(y)))
     vst1q_u8(out, PAIR(vtrn1q_u64, a, c));
     vst1q_u8(out + 64, PAIR(vtrn1q_u64, b, d));
@@ -33,7 +34,8 @@ INLINE void transpose4(const int8_t *rows, int64_t stride, uint8_t *out) {
         for (int64_t i = 0; (offset) != 0 && i < GEMM_ROWS * GEMM_DEPTH; i += GEMM_DEPTH)                   \
             for (int64_t c = 0; c < p->depth; c++) codes[i + c] = (int8_t)(codes[i + c] - (offset));        \
         for (int64_t c = 0; c < p->depth; c += 16)                                                          \
-            for (int q = 0; q < QUARTERS; q++) transpose4(codes + 4 * q * GEMM_DEPTH + c, GEMM_DEPTH, p->codes + c * GEMM_ROWS + 16 * q); \
+            for (int q = 0; q < QUARTERS; q++)                                                              \
+                transpose4(codes + 4 * q * GEMM_DEPTH + c, GEMM_DEPTH, p->codes + c * GEMM_ROWS + 16 * q);  \
     }
 UNPACK(q4_k, 256, 0)
 UNPACK(q5_k, 256, 0)
@@ -48,7 +50,8 @@ UNPACK(iq4_xs, 256, 0)
 /* ---- Products ---- */
 
 /* acc[t][q] += codes . x[t] over 16 columns */
-INLINE void multiply_16(int32x4_t acc[TILE][QUARTERS], const uint8_t *codes, const int8_t *const x[TILE], int64_t at, int tokens) {
+INLINE void multiply_16(int32x4_t acc[TILE][QUARTERS], const uint8_t *codes, const int8_t *const x[TILE], int64_t at,
+                        int tokens) {
     int8x16_t v[TILE];
     for (int t = 0; t < tokens; t++) v[t] = vld1q_s8(x[t] + at);
 #define GROUP(g)                                                                                   \
@@ -76,9 +79,11 @@ INLINE void k_tile(const gemm_panel *p, const gemm_token *k, int tokens, int sub
     clear(sum, tokens);
     for (int s = 0; s < 256 / sub; s++) {
         clear(acc, tokens);
-        for (int c = 0; c < sub; c += 16) multiply_16(acc, p->codes + (s * sub + c) * GEMM_ROWS, x, s * sub + c, tokens);
+        for (int c = 0; c < sub; c += 16)
+            multiply_16(acc, p->codes + (s * sub + c) * GEMM_ROWS, x, s * sub + c, tokens);
         for (int q = 0; q < QUARTERS; q++) {
-            const int32x4_t scale = vshrq_n_s32(vreinterpretq_s32_s16(vld1q_s16(p->scales + (s * GEMM_ROWS + 4 * q) * 2)), 16);
+            const int32x4_t scale =
+                vshrq_n_s32(vreinterpretq_s32_s16(vld1q_s16(p->scales + (s * GEMM_ROWS + 4 * q) * 2)), 16);
             for (int t = 0; t < tokens; t++) sum[t][q] = vmlaq_s32(sum[t][q], acc[t][q], scale);
         }
     }
@@ -114,7 +119,9 @@ INLINE void block_tile(const gemm_panel *p, const gemm_token *k, int tokens, int
                 const float32x4_t d = vld1q_f32(p->d + c / 32 * GEMM_ROWS + 4 * q);
                 for (int t = 0; t < tokens; t++) {
                     sum[t][q] = vfmaq_f32(sum[t][q], vcvtq_f32_s32(acc[t][q]), d);
-                    if (minimums) sum[t][q] = vfmaq_n_f32(sum[t][q], vld1q_f32(p->m + c / 32 * GEMM_ROWS + 4 * q), k[t].sums[c / 32]);
+                    if (minimums)
+                        sum[t][q] =
+                            vfmaq_n_f32(sum[t][q], vld1q_f32(p->m + c / 32 * GEMM_ROWS + 4 * q), k[t].sums[c / 32]);
                 }
             }
         }
@@ -158,8 +165,9 @@ static void quantise(const gemm_input *x, int64_t b, int64_t i, const float *val
         for (int64_t c = from; c < from + x->step; c += 32) {
             int32_t sum = 0;
             for (int64_t j = c; j < c + 32; j += 8) {
-                const int16x8_t eight = vcombine_s16(vmovn_s32(vcvtnq_s32_f32(vmulq_n_f32(vld1q_f32(values + j), inverse))),
-                                                     vmovn_s32(vcvtnq_s32_f32(vmulq_n_f32(vld1q_f32(values + j + 4), inverse))));
+                const int16x8_t eight =
+                    vcombine_s16(vmovn_s32(vcvtnq_s32_f32(vmulq_n_f32(vld1q_f32(values + j), inverse))),
+                                 vmovn_s32(vcvtnq_s32_f32(vmulq_n_f32(vld1q_f32(values + j + 4), inverse))));
                 vst1_s8(x->codes + row * x->depth + j, vmovn_s16(eight));
                 sum += vaddvq_s16(eight);
             }
@@ -169,6 +177,7 @@ static void quantise(const gemm_input *x, int64_t b, int64_t i, const float *val
 }
 
 void gemm_install_neon(ops *o) {
-    static const gemm_set set = {kernels, sizeof kernels / sizeof *kernels, quantise, gelu_mul, peak_of, squash, sums_of, decode_row, blend_row};
+    static const gemm_set set = {
+        kernels, sizeof kernels / sizeof *kernels, quantise, gelu_mul, peak_of, squash, sums_of, decode_row, blend_row};
     gemm_install(o, &set);
 }

@@ -16,7 +16,8 @@ static void quantise(const gemm_input *x, int64_t b, int64_t i, const float *val
         for (int64_t c = from; c < from + x->step; c += 8) {
             const __m256 size = _mm256_andnot_ps(_mm256_set1_ps(-0.0f), _mm256_loadu_ps(values + c));
             peaks = _mm256_max_ps(size, peaks);
-            endless = _mm256_or_si256(endless, _mm256_cmpgt_epi32(_mm256_castps_si256(size), _mm256_set1_epi32(0x7f7fffff)));
+            endless =
+                _mm256_or_si256(endless, _mm256_cmpgt_epi32(_mm256_castps_si256(size), _mm256_set1_epi32(0x7f7fffff)));
         }
         float lanes[8], peak = 0.0f;
         _mm256_storeu_ps(lanes, peaks);
@@ -26,7 +27,8 @@ static void quantise(const gemm_input *x, int64_t b, int64_t i, const float *val
         x->scales[row * (x->depth / x->step) + from / x->step] = peak / most;
         for (int64_t c = from; c < from + x->step; c += 32) {
             __m256i v[4];
-            for (int q = 0; q < 4; q++) v[q] = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(values + c + 8 * q), _mm256_set1_ps(inverse)));
+            for (int q = 0; q < 4; q++)
+                v[q] = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(values + c + 8 * q), _mm256_set1_ps(inverse)));
             const __m256i low = _mm256_permute4x64_epi64(_mm256_packs_epi32(v[0], v[1]), 0xd8);
             const __m256i high = _mm256_permute4x64_epi64(_mm256_packs_epi32(v[2], v[3]), 0xd8);
             const int64_t at = row * (x->depth / 32) + c / 32;

@@ -1,5 +1,6 @@
-/* The codes and scales of a row's column block, per format, in plain C that compilers vectorise. `at` is the first block,
- * codes[depth] go to memory, the scales of row r straight into the panel. Included by each instruction set's products.
+/* The codes and scales of a row's column block, per format, in plain C that compilers vectorise. `at` is the first
+ * block, codes[depth] go to memory, the scales of row r straight into the panel. Included by each instruction set's
+ * products.
  */
 #ifndef DG_GEMM_ROWS_H
 #define DG_GEMM_ROWS_H
@@ -23,7 +24,9 @@ static inline void set_scale(gemm_panel *p, int sub, int r, int scale) {
     at[0] = at[1] = (int16_t)scale;
 }
 
-static inline void set_min(gemm_panel *p, int sub, int r, int min) { p->mins[(sub / 2 * GEMM_ROWS + r) * 2 + sub % 2] = (int16_t)min; }
+static inline void set_min(gemm_panel *p, int sub, int r, int min) {
+    p->mins[(sub / 2 * GEMM_ROWS + r) * 2 + sub % 2] = (int16_t)min;
+}
 
 static inline void row_q4_k(gemm_panel *p, int r, const uint8_t *at, uint8_t *codes) {
     const block_q4_k *b = (const block_q4_k *)(const void *)at;
@@ -101,7 +104,8 @@ static inline void row_q5_0(gemm_panel *p, int r, const uint8_t *at, uint8_t *co
     }
 }
 
-static inline void row_q5_1(gemm_panel *p, int r, const uint8_t *at, uint8_t *codes) { /* d q + m = d (q - 16) + (m + 16 d) */
+/* d q + m = d (q - 16) + (m + 16 d) */
+static inline void row_q5_1(gemm_panel *p, int r, const uint8_t *at, uint8_t *codes) {
     const block_q5_1 *b = (const block_q5_1 *)(const void *)at;
     for (int64_t s = 0; s < p->depth / 32; s++) {
         p->d[s * GEMM_ROWS + r] = half_to_float(b[s].d);

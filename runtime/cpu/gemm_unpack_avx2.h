@@ -1,8 +1,8 @@
-/* Blocks as files have them, or repacked -> panels, with AVX2. Packed codes are transposed before they are split, so that
- * a shuffle moves two codes at a time. The layout serves every x86 instruction set.
+/* Blocks as files have them, or repacked -> panels, with AVX2. Packed codes are transposed before they are split, so
+ * that a shuffle moves two codes at a time. The layout serves every x86 instruction set.
  *
- * Repacked, the blocks of 8 rows are interleaved word by word (the scales in front or behind as halves): what lies at a
- * row's byte `at` begins at byte 8 * at, for all 8 rows, already transposed. One code reads both.
+ * Repacked, the blocks of 8 rows are interleaved word by word (the scales in front or behind as halves): what lies
+ * at a row's byte `at` begins at byte 8 * at, for all 8 rows, already transposed. One code reads both.
  */
 #ifndef DG_GEMM_UNPACK_AVX2_H
 #define DG_GEMM_UNPACK_AVX2_H
@@ -47,7 +47,8 @@ static inline void transpose8(const __m256i r[8], __m256i out[8]) { /* 8 x 8 of 
 }
 
 INLINE void words_of(panel_rows from, int64_t at, int count, __m256i *out) { /* of repacked rows, as they are */
-    for (int g = 0; g < count; g++) out[g] = _mm256_loadu_si256((const __m256i *)(const void *)(from.rows[0] + 8 * at + 32 * g));
+    for (int g = 0; g < count; g++)
+        out[g] = _mm256_loadu_si256((const __m256i *)(const void *)(from.rows[0] + 8 * at + 32 * g));
 }
 
 /* 32 bytes of each of 8 rows, transposed: out[g] has bytes 4g .. 4g + 3 of every row. */
@@ -69,8 +70,9 @@ INLINE void columns16(panel_rows from, int64_t at, __m256i out[4]) {
         return;
     }
     for (int i = 0; i < 4; i++)
-        r[i] = _mm256_inserti128_si256(_mm256_castsi128_si256(_mm_loadu_si128((const __m128i *)(const void *)(from.rows[i] + at))),
-                                       _mm_loadu_si128((const __m128i *)(const void *)(from.rows[i + 4] + at)), 1);
+        r[i] = _mm256_inserti128_si256(
+            _mm256_castsi128_si256(_mm_loadu_si128((const __m128i *)(const void *)(from.rows[i] + at))),
+            _mm_loadu_si128((const __m128i *)(const void *)(from.rows[i + 4] + at)), 1);
     t[0] = _mm256_unpacklo_epi32(r[0], r[1]);
     t[1] = _mm256_unpackhi_epi32(r[0], r[1]);
     t[2] = _mm256_unpacklo_epi32(r[2], r[3]);
@@ -96,7 +98,8 @@ INLINE __m128i half_of(panel_rows from, int64_t at) { /* 2 bytes of each of 8 ro
     uint16_t v[8];
     if (from.repacked) return _mm_loadu_si128((const __m128i *)(const void *)(from.rows[0] + 8 * at));
     for (int i = 0; i < 8; i++) memcpy(&v[i], from.rows[i] + at, 2);
-    return _mm_setr_epi16((short)v[0], (short)v[1], (short)v[2], (short)v[3], (short)v[4], (short)v[5], (short)v[6], (short)v[7]);
+    return _mm_setr_epi16((short)v[0], (short)v[1], (short)v[2], (short)v[3], (short)v[4], (short)v[5], (short)v[6],
+                          (short)v[7]);
 }
 
 INLINE __m256 lower_halves(__m256i words) { /* of 8 words, as floats */
@@ -104,7 +107,8 @@ INLINE __m256 lower_halves(__m256i words) { /* of 8 words, as floats */
     return _mm256_cvtph_ps(_mm256_castsi256_si128(_mm256_permute4x64_epi64(_mm256_packus_epi32(low, low), 0xd8)));
 }
 
-INLINE __m256 floats_of(panel_rows from, int64_t at) { return _mm256_cvtph_ps(half_of(from, at)); } /* a half of each of 8 rows */
+/* a half of each of 8 rows */
+INLINE __m256 floats_of(panel_rows from, int64_t at) { return _mm256_cvtph_ps(half_of(from, at)); }
 
 static inline __m256i bytes(int v) { return _mm256_set1_epi8((char)v); }
 static inline __m256i low4(__m256i v) { return _mm256_and_si256(v, bytes(15)); }
@@ -114,30 +118,37 @@ static inline void put(void *at, __m256i v) { _mm256_store_si256((__m256i *)at, 
 /* Byte j of every 32-bit lane, unsigned, as two equal int16; or signed. */
 static inline __m256i twice(__m256i v, int j) {
     return _mm256_shuffle_epi8(v, _mm256_add_epi8(_mm256_set1_epi32((int)0x80008000 | j << 16 | j),
-                                                  _mm256_setr_epi32(0, 0x00040004, 0x00080008, 0x000c000c, 0, 0x00040004, 0x00080008, 0x000c000c)));
+                                                  _mm256_setr_epi32(0, 0x00040004, 0x00080008, 0x000c000c, 0,
+                                                                    0x00040004, 0x00080008, 0x000c000c)));
 }
 static inline __m256i twice_signed(__m256i v, int j) { return _mm256_srai_epi16(_mm256_slli_epi16(twice(v, j), 8), 8); }
 /* Bytes j and j + 1 of every lane, unsigned, as two int16. */
 static inline __m256i two(__m256i v, int j) {
     return _mm256_shuffle_epi8(v, _mm256_add_epi8(_mm256_set1_epi32((int)0x80008000 | (j + 1) << 16 | j),
-                                                  _mm256_setr_epi32(0, 0x00040004, 0x00080008, 0x000c000c, 0, 0x00040004, 0x00080008, 0x000c000c)));
+                                                  _mm256_setr_epi32(0, 0x00040004, 0x00080008, 0x000c000c, 0,
+                                                                    0x00040004, 0x00080008, 0x000c000c)));
 }
 
 /* ---- K-quants; h is the half of the panel, 8 rows of it ---- */
 
-/* Q4_K and Q5_K begin alike: d, dmin and the packed scales, 16 bytes. sub: scales are repeated for 32 / sub stretches. */
+/* Q4_K and Q5_K begin alike: d, dmin and the packed scales, 16 bytes. sub: scales are repeated for 32 / sub
+ * stretches. */
 INLINE void k_head(gemm_panel *p, int h, panel_rows from, int64_t at, int sub) {
     __m256i head[4];
     columns16(from, at, head);
     const __m256i d = _mm256_permute4x64_epi64(
-        _mm256_packus_epi32(_mm256_and_si256(head[0], _mm256_set1_epi32(0xffff)), _mm256_srli_epi32(head[0], 16)), 0xd8);
+        _mm256_packus_epi32(_mm256_and_si256(head[0], _mm256_set1_epi32(0xffff)), _mm256_srli_epi32(head[0], 16)),
+        0xd8);
     _mm256_store_ps(p->d + 8 * h, _mm256_cvtph_ps(_mm256_castsi256_si128(d)));
     _mm256_store_ps(p->m + 8 * h, _mm256_cvtph_ps(_mm256_extracti128_si256(d, 1)));
     const __m256i six = bytes(63), top = bytes(0x30);
-    const __m256i scale[2] = {_mm256_and_si256(head[1], six), _mm256_or_si256(low4(head[3]), _mm256_and_si256(_mm256_srli_epi16(head[1], 2), top))};
-    const __m256i min[2] = {_mm256_and_si256(head[2], six), _mm256_or_si256(high4(head[3]), _mm256_and_si256(_mm256_srli_epi16(head[2], 2), top))};
+    const __m256i scale[2] = {_mm256_and_si256(head[1], six),
+                              _mm256_or_si256(low4(head[3]), _mm256_and_si256(_mm256_srli_epi16(head[1], 2), top))};
+    const __m256i min[2] = {_mm256_and_si256(head[2], six),
+                            _mm256_or_si256(high4(head[3]), _mm256_and_si256(_mm256_srli_epi16(head[2], 2), top))};
     for (int s = 0; s < 8; s++)
-        for (int repeat = 0; repeat < 32 / sub; repeat++) put(p->scales + ((s * 32 / sub + repeat) * GEMM_ROWS + 8 * h) * 2, twice(scale[s / 4], s % 4));
+        for (int repeat = 0; repeat < 32 / sub; repeat++)
+            put(p->scales + ((s * 32 / sub + repeat) * GEMM_ROWS + 8 * h) * 2, twice(scale[s / 4], s % 4));
     for (int s = 0; s < 4; s++) put(p->mins + (s * GEMM_ROWS + 8 * h) * 2, two(min[s / 2], s % 2 * 2));
 }
 
@@ -164,7 +175,8 @@ INLINE void half_q5_k(gemm_panel *p, int h, panel_rows from, int64_t at, int sub
         for (int g = 0; g < 8; g++) {
             const __m256i bits = _mm256_srli_epi16(fifth[g], 2 * s);
             put(out + 64 * g, _mm256_or_si256(low4(q[g]), _mm256_and_si256(_mm256_slli_epi16(bits, 4), bytes(16))));
-            put(out + 64 * (8 + g), _mm256_or_si256(high4(q[g]), _mm256_and_si256(_mm256_slli_epi16(bits, 3), bytes(16))));
+            put(out + 64 * (8 + g),
+                _mm256_or_si256(high4(q[g]), _mm256_and_si256(_mm256_slli_epi16(bits, 3), bytes(16))));
         }
     }
 }
@@ -184,9 +196,11 @@ INLINE void half_q6_k(gemm_panel *p, int h, panel_rows from, int64_t at, int sub
         for (int g = 0; g < 8; g++) {
             const __m256i two_bits = bytes(0x30), u = high[g];
             put(out + 64 * g, _mm256_or_si256(low4(low[0][g]), _mm256_and_si256(_mm256_slli_epi16(u, 4), two_bits)));
-            put(out + 64 * (8 + g), _mm256_or_si256(low4(low[1][g]), _mm256_and_si256(_mm256_slli_epi16(u, 2), two_bits)));
+            put(out + 64 * (8 + g),
+                _mm256_or_si256(low4(low[1][g]), _mm256_and_si256(_mm256_slli_epi16(u, 2), two_bits)));
             put(out + 64 * (16 + g), _mm256_or_si256(high4(low[0][g]), _mm256_and_si256(u, two_bits)));
-            put(out + 64 * (24 + g), _mm256_or_si256(high4(low[1][g]), _mm256_and_si256(_mm256_srli_epi16(u, 2), two_bits)));
+            put(out + 64 * (24 + g),
+                _mm256_or_si256(high4(low[1][g]), _mm256_and_si256(_mm256_srli_epi16(u, 2), two_bits)));
         }
     }
 }
@@ -221,7 +235,8 @@ INLINE void add_fifth_bits(__m256i bits, bool repacked, __m256i codes[8]) {
         }
         return;
     }
-    const __m256i lane = _mm256_setr_epi32(0, 0x04040404, 0x08080808, 0x0c0c0c0c, 0, 0x04040404, 0x08080808, 0x0c0c0c0c);
+    const __m256i lane =
+        _mm256_setr_epi32(0, 0x04040404, 0x08080808, 0x0c0c0c0c, 0, 0x04040404, 0x08080808, 0x0c0c0c0c);
     for (int g = 0; g < 8; g++) {
         const __m256i mask = _mm256_set1_epi32(g % 2 ? (int)0x80402010 : 0x08040201);
         codes[g] = plus16_where(codes[g], _mm256_shuffle_epi8(bits, _mm256_add_epi8(lane, bytes(g / 2))), mask);
@@ -248,7 +263,8 @@ INLINE void sub_q5_0(gemm_panel *p, int h, panel_rows from, int64_t at, int64_t 
 INLINE void sub_q5_1(gemm_panel *p, int h, panel_rows from, int64_t at, int64_t s, __m256i codes[8]) {
     const __m256 d = floats_of(from, at), m = floats_of(from, at + (int64_t)offsetof(block_q5_1, m));
     _mm256_store_ps(p->d + s * GEMM_ROWS + 8 * h, d);
-    _mm256_store_ps(p->m + s * GEMM_ROWS + 8 * h, _mm256_fmadd_ps(d, _mm256_set1_ps(16.0f), m)); /* d q + m = d (q - 16) + (m + 16 d) */
+    /* d q + m = d (q - 16) + (m + 16 d) */
+    _mm256_store_ps(p->m + s * GEMM_ROWS + 8 * h, _mm256_fmadd_ps(d, _mm256_set1_ps(16.0f), m));
     columns4(from, at + (int64_t)offsetof(block_q5_1, q), codes);
     add_fifth_bits(word_of(from, at + (int64_t)offsetof(block_q5_1, high)), from.repacked, codes);
 }
@@ -265,7 +281,8 @@ INLINE void sub_q8_0(gemm_panel *p, int h, panel_rows from, int64_t at, int64_t 
 }
 
 static inline void levels_of(__m256i codes[8]) {
-    const __m256i levels = _mm256_broadcastsi128_si256(_mm_setr_epi8(-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113));
+    const __m256i levels = _mm256_broadcastsi128_si256(
+        _mm_setr_epi8(-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113));
     for (int g = 0; g < 8; g++) codes[g] = _mm256_shuffle_epi8(levels, codes[g]);
 }
 
@@ -277,10 +294,14 @@ INLINE void sub_iq4_nl(gemm_panel *p, int h, panel_rows from, int64_t at, int64_
 
 INLINE void sub_iq4_xs(gemm_panel *p, int h, panel_rows from, int64_t at, int64_t s, __m256i codes[8]) {
     const int j = (int)(s % 8);
-    const __m256i low = _mm256_srl_epi32(word_of(from, at + (int64_t)offsetof(block_iq4_xs, scales_low)), _mm_cvtsi32_si128(4 * j));
-    const __m256i high = _mm256_srl_epi32(_mm256_cvtepu16_epi32(half_of(from, at + (int64_t)offsetof(block_iq4_xs, scales_high))), _mm_cvtsi32_si128(2 * j));
+    const __m256i low =
+        _mm256_srl_epi32(word_of(from, at + (int64_t)offsetof(block_iq4_xs, scales_low)), _mm_cvtsi32_si128(4 * j));
+    const __m256i high =
+        _mm256_srl_epi32(_mm256_cvtepu16_epi32(half_of(from, at + (int64_t)offsetof(block_iq4_xs, scales_high))),
+                         _mm_cvtsi32_si128(2 * j));
+    /* see iq4_xs_scale */
     const __m256i scale = _mm256_or_si256(_mm256_and_si256(low, _mm256_set1_epi32(15)),
-                                          _mm256_slli_epi32(_mm256_and_si256(high, _mm256_set1_epi32(3)), 4)); /* see iq4_xs_scale */
+                                          _mm256_slli_epi32(_mm256_and_si256(high, _mm256_set1_epi32(3)), 4));
     const __m256 scales = _mm256_cvtepi32_ps(_mm256_sub_epi32(scale, _mm256_set1_epi32(32)));
     _mm256_store_ps(p->d + s * GEMM_ROWS + 8 * h, _mm256_mul_ps(floats_of(from, at), scales));
     columns4(from, at + (int64_t)offsetof(block_iq4_xs, q) + 16 * j, codes);
@@ -336,7 +357,8 @@ INLINE void sub_iq4_xs(gemm_panel *p, int h, panel_rows from, int64_t at, int64_
 
 /* Interleaves blocks of 8 rows: of `size` bytes, `first` 2-byte numbers in front and `last` behind, words between.
  * fifth: the first word has a bit for each of 32 codes, which comes to lie where its code's byte does. */
-static inline void interleave(uint8_t *to, const uint8_t *const rows[8], int64_t blocks, int64_t size, int first, int last, bool fifth) {
+static inline void interleave(uint8_t *to, const uint8_t *const rows[8], int64_t blocks, int64_t size, int first,
+                              int last, bool fifth) {
     for (int64_t at = 0; at < blocks * size; at += size)
         for (int r = 0; r < 8; r++) {
             const uint8_t *from = rows[r] + at;
@@ -368,6 +390,7 @@ REPACK(iq4_nl, 1, 0, false)
 REPACK(iq4_xs, 2, 0, false)
 
 /* The kernel of a format: `of` names its product. */
-#define KERNEL(id, k_quant, wide, stem, of) {DG_##id, k_quant, wide, unpack_##stem, multiply_##of, repack_##stem, unpack_repacked_##stem}
+#define KERNEL(id, k_quant, wide, stem, of) \
+    {DG_##id, k_quant, wide, unpack_##stem, multiply_##of, repack_##stem, unpack_repacked_##stem}
 
 #endif

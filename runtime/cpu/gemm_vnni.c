@@ -1,15 +1,16 @@
 /* Integer products with VNNI: four unsigned codes times four signed activations, added to int32 in one instruction.
  * Compiled for AVX-512 (16 rows a vector) and for AVX-VNNI (8 rows a vector, two to a panel).
  *
- * Codes are stored with an offset (32, 16, or 128 for signed ones); accumulators start at minus that times the sum of the
- * activations, so they end as if codes were signed.
+ * Codes are stored with an offset (32, 16, or 128 for signed ones); accumulators start at minus that times the sum
+ * of the activations, so they end as if codes were signed.
  */
 #include "gemm.h"
 
 #include "gemm_vocabulary.h"
 #include "gemm_unpack_avx2.h"
 
-enum { HALVES = GEMM_ROWS / LANES, TILE = LANES == 16 ? 8 : 4 }; /* vectors to a panel; tokens that share a load of the codes */
+/* vectors to a panel; tokens that share a load of the codes */
+enum { HALVES = GEMM_ROWS / LANES, TILE = LANES == 16 ? 8 : 4 };
 
 #ifdef VECTORS_OF_512
 typedef __m512i vi;
@@ -44,7 +45,8 @@ INLINE vi broadcast4(const void *at) {
     return SETI(four);
 }
 
-INLINE void multiply_groups(vi acc[TILE][HALVES], const uint8_t *codes, const int8_t *const x[TILE], int64_t at, int groups, int tokens) {
+INLINE void multiply_groups(vi acc[TILE][HALVES], const uint8_t *codes, const int8_t *const x[TILE], int64_t at,
+                            int groups, int tokens) {
 #pragma GCC unroll 8
     for (int g = 0; g < groups; g++) {
         vi w[HALVES];
@@ -60,7 +62,9 @@ INLINE void multiply_groups(vi acc[TILE][HALVES], const uint8_t *codes, const in
 INLINE void add_to(float *acc, vf v, vf scale) { vf_store(acc, vf_fma(v, scale, vf_load(acc))); }
 
 /* The integer scales of a K-quant, as they stand in the panel, to float32. */
-INLINE vf scale_of(const gemm_panel *p, int s, int h) { return TO_FLOAT(SHIFT_DOWN(LOADI(p->scales + (s * GEMM_ROWS + LANES * h) * 2), 16)); }
+INLINE vf scale_of(const gemm_panel *p, int s, int h) {
+    return TO_FLOAT(SHIFT_DOWN(LOADI(p->scales + (s * GEMM_ROWS + LANES * h) * 2), 16));
+}
 
 INLINE void k_tile(const gemm_panel *p, const gemm_token *k, int tokens, int sub, bool offset, bool minimums) {
     vf sum[TILE][HALVES];
@@ -84,14 +88,16 @@ INLINE void k_tile(const gemm_panel *p, const gemm_token *k, int tokens, int sub
             vf y = vf_mul(sum[t][h], vf_load(p->d + LANES * h));
             if (minimums) {
                 vi m = SETI(0);
-                for (int s = 0; s < 4; s++) m = DOT16(m, LOADI(p->mins + (s * GEMM_ROWS + LANES * h) * 2), broadcast4(k[t].sums16 + 2 * s));
+                for (int s = 0; s < 4; s++)
+                    m = DOT16(m, LOADI(p->mins + (s * GEMM_ROWS + LANES * h) * 2), broadcast4(k[t].sums16 + 2 * s));
                 y = vf_fnma(TO_FLOAT(m), vf_load(p->m + LANES * h), y);
             }
             add_to(k[t].acc + LANES * h, y, vf_set(k[t].scales[0]));
         }
 }
 
-INLINE void block_tile(const gemm_panel *p, const gemm_token *k, int tokens, int64_t step, bool minimums, bool is_signed) {
+INLINE void block_tile(const gemm_panel *p, const gemm_token *k, int tokens, int64_t step, bool minimums,
+                       bool is_signed) {
     const int8_t *x[TILE];
     vf total[TILE][HALVES];
     for (int t = 0; t < tokens; t++) {
@@ -105,18 +111,23 @@ INLINE void block_tile(const gemm_panel *p, const gemm_token *k, int tokens, int
         for (int64_t c = from; c < from + step; c += 32) {
             vi acc[TILE][HALVES];
             for (int t = 0; t < tokens; t++)
-                for (int h = 0; h < HALVES; h++) acc[t][h] = is_signed ? SHIFT(SETI(k[t].start32[c / 32]), SIGNED_SHIFT) : SETI(k[t].start32[c / 32]);
+                for (int h = 0; h < HALVES; h++)
+                    acc[t][h] =
+                        is_signed ? SHIFT(SETI(k[t].start32[c / 32]), SIGNED_SHIFT) : SETI(k[t].start32[c / 32]);
             multiply_groups(acc, p->codes + c * GEMM_ROWS, x, c, 8, tokens);
             for (int h = 0; h < HALVES; h++) {
                 const vf d = vf_load(p->d + c / 32 * GEMM_ROWS + LANES * h);
                 for (int t = 0; t < tokens; t++) {
                     sum[t][h] = vf_fma(TO_FLOAT(acc[t][h]), d, sum[t][h]);
-                    if (minimums) sum[t][h] = vf_fma(vf_load(p->m + c / 32 * GEMM_ROWS + LANES * h), vf_set(k[t].sums[c / 32]), sum[t][h]);
+                    if (minimums)
+                        sum[t][h] = vf_fma(vf_load(p->m + c / 32 * GEMM_ROWS + LANES * h), vf_set(k[t].sums[c / 32]),
+                                           sum[t][h]);
                 }
             }
         }
         for (int t = 0; t < tokens; t++)
-            for (int h = 0; h < HALVES; h++) total[t][h] = vf_fma(sum[t][h], vf_set(k[t].scales[from / step]), total[t][h]);
+            for (int h = 0; h < HALVES; h++)
+                total[t][h] = vf_fma(sum[t][h], vf_set(k[t].scales[from / step]), total[t][h]);
     }
     for (int t = 0; t < tokens; t++)
         for (int h = 0; h < HALVES; h++) vf_store(k[t].acc + LANES * h, total[t][h]);
@@ -133,7 +144,9 @@ GEMM_MULTIPLY(block, BLOCK)
 GEMM_MULTIPLY(block_min, BLOCK_MIN)
 GEMM_MULTIPLY(signed, SIGNED)
 
-static inline void put_signed(gemm_panel *p, int h, int64_t g, __m256i codes) { put(p->codes + g * 64 + 32 * h, _mm256_xor_si256(codes, bytes(-128))); }
+static inline void put_signed(gemm_panel *p, int h, int64_t g, __m256i codes) {
+    put(p->codes + g * 64 + 32 * h, _mm256_xor_si256(codes, bytes(-128)));
+}
 
 UNPACK_ALL(32)
 
@@ -162,6 +175,7 @@ static inline void put_starts(__m256i pairs, int32_t *start16, int32_t *start32)
 #define JOIN_(a, b) a##b
 #define JOIN(a, b) JOIN_(a, b)
 void JOIN(gemm_install_, ISA)(ops *o) {
-    static const gemm_set set = {kernels, sizeof kernels / sizeof *kernels, quantise, gelu_mul, peak_of, squash, sums_of, decode_row, blend_row};
+    static const gemm_set set = {
+        kernels, sizeof kernels / sizeof *kernels, quantise, gelu_mul, peak_of, squash, sums_of, decode_row, blend_row};
     gemm_install(o, &set);
 }

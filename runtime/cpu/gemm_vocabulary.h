@@ -16,7 +16,8 @@ static float peak_of(const float *z, int64_t n) { return largest_of(z, n) + noth
 
 static void squash(float *z, int64_t n, float cap, float slope) {
     const vf inverse = vf_set(1.0f / cap), scale = vf_set(cap * slope);
-    for (int64_t i = 0; i < n; i += LANES) vf_store_first(z + i, vf_mul(scale, vf_tanh(vf_mul(vf_load_first(z + i, n - i), inverse))), n - i);
+    for (int64_t i = 0; i < n; i += LANES)
+        vf_store_first(z + i, vf_mul(scale, vf_tanh(vf_mul(vf_load_first(z + i, n - i), inverse))), n - i);
 }
 
 static void sums_of(const float *z, int64_t n, float peak, float *total, float *moment) {
@@ -52,7 +53,8 @@ static void blend_row(const tensor *table, int64_t row, float share, float *y) {
     for (int64_t c = 0; c < table->cols; c += STRETCH) {
         const int64_t n = table->cols - c < STRETCH ? table->cols - c : STRETCH;
         decode_blocks(f, blocks + c / f->block * f->bytes, values, n / f->block);
-        for (int64_t i = 0; i < n; i += LANES) vf_store(y + c + i, vf_add(vf_load(y + c + i), vf_mul(vf_set(share), vf_load(values + i))));
+        for (int64_t i = 0; i < n; i += LANES)
+            vf_store(y + c + i, vf_add(vf_load(y + c + i), vf_mul(vf_set(share), vf_load(values + i))));
     }
 }
 

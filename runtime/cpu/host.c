@@ -92,8 +92,8 @@ static void route_row(void *arg, int64_t i, int32_t thread) {
         weights[s] = (float)(exp((double)logits[experts[s]] - (double)logits[experts[0]]) / sum) * a->scale[experts[s]];
 }
 
-void host_route(const ops *o, int32_t *experts, float *weights, const float *logits, const float *scale, int64_t n, int64_t n_expert,
-                int64_t k) {
+void host_route(const ops *o, int32_t *experts, float *weights, const float *logits, const float *scale, int64_t n,
+                int64_t n_expert, int64_t k) {
     pool_run(o->pool, route_row, &(routing){experts, weights, logits, scale, n_expert, k}, n);
 }
 
@@ -109,16 +109,19 @@ size_t self_condition_work(int64_t n, int64_t d_model) {
 }
 
 size_t experts_work(int64_t n, int64_t k, int64_t d_model, int64_t d_expert, int64_t n_expert) {
-    const size_t groups = 2 * carve_bytes(n_expert + 1, sizeof(int32_t)) + carve_bytes(n * k, sizeof(int32_t)) + carve_bytes(n * k + n_expert, 8);
+    const size_t groups = 2 * carve_bytes(n_expert + 1, sizeof(int32_t)) + carve_bytes(n * k, sizeof(int32_t)) +
+                          carve_bytes(n * k + n_expert, 8);
     const size_t values = carve_bytes(n * k * d_expert, sizeof(float)) + carve_bytes(n * k * d_model, sizeof(float));
-    const size_t rounding = carve_bytes(n * k, sizeof(int32_t)) + matmul_work(n, d_model) + matmul_work(n * k, d_expert);
+    const size_t rounding =
+        carve_bytes(n * k, sizeof(int32_t)) + matmul_work(n, d_model) + matmul_work(n * k, d_expert);
     const size_t packing = carve_bytes(n * k * d_model, sizeof(float));
     return groups + values + (rounding > packing ? rounding : packing);
 }
 
 /* ---- Tokens grouped by expert ---- */
 
-expert_groups group_by_expert(void *work, const int32_t *experts, int64_t n, int64_t k, int64_t d_model, int64_t d_expert, int64_t n_expert) {
+expert_groups group_by_expert(void *work, const int32_t *experts, int64_t n, int64_t k, int64_t d_model,
+                              int64_t d_expert, int64_t n_expert) {
     size_t used = 0;
     expert_groups g = {.n_expert = (int32_t)n_expert};
     g.list = carve(work, &used, n_expert + 1, sizeof *g.list);

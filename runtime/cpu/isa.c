@@ -47,7 +47,8 @@ static bool saved(unsigned files) {
 #undef DG_ISA
 
 static const isa sets[] = {
-#define DG_ISA(name, float_code, products, flags, usable) {"cpu-" #name, has_##name, simd_install_##float_code, gemm_install_##name},
+#define DG_ISA(name, float_code, products, flags, usable) \
+    {"cpu-" #name, has_##name, simd_install_##float_code, gemm_install_##name},
 #include "isa.def"
 #undef DG_ISA
     {NULL, NULL, NULL, NULL},

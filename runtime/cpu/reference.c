@@ -1,4 +1,5 @@
-/* Every op that computes, in plain C: what the fast ones are tested against. Sums are taken in double, in index order. */
+/* Every op that computes, in plain C: what the fast ones are tested against. Sums are taken in double, in index
+ * order. */
 #include <math.h>
 #include <stdatomic.h>
 #include <string.h>
@@ -61,7 +62,8 @@ void reference_rms_norm(const ops *o, float *y, const float *x, const float *wei
 static void add_row(void *arg, int64_t i, int32_t thread) {
     const rows *a = arg;
     (void)thread;
-    for (int64_t j = i * a->d; j < (i + 1) * a->d; j++) a->y[j] = (a->x[j] + (a->weight ? a->weight[j] : 0.0f)) * a->number;
+    for (int64_t j = i * a->d; j < (i + 1) * a->d; j++)
+        a->y[j] = (a->x[j] + (a->weight ? a->weight[j] : 0.0f)) * a->number;
 }
 
 void reference_add(const ops *o, float *y, const float *x, const float *add, int64_t n, int64_t d, float scale) {
@@ -111,7 +113,8 @@ void reference_gelu_mul(const ops *o, float *y, const float *gate, const float *
 static void softcap_stretch(void *arg, int64_t item, int32_t thread) {
     const elements *a = arg;
     (void)thread;
-    for (int64_t i = item * STRETCH; i < stretch_end(a, item); i++) a->y[i] = a->number * tanhf(a->y[i] / a->number) + (a->y[i] - a->y[i]);
+    for (int64_t i = item * STRETCH; i < stretch_end(a, item); i++)
+        a->y[i] = a->number * tanhf(a->y[i] / a->number) + (a->y[i] - a->y[i]);
 }
 
 void reference_softcap(const ops *o, float *x, int64_t n, float cap) {
@@ -196,7 +199,8 @@ static void rope_row(void *arg, int64_t i, int32_t thread) {
     }
 }
 
-void reference_rope(const ops *o, float *x, int64_t n, int64_t heads, int64_t dim, int64_t first, const float *inverse_frequency) {
+void reference_rope(const ops *o, float *x, int64_t n, int64_t heads, int64_t dim, int64_t first,
+                    const float *inverse_frequency) {
     pool_run(o->pool, rope_row, &(turning){x, heads, dim, first, inverse_frequency}, n);
 }
 
@@ -218,7 +222,8 @@ static void attention_item(void *arg, int64_t item, int32_t thread) {
     attention_span(s, i, &from, &to);
     for (int64_t d = 0; d < a->dim; d++) sum[d] = 0.0;
     for (int64_t j = from; j < to; j++) { /* softmax as it goes: a new peak scales down what was summed before */
-        const float *k = (const float *)s->k + (j * s->n_kv + kv) * a->dim, *v = (const float *)s->v + (j * s->n_kv + kv) * a->dim;
+        const float *k = (const float *)s->k + (j * s->n_kv + kv) * a->dim,
+                    *v = (const float *)s->v + (j * s->n_kv + kv) * a->dim;
         const double score = dot(q, k, a->dim);
         if (score > peak) {
             const double shrink = exp(peak - score);
@@ -233,7 +238,8 @@ static void attention_item(void *arg, int64_t item, int32_t thread) {
     for (int64_t d = 0; d < a->dim; d++) a->y[item * a->dim + d] = (float)(sum[d] / total);
 }
 
-void reference_attention(const ops *o, float *y, const float *q, const attention_keys *keys, int64_t n, int64_t n_head, int64_t dim) {
+void reference_attention(const ops *o, float *y, const float *q, const attention_keys *keys, int64_t n, int64_t n_head,
+                         int64_t dim) {
     pool_run(o->pool, attention_item, &(attending){o, y, q, keys, n_head, dim}, n * n_head);
 }
 
@@ -264,12 +270,14 @@ static void expert_item(void *arg, int64_t item, int32_t thread) {
     }
     for (int64_t r = 0; r < a->down->rows; r++) {
         decode_row(a->down, e, r, one);
-        for (int32_t p = from; p < to; p++) a->g.out[a->g.pairs[p] * a->down->rows + r] = (float)dot(a->g.hidden + p * d_expert, one, d_expert);
+        for (int32_t p = from; p < to; p++)
+            a->g.out[a->g.pairs[p] * a->down->rows + r] = (float)dot(a->g.hidden + p * d_expert, one, d_expert);
     }
 }
 
-void reference_experts(const ops *o, float *y, const float *x, const tensor *gate, const tensor *up, const tensor *down, const int32_t *experts,
-                       const float *weights, int64_t n, int64_t k, const expert_feed *feed, void *work) {
+void reference_experts(const ops *o, float *y, const float *x, const tensor *gate, const tensor *up, const tensor *down,
+                       const int32_t *experts, const float *weights, int64_t n, int64_t k, const expert_feed *feed,
+                       void *work) {
     mixture a = {o, x, gate, up, down, group_by_expert(work, experts, n, k, gate->cols, gate->rows, gate->experts), k};
     for (int32_t count; (count = next_experts(feed, &a.g)) > 0;) pool_run(o->pool, expert_item, &a, count);
     combine_experts(o, y, a.g.out, weights, n, k, down->rows);
@@ -319,12 +327,14 @@ static void condition_row(void *arg, int64_t i, int32_t thread) {
     for (int64_t j = 0; j < d; j++) a->y[i * d + j] = (float)(sum[j] / total) * a->scale;
 }
 
-void reference_self_condition_dense(const ops *o, float *y, const float *z, const tensor *table, int64_t n, float scale, float *work) {
+void reference_self_condition_dense(const ops *o, float *y, const float *z, const tensor *table, int64_t n, float scale,
+                                    float *work) {
     (void)work;
     pool_run(o->pool, condition_row, &(conditioning){o, y, z, table, scale}, n);
 }
 
-void reference_logits(const ops *o, float *y, const float *x, const tensor *table, int64_t n, float cap, int32_t *nonfinite, int32_t mark, void *work, float *scratch) {
+void reference_logits(const ops *o, float *y, const float *x, const tensor *table, int64_t n, float cap,
+                      int32_t *nonfinite, int32_t mark, void *work, float *scratch) {
     (void)scratch;
     o->matmul(o, y, x, table, n, work);
     o->check_finite(o, nonfinite, y, n * table->rows, mark);
@@ -333,19 +343,22 @@ void reference_logits(const ops *o, float *y, const float *x, const tensor *tabl
 
 /* ---- A step's end and the next one's beginning, made of the ops above ---- */
 
-void reference_head(const ops *o, const head_part *parts, int32_t n_parts, const float *x, const tensor *table, int64_t n, float cap, void *work) {
+void reference_head(const ops *o, const head_part *parts, int32_t n_parts, const float *x, const tensor *table,
+                    int64_t n, float cap, void *work) {
     (void)n;
-    for (const head_part *p = parts; p < parts + n_parts; x += p++->n * table->cols) {
+    for (const head_part *p = parts; p < parts + n_parts; p++) {
         float *z = p->next->z;
         o->matmul(o, z, x, table, p->n, work);
         o->softcap(o, z, p->n * table->rows, cap);
         o->divide(o, z, z, p->n * table->rows, *p->temperature);
         o->choose(o, p->out, z, p->n, table->rows, p->u);
         p->next->started = true;
+        x += p->n * table->cols;
     }
 }
 
-void reference_self_condition(const ops *o, float *y, const self_cond *s, const tensor *table, int64_t n, float scale, void *work, float *scratch) {
+void reference_self_condition(const ops *o, float *y, const self_cond *s, const tensor *table, int64_t n, float scale,
+                              void *work, float *scratch) {
     (void)work;
     o->self_condition_dense(o, y, s->z, table, n, scale, scratch);
     for (int64_t i = 0; s->pinned && i < n; i++)

@@ -32,7 +32,8 @@ static int64_t expert_bytes(const ops *o, const layer *l) {
 /* Gives back the pages that this matrix alone lies on; the file has them still. */
 static void let_go(const tensor *w, int64_t expert) {
     const uintptr_t begin = (uintptr_t)tensor_row(w, expert, 0), end = (uintptr_t)tensor_row(w, expert, w->rows);
-    const uintptr_t first = (begin + LARGEST_PAGE - 1) / LARGEST_PAGE * LARGEST_PAGE, last = end / LARGEST_PAGE * LARGEST_PAGE;
+    const uintptr_t first = (begin + LARGEST_PAGE - 1) / LARGEST_PAGE * LARGEST_PAGE,
+                    last = end / LARGEST_PAGE * LARGEST_PAGE;
     if (first < last) os_discard((void *)first, last - first);
 }
 
@@ -45,14 +46,17 @@ static void repack_item(void *arg, int64_t item, int32_t thread) {
     uint8_t *to = a->to[item % MATRICES] + expert * matrix_bytes(w);
     for (int64_t row = 0; row < gemm_padded(w->rows); row += GEMM_REPACKED) {
         const uint8_t *rows[GEMM_REPACKED];
-        for (int64_t r = 0; r < GEMM_REPACKED; r++) rows[r] = tensor_row(w, expert, row + r < w->rows ? row + r : w->rows - 1);
+        for (int64_t r = 0; r < GEMM_REPACKED; r++)
+            rows[r] = tensor_row(w, expert, row + r < w->rows ? row + r : w->rows - 1);
         k->repack(to + row * w->row_bytes, rows, w->cols / w->format->block);
     }
     let_go(w, expert);
 }
 
-int gemm_repack(const ops *o, layer *layers, int32_t n_layer, int64_t budget, uint8_t **memory, size_t *bytes, dg_error *error) {
-    if (budget < 0) return fail(error, DG_ERROR_USAGE, "repack: expected a number of bytes, got %lld", (long long)budget);
+int gemm_repack(const ops *o, layer *layers, int32_t n_layer, int64_t budget, uint8_t **memory, size_t *bytes,
+                dg_error *error) {
+    if (budget < 0)
+        return fail(error, DG_ERROR_USAGE, "repack: expected a number of bytes, got %lld", (long long)budget);
     int64_t least = 0, total = 0, *count = calloc((size_t)n_layer, sizeof *count); /* of each layer's experts */
     if (!count) return fail(error, DG_ERROR_SYSTEM, "no memory");
     for (int32_t l = 0; l < n_layer; l++) {
@@ -65,10 +69,17 @@ int gemm_repack(const ops *o, layer *layers, int32_t n_layer, int64_t budget, ui
     }
     const int64_t left = dg_memory_free();
     int status = DG_OK;
-    if (!least) status = fail(error, DG_ERROR_BACKEND, "repack is not available on %s %s", o->name, o->gemm ? "for this model's experts" : "in float32");
-    else if (!total) status = fail(error, DG_ERROR_MEMORY, "repack: expected at least the %lld bytes of one expert, got %lld", (long long)least, (long long)budget);
-    else if (total > left && left > 0) status = fail(error, DG_ERROR_MEMORY, "repack: the copies take %lld bytes, and %lld bytes of memory are free", (long long)total, (long long)left);
-    else if (!(*memory = os_reserve((size_t)total))) status = fail(error, DG_ERROR_SYSTEM, "repack: no memory for %lld bytes", (long long)total);
+    if (!least)
+        status = fail(error, DG_ERROR_BACKEND, "repack is not available on %s %s", o->name,
+                      o->gemm ? "for this model's experts" : "in float32");
+    else if (!total)
+        status = fail(error, DG_ERROR_MEMORY, "repack: expected at least the %lld bytes of one expert, got %lld",
+                      (long long)least, (long long)budget);
+    else if (total > left && left > 0)
+        status = fail(error, DG_ERROR_MEMORY, "repack: the copies take %lld bytes, and %lld bytes of memory are free",
+                      (long long)total, (long long)left);
+    else if (!(*memory = os_reserve((size_t)total)))
+        status = fail(error, DG_ERROR_SYSTEM, "repack: no memory for %lld bytes", (long long)total);
     else *bytes = (size_t)total;
     uint8_t *at = *memory;
     if (status == DG_OK) os_large_pages(at, *bytes); /* worth another 5 to 10 % */

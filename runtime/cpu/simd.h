@@ -1,5 +1,5 @@
-/* LANES float32 at a time, under the same names for every instruction set; the flags that a file is compiled with choose
- * the set. Included by code that is compiled once per set alone. */
+/* LANES float32 at a time, under the same names for every instruction set; the flags that a file is compiled with
+ * choose the set. Included by code that is compiled once per set alone. */
 #ifndef DG_SIMD_H
 #define DG_SIMD_H
 
@@ -56,7 +56,9 @@ VF vf vf_pow2(vf n) { return _mm512_scalef_ps(vf_set(1.0f), n); }
 VF vmask vf_less(vf a, vf b) { return _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ); }
 VF vf vf_select(vmask m, vf yes, vf no) { return _mm512_mask_blend_ps(m, no, yes); }
 VF vmask vf_first(int64_t n) { return (vmask)(n >= 16 ? 0xffff : n <= 0 ? 0 : (1 << n) - 1); }
-VF vf vf_load_first(const float *p, int64_t n) { return n >= LANES ? vf_load(p) : _mm512_maskz_loadu_ps(vf_first(n), p); }
+VF vf vf_load_first(const float *p, int64_t n) {
+    return n >= LANES ? vf_load(p) : _mm512_maskz_loadu_ps(vf_first(n), p);
+}
 VF void vf_store_first(float *p, vf v, int64_t n) {
     if (n >= LANES) vf_store(p, v);
     else _mm512_mask_storeu_ps(p, vf_first(n), v);
@@ -64,28 +66,37 @@ VF void vf_store_first(float *p, vf v, int64_t n) {
 
 VF void vf_transpose(vf *v) {
     __m512 a[16], b[16];
-    for (int i = 0; i < 16; i += 2) a[i] = _mm512_unpacklo_ps(v[i], v[i + 1]), a[i + 1] = _mm512_unpackhi_ps(v[i], v[i + 1]);
+    for (int i = 0; i < 16; i += 2)
+        a[i] = _mm512_unpacklo_ps(v[i], v[i + 1]), a[i + 1] = _mm512_unpackhi_ps(v[i], v[i + 1]);
     for (int i = 0; i < 16; i += 4) { /* b[i + j], quarter q: column 4 q + j of rows i .. i + 3 */
         b[i] = _mm512_shuffle_ps(a[i], a[i + 2], 0x44), b[i + 1] = _mm512_shuffle_ps(a[i], a[i + 2], 0xee);
         b[i + 2] = _mm512_shuffle_ps(a[i + 1], a[i + 3], 0x44), b[i + 3] = _mm512_shuffle_ps(a[i + 1], a[i + 3], 0xee);
     }
     for (int j = 0; j < 4; j++) {
-        const __m512 even_low = _mm512_shuffle_f32x4(b[j], b[4 + j], 0x88), odd_low = _mm512_shuffle_f32x4(b[j], b[4 + j], 0xdd);
-        const __m512 even_high = _mm512_shuffle_f32x4(b[8 + j], b[12 + j], 0x88), odd_high = _mm512_shuffle_f32x4(b[8 + j], b[12 + j], 0xdd);
-        v[j] = _mm512_shuffle_f32x4(even_low, even_high, 0x88), v[8 + j] = _mm512_shuffle_f32x4(even_low, even_high, 0xdd);
-        v[4 + j] = _mm512_shuffle_f32x4(odd_low, odd_high, 0x88), v[12 + j] = _mm512_shuffle_f32x4(odd_low, odd_high, 0xdd);
+        const __m512 even_low = _mm512_shuffle_f32x4(b[j], b[4 + j], 0x88),
+                     odd_low = _mm512_shuffle_f32x4(b[j], b[4 + j], 0xdd);
+        const __m512 even_high = _mm512_shuffle_f32x4(b[8 + j], b[12 + j], 0x88),
+                     odd_high = _mm512_shuffle_f32x4(b[8 + j], b[12 + j], 0xdd);
+        v[j] = _mm512_shuffle_f32x4(even_low, even_high, 0x88),
+        v[8 + j] = _mm512_shuffle_f32x4(even_low, even_high, 0xdd);
+        v[4 + j] = _mm512_shuffle_f32x4(odd_low, odd_high, 0x88),
+              v[12 + j] = _mm512_shuffle_f32x4(odd_low, odd_high, 0xdd);
     }
 }
 #else
 VF vf vf_round(vf a) { return _mm256_round_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
-VF vf vf_pow2(vf n) { return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23)); }
+VF vf vf_pow2(vf n) {
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23));
+}
 VF vmask vf_less(vf a, vf b) { return _mm256_cmp_ps(a, b, _CMP_LT_OQ); }
 VF vf vf_select(vmask m, vf yes, vf no) { return _mm256_blendv_ps(no, yes, m); }
 VF vmask vf_first(int64_t n) {
     const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
     return _mm256_castsi256_ps(_mm256_cmpgt_epi32(_mm256_set1_epi32((int)(n < 8 ? n : 8)), lane));
 }
-VF vf vf_load_first(const float *p, int64_t n) { return n >= LANES ? vf_load(p) : _mm256_maskload_ps(p, _mm256_castps_si256(vf_first(n))); }
+VF vf vf_load_first(const float *p, int64_t n) {
+    return n >= LANES ? vf_load(p) : _mm256_maskload_ps(p, _mm256_castps_si256(vf_first(n)));
+}
 VF void vf_store_first(float *p, vf v, int64_t n) {
     if (n >= LANES) vf_store(p, v);
     else _mm256_maskstore_ps(p, _mm256_castps_si256(vf_first(n)), v);
@@ -93,7 +104,8 @@ VF void vf_store_first(float *p, vf v, int64_t n) {
 
 VF void vf_transpose(vf *v) {
     __m256 a[8], b[8];
-    for (int i = 0; i < 8; i += 2) a[i] = _mm256_unpacklo_ps(v[i], v[i + 1]), a[i + 1] = _mm256_unpackhi_ps(v[i], v[i + 1]);
+    for (int i = 0; i < 8; i += 2)
+        a[i] = _mm256_unpacklo_ps(v[i], v[i + 1]), a[i + 1] = _mm256_unpackhi_ps(v[i], v[i + 1]);
     for (int i = 0; i < 8; i += 4) { /* b[i + j], half q: column 4 q + j of rows i .. i + 3 */
         b[i] = _mm256_shuffle_ps(a[i], a[i + 2], 0x44), b[i + 1] = _mm256_shuffle_ps(a[i], a[i + 2], 0xee);
         b[i + 2] = _mm256_shuffle_ps(a[i + 1], a[i + 3], 0x44), b[i + 3] = _mm256_shuffle_ps(a[i + 1], a[i + 3], 0xee);
@@ -144,8 +156,12 @@ VF void vf_store_first(float *p, vf v, int64_t n) {
 }
 
 VF void vf_transpose(vf *v) {
-    const float32x4_t a = vzip1q_f32(v[0], v[2]), b = vzip2q_f32(v[0], v[2]), c = vzip1q_f32(v[1], v[3]), d = vzip2q_f32(v[1], v[3]);
-    v[0] = vzip1q_f32(a, c), v[1] = vzip2q_f32(a, c), v[2] = vzip1q_f32(b, d), v[3] = vzip2q_f32(b, d);
+    const float32x4_t a = vzip1q_f32(v[0], v[2]), b = vzip2q_f32(v[0], v[2]), c = vzip1q_f32(v[1], v[3]),
+                      d = vzip2q_f32(v[1], v[3]);
+    v[0] = vzip1q_f32(a, c);
+    v[1] = vzip2q_f32(a, c);
+    v[2] = vzip1q_f32(b, d);
+    v[3] = vzip2q_f32(b, d);
 }
 
 #else

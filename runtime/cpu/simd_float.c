@@ -115,7 +115,8 @@ typedef struct elements {
 
 ELEMENTS(add_item, vf_mul(vf_add(x, other), number))
 ELEMENTS(gelu_mul_item, vf_mul(vf_gelu(x), other))
-ELEMENTS(softcap_item, vf_add(vf_mul(number, vf_tanh(vf_div(x, number))), vf_sub(x, x))) /* x - x: NaN stays, and infinity becomes it */
+/* x - x: NaN stays, and infinity becomes it */
+ELEMENTS(softcap_item, vf_add(vf_mul(number, vf_tanh(vf_div(x, number))), vf_sub(x, x)))
 ELEMENTS(divide_item, vf_div(x, number))
 
 static void run_elements(const ops *o, pool_work work, elements a) {
@@ -186,7 +187,8 @@ static void rope_item(void *arg, int64_t i, int32_t thread) {
     }
 }
 
-void SIMD(rope)(const ops *o, float *x, int64_t n, int64_t heads, int64_t dim, int64_t first, const float *inverse_frequency) {
+void SIMD(rope)(const ops *o, float *x, int64_t n, int64_t heads, int64_t dim, int64_t first,
+                const float *inverse_frequency) {
     pool_run(o->pool, rope_item, &(turning){x, heads, dim, first, inverse_frequency}, n);
 }
 

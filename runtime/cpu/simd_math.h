@@ -43,7 +43,8 @@ VF vf vf_tanh(vf x) {
     return vf_copysign(vf_select(vf_less(a, vf_set(0.25f)), series, far), x);
 }
 
-/* Sine and cosine of |x| < 2^20: x = n pi/2 + r with pi/2 in three parts, of which the first leaves no error, then Taylor. */
+/* Sine and cosine of |x| < 2^20: x = n pi/2 + r with pi/2 in three parts, of which the first leaves no error, then
+ * Taylor. */
 VF void vf_sincos(vf x, vf *sine, vf *cosine) {
     const vf n = vf_round(vf_mul(x, vf_set(0.636619772f))), one = vf_set(1.0f), zero = vf_set(0.0f);
     vf r = vf_fnma(n, vf_set(1.57079637f), x);
@@ -61,7 +62,8 @@ VF void vf_sincos(vf x, vf *sine, vf *cosine) {
     c = vf_fma(c, square, vf_set(1.0f / 24.0f));
     c = vf_fma(c, square, vf_set(-0.5f));
     c = vf_fma(c, square, one);
-    const vf turn = vf_fnma(vf_round(vf_mul(n, vf_set(0.25f))), vf_set(4.0f), n), size = vf_abs(turn); /* -2 .. 2 quarters */
+    /* -2 .. 2 quarters */
+    const vf turn = vf_fnma(vf_round(vf_mul(n, vf_set(0.25f))), vf_set(4.0f), n), size = vf_abs(turn);
     const vmask odd = vf_less(vf_abs(vf_sub(size, one)), vf_set(0.5f)), opposite = vf_less(one, size);
     const vf sines = vf_select(odd, c, s), cosines = vf_select(odd, s, c);
     const vf sign_s = vf_select(opposite, vf_set(-1.0f), vf_select(vf_less(turn, zero), vf_set(-1.0f), one));

@@ -42,7 +42,8 @@ static void pack_tile(float *packed, const strided *x, int64_t i) {
     pack_rows(packed + i * x->cols, rows, in, rows, x->cols);
 }
 
-/* y = x W^T for the panel's columns, x packed, over columns from `from` on: written where these are the first, else added to. */
+/* y = x W^T for the panel's columns, x packed, over columns from `from` on: written where these are the first, else
+ * added to. */
 static void multiply(const panel *p, const strided *y, const float *x, int64_t cols, int64_t from) {
     for (int64_t i = 0; i < y->n; i += TILE) {
         const int64_t rows = least(TILE, y->n - i);
@@ -75,7 +76,8 @@ static void matmul_item(void *arg, int64_t item, int32_t thread) {
 }
 
 void SIMD(matmul)(const ops *o, float *y, const float *x, const tensor *w, int64_t n, void *work) {
-    product a = {o, w, {.data = y, .n = n, .cols = w->rows}, {.data = (float *)(uintptr_t)x, .n = n, .cols = w->cols}, work};
+    product a = {
+        o, w, {.data = y, .n = n, .cols = w->rows}, {.data = (float *)(uintptr_t)x, .n = n, .cols = w->cols}, work};
     pool_run(o->pool, pack_item, &a, (n + TILE - 1) / TILE);
     pool_run(o->pool, matmul_item, &a, (w->rows + COLUMNS - 1) / COLUMNS);
 }
@@ -104,11 +106,13 @@ static void pack_expert(void *arg, int64_t item, int32_t thread) {
 /* Gate and up of one panel of an expert's rows, straight to the activated hidden values. */
 static void gate_up_item(void *arg, int64_t item, int32_t thread) {
     const mixture *a = arg;
-    const int64_t e = a->g.list[item / a->panels], row = item % a->panels * COLUMNS, first = a->g.start[e], n = a->g.start[e + 1] - first;
+    const int64_t e = a->g.list[item / a->panels], row = item % a->panels * COLUMNS, first = a->g.start[e],
+                  n = a->g.start[e + 1] - first;
     const int64_t d = a->gate->cols, d_expert = a->gate->rows, count = least(COLUMNS, d_expert - row);
     float *packed = scratch_of(a->o, thread), *decoded = packed + PANEL, *ups = decoded + PANEL;
     for (int64_t i = 0; i < n; i += BATCH) {
-        const strided hidden = {.data = a->g.hidden + (first + i) * d_expert, .n = least(BATCH, n - i), .cols = d_expert};
+        const strided hidden = {
+            .data = a->g.hidden + (first + i) * d_expert, .n = least(BATCH, n - i), .cols = d_expert};
         const strided up = {.data = ups, .n = hidden.n, .cols = COLUMNS};
         const float *x = a->packed + (first + i) * d;
         for (int64_t from = 0; from < d; from += DEPTH) {
@@ -122,7 +126,8 @@ static void gate_up_item(void *arg, int64_t item, int32_t thread) {
             float *h = hidden.data + t * d_expert + row;
             const float *u = ups + t * COLUMNS;
             for (int64_t c = 0; c < count; c += LANES)
-                vf_store_first(h + c, vf_mul(vf_gelu(vf_load_first(h + c, count - c)), vf_load_first(u + c, count - c)), count - c);
+                vf_store_first(h + c, vf_mul(vf_gelu(vf_load_first(h + c, count - c)), vf_load_first(u + c, count - c)),
+                               count - c);
         }
     }
 }
@@ -141,7 +146,8 @@ static void pack_hidden(void *arg, int64_t item, int32_t thread) {
 
 static void down_item(void *arg, int64_t item, int32_t thread) {
     const mixture *a = arg;
-    const int64_t e = a->g.list[item / a->panels], row = item % a->panels * COLUMNS, first = a->g.start[e], cols = a->down->cols;
+    const int64_t e = a->g.list[item / a->panels], row = item % a->panels * COLUMNS, first = a->g.start[e],
+                  cols = a->down->cols;
     const strided y = {a->g.out, a->g.start[e + 1] - first, a->down->rows, a->g.pairs + first, 1};
     float *packed = scratch_of(a->o, thread);
     for (int64_t from = 0; y.n > 0 && from < cols; from += DEPTH) {
@@ -150,9 +156,11 @@ static void down_item(void *arg, int64_t item, int32_t thread) {
     }
 }
 
-void SIMD(experts)(const ops *o, float *y, const float *x, const tensor *gate, const tensor *up, const tensor *down, const int32_t *experts,
-                   const float *weights, int64_t n, int64_t k, const expert_feed *feed, void *work) {
-    mixture a = {o, gate, up, down, x, group_by_expert(work, experts, n, k, gate->cols, gate->rows, gate->experts), NULL, k, 0};
+void SIMD(experts)(const ops *o, float *y, const float *x, const tensor *gate, const tensor *up, const tensor *down,
+                   const int32_t *experts, const float *weights, int64_t n, int64_t k, const expert_feed *feed,
+                   void *work) {
+    mixture a = {o,    gate, up, down, x, group_by_expert(work, experts, n, k, gate->cols, gate->rows, gate->experts),
+                 NULL, k,    0};
     a.packed = (float *)(void *)a.g.rest;
     for (int32_t count; (count = next_experts(feed, &a.g)) > 0;) {
         pool_run(o->pool, pack_expert, &a, count);

@@ -10,7 +10,8 @@
 enum {
     WIDE = 2,                          /* vectors of columns in a tile */
     COLUMNS = WIDE * LANES,            /* columns of a panel */
-    TILE = REGISTERS == 32 ? 12 : 6,   /* rows of a tile: of the registers, TILE * WIDE hold sums and WIDE + 1 factors */
+    /* rows of a tile: of the registers, TILE * WIDE hold sums and WIDE + 1 factors */
+    TILE = REGISTERS == 32 ? 12 : 6,
 };
 
 #ifdef __clang__
@@ -26,8 +27,8 @@ typedef struct panel {
     int64_t at, count;
 } panel;
 
-/* y[r][at + c] = y[r][at + c] * keep[r] + sum over k of x[k][r] packed[k][c], x packed as [depth][rows]; keep NULL: y is
- * only written. Every output sums in the order of k, whatever else is in its tile. */
+/* y[r][at + c] = y[r][at + c] * keep[r] + sum over k of x[k][r] packed[k][c], x packed as [depth][rows]; keep NULL:
+ * y is only written. Every output sums in the order of k, whatever else is in its tile. */
 VF void tile_of(int rows, const panel *p, float *const *y, const float *x, const float *keep) {
     vf sum[TILE][WIDE];
     UNROLLED for (int r = 0; r < rows; r++)
@@ -45,7 +46,9 @@ VF void tile_of(int rows, const panel *p, float *const *y, const float *x, const
         UNROLLED for (int c = 0; c < WIDE; c++) {
             const int64_t left = p->count - c * LANES;
             float *out = y[r] + p->at + c * LANES;
-            if (left > 0) vf_store_first(out, keep ? vf_fma(vf_load_first(out, left), vf_set(keep[r]), sum[r][c]) : sum[r][c], left);
+            if (left > 0)
+                vf_store_first(out, keep ? vf_fma(vf_load_first(out, left), vf_set(keep[r]), sum[r][c]) : sum[r][c],
+                               left);
         }
     }
 }
@@ -71,11 +74,13 @@ static inline void pack_rows(float *packed, int64_t width, const float *const *r
     for (int64_t k = 0; k < depth; k += LANES)
         for (int64_t c = 0; c < width; c += LANES) {
             vf square[LANES];
-            UNROLLED for (int i = 0; i < LANES; i++) square[i] = c + i < count ? vf_load_first(rows[c + i] + k, depth - k) : vf_set(0.0f);
+            UNROLLED for (int i = 0; i < LANES; i++) square[i] =
+                c + i < count ? vf_load_first(rows[c + i] + k, depth - k) : vf_set(0.0f);
             vf_transpose(square);
             float *out = packed + k * width + c;
             for (int i = 0; i < LANES && k + i < depth; i++, out += width) {
-                if (c + LANES <= width || (width < LANES && out + LANES <= end)) vf_store(out, square[i]); /* what is too much is written over */
+                /* what is too much is written over */
+                if (c + LANES <= width || (width < LANES && out + LANES <= end)) vf_store(out, square[i]);
                 else vf_store_first(out, square[i], width - c);
             }
         }

@@ -87,7 +87,8 @@ static void choose_item(void *arg, int64_t i, int32_t thread) {
     const sums s = row_sums(z, a->n_vocab, peak);
     const int64_t sample = draw(z, a->n_vocab, peak, a->u[i] * s.total);
     const double entropy = log(s.total) - s.weighted / s.total;
-    a->out[i] = (dg_choice){entropy > 0.0 ? (float)entropy : 0.0f, (int32_t)best, (int32_t)(sample < 0 ? best : sample)};
+    a->out[i] =
+        (dg_choice){entropy > 0.0 ? (float)entropy : 0.0f, (int32_t)best, (int32_t)(sample < 0 ? best : sample)};
 }
 
 void SIMD(choose)(const ops *o, dg_choice *out, const float *z, int64_t n, int64_t n_vocab, const double *u) {
@@ -128,8 +129,10 @@ static void blend_item(void *arg, int64_t item, int32_t thread) {
     float *packed = scratch_of(a->o, thread), *words = packed + WORDS * STRETCH, *shares = words + WORDS * STRETCH;
     for (int64_t v0 = 0; v0 < t->rows; v0 += WORDS) {
         const int64_t n = least(WORDS, t->rows - v0);
-        for (int64_t v = 0; v < n; v++) f->decode(tensor_row(t, 0, v0 + v) + c0 / f->block * f->bytes, words + v * STRETCH, columns / f->block);
-        for (int64_t c = 0; c < columns; c += COLUMNS) pack_columns(packed + c * WORDS, words + c, STRETCH, columns - c, n);
+        for (int64_t v = 0; v < n; v++)
+            f->decode(tensor_row(t, 0, v0 + v) + c0 / f->block * f->bytes, words + v * STRETCH, columns / f->block);
+        for (int64_t c = 0; c < columns; c += COLUMNS)
+            pack_columns(packed + c * WORDS, words + c, STRETCH, columns - c, n);
         for (int64_t i = 0; i < a->n; i += TILE) {
             const int64_t rows = least(TILE, a->n - i);
             const float *p[TILE];
@@ -144,7 +147,8 @@ static void blend_item(void *arg, int64_t item, int32_t thread) {
     }
 }
 
-void SIMD(self_condition_dense)(const ops *o, float *y, const float *z, const tensor *table, int64_t n, float scale, float *work) {
+void SIMD(self_condition_dense)(const ops *o, float *y, const float *z, const tensor *table, int64_t n, float scale,
+                                float *work) {
     conditioning a = {o, y, work, z, table, n, scale};
     pool_run(o->pool, share_item, &a, n);
     pool_run(o->pool, blend_item, &a, (table->cols + STRETCH - 1) / STRETCH);

@@ -35,7 +35,9 @@ struct budget {
     monitor *m;
 };
 
-static int64_t read_part(void *self, int32_t i, void *to, int64_t bytes, int64_t offset) { return os_file_read(((os_file **)self)[i], to, bytes, offset); }
+static int64_t read_part(void *self, int32_t i, void *to, int64_t bytes, int64_t offset) {
+    return os_file_read(((os_file **)self)[i], to, bytes, offset);
+}
 static int check_part(void *self, int32_t i, dg_error *error) { return os_file_check(((os_file **)self)[i], error); }
 static bool copies_part(void *self, int32_t i) { return !os_file_direct(((os_file **)self)[i]); }
 
@@ -44,7 +46,8 @@ static const gguf *part_of(const dg_model *m, int32_t i) { return i ? m->file->o
 /* Which part of the file a weight lies in. */
 static int32_t part_with(const dg_model *m, const uint8_t *data) {
     int32_t i = 0;
-    while (i < m->file->n_others && !(data >= part_of(m, i)->map && data < part_of(m, i)->map + part_of(m, i)->size)) i++;
+    while (i < m->file->n_others && !(data >= part_of(m, i)->map && data < part_of(m, i)->map + part_of(m, i)->size))
+        i++;
     return i;
 }
 
@@ -85,8 +88,9 @@ static double least_for(const budget *b, int64_t sessions) {
     return ceil((double)placement_least_ram(&d, 0) / GIB * 100) / 100;
 }
 
-/* Without a budget memory is taken when it is touched: what is too much would end the process, not fail. So it counts as
- * taken once it is granted: what all sessions of the process were granted, and what the process held before the first. */
+/* Without a budget memory is taken when it is touched: what is too much would end the process, not fail. So it
+ * counts as taken once it is granted: what all sessions of the process were granted, and what the process held
+ * before the first. */
 static _Atomic int64_t granted, before;
 
 /* Bytes of what was granted that nobody has touched yet: all but what the process holds more than before. */
@@ -108,8 +112,10 @@ static int take_free(int64_t bytes, const char *what, const char *parts, dg_erro
     if (bytes <= left || left == 0) return DG_OK;
     granted -= bytes;
     char beside[80] = "";
-    if (taken > 0) snprintf(beside, sizeof beside, " beside %.2f GiB that other sessions may still take", (double)taken / GIB);
-    return fail(error, DG_ERROR_MEMORY, "%s takes %.2f GiB%s, and %.2f GiB of memory are free%s", what, (double)bytes / GIB, parts, (double)left / GIB, beside);
+    if (taken > 0)
+        snprintf(beside, sizeof beside, " beside %.2f GiB that other sessions may still take", (double)taken / GIB);
+    return fail(error, DG_ERROR_MEMORY, "%s takes %.2f GiB%s, and %.2f GiB of memory are free%s", what,
+                (double)bytes / GIB, parts, (double)left / GIB, beside);
 }
 
 int budget_take(dg_model *m, int64_t bytes, const char *what, const char *parts, dg_error *error) {
@@ -123,8 +129,12 @@ int budget_take(dg_model *m, int64_t bytes, const char *what, const char *parts,
         dg_plan plan;
         status = plan_for(b, taken, &plan, error);
         if (status == DG_ERROR_MEMORY)
-            fail(error, DG_ERROR_MEMORY, "%s takes %.2f GiB, which a RAM budget of %.2f GiB does not leave beside the weights%s: it takes at least %.2f GiB", what,
-                 (double)bytes / GIB, (double)b->ram / GIB, b->taken ? " and what other sessions take" : "", least_for(b, taken));
+            fail(
+                error, DG_ERROR_MEMORY,
+                "%s takes %.2f GiB, which a RAM budget of %.2f GiB does not leave beside the weights%s: it takes at "
+                "least %.2f GiB",
+                what, (double)bytes / GIB, (double)b->ram / GIB, b->taken ? " and what other sessions take" : "",
+                least_for(b, taken));
         if (status == DG_OK) {
             b->reserved = taken;
             b->plan = plan;
@@ -200,14 +210,23 @@ static int start_stream(dg_model *m, dg_error *error) {
     const char **names = calloc(parts, sizeof *names);
     stream_range *ranges = calloc(tensors + 1, sizeof *ranges);
     stream_matrix *matrices = calloc((size_t)n_layer * STREAM_MATRICES, sizeof *matrices);
-    stream_layout layout = {.n_layer = n_layer, .n_expert = m->config.n_expert, .n_parts = b->n_parts, .homes = homes, .names = names, .ranges = ranges, .matrices = matrices};
-    int status = homes && names && ranges && matrices ? DG_OK : fail(error, DG_ERROR_SYSTEM, "%s: no memory", m->file->path);
+    stream_layout layout = {.n_layer = n_layer,
+                            .n_expert = m->config.n_expert,
+                            .n_parts = b->n_parts,
+                            .homes = homes,
+                            .names = names,
+                            .ranges = ranges,
+                            .matrices = matrices};
+    int status =
+        homes && names && ranges && matrices ? DG_OK : fail(error, DG_ERROR_SYSTEM, "%s: no memory", m->file->path);
     const stream_reader reader = {read_part, check_part, copies_part, b->files};
     for (int32_t i = 0; status == DG_OK && i < b->n_parts; i++) {
         const gguf *file = part_of(m, i);
         homes[i] = (uint8_t *)(uintptr_t)file->map;
         names[i] = file->path;
-        if (!os_own(file->map, file->header, file->size)) status = fail(error, DG_ERROR_SYSTEM, "%s: no address space for %llu bytes", file->path, (unsigned long long)file->size);
+        if (!os_own(file->map, file->header, file->size))
+            status = fail(error, DG_ERROR_SYSTEM, "%s: no address space for %llu bytes", file->path,
+                          (unsigned long long)file->size);
     }
     for (size_t i = 0; status == DG_OK && i < tensors; i++) {
         const gguf_tensor *t = &m->file->tensors[i];
@@ -223,7 +242,8 @@ static int start_stream(dg_model *m, dg_error *error) {
         add_matrix(m, &w->ffn_down_exps, w->ffn_down_exps.rows, &to[1]);
         if (!fused) add_matrix(m, &w->ffn_up_exps, w->ffn_up_exps.rows, &to[2]);
     }
-    if (status == DG_OK && !(m->stream = stream_new(&layout, &reader))) status = fail(error, DG_ERROR_SYSTEM, "%s: no memory", m->file->path);
+    if (status == DG_OK && !(m->stream = stream_new(&layout, &reader)))
+        status = fail(error, DG_ERROR_SYSTEM, "%s: no memory", m->file->path);
     for (int32_t l = 0; status == DG_OK && l < n_layer; l++) {
         struct layer *w = &m->layers[l];
         const bool fused = w->ffn_gate_up_exps.data != NULL;
@@ -244,8 +264,11 @@ static int check_ram(const dg_model *m, dg_error *error) {
     const budget *b = m->budget;
     const int64_t left = dg_memory_free(), more = b->plan.ram_used - os_resident();
     if (more <= left || left == 0) return DG_OK;
-    return fail(error, DG_ERROR_MEMORY, "%s: a RAM budget of %.2f GiB would be spent: weights and work take %.2f GiB more than now, and %.2f GiB of memory are free", m->file->path,
-                (double)b->ram / GIB, (double)more / GIB, (double)left / GIB);
+    return fail(
+        error, DG_ERROR_MEMORY,
+        "%s: a RAM budget of %.2f GiB would be spent: weights and work take %.2f GiB more than now, and %.2f GiB of "
+        "memory are free",
+        m->file->path, (double)b->ram / GIB, (double)more / GIB, (double)left / GIB);
 }
 
 int budget_open(dg_model *m, int64_t ram, dg_error *error) {
@@ -260,13 +283,21 @@ int budget_open(dg_model *m, int64_t ram, dg_error *error) {
     b->keep = calloc(experts, sizeof *b->keep);
     b->order = calloc((size_t)c->n_expert, sizeof *b->order);
     b->m = monitor_new();
-    int status = b->files && b->prefer && b->keep && b->order && b->m ? DG_OK : fail(error, DG_ERROR_SYSTEM, "%s: no memory", m->file->path);
-    for (int32_t i = 0; status == DG_OK && i < b->n_parts; i++) status = os_file_open(part_of(m, i)->path, &part_of(m, i)->identity, &b->files[i], error);
+    int status = b->files && b->prefer && b->keep && b->order && b->m
+                     ? DG_OK
+                     : fail(error, DG_ERROR_SYSTEM, "%s: no memory", m->file->path);
+    for (int32_t i = 0; status == DG_OK && i < b->n_parts; i++)
+        status = os_file_open(part_of(m, i)->path, &part_of(m, i)->identity, &b->files[i], error);
     if (status == DG_OK) status = start_stream(m, error);
     if (status != DG_OK) return status;
 
-    /* The machine matters little here: experts that fit stay, and the ring is as deep as that is worth on common ones. */
-    b->machine = (dg_machine){.name = "this machine", .ram = 1e15, .disk = 2.5e9, .host = 2.5e10, .cpu_ops = 1.2e11 * pool_threads(m->ops->pool)};
+    /* The machine matters little here: experts that fit stay, and the ring is as deep as that is worth on common
+     * ones. */
+    b->machine = (dg_machine){.name = "this machine",
+                              .ram = 1e15,
+                              .disk = 2.5e9,
+                              .host = 2.5e10,
+                              .cpu_ops = 1.2e11 * pool_threads(m->ops->pool)};
     demand_weights(m, &b->demand);
     const int32_t context = c->context_length < DG_PLAN_CONTEXT ? c->context_length : DG_PLAN_CONTEXT;
     b->demand.context = context;
@@ -277,8 +308,10 @@ int budget_open(dg_model *m, int64_t ram, dg_error *error) {
     const int64_t session = scratch_session_bytes(m, context);
     status = plan_for(b, session, &b->plan, error);
     if (status == DG_ERROR_MEMORY)
-        return fail(error, DG_ERROR_MEMORY, "%s: a RAM budget of %.2f GiB cannot be kept: it takes at least %.2f GiB, for a context of %d tokens", m->file->path, (double)ram / GIB,
-                    least_for(b, session), context);
+        return fail(
+            error, DG_ERROR_MEMORY,
+            "%s: a RAM budget of %.2f GiB cannot be kept: it takes at least %.2f GiB, for a context of %d tokens",
+            m->file->path, (double)ram / GIB, least_for(b, session), context);
     if (status == DG_OK) status = check_ram(m, error);
     if (status == DG_OK) place(m);
     return status;

@@ -1,8 +1,8 @@
 /* Decides where experts live and where they are computed (placement.h has the model of time).
  *
- * Layers whose blocks are of one size are a class. With shares of a layer's experts as unknowns the best plan is a linear
- * program, solved for every sensible depth of the rings; its solution is cut to whole blocks, and what room that leaves
- * is given to the layers that gain by it.
+ * Layers whose blocks are of one size are a class. With shares of a layer's experts as unknowns the best plan is a
+ * linear program, solved for every sensible depth of the rings; its solution is cut to whole blocks, and what room
+ * that leaves is given to the layers that gain by it.
  */
 #include "placement.h"
 
@@ -44,7 +44,8 @@ static const dg_queue_entry queues[] = {
 };
 static const dg_machine machines[] = {
 #define DG_MACHINE(name, about, ram, vram, disk, host, pcie, gpu, cpu_ops, gpu_ops, source) \
-    {name, about, source, ram * GIB, vram * GIB, disk * 1e9, host * 1e9, pcie * 1e9, gpu * 1e9, cpu_ops * 1e9, gpu_ops * 1e9},
+    {name,       about,      source,    ram * GIB,     vram * GIB,   disk * 1e9,            \
+     host * 1e9, pcie * 1e9, gpu * 1e9, cpu_ops * 1e9, gpu_ops * 1e9},
 #include "machines.def"
 #undef DG_MACHINE
 };
@@ -71,12 +72,16 @@ void placement_order(const int64_t *tokens, int32_t n, int32_t *order) {
 
 /* ---- The model of time ---- */
 
-static bool hands_over(const int32_t count[DG_WAYS], bool gpu) { return gpu && count[DG_WAY_RAM_CPU] + count[DG_WAY_DISK_CPU] > 0; }
+static bool hands_over(const int32_t count[DG_WAYS], bool gpu) {
+    return gpu && count[DG_WAY_RAM_CPU] + count[DG_WAY_DISK_CPU] > 0;
+}
 
 /* What the queues have to do for one layer: its blocks by way. */
-static void layer_amounts(const dg_demand *d, bool gpu, int32_t l, const int32_t count[DG_WAYS], double amount[DG_QUEUES]) {
+static void layer_amounts(const dg_demand *d, bool gpu, int32_t l, const int32_t count[DG_WAYS],
+                          double amount[DG_QUEUES]) {
     const double bytes = (double)d->block_bytes[l], work = d->block_ops;
-    const double disk = count[DG_WAY_DISK_GPU] + count[DG_WAY_DISK_CPU], copied = count[DG_WAY_RAM_GPU] + count[DG_WAY_DISK_GPU];
+    const double disk = count[DG_WAY_DISK_GPU] + count[DG_WAY_DISK_CPU],
+                 copied = count[DG_WAY_RAM_GPU] + count[DG_WAY_DISK_GPU];
     const double kept = count[DG_WAY_RAM_GPU] + count[DG_WAY_RAM_CPU], on_gpu = copied + count[DG_WAY_VRAM];
     amount[DG_QUEUE_DISK] = disk * bytes;
     amount[DG_QUEUE_HOST] = (kept + 2 * disk) * bytes; /* what comes from disk is written first */
@@ -96,46 +101,62 @@ static double seconds_of(const dg_machine *m, int32_t queue, double amount) {
 
 /* Seconds for work that is not experts. */
 static double serial_time(const dg_machine *m, bool gpu, double work, double bytes) {
-    return larger(seconds_of(m, gpu ? DG_QUEUE_GPU : DG_QUEUE_CPU, work), seconds_of(m, gpu ? DG_QUEUE_GPU_MEMORY : DG_QUEUE_HOST, bytes));
+    return larger(seconds_of(m, gpu ? DG_QUEUE_GPU : DG_QUEUE_CPU, work),
+                  seconds_of(m, gpu ? DG_QUEUE_GPU_MEMORY : DG_QUEUE_HOST, bytes));
 }
 
 /* How much of a layer's copying was done when its experts begin. */
 static double head_start(const dg_demand *d, const dg_machine *m, const dg_plan *p, int32_t queue) {
     const int64_t ring = queue == DG_QUEUE_DISK ? p->ram_ring : queue == DG_QUEUE_PCIE ? p->vram_ring : 0;
     if (ring == 0) return 0.0;
-    return smaller(serial_time(m, p->gpu, d->layer_ops, (double)d->layer_bytes) / d->n_layer, seconds_of(m, queue, (double)ring));
+    return smaller(serial_time(m, p->gpu, d->layer_ops, (double)d->layer_bytes) / d->n_layer,
+                   seconds_of(m, queue, (double)ring));
 }
 
-static double top_time(const dg_demand *d, const dg_machine *m, bool gpu) { return serial_time(m, gpu, d->top_ops, (double)d->top_bytes); }
+static double top_time(const dg_demand *d, const dg_machine *m, bool gpu) {
+    return serial_time(m, gpu, d->top_ops, (double)d->top_bytes);
+}
 
-/* Between two steps there is more time to fill the ring than between two layers: what the first of them gain by that. */
+/* Between two steps there is more time to fill the ring than between two layers: what the first of them gain by
+ * that. */
 static double first_start(const dg_demand *d, const dg_machine *m, const dg_plan *p) {
-    return larger(0.0, smaller(top_time(d, m, p->gpu), seconds_of(m, DG_QUEUE_DISK, (double)p->ram_ring)) - head_start(d, m, p, DG_QUEUE_DISK));
+    return larger(0.0, smaller(top_time(d, m, p->gpu), seconds_of(m, DG_QUEUE_DISK, (double)p->ram_ring)) -
+                           head_start(d, m, p, DG_QUEUE_DISK));
 }
 
 static const double WAITS = 5e-5; /* seconds of a layer until CPU and GPU each know that the other is done */
 
 /* Beside the GPU the CPU gets its inputs late, and hands its outputs over before the layer ends. */
-static double layer_time(const dg_demand *d, const dg_machine *m, bool gpu, const double start[DG_QUEUES], int32_t l, const int32_t count[DG_WAYS]) {
+static double layer_time(const dg_demand *d, const dg_machine *m, bool gpu, const double start[DG_QUEUES], int32_t l,
+                         const int32_t count[DG_WAYS]) {
     double amount[DG_QUEUES], worst = 0.0;
     layer_amounts(d, gpu, l, count, amount);
     for (int32_t q = 0; q < DG_QUEUES; q++) {
-        const double late = q == DG_QUEUE_CPU && hands_over(count, gpu) ? WAITS + 2 * seconds_of(m, DG_QUEUE_PCIE, (double)d->pass_bytes) : 0.0;
+        const double late = q == DG_QUEUE_CPU && hands_over(count, gpu)
+                                ? WAITS + 2 * seconds_of(m, DG_QUEUE_PCIE, (double)d->pass_bytes)
+                                : 0.0;
         worst = larger(worst, seconds_of(m, q, amount[q]) + late - start[q]);
     }
     return worst;
 }
 
-static int64_t fixed_bytes(const dg_demand *d) { return d->layer_bytes + d->top_bytes + d->cache_bytes + d->work_bytes; }
+static int64_t fixed_bytes(const dg_demand *d) {
+    return d->layer_bytes + d->top_bytes + d->cache_bytes + d->work_bytes;
+}
 static int64_t process_ram(const dg_demand *d) { return d->process_bytes ? d->process_bytes : RAM_PROCESS; }
-static int64_t fixed_ram(const dg_demand *d, bool gpu) { return process_ram(d) + (gpu ? d->work_bytes : fixed_bytes(d) + d->canvas_bytes); }
+static int64_t fixed_ram(const dg_demand *d, bool gpu) {
+    return process_ram(d) + (gpu ? d->work_bytes : fixed_bytes(d) + d->canvas_bytes);
+}
 static int64_t fixed_vram(const dg_demand *d, bool gpu) { return gpu ? VRAM_PROCESS + fixed_bytes(d) : 0; }
 
 int64_t placement_fixed_vram(const dg_demand *d) { return fixed_vram(d, true); }
 
 void dg_plan_measure(const dg_demand *d, const dg_machine *m, dg_plan *p) {
     double start[DG_QUEUES], idle[DG_QUEUES], gain = 0.0;
-    for (int32_t q = 0; q < DG_QUEUES; q++) start[q] = idle[q] = head_start(d, m, p, q), p->amount[q] = 0.0;
+    for (int32_t q = 0; q < DG_QUEUES; q++) {
+        start[q] = idle[q] = head_start(d, m, p, q);
+        p->amount[q] = 0.0;
+    }
     idle[DG_QUEUE_DISK] = INFINITY;
     p->serial = serial_time(m, p->gpu, d->layer_ops, (double)d->layer_bytes) + top_time(d, m, p->gpu);
     p->seconds = p->serial;
@@ -170,8 +191,8 @@ dg_way dg_plan_way(const dg_plan *p, int32_t l, int32_t expert) {
 
 /* ---- Linear programs ---- */
 
-/* maximise c x with A x <= b, x >= 0, where b >= 0: the simplex method from x = 0. The tableau has a row for each of n_row
- * constraints, then the objective; n_col columns of unknowns, then the right side. */
+/* maximise c x with A x <= b, x >= 0, where b >= 0: the simplex method from x = 0. The tableau has a row for each of
+ * n_row constraints, then the objective; n_col columns of unknowns, then the right side. */
 typedef struct program {
     int32_t n_row, n_col;
     double *at;      /* [n_row + 1][n_col + 1] */
@@ -179,11 +200,18 @@ typedef struct program {
     int32_t *col_is; /* [n_col] the unknown that is zero */
 } program;
 
-static double *cell(const program *p, int32_t row, int32_t col) { return &p->at[(size_t)row * (size_t)(p->n_col + 1) + (size_t)col]; }
+static double *cell(const program *p, int32_t row, int32_t col) {
+    return &p->at[(size_t)row * (size_t)(p->n_col + 1) + (size_t)col];
+}
 
 static bool program_new(int32_t n_row, int32_t n_col, program *p) {
-    *p = (program){n_row, n_col, calloc((size_t)(n_row + 1) * (size_t)(n_col + 1), sizeof *p->at), calloc((size_t)n_row, sizeof *p->row_is),
-                   calloc((size_t)n_col, sizeof *p->col_is)};
+    *p = (program){
+        .n_row = n_row,
+        .n_col = n_col,
+        .at = calloc((size_t)(n_row + 1) * (size_t)(n_col + 1), sizeof *p->at),
+        .row_is = calloc((size_t)n_row, sizeof *p->row_is),
+        .col_is = calloc((size_t)n_col, sizeof *p->col_is),
+    };
     if (!p->at || !p->row_is || !p->col_is) return false;
     for (int32_t i = 0; i < n_row; i++) p->row_is[i] = n_col + i;
     for (int32_t i = 0; i < n_col; i++) p->col_is[i] = i;
@@ -243,9 +271,9 @@ static double program_value(const program *p, int32_t unknown) {
 
 /* ---- Shares ---- */
 
-/* Layers of one block size; of its experts the shares that live in VRAM, in RAM, and that are copied to the GPU. The rest
- * of those not in VRAM is computed by the CPU, and what is in neither memory is on disk; it does not matter which of the
- * copied come from where. */
+/* Layers of one block size; of its experts the shares that live in VRAM, in RAM, and that are copied to the GPU. The
+ * rest of those not in VRAM is computed by the CPU, and what is in neither memory is on disk; it does not matter
+ * which of the copied come from where. */
 typedef struct class {
     int64_t block_bytes;
     int32_t layers;
@@ -253,7 +281,19 @@ typedef struct class {
 } class;
 
 enum { SHARE_VRAM, SHARE_RAM, SHARE_COPIED, SHARE_SAVED, UNKNOWNS };
-enum { ROW_DISK, ROW_HOST, ROW_PCIE, ROW_GPU, ROW_GPU_MEMORY, ROW_CPU, ROW_PLACES, ROW_COMPUTED, ROW_COPIED, ROW_SAVED, ROWS };
+enum {
+    ROW_DISK,
+    ROW_HOST,
+    ROW_PCIE,
+    ROW_GPU,
+    ROW_GPU_MEMORY,
+    ROW_CPU,
+    ROW_PLACES,
+    ROW_COMPUTED,
+    ROW_COPIED,
+    ROW_SAVED,
+    ROWS
+};
 static const double IDLE = 1e6; /* times as slow as it is: a CPU that is used where nothing else can be */
 static const double WORTH = 0.97; /* of the time of one processor alone: what two together must come below */
 static const double SHORT = 1.1; /* times as slow as the model of time says: with a ring below RING_GOOD */
@@ -270,7 +310,8 @@ typedef struct search {
     int64_t ram, vram; /* room for blocks */
 } search;
 
-static void set(const program *p, int32_t row, int32_t base, double vram, double ram, double copied, double saved, double most) {
+static void set(const program *p, int32_t row, int32_t base, double vram, double ram, double copied, double saved,
+                double most) {
     *cell(p, row, base + SHARE_VRAM) = vram;
     *cell(p, row, base + SHARE_RAM) = ram;
     *cell(p, row, base + SHARE_COPIED) = copied;
@@ -331,7 +372,8 @@ static bool find_shares(search *s, double *seconds) {
         *cell(&p, last + 2, x + SHARE_VRAM) = *cell(&p, last + 2, x + SHARE_RAM) = TIE * weight;
         *cell(&p, last + 2, x + SHARE_SAVED) = c->layers;
     }
-    for (int32_t r = 0; r < p.n_row; r++) *cell(&p, r, n_col) = larger(*cell(&p, r, n_col), 0.0); /* of a rounding error */
+    /* of a rounding error */
+    for (int32_t r = 0; r < p.n_row; r++) *cell(&p, r, n_col) = larger(*cell(&p, r, n_col), 0.0);
     program_solve(&p);
     for (int32_t k = 0; k < s->n_class; k++) {
         class *c = &s->classes[k];
@@ -346,7 +388,8 @@ static bool find_shares(search *s, double *seconds) {
 
 /* ---- Whole blocks ---- */
 
-/* A layer's blocks by way, from how many live in VRAM and RAM and are copied: as few of the copied as can be from disk. */
+/* A layer's blocks by way, from how many live in VRAM and RAM and are copied: as few of the copied as can be from
+ * disk. */
 static void ways_of(int32_t n, int32_t vram, int32_t ram, int32_t copied, int32_t count[DG_WAYS]) {
     const int32_t from_ram = copied < ram ? copied : ram;
     count[DG_WAY_VRAM] = vram;
@@ -366,8 +409,8 @@ static double cost(const search *s, int32_t l, int32_t vram, int32_t ram, int32_
     return layer_time(s->d, s->m, s->gpu, s->start, l, count) + 1e-9 * trace;
 }
 
-/* The best number to copy of a layer's blocks that are not in VRAM: the cost is convex in it, but falls where the CPU has
- * nothing left to do. */
+/* The best number to copy of a layer's blocks that are not in VRAM: the cost is convex in it, but falls where the
+ * CPU has nothing left to do. */
 static int32_t best_copied(const search *s, int32_t l, int32_t vram, int32_t ram, double *seconds) {
     const int32_t all = s->copies ? s->d->n_expert - vram : 0;
     int32_t from = 0, to = all;
@@ -419,7 +462,8 @@ static bool cut_shares(search *s, dg_plan *p) {
             for (size_t i = 0; i < sizeof moves / sizeof *moves; i++) {
                 cut c = {cuts[l].vram + moves[i].vram, cuts[l].ram + moves[i].ram, 0, 0.0};
                 if (c.vram < 0 || c.ram < 0 || c.vram + c.ram > d->n_expert) continue;
-                const int64_t more_vram = moves[i].vram * d->block_bytes[l], more_ram = moves[i].ram * d->block_bytes[l];
+                const int64_t more_vram = moves[i].vram * d->block_bytes[l],
+                              more_ram = moves[i].ram * d->block_bytes[l];
                 if (more_vram > vram || more_ram > ram) continue;
                 c.copied = best_copied(s, l, c.vram, c.ram, &c.seconds);
                 if (c.seconds >= cuts[l].seconds * (1 - 1e-12)) continue;
@@ -490,6 +534,9 @@ int64_t placement_least_ram(const dg_demand *d, int64_t vram) {
     return smaller_of(cpu, fixed_ram(d, true) + (left < all ? ring : 0));
 }
 
+/* What computes experts: the CPU alone; the GPU alone, as far as it can; both, where that is worth it. */
+enum { USE_CPU, USE_GPU, USE_BOTH };
+
 /* Every depth of both rings, with and without the GPU; *plan is the fastest that fits. */
 static bool search_plans(search *s, const dg_machine *m, int64_t ram, int64_t vram, dg_plan *plan) {
     const dg_demand *d = s->d;
@@ -502,15 +549,15 @@ static bool search_plans(search *s, const dg_machine *m, int64_t ram, int64_t vr
     block_sizes(d, &block, &all);
     const int64_t enough = smaller_of(RING_GOOD, all / RING_SHARE);
     plan->seconds = INFINITY;
-    for (int32_t way = 0; way < 3; way++) /* the CPU alone; the GPU alone, as far as it can; both, where that is worth it */
+    for (int32_t use = USE_CPU; use <= USE_BOTH; use++)
         for (int32_t deep_ram = 0; deep_ram <= RING_DEPTHS; deep_ram++)
-            for (int32_t deep_vram = 0; deep_vram <= (way ? RING_DEPTHS : 0); deep_vram++) {
-                dg_plan p = {.gpu = way > 0, .ram = ram, .vram = vram};
+            for (int32_t deep_vram = 0; deep_vram <= (use == USE_CPU ? 0 : RING_DEPTHS); deep_vram++) {
+                dg_plan p = {.gpu = use != USE_CPU, .ram = ram, .vram = vram};
                 p.ram_ring = ring_bytes(block, all, deep_ram);
                 p.vram_ring = ring_bytes(block, all, deep_vram);
                 s->gpu = p.gpu;
                 s->copies = deep_vram > 0;
-                s->m = way == 1 ? &idle_cpu : m;
+                s->m = use == USE_GPU ? &idle_cpu : m;
                 s->ram = ram - fixed_ram(d, p.gpu) - p.ram_ring;
                 s->vram = p.gpu ? vram - fixed_vram(d, true) - p.vram_ring : 0;
                 if (s->ram < 0 || s->vram < 0 || (deep_ram == 0 && s->ram + s->vram < all)) continue;
@@ -518,11 +565,14 @@ static bool search_plans(search *s, const dg_machine *m, int64_t ram, int64_t vr
                 double bound;
                 if (!find_shares(s, &bound) || !cut_shares(s, &p)) return false;
                 dg_plan_measure(d, m, &p);
-                if (way != 1) least = smaller(least, bound + p.serial - first_start(d, m, &p));
+                if (use != USE_GPU) least = smaller(least, bound + p.serial - first_start(d, m, &p));
                 const bool reads = uses(&p, d, DG_WAY_DISK_GPU, DG_WAY_DISK_CPU);
                 if (deep_ram == 0 && reads) continue;
                 const double seconds = p.seconds * (reads && p.ram_ring < enough ? SHORT : 1.0);
-                if (seconds < best * (way == 2 && alone ? WORTH : 1 - 1e-9)) *plan = p, best = seconds, alone = way < 2;
+                if (!(seconds < best * (use == USE_BOTH && alone ? WORTH : 1 - 1e-9))) continue;
+                *plan = p;
+                best = seconds;
+                alone = use != USE_BOTH;
             }
     plan->least = smaller(least, plan->seconds);
     return true;
@@ -540,17 +590,20 @@ static int check_machine(const dg_machine *m, dg_error *error) {
         memcpy(&v, (const char *)m + rate_offsets[i], sizeof v);
         const bool needed = !rates[i].optional || (m->vram > 0);
         if (!isfinite(v) || v < 0 || v > 1e18 || (needed && v == 0))
-            return fail(error, DG_ERROR_USAGE, "machine '%s': %s (%s) must be a number %s, not %g %s", m->name ? m->name : "", rates[i].field, rates[i].help,
-                        needed ? "above 0" : "of at least 0", v / rates[i].scale, rates[i].unit);
+            return fail(error, DG_ERROR_USAGE, "machine '%s': %s (%s) must be a number %s, not %g %s",
+                        m->name ? m->name : "", rates[i].field, rates[i].help, needed ? "above 0" : "of at least 0",
+                        v / rates[i].scale, rates[i].unit);
     }
     return DG_OK;
 }
 
 /* A budget given, or the rest of what there is. */
-static int budget_bytes(const char *what, const dg_machine *m, double has, bool vram, int64_t given, int64_t *out, dg_error *error) {
+static int budget_bytes(const char *what, const dg_machine *m, double has, bool vram, int64_t given, int64_t *out,
+                        dg_error *error) {
     *out = given >= 0 ? given : (int64_t)has - dg_plan_margin(has, vram);
     if (given > 0 && (double)given > has)
-        return fail(error, DG_ERROR_MEMORY, "a %s budget of %.2f GiB cannot be kept: the machine '%s' has %.2f GiB", what, (double)given / GIB, m->name ? m->name : "", has / GIB);
+        return fail(error, DG_ERROR_MEMORY, "a %s budget of %.2f GiB cannot be kept: the machine '%s' has %.2f GiB",
+                    what, (double)given / GIB, m->name ? m->name : "", has / GIB);
     return DG_OK;
 }
 
@@ -564,7 +617,8 @@ int dg_plan_make(const dg_demand *d, const dg_machine *m, int64_t ram, int64_t v
     find_classes(&s);
     if (!search_plans(&s, m, ram, vram, plan)) return fail(error, DG_ERROR_SYSTEM, "no memory for a plan");
     if (plan->seconds == INFINITY)
-        return fail(error, DG_ERROR_MEMORY, "a RAM budget of %.2f GiB cannot be kept: it takes at least %.2f GiB, for a context of %d tokens",
+        return fail(error, DG_ERROR_MEMORY,
+                    "a RAM budget of %.2f GiB cannot be kept: it takes at least %.2f GiB, for a context of %d tokens",
                     (double)ram / GIB, ceil((double)placement_least_ram(d, vram) / GIB * 100) / 100, d->context);
     plan->gpu_least = fixed_vram(d, true);
     return DG_OK;

@@ -53,7 +53,8 @@ struct stream {
     run *runs;
     int32_t *list;
     int32_t n_jobs, n_runs, n_list;
-    int32_t *first_job;       /* [n_layer + 2] of layer - 1; its ranges come first, then experts that stay, then the others */
+    /* [n_layer + 2] of layer - 1; its ranges come first, then experts that stay, then the others */
+    int32_t *first_job;
     uint8_t *ring;
     size_t ring_bytes;
     slot *slots;
@@ -82,7 +83,9 @@ struct stream {
 
 static int64_t down(const stream *s, int64_t n) { return n / s->granule * s->granule; }
 static int64_t up(const stream *s, int64_t n) { return down(s, n + s->granule - 1); }
-static const stream_matrix *matrix_of(const stream *s, int32_t l, int32_t i) { return &s->matrices[l * STREAM_MATRICES + i]; }
+static const stream_matrix *matrix_of(const stream *s, int32_t l, int32_t i) {
+    return &s->matrices[l * STREAM_MATRICES + i];
+}
 static int64_t number_of(const stream *s, int32_t l, int32_t expert) { return (int64_t)l * s->n_expert + expert; }
 static int64_t run_room(const stream *s, const run *r) { return up(s, r->offset + r->bytes) - down(s, r->offset); }
 
@@ -122,8 +125,8 @@ static void add_run(stream *s, run r) {
     if (r.bytes) s->runs[s->n_runs++] = r;
 }
 
-/* The runs of experts list[first .. first + count) of a layer, neighbours joined, one after another in a buffer. Returns
- * the room that they take there. write: into s->runs. */
+/* The runs of experts list[first .. first + count) of a layer, neighbours joined, one after another in a buffer.
+ * Returns the room that they take there. write: into s->runs. */
 static int64_t lay_runs(stream *s, int32_t l, int32_t first, int32_t count, bool write) {
     int64_t place = 0;
     for (int32_t i = 0; i < STREAM_MATRICES; i++) {
@@ -154,7 +157,8 @@ static void add_ranges(stream *s, int32_t l) {
         const stream_range *r = &s->ranges[i];
         if (r->layer != l || s->range_there[i]) continue;
         j->done = false;
-        add_run(s, (run){.part = r->part, .matrix = -1, .from = i, .to = i + 1, .offset = r->offset, .bytes = r->bytes});
+        add_run(s,
+                (run){.part = r->part, .matrix = -1, .from = i, .to = i + 1, .offset = r->offset, .bytes = r->bytes});
     }
     j->n_runs = s->n_runs - j->run;
 }
@@ -197,7 +201,8 @@ static void ask_large(stream *s) {
     for (int32_t j = 0; j < s->n_jobs; j++)
         for (int32_t r = s->jobs[j].run; !s->jobs[j].streamed && r < s->jobs[j].run + s->jobs[j].n_runs; r++) {
             const uintptr_t at = (uintptr_t)home_of(s, s->runs[r].part, s->runs[r].offset);
-            const uintptr_t from = (at + LARGE_PAGE - 1) / LARGE_PAGE * LARGE_PAGE, to = (at + (uintptr_t)s->runs[r].bytes) / LARGE_PAGE * LARGE_PAGE;
+            const uintptr_t from = (at + LARGE_PAGE - 1) / LARGE_PAGE * LARGE_PAGE,
+                            to = (at + (uintptr_t)s->runs[r].bytes) / LARGE_PAGE * LARGE_PAGE;
             if (from < to) os_large_pages((void *)from, to - from);
         }
 }
@@ -207,7 +212,8 @@ static int64_t resident(const stream *s) {
     for (int32_t i = 0; i < s->n_ranges; i++) sum += s->range_there[i] ? s->ranges[i].bytes : 0;
     for (int32_t l = 0; l < s->n_layer; l++)
         for (int32_t e = 0; e < s->n_expert; e++)
-            for (int32_t i = 0; i < STREAM_MATRICES; i++) sum += s->there[number_of(s, l, e)] ? matrix_of(s, l, i)->bytes : 0;
+            for (int32_t i = 0; i < STREAM_MATRICES; i++)
+                sum += s->there[number_of(s, l, e)] ? matrix_of(s, l, i)->bytes : 0;
     return sum;
 }
 
@@ -238,7 +244,10 @@ static bool make_jobs(stream *s) {
         add_experts(s, l, false, false);
         for (int32_t e = 0; e < s->n_expert; e++)
             for (int32_t i = 0; i < STREAM_MATRICES && s->keep[number_of(s, l, e)]; i++)
-                if (matrix_of(s, l, i)->bytes) set_address(s, l, i, e, home_of(s, matrix_of(s, l, i)->part, matrix_of(s, l, i)->offset + e * matrix_of(s, l, i)->bytes));
+                if (matrix_of(s, l, i)->bytes)
+                    set_address(s, l, i, e,
+                                home_of(s, matrix_of(s, l, i)->part,
+                                        matrix_of(s, l, i)->offset + e * matrix_of(s, l, i)->bytes));
     }
     s->first_job[s->n_layer + 1] = s->n_jobs;
     ask_large(s);
@@ -252,29 +261,36 @@ static bool make_jobs(stream *s) {
 
 /* ---- The thread ---- */
 
-/* Reads bytes [offset, offset + bytes) of a part, and what of their granules lies beside them, to where the first granule
- * belongs. */
-static int read_bytes(stream *s, int32_t file, int64_t offset, int64_t bytes, uint8_t *to, int64_t *total, dg_error *error) {
+/* Reads bytes [offset, offset + bytes) of a part, and what of their granules lies beside them, to where the first
+ * granule belongs. */
+static int read_bytes(stream *s, int32_t file, int64_t offset, int64_t bytes, uint8_t *to, int64_t *total,
+                      dg_error *error) {
     const int64_t begin = down(s, offset), end = up(s, offset + bytes), need = offset + bytes;
     int32_t tries = 0;
     for (int64_t at = begin; at < need;) {
         if (atomic_load(&s->closing)) return fail(error, DG_ERROR_STOPPED, "closed");
         const int64_t want = end - at < STREAM_PIECE ? end - at : STREAM_PIECE;
         const int64_t got = s->reader.read(s->reader.self, file, to + (at - begin), want, at);
-        if (got < 0) return fail(error, DG_ERROR_SYSTEM, "%s: cannot read %lld bytes at %lld: %s", s->names[file], (long long)want, (long long)at, strerror((int)-got));
+        if (got < 0)
+            return fail(error, DG_ERROR_SYSTEM, "%s: cannot read %lld bytes at %lld: %s", s->names[file],
+                        (long long)want, (long long)at, strerror((int)-got));
         if (got == 0)
-            return fail(error, DG_ERROR_SYSTEM, "%s: truncated while it was in use: it ends at byte %lld, a weight at %lld", s->names[file], (long long)at, (long long)need);
+            return fail(error, DG_ERROR_SYSTEM,
+                        "%s: truncated while it was in use: it ends at byte %lld, a weight at %lld", s->names[file],
+                        (long long)at, (long long)need);
         *total += got;
         const int64_t past = at + got >= need ? need : down(s, at + got); /* direct reads go on at a whole granule */
         tries = past > at ? 0 : tries + 1;
         if (tries == TRIES)
-            return fail(error, DG_ERROR_SYSTEM, "%s: reads at byte %lld bring %lld of %lld bytes, again and again", s->names[file], (long long)at, (long long)got, (long long)want);
+            return fail(error, DG_ERROR_SYSTEM, "%s: reads at byte %lld bring %lld of %lld bytes, again and again",
+                        s->names[file], (long long)at, (long long)got, (long long)want);
         at = past;
     }
     return DG_OK;
 }
 
-/* Less than two granules of a part to their home, without touching what lies beside them: others may be reading that. */
+/* Less than two granules of a part to their home, without touching what lies beside them: others may be reading
+ * that. */
 static int read_end(stream *s, int32_t file, int64_t offset, int64_t bytes, int64_t *total, dg_error *error) {
     if (!bytes) return DG_OK;
     const int status = read_bytes(s, file, offset, bytes, s->ends, total, error);
@@ -301,7 +317,8 @@ static int read_run(stream *s, const run *r, uint8_t *base, const bool *wanted, 
         while (to < r->to && wanted[to]) to++;
         if (to > e) {
             const int64_t offset = r->offset + (e - r->from) * each;
-            status = read_bytes(s, r->part, offset, (to - e) * each, base + r->place + (down(s, offset) - down(s, r->offset)), total, error);
+            status = read_bytes(s, r->part, offset, (to - e) * each,
+                                base + r->place + (down(s, offset) - down(s, r->offset)), total, error);
         }
         e = to + (to == e);
     }
@@ -312,7 +329,8 @@ static int read_job(stream *s, const job *j, uint8_t *base, const bool *wanted, 
     int status = DG_OK;
     for (int32_t i = j->run; i < j->run + j->n_runs && status == DG_OK; i++) {
         status = read_run(s, &s->runs[i], base, wanted, total, error);
-        if (status == DG_OK && (i + 1 == j->run + j->n_runs || s->runs[i + 1].part != s->runs[i].part)) status = s->reader.check(s->reader.self, s->runs[i].part, error);
+        if (status == DG_OK && (i + 1 == j->run + j->n_runs || s->runs[i + 1].part != s->runs[i].part))
+            status = s->reader.check(s->reader.self, s->runs[i].part, error);
     }
     return status;
 }
@@ -366,7 +384,8 @@ static void work(void *arg) {
         s->traffic.reading += took;
         s->reading = false;
         s->traffic.read += total;
-        if (j->n_runs && s->reader.copies && s->reader.copies(s->reader.self, s->runs[j->run].part)) s->traffic.copied += total;
+        if (j->n_runs && s->reader.copies && s->reader.copies(s->reader.self, s->runs[j->run].part))
+            s->traffic.copied += total;
         if (status != DG_OK) {
             s->failed = true;
             s->error = error;
@@ -387,10 +406,11 @@ static void wait_for_thread(stream *s) {
     s->traffic.waited += 1e-9 * (double)(os_nanoseconds() - began);
 }
 
-/* Buffers filled for what comes before this job of the pass are free again: of a pass that ended early, or of a layer whose
- * experts were left out. */
+/* Buffers filled for what comes before this job of the pass are free again: of a pass that ended early, or of a
+ * layer whose experts were left out. */
 static void drop_stale(stream *s, int32_t before) {
-    while (s->taken < s->filled && s->slots[s->taken % s->n_slots].sequence < s->cycle * s->n_jobs + before) s->released = ++s->taken;
+    while (s->taken < s->filled && s->slots[s->taken % s->n_slots].sequence < s->cycle * s->n_jobs + before)
+        s->released = ++s->taken;
 }
 
 /* In a forked process nobody reads, and nobody is within a pass. What was being read comes again. */
@@ -411,9 +431,12 @@ void stream_begin(stream *s, int32_t layers) {
         s->failed = false;
         s->taken = s->released = s->filled;
         s->next = (s->cycle + 1) * s->n_jobs;
-        if (!s->placed && !make_jobs(s)) s->failed = true, fail(&s->error, DG_ERROR_SYSTEM, "no memory for a ring of %lld bytes", (long long)s->slot_bytes * s->n_slots);
+        if (!s->placed && !make_jobs(s))
+            s->failed = true, fail(&s->error, DG_ERROR_SYSTEM, "no memory for a ring of %lld bytes",
+                                   (long long)s->slot_bytes * s->n_slots);
     }
-    if (!s->failed && !s->thread && !(s->thread = os_thread_start(work, s))) s->failed = true, fail(&s->error, DG_ERROR_SYSTEM, "cannot start a thread that reads ahead");
+    if (!s->failed && !s->thread && !(s->thread = os_thread_start(work, s)))
+        s->failed = true, fail(&s->error, DG_ERROR_SYSTEM, "cannot start a thread that reads ahead");
     s->cycle++;
     s->limit = layers;
     s->hits_layer = -1;
@@ -442,7 +465,9 @@ static void set_addresses(stream *s, const job *j, const uint8_t *base) {
     for (int32_t i = j->run; i < j->run + j->n_runs; i++) {
         const run *r = &s->runs[i];
         const int64_t each = r->bytes / (r->to - r->from);
-        for (int32_t e = r->from; e < r->to; e++) set_address(s, j->layer, r->matrix, e, base + r->place + (r->offset - down(s, r->offset)) + (e - r->from) * each);
+        for (int32_t e = r->from; e < r->to; e++)
+            set_address(s, j->layer, r->matrix, e,
+                        base + r->place + (r->offset - down(s, r->offset)) + (e - r->from) * each);
     }
 }
 
@@ -460,7 +485,8 @@ static int32_t next_portion(void *self, int32_t *out) {
             set_addresses(s, j, s->ring + s->taken++ % s->n_slots * s->slot_bytes);
             count = give(s, j, out, count);
         }
-        if (count == 0 && s->at_home < s->end_home && s->jobs[s->at_home].done) count = give(s, &s->jobs[s->at_home++], out, count);
+        if (count == 0 && s->at_home < s->end_home && s->jobs[s->at_home].done)
+            count = give(s, &s->jobs[s->at_home++], out, count);
         if (count == 0 && s->at_home == s->end_home && s->at_ring == s->end_ring) break;
         if (count == 0) wait_for_thread(s);
     }
@@ -516,7 +542,8 @@ void stream_traffic(stream *s, dg_traffic *out) {
 void stream_place(stream *s, const bool *keep, int64_t slot_bytes, int32_t n_slots) {
     monitor_enter(s->m);
     const size_t size = (size_t)s->n_layer * (size_t)s->n_expert * sizeof *keep;
-    if (memcmp(s->asked, keep, size) != 0 || s->asked_bytes != down(s, slot_bytes) || s->asked_slots != n_slots) s->placed = false;
+    if (memcmp(s->asked, keep, size) != 0 || s->asked_bytes != down(s, slot_bytes) || s->asked_slots != n_slots)
+        s->placed = false;
     memcpy(s->asked, keep, size);
     s->asked_bytes = down(s, slot_bytes);
     s->asked_slots = n_slots;
@@ -537,7 +564,9 @@ static void join_ranges(stream *s) {
     for (int32_t i = 0; i < s->n_ranges; i++) {
         stream_range *last = n ? &s->ranges[n - 1] : NULL;
         const stream_range *r = &s->ranges[i];
-        if (last && last->layer == r->layer && last->part == r->part && r->offset - (last->offset + last->bytes) < s->granule) last->bytes = r->offset + r->bytes - last->offset;
+        if (last && last->layer == r->layer && last->part == r->part &&
+            r->offset - (last->offset + last->bytes) < s->granule)
+            last->bytes = r->offset + r->bytes - last->offset;
         else s->ranges[n++] = *r;
     }
     s->n_ranges = n;
@@ -551,8 +580,15 @@ static void *copy_of(const void *from, size_t bytes) {
 stream *stream_new(const stream_layout *layout, const stream_reader *reader) {
     stream *s = calloc(1, sizeof *s);
     if (!s) return NULL;
-    const size_t layers = (size_t)layout->n_layer, width = (size_t)layout->n_expert, experts = layers * width, parts = (size_t)layout->n_parts;
-    *s = (stream){.n_layer = layout->n_layer, .n_expert = layout->n_expert, .n_parts = layout->n_parts, .n_ranges = layout->n_ranges, .reader = *reader};
+    const size_t layers = (size_t)layout->n_layer, width = (size_t)layout->n_expert, experts = layers * width,
+                 parts = (size_t)layout->n_parts;
+    *s = (stream){
+        .n_layer = layout->n_layer,
+        .n_expert = layout->n_expert,
+        .n_parts = layout->n_parts,
+        .n_ranges = layout->n_ranges,
+        .reader = *reader,
+    };
     atomic_init(&s->closing, false);
     s->granule = os_granule();
     s->cycle = -1;
@@ -560,7 +596,8 @@ stream *stream_new(const stream_layout *layout, const stream_reader *reader) {
     s->homes = copy_of(layout->homes, parts * sizeof *s->homes);
     s->names = calloc(parts, sizeof *s->names);
     bool whole = s->homes && s->names;
-    for (size_t i = 0; whole && i < parts; i++) whole = (s->names[i] = copy_of(layout->names[i], strlen(layout->names[i]) + 1)) != NULL;
+    for (size_t i = 0; whole && i < parts; i++)
+        whole = (s->names[i] = copy_of(layout->names[i], strlen(layout->names[i]) + 1)) != NULL;
     s->ranges = copy_of(layout->ranges, (size_t)layout->n_ranges * sizeof *s->ranges);
     s->matrices = copy_of(layout->matrices, layers * STREAM_MATRICES * sizeof *s->matrices);
     s->at = calloc(experts * STREAM_MATRICES, sizeof *s->at);
@@ -576,7 +613,8 @@ stream *stream_new(const stream_layout *layout, const stream_reader *reader) {
     s->wanted = calloc(width, sizeof *s->wanted);
     s->ends = os_reserve(2 * (size_t)s->granule);
     s->m = monitor_new();
-    if (whole && s->ranges && s->matrices && s->at && s->asked && s->keep && s->there && s->range_there && s->jobs && s->runs && s->list && s->first_job && s->hits && s->wanted && s->ends && s->m) {
+    if (whole && s->ranges && s->matrices && s->at && s->asked && s->keep && s->there && s->range_there && s->jobs &&
+        s->runs && s->list && s->first_job && s->hits && s->wanted && s->ends && s->m) {
         join_ranges(s);
         return s;
     }
@@ -597,7 +635,8 @@ void stream_free(stream *s) {
     os_release(s->ends, 2 * (size_t)s->granule);
     for (int32_t i = 0; s->names && i < s->n_parts; i++) free(s->names[i]);
     monitor_free(s->m);
-    void *const all[] = {s->homes, s->names, s->ranges, s->matrices, (void *)s->at, s->asked, s->keep, s->there, s->range_there, s->jobs, s->runs, s->list, s->first_job, s->slots, s->hits, s->wanted};
+    void *const all[] = {s->homes,       s->names, s->ranges, s->matrices, (void *)s->at, s->asked, s->keep, s->there,
+                         s->range_there, s->jobs,  s->runs,   s->list,     s->first_job,  s->slots, s->hits, s->wanted};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) free(all[i]);
     free(s);
 }

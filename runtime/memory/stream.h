@@ -1,9 +1,9 @@
-/* Weights that are not all in memory: some stay once they were read, the rest comes through a ring of buffers that one
- * thread fills ahead, in the order in which every pass needs it: layer after layer, and then the first again.
+/* Weights that are not all in memory: some stay once they were read, the rest comes through a ring of buffers that
+ * one thread fills ahead, in the order in which every pass needs it: layer after layer, and then the first again.
  *
- * What stays has a home, a fixed address; it is read when it is first passed by. A pass begins, waits for each layer's own
- * weights, takes that layer's experts portion by portion as they arrive, and ends; passes take turns. A read that fails
- * ends the pass with an error; the next one tries again.
+ * What stays has a home, a fixed address; it is read when it is first passed by. A pass begins, waits for each
+ * layer's own weights, takes that layer's experts portion by portion as they arrive, and ends; passes take turns. A
+ * read that fails ends the pass with an error; the next one tries again.
  */
 #ifndef DG_STREAM_H
 #define DG_STREAM_H
@@ -49,8 +49,9 @@ stream *stream_new(const stream_layout *layout, const stream_reader *reader);
 /* Ends the thread. No pass may be running. */
 void stream_free(stream *s);
 
-/* From the next pass on these experts stay, keep[n_layer][n_expert], and the others come through a ring of n_slots buffers
- * of slot_bytes, each at least stream_block_bytes(). Memory of those that stayed before is given back. n_slots 0: all stay. */
+/* From the next pass on these experts stay, keep[n_layer][n_expert], and the others come through a ring of n_slots
+ * buffers of slot_bytes, each at least stream_block_bytes(). Memory of those that stayed before is given back.
+ * n_slots 0: all stay. */
 void stream_place(stream *s, const bool *keep, int64_t slot_bytes, int32_t n_slots);
 /* Most bytes of a buffer that one expert of a layer can take, that any can, and that all ranges can. */
 int64_t stream_expert_bytes(const stream *s, int32_t layer);

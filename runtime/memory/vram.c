@@ -32,7 +32,13 @@ typedef struct vram {
 /* What GPU and CPU are taken for: rates that are the same for every run and any number of threads, so that plans and
  * with them tokens are too. The device knows better of itself. */
 static dg_machine machine_of(const ops *o) {
-    dg_machine m = {.name = "this machine", .ram = (double)os_memory(), .disk = 2.5e9, .host = 2.5e10, .pcie = 1.2e10, .gpu = 3e11, .gpu_ops = 5e13};
+    dg_machine m = {.name = "this machine",
+                    .ram = (double)os_memory(),
+                    .disk = 2.5e9,
+                    .host = 2.5e10,
+                    .pcie = 1.2e10,
+                    .gpu = 3e11,
+                    .gpu_ops = 5e13};
     m.cpu_ops = 1.2e11 * os_processors();
     ops_device_rated(o, &m);
     if (m.host < FROM_HOST * m.pcie) m.host = FROM_HOST * m.pcie;
@@ -52,8 +58,8 @@ static int64_t all_experts(const vram *v) {
     return all;
 }
 
-/* The fastest plan in which the GPU has all but experts. Where they fit too, none is left to the CPU: machine_of is only a
- * guess. What RAM does not hold is the CPU's, from the map: nothing is copied from the disk. */
+/* The fastest plan in which the GPU has all but experts. Where they fit too, none is left to the CPU: machine_of is
+ * only a guess. What RAM does not hold is the CPU's, from the map: nothing is copied from the disk. */
 static int plan_for(const vram *v, int64_t bytes, int64_t sessions, dg_plan *plan, dg_error *error) {
     const dg_demand d = demand_of(v, sessions);
     dg_machine machine = v->machine;
@@ -116,8 +122,12 @@ static int make_plan(const dg_model *m, int64_t sessions, dg_plan *plan, dg_erro
     if (status != DG_OK) return status;
     const int64_t locked = locked_bytes(v, plan), left = dg_memory_free();
     if (left == 0 || locked <= left) return DG_OK;
-    return fail(error, DG_ERROR_MEMORY, "%s: a VRAM budget of %.2f GiB leaves experts to be copied from page-locked RAM: they take %.2f GiB of it, and %.2f GiB are free; it takes that RAM, or a VRAM budget of at least %.2f GiB",
-                m->file->path, (double)v->bytes / GIB, (double)locked / GIB, (double)left / GIB, told(least_beside(v, sessions, left)));
+    return fail(
+        error, DG_ERROR_MEMORY,
+        "%s: a VRAM budget of %.2f GiB leaves experts to be copied from page-locked RAM: they take %.2f GiB of it, "
+        "and %.2f GiB are free; it takes that RAM, or a VRAM budget of at least %.2f GiB",
+        m->file->path, (double)v->bytes / GIB, (double)locked / GIB, (double)left / GIB,
+        told(least_beside(v, sessions, left)));
 }
 
 /* Experts where the plan says. */
@@ -133,9 +143,16 @@ static int place(dg_model *m, const dg_plan *plan, dg_error *error) {
     int64_t slot = plan->vram_ring / SLOTS < SLOT ? plan->vram_ring / SLOTS : SLOT;
     if (slot < block) slot = block;
     const expert_plan p = {
-        .layers = m->layers, .n_layer = n, .n_expert = m->config.n_expert, .n_expert_used = m->config.n_expert_used, .order = v->order,
-        .pinned = plan->blocks[DG_WAY_VRAM], .streamed = plan->blocks[DG_WAY_RAM_GPU],
-        .slot_bytes = slot, .slots = plan->vram_ring ? (int32_t)(plan->vram_ring / slot) : 0, .rows = scratch_rows(m),
+        .layers = m->layers,
+        .n_layer = n,
+        .n_expert = m->config.n_expert,
+        .n_expert_used = m->config.n_expert_used,
+        .order = v->order,
+        .pinned = plan->blocks[DG_WAY_VRAM],
+        .streamed = plan->blocks[DG_WAY_RAM_GPU],
+        .slot_bytes = slot,
+        .slots = plan->vram_ring ? (int32_t)(plan->vram_ring / slot) : 0,
+        .rows = scratch_rows(m),
     };
     m->ops->place_experts(m->ops, &p);
     return ops_status(m->ops, error);
@@ -146,7 +163,8 @@ int vram_open(dg_model *m, int64_t bytes, int64_t weights, dg_error *error) {
     m->ops->available(m->ops, &available);
     vram *v = m->vram = calloc(1, sizeof *v);
     const size_t experts = (size_t)m->config.n_layer * (size_t)m->config.n_expert;
-    if (!v || !(v->m = monitor_new()) || !(v->prefer = calloc(experts, sizeof *v->prefer)) || !(v->order = calloc(experts, sizeof *v->order)))
+    if (!v || !(v->m = monitor_new()) || !(v->prefer = calloc(experts, sizeof *v->prefer)) ||
+        !(v->order = calloc(experts, sizeof *v->order)))
         return fail(error, DG_ERROR_SYSTEM, "%s: no memory", m->file->path);
     v->bytes = bytes ? bytes : available - dg_plan_margin((double)available, true);
     v->machine = machine_of(m->ops);
@@ -159,10 +177,13 @@ int vram_open(dg_model *m, int64_t bytes, int64_t weights, dg_error *error) {
     }
     const int64_t session = usual_session(m), least = least_for(v, session);
     if (bytes > available)
-        return fail(error, DG_ERROR_MEMORY, "a VRAM budget of %.2f GiB cannot be kept: %s has %.2f GiB free", (double)bytes / GIB, m->ops->name, (double)available / GIB);
+        return fail(error, DG_ERROR_MEMORY, "a VRAM budget of %.2f GiB cannot be kept: %s has %.2f GiB free",
+                    (double)bytes / GIB, m->ops->name, (double)available / GIB);
     if (v->bytes < least)
-        return fail(error, DG_ERROR_MEMORY, "%s: %s of %.2f GiB cannot be kept: it takes at least %.2f GiB, for a context of %d tokens", m->file->path,
-                    bytes ? "a VRAM budget" : "what is free of the GPU's memory,", (double)v->bytes / GIB, told(least),
+        return fail(error, DG_ERROR_MEMORY,
+                    "%s: %s of %.2f GiB cannot be kept: it takes at least %.2f GiB, for a context of %d tokens",
+                    m->file->path, bytes ? "a VRAM budget" : "what is free of the GPU's memory,",
+                    (double)v->bytes / GIB, told(least),
                     m->config.context_length < DG_PLAN_CONTEXT ? m->config.context_length : DG_PLAN_CONTEXT);
     return make_plan(m, session, &v->plan, error);
 }
@@ -182,9 +203,12 @@ static int take(dg_model *m, int64_t taken, int64_t bytes, const char *what, dg_
     if (taken <= v->reserved) return DG_OK;
     const int64_t placed = v->placed ? v->plan.vram_used - v->reserved : 0;
     if (v->placed ? placed + taken > v->bytes : least_for(v, taken) > v->bytes)
-        return fail(error, DG_ERROR_MEMORY, "%s takes %.2f GiB, which a VRAM budget of %.2f GiB does not leave beside the weights%s: %s %.2f GiB", what, (double)bytes / GIB,
-                    (double)v->bytes / GIB, v->taken ? " and what other sessions take" : "", v->placed ? "with experts where they are it takes" : "it takes at least",
-                    told(v->placed ? placed + taken : least_for(v, taken)));
+        return fail(
+            error, DG_ERROR_MEMORY,
+            "%s takes %.2f GiB, which a VRAM budget of %.2f GiB does not leave beside the weights%s: %s %.2f GiB", what,
+            (double)bytes / GIB, (double)v->bytes / GIB, v->taken ? " and what other sessions take" : "",
+            v->placed ? "with experts where they are it takes" : "it takes at least",
+            told(v->placed ? placed + taken : least_for(v, taken)));
     if (v->placed) {
         v->plan.vram_used += taken - v->reserved;
         v->reserved = taken;
@@ -193,8 +217,10 @@ static int take(dg_model *m, int64_t taken, int64_t bytes, const char *what, dg_
     const int64_t usual = usual_session(m), session = taken < usual && least_for(v, usual) <= v->bytes ? usual : taken;
     int status = make_plan(m, session, &v->plan, error);
     if (status == DG_OK) status = place(m, &v->plan, error);
-    if (status == DG_OK) v->placed = true, v->reserved = session;
-    return status;
+    if (status != DG_OK) return status;
+    v->placed = true;
+    v->reserved = session;
+    return DG_OK;
 }
 
 int vram_take(dg_model *m, int64_t bytes, const char *what, dg_error *error) {
@@ -219,7 +245,8 @@ int32_t vram_context(const dg_model *m, int32_t most) {
     while (from < most) {
         const int32_t middle = from + (most - from + 1) / 2;
         const int64_t taken = v->taken + scratch_session_bytes(m, middle);
-        const bool fits = taken <= v->reserved || (v->placed ? v->plan.vram_used - v->reserved + taken : least_for(v, taken)) <= v->bytes;
+        const bool fits = taken <= v->reserved ||
+                          (v->placed ? v->plan.vram_used - v->reserved + taken : least_for(v, taken)) <= v->bytes;
         if (fits) from = middle;
         else most = middle - 1;
     }

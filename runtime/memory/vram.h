@@ -1,7 +1,8 @@
-/* A device's memory under a budget: weights that are not experts, sessions, and then as many experts as there is room for.
+/* A device's memory under a budget: weights that are not experts, sessions, and then as many experts as there is
+ * room for.
  *
- * Experts are placed when the first session is made, since what it takes goes before them, and stay where they are: those
- * of most tokens on the device, the next copied there by every pass, and those of fewest left to the CPU.
+ * Experts are placed when the first session is made, since what it takes goes before them, and stay where they are:
+ * those of most tokens on the device, the next copied there by every pass, and those of fewest left to the CPU.
  */
 #ifndef DG_VRAM_H
 #define DG_VRAM_H
