@@ -77,6 +77,11 @@ def test_the_readme_is_short_and_tells_its_limits():
     assert len(CONTRIBUTING.read_text().splitlines()) <= 100
 
 
+def test_a_cell_of_the_readme_has_one_number():
+    cells = [cell for line in README.read_text().splitlines() if line.startswith("|") for cell in line.split("|")]
+    assert [cell for cell in cells if len(re.findall(r"(?<![\w.-])\d+(?:\.\d+)?(?![\w-])", cell)) > 1] == []
+
+
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_links_lead_somewhere(page):
     for target in re.findall(r"\]\(([^)#\s]+)", page.read_text()):
