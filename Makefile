@@ -203,7 +203,16 @@ docs: all ## write what is derived in README.md and docs/: figures from tests/be
 picture: $(RUNS)
 	$(BIN)/dg-run -f $(SUDOKU)/puzzle.txt --quiet --record docs/canvas.svg > /dev/null
 
-lint: all ## ruff over the Python code, mypy over the package
+# Lists (*.def) keep the shape that they are written in.
+FORMATTED = $(shell find quants runtime cuda tests -name '*.[ch]' -o -name '*.cu' -o -name '*.cuh' -o -name '*.cpp')
+
+format: all ## lay out C, C++, CUDA and Python as .clang-format and pyproject.toml say
+	@$(BIN)/clang-format -i $(FORMATTED)
+	$(BIN)/ruff format --quiet .
+
+lint: all ## clang-format and ruff over the sources, mypy over the package
+	@$(BIN)/clang-format --dry-run --Werror $(FORMATTED)
+	$(BIN)/ruff format --check --quiet .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 

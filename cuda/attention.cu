@@ -157,13 +157,11 @@ __global__ void DG_HOT(THREADS)
             const __half *const a_row = shared_q + (warp % 2 * 16 + lane % 16) * S::PITCH + lane / 16 * 8;
             const __half *const tile = ring + t % STAGES * S::TILE + warp / 2 * (S::KEYS / 2) * S::PITCH;
             float sums[KEY_N8][4] = {};
-            DG_UNROLL
-            for (int d = 0; d < D; d += 32) {
+            DG_UNROLL for (int d = 0; d < D; d += 32) {
                 uint32_t a0[4], a1[4];
                 load_matrices(a0, a_row + d);
                 load_matrices(a1, a_row + d + 16);
-                DG_UNROLL
-                for (int j = 0; j < KEY_N8; j++) {
+                DG_UNROLL for (int j = 0; j < KEY_N8; j++) {
                     uint32_t b[4];
                     load_matrices(b, tile + (j * 8 + lane % 8) * S::PITCH + d + lane / 8 * 8);
                     const uint32_t b0[2] = {b[0], b[1]}, b1[2] = {b[2], b[3]};
@@ -171,8 +169,7 @@ __global__ void DG_HOT(THREADS)
                     mma_f16(sums[j], a1, b1);
                 }
             }
-            DG_UNROLL
-            for (int j = 0; j < KEY_N8; j++)
+            DG_UNROLL for (int j = 0; j < KEY_N8; j++)
                 for (int i = 0; i < 4; i++)
                     scores[(warp % 2 * 16 + lane / 4 + i / 2 * 8) * S::S_PITCH + warp / 2 * (S::KEYS / 2) + j * 8 +
                            lane % 4 * 2 + i % 2] = sums[j][i];
@@ -182,8 +179,7 @@ __global__ void DG_HOT(THREADS)
         fetch_tile<D>(ring, k, v, stride, from, to, t + 3, tiles);
         { /* the row's softmax so far */
             float mine[S::KEYS / 4], highest = -INFINITY;
-            DG_UNROLL
-            for (int c = 0; c < S::KEYS / 4; c++) {
+            DG_UNROLL for (int c = 0; c < S::KEYS / 4; c++) {
                 const int column = c / 2 * 8 + threadIdx.x % 4 * 2 + c % 2;
                 const int32_t key = begin + column;
                 mine[c] = key >= my_from && key < my_to ? scores[my_row * S::S_PITCH + column] : -INFINITY;
@@ -195,8 +191,7 @@ __global__ void DG_HOT(THREADS)
             }
             const float before = peaks[my_row], peak = highest > before ? highest : before;
             float sum = 0.0f;
-            DG_UNROLL
-            for (int c = 0; c < S::KEYS / 4; c += 2) {
+            DG_UNROLL for (int c = 0; c < S::KEYS / 4; c += 2) {
                 const float low = peak == -INFINITY ? 0.0f : expf(mine[c] - peak),
                             high = peak == -INFINITY ? 0.0f : expf(mine[c + 1] - peak);
                 const uint32_t bits = half_pair(low, high);
@@ -216,11 +211,9 @@ __global__ void DG_HOT(THREADS)
         { /* the warp's columns of the output */
             const __half *const tile =
                 ring + (t + 1) % STAGES * S::TILE + lane % 16 * S::PITCH + warp * COLUMNS + lane / 16 * 8;
-            DG_UNROLL
-            for (int m = 0; m < 2; m++) {
+            DG_UNROLL for (int m = 0; m < 2; m++) {
                 const float low = shrinks[m * 16 + lane / 4], high = shrinks[m * 16 + lane / 4 + 8];
-                DG_UNROLL
-                for (int j = 0; j < N8; j++) {
+                DG_UNROLL for (int j = 0; j < N8; j++) {
                     out[m][j][0] *= low;
                     out[m][j][1] *= low;
                     out[m][j][2] *= high;
@@ -231,13 +224,11 @@ __global__ void DG_HOT(THREADS)
                 uint32_t a[2][4];
                 for (int m = 0; m < 2; m++)
                     load_matrices(a[m], p + (m * 16 + lane % 16) * S::P_PITCH + key + lane / 16 * 8);
-                DG_UNROLL
-                for (int j = 0; j < N8; j += 2) {
+                DG_UNROLL for (int j = 0; j < N8; j += 2) {
                     uint32_t b[4];
                     load_matrices_transposed(b, tile + key * S::PITCH + j * 8);
                     const uint32_t b0[2] = {b[0], b[1]}, b1[2] = {b[2], b[3]};
-                    DG_UNROLL
-                    for (int m = 0; m < 2; m++) {
+                    DG_UNROLL for (int m = 0; m < 2; m++) {
                         mma_f16(out[m][j], a[m], b0);
                         mma_f16(out[m][j + 1], a[m], b1);
                     }
@@ -246,15 +237,13 @@ __global__ void DG_HOT(THREADS)
         }
     }
     copy_async_wait<0>();
-    DG_UNROLL
-    for (int m = 0; m < 2; m++)
+    DG_UNROLL for (int m = 0; m < 2; m++)
         for (int half_row = 0; half_row < 2; half_row++) {
             const int row = m * 16 + lane / 4 + half_row * 8;
             if (first_row + row >= rows) continue;
             float *const to_y = y + start_of(first_row + row) + warp * COLUMNS + lane % 4 * 2;
             const float inverse = 1.0f / totals[row];
-            DG_UNROLL
-            for (int j = 0; j < N8; j++) {
+            DG_UNROLL for (int j = 0; j < N8; j++) {
                 to_y[j * 8] = out[m][j][half_row * 2] * inverse;
                 to_y[j * 8 + 1] = out[m][j][half_row * 2 + 1] * inverse;
             }

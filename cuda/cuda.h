@@ -35,7 +35,7 @@ struct gpu {
     placed_weight *weights;     /* copies of the file's, WEIGHT_MARGIN bytes longer: loads may run over the end */
     void *staging;              /* page-locked, STAGING bytes: small copies to the caller */
     std::recursive_mutex mutex; /* held while an op starts, and from graph_begin to graph_end */
-    int32_t forks;              /* os_forks() of the process that opened it: a child can use neither device nor lock */
+    int32_t forks; /* os_forks() of the process that opened it: a child can use neither device nor lock */
 
     bool forked() const { return os_forks() != forks; }
     void lock() {

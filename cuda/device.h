@@ -36,8 +36,8 @@ __device__ constexpr bool runs_here(bool tensor) { return tensor == (DG_ARCH >= 
 
 /* A shared array of the block's own, and the block's dynamic shared memory (16-byte aligned, one view per kernel). */
 #define DG_SHARED(type, name, count) __shared__ __align__(16) type name[count]
-#define DG_DYNAMIC_SHARED(type, name)                                     \
-    extern __shared__ __align__(16) unsigned char dg_dynamic_shared[];    \
+#define DG_DYNAMIC_SHARED(type, name)                                  \
+    extern __shared__ __align__(16) unsigned char dg_dynamic_shared[]; \
     type *const name = reinterpret_cast<type *>(dg_dynamic_shared)
 
 __device__ inline void block_sync() { __syncthreads(); }
@@ -90,8 +90,8 @@ template <int BYTES> __device__ inline void copy_async(void *to_shared, const vo
 #else
     uint32_t *to = static_cast<uint32_t *>(to_shared);
     const uint32_t *from = static_cast<const uint32_t *>(from_global);
-    DG_UNROLL
-    for (int i = 0; i < BYTES / 4; i++) to[i] = valid ? from[i] : 0u;
+    DG_UNROLL for (int i = 0; i < BYTES / 4; i++)
+        to[i] = valid ? from[i] : 0u;
 #endif
 }
 /* Closes a group of this thread's copies. */
@@ -207,13 +207,12 @@ __device__ inline int warp_id() { return static_cast<int>(threadIdx.x / WARP); }
 
 /* All lanes get the result; the order of the additions is fixed. */
 template <class T> __device__ inline T warp_sum(T v) {
-    DG_UNROLL
-    for (int mask = WARP / 2; mask > 0; mask /= 2) v += shuffle_xor(v, mask);
+    DG_UNROLL for (int mask = WARP / 2; mask > 0; mask /= 2)
+        v += shuffle_xor(v, mask);
     return v;
 }
 template <class T> __device__ inline T warp_max(T v) {
-    DG_UNROLL
-    for (int mask = WARP / 2; mask > 0; mask /= 2) {
+    DG_UNROLL for (int mask = WARP / 2; mask > 0; mask /= 2) {
         const T other = shuffle_xor(v, mask);
         v = other > v ? other : v;
     }

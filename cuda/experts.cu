@@ -30,8 +30,8 @@ __global__ void DG_HOT(128, pair_tile<C, TENSOR, NT>::BLOCKS)
         T::run(
             sums, scratch, x, cols,
             [&](int i) { /* 16 rows of gate, the same of up, and so on */
-                const int32_t row = first_row + i / 32 * 16 + i % 16;
-                return (i / 16 % 2 ? ups : gates) + (row < rows ? row : rows - 1) * row_bytes;
+                         const int32_t row = first_row + i / 32 * 16 + i % 16;
+                         return (i / 16 % 2 ? ups : gates) + (row < rows ? row : rows - 1) * row_bytes;
             },
             [&](int i) { return o.pairs[run.y + i < end ? run.y + i : end - 1] / k; });
         float *const values = reinterpret_cast<float *>(scratch); /* [TOKENS][HIDDEN_PITCH] */

@@ -18,11 +18,11 @@
 #include "q8_0.h"
 
 /* struct of_q4_k { block; VALUES; decode(block, values) } and so on */
-#define DG_FORMAT(NAME, id, stem, count, encodes)                                                             \
-    struct of_##stem {                                                                                        \
-        using block = block_##stem;                                                                           \
-        static constexpr int VALUES = count;                                                                  \
-        __device__ static void decode(const block *b, float *values) { stem##_decode(b, values); }            \
+#define DG_FORMAT(NAME, id, stem, count, encodes)                                                  \
+    struct of_##stem {                                                                             \
+        using block = block_##stem;                                                                \
+        static constexpr int VALUES = count;                                                       \
+        __device__ static void decode(const block *b, float *values) { stem##_decode(b, values); } \
     };
 #include "formats.def"
 #undef DG_FORMAT

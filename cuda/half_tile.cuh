@@ -57,11 +57,8 @@ struct tile<halves<BRAIN>, TENSOR, WARPS_M, WARPS_N, MT, NT, RING> {
     __device__ static void run(sums &s, scratch *r, const half_rows &x, int cols, W row_of, X token_of) {
         for (int i = threadIdx.x; i < ROWS; i += THREADS) r->rows[i] = row_of(i);
         for (int i = threadIdx.x; i < TOKENS; i += THREADS) r->tokens[i] = token_of(i);
-        DG_UNROLL
-        for (int m = 0; m < MT; m++)
-            DG_UNROLL
-            for (int n = 0; n < NT; n++)
-                DG_UNROLL
+        DG_UNROLL for (int m = 0; m < MT; m++) DG_UNROLL
+            for (int n = 0; n < NT; n++) DG_UNROLL
                 for (int i = 0; i < 4; i++) s.sum[m][n][i] = 0.0f;
         block_sync();
         for (int i = 0; i < RING - 1; i++) {
@@ -77,11 +74,8 @@ struct tile<halves<BRAIN>, TENSOR, WARPS_M, WARPS_N, MT, NT, RING> {
         }
         copy_async_wait<0>();
         const int first = warp_id() % WARPS_N * (NT * 8) + 2 * (lane_id() % 4);
-        DG_UNROLL
-        for (int n = 0; n < NT; n++)
-            DG_UNROLL
-            for (int i = 0; i < 4; i++)
-                DG_UNROLL
+        DG_UNROLL for (int n = 0; n < NT; n++) DG_UNROLL
+            for (int i = 0; i < 4; i++) DG_UNROLL
                 for (int m = 0; m < MT; m++) s.sum[m][n][i] *= x.scales[r->tokens[first + 8 * n + i % 2]];
         block_sync();
     }
@@ -89,13 +83,11 @@ struct tile<halves<BRAIN>, TENSOR, WARPS_M, WARPS_N, MT, NT, RING> {
     __device__ static void fetch(scratch *r, const half_rows &x, int stage, int cols) {
         constexpr int LINES = HALF_STAGE / LINE_HALVES;
         const int at = stage % RING;
-        DG_UNROLL
-        for (int i = threadIdx.x; i < ROWS * LINES; i += THREADS) {
+        DG_UNROLL for (int i = threadIdx.x; i < ROWS * LINES; i += THREADS) {
             const int row = i / LINES, c = i % LINES * LINE_HALVES, column = stage * HALF_STAGE + c;
             copy_async<LINE>(&r->weights[at][row][c], r->rows[row] + 2 * static_cast<int64_t>(column), column < cols);
         }
-        DG_UNROLL
-        for (int i = threadIdx.x; i < TOKENS * LINES; i += THREADS) {
+        DG_UNROLL for (int i = threadIdx.x; i < TOKENS * LINES; i += THREADS) {
             const int token = i / LINES, c = i % LINES * LINE_HALVES;
             copy_async<LINE>(&r->x[at][token][c],
                              x.values + (static_cast<int64_t>(r->tokens[token]) * x.n_stages + stage) * HALF_STAGE + c);
@@ -105,24 +97,18 @@ struct tile<halves<BRAIN>, TENSOR, WARPS_M, WARPS_N, MT, NT, RING> {
     __device__ static void multiply(sums &s, const scratch *r, int at) {
         if constexpr (TENSOR) {
             const int lane = lane_id(), row = warp_id() / WARPS_N * (MT * 16), first = warp_id() % WARPS_N * (NT * 8);
-            DG_UNROLL
-            for (int from = 0; from < HALF_STAGE; from += 32) {
+            DG_UNROLL for (int from = 0; from < HALF_STAGE; from += 32) {
                 uint32_t a[MT][2][4];
-                DG_UNROLL
-                for (int m = 0; m < MT; m++)
-                    DG_UNROLL
+                DG_UNROLL for (int m = 0; m < MT; m++) DG_UNROLL
                     for (int k = 0; k < 2; k++)
                         load_matrices(a[m][k],
                                       &r->weights[at][row + 16 * m + lane % 16][from + 16 * k + lane / 16 * 8]);
-                DG_UNROLL
-                for (int n = 0; n < NT; n++) {
+                DG_UNROLL for (int n = 0; n < NT; n++) {
                     uint32_t both[4];
                     load_matrices(both, &r->x[at][first + 8 * n + lane % 8][from + lane / 8 * 8]);
-                    DG_UNROLL
-                    for (int k = 0; k < 2; k++) {
+                    DG_UNROLL for (int k = 0; k < 2; k++) {
                         const uint32_t b[2] = {both[2 * k], both[2 * k + 1]};
-                        DG_UNROLL
-                        for (int m = 0; m < MT; m++) {
+                        DG_UNROLL for (int m = 0; m < MT; m++) {
                             if constexpr (BRAIN) mma_bf16(s.sum[m][n], a[m][k], b);
                             else mma_f16(s.sum[m][n], a[m][k], b);
                         }

@@ -49,16 +49,14 @@ __global__ void DG_HOT(THREADS) group_kernel(self_cond s, const float *z, int64_
     const int32_t begin = static_cast<int32_t>(blockIdx.x) * SELF_COND_GROUP + warp * SELF_COND_CHUNK;
     const int64_t group = first / SELF_COND_GROUP + blockIdx.x, chunk = group * WARPS + warp;
     float mine[PER_LANE], peak = -INFINITY;
-    DG_UNROLL
-    for (int j = 0; j < PER_LANE; j++) {
+    DG_UNROLL for (int j = 0; j < PER_LANE; j++) {
         const int32_t at = begin + j * WARP + lane;
         mine[j] = at < width ? scaled(z[row * width + at], cap, *temperature) : -INFINITY;
         peak = mine[j] > peak ? mine[j] : peak;
     }
     peak = warp_max(peak);
     float total = 0.0f, moment = 0.0f;
-    DG_UNROLL
-    for (int j = 0; j < PER_LANE; j++) {
+    DG_UNROLL for (int j = 0; j < PER_LANE; j++) {
         if (mine[j] == -INFINITY) continue;
         const float below = mine[j] - peak, p = expf(below);
         total += p;
@@ -75,8 +73,8 @@ __global__ void DG_HOT(THREADS) group_kernel(self_cond s, const float *z, int64_
     for (int w = 1; w < WARPS; w++) highest = peaks[w] > highest ? peaks[w] : highest;
     const float bar = highest - REACH;
     int32_t count = 0;
-    DG_UNROLL
-    for (int j = 0; j < PER_LANE; j++) count += count_bits(lanes_where(mine[j] >= bar));
+    DG_UNROLL for (int j = 0; j < PER_LANE; j++)
+        count += count_bits(lanes_where(mine[j] >= bar));
     if (lane == 0) counts[warp] = count;
     block_sync();
     int32_t before = 0, all = 0;
@@ -88,8 +86,7 @@ __global__ void DG_HOT(THREADS) group_kernel(self_cond s, const float *z, int64_
     const int32_t id = static_cast<int32_t>(first) + begin + lane;
     if (threadIdx.x == 0) list->count = all < SELF_COND_GROUP_IDS ? all : SELF_COND_GROUP_IDS;
     if (all <= SELF_COND_GROUP_IDS) { /* in the order of the ids */
-        DG_UNROLL
-        for (int j = 0; j < PER_LANE; j++) {
+        DG_UNROLL for (int j = 0; j < PER_LANE; j++) {
             const uint32_t likely = lanes_where(mine[j] >= bar);
             const int32_t at = before + count_bits(likely & ((1u << lane) - 1u));
             if (likely >> lane & 1u) {
@@ -102,8 +99,7 @@ __global__ void DG_HOT(THREADS) group_kernel(self_cond s, const float *z, int64_
     }
     for (int k = 0; k < SELF_COND_GROUP_IDS; k++) { /* a flat group: the largest, one after another */
         found best = {-INFINITY, INT32_MAX};
-        DG_UNROLL
-        for (int j = 0; j < PER_LANE; j++) {
+        DG_UNROLL for (int j = 0; j < PER_LANE; j++) {
             const found candidate = {mine[j], id + j * WARP};
             if (better(candidate, best)) best = candidate;
         }
@@ -120,8 +116,7 @@ __global__ void DG_HOT(THREADS) group_kernel(self_cond s, const float *z, int64_
             list->ids[k] = best.id;
             list->z[k] = best.z;
         }
-        DG_UNROLL
-        for (int j = 0; j < PER_LANE; j++)
+        DG_UNROLL for (int j = 0; j < PER_LANE; j++)
             if (id + j * WARP == best.id) mine[j] = -INFINITY;
     }
 }
@@ -397,8 +392,8 @@ template <class F>
 __global__ void DG_HOT(SOFTMAX_THREADS)
     softmax_matmul_kernel(float *y, const row_state *states, const float *z, const typename F::block *table,
                           int32_t width, int64_t cols, int32_t n, const int32_t *count, bool first) {
-    DG_SHARED(float, values, NAIVE * SOFTMAX_PITCH);
-    DG_SHARED(float, shares, NAIVE * NAIVE);
+    DG_SHARED(float, values, NAIVE *SOFTMAX_PITCH);
+    DG_SHARED(float, shares, NAIVE *NAIVE);
     const int32_t first_row = static_cast<int32_t>(blockIdx.y) * NAIVE;
     if (count) n = *count;
     if (first_row >= n) return;
@@ -551,7 +546,7 @@ __global__ void DG_HOT(SOFTMAX_THREADS)
     sparse_kernel(float *y, int32_t *dense, self_cond s, const typename F::block *table, int64_t cols, float scale,
                   const float *longest, float tolerance) {
     constexpr int AT_ONCE = 8;
-    DG_SHARED(float, values, AT_ONCE * SOFTMAX_PITCH);
+    DG_SHARED(float, values, AT_ONCE *SOFTMAX_PITCH);
     DG_SHARED(double, squares, SOFTMAX_THREADS / WARP);
     const int64_t i = blockIdx.x, row_blocks = cols / F::VALUES;
     const bool pinned = s.pinned && s.pinned[i]; /* such a row is its given id, or nothing */

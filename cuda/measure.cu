@@ -18,10 +18,10 @@ __global__ void DG_HOT(THREADS) read_kernel(uint32_t *out, const uint4 *from, in
     uint32_t bits = 0;
     for (int64_t i = static_cast<int64_t>(blockIdx.x) * THREADS + threadIdx.x; i < n; i += AT_ONCE * step) {
         uint4 v[AT_ONCE];
-        DG_UNROLL
-        for (int j = 0; j < AT_ONCE; j++) v[j] = i + j * step < n ? from[i + j * step] : make_uint4(0, 0, 0, 0);
-        DG_UNROLL
-        for (int j = 0; j < AT_ONCE; j++) bits |= v[j].x | v[j].y | v[j].z | v[j].w;
+        DG_UNROLL for (int j = 0; j < AT_ONCE; j++)
+            v[j] = i + j * step < n ? from[i + j * step] : make_uint4(0, 0, 0, 0);
+        DG_UNROLL for (int j = 0; j < AT_ONCE; j++)
+            bits |= v[j].x | v[j].y | v[j].z | v[j].w;
     }
     if (bits) *out = bits; /* all is zero */
 }

@@ -5,8 +5,8 @@ template <class F>
 __global__ void __launch_bounds__(NAIVE_THREADS)
     naive_matmul_kernel(float *y, const float *x, const typename F::block *w, int64_t n, int64_t rows, int64_t cols,
                         const int32_t *count) {
-    DG_SHARED(float, room_w, NAIVE * NAIVE_PITCH);
-    DG_SHARED(float, room_x, NAIVE * NAIVE_PITCH);
+    DG_SHARED(float, room_w, NAIVE *NAIVE_PITCH);
+    DG_SHARED(float, room_x, NAIVE *NAIVE_PITCH);
     if (count) n = *count;
     if (static_cast<int64_t>(blockIdx.y) * NAIVE >= n) return;
     const int64_t first_row = static_cast<int64_t>(blockIdx.x) * NAIVE,
@@ -32,27 +32,21 @@ __global__ void DG_HOT(SPLITS *WARP)
                   first = static_cast<int64_t>(blockIdx.y) * NAIVE, quads = cols / 4;
     const int row = lane_id() / 8 * 4, token = lane_id() % 8 * 2;
     const float4 *from_w[4], *from_x[2];
-    DG_UNROLL
-    for (int i = 0; i < 4; i++)
+    DG_UNROLL for (int i = 0; i < 4; i++)
         from_w[i] =
             reinterpret_cast<const float4 *>(w + (first_row + row + i < rows ? first_row + row + i : rows - 1) * cols);
-    DG_UNROLL
-    for (int j = 0; j < 2; j++)
+    DG_UNROLL for (int j = 0; j < 2; j++)
         from_x[j] = reinterpret_cast<const float4 *>(x + (first + token + j < n ? first + token + j : n - 1) * cols);
     float sum[4][2] = {};
     for (int64_t q = warp_id() * quads / SPLITS; q < (warp_id() + 1) * quads / SPLITS; q++) {
         const float4 b[2] = {from_x[0][q], from_x[1][q]};
-        DG_UNROLL
-        for (int i = 0; i < 4; i++) {
+        DG_UNROLL for (int i = 0; i < 4; i++) {
             const float4 a = from_w[i][q];
-            DG_UNROLL
-            for (int j = 0; j < 2; j++)
+            DG_UNROLL for (int j = 0; j < 2; j++)
                 sum[i][j] = fmaf(a.w, b[j].w, fmaf(a.z, b[j].z, fmaf(a.y, b[j].y, fmaf(a.x, b[j].x, sum[i][j]))));
         }
     }
-    DG_UNROLL
-    for (int i = 0; i < 4; i++)
-        DG_UNROLL
+    DG_UNROLL for (int i = 0; i < 4; i++) DG_UNROLL
         for (int j = 0; j < 2; j++) parts[(warp_id() * NAIVE + token + j) * NAIVE + row + i] = sum[i][j];
     block_sync();
     static_assert(SPLITS * WARP == NAIVE * NAIVE, "a thread per result");
@@ -81,8 +75,8 @@ template <class F>
 __global__ void __launch_bounds__(NAIVE_THREADS)
     naive_gathered_kernel(float *z, const float *x, const typename F::block *table, const int32_t *chunks, int64_t rows,
                           int64_t cols) {
-    DG_SHARED(float, room_w, NAIVE * NAIVE_PITCH);
-    DG_SHARED(float, room_x, NAIVE * NAIVE_PITCH);
+    DG_SHARED(float, room_w, NAIVE *NAIVE_PITCH);
+    DG_SHARED(float, room_x, NAIVE *NAIVE_PITCH);
     const int64_t first_row = static_cast<int64_t>(chunks[blockIdx.y]) * SELF_COND_CHUNK + blockIdx.x * NAIVE;
     float sum[2] = {0.0f, 0.0f};
     if (first_row >= rows) return;
@@ -184,8 +178,8 @@ template <class F, bool DOWN>
 __global__ void __launch_bounds__(NAIVE_THREADS)
     naive_experts_kernel(float *y, const float *x, expert_matrix w, expert_matrix up, int64_t rows, int64_t cols,
                          expert_order o, int32_t k, portion some) {
-    DG_SHARED(float, room_w, NAIVE * NAIVE_PITCH);
-    DG_SHARED(float, room_x, NAIVE * NAIVE_PITCH);
+    DG_SHARED(float, room_w, NAIVE *NAIVE_PITCH);
+    DG_SHARED(float, room_x, NAIVE *NAIVE_PITCH);
     const int2 tile = o.tiles[blockIdx.y];
     if (!some.has(tile.x)) return;
     const int32_t end = o.start[tile.x + 1];

@@ -43,8 +43,7 @@ static inline quantized quantized_in(void *memory, int64_t n, int64_t cols) {
 __device__ inline uint32_t round_four(const float (&v)[4], float peak) {
     const float by = peak > 0.0f ? 127.0f / peak : 0.0f;
     uint32_t codes = 0;
-    DG_UNROLL
-    for (int i = 0; i < 4; i++) {
+    DG_UNROLL for (int i = 0; i < 4; i++) {
         const float code = fminf(fmaxf(rintf(v[i] * by), -127.0f), 127.0f); /* by is infinite below 2^-121 */
         codes |= (static_cast<uint32_t>(static_cast<int32_t>(code)) & 255u) << 8 * i;
     }

@@ -37,8 +37,7 @@ template <class C> struct coded_words {
         float d[2], offset = 0.0f; /* of 16 columns each; of all */
         if constexpr (C::INTEGER) {
             const stage_scales k = C::scales(p, row, stage);
-            DG_UNROLL
-            for (int h = 0; h < 2; h++) {
+            DG_UNROLL for (int h = 0; h < 2; h++) {
                 const int byte = C::SUM_COLUMNS == 16 ? 2 * j + h : j;
                 d[h] = k.d * unit * static_cast<float>(signed_byte(byte < 4 ? k.scale[0] : k.scale[1], byte % 4));
             }
@@ -47,12 +46,10 @@ template <class C> struct coded_words {
             d[0] = d[1] = C::scale(p, row, stage, j) * unit;
             if constexpr (C::OFFSETS) offset = C::offset(p, row, stage, j) * unit;
         }
-        DG_UNROLL
-        for (int t = 0; t < 4; t++) {
+        DG_UNROLL for (int t = 0; t < 4; t++) {
             uint32_t low, high;
             C::codes(p, row, stage, j, t, &low, &high);
-            DG_UNROLL
-            for (int i = 0; i < 4; i++) {
+            DG_UNROLL for (int i = 0; i < 4; i++) {
                 v[4 * t + i] = fmaf(d[0], static_cast<float>(signed_byte(low, i)), offset);
                 v[SUB / 2 + 4 * t + i] = fmaf(d[1], static_cast<float>(signed_byte(high, i)), offset);
             }
@@ -69,13 +66,11 @@ template <class F> struct float_words { /* rows of whole lines */
     }
     __device__ static void values(float (&v)[SUB], bytes p, bytes, int, int j, float unit) {
         constexpr int AT_ONCE = LINE / BYTES;
-        DG_UNROLL
-        for (int i = 0; i < SUB; i += AT_ONCE) {
+        DG_UNROLL for (int i = 0; i < SUB; i += AT_ONCE) {
             const uint4 line = *reinterpret_cast<const uint4 *>(p + (j * SUB + i) * BYTES);
             block some[AT_ONCE];
             memcpy(some, &line, LINE);
-            DG_UNROLL
-            for (int k = 0; k < AT_ONCE; k++) {
+            DG_UNROLL for (int k = 0; k < AT_ONCE; k++) {
                 F::decode(some + k, &v[i + k]);
                 v[i + k] *= unit;
             }
@@ -128,11 +123,8 @@ template <class W> struct softmax_tile {
         const int row_side = warp_id() / 2 * SIDE, column_side = warp_id() % 2 * SIDE;
         const bool needed = row + row_side < a.n && column_side < columns;
         const sources from = sources_of(a, row, stage, columns);
-        DG_UNROLL
-        for (int m = 0; m < MT; m++)
-            DG_UNROLL
-            for (int n = 0; n < NT; n++)
-                DG_UNROLL
+        DG_UNROLL for (int m = 0; m < MT; m++) DG_UNROLL
+            for (int n = 0; n < NT; n++) DG_UNROLL
                 for (int i = 0; i < 4; i++) sum[m][n][i] = 0.0f;
         for (int step = begin; step < begin + RING - 1; step++) {
             if (step < end) fetch(r, a, from, step);
@@ -155,38 +147,33 @@ template <class W> struct softmax_tile {
     /* f(row, column, sum) for each of the lane's numbers; row and column as run() counts them */
     template <class F> __device__ static void each(const sums &sum, F f) {
         const int row = warp_id() / 2 * SIDE + lane_id() / 4, column = warp_id() % 2 * SIDE + 2 * (lane_id() % 4);
-        DG_UNROLL
-        for (int m = 0; m < MT; m++)
-            DG_UNROLL
-            for (int n = 0; n < NT; n++)
-                DG_UNROLL
+        DG_UNROLL for (int m = 0; m < MT; m++) DG_UNROLL
+            for (int n = 0; n < NT; n++) DG_UNROLL
                 for (int i = 0; i < 4; i++) f(row + 16 * m + i / 2 * 8, column + 8 * n + i % 2, sum[m][n][i]);
     }
 
 private:
     /* What a thread fetches: every fourth line of one word in WORDS, and of four rows the same eight words' shares.
      * Steps are whole lines apart, so a word's lines lie as those of the first step's do. */
-  static constexpr int QUARTER = THREADS / WORDS, LINES = (W::CHUNKS + QUARTER - 1) / QUARTER, ROUNDS = ROWS / WORDS,
-                       ITEMS = LINE / 2;
-  struct sources {
-      bytes word;
-      int32_t line[LINES];
-      bool needed[LINES];
-      const uint16_t *share[ROUNDS];
-  };
+    static constexpr int QUARTER = THREADS / WORDS, LINES = (W::CHUNKS + QUARTER - 1) / QUARTER, ROUNDS = ROWS / WORDS,
+                         ITEMS = LINE / 2;
+    struct sources {
+        bytes word;
+        int32_t line[LINES];
+        bool needed[LINES];
+        const uint16_t *share[ROUNDS];
+    };
     __device__ static sources sources_of(const softmax_task &a, int32_t row, int stage, int columns) {
         const int own = threadIdx.x / QUARTER, quarter = threadIdx.x % QUARTER;
         sources s;
         s.word = a.table + own * a.row_bytes;
-        DG_UNROLL
-        for (int i = 0; i < LINES; i++) {
+        DG_UNROLL for (int i = 0; i < LINES; i++) {
             bytes from = s.word;
             s.needed[i] =
                 quarter + QUARTER * i < W::CHUNKS && W::chunk(s.word, stage, columns, quarter + QUARTER * i, &from);
             s.line[i] = static_cast<int32_t>(from - s.word);
         }
-        DG_UNROLL
-        for (int i = 0; i < ROUNDS; i++) {
+        DG_UNROLL for (int i = 0; i < ROUNDS; i++) {
             const int32_t that = row + own + WORDS * i;
             s.share[i] = a.shares + static_cast<int64_t>(that < a.n ? that : a.n - 1) * 2 * a.width + quarter * ITEMS;
         }
@@ -198,14 +185,12 @@ private:
         const int at = step % RING, own = threadIdx.x / QUARTER, quarter = threadIdx.x % QUARTER, first = step * WORDS,
                   mine = first + quarter * ITEMS;
         const bytes word = s.word + first * a.row_bytes;
-        DG_UNROLL
-        for (int i = 0; i < LINES; i++) {
+        DG_UNROLL for (int i = 0; i < LINES; i++) {
             const int c = quarter + QUARTER * i;
             if (W::CHUNKS % QUARTER == 0 || c < W::CHUNKS)
                 copy_async<LINE>(&r->table[at][own][c * LINE], word + s.line[i], s.needed[i] && first + own < a.width);
         }
-        DG_UNROLL
-        for (int i = 0; i < ROUNDS; i++) {
+        DG_UNROLL for (int i = 0; i < ROUNDS; i++) {
             const uint16_t *const from = s.share[i] + first;
             uint16_t *const to = &r->shares[at][own + WORDS * i][quarter * ITEMS];
             if (a.width % ITEMS == 0) copy_async<LINE>(to, from, mine < a.width);
@@ -221,8 +206,7 @@ private:
         float v[SUB];
         W::values(v, r->table[step % RING][word], a.table + word * a.row_bytes, stage, j, unit);
         uint4 *const to = reinterpret_cast<uint4 *>(&r->values[step % 2][word][j * SUB]);
-        DG_UNROLL
-        for (int i = 0; i < SUB / 8; i++)
+        DG_UNROLL for (int i = 0; i < SUB / 8; i++)
             to[i] = make_uint4(half_pair(v[8 * i], v[8 * i + 1]), half_pair(v[8 * i + 2], v[8 * i + 3]),
                                half_pair(v[8 * i + 4], v[8 * i + 5]), half_pair(v[8 * i + 6], v[8 * i + 7]));
     }
@@ -230,18 +214,15 @@ private:
     __device__ static void multiply(sums &sum, const uint16_t (*shares)[SHARES_PITCH],
                                     const uint16_t (*values)[VALUES_PITCH], int column) {
         const int lane = lane_id();
-        DG_UNROLL
-        for (int k = 0; k < WORDS; k += 16) {
+        DG_UNROLL for (int k = 0; k < WORDS; k += 16) {
             uint32_t a[MT][4];
-            DG_UNROLL
-            for (int m = 0; m < MT; m++) load_matrices(a[m], &shares[16 * m + lane % 16][k + lane / 16 * 8]);
-            DG_UNROLL
-            for (int n = 0; n < NT; n += 2) {
+            DG_UNROLL for (int m = 0; m < MT; m++)
+                load_matrices(a[m], &shares[16 * m + lane % 16][k + lane / 16 * 8]);
+            DG_UNROLL for (int n = 0; n < NT; n += 2) {
                 uint32_t b[4];
                 load_matrices_transposed(b, &values[k + lane % 16][column + 8 * n + lane / 16 * 8]);
                 const uint32_t b0[2] = {b[0], b[1]}, b1[2] = {b[2], b[3]};
-                DG_UNROLL
-                for (int m = 0; m < MT; m++) {
+                DG_UNROLL for (int m = 0; m < MT; m++) {
                     mma_f16(sum[m][n], a[m], b0);
                     mma_f16(sum[m][n + 1], a[m], b1);
                 }

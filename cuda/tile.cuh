@@ -20,11 +20,8 @@ template <int WARPS_M, int WARPS_N, int MT, int NT> struct tile_places {
         const int lane = lane_id();
         const int row = warp_id() / WARPS_N * (MT * 16) + lane / 4,
                   token = warp_id() % WARPS_N * (NT * 8) + 2 * (lane % 4);
-        DG_UNROLL
-        for (int m = 0; m < MT; m++)
-            DG_UNROLL
-            for (int n = 0; n < NT; n++)
-                DG_UNROLL
+        DG_UNROLL for (int m = 0; m < MT; m++) DG_UNROLL
+            for (int n = 0; n < NT; n++) DG_UNROLL
                 for (int i = 0; i < 4; i++) f(row + 16 * m + 8 * (i / 2), token + 8 * n + i % 2, m, n, i);
     }
 };
@@ -66,11 +63,8 @@ template <class C, bool TENSOR, int WARPS_M, int WARPS_N, int MT, int NT, int RI
         const int subs = cols / SUB;
         for (int i = threadIdx.x; i < ROWS; i += THREADS) r->rows[i] = row_of(i);
         for (int i = threadIdx.x; i < TOKENS; i += THREADS) r->tokens[i] = token_of(i);
-        DG_UNROLL
-        for (int m = 0; m < MT; m++)
-            DG_UNROLL
-            for (int n = 0; n < NT; n++)
-                DG_UNROLL
+        DG_UNROLL for (int m = 0; m < MT; m++) DG_UNROLL
+            for (int n = 0; n < NT; n++) DG_UNROLL
                 for (int i = 0; i < 4; i++) {
                     s.sum[m][n][i] = 0.0f;
                     s.whole[m][n][i] = 0;
@@ -94,8 +88,7 @@ template <class C, bool TENSOR, int WARPS_M, int WARPS_N, int MT, int NT, int RI
 
     __device__ static void fetch(scratch *r, const quantized &x, int stage, int subs) {
         const int at = stage % RING, left = subs - stage * STAGE_SUBS;
-        DG_UNROLL
-        for (int first = 0; first < ROWS * C::CHUNKS; first += THREADS) {
+        DG_UNROLL for (int first = 0; first < ROWS * C::CHUNKS; first += THREADS) {
             const int i = first + static_cast<int>(threadIdx.x), row = i / C::CHUNKS, c = i % C::CHUNKS;
             if (ROWS * C::CHUNKS % THREADS && i >= ROWS * C::CHUNKS) break;
             bytes from;
@@ -103,8 +96,7 @@ template <class C, bool TENSOR, int WARPS_M, int WARPS_N, int MT, int NT, int RI
             copy_async<LINE>(&r->weights[at][row][c * LINE], from, needed);
         }
         constexpr int LINES = sizeof(quantized_stage) / LINE;
-        DG_UNROLL
-        for (int first = 0; first < TOKENS * LINES; first += THREADS) {
+        DG_UNROLL for (int first = 0; first < TOKENS * LINES; first += THREADS) {
             const int i = first + static_cast<int>(threadIdx.x), token = i / LINES, c = i % LINES;
             if (TOKENS * LINES % THREADS && i >= TOKENS * LINES) break;
             copy_async<LINE>(
@@ -124,18 +116,14 @@ template <class C, bool TENSOR, int WARPS_M, int WARPS_N, int MT, int NT, int RI
         const int row = warp_id() / WARPS_N * (MT * 16) + group, first = warp_id() % WARPS_N * (NT * 8);
         const quantized_stage *const x = &r->x[at][first];
         bytes p[MT][2], origin[MT][2]; /* of the lane's rows */
-        DG_UNROLL
-        for (int m = 0; m < MT; m++)
-            DG_UNROLL
+        DG_UNROLL for (int m = 0; m < MT; m++) DG_UNROLL
             for (int h = 0; h < 2; h++) {
                 p[m][h] = r->weights[at][row + 16 * m + 8 * h];
                 origin[m][h] = r->rows[row + 16 * m + 8 * h];
             }
         stage_scales k[MT][2];
         if constexpr (C::INTEGER) {
-            DG_UNROLL
-            for (int m = 0; m < MT; m++)
-                DG_UNROLL
+            DG_UNROLL for (int m = 0; m < MT; m++) DG_UNROLL
                 for (int h = 0; h < 2; h++) k[m][h] = C::scales(p[m][h], origin[m][h], stage);
         }
         if constexpr (TENSOR) with_mma(s, p, origin, k, x, stage, left);
@@ -143,12 +131,9 @@ template <class C, bool TENSOR, int WARPS_M, int WARPS_N, int MT, int NT, int RI
         if constexpr (C::MINIMUMS) minimums(s, k, x);
         if constexpr (C::INTEGER) {
             if (stage % 2 == 0) return;
-            DG_UNROLL
-            for (int n = 0; n < NT; n++) {
+            DG_UNROLL for (int n = 0; n < NT; n++) {
                 const float scale[2] = {r->scales[at][first + 8 * n + 2 * t], r->scales[at][first + 8 * n + 2 * t + 1]};
-                DG_UNROLL
-                for (int m = 0; m < MT; m++)
-                    DG_UNROLL
+                DG_UNROLL for (int m = 0; m < MT; m++) DG_UNROLL
                     for (int i = 0; i < 4; i++) {
                         s.sum[m][n][i] =
                             fmaf(static_cast<float>(s.whole[m][n][i]), k[m][i / 2].d * scale[i % 2], s.sum[m][n][i]);
@@ -161,8 +146,7 @@ template <class C, bool TENSOR, int WARPS_M, int WARPS_N, int MT, int NT, int RI
     /* One sub-block's integer sums, or with scales of 16 columns its halves', into the tile's. */
     __device__ static void take(sums &s, int m, int n, int j, const int32_t (&product)[4], const stage_scales (&k)[2],
                                 int side) {
-        DG_UNROLL
-        for (int i = 0; i < 4; i++) {
+        DG_UNROLL for (int i = 0; i < 4; i++) {
             const int byte = C::SUM_COLUMNS == 16 ? 2 * j + side : j;
             s.whole[m][n][i] += product[i] * signed_byte(byte < 4 ? k[i / 2].scale[0] : k[i / 2].scale[1], byte % 4);
         }
@@ -177,42 +161,32 @@ template <class C, bool TENSOR, int WARPS_M, int WARPS_N, int MT, int NT, int RI
                                     const stage_scales (&k)[MT][2], const quantized_stage *x, int stage, int left) {
         const int lane = lane_id(), t = lane % 4;
         uint32_t a[MT][STAGE_SUBS][4];
-        DG_UNROLL
-        for (int m = 0; m < MT; m++)
-            DG_UNROLL
-            for (int h = 0; h < 2; h++)
-                DG_UNROLL
+        DG_UNROLL for (int m = 0; m < MT; m++) DG_UNROLL
+            for (int h = 0; h < 2; h++) DG_UNROLL
                 for (int j = 0; j < STAGE_SUBS; j++)
                     C::codes(p[m][h], origin[m][h], stage, j, t, &a[m][j][h], &a[m][j][h + 2]);
-        DG_UNROLL
-        for (int pair = 0; pair < STAGE_SUBS; pair += 2) {
+        DG_UNROLL for (int pair = 0; pair < STAGE_SUBS; pair += 2) {
             if (pair >= left) break;
             float d[MT][2][2], offset[MT][2][2]; /* [sub-block][row] */
             if constexpr (!C::INTEGER) {
-                DG_UNROLL
-                for (int m = 0; m < MT; m++)
-                    DG_UNROLL
+                DG_UNROLL for (int m = 0; m < MT; m++) DG_UNROLL
                     for (int i = 0; i < 4; i++) {
                         d[m][i / 2][i % 2] = C::scale(p[m][i % 2], origin[m][i % 2], stage, pair + i / 2);
                         if constexpr (C::OFFSETS)
                             offset[m][i / 2][i % 2] = C::offset(p[m][i % 2], origin[m][i % 2], stage, pair + i / 2);
                     }
             }
-            DG_UNROLL
-            for (int n = 0; n < NT; n++) {
+            DG_UNROLL for (int n = 0; n < NT; n++) {
                 uint32_t both[4]; /* lanes name tokens lane % 8, a quarter of 64 columns each */
                 load_matrices(both, x[8 * n + lane % 8].codes + pair * SUB + lane / 8 * LINE);
-                DG_UNROLL
-                for (int jj = 0; jj < 2; jj++) {
+                DG_UNROLL for (int jj = 0; jj < 2; jj++) {
                     const int j = pair + jj;
                     const uint32_t b[2] = {both[2 * jj], both[2 * jj + 1]};
                     if (j >= left) break;
                     if constexpr (C::INTEGER) {
-                        DG_UNROLL
-                        for (int m = 0; m < MT; m++) {
+                        DG_UNROLL for (int m = 0; m < MT; m++) {
                             if constexpr (C::SUM_COLUMNS == 16) {
-                                DG_UNROLL
-                                for (int side = 0; side < 2; side++) {
+                                DG_UNROLL for (int side = 0; side < 2; side++) {
                                     int32_t product[4] = {0, 0, 0, 0};
                                     mma_s8_short(product, a[m][j][2 * side], a[m][j][2 * side + 1], b[side]);
                                     take(s, m, n, j, product, k[m], side);
@@ -232,8 +206,7 @@ template <class C, bool TENSOR, int WARPS_M, int WARPS_N, int MT, int NT, int RI
                             mma_s8(all, ones, b);
                             for (int i = 0; i < 2; i++) sum[i] = exact_float(all[i]) * scale[i];
                         }
-                        DG_UNROLL
-                        for (int m = 0; m < MT; m++) {
+                        DG_UNROLL for (int m = 0; m < MT; m++) {
                             int32_t product[4] = {EXACT_START, EXACT_START, EXACT_START, EXACT_START};
                             mma_s8(product, a[m][j], b);
                             take(s, m, n, product, d[m][jj], scale);
@@ -255,24 +228,19 @@ template <class C, bool TENSOR, int WARPS_M, int WARPS_N, int MT, int NT, int RI
         for (int j = 0; j < count; j++) { /* not unrolled, for want of registers */
             uint32_t a[MT][2][8];
             float d[MT][2], offset[MT][2];
-            DG_UNROLL
-            for (int m = 0; m < MT; m++)
-                DG_UNROLL
+            DG_UNROLL for (int m = 0; m < MT; m++) DG_UNROLL
                 for (int h = 0; h < 2; h++) {
                     DG_UNROLL for (int i = 0; i < 4; i++)
                         C::codes(p[m][h], origin[m][h], stage, j, i, &a[m][h][i], &a[m][h][i + 4]);
                     if constexpr (!C::INTEGER) d[m][h] = C::scale(p[m][h], origin[m][h], stage, j);
                     if constexpr (C::OFFSETS) offset[m][h] = C::offset(p[m][h], origin[m][h], stage, j);
                 }
-            DG_UNROLL
-            for (int n = 0; n < NT; n++) {
+            DG_UNROLL for (int n = 0; n < NT; n++) {
                 uint32_t b[2][8];
                 float scale[2] = {0.0f, 0.0f}, sum[2] = {0.0f, 0.0f};
-                DG_UNROLL
-                for (int e = 0; e < 2; e++) {
+                DG_UNROLL for (int e = 0; e < 2; e++) {
                     const quantized_stage *const token = x + 8 * n + 2 * t + e;
-                    DG_UNROLL
-                    for (int i = 0; i < 2; i++) {
+                    DG_UNROLL for (int i = 0; i < 2; i++) {
                         const uint4 four = *reinterpret_cast<const uint4 *>(token->codes + j * SUB + i * LINE);
                         b[e][4 * i] = four.x, b[e][4 * i + 1] = four.y, b[e][4 * i + 2] = four.z,
                                  b[e][4 * i + 3] = four.w;
@@ -285,17 +253,13 @@ template <class C, bool TENSOR, int WARPS_M, int WARPS_N, int MT, int NT, int RI
                         sum[e] = static_cast<float>(all) * scale[e];
                     }
                 }
-                DG_UNROLL
-                for (int m = 0; m < MT; m++) {
+                DG_UNROLL for (int m = 0; m < MT; m++) {
                     constexpr int SIDES = C::SUM_COLUMNS == 16 ? 2 : 1;
-                    DG_UNROLL
-                    for (int side = 0; side < SIDES; side++) {
+                    DG_UNROLL for (int side = 0; side < SIDES; side++) {
                         int32_t product[4];
-                        DG_UNROLL
-                        for (int i = 0; i < 4; i++) {
+                        DG_UNROLL for (int i = 0; i < 4; i++) {
                             product[i] = C::INTEGER ? 0 : EXACT_START;
-                            DG_UNROLL
-                            for (int w = 0; w < 8 / SIDES; w++)
+                            DG_UNROLL for (int w = 0; w < 8 / SIDES; w++)
                                 product[i] = dp4a(static_cast<int32_t>(a[m][i / 2][side * 4 + w]),
                                                   static_cast<int32_t>(b[i % 2][side * 4 + w]), product[i]);
                         }
@@ -303,8 +267,8 @@ template <class C, bool TENSOR, int WARPS_M, int WARPS_N, int MT, int NT, int RI
                         else take(s, m, n, product, d[m], scale);
                     }
                     if constexpr (C::OFFSETS) {
-                        DG_UNROLL
-                        for (int i = 0; i < 4; i++) s.sum[m][n][i] = fmaf(offset[m][i / 2], sum[i % 2], s.sum[m][n][i]);
+                        DG_UNROLL for (int i = 0; i < 4; i++)
+                            s.sum[m][n][i] = fmaf(offset[m][i / 2], sum[i % 2], s.sum[m][n][i]);
                     }
                 }
             }
@@ -317,9 +281,7 @@ template <class C, bool TENSOR, int WARPS_M, int WARPS_N, int MT, int NT, int RI
         const int t = lane_id() % 4, group = lane_id() / 4;
         if constexpr (TENSOR) {
             uint32_t a[MT][4];
-            DG_UNROLL
-            for (int m = 0; m < MT; m++)
-                DG_UNROLL
+            DG_UNROLL for (int m = 0; m < MT; m++) DG_UNROLL
                 for (int h = 0; h < 2; h++) {
                     const uint32_t two = k[m][h].min >> t % 2 * 16;
                     const float first = -k[m][h].dmin * static_cast<float>(two & 255u),
@@ -328,27 +290,22 @@ template <class C, bool TENSOR, int WARPS_M, int WARPS_N, int MT, int NT, int RI
                                     : bf16_pair(first - bf16_part(first), second - bf16_part(second));
                     a[m][h + 2] = a[m][h];
                 }
-            DG_UNROLL
-            for (int n = 0; n < NT; n++) {
+            DG_UNROLL for (int n = 0; n < NT; n++) {
                 const quantized_stage *const token = x + 8 * n + group;
                 const uint32_t b[2] = {reinterpret_cast<const uint32_t *>(token->sums.high)[t % 2],
                                        reinterpret_cast<const uint32_t *>(token->sums.low)[t % 2]};
-                DG_UNROLL
-                for (int m = 0; m < MT; m++) mma_bf16(s.sum[m][n], a[m], b);
+                DG_UNROLL for (int m = 0; m < MT; m++)
+                    mma_bf16(s.sum[m][n], a[m], b);
             }
         } else {
-            DG_UNROLL
-            for (int n = 0; n < NT; n++)
-                DG_UNROLL
+            DG_UNROLL for (int n = 0; n < NT; n++) DG_UNROLL
                 for (int j = 0; j < STAGE_SUBS; j++) {
                     float sum[2];
                     for (int e = 0; e < 2; e++) {
                         const quantized_stage *const token = x + 8 * n + 2 * t + e;
                         sum[e] = bf16_to_float(token->sums.high[j]) + bf16_to_float(token->sums.low[j]);
                     }
-                    DG_UNROLL
-                    for (int m = 0; m < MT; m++)
-                        DG_UNROLL
+                    DG_UNROLL for (int m = 0; m < MT; m++) DG_UNROLL
                         for (int i = 0; i < 4; i++)
                             s.sum[m][n][i] =
                                 fmaf(-k[m][i / 2].dmin * static_cast<float>(k[m][i / 2].min >> 8 * j & 255u),

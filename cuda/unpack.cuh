@@ -215,8 +215,8 @@ struct codes_of_q6_k { /* blocks of 210 bytes: three pieces, each from a line's 
         const bytes four = p + skew(low_of(row, stage)) + j % 2 * 32 + 4 * t,
                     two = p + HIGH * LINE + skew(high_of(row, stage)) + 4 * t;
         *low = less_32((four_bytes(four) >> j / 2 * 4 & NIBBLES) | (four_bytes(two) >> 2 * j & 0x03030303u) << 4);
-        *high = less_32((four_bytes(four + 16) >> j / 2 * 4 & NIBBLES) |
-                        (four_bytes(two + 16) >> 2 * j & 0x03030303u) << 4);
+        *high = less_32((four_bytes(four + 16) >> j / 2 * 4 & NIBBLES) | (four_bytes(two + 16) >> 2 * j & 0x03030303u)
+                                                                             << 4);
     }
 };
 

@@ -11,12 +11,13 @@ import json
 import re
 import sys
 from collections.abc import Callable, Iterable
-from importlib.metadata import distribution
 from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
 import click
+
+from dgemma_start import COMMANDS
 
 ROOT = Path(__file__).resolve().parents[1]
 BENCH = ROOT / "tests" / "bench"
@@ -302,14 +303,12 @@ def commands() -> str:
         "your build, and `--help` lists them: `cpu` and `reference`, `cpu-avx2` and others by processor, and `cuda`",
         "after `make CUDA=1`.\n",
     ]
-    scripts = distribution("dgemma").entry_points.select(group="console_scripts")
-    for script in sorted(scripts, key=lambda each: each.name):
-        module, name = script.value.split(":")
-        command = getattr(importlib.import_module(module), name)
+    for name, module in sorted(COMMANDS.items()):
+        command = importlib.import_module(module).main
         width = {"max_content_width": 100, "terminal_width": 100}
-        context = click.Context(command, info_name=script.name, **(command.context_settings | width))
+        context = click.Context(command, info_name=name, **(command.context_settings | width))
         said = BACKENDS.sub(r"\1, or a backend by name.", command.get_help(context))
-        text += [f"## {script.name}\n", "```text", said.rstrip(), "```\n"]
+        text += [f"## {name}\n", "```text", said.rstrip(), "```\n"]
     return "\n".join(text)
 
 

@@ -21,8 +21,6 @@ DG_HD static inline void scale_and_min(const uint8_t *scales, int i, int *scale,
 }
 
 /* Q2_K, Q3_K: the 2-bit code of value i of 256; a byte holds values that are 32 apart. */
-DG_HD static inline int code2(const uint8_t *q, int i) {
-    return q[i / 128 * 32 + i % 32] >> i % 128 / 32 * 2 & 3;
-}
+DG_HD static inline int code2(const uint8_t *q, int i) { return q[i / 128 * 32 + i % 32] >> i % 128 / 32 * 2 & 3; }
 
 #endif

@@ -18,10 +18,10 @@
 #include "q6_k.h"
 #include "q8_0.h"
 
-#define DG_FORMAT(NAME, id, stem, block, encodes)                                                 \
-    static void stem##_decode_blocks(const void *blocks, float *values, int64_t n_blocks) {       \
-        const block_##stem *b = blocks;                                                           \
-        for (int64_t i = 0; i < n_blocks; i++) stem##_decode(b + i, values + i * (block));        \
+#define DG_FORMAT(NAME, id, stem, block, encodes)                                           \
+    static void stem##_decode_blocks(const void *blocks, float *values, int64_t n_blocks) { \
+        const block_##stem *b = blocks;                                                     \
+        for (int64_t i = 0; i < n_blocks; i++) stem##_decode(b + i, values + i * (block));  \
     }
 #include "formats.def"
 #undef DG_FORMAT

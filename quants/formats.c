@@ -43,7 +43,7 @@ static void keep_tiny(const dg_format *f, encoder *encode, const float *values, 
 #define DG_ENCODER_0(stem) NULL
 #define DG_ENCODER_1(stem) stem##_keeping
 #define DG_KEEPING_0(stem, at)
-#define DG_KEEPING_1(stem, at)                                                                                   \
+#define DG_KEEPING_1(stem, at)                                                                                 \
     static void stem##_keeping(const float *values, void *blocks, int64_t n_blocks, const float *importance) { \
         stem##_encode(values, blocks, n_blocks, importance);                                                   \
         keep_tiny(dg_format_find(at), stem##_encode, values, blocks, n_blocks, importance);                    \

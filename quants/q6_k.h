@@ -4,10 +4,10 @@
 #include "blocks.h"
 
 typedef struct {
-    uint8_t low[128];  /* low four bits: of each 128 values, 64 in the low halves of 64 bytes, 64 in the high halves */
-    uint8_t high[64];  /* high two bits: a byte holds those of four values that are 32 apart */
+    uint8_t low[128]; /* low four bits: of each 128 values, 64 in the low halves of 64 bytes, 64 in the high halves */
+    uint8_t high[64]; /* high two bits: a byte holds those of four values that are 32 apart */
     int8_t scales[16];
-    uint16_t d;        /* scale of the scales, binary16 */
+    uint16_t d; /* scale of the scales, binary16 */
 } block_q6_k;
 DG_BLOCK_SIZE(block_q6_k, 210);
 

@@ -36,8 +36,7 @@ static inline float extreme32(const float *values) {
 /* codes = (values - base) * inverse + offset, cut off to an integer, 0 to top. */
 static inline void uniform_codes(const float *values, int n, float base, float inverse, float offset, float top,
                                  uint8_t *codes) {
-    for (int i = 0; i < n; i++)
-        codes[i] = (uint8_t)(int32_t)clamp((values[i] - base) * inverse + offset, 0.0f, top);
+    for (int i = 0; i < n; i++) codes[i] = (uint8_t)(int32_t)clamp((values[i] - base) * inverse + offset, 0.0f, top);
 }
 
 /* Two codes a byte, as Q4_0, Q5_0, Q5_1 and IQ4_NL have them. */

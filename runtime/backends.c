@@ -125,9 +125,7 @@ int ops_new(const dg_model_options *options, const dg_config *c, ops **out, dg_e
     return DG_OK;
 }
 
-int ops_status(const ops *o, dg_error *error) {
-    return o->device ? cuda_status(o, error) : DG_OK;
-}
+int ops_status(const ops *o, dg_error *error) { return o->device ? cuda_status(o, error) : DG_OK; }
 
 bool ops_overlap_watch(const ops *o, bool watch) { return o->device && cuda_overlap_watch(o, watch); }
 bool ops_overlap_read(const ops *o, dg_overlap *out) { return o->device && cuda_overlap_read(o, out); }

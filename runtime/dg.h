@@ -164,15 +164,15 @@ void dg_model_prefer(dg_model *model, const int64_t *tokens);
 
 /* What a model under a budget has moved since it was opened. Bytes. */
 typedef struct dg_traffic {
-    int64_t passes;   /* through the layers, of steps and of stretches of prompts */
-    int64_t read;     /* from the file */
-    int64_t copied;   /* of that through the page cache, where the file system has no direct reads */
+    int64_t passes; /* through the layers, of steps and of stretches of prompts */
+    int64_t read; /* from the file */
+    int64_t copied; /* of that through the page cache, where the file system has no direct reads */
     int64_t resident; /* weights that are in memory now, to stay */
-    int64_t ring;     /* of the buffers that the others come through */
-    int64_t experts;  /* of all experts in the file */
+    int64_t ring; /* of the buffers that the others come through */
+    int64_t experts; /* of all experts in the file */
     int64_t streamed; /* of those that do not stay: what a pass reads that uses them all */
-    double reading;   /* seconds that reads took */
-    double waited;    /* seconds that passes waited for them */
+    double reading; /* seconds that reads took */
+    double waited; /* seconds that passes waited for them */
 } dg_traffic;
 /* False without a budget. */
 bool dg_model_traffic(const dg_model *model, dg_traffic *out);
@@ -181,10 +181,10 @@ bool dg_model_traffic(const dg_model *model, dg_traffic *out);
 typedef struct dg_overlap {
     int64_t passes;
     int64_t copied; /* bytes of experts */
-    double wall;    /* from a pass's beginning to its end */
+    double wall; /* from a pass's beginning to its end */
     double copying; /* copies were under way */
-    double gpu;     /* the GPU computed: wall, less what it waited for the others */
-    double cpu;     /* the CPU computed experts */
+    double gpu; /* the GPU computed: wall, less what it waited for the others */
+    double cpu; /* the CPU computed experts */
 } dg_overlap;
 /* Watches passes from here on, or no longer; those that are watched are not recorded into graphs. False where there
  * is no device, and before a first session. */
@@ -221,9 +221,9 @@ int32_t dg_file_parts(const dg_file *file);
 typedef struct dg_file_value {
     const char *key;
     uint64_t key_bytes;
-    int32_t kind;        /* GGUF's number of it: 0 U8, 4 U32, 5 I32, 6 F32, 7 BOOL, 8 STRING, 9 ARRAY, ... */
-    int32_t element;     /* of an array; otherwise kind */
-    uint64_t count;      /* of an array; otherwise 1 */
+    int32_t kind; /* GGUF's number of it: 0 U8, 4 U32, 5 I32, 6 F32, 7 BOOL, 8 STRING, 9 ARRAY, ... */
+    int32_t element; /* of an array; otherwise kind */
+    uint64_t count; /* of an array; otherwise 1 */
     const uint8_t *data; /* the value, or the first element; strings are a u64 length and so many bytes */
     uint64_t bytes;
 } dg_file_value;
@@ -237,7 +237,7 @@ typedef struct dg_file_tensor {
     int32_t n_dims;
     int64_t dims[4]; /* fastest first; unused ones are 1 */
     const uint8_t *data;
-    uint64_t bytes;  /* 0 where nobody knows the type, or its rows are no whole number of blocks */
+    uint64_t bytes; /* 0 where nobody knows the type, or its rows are no whole number of blocks */
 } dg_file_tensor;
 bool dg_file_tensor_at(const dg_file *file, int32_t i, dg_file_tensor *out);
 
@@ -252,7 +252,7 @@ typedef struct dg_vocab {
     int32_t bos_id, eos_id, unk_id, pad_id, mask_id; /* -1 where the file has none */
     /* a prompt begins with bos_id: the file asks for it, or has Gemma's <bos>, which is needed whatever it asks for */
     bool add_bos;
-    const char *chat_template;                       /* Jinja, or NULL; lives as long as the tokenizer */
+    const char *chat_template; /* Jinja, or NULL; lives as long as the tokenizer */
 } dg_vocab;
 const dg_vocab *dg_tokenizer_vocab(const dg_tokenizer *tokenizer);
 /* kinds[n_vocab]: the type of each token as it is taken, numbered as in files: 1 normal, 2 unknown, 3 control, 4
@@ -354,18 +354,18 @@ typedef enum dg_event_kind { DG_EVENT_STEP = 1, DG_EVENT_BLOCK = 2, DG_EVENT_DON
  * positions have their own id, entropy 0 and are accepted; mean_entropy is over the others (0 where there are none). */
 typedef struct dg_event {
     int32_t kind;
-    int32_t block;             /* canvases finished before this one */
-    int32_t index;             /* STEP: counted from 0 within the block; BLOCK: steps taken */
-    float temperature;         /* STEP: of this step */
+    int32_t block; /* canvases finished before this one */
+    int32_t index; /* STEP: counted from 0 within the block; BLOCK: steps taken */
+    float temperature; /* STEP: of this step */
     int32_t n;
-    int32_t place;             /* where in the caller's start the canvas begins; 0 without one */
-    const int32_t *canvas;     /* [n] argmax ids */
-    const float *entropy;      /* [n] nats */
-    const bool *accepted;      /* [n] by the entropy bound */
+    int32_t place; /* where in the caller's start the canvas begins; 0 without one */
+    const int32_t *canvas; /* [n] argmax ids */
+    const float *entropy; /* [n] nats */
+    const bool *accepted; /* [n] by the entropy bound */
     /* [n] what the next step would see: the draws of accepted positions, random ids elsewhere */
     const int32_t *next;
     float mean_entropy;
-    bool converged;            /* the stop test held at this step */
+    bool converged; /* the stop test held at this step */
     /* [n_final] ids of the answer that this canvas has made final: the first of its tokens, where `commit` asks for
      * that, and all at its BLOCK */
     const int32_t *final;
@@ -377,10 +377,10 @@ typedef struct dg_event {
 typedef enum dg_fault { DG_FAULT_NONE = 0, DG_FAULT_EMPTY, DG_FAULT_LOOP } dg_fault;
 
 typedef struct dg_block {
-    int32_t steps;  /* those of draws that were given up for a retry among them */
+    int32_t steps; /* those of draws that were given up for a retry among them */
     int32_t tokens; /* of the answer: end ids and what follows are not counted */
     bool converged;
-    int32_t fault;  /* dg_fault; canvases of a caller have none */
+    int32_t fault; /* dg_fault; canvases of a caller have none */
 } dg_block;
 
 typedef struct dg_result {
@@ -389,13 +389,13 @@ typedef struct dg_result {
     const int32_t *places; /* [n_ids] of ids in the caller's start; NULL without one */
     const dg_block *blocks; /* [n_blocks] */
     int32_t n_blocks;
-    int32_t steps;     /* of all blocks */
-    bool converged;    /* all blocks */
+    int32_t steps; /* of all blocks */
+    bool converged; /* all blocks */
     /* an end id was found, or the caller's start ends pinned; else max_tokens, or its end, was reached */
     bool stopped;
-    int32_t end_id;    /* which, or -1 */
-    int32_t retries;   /* canvases drawn again */
-    uint64_t seed;     /* the last that was drawn from: the first one's plus retries */
+    int32_t end_id; /* which, or -1 */
+    int32_t retries; /* canvases drawn again */
+    uint64_t seed; /* the last that was drawn from: the first one's plus retries */
 } dg_result;
 
 typedef struct dg_generator dg_generator;
@@ -433,7 +433,7 @@ void dg_generator_free(dg_generator *generator);
 
 /* One line of profile_parts.def: what the time of a pass is booked under. */
 typedef struct dg_part {
-    const char *name;   /* "experts" */
+    const char *name; /* "experts" */
     const char *covers; /* for people */
 } dg_part;
 bool dg_part_at(int32_t i, dg_part *out); /* false past the end */
@@ -464,7 +464,7 @@ int dg_moments_read(const dg_model *model, const char *name, int32_t expert, dou
 /* The i-th tensor of the model's file; false past the end. */
 typedef struct dg_weight {
     char name[64];
-    int32_t type;  /* number of its format */
+    int32_t type; /* number of its format */
     int64_t bytes; /* in the file */
 } dg_weight;
 bool dg_weight_at(const dg_model *model, int32_t i, dg_weight *out);
@@ -472,7 +472,7 @@ bool dg_weight_at(const dg_model *model, int32_t i, dg_weight *out);
 /* What this machine can do at best, measured now, a second or so each. Work is in operations, two per multiply-add, or
  * in bytes; per second on one thread and on `threads` at once. */
 typedef struct dg_peak {
-    const char *kind;         /* "int8", "float32", "memory" */
+    const char *kind; /* "int8", "float32", "memory" */
     const char *instructions; /* "maddubs", "dpbusd", ...: a machine may have several of a kind */
     double one, all;
 } dg_peak;
@@ -497,8 +497,8 @@ const dg_machine *dg_machine_at(int32_t i);
 
 typedef struct dg_rate {
     const char *field, *unit; /* of dg_machine; "GB/s" */
-    double scale;             /* one such unit */
-    bool optional;            /* 0 where the machine has no GPU */
+    double scale; /* one such unit */
+    bool optional; /* 0 where the machine has no GPU */
     const char *help;
 } dg_rate;
 const dg_rate *dg_rate_at(int32_t i); /* NULL past the end */
@@ -507,16 +507,16 @@ const dg_rate *dg_rate_at(int32_t i); /* NULL past the end */
  * wherever it is. */
 typedef struct dg_demand {
     int32_t n_layer, n_expert;
-    int32_t context;                     /* tokens that the cache is for */
-    int64_t process_bytes;               /* code, tokenizer, Python; 0: a guess */
-    int64_t block_bytes[DG_MAX_LAYERS];  /* one expert of this layer */
-    int64_t layer_bytes, top_bytes;      /* other weights: of all layers together, and outside of them (the head) */
-    int64_t cache_bytes, work_bytes;     /* keys and values; what a pass works in */
-    int64_t canvas_bytes;                /* what a canvas keeps from step to step where the CPU has the output head */
+    int32_t context; /* tokens that the cache is for */
+    int64_t process_bytes; /* code, tokenizer, Python; 0: a guess */
+    int64_t block_bytes[DG_MAX_LAYERS]; /* one expert of this layer */
+    int64_t layer_bytes, top_bytes; /* other weights: of all layers together, and outside of them (the head) */
+    int64_t cache_bytes, work_bytes; /* keys and values; what a pass works in */
+    int64_t canvas_bytes; /* what a canvas keeps from step to step where the CPU has the output head */
     /* a layer's activations, which CPU and GPU hand each other where both compute */
     int64_t pass_bytes;
-    double block_ops;                    /* of one expert, on average */
-    double layer_ops, top_ops;           /* all else */
+    double block_ops; /* of one expert, on average */
+    double layer_ops, top_ops; /* all else */
 } dg_demand;
 enum { DG_PLAN_CONTEXT = 1024 }; /* tokens that budgets are planned for where nobody says how many */
 /* From the model's header: no weight is read. Operations are those of matrix products. context: see dg_session_new. */
@@ -545,20 +545,20 @@ const dg_queue_entry *dg_queue_at(int32_t i); /* NULL past the end */
 typedef struct dg_plan {
     /* the GPU computes what is not experts, and holds its weights and the cache */
     bool gpu;
-    int32_t blocks[DG_WAYS][DG_MAX_LAYERS];    /* of a layer's experts, how many go which way: the sum is n_expert */
+    int32_t blocks[DG_WAYS][DG_MAX_LAYERS]; /* of a layer's experts, how many go which way: the sum is n_expert */
     /* stream buffers: of what is read from disk, of what is copied to the GPU */
     int64_t ram_ring, vram_ring;
-    int64_t ram_process, vram_process;         /* allowed for code, tokenizer, driver */
+    int64_t ram_process, vram_process; /* allowed for code, tokenizer, driver */
     int64_t ram_experts, vram_experts;
-    int64_t ram_used, vram_used, ram, vram;    /* all together, and the budgets */
-    double amount[DG_QUEUES];                  /* bytes or operations of a step */
-    double busy[DG_QUEUES];                    /* seconds of a step */
+    int64_t ram_used, vram_used, ram, vram; /* all together, and the budgets */
+    double amount[DG_QUEUES]; /* bytes or operations of a step */
+    double busy[DG_QUEUES]; /* seconds of a step */
     /* seconds for what is not experts: no expert can be computed meanwhile */
     double serial;
-    double seconds;                            /* of a step, predicted */
+    double seconds; /* of a step, predicted */
     /* no plan under these budgets takes less than this, whole blocks or not */
     double least;
-    int64_t gpu_least;                         /* a GPU has to have this much VRAM to be of use */
+    int64_t gpu_least; /* a GPU has to have this much VRAM to be of use */
 } dg_plan;
 /* The fastest plan within the budgets. ram, vram: bytes, or negative: what the machine has, less dg_plan_margin.
  * DG_ERROR_MEMORY where a budget is too small, with the least that would do, or more than the machine has. */

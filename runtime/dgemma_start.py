@@ -14,37 +14,48 @@ from types import FrameType
 ENDING = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
 
+# Where each command is: the `main` of a module.
+COMMANDS = {
+    "dg-convert": "dgemma.convert.cli",
+    "dg-run": "dgemma.cli.run",
+    "dg-info": "dgemma.cli.info",
+    "dg-bench": "dgemma.cli.bench",
+    "dg-eval": "dgemma.cli.eval",
+    "dg-serve": "dgemma.cli.serve",
+}
+
+
 def dg_convert() -> None:
-    _start("dgemma.convert.cli")
+    _start("dg-convert")
 
 
 def dg_run() -> None:
-    _start("dgemma.cli.run")
+    _start("dg-run")
 
 
 def dg_info() -> None:
-    _start("dgemma.cli.info")
+    _start("dg-info")
 
 
 def dg_bench() -> None:
-    _start("dgemma.cli.bench")
+    _start("dg-bench")
 
 
 def dg_eval() -> None:
-    _start("dgemma.cli.eval")
+    _start("dg-eval")
 
 
 def dg_serve() -> None:
-    _start("dgemma.cli.serve")
+    _start("dg-serve")
 
 
-def _start(module: str) -> None:
-    """Run the command of a module. Before and after it there is nothing to tidy up, and the process ends at once."""
+def _start(command: str) -> None:
+    """Run a command. Before and after it there is nothing to tidy up, and the process ends at once."""
     usual = {number: signal.getsignal(number) for number in ENDING}
     ours = [number for number in ENDING if usual[number] in (signal.SIG_DFL, signal.default_int_handler)]
     _set(dict.fromkeys(ours, _leave))  # not what nohup or a shell's trap ignores
     try:
-        main = import_module(module).main
+        main = import_module(COMMANDS[command]).main
         _set({number: usual[number] for number in ours})
         main()
     except KeyboardInterrupt:  # just before the command was ready for it, or while it ended

@@ -20,7 +20,10 @@ typedef enum finite_check {
     FINITE_CHECKS
 } finite_check;
 
-static const struct { bool always; const char *what; } finite_checks[FINITE_CHECKS] = {
+static const struct {
+    bool always;
+    const char *what;
+} finite_checks[FINITE_CHECKS] = {
 #define DG_FINITE_CHECK(name, always, what) {always, what},
 #include "finite_checks.def"
 #undef DG_FINITE_CHECK
@@ -118,8 +121,13 @@ static void attend(const pass *p, int32_t l, bool causal) {
         const dg_session *s = p->parts[i].session;
         const int64_t n = p->parts[i].n;
         const attention_keys keys = {
-            .k = s->k[l], .v = s->v[l], .n_kv = c->n_head_kv[l], .first = s->length, .count = s->length + n,
-            .causal = causal, .window = c->sliding[l] ? c->sliding_window : 0,
+            .k = s->k[l],
+            .v = s->v[l],
+            .n_kv = c->n_head_kv[l],
+            .first = s->length,
+            .count = s->length + n,
+            .causal = causal,
+            .window = c->sliding[l] ? c->sliding_window : 0,
         };
         o->rope(o, q, n, c->n_head, dim, s->length, c->sliding[l] ? p->model->rope_swa : p->model->rope_full);
         check_finite(p, CHECK_queries, l, q, n, row);

@@ -14,13 +14,24 @@ enum {
 };
 
 /* Kinds by their number in files; 0 bytes: of variable size. */
-static const struct { gguf_kind kind; uint32_t bytes; } kinds[] = {
-    {GGUF_U8, 1}, {GGUF_I8, 1}, {GGUF_U16, 2}, {GGUF_I16, 2}, {GGUF_U32, 4}, {GGUF_I32, 4}, {GGUF_F32, 4},
+static const struct {
+    gguf_kind kind;
+    uint32_t bytes;
+} kinds[] = {
+    {GGUF_U8, 1},   {GGUF_I8, 1},     {GGUF_U16, 2},   {GGUF_I16, 2}, {GGUF_U32, 4}, {GGUF_I32, 4}, {GGUF_F32, 4},
     {GGUF_BOOL, 1}, {GGUF_STRING, 0}, {GGUF_ARRAY, 0}, {GGUF_U64, 8}, {GGUF_I64, 8}, {GGUF_F64, 8},
 };
 
-static uint32_t load_u32(const uint8_t *at) { uint32_t v; memcpy(&v, at, 4); return v; }
-static uint64_t load_u64(const uint8_t *at) { uint64_t v; memcpy(&v, at, 8); return v; }
+static uint32_t load_u32(const uint8_t *at) {
+    uint32_t v;
+    memcpy(&v, at, 4);
+    return v;
+}
+static uint64_t load_u64(const uint8_t *at) {
+    uint64_t v;
+    memcpy(&v, at, 8);
+    return v;
+}
 
 /* A cursor over the map that refuses to pass its end. */
 typedef struct reader {
@@ -231,7 +242,9 @@ typedef struct part_numbers {
 } part_numbers;
 
 static int read_numbers(const gguf *file, part_numbers *out, dg_error *error) {
-    const struct { const char *key; int64_t *to, most;
+    const struct {
+        const char *key;
+        int64_t *to, most;
     } numbers[] = {
         {"split.no", &out->no, MOST_PARTS},
         {"split.count", &out->count, MOST_PARTS},
@@ -363,16 +376,36 @@ const gguf_tensor *gguf_find_tensor(const gguf *file, const char *name) {
 
 static bool load_integer(gguf_kind kind, const uint8_t *at, int64_t *out) {
     switch (kind) {
-        case GGUF_U8: *out = *at; return true;
-        case GGUF_BOOL: *out = *at != 0; return true;
-        case GGUF_I8: { int8_t v; memcpy(&v, at, 1); *out = v; return true; }
-        case GGUF_U16: { uint16_t v; memcpy(&v, at, 2); *out = v; return true; }
-        case GGUF_I16: { int16_t v; memcpy(&v, at, 2); *out = v; return true; }
-        case GGUF_U32: *out = load_u32(at); return true;
-        case GGUF_I32: { int32_t v; memcpy(&v, at, 4); *out = v; return true; }
-        case GGUF_I64: memcpy(out, at, 8); return true;
-        case GGUF_U64: *out = (int64_t)load_u64(at); return load_u64(at) <= INT64_MAX;
-        default: return false;
+    case GGUF_U8: *out = *at; return true;
+    case GGUF_BOOL: *out = *at != 0; return true;
+    case GGUF_I8: {
+        int8_t v;
+        memcpy(&v, at, 1);
+        *out = v;
+        return true;
+    }
+    case GGUF_U16: {
+        uint16_t v;
+        memcpy(&v, at, 2);
+        *out = v;
+        return true;
+    }
+    case GGUF_I16: {
+        int16_t v;
+        memcpy(&v, at, 2);
+        *out = v;
+        return true;
+    }
+    case GGUF_U32: *out = load_u32(at); return true;
+    case GGUF_I32: {
+        int32_t v;
+        memcpy(&v, at, 4);
+        *out = v;
+        return true;
+    }
+    case GGUF_I64: memcpy(out, at, 8); return true;
+    case GGUF_U64: *out = (int64_t)load_u64(at); return load_u64(at) <= INT64_MAX;
+    default: return false;
     }
 }
 

@@ -49,11 +49,11 @@ const dg_effort *dg_effort_at(int32_t i) { return AT(efforts, i); }
 int32_t dg_tensor_dims(int32_t i, const dg_config *c, int32_t l, int64_t dims[3]) {
     int32_t at = 0;
     dims[0] = dims[1] = dims[2] = 0;
-#define DG_TENSOR(scope, kind, field, gguf, hf, n0, n1, n2)         \
+#define DG_TENSOR(scope, kind, field, gguf, hf, n0, n1, n2)                   \
     if (at++ == i && !(WEIGHT_##scope == WEIGHT_SLIDING && !c->sliding[l])) { \
-        dims[0] = n0;                                               \
-        dims[1] = n1;                                               \
-        dims[2] = n2;                                               \
+        dims[0] = n0;                                                         \
+        dims[1] = n1;                                                         \
+        dims[2] = n2;                                                         \
     }
 #include "tensors.def"
 #undef DG_TENSOR

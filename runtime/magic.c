@@ -6,7 +6,10 @@
 
 /* How a file begins from byte `at` on, and what it then is. The first that fits. */
 #define BEGINS(at, bytes, what) {at, sizeof bytes - 1, bytes, what}
-static const struct { uint64_t at, n; const char *bytes, *what; } beginnings[] = {
+static const struct {
+    uint64_t at, n;
+    const char *bytes, *what;
+} beginnings[] = {
     BEGINS(8, "{\"", "safetensors, a part of a checkpoint: dg-convert makes a GGUF file of the folder that it is in"),
     BEGINS(0, "PK\3\4", "a zip archive, as PyTorch writes checkpoints: dg-convert takes those in safetensors"),
     BEGINS(0, "\x80\2", "a Python pickle, as PyTorch wrote checkpoints: dg-convert takes those in safetensors"),
@@ -17,7 +20,10 @@ static const struct { uint64_t at, n; const char *bytes, *what; } beginnings[] =
     BEGINS(0, "algg", "a LoRA adapter in llama.cpp's format before GGUF"),
     BEGINS(0, "\x1F\x8B", "compressed with gzip: unpack it"),
     BEGINS(0, "\x28\xB5\x2F\xFD", "compressed with zstd: unpack it"),
-    BEGINS(0, "\xFD" "7zXZ", "compressed with xz: unpack it"),
+    BEGINS(0,
+           "\xFD"
+           "7zXZ",
+           "compressed with xz: unpack it"),
     BEGINS(257, "ustar", "a tar archive: unpack it"),
     BEGINS(0, "version https://git-lfs", "a Git LFS pointer, not the file that it stands for: fetch that"),
     BEGINS(0, "<!", "a web page, not the file that it was to be"),

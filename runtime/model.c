@@ -75,12 +75,12 @@ static int within(const gguf *f, const char *field, key_id id, int64_t claimed, 
 static int read_config(const gguf *f, dg_config *c, dg_error *error) {
     int status = gguf_kind_check(f, error);
     if (status != DG_OK) return status;
-#define DG_REQUIRED_KEY(kind, field, key)                                                           \
-    if (status != DG_OK) return status;                                                             \
+#define DG_REQUIRED_KEY(kind, field, key) \
+    if (status != DG_OK) return status;   \
     status = gguf_find(f, key) ? READ_##kind(f, KEY_##field, &c->field, error) : missing_value(f, KEY_##field, error);
-#define DG_KEY(kind, field, key, absent)                                                            \
-    if (status != DG_OK) return status;                                                             \
-    c->field = (DG_MEMBER_##kind)(absent);                                                          \
+#define DG_KEY(kind, field, key, absent)   \
+    if (status != DG_OK) return status;    \
+    c->field = (DG_MEMBER_##kind)(absent); \
     if (gguf_find(f, key)) status = READ_##kind(f, KEY_##field, &c->field, error);
 #include "metadata.def"
     if (status != DG_OK) return status;
@@ -101,7 +101,10 @@ static int check_config(const gguf *f, const dg_config *c, dg_error *error) {
     if (within(f, #field, KEY_##named, c->field, error) != DG_OK) return DG_ERROR_FORMAT;
 #include "limits.def"
 #undef DG_LIMIT
-    const struct { bool holds; key_id id; const char *expected;
+    const struct {
+        bool holds;
+        key_id id;
+        const char *expected;
     } rules[] = {
         {c->head_dim % 2 == 0, KEY_head_dim, "an even size"},
         {c->head_dim_swa % 2 == 0, KEY_head_dim_swa, "an even size"},
@@ -210,11 +213,13 @@ static int bind(dg_model *m, int32_t i, int32_t l, tensor *out, bool *found, uin
                     name, (long long)t->dims[0], (long long)t->dims[1], (long long)t->dims[2], (long long)dims[0],
                     (long long)dims[1], (long long)dims[2]);
     if (!t->format)
-        return fail(error, DG_ERROR_FORMAT, "%s: tensor '%s' is of type number %u, which this build does not know: "
+        return fail(error, DG_ERROR_FORMAT,
+                    "%s: tensor '%s' is of type number %u, which this build does not know: "
                     "running needs a file of other types",
                     f->path, name, (unsigned)t->type);
     if (!t->format->decode)
-        return fail(error, DG_ERROR_FORMAT, "%s: tensor '%s' is %s, which this build does not read: "
+        return fail(error, DG_ERROR_FORMAT,
+                    "%s: tensor '%s' is %s, which this build does not read: "
                     "running needs a file of other types",
                     f->path, name, t->format->name);
     if (dims[0] % t->format->block)
@@ -223,8 +228,13 @@ static int bind(dg_model *m, int32_t i, int32_t l, tensor *out, bool *found, uin
                     (long long)dims[0], t->format->name, t->format->block);
     const int64_t row = dims[0] / t->format->block * t->format->bytes;
     *out = (tensor){
-        .format = t->format, .data = t->data, .cols = dims[0], .rows = dims[1], .experts = dims[2],
-        .row_bytes = row, .expert_bytes = row * dims[1],
+        .format = t->format,
+        .data = t->data,
+        .cols = dims[0],
+        .rows = dims[1],
+        .experts = dims[2],
+        .row_bytes = row,
+        .expert_bytes = row * dims[1],
     };
     const weight_kind kind = weight_lines[i].kind;
     const bool any_format = kind == WEIGHT_MATRIX || kind == WEIGHT_TABLE;

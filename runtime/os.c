@@ -174,16 +174,16 @@ enum { SPINS = 4000 };
  * owns that item, and until it is done the run's work and arg stand. A thread that comes late finds no items and is
  * not waited for, so a busy machine costs no more than its share. */
 struct pool {
-    int32_t threads;         /* that were asked for */
-    int32_t running;         /* of them there are; the caller's is one */
-    int32_t generation;      /* of processes, that the workers were started in */
+    int32_t threads; /* that were asked for */
+    int32_t running; /* of them there are; the caller's is one */
+    int32_t generation; /* of processes, that the workers were started in */
     pool *next;
     pthread_t *workers;
-    pthread_mutex_t turn;    /* held for one run */
-    pthread_mutex_t lock;    /* guards falling asleep */
+    pthread_mutex_t turn; /* held for one run */
+    pthread_mutex_t lock; /* guards falling asleep */
     pthread_cond_t wake;
-    atomic_ullong state;     /* run << 32 | items left */
-    atomic_llong done;       /* items of this run */
+    atomic_ullong state; /* run << 32 | items left */
+    atomic_llong done; /* items of this run */
     atomic_int sleepers;
     atomic_bool closing;
     pool_work work;
@@ -204,24 +204,24 @@ static pthread_mutex_t lists = PTHREAD_MUTEX_INITIALIZER; /* of the two that fol
 static pool *pools;
 static monitor *monitors;
 
-#define LINK(list, item)                                \
-    do {                                                \
-        pthread_mutex_lock(&lists);                     \
-        __typeof__(item) *at = &list;                   \
-        while (*at) at = &(*at)->next;                  \
-        *at = (item);                                   \
-        pthread_mutex_unlock(&lists);                   \
+#define LINK(list, item)               \
+    do {                               \
+        pthread_mutex_lock(&lists);    \
+        __typeof__(item) *at = &list;  \
+        while (*at) at = &(*at)->next; \
+        *at = (item);                  \
+        pthread_mutex_unlock(&lists);  \
     } while (0)
 
-#define UNLINK(list, item)                              \
-    do {                                                \
-        pthread_mutex_lock(&lists);                     \
+#define UNLINK(list, item)                                         \
+    do {                                                           \
+        pthread_mutex_lock(&lists);                                \
         for (__typeof__(item) *at = &list; *at; at = &(*at)->next) \
-            if (*at == (item)) {                        \
-                *at = (item)->next;                     \
-                break;                                  \
-            }                                           \
-        pthread_mutex_unlock(&lists);                   \
+            if (*at == (item)) {                                   \
+                *at = (item)->next;                                \
+                break;                                             \
+            }                                                      \
+        pthread_mutex_unlock(&lists);                              \
     } while (0)
 
 static void make_pool_locks(pool *p) {

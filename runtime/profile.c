@@ -22,7 +22,9 @@ static const char *const op_names[OPS] = {
 #undef DG_OP
 };
 
-static const struct { const char *name, *covers; } parts[PARTS] = {
+static const struct {
+    const char *name, *covers;
+} parts[PARTS] = {
 #define DG_PROFILE_PART(name, covers) {#name, covers},
 #include "profile_parts.def"
 #undef DG_PROFILE_PART
@@ -36,12 +38,12 @@ typedef struct profile {
 /* The part of an operation in the stage that forward.c has set. */
 static part part_of(part stage, op_id op) {
     switch ((int)op) {
-        case OP_attention: return PART_attention;
-        case OP_embed: return PART_elementwise;
-        case OP_rms_norm:
-        case OP_add:
-        case OP_rope: return stage == PART_head || stage == PART_condition ? stage : PART_elementwise;
-        default: return stage;
+    case OP_attention: return PART_attention;
+    case OP_embed: return PART_elementwise;
+    case OP_rms_norm:
+    case OP_add:
+    case OP_rope: return stage == PART_head || stage == PART_condition ? stage : PART_elementwise;
+    default: return stage;
     }
 }
 
@@ -51,13 +53,13 @@ static void book(profile *p, op_id op, uint64_t began) {
     atomic_fetch_add(&p->calls[at][op], 1);
 }
 
-#define DG_OP(name, arguments, names)               \
-    static void timed_##name arguments {            \
-        const uint64_t began = os_nanoseconds();    \
-        depth++;                                    \
-        o->profile->plain.name names;               \
+#define DG_OP(name, arguments, names)                                                                     \
+    static void timed_##name arguments {                                                                  \
+        const uint64_t began = os_nanoseconds();                                                          \
+        depth++;                                                                                          \
+        o->profile->plain.name names;                                                                     \
         if (o->device && depth == 1) o->profile->plain.download(o, NULL, NULL, 0); /* until it is done */ \
-        if (--depth == 0) book(o->profile, OP_##name, began); \
+        if (--depth == 0) book(o->profile, OP_##name, began);                                             \
     }
 #include "ops.def"
 #undef DG_OP
@@ -91,7 +93,9 @@ bool dg_profile_read(const dg_model *model, int32_t i, dg_profile_entry *entry) 
     if (!p || i < 0 || i >= PARTS * OPS) return false;
     const int32_t at = i / OPS, op = i % OPS;
     *entry = (dg_profile_entry){
-        .part = parts[at].name, .op = op_names[op], .seconds = 1e-9 * (double)atomic_load(&p->nanoseconds[at][op]),
+        .part = parts[at].name,
+        .op = op_names[op],
+        .seconds = 1e-9 * (double)atomic_load(&p->nanoseconds[at][op]),
         .calls = (int64_t)atomic_load(&p->calls[at][op]),
     };
     return true;

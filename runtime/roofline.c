@@ -26,7 +26,15 @@ double dg_clock(void) {
         OPAQUE(step);
         const uint64_t began = os_nanoseconds();
         for (int i = 0; i < ADDITIONS / 16; i++) {
-#define ADD4 x += step; OPAQUE(x); x += step; OPAQUE(x); x += step; OPAQUE(x); x += step; OPAQUE(x);
+#define ADD4   \
+    x += step; \
+    OPAQUE(x); \
+    x += step; \
+    OPAQUE(x); \
+    x += step; \
+    OPAQUE(x); \
+    x += step; \
+    OPAQUE(x);
             ADD4 ADD4 ADD4 ADD4
         }
         const double hz = ADDITIONS / (1e-9 * (double)(os_nanoseconds() - began));
@@ -81,7 +89,8 @@ double dg_disk_measure(const char *path, double seconds) {
 #if defined(__x86_64__)
 #undef OPAQUE
 #define OPAQUE(x) __asm__ volatile("" : "+x"(x))
-#define FOR12(do) do(0) do(1) do(2) do(3) do(4) do(5) do(6) do(7) do(8) do(9) do(10) do(11)
+#define FOR12(do) \
+    do (0) do(1) do(2) do(3) do(4) do(5) do(6) do(7) do(8) do(9) do(10) do(11)
 
 /* Eight products of unsigned and signed bytes summed in int16 per widening to int32: how 4-bit weights are
  * multiplied. */
@@ -110,7 +119,9 @@ __attribute__((target("avx512f,avx512vnni"))) static double chain_dpbusd(void *a
     FOR12(DO)
 #undef DO
     for (int64_t r = 0; r < ROUNDS; r++) {
-#define DO(i) sum##i = _mm512_dpbusd_epi32(sum##i, w, x); __asm__ volatile("" : "+v"(sum##i));
+#define DO(i)                                   \
+    sum##i = _mm512_dpbusd_epi32(sum##i, w, x); \
+    __asm__ volatile("" : "+v"(sum##i));
         FOR12(DO)
 #undef DO
     }
@@ -124,7 +135,9 @@ __attribute__((target("avx2,fma"))) static double chain_fma(void *arg, int64_t i
     FOR12(DO)
 #undef DO
     for (int64_t r = 0; r < ROUNDS; r++) {
-#define DO(i) sum##i = _mm256_fmadd_ps(sum##i, w, x); OPAQUE(sum##i);
+#define DO(i)                               \
+    sum##i = _mm256_fmadd_ps(sum##i, w, x); \
+    OPAQUE(sum##i);
         FOR12(DO)
 #undef DO
     }
@@ -138,7 +151,9 @@ __attribute__((target("avx512f"))) static double chain_fma512(void *arg, int64_t
     FOR12(DO)
 #undef DO
     for (int64_t r = 0; r < ROUNDS; r++) {
-#define DO(i) sum##i = _mm512_fmadd_ps(sum##i, w, x); __asm__ volatile("" : "+v"(sum##i));
+#define DO(i)                               \
+    sum##i = _mm512_fmadd_ps(sum##i, w, x); \
+    __asm__ volatile("" : "+v"(sum##i));
         FOR12(DO)
 #undef DO
     }
@@ -159,10 +174,8 @@ static const struct {
     double (*work)(void *arg, int64_t item); /* does one item's work and returns how much it was */
 } peaks[] = {
 #if defined(__x86_64__)
-    {"int8", "avx2 maddubs", has_avx2, chain_maddubs},
-    {"int8", "avx512 dpbusd", has_vnni, chain_dpbusd},
-    {"float32", "avx2 fma", has_fma, chain_fma},
-    {"float32", "avx512 fma", has_avx512, chain_fma512},
+    {"int8", "avx2 maddubs", has_avx2, chain_maddubs}, {"int8", "avx512 dpbusd", has_vnni, chain_dpbusd},
+    {"float32", "avx2 fma", has_fma, chain_fma},       {"float32", "avx512 fma", has_avx512, chain_fma512},
 #endif
     {"memory", "read", always, read_memory},
 };

@@ -21,8 +21,7 @@ bool dg_effort_apply(int32_t i, dg_sampling *s) {
 #define DG_SET(option, value) s->option = value;
 #define DG_EFFORT(name, settings, help) \
     if (at++ == i) {                    \
-        settings                        \
-        return true;                    \
+        settings return true;           \
     }
 #include "efforts.def"
 #undef DG_EFFORT
@@ -35,7 +34,7 @@ int dg_sampling_check(const dg_sampling *s, dg_error *error) {
 #define CHECK_U64 CHECK_I32
 #define CHECK_BOOL CHECK_I32
 #define CHECK_F32 "%s: expected a number from %g to %g, got %g"
-#define DG_OPTION(kind, name, least, most, help)                                   \
+#define DG_OPTION(kind, name, least, most, help)                                    \
     if (!((double)s->name >= (double)(least) && (double)s->name <= (double)(most))) \
         return fail(error, DG_ERROR_USAGE, CHECK_##kind, #name, (double)(least), (double)(most), (double)s->name);
 #include "options.def"

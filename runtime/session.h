@@ -7,13 +7,13 @@
 struct dg_session {
     dg_model *model;
     int32_t context, length, rows;
-    void **k, **v;             /* per layer [context + canvas_length][n_head_kv][head_dim]; rows past length are free */
-    scratch scratch;           /* for `rows` rows */
-    scratch shared;            /* for passes with other sessions' rows that this one comes first in */
-    int64_t shared_rows;       /* that `shared` is for: as many as were needed so far */
-    void *memory;              /* the caches */
+    void **k, **v; /* per layer [context + canvas_length][n_head_kv][head_dim]; rows past length are free */
+    scratch scratch; /* for `rows` rows */
+    scratch shared; /* for passes with other sessions' rows that this one comes first in */
+    int64_t shared_rows; /* that `shared` is for: as many as were needed so far */
+    void *memory; /* the caches */
     size_t bytes;
-    int64_t counted;           /* bytes that this session takes of the model's budget */
+    int64_t counted; /* bytes that this session takes of the model's budget */
 };
 
 /* The scratch of a pass of n rows that this session comes first in: its own, or kept for the next such pass. */

@@ -159,13 +159,14 @@ static int no_memory(const gguf *file, dg_error *error) {
 static int find_array(const gguf *file, key_id key, gguf_kind element, uint64_t count, bool required,
                       const gguf_value **out, dg_error *error) {
     const gguf_value *value = *out = gguf_find(file, key_name(key));
-    if (value == NULL)
-        return required ? fail(error, DG_ERROR_FORMAT, "%s: no %s", file->path, key_name(key)) : DG_OK;
+    if (value == NULL) return required ? fail(error, DG_ERROR_FORMAT, "%s: no %s", file->path, key_name(key)) : DG_OK;
     int64_t ignored;
     bool integers = element == GGUF_I32 && value->count > 0 && gguf_element(value, 0, &ignored);
     if (value->kind != GGUF_ARRAY || (value->count > 0 && value->element != element && !integers))
         return fail(error, DG_ERROR_FORMAT, "%s: %s is not an array of %s", file->path, key_name(key),
-                    element == GGUF_STRING ? "strings" : element == GGUF_F32 ? "float32" : "integers");
+                    element == GGUF_STRING ? "strings"
+                    : element == GGUF_F32  ? "float32"
+                                           : "integers");
     if (count > 0 && value->count != count)
         return fail(error, DG_ERROR_FORMAT, "%s: %s has %llu elements, expected one for each of %llu tokens",
                     file->path, key_name(key), (unsigned long long)value->count, (unsigned long long)count);
@@ -223,7 +224,10 @@ static int byte_of(gguf_text text) {
 
 /* ---- Marks ---- */
 
-static const struct { uint8_t kind, ends; const char *text; } marks[] = {
+static const struct {
+    uint8_t kind, ends;
+    const char *text;
+} marks[] = {
 #define DG_MARK(kind, ends, text) {kind, ends, text},
 #include "marks.def"
 #undef DG_MARK
@@ -439,9 +443,13 @@ static int read_all(const gguf *file, dg_tokenizer *t, dg_error *error) {
     if (status == DG_OK) status = read_merges(file, t, error);
     if (status == DG_OK) status = read_template(file, t, error);
 
-    const struct { key_id key; const char *usual; int32_t *id; } ids[] = {
-        {KEY_bos_id, "<bos>", &t->vocab.bos_id}, {KEY_eos_id, "<eos>", &t->vocab.eos_id},
-        {KEY_unk_id, "<unk>", &t->vocab.unk_id}, {KEY_pad_id, "<pad>", &t->vocab.pad_id},
+    const struct {
+        key_id key;
+        const char *usual;
+        int32_t *id;
+    } ids[] = {
+        {KEY_bos_id, "<bos>", &t->vocab.bos_id},    {KEY_eos_id, "<eos>", &t->vocab.eos_id},
+        {KEY_unk_id, "<unk>", &t->vocab.unk_id},    {KEY_pad_id, "<pad>", &t->vocab.pad_id},
         {KEY_mask_id, "<mask>", &t->vocab.mask_id},
     };
     for (size_t i = 0; i < sizeof ids / sizeof *ids && status == DG_OK; i++) {
@@ -674,8 +682,8 @@ static bool encode_run(encoder *e, const char *at, size_t n) {
         if (at[i] == ' ') memcpy(e->text + k, BLANK, to = 3);
         else memcpy(e->text + k, at + i, from);
         uint32_t hash = hash_text(e->text + k, to);
-        e->symbols[n_symbols] = (symbol){n_symbols - 1, n_symbols + 1, k, (uint32_t)to, hash,
-                                         find_token(e->t, e->text + k, to, hash)};
+        e->symbols[n_symbols] =
+            (symbol){n_symbols - 1, n_symbols + 1, k, (uint32_t)to, hash, find_token(e->t, e->text + k, to, hash)};
         n_symbols++;
         k += (uint32_t)to;
         i += from;

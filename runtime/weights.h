@@ -68,7 +68,7 @@ typedef struct weight_line {
 
 enum {
     WEIGHT_LINES = 0
-#define DG_TENSOR(scope, kind, field, gguf, hf, n0, n1, n2) + 1
+#define DG_TENSOR(scope, kind, field, gguf, hf, n0, n1, n2) +1
 #include "tensors.def"
 #undef DG_TENSOR
 };

@@ -9,13 +9,13 @@ import re
 import shutil
 import subprocess
 import sys
-from importlib.metadata import distribution
 from pathlib import Path
 
 import pytest
 from solve_rate import puzzles
 
 from dgemma.model import bundled
+from dgemma_start import COMMANDS
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -97,11 +97,10 @@ def test_the_paths_of_contributing_exist():
 
 @pytest.mark.parametrize("page", WRITTEN, ids=name_of)
 def test_flags_of_commands_exist(page):
-    scripts = {each.name: each.value for each in distribution("dgemma").entry_points}
     for line in commands(page):
         if found := re.match(r"(?:.*\| )?(?:\.venv/bin/)?(dg-[a-z]+)( .*)?$", line):
-            module, function = scripts[found[1]].split(":")
-            known = {o for param in getattr(importlib.import_module(module), function).params for o in param.opts}
+            command = importlib.import_module(COMMANDS[found[1]]).main
+            known = {flag for param in command.params for flag in param.opts}
             given = re.findall(r"(?<=\s)(--?[a-z][a-z-]*)", found[2] or "")
             assert set(given) <= {*known, "--help"}, line
 

@@ -71,7 +71,7 @@ def test_the_library_is_installed_where_it_is_asked_to_be(tmp_path):
     subprocess.run([*make, "install"], check=True)
     at = tmp_path / "opt" / "dgemma"
     (tmp_path / "main.c").write_text(
-        '#include <dgemma/dg.h>\n#include <stdio.h>\nint main(void) { return puts(dg_version()) < 0; }\n'
+        "#include <dgemma/dg.h>\n#include <stdio.h>\nint main(void) { return puts(dg_version()) < 0; }\n"
     )
     flags = ["-std=c11", "-pthread", f"-I{at / 'include'}", f"-L{at / 'lib'}"]
     subprocess.run(["cc", *flags, "main.c", "-ldgemma", "-lm", "-o", "main"], cwd=tmp_path, check=True)

@@ -12,9 +12,9 @@
 
 #ifdef DG_SIMDE_512
 /* What SIMDe 0.7.4 does not have yet, lane by lane. */
-#define LANE_BY_LANE(from, v, lane)                       \
-    from in[16];                                          \
-    memcpy(in, &(v), sizeof in);                          \
+#define LANE_BY_LANE(from, v, lane) \
+    from in[16];                    \
+    memcpy(in, &(v), sizeof in);    \
     for (int i = 0; i < 16; i++) out[i] = lane
 
 static inline simde__m512 emulated_to_float(simde__m512i v) {

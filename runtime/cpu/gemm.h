@@ -35,11 +35,11 @@ typedef struct gemm_input {
 
 typedef struct gemm_panel { /* every array begins at a multiple of 64 bytes */
     _Alignas(64) uint8_t codes[GEMM_DEPTH * GEMM_ROWS * 2]; /* [depth / 4][rows][4]; wide: int16 [depth / 2][rows][2] */
-    float d[GEMM_DEPTH / GEMM_SUB * GEMM_ROWS];        /* [1 or depth / 32][rows] scales */
-    float m[GEMM_DEPTH / GEMM_SUB * GEMM_ROWS];        /* the same for minimums */
+    float d[GEMM_DEPTH / GEMM_SUB * GEMM_ROWS]; /* [1 or depth / 32][rows] scales */
+    float m[GEMM_DEPTH / GEMM_SUB * GEMM_ROWS]; /* the same for minimums */
     /* [depth / 16 or 32][rows][2], each twice: K-quants' integer scales */
     int16_t scales[16 * GEMM_ROWS * 2];
-    int16_t mins[4 * GEMM_ROWS * 2];                   /* [depth / 64][rows][2] of two sub-blocks side by side */
+    int16_t mins[4 * GEMM_ROWS * 2]; /* [depth / 64][rows][2] of two sub-blocks side by side */
     int64_t depth;
 } gemm_panel;
 
@@ -101,27 +101,27 @@ static inline gemm_token gemm_token_of(const gemm_input *x, int64_t b, int64_t i
 
 /* multiply_<name>: passes the tokens in as few tiles as hold TILE each, all about as large: one token alone would
  * wait for its own sums. tile(t) works on k[0 .. t), t a constant of 1 .. TILE. */
-#define GEMM_MULTIPLY(name, tile)                                                                                     \
-    static void multiply_##name(const gemm_panel *p, const gemm_input *x, int64_t b, const int32_t *tokens, int64_t n,\
-                                float *acc) {                                                                         \
-        int64_t i = 0;                                                                                                \
-        for (int64_t left = (n + TILE - 1) / TILE; left > 0; left--) {                                                \
-            gemm_token k[8];                                                                                          \
-            const int64_t count = (n - i + left - 1) / left;                                                          \
-            for (int t = 0; t < count; t++)                                                                           \
-                k[t] = gemm_token_of(x, b, tokens ? tokens[i + t] : i + t, acc + (i + t) * GEMM_ROWS);                \
-            switch (count) {                                                                                          \
-                case 1: tile(1); break;                                                                               \
-                case 2: tile(2); break;                                                                               \
-                case 3: tile(3); break;                                                                               \
-                case 4: tile(4); break;                                                                               \
-                case 5: tile(TILE < 5 ? 4 : 5); break; /* not reached with tiles of 4 */                              \
-                case 6: tile(TILE < 5 ? 4 : 6); break;                                                                \
-                case 7: tile(TILE < 5 ? 4 : 7); break;                                                                \
-                default: tile(TILE < 5 ? 4 : 8);                                                                      \
-            }                                                                                                         \
-            i += count;                                                                                               \
-        }                                                                                                             \
+#define GEMM_MULTIPLY(name, tile)                                                                                      \
+    static void multiply_##name(const gemm_panel *p, const gemm_input *x, int64_t b, const int32_t *tokens, int64_t n, \
+                                float *acc) {                                                                          \
+        int64_t i = 0;                                                                                                 \
+        for (int64_t left = (n + TILE - 1) / TILE; left > 0; left--) {                                                 \
+            gemm_token k[8];                                                                                           \
+            const int64_t count = (n - i + left - 1) / left;                                                           \
+            for (int t = 0; t < count; t++)                                                                            \
+                k[t] = gemm_token_of(x, b, tokens ? tokens[i + t] : i + t, acc + (i + t) * GEMM_ROWS);                 \
+            switch (count) {                                                                                           \
+            case 1: tile(1); break;                                                                                    \
+            case 2: tile(2); break;                                                                                    \
+            case 3: tile(3); break;                                                                                    \
+            case 4: tile(4); break;                                                                                    \
+            case 5: tile(TILE < 5 ? 4 : 5); break; /* not reached with tiles of 4 */                                   \
+            case 6: tile(TILE < 5 ? 4 : 6); break;                                                                     \
+            case 7: tile(TILE < 5 ? 4 : 7); break;                                                                     \
+            default: tile(TILE < 5 ? 4 : 8);                                                                           \
+            }                                                                                                          \
+            i += count;                                                                                                \
+        }                                                                                                              \
     }
 
 /* ---- The order of a product, the same for every instruction set (gemm.c) ---- */

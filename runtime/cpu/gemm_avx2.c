@@ -157,14 +157,10 @@ static inline void put_signed(gemm_panel *p, int h, int64_t g, __m256i codes) {
 UNPACK_ALL(16)
 
 static const gemm_kernel kernels[] = {
-    KERNEL(Q4_K, true, false, q4_k, q4_k),
-    KERNEL(Q5_K, true, false, q5_k, q5_k),
-    KERNEL(Q6_K, true, false, q6_k, q6_k),
-    KERNEL(Q5_0, false, false, q5_0, block),
-    KERNEL(Q5_1, false, false, q5_1, block_min),
-    KERNEL(Q4_0, false, false, q4_0, block),
-    KERNEL(Q8_0, false, true, q8_0, wide),
-    KERNEL(IQ4_NL, false, true, iq4_nl, wide),
+    KERNEL(Q4_K, true, false, q4_k, q4_k),       KERNEL(Q5_K, true, false, q5_k, q5_k),
+    KERNEL(Q6_K, true, false, q6_k, q6_k),       KERNEL(Q5_0, false, false, q5_0, block),
+    KERNEL(Q5_1, false, false, q5_1, block_min), KERNEL(Q4_0, false, false, q4_0, block),
+    KERNEL(Q8_0, false, true, q8_0, wide),       KERNEL(IQ4_NL, false, true, iq4_nl, wide),
     KERNEL(IQ4_XS, false, true, iq4_xs, wide),
 };
 

@@ -26,16 +26,16 @@ INLINE void transpose4(const int8_t *rows, int64_t stride, uint8_t *out) {
 }
 
 /* offset: what unsigned codes count from */
-#define UNPACK(stem, columns, offset)                                                                       \
-    static void unpack_##stem(gemm_panel *p, const uint8_t *const *rows, int64_t b) {                        \
-        int8_t codes[GEMM_ROWS * GEMM_DEPTH];                                                               \
-        const int64_t bytes = p->depth / (columns) * (int64_t)sizeof(block_##stem);                         \
+#define UNPACK(stem, columns, offset)                                                                                \
+    static void unpack_##stem(gemm_panel *p, const uint8_t *const *rows, int64_t b) {                                \
+        int8_t codes[GEMM_ROWS * GEMM_DEPTH];                                                                        \
+        const int64_t bytes = p->depth / (columns) * (int64_t)sizeof(block_##stem);                                  \
         for (int r = 0; r < GEMM_ROWS; r++) row_##stem(p, r, rows[r] + b * bytes, (void *)(codes + r * GEMM_DEPTH)); \
-        for (int64_t i = 0; (offset) != 0 && i < GEMM_ROWS * GEMM_DEPTH; i += GEMM_DEPTH)                   \
-            for (int64_t c = 0; c < p->depth; c++) codes[i + c] = (int8_t)(codes[i + c] - (offset));        \
-        for (int64_t c = 0; c < p->depth; c += 16)                                                          \
-            for (int q = 0; q < QUARTERS; q++)                                                              \
-                transpose4(codes + 4 * q * GEMM_DEPTH + c, GEMM_DEPTH, p->codes + c * GEMM_ROWS + 16 * q);  \
+        for (int64_t i = 0; (offset) != 0 && i < GEMM_ROWS * GEMM_DEPTH; i += GEMM_DEPTH)                            \
+            for (int64_t c = 0; c < p->depth; c++) codes[i + c] = (int8_t)(codes[i + c] - (offset));                 \
+        for (int64_t c = 0; c < p->depth; c += 16)                                                                   \
+            for (int q = 0; q < QUARTERS; q++)                                                                       \
+                transpose4(codes + 4 * q * GEMM_DEPTH + c, GEMM_DEPTH, p->codes + c * GEMM_ROWS + 16 * q);           \
     }
 UNPACK(q4_k, 256, 0)
 UNPACK(q5_k, 256, 0)
@@ -54,10 +54,10 @@ INLINE void multiply_16(int32x4_t acc[TILE][QUARTERS], const uint8_t *codes, con
                         int tokens) {
     int8x16_t v[TILE];
     for (int t = 0; t < tokens; t++) v[t] = vld1q_s8(x[t] + at);
-#define GROUP(g)                                                                                   \
-    for (int q = 0; q < QUARTERS; q++) {                                                           \
-        const int8x16_t w = vld1q_s8((const int8_t *)codes + 64 * (g) + 16 * q);                   \
-        for (int t = 0; t < tokens; t++) acc[t][q] = vdotq_laneq_s32(acc[t][q], w, v[t], g);       \
+#define GROUP(g)                                                                             \
+    for (int q = 0; q < QUARTERS; q++) {                                                     \
+        const int8x16_t w = vld1q_s8((const int8_t *)codes + 64 * (g) + 16 * q);             \
+        for (int t = 0; t < tokens; t++) acc[t][q] = vdotq_laneq_s32(acc[t][q], w, v[t], g); \
     }
     GROUP(0)
     GROUP(1)

@@ -311,46 +311,46 @@ INLINE void sub_iq4_xs(gemm_panel *p, int h, panel_rows from, int64_t at, int64_
 /* ---- Panels ---- */
 
 /* From fill_<stem>, which fills one half of a panel, the two forms of unpack. */
-#define UNPACK(stem)                                                                                  \
-    static void unpack_##stem(gemm_panel *p, const uint8_t *const *rows, int64_t b) {                 \
-        for (int h = 0; h < 2; h++) fill_##stem(p, h, (panel_rows){rows + 8 * h, false}, b);          \
-    }                                                                                                 \
-    static void unpack_repacked_##stem(gemm_panel *p, const uint8_t *const *rows, int64_t b) {        \
-        for (int h = 0; h < 2; h++) fill_##stem(p, h, (panel_rows){rows + h, true}, b);               \
+#define UNPACK(stem)                                                                           \
+    static void unpack_##stem(gemm_panel *p, const uint8_t *const *rows, int64_t b) {          \
+        for (int h = 0; h < 2; h++) fill_##stem(p, h, (panel_rows){rows + 8 * h, false}, b);   \
+    }                                                                                          \
+    static void unpack_repacked_##stem(gemm_panel *p, const uint8_t *const *rows, int64_t b) { \
+        for (int h = 0; h < 2; h++) fill_##stem(p, h, (panel_rows){rows + h, true}, b);        \
     }
 
 /* sub: columns that an accumulator can take before it is scaled, 16 or 32. */
-#define UNPACK_K(stem, sub)                                                                           \
-    INLINE void fill_##stem(gemm_panel *p, int h, panel_rows from, int64_t b) {                       \
-        half_##stem(p, h, from, b * (int64_t)sizeof(block_##stem), sub);                              \
-    }                                                                                                 \
+#define UNPACK_K(stem, sub)                                                     \
+    INLINE void fill_##stem(gemm_panel *p, int h, panel_rows from, int64_t b) { \
+        half_##stem(p, h, from, b * (int64_t)sizeof(block_##stem), sub);        \
+    }                                                                           \
     UNPACK(stem)
 
 /* columns: of a block, 32 or 256. How signed codes are stored is the product's affair: it defines put_signed. */
-#define UNPACK_BLOCKS(stem, columns, is_signed)                                                       \
-    INLINE void fill_##stem(gemm_panel *p, int h, panel_rows from, int64_t b) {                       \
-        const int64_t size = sizeof(block_##stem), begin = b * (p->depth / (columns)) * size;         \
-        for (int64_t s = 0; s < p->depth / 32; s++) {                                                 \
-            __m256i codes[8];                                                                         \
-            sub_##stem(p, h, from, begin + s * 32 / (columns) * size, s, codes);                      \
-            for (int g = 0; g < 8; g++) {                                                             \
-                if (is_signed) put_signed(p, h, 8 * s + g, codes[g]);                                 \
-                else put(p->codes + (8 * s + g) * 64 + 32 * h, codes[g]);                             \
-            }                                                                                         \
-        }                                                                                             \
-    }                                                                                                 \
+#define UNPACK_BLOCKS(stem, columns, is_signed)                                               \
+    INLINE void fill_##stem(gemm_panel *p, int h, panel_rows from, int64_t b) {               \
+        const int64_t size = sizeof(block_##stem), begin = b * (p->depth / (columns)) * size; \
+        for (int64_t s = 0; s < p->depth / 32; s++) {                                         \
+            __m256i codes[8];                                                                 \
+            sub_##stem(p, h, from, begin + s * 32 / (columns) * size, s, codes);              \
+            for (int g = 0; g < 8; g++) {                                                     \
+                if (is_signed) put_signed(p, h, 8 * s + g, codes[g]);                         \
+                else put(p->codes + (8 * s + g) * 64 + 32 * h, codes[g]);                     \
+            }                                                                                 \
+        }                                                                                     \
+    }                                                                                         \
     UNPACK(stem)
 
 /* Of all formats; q5_k_sub: Q5_K's `sub`. */
-#define UNPACK_ALL(q5_k_sub)                                                                          \
-    UNPACK_K(q4_k, 32)                                                                                \
-    UNPACK_K(q5_k, q5_k_sub)                                                                          \
-    UNPACK_K(q6_k, 16)                                                                                \
-    UNPACK_BLOCKS(q5_0, 32, false)                                                                    \
-    UNPACK_BLOCKS(q5_1, 32, false)                                                                    \
-    UNPACK_BLOCKS(q4_0, 32, false)                                                                    \
-    UNPACK_BLOCKS(q8_0, 32, true)                                                                     \
-    UNPACK_BLOCKS(iq4_nl, 32, true)                                                                   \
+#define UNPACK_ALL(q5_k_sub)        \
+    UNPACK_K(q4_k, 32)              \
+    UNPACK_K(q5_k, q5_k_sub)        \
+    UNPACK_K(q6_k, 16)              \
+    UNPACK_BLOCKS(q5_0, 32, false)  \
+    UNPACK_BLOCKS(q5_1, 32, false)  \
+    UNPACK_BLOCKS(q4_0, 32, false)  \
+    UNPACK_BLOCKS(q8_0, 32, true)   \
+    UNPACK_BLOCKS(iq4_nl, 32, true) \
     UNPACK_BLOCKS(iq4_xs, 256, true)
 
 /* ---- Repacking ---- */
@@ -375,9 +375,9 @@ static inline void interleave(uint8_t *to, const uint8_t *const rows[8], int64_t
         }
 }
 
-#define REPACK(stem, first, last, fifth)                                                                       \
-    static void repack_##stem(uint8_t *to, const uint8_t *const rows[8], int64_t blocks) {                     \
-        interleave(to, rows, blocks, sizeof(block_##stem), first, last, fifth);                                \
+#define REPACK(stem, first, last, fifth)                                                   \
+    static void repack_##stem(uint8_t *to, const uint8_t *const rows[8], int64_t blocks) { \
+        interleave(to, rows, blocks, sizeof(block_##stem), first, last, fifth);            \
     }
 REPACK(q4_k, 0, 0, false)
 REPACK(q5_k, 0, 0, false)

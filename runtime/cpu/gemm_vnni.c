@@ -151,14 +151,10 @@ static inline void put_signed(gemm_panel *p, int h, int64_t g, __m256i codes) {
 UNPACK_ALL(32)
 
 static const gemm_kernel kernels[] = {
-    KERNEL(Q4_K, true, false, q4_k, k_min),
-    KERNEL(Q5_K, true, false, q5_k, k_min),
-    KERNEL(Q6_K, true, false, q6_k, k_offset),
-    KERNEL(Q5_0, false, false, q5_0, block),
-    KERNEL(Q5_1, false, false, q5_1, block_min),
-    KERNEL(Q4_0, false, false, q4_0, block),
-    KERNEL(Q8_0, false, false, q8_0, signed),
-    KERNEL(IQ4_NL, false, false, iq4_nl, signed),
+    KERNEL(Q4_K, true, false, q4_k, k_min),       KERNEL(Q5_K, true, false, q5_k, k_min),
+    KERNEL(Q6_K, true, false, q6_k, k_offset),    KERNEL(Q5_0, false, false, q5_0, block),
+    KERNEL(Q5_1, false, false, q5_1, block_min),  KERNEL(Q4_0, false, false, q4_0, block),
+    KERNEL(Q8_0, false, false, q8_0, signed),     KERNEL(IQ4_NL, false, false, iq4_nl, signed),
     KERNEL(IQ4_XS, false, false, iq4_xs, signed),
 };
 

@@ -19,17 +19,17 @@ static bool saved(unsigned files) {
     return (low & files) == files;
 }
 
-#define YMM         saved(0x06)
-#define ZMM         saved(0xe6)
-#define FMA         feature(1, 0, ECX, 12)
-#define F16C        feature(1, 0, ECX, 29)
-#define AVX2        feature(7, 0, EBX, 5)
-#define AVX512F     feature(7, 0, EBX, 16)
-#define AVX512DQ    feature(7, 0, EBX, 17)
-#define AVX512BW    feature(7, 0, EBX, 30)
-#define AVX512VL    feature(7, 0, EBX, 31)
+#define YMM saved(0x06)
+#define ZMM saved(0xe6)
+#define FMA feature(1, 0, ECX, 12)
+#define F16C feature(1, 0, ECX, 29)
+#define AVX2 feature(7, 0, EBX, 5)
+#define AVX512F feature(7, 0, EBX, 16)
+#define AVX512DQ feature(7, 0, EBX, 17)
+#define AVX512BW feature(7, 0, EBX, 30)
+#define AVX512VL feature(7, 0, EBX, 31)
 #define AVX512_VNNI feature(7, 0, ECX, 11)
-#define AVX_VNNI    feature(7, 1, EAX, 4)
+#define AVX_VNNI feature(7, 1, EAX, 4)
 
 #elif defined(__aarch64__)
 #if defined(__linux__)
@@ -42,7 +42,8 @@ static bool saved(unsigned files) {
 #endif
 #endif
 
-#define DG_ISA(name, float_code, products, flags, usable) static bool has_##name(void) { return usable; }
+#define DG_ISA(name, float_code, products, flags, usable) \
+    static bool has_##name(void) { return usable; }
 #include "isa.def"
 #undef DG_ISA
 

@@ -98,19 +98,19 @@ typedef struct elements {
 } elements;
 
 /* y[i] = f(x[i], other[i]) over a stretch, with `other` NULL read as 0; `value` is the expression for one vector. */
-#define ELEMENTS(name, value)                                                           \
-    static void name(void *arg, int64_t item, int32_t thread) {                         \
-        const elements *a = arg;                                                        \
-        const vf number = vf_set(a->number);                                            \
-        const int64_t to = least((item + 1) * STRETCH, a->n);                           \
-        (void)thread, (void)number;                                                     \
-        for (int64_t i = item * STRETCH; i < to; i += LANES) {                          \
-            const int64_t left = to - i;                                                \
-            const vf x = vf_load_first(a->x + i, left);                                 \
+#define ELEMENTS(name, value)                                                             \
+    static void name(void *arg, int64_t item, int32_t thread) {                           \
+        const elements *a = arg;                                                          \
+        const vf number = vf_set(a->number);                                              \
+        const int64_t to = least((item + 1) * STRETCH, a->n);                             \
+        (void)thread, (void)number;                                                       \
+        for (int64_t i = item * STRETCH; i < to; i += LANES) {                            \
+            const int64_t left = to - i;                                                  \
+            const vf x = vf_load_first(a->x + i, left);                                   \
             const vf other = a->other ? vf_load_first(a->other + i, left) : vf_set(0.0f); \
-            (void)other;                                                                \
-            vf_store_first(a->y + i, value, left);                                      \
-        }                                                                               \
+            (void)other;                                                                  \
+            vf_store_first(a->y + i, value, left);                                        \
+        }                                                                                 \
     }
 
 ELEMENTS(add_item, vf_mul(vf_add(x, other), number))

@@ -31,8 +31,7 @@ typedef struct panel {
  * y is only written. Every output sums in the order of k, whatever else is in its tile. */
 VF void tile_of(int rows, const panel *p, float *const *y, const float *x, const float *keep) {
     vf sum[TILE][WIDE];
-    UNROLLED for (int r = 0; r < rows; r++)
-        UNROLLED for (int c = 0; c < WIDE; c++) sum[r][c] = vf_set(0.0f);
+    UNROLLED for (int r = 0; r < rows; r++) UNROLLED for (int c = 0; c < WIDE; c++) sum[r][c] = vf_set(0.0f);
     const float *b = p->packed;
     for (int64_t k = 0; k < p->depth; k++, b += COLUMNS, x += rows) {
         vf column[WIDE];
@@ -59,11 +58,13 @@ static const float WHOLE[] = {1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1};
 /* The same for 1 to TILE rows. */
 static inline void tile(int64_t rows, const panel *p, float *const *y, const float *x, const float *keep) {
     switch (rows) {
+        /* clang-format off */
 #define CASE(n) case n: tile_of(n, p, y, x, keep); break;
-    CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6)
+        CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6)
 #if !defined(__AVX2__) || defined(__AVX512F__)
-    CASE(7) CASE(8) CASE(9) CASE(10) CASE(11) CASE(12)
+        CASE(7) CASE(8) CASE(9) CASE(10) CASE(11) CASE(12)
 #endif
+/* clang-format on */
 #undef CASE
     }
 }

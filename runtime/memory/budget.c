@@ -129,12 +129,11 @@ int budget_take(dg_model *m, int64_t bytes, const char *what, const char *parts,
         dg_plan plan;
         status = plan_for(b, taken, &plan, error);
         if (status == DG_ERROR_MEMORY)
-            fail(
-                error, DG_ERROR_MEMORY,
-                "%s takes %.2f GiB, which a RAM budget of %.2f GiB does not leave beside the weights%s: it takes at "
-                "least %.2f GiB",
-                what, (double)bytes / GIB, (double)b->ram / GIB, b->taken ? " and what other sessions take" : "",
-                least_for(b, taken));
+            fail(error, DG_ERROR_MEMORY,
+                 "%s takes %.2f GiB, which a RAM budget of %.2f GiB does not leave beside the weights%s: it takes at "
+                 "least %.2f GiB",
+                 what, (double)bytes / GIB, (double)b->ram / GIB, b->taken ? " and what other sessions take" : "",
+                 least_for(b, taken));
         if (status == DG_OK) {
             b->reserved = taken;
             b->plan = plan;

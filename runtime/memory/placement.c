@@ -93,7 +93,7 @@ static void layer_amounts(const dg_demand *d, bool gpu, int32_t l, const int32_t
 
 static double seconds_of(const dg_machine *m, int32_t queue, double amount) {
     const double rate[DG_QUEUES] = {
-        [DG_QUEUE_DISK] = m->disk, [DG_QUEUE_HOST] = m->host, [DG_QUEUE_PCIE] = m->pcie,
+        [DG_QUEUE_DISK] = m->disk,   [DG_QUEUE_HOST] = m->host,   [DG_QUEUE_PCIE] = m->pcie,
         [DG_QUEUE_CPU] = m->cpu_ops, [DG_QUEUE_GPU] = m->gpu_ops, [DG_QUEUE_GPU_MEMORY] = m->gpu,
     };
     return amount > 0 ? amount / rate[queue] : 0.0;
@@ -345,7 +345,7 @@ static bool find_shares(search *s, double *seconds) {
         double t[DG_QUEUES], start[DG_QUEUES];
         const double whole[DG_QUEUES] = {
             [DG_QUEUE_DISK] = bytes, [DG_QUEUE_HOST] = bytes, [DG_QUEUE_PCIE] = bytes,
-            [DG_QUEUE_CPU] = work, [DG_QUEUE_GPU] = work, [DG_QUEUE_GPU_MEMORY] = bytes,
+            [DG_QUEUE_CPU] = work,   [DG_QUEUE_GPU] = work,   [DG_QUEUE_GPU_MEMORY] = bytes,
         };
         for (int32_t q = 0; q < DG_QUEUES; q++) {
             const bool used = s->gpu || (q != DG_QUEUE_PCIE && q != DG_QUEUE_GPU && q != DG_QUEUE_GPU_MEMORY);
@@ -436,7 +436,9 @@ static int32_t part_of(int64_t whole, int32_t j, int32_t n) { return (int32_t)((
 
 /* Cuts the shares to whole blocks, and gives room that is left to whoever gains. False without memory. */
 static bool cut_shares(search *s, dg_plan *p) {
-    static const struct { int32_t vram, ram; } moves[] = {{1, 0}, {1, -1}, {0, 1}, {-1, 1}, {-1, 0}};
+    static const struct {
+        int32_t vram, ram;
+    } moves[] = {{1, 0}, {1, -1}, {0, 1}, {-1, 1}, {-1, 0}};
     const dg_demand *d = s->d;
     cut *cuts = calloc((size_t)d->n_layer, sizeof *cuts);
     int32_t seen[MOST_CLASSES] = {0};

@@ -6,7 +6,8 @@
 #include "dg.h"
 
 static const char FILE_NAME[] = "runtime/dgemma/models/sudoku-q8_0.gguf";
-static const char *const NAMES[] = {"token_embd.weight", "blk.0.attn_q.weight", "blk.1.ffn_down.weight", "blk.0.ffn_gate_up_exps.weight",
+static const char *const NAMES[] = {"token_embd.weight",          "blk.0.attn_q.weight",
+                                    "blk.1.ffn_down.weight",      "blk.0.ffn_gate_up_exps.weight",
                                     "blk.1.ffn_down_exps.weight", "self_cond_gate.weight"};
 enum { MATRICES = sizeof NAMES / sizeof *NAMES, MOST = 4096, CANVAS = 30 };
 
@@ -39,9 +40,11 @@ static void run(int32_t threads, bool observe, found *f) {
     const int status = dg_moments_read(m, "blk.0.attn_norm.weight", 0, f->sums[0], f->squares[0], &count, &e);
     CHECK(status == DG_ERROR_USAGE, "a norm is no matrix: %d", status);
     if (observe) {
-        CHECK(dg_moments_read(m, NAMES[0], 1, f->sums[0], f->squares[0], &count, &e) == DG_ERROR_USAGE, "an expert of the embedding");
+        CHECK(dg_moments_read(m, NAMES[0], 1, f->sums[0], f->squares[0], &count, &e) == DG_ERROR_USAGE,
+              "an expert of the embedding");
         CHECK(dg_moments_start(m, &e) == DG_OK, "again, from zero: %s", e.message);
-        CHECK(dg_moments_read(m, NAMES[0], 0, f->sums[0], f->squares[0], &count, &e) == DG_OK && count == 0, "not from zero: %lld", (long long)count);
+        CHECK(dg_moments_read(m, NAMES[0], 0, f->sums[0], f->squares[0], &count, &e) == DG_OK && count == 0,
+              "not from zero: %lld", (long long)count);
         if (threads == 1) dg_moments_stop(m); /* else the model's end is its end */
     }
     free(condition);

@@ -1,5 +1,5 @@
-/* What the system refuses: every allocation, map, thread and read of opening a model and using it fails in turn, once or from
- * then on. Each time there is an error with a message, nothing is kept, and the next attempt succeeds. */
+/* What the system refuses: every allocation, map, thread and read of opening a model and using it fails in turn, once
+ * or from then on. Each time there is an error with a message, nothing is kept, and the next attempt succeeds. */
 #define _GNU_SOURCE /* O_DIRECT */
 #include <stdlib.h>
 #include <string.h>
@@ -117,10 +117,14 @@ static void test_case(int i, bool good) {
         atomic_store(&fails_at, 0);
         if (atomic_load(&asked) < n) break; /* the thread that reads ahead did not come so far this time */
         if (atomic_load(&spared)) continue;
-        CHECK(status == DG_ERROR_SYSTEM || status == DG_ERROR_MEMORY, "%s: request %d of %d fails, and the status is %d", cases[i].name, n, requests, status);
-        CHECK(status == error.status && error.message[0], "%s: request %d of %d: no message", cases[i].name, n, requests);
-        CHECK(!atomic_load(&of_a_file) || strstr(error.message, file), "%s: request %d of %d of the file fails: %s", cases[i].name, n, requests, error.message);
-        CHECK(held() == before, "%s: request %d of %d: %d things are kept", cases[i].name, n, requests, held() - before);
+        CHECK(status == DG_ERROR_SYSTEM || status == DG_ERROR_MEMORY,
+              "%s: request %d of %d fails, and the status is %d", cases[i].name, n, requests, status);
+        CHECK(status == error.status && error.message[0], "%s: request %d of %d: no message", cases[i].name, n,
+              requests);
+        CHECK(!atomic_load(&of_a_file) || strstr(error.message, file), "%s: request %d of %d of the file fails: %s",
+              cases[i].name, n, requests, error.message);
+        CHECK(held() == before, "%s: request %d of %d: %d things are kept", cases[i].name, n, requests,
+              held() - before);
     }
     CHECK(run_case(i, &error) == DG_OK, "%s, at last: %s", cases[i].name, error.message);
     printf("faults: %s, %d requests%s\n", cases[i].name, requests, good ? ", all from one on" : "");

@@ -1,5 +1,6 @@
 /* Integer products of every instruction set against the plain reference. Where activations lie on the grid they are
- * rounded to, nothing is lost and the two agree to float32 rounding; elsewhere they agree as well as 8 or 13 bits do. */
+ * rounded to, nothing is lost and the two agree to float32 rounding; elsewhere they agree as well as 8 or 13 bits do.
+ */
 #define _GNU_SOURCE /* mkstemp */
 #include <string.h>
 #include <unistd.h>
@@ -9,10 +10,18 @@
 #include "ops.h"
 #include "material.h"
 
-static const dg_config config = {.d_model = 2816, .d_ffn = 704, .d_expert = 704, .n_layer = 1, .n_head = 4, .head_dim = 256, .head_dim_swa = 64, .n_head_kv = {1}};
+static const dg_config config = {.d_model = 2816,
+                                 .d_ffn = 704,
+                                 .d_expert = 704,
+                                 .n_layer = 1,
+                                 .n_head = 4,
+                                 .head_dim = 256,
+                                 .head_dim_swa = 64,
+                                 .n_head_kv = {1}};
 static ops *plain;
 
-static const int32_t formats[] = {DG_Q4_K, DG_Q5_K, DG_Q6_K, DG_Q8_0, DG_Q5_0, DG_Q5_1, DG_Q4_0, DG_IQ4_NL, DG_IQ4_XS, DG_BF16};
+static const int32_t formats[] = {DG_Q4_K, DG_Q5_K, DG_Q6_K,   DG_Q8_0,   DG_Q5_0,
+                                  DG_Q5_1, DG_Q4_0, DG_IQ4_NL, DG_IQ4_XS, DG_BF16};
 enum { FORMATS = sizeof formats / sizeof *formats };
 
 /* Whole numbers up to 127, which every stretch of 32 columns reaches. */
@@ -23,22 +32,24 @@ static float *on_grid(int64_t n, int64_t cols) {
 }
 
 static void test_matmul(const ops *o) {
-    const int64_t shapes[][3] = {{1, 256, 16}, {3, 512, 7}, {5, 768, 37}, {13, 704, 33}, {2, 96, 5}, {70, 2816, 18}, {8, 2112, 40}};
+    const int64_t shapes[][3] = {{1, 256, 16}, {3, 512, 7},    {5, 768, 37}, {13, 704, 33},
+                                 {2, 96, 5},   {70, 2816, 18}, {8, 2112, 40}};
     for (size_t s = 0; s < sizeof shapes / sizeof *shapes; s++) {
         const int64_t n = shapes[s][0], cols = shapes[s][1], rows = shapes[s][2];
-        float *x = on_grid(n, cols), *any = numbers(n * cols, 1.0f), *want = numbers(n * rows, 0.0f), *got = numbers(n * rows, 0.0f);
+        float *x = on_grid(n, cols), *any = numbers(n * cols, 1.0f), *want = numbers(n * rows, 0.0f),
+              *got = numbers(n * rows, 0.0f);
         void *work = malloc(matmul_work(n, cols));
         for (int f = 0; f < FORMATS; f++) {
             if (cols % dg_format_find(formats[f])->block) continue;
             const tensor w = weights(formats[f], cols, rows, 1);
             plain->matmul(plain, want, x, &w, n, work);
             o->matmul(o, got, x, &w, n, work);
-            CHECK(error_of(got, want, n * rows) <= 1e-4, "%s: %s, %d x %d x %d, on the grid: off by %g", o->name, w.format->name, (int)n, (int)cols, (int)rows,
-                  error_of(got, want, n * rows));
+            CHECK(error_of(got, want, n * rows) <= 1e-4, "%s: %s, %d x %d x %d, on the grid: off by %g", o->name,
+                  w.format->name, (int)n, (int)cols, (int)rows, error_of(got, want, n * rows));
             plain->matmul(plain, want, any, &w, n, work);
             o->matmul(o, got, any, &w, n, work);
-            CHECK(error_of(got, want, n * rows) <= 0.02, "%s: %s, %d x %d x %d: off by %g", o->name, w.format->name, (int)n, (int)cols, (int)rows,
-                  error_of(got, want, n * rows));
+            CHECK(error_of(got, want, n * rows) <= 0.02, "%s: %s, %d x %d x %d: off by %g", o->name, w.format->name,
+                  (int)n, (int)cols, (int)rows, error_of(got, want, n * rows));
             free((void *)(uintptr_t)w.data);
         }
         memset(x, 0, sizeof *x * (size_t)(n * cols)); /* nothing in, nothing out */
@@ -59,7 +70,8 @@ static void test_neighbours(const ops *o) {
         o->matmul(o, all, x, &w, N, work);
         for (int i = 0; i < N; i++) {
             o->matmul(o, one, x + i * COLS, &w, 1, work);
-            CHECK(memcmp(one, all + i * ROWS, sizeof one) == 0, "%s: %s: row %d alone has other bits", o->name, w.format->name, i);
+            CHECK(memcmp(one, all + i * ROWS, sizeof one) == 0, "%s: %s: row %d alone has other bits", o->name,
+                  w.format->name, i);
         }
         free((void *)(uintptr_t)w.data);
     }
@@ -68,10 +80,12 @@ static void test_neighbours(const ops *o) {
 
 static void test_experts(const ops *o) {
     enum { N = 40, D = 256, H = 96, E = 6, K = 2 };
-    const int32_t pairs[][2] = {{DG_Q4_K, DG_Q5_0}, {DG_Q4_K, DG_Q8_0}, {DG_Q8_0, DG_Q8_0}, {DG_IQ4_XS, DG_IQ4_NL}, {DG_Q6_K, DG_BF16}};
+    const int32_t pairs[][2] = {
+        {DG_Q4_K, DG_Q5_0}, {DG_Q4_K, DG_Q8_0}, {DG_Q8_0, DG_Q8_0}, {DG_IQ4_XS, DG_IQ4_NL}, {DG_Q6_K, DG_BF16}};
     float *x = numbers(N * D, 1.0f), *shares = numbers(N * K, 0.5f), want[N * D], got[N * D];
     int32_t experts[N * K];
-    for (int i = 0; i < N; i++) experts[2 * i] = i % 7 ? 1 : 4, experts[2 * i + 1] = 2 + i % 2 * 3; /* uneven; 0 has none */
+    for (int i = 0; i < N; i++)
+        experts[2 * i] = i % 7 ? 1 : 4, experts[2 * i + 1] = 2 + i % 2 * 3; /* uneven; 0 has none */
     void *work = malloc(experts_work(N, K, D, H, E));
     for (size_t p = 0; p < sizeof pairs / sizeof *pairs; p++) {
         const tensor fused = weights(pairs[p][0], D, 2 * H, E), down = weights(pairs[p][1], H, D, E);
@@ -80,7 +94,8 @@ static void test_experts(const ops *o) {
         up.data += H * up.row_bytes;
         plain->experts(plain, want, x, &gate, &up, &down, experts, shares, N, K, NULL, work);
         o->experts(o, got, x, &gate, &up, &down, experts, shares, N, K, NULL, work);
-        CHECK(error_of(got, want, N * D) <= 0.03, "%s: experts in %s and %s: off by %g", o->name, fused.format->name, down.format->name, error_of(got, want, N * D));
+        CHECK(error_of(got, want, N * D) <= 0.03, "%s: experts in %s and %s: off by %g", o->name, fused.format->name,
+              down.format->name, error_of(got, want, N * D));
         free((void *)(uintptr_t)fused.data), free((void *)(uintptr_t)down.data);
     }
     free(x), free(shares), free(work);
@@ -130,7 +145,8 @@ static void test_repacked(const char *backend) {
     for (int32_t l = 0; l < n; l++) {
         const tensor *all[] = {&layers[l].ffn_gate_exps, &layers[l].ffn_up_exps, &layers[l].ffn_down_exps};
         for (int i = 0; i < 3; i++) {
-            CHECK(all[i]->n_repacked == E, "%s: %d experts of %d repacked", all[i]->format->name, (int)all[i]->n_repacked, E);
+            CHECK(all[i]->n_repacked == E, "%s: %d experts of %d repacked", all[i]->format->name,
+                  (int)all[i]->n_repacked, E);
             for (int64_t e = 0; e < E; e++) {
                 tensor mapped = *all[i], repacked = *all[i];
                 mapped.data += e * mapped.expert_bytes;
@@ -139,8 +155,8 @@ static void test_repacked(const char *backend) {
                 repacked.repacked += e * ((repacked.rows + 15) / 16 * 16) * repacked.row_bytes;
                 o->matmul(o, want, x, &mapped, N, work);
                 o->matmul(o, got, x, &repacked, N, work);
-                CHECK(memcmp(want, got, sizeof *want * (size_t)(N * mapped.rows)) == 0, "%s: %s of %d rows: other bits when repacked", o->name, mapped.format->name,
-                      (int)mapped.rows);
+                CHECK(memcmp(want, got, sizeof *want * (size_t)(N * mapped.rows)) == 0,
+                      "%s: %s of %d rows: other bits when repacked", o->name, mapped.format->name, (int)mapped.rows);
             }
             if (all[i] != large) free((void *)(uintptr_t)all[i]->data);
         }
@@ -155,7 +171,9 @@ static void test_repacked_experts(const char *backend) {
     enum { N = 40, D = 256, H = 96, E = 5, K = 2 };
     ops *o = new_ops(backend, 2);
     dg_error error;
-    layer layers[2] = {{.ffn_gate_exps = weights(DG_Q4_K, D, H, E), .ffn_up_exps = weights(DG_Q4_K, D, H, E), .ffn_down_exps = weights(DG_Q5_0, H, D, E)}};
+    layer layers[2] = {{.ffn_gate_exps = weights(DG_Q4_K, D, H, E),
+                        .ffn_up_exps = weights(DG_Q4_K, D, H, E),
+                        .ffn_down_exps = weights(DG_Q5_0, H, D, E)}};
     const layer *l = &layers[0];
     layers[1] = *l;
     float *x = numbers(N * D, 1.0f), *shares = numbers(N * K, 0.5f), want[N * D], got[N * D];
@@ -163,17 +181,23 @@ static void test_repacked_experts(const char *backend) {
     for (int i = 0; i < N * K; i++) experts[i] = (i % K + i / 3) % E;
     void *work = malloc(experts_work(N, K, D, H, E));
     const int64_t one = 2 * l->ffn_gate_exps.expert_bytes + l->ffn_down_exps.expert_bytes; /* rows are whole strips */
-    CHECK(ops_repack(o, layers, 2, one - 1, &error) == DG_ERROR_MEMORY && strstr(error.message, "one expert"), "too little memory: %s", error.message);
-    CHECK(ops_repack(o, layers, 2, -1, &error) == DG_ERROR_USAGE && strstr(error.message, "-1"), "negative memory: %s", error.message);
-    CHECK(ops_repack(plain, layers, 2, one, &error) == DG_ERROR_BACKEND && strstr(error.message, "not available"), "the reference repacks: %s", error.message);
+    CHECK(ops_repack(o, layers, 2, one - 1, &error) == DG_ERROR_MEMORY && strstr(error.message, "one expert"),
+          "too little memory: %s", error.message);
+    CHECK(ops_repack(o, layers, 2, -1, &error) == DG_ERROR_USAGE && strstr(error.message, "-1"), "negative memory: %s",
+          error.message);
+    CHECK(ops_repack(plain, layers, 2, one, &error) == DG_ERROR_BACKEND && strstr(error.message, "not available"),
+          "the reference repacks: %s", error.message);
     o->experts(o, want, x, &l->ffn_gate_exps, &l->ffn_up_exps, &l->ffn_down_exps, experts, shares, N, K, NULL, work);
     CHECK(ops_repack(o, layers, 2, E * one - 1, &error) == DG_OK, "%s", error.message);
-    CHECK(l->ffn_gate_exps.n_repacked == E - 1 && l->ffn_down_exps.n_repacked == E - 1 && layers[1].ffn_up_exps.n_repacked == 0, "%d of %d experts, %d of the next layer",
-          (int)l->ffn_gate_exps.n_repacked, E, (int)layers[1].ffn_up_exps.n_repacked);
+    CHECK(l->ffn_gate_exps.n_repacked == E - 1 && l->ffn_down_exps.n_repacked == E - 1 &&
+              layers[1].ffn_up_exps.n_repacked == 0,
+          "%d of %d experts, %d of the next layer", (int)l->ffn_gate_exps.n_repacked, E,
+          (int)layers[1].ffn_up_exps.n_repacked);
     o->experts(o, got, x, &l->ffn_gate_exps, &l->ffn_up_exps, &l->ffn_down_exps, experts, shares, N, K, NULL, work);
     CHECK(memcmp(want, got, sizeof want) == 0, "%s: experts have other bits when repacked", o->name);
     free(x), free(shares), free(work);
-    free((void *)(uintptr_t)l->ffn_gate_exps.data), free((void *)(uintptr_t)l->ffn_up_exps.data), free((void *)(uintptr_t)l->ffn_down_exps.data);
+    free((void *)(uintptr_t)l->ffn_gate_exps.data), free((void *)(uintptr_t)l->ffn_up_exps.data),
+        free((void *)(uintptr_t)l->ffn_down_exps.data);
     ops_free(o);
 }
 
@@ -202,10 +226,13 @@ static void test_head(const ops *o, int32_t format, float temperature) {
         plain->head(plain, &sought, 1, x, &table, N, cap, work);
         o->head(o, &made, 1, x, &table, N, cap, work);
         for (int i = 0; i < N; i++) {
-            CHECK(chosen[i].argmax == wanted[i].argmax, "%s: row %d: argmax %d, the reference has %d", o->name, i, chosen[i].argmax, wanted[i].argmax);
-            CHECK(chosen[i].sample == wanted[i].sample, "%s: row %d: sample %d, the reference has %d", o->name, i, chosen[i].sample, wanted[i].sample);
-            CHECK(fabsf(chosen[i].entropy - wanted[i].entropy) <= 2e-4f * (1.0f + wanted[i].entropy), "%s: row %d: entropy %g, the reference has %g", o->name, i,
-                  (double)chosen[i].entropy, (double)wanted[i].entropy);
+            CHECK(chosen[i].argmax == wanted[i].argmax, "%s: row %d: argmax %d, the reference has %d", o->name, i,
+                  chosen[i].argmax, wanted[i].argmax);
+            CHECK(chosen[i].sample == wanted[i].sample, "%s: row %d: sample %d, the reference has %d", o->name, i,
+                  chosen[i].sample, wanted[i].sample);
+            CHECK(fabsf(chosen[i].entropy - wanted[i].entropy) <= 2e-4f * (1.0f + wanted[i].entropy),
+                  "%s: row %d: entropy %g, the reference has %g", o->name, i, (double)chosen[i].entropy,
+                  (double)wanted[i].entropy);
         }
         plain->self_condition(plain, want, &exact, &table, N, scale, work, scratch);
         o->self_condition(o, got, &s, &table, N, scale, work, scratch);
@@ -216,8 +243,10 @@ static void test_head(const ops *o, int32_t format, float temperature) {
                 error_square += (a - b) * (a - b);
                 square += b * b;
             }
-            CHECK((square == 0.0) == (pass == 2 && pinned[i]), "row %d: conditioning of squared length %g where pins have none", i, square);
-            CHECK(sqrt(error_square) <= 1.2e-3 * sqrt(square), "%s: row %d at temperature %g: the conditioned embedding is off by %g", o->name, i,
+            CHECK((square == 0.0) == (pass == 2 && pinned[i]),
+                  "row %d: conditioning of squared length %g where pins have none", i, square);
+            CHECK(sqrt(error_square) <= 1.2e-3 * sqrt(square),
+                  "%s: row %d at temperature %g: the conditioned embedding is off by %g", o->name, i,
                   (double)temperature, sqrt(error_square / square));
         }
         for (int i = 0; i < D; i++) x[3 * D + i] = -x[3 * D + i]; /* one row changes its mind */
@@ -242,7 +271,8 @@ static void test_threads(const char *backend) {
         o->head(o, &(head_part){N, &temperature, u, got, &s}, 1, x, &table, N, 30.0f, work);
         o->self_condition(o, y, &s, &table, N, 16.0f, work, scratch);
         if (t == 1) memcpy(want, got, sizeof got), memcpy(first, y, sizeof y);
-        CHECK(memcmp(want, got, sizeof got) == 0 && memcmp(first, y, sizeof y) == 0, "%s: other bits with %d threads", backend, t);
+        CHECK(memcmp(want, got, sizeof got) == 0 && memcmp(first, y, sizeof y) == 0, "%s: other bits with %d threads",
+              backend, t);
         self_cond_free(&s);
         ops_free(o);
     }

@@ -15,7 +15,9 @@ static int32_t below(int32_t n) {
 
 static bool pins_hold(const dg_event *e, const dg_start *start) {
     for (int32_t i = 0; i < e->n; i++)
-        if (start->pinned[e->place + i] && (e->canvas[i] != start->ids[e->place + i] || e->entropy[i] != 0.0f || !e->accepted[i])) return false;
+        if (start->pinned[e->place + i] &&
+            (e->canvas[i] != start->ids[e->place + i] || e->entropy[i] != 0.0f || !e->accepted[i]))
+            return false;
     return true;
 }
 
@@ -39,7 +41,8 @@ static void test_start(dg_session *s, const dg_sampling *o, int32_t n, int32_t s
         CHECK(dg_generator_next(g, &e, &error) == DG_OK, "%s", error.message);
         if (e.kind == DG_EVENT_DONE) break;
         const bool grows = e.block != block || e.n_final >= told;
-        CHECK(grows && (e.n_final == 0 || e.final), "%d ids of canvas %d are final, after %d", e.n_final, e.block, told);
+        CHECK(grows && (e.n_final == 0 || e.final), "%d ids of canvas %d are final, after %d", e.n_final, e.block,
+              told);
         told = e.n_final, block = e.block;
         if (e.kind != DG_EVENT_STEP) continue;
         if (++steps % 3 == 0) CHECK(dg_generator_accept(g, none, &error) == DG_OK, "%s", error.message);
@@ -79,7 +82,9 @@ static void test_together(dg_model *m, const dg_sampling *o) {
             CHECK(dg_generators_next(g, COUNT, events, &error) == DG_OK, "%s", error.message);
         for (int32_t i = 0; i < COUNT; i++) {
             const dg_result *r = dg_generator_result(g[i]);
-            if (together) CHECK(r->n_ids == n_want[i] && memcmp(r->ids, want[i], sizeof(int32_t) * (size_t)r->n_ids) == 0, "generator %d", i);
+            if (together)
+                CHECK(r->n_ids == n_want[i] && memcmp(r->ids, want[i], sizeof(int32_t) * (size_t)r->n_ids) == 0,
+                      "generator %d", i);
             n_want[i] = r->n_ids;
             memcpy(want[i], r->ids, sizeof(int32_t) * (size_t)r->n_ids);
             dg_generator_free(g[i]);
@@ -93,8 +98,11 @@ static void test_refusals(dg_session *s, const dg_sampling *o) {
     const bool pinned[2] = {true, false};
     dg_generator *g;
     CHECK(dg_generator_fill(s, o, &(dg_start){ids, pinned, 0}, &g, &error) == DG_ERROR_USAGE, "no tokens");
-    CHECK(dg_generator_fill(s, o, &(dg_start){ids, pinned, 2}, &g, &error) == DG_ERROR_USAGE && strstr(error.message, "64 at position 0"), "%s", error.message);
-    CHECK(dg_generator_fill(s, o, &(dg_start){ids + 1, pinned + 1, 1}, &g, &error) == DG_OK, "ids in holes are not read");
+    CHECK(dg_generator_fill(s, o, &(dg_start){ids, pinned, 2}, &g, &error) == DG_ERROR_USAGE &&
+              strstr(error.message, "64 at position 0"),
+          "%s", error.message);
+    CHECK(dg_generator_fill(s, o, &(dg_start){ids + 1, pinned + 1, 1}, &g, &error) == DG_OK,
+          "ids in holes are not read");
     dg_generator_free(g);
 }
 
@@ -102,7 +110,8 @@ int main(void) {
     dg_model *m;
     dg_session *s;
     dg_sampling o;
-    if (dg_model_open("runtime/dgemma/models/sudoku-q8_0.gguf", NULL, &m, &error) != DG_OK) return puts(error.message), 1;
+    if (dg_model_open("runtime/dgemma/models/sudoku-q8_0.gguf", NULL, &m, &error) != DG_OK)
+        return puts(error.message), 1;
     dg_session_new(m, 300, &s, &error);
     dg_sampling_default(m, &o);
     o.steps = 3;

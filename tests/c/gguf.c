@@ -76,9 +76,12 @@ static void test_whole(void) {
     CHECK(!gguf_integer(gguf_find(file, "a.text"), &number) && !gguf_find(file, "a.other"), "kinds and absence");
     const gguf_value *strings = gguf_find(file, "some.strings");
     const uint8_t *cursor = strings->data;
-    CHECK(strings->count == 2 && gguf_text_is(gguf_next_string(&cursor), "x") && gguf_text_is(gguf_next_string(&cursor), ""), "strings");
+    CHECK(strings->count == 2 && gguf_text_is(gguf_next_string(&cursor), "x") &&
+              gguf_text_is(gguf_next_string(&cursor), ""),
+          "strings");
     const gguf_tensor *t = gguf_find_tensor(file, "w");
-    CHECK(t && t->dims[0] == 32 && t->dims[1] == 2 && t->format->id == DG_Q8_0 && t->bytes == 68 && t->data[67] == 1, "tensor w");
+    CHECK(t && t->dims[0] == 32 && t->dims[1] == 2 && t->format->id == DG_Q8_0 && t->bytes == 68 && t->data[67] == 1,
+          "tensor w");
     gguf_close(file);
 }
 
@@ -90,14 +93,25 @@ static void test_damaged(void) {
         n_bytes = cut;
         expect_refusal("a file cut short");
     }
-    const struct { const char *what; size_t *at; uint64_t value; size_t size; } lies[] = {
-        {"version 1", &version_at, 1, 4}, {"a big-endian version", &version_at, 0x03000000, 4},
-        {"a tensor count of 2^63", &n_tensors_at, 1ull << 63, 8}, {"2 tensors where 1 is", &n_tensors_at, 2, 8},
-        {"an array of 2^62", &array_at, 1ull << 62, 8}, {"an array of 5", &array_at, 5, 8},
-        {"a dim of 0", &dims_at, 0, 8}, {"dims whose product overflows", &dims_at, 1ull << 62, 8},
-        {"more data than there is", &dims_at, 64, 8}, 
-        {"more data of a type that is not read", &type_at, 25 /* I16 */, 4}, {"an offset past the end", &offset_at, 1ull << 40, 8},
-        {"an offset that overflows", &offset_at, ~31ull, 8}, {"an offset of 2^63", &offset_at, 1ull << 63, 8},
+    const struct {
+        const char *what;
+        size_t *at;
+        uint64_t value;
+        size_t size;
+    } lies[] = {
+        {"version 1", &version_at, 1, 4},
+        {"a big-endian version", &version_at, 0x03000000, 4},
+        {"a tensor count of 2^63", &n_tensors_at, 1ull << 63, 8},
+        {"2 tensors where 1 is", &n_tensors_at, 2, 8},
+        {"an array of 2^62", &array_at, 1ull << 62, 8},
+        {"an array of 5", &array_at, 5, 8},
+        {"a dim of 0", &dims_at, 0, 8},
+        {"dims whose product overflows", &dims_at, 1ull << 62, 8},
+        {"more data than there is", &dims_at, 64, 8},
+        {"more data of a type that is not read", &type_at, 25 /* I16 */, 4},
+        {"an offset past the end", &offset_at, 1ull << 40, 8},
+        {"an offset that overflows", &offset_at, ~31ull, 8},
+        {"an offset of 2^63", &offset_at, 1ull << 63, 8},
         {"an unaligned offset", &offset_at, 4, 8},
     };
     for (size_t i = 0; i < sizeof lies / sizeof *lies; i++) {
@@ -119,15 +133,22 @@ static void test_damaged(void) {
     }
     gguf *file;
     dg_error error = {0};
-    CHECK(gguf_open("/nonexistent/model.gguf", &file, &error) == DG_ERROR_SYSTEM && strstr(error.message, "/nonexistent/model.gguf"), "%s", error.message);
+    CHECK(gguf_open("/nonexistent/model.gguf", &file, &error) == DG_ERROR_SYSTEM &&
+              strstr(error.message, "/nonexistent/model.gguf"),
+          "%s", error.message);
     CHECK(gguf_open("/tmp", &file, &error) == DG_ERROR_SYSTEM && strstr(error.message, "regular"), "%s", error.message);
 }
 
 /* A file with types that this build does not read, or that nobody knows, is told all the same. */
 static void test_other_types(void) {
-    const struct { uint32_t type; const char *name; uint64_t bytes; } types[] = {
-        {39, "MXFP4", 34}, {3, "Q4_1", 40}, {24, "I8", 64}, {9999, NULL, 0}, {0x80000000u, NULL, 0},
-        {12, "Q4_K", 0}, {16, "IQ2_XXS", 0}, /* rows of 32 values are no whole number of their blocks */
+    const struct {
+        uint32_t type;
+        const char *name;
+        uint64_t bytes;
+    } types[] = {
+        {39, "MXFP4", 34},      {3, "Q4_1", 40}, {24, "I8", 64},     {9999, NULL, 0},
+        {0x80000000u, NULL, 0}, {12, "Q4_K", 0}, {16, "IQ2_XXS", 0}, /* rows of 32 values are no whole number of their
+                                                                        blocks */
     };
     for (size_t i = 0; i < sizeof types / sizeof *types; i++) {
         gguf *file;
@@ -146,7 +167,11 @@ static void test_other_types(void) {
 
 /* What is given in a GGUF file's place is told for what it is. */
 static void test_mistaken(void) {
-    const struct { const char *data; size_t n; const char *expected; } files[] = {
+    const struct {
+        const char *data;
+        size_t n;
+        const char *expected;
+    } files[] = {
         {"", 0, "the file is empty"},
         {"\x10\0\0\0\0\0\0\0{\"a\":[]}       ", 24, "but safetensors"},
         {"PK\3\4", 4, "but a zip archive"},
@@ -177,14 +202,16 @@ static void expect_pair_refused(const char *first, const char *second, uint64_t 
     expect_refusal(expected);
     gguf *file;
     dg_error error = {0};
-    CHECK(open_bytes(&file, &error) == DG_ERROR_FORMAT && strstr(error.message, expected), "'%s' says nothing of '%s'", error.message, expected);
+    CHECK(open_bytes(&file, &error) == DG_ERROR_FORMAT && strstr(error.message, expected), "'%s' says nothing of '%s'",
+          error.message, expected);
 }
 
 static void test_pairs(void) {
     expect_pair_refused("w", "w", 64, "tensor 'w' is there twice");
     expect_pair_refused("w", "v", 32, "tensor 'v' begins within another's bytes");
     expect_pair_refused("w", "w", 0, "twice");
-    expect_pair_refused("a\nb", "a\nb", 64, "tensor 'a?b' is there twice"); /* a message is one line, whatever a name holds */
+    expect_pair_refused("a\nb", "a\nb", 64,
+                        "tensor 'a?b' is there twice"); /* a message is one line, whatever a name holds */
 }
 
 /* ---- Split files ---- */
@@ -224,7 +251,8 @@ static void expect_parts_refused(const char *what, const char *words, const char
     dg_error error = {0};
     const int status = gguf_open(part_name(0, 3), &file, &error);
     CHECK(status != DG_OK && file == NULL, "%s was accepted", what);
-    CHECK(strstr(error.message, words) && strstr(error.message, file_in_message), "%s: the message is '%s'", what, error.message);
+    CHECK(strstr(error.message, words) && strstr(error.message, file_in_message), "%s: the message is '%s'", what,
+          error.message);
     if (status == DG_OK) gguf_close(file);
 }
 
@@ -239,18 +267,23 @@ static void test_parts(void) {
     const char *const names[] = {"w", "v", "u"};
     for (int i = 0; i < 3; i++) {
         const gguf_tensor *t = gguf_find_tensor(file, names[i]);
-        CHECK(t && t == &file->tensors[i] && t->data[2] == i && t->data[33] == i, "tensor %s has its part's data", names[i]);
+        CHECK(t && t == &file->tensors[i] && t->data[2] == i && t->data[33] == i, "tensor %s has its part's data",
+              names[i]);
         dg_file_tensor view;
-        CHECK(dg_file_tensor_at(file, i, &view) && view.data == t->data && view.type == DG_Q8_0 && view.bytes == 34 && view.dims[0] == 32, "its view");
+        CHECK(dg_file_tensor_at(file, i, &view) && view.data == t->data && view.type == DG_Q8_0 && view.bytes == 34 &&
+                  view.dims[0] == 32,
+              "its view");
     }
     dg_file_value value;
-    CHECK(dg_file_value_at(file, 0, &value) && value.key_bytes == 8 && value.kind == GGUF_U32 && value.data[0] == 42, "a value's view");
+    CHECK(dg_file_value_at(file, 0, &value) && value.key_bytes == 8 && value.kind == GGUF_U32 && value.data[0] == 42,
+          "a value's view");
     CHECK(!dg_file_value_at(file, 4, &value) && !dg_file_value_at(file, -1, &value), "past the values");
     dg_file_tensor none;
     CHECK(!dg_file_tensor_at(file, 3, &none) && !dg_file_tensor_at(file, -1, &none), "past the tensors");
     gguf_close(file);
 
-    CHECK(gguf_open(part_name(1, 3), &file, &error) == DG_ERROR_FORMAT && !file, "a part that is not the first was accepted");
+    CHECK(gguf_open(part_name(1, 3), &file, &error) == DG_ERROR_FORMAT && !file,
+          "a part that is not the first was accepted");
     CHECK(strstr(error.message, "-00001-of-00003.gguf"), "%s", error.message);
     unlink(part_name(1, 3));
     expect_parts_refused("a missing part", "cannot open", "m-00002-of-00003.gguf");
@@ -279,7 +312,8 @@ static void test_parts(void) {
     CHECK(gguf_open(path, &file, &error) == DG_OK && file->n_tensors == 1, "%s", error.message);
     gguf_close(file);
     write_part(path, 0, 3, 3, "w");
-    CHECK(gguf_open(path, &file, &error) == DG_ERROR_FORMAT && strstr(error.message, "-00001-of-00003.gguf"), "%s", error.message);
+    CHECK(gguf_open(path, &file, &error) == DG_ERROR_FORMAT && strstr(error.message, "-00001-of-00003.gguf"), "%s",
+          error.message);
 }
 
 int main(void) {

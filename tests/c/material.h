@@ -35,7 +35,8 @@ static inline tensor weights(int32_t type, int64_t cols, int64_t rows, int64_t e
         for (int64_t i = 0; i < blocks * f->bytes; i++) data[i] = (uint8_t)(uniform() * 256.0);
         const int64_t at = type == DG_Q3_K ? 108 : type == DG_Q2_K ? 80 : 0; /* of d; behind it Q2_K has dmin */
         for (int64_t i = 0; i < blocks; i++)
-            for (int64_t j = at; j < (type == DG_Q2_K ? at + 4 : at + 2); j += 2) data[i * f->bytes + j] = 0, data[i * f->bytes + j + 1] = 0x14; /* 2^-10 */
+            for (int64_t j = at; j < (type == DG_Q2_K ? at + 4 : at + 2); j += 2)
+                data[i * f->bytes + j] = 0, data[i * f->bytes + j + 1] = 0x14; /* 2^-10 */
     }
     const int64_t row = cols / f->block * f->bytes;
     return (tensor){f, data, cols, rows, experts, row, row * rows, NULL, 0, NULL, 0, NULL};
@@ -50,7 +51,8 @@ static inline self_cond self_cond_new(int64_t n, int64_t n_vocab, int64_t d) {
 }
 static inline void self_cond_free(self_cond *s) { os_release(s->memory, s->bytes); }
 
-static inline double error_of(const float *a, const float *b, int64_t n) { /* largest difference, in parts of the largest number */
+static inline double error_of(const float *a, const float *b,
+                              int64_t n) { /* largest difference, in parts of the largest number */
     double worst = 0.0, scale = 1e-30;
     for (int64_t i = 0; i < n; i++) {
         scale = fmax(scale, fabs((double)b[i]));

@@ -9,19 +9,29 @@
 
 /* Runs `call` (which writes n floats to y) with the reference, and with the fast table on 1, 2 and 3 threads. */
 static ops *plain, *fast[3];
-#define COMPARE(what, n, tolerance, call)                                                                                  \
-    do {                                                                                                                   \
-        float *want = calloc((size_t)(n), sizeof *want), *got = calloc((size_t)(n), sizeof *got);                          \
-        float *first = calloc((size_t)(n), sizeof *first);                                                                 \
-        { const ops *o = plain; float *y = want; call; }                                                                   \
-        for (int t = 0; t < 3; t++) {                                                                                      \
-            memset(got, 0x7f, (size_t)(n) * sizeof *got);                                                                  \
-            { const ops *o = fast[t]; float *y = got; call; }                                                              \
-            if (t == 0) memcpy(first, got, (size_t)(n) * sizeof *got);                                                     \
-            CHECK(error_of(got, want, n) <= (tolerance), "%s differs from the reference by %g", what, error_of(got, want, n)); \
-            CHECK(memcmp(got, first, (size_t)(n) * sizeof *got) == 0, "%s: other bits with %d threads than with 1", what, t + 1); \
-        }                                                                                                                  \
-        free(want), free(got), free(first);                                                                                \
+#define COMPARE(what, n, tolerance, call)                                                                           \
+    do {                                                                                                            \
+        float *want = calloc((size_t)(n), sizeof *want), *got = calloc((size_t)(n), sizeof *got);                   \
+        float *first = calloc((size_t)(n), sizeof *first);                                                          \
+        {                                                                                                           \
+            const ops *o = plain;                                                                                   \
+            float *y = want;                                                                                        \
+            call;                                                                                                   \
+        }                                                                                                           \
+        for (int t = 0; t < 3; t++) {                                                                               \
+            memset(got, 0x7f, (size_t)(n) * sizeof *got);                                                           \
+            {                                                                                                       \
+                const ops *o = fast[t];                                                                             \
+                float *y = got;                                                                                     \
+                call;                                                                                               \
+            }                                                                                                       \
+            if (t == 0) memcpy(first, got, (size_t)(n) * sizeof *got);                                              \
+            CHECK(error_of(got, want, n) <= (tolerance), "%s differs from the reference by %g", what,               \
+                  error_of(got, want, n));                                                                          \
+            CHECK(memcmp(got, first, (size_t)(n) * sizeof *got) == 0, "%s: other bits with %d threads than with 1", \
+                  what, t + 1);                                                                                     \
+        }                                                                                                           \
+        free(want), free(got), free(first);                                                                         \
     } while (0)
 
 static void test_matmul(void) {
@@ -67,8 +77,9 @@ static void test_rows_and_elements(void) {
             fast[t]->rope(fast[t], turned, 1, 1, 40, at, angles);
             for (int i = 0; i < 20; i++) {
                 const double angle = (double)((float)at * angles[i]);
-                CHECK(fabs((double)turned[i] - cos(angle)) < 1.5e-7 && fabs((double)turned[20 + i] - sin(angle)) < 1.5e-7, "rope by %g: %g %g", angle,
-                      (double)turned[i], (double)turned[20 + i]);
+                CHECK(fabs((double)turned[i] - cos(angle)) < 1.5e-7 &&
+                          fabs((double)turned[20 + i] - sin(angle)) < 1.5e-7,
+                      "rope by %g: %g %g", angle, (double)turned[i], (double)turned[20 + i]);
             }
         }
     COMPARE("rope", N * 36, 1e-6, (memcpy(y, x, sizeof(float) * N * 36), o->rope(o, y, N, 3, 12, 1000, frequencies)));
@@ -79,24 +90,33 @@ static void test_rows_and_elements(void) {
 }
 
 static void test_attention(void) {
-    const struct { int64_t n, heads, kv, dim, past; bool causal; int64_t window; } cases[] = {
-        {1, 1, 1, 8, 0, true, 0},    {5, 4, 2, 32, 0, true, 0},   {7, 4, 1, 64, 130, true, 16}, {9, 2, 2, 12, 70, false, 0},
-        {6, 4, 2, 32, 200, false, 65}, {3, 2, 1, 256, 63, true, 64}, {4, 2, 1, 20, 3, false, 1},
-        {3, 5, 2, 14, 90, true, 70},   {67, 6, 2, 34, 150, true, 100}, {40, 8, 1, 256, 40, false, 0}, {70, 2, 1, 130, 0, true, 0},
+    const struct {
+        int64_t n, heads, kv, dim, past;
+        bool causal;
+        int64_t window;
+    } cases[] = {
+        {1, 1, 1, 8, 0, true, 0},      {5, 4, 2, 32, 0, true, 0},     {7, 4, 1, 64, 130, true, 16},
+        {9, 2, 2, 12, 70, false, 0},   {6, 4, 2, 32, 200, false, 65}, {3, 2, 1, 256, 63, true, 64},
+        {4, 2, 1, 20, 3, false, 1},    {3, 5, 2, 14, 90, true, 70},   {67, 6, 2, 34, 150, true, 100},
+        {40, 8, 1, 256, 40, false, 0}, {70, 2, 1, 130, 0, true, 0},
     };
     for (size_t s = 0; s < sizeof cases / sizeof *cases; s++) {
-        const int64_t n = cases[s].n, heads = cases[s].heads, kv = cases[s].kv, dim = cases[s].dim, count = cases[s].past + n;
-        float *q = numbers(n * heads * dim, 1.0f), *k = numbers(count * kv * dim, 1.0f), *v = numbers(count * kv * dim, 1.0f);
+        const int64_t n = cases[s].n, heads = cases[s].heads, kv = cases[s].kv, dim = cases[s].dim,
+                      count = cases[s].past + n;
+        float *q = numbers(n * heads * dim, 1.0f), *k = numbers(count * kv * dim, 1.0f),
+              *v = numbers(count * kv * dim, 1.0f);
         const attention_keys keys = {k, v, kv, cases[s].past, count, cases[s].causal, cases[s].window};
         COMPARE("attention", n * heads * dim, 4e-6, o->attention(o, y, q, &keys, n, heads, dim));
         if (cases[s].causal) { /* one query at a time: the same bits as all at once */
             float *all = numbers(n * heads * dim, 0.0f), *one = numbers(n * heads * dim, 0.0f);
             fast[0]->attention(fast[0], all, q, &keys, n, heads, dim);
             for (int64_t i = 0; i < n; i++) {
-                const attention_keys single = {k, v, kv, cases[s].past + i, cases[s].past + i + 1, true, cases[s].window};
+                const attention_keys single = {
+                    k, v, kv, cases[s].past + i, cases[s].past + i + 1, true, cases[s].window};
                 fast[0]->attention(fast[0], one + i * heads * dim, q + i * heads * dim, &single, 1, heads, dim);
             }
-            CHECK(memcmp(all, one, sizeof(float) * (size_t)(n * heads * dim)) == 0, "attention of case %zu depends on its neighbours", s);
+            CHECK(memcmp(all, one, sizeof(float) * (size_t)(n * heads * dim)) == 0,
+                  "attention of case %zu depends on its neighbours", s);
             free(all), free(one);
         }
         free(q), free(k), free(v);
@@ -111,9 +131,12 @@ static void test_experts(void) {
     float *shares = numbers(N * K, 1.0f);
     COMPARE("route", N * K, 1e-6, o->route(o, experts, y, logits, scale, N, E, K));
     plain->route(plain, experts, shares, logits, scale, N, E, K);
-    CHECK(experts[3 * K] == 0 && experts[3 * K + 1] == 1, "a tie went to experts %d and %d", experts[3 * K], experts[3 * K + 1]);
-    CHECK(fabsf(shares[3 * K] - 0.5f) < 1e-6f && fabsf(shares[3 * K + 1] - 0.25f) < 1e-6f, "shares of a tie: %g %g", (double)shares[3 * K], (double)shares[3 * K + 1]);
-    for (int i = 0; i < N; i++) experts[i * K] = i % 3 ? 1 : 4, experts[i * K + 1] = 2; /* uneven: one expert has all, some none */
+    CHECK(experts[3 * K] == 0 && experts[3 * K + 1] == 1, "a tie went to experts %d and %d", experts[3 * K],
+          experts[3 * K + 1]);
+    CHECK(fabsf(shares[3 * K] - 0.5f) < 1e-6f && fabsf(shares[3 * K + 1] - 0.25f) < 1e-6f, "shares of a tie: %g %g",
+          (double)shares[3 * K], (double)shares[3 * K + 1]);
+    for (int i = 0; i < N; i++)
+        experts[i * K] = i % 3 ? 1 : 4, experts[i * K + 1] = 2; /* uneven: one expert has all, some none */
     const tensor fused = weights(DG_Q8_0, D, 2 * H, E), down = weights(DG_F32, H, D, E);
     tensor gate = fused, up = fused;
     gate.rows = up.rows = H;
@@ -140,11 +163,13 @@ static void test_vocabulary(void) {
         fast[2]->choose(fast[2], got, z, N, v, u);
         for (int i = 0; i < N; i++) {
             CHECK(got[i].argmax == want[i].argmax, "argmax %d, the reference has %d", got[i].argmax, want[i].argmax);
-            CHECK(got[i].sample == want[i].sample, "sample %d of %d, the reference has %d", got[i].sample, (int)v, want[i].sample);
-            CHECK(fabsf(got[i].entropy - want[i].entropy) <= 2e-6f * (1.0f + want[i].entropy), "entropy %g, the reference has %g",
-                  (double)got[i].entropy, (double)want[i].entropy);
+            CHECK(got[i].sample == want[i].sample, "sample %d of %d, the reference has %d", got[i].sample, (int)v,
+                  want[i].sample);
+            CHECK(fabsf(got[i].entropy - want[i].entropy) <= 2e-6f * (1.0f + want[i].entropy),
+                  "entropy %g, the reference has %g", (double)got[i].entropy, (double)want[i].entropy);
         }
-        CHECK(want[0].argmax == 0 && fabs((double)want[0].entropy - log((double)v)) < 1e-6, "equal logits: the lowest id, entropy log %d", (int)v);
+        CHECK(want[0].argmax == 0 && fabs((double)want[0].entropy - log((double)v)) < 1e-6,
+              "equal logits: the lowest id, entropy log %d", (int)v);
         CHECK(want[1].argmax == v / 2 && want[1].sample == v / 2 && want[1].entropy == 0.0f, "a certain row");
         free(z), free(work), free((void *)(uintptr_t)table.data);
     }
@@ -175,7 +200,8 @@ static void test_watch(void) {
             const double u = 0.5;
             dg_choice choice;
             fast[i % 3]->choose(fast[i % 3], &choice, x, 1, n, &u);
-            CHECK(isnan(choice.entropy) && choice.argmax == -1 && choice.sample == -1, "%g at %lld of %lld is chosen from", (double)x[at], (long long)at, (long long)n);
+            CHECK(isnan(choice.entropy) && choice.argmax == -1 && choice.sample == -1,
+                  "%g at %lld of %lld is chosen from", (double)x[at], (long long)at, (long long)n);
             x[at] = was;
             free(y);
         }
@@ -187,7 +213,9 @@ static void test_backend(const char *backend, const dg_config *config) {
     dg_error error;
     random_state = 1; /* the same numbers for all */
     for (int t = 0; t < 3; t++)
-        CHECK(ops_new(&(dg_model_options){.backend = backend, .threads = t + 1, .exact = true}, config, &fast[t], &error) == DG_OK, "%s", error.message);
+        CHECK(ops_new(&(dg_model_options){.backend = backend, .threads = t + 1, .exact = true}, config, &fast[t],
+                      &error) == DG_OK,
+              "%s", error.message);
     test_matmul();
     test_rows_and_elements();
     test_attention();
@@ -199,13 +227,26 @@ static void test_backend(const char *backend, const dg_config *config) {
 }
 
 int main(void) {
-    static const dg_config config = {.d_model = 2048, .d_ffn = 64, .d_expert = 64, .n_layer = 1, .n_head = 4, .head_dim = 256, .head_dim_swa = 64, .n_head_kv = {1}};
+    static const dg_config config = {.d_model = 2048,
+                                     .d_ffn = 64,
+                                     .d_expert = 64,
+                                     .n_layer = 1,
+                                     .n_head = 4,
+                                     .head_dim = 256,
+                                     .head_dim_swa = 64,
+                                     .n_head_kv = {1}};
     dg_error error;
     ops *none;
-    if (ops_new(&(dg_model_options){.backend = "reference", .threads = 1, .exact = true}, &config, &plain, &error) != DG_OK) return 1;
-    CHECK(ops_new(&(dg_model_options){.backend = "abacus", .threads = 1, .exact = true}, &config, &none, &error) == DG_ERROR_BACKEND && strstr(error.message, "abacus"), "an unknown backend is named");
+    if (ops_new(&(dg_model_options){.backend = "reference", .threads = 1, .exact = true}, &config, &plain, &error) !=
+        DG_OK)
+        return 1;
+    CHECK(ops_new(&(dg_model_options){.backend = "abacus", .threads = 1, .exact = true}, &config, &none, &error) ==
+                  DG_ERROR_BACKEND &&
+              strstr(error.message, "abacus"),
+          "an unknown backend is named");
     for (int32_t i = 0; dg_backend_name(i); i++) {
-        CHECK(strstr(error.message, dg_backend_name(i)), "%s is not among those offered: %s", dg_backend_name(i), error.message);
+        CHECK(strstr(error.message, dg_backend_name(i)), "%s is not among those offered: %s", dg_backend_name(i),
+              error.message);
         test_backend(dg_backend_name(i), &config);
     }
     ops_free(plain);

@@ -66,16 +66,20 @@ static void tell_group(const char *group, const char *limit, const char *usage, 
 
 static void test_control_groups(void) {
     for (int unified = 0; unified < 2; unified++) {
-        const char *stat = unified ? "anon 5\ninactive_file 300\nactive_file 7\n" : "cache 9\ninactive_file 1\ntotal_inactive_file 300\n";
+        const char *stat = unified ? "anon 5\ninactive_file 300\nactive_file 7\n"
+                                   : "cache 9\ninactive_file 1\ntotal_inactive_file 300\n";
         tell_group("/a", "2000\n", "900\n", stat, unified);
         tell_group("/a/b", "max\n", "900\n", stat, unified);
-        CHECK(os_group_memory(folder, "/a", unified) == 1400, "%lld are left", (long long)os_group_memory(folder, "/a", unified));
+        CHECK(os_group_memory(folder, "/a", unified) == 1400, "%lld are left",
+              (long long)os_group_memory(folder, "/a", unified));
         CHECK(os_group_memory(folder, "/a/b", unified) == 1400, "the limit is that of the group above");
-        CHECK(os_group_memory(folder, "/a/b/not-seen-here", unified) == 1400, "nor does a group hide it that is not seen");
+        CHECK(os_group_memory(folder, "/a/b/not-seen-here", unified) == 1400,
+              "nor does a group hide it that is not seen");
         tell_group("/a/b", "1000\n", "900\n", NULL, unified);
         CHECK(os_group_memory(folder, "/a/b", unified) == 100, "the lower limit counts");
         tell_group("/a/b", "1000\n", "1200\n", stat, unified);
-        CHECK(os_group_memory(folder, "/a/b", unified) == 100, "%lld are left", (long long)os_group_memory(folder, "/a/b", unified));
+        CHECK(os_group_memory(folder, "/a/b", unified) == 100, "%lld are left",
+              (long long)os_group_memory(folder, "/a/b", unified));
         tell_group("/a/b", "1000\n", "1400\n", stat, unified);
         CHECK(os_group_memory(folder, "/a/b", unified) == 0, "nothing is left where more is used than allowed");
         CHECK(os_group_memory(folder, "/", unified) == -1, "no limit in the root");
@@ -108,7 +112,8 @@ static void *change(void *arg) {
     while (!atomic_load(&stop)) {
         monitor_enter(inside);
         first++;
-        for (volatile int i = 0; i < 1000; i++) {}
+        for (volatile int i = 0; i < 1000; i++) {
+        }
         second++;
         monitor_leave(inside);
     }
@@ -150,7 +155,8 @@ static void test_forks_beside_threads_that_hold_locks(void) {
     }
     atomic_store(&stop, true);
     for (int i = 0; i < 3; i++) pthread_join(threads[i], NULL);
-    CHECK(!hung && !torn && !failed, "of %d children %d hung, %d found a monitor's state half changed, %d failed", FORKS, hung, torn, failed);
+    CHECK(!hung && !torn && !failed, "of %d children %d hung, %d found a monitor's state half changed, %d failed",
+          FORKS, hung, torn, failed);
     CHECK(os_forks() == before, "the parent counts %d forks", os_forks());
     monitor_free(inside);
     tell(folder, "mapped", NULL);

@@ -26,7 +26,11 @@ static dg_demand some_demand(int32_t n_layer, int32_t n_expert, int64_t block) {
 }
 
 static dg_machine some_machine(bool gpu) {
-    dg_machine m = {.name = "test", .ram = 1e13, .disk = between(1e9, 1e10), .host = between(1e10, 1e11), .cpu_ops = between(1e11, 1e13)};
+    dg_machine m = {.name = "test",
+                    .ram = 1e13,
+                    .disk = between(1e9, 1e10),
+                    .host = between(1e10, 1e11),
+                    .cpu_ops = between(1e11, 1e13)};
     if (gpu) m.vram = 1e13, m.pcie = between(3e9, 5e10), m.gpu = between(1e11, 2e12), m.gpu_ops = between(1e12, 1e14);
     return m;
 }
@@ -50,13 +54,14 @@ static void check_plan(const dg_demand *d, const dg_machine *m, const dg_plan *p
         disk |= p->blocks[DG_WAY_DISK_CPU][l] + p->blocks[DG_WAY_DISK_GPU][l] > 0;
         copied |= p->blocks[DG_WAY_RAM_GPU][l] + p->blocks[DG_WAY_DISK_GPU][l] > 0;
     }
-    CHECK(p->ram_used <= p->ram && p->vram_used <= p->vram, "RAM %lld of %lld, VRAM %lld of %lld", (long long)p->ram_used, (long long)p->ram,
-          (long long)p->vram_used, (long long)p->vram);
+    CHECK(p->ram_used <= p->ram && p->vram_used <= p->vram, "RAM %lld of %lld, VRAM %lld of %lld",
+          (long long)p->ram_used, (long long)p->ram, (long long)p->vram_used, (long long)p->vram);
     CHECK((!disk || p->ram_ring > 0) && (!copied || p->vram_ring > 0), "streams have rings");
     CHECK(p->gpu || p->vram_used == 0, "VRAM without a GPU");
     dg_plan again = *p;
     dg_plan_measure(d, m, &again);
-    CHECK(again.seconds == p->seconds && again.ram_used == p->ram_used && again.vram_used == p->vram_used, "measured again");
+    CHECK(again.seconds == p->seconds && again.ram_used == p->ram_used && again.vram_used == p->vram_used,
+          "measured again");
     CHECK(p->least <= p->seconds * (1 + 1e-12) && p->serial <= p->seconds, "%g %g %g", p->least, p->serial, p->seconds);
     int32_t counted[DG_WAYS] = {0};
     for (int32_t e = 0; e < d->n_expert; e++) counted[dg_plan_way(p, 0, e)]++;
@@ -67,7 +72,8 @@ static void check_plan(const dg_demand *d, const dg_machine *m, const dg_plan *p
 
 static void set_all(dg_plan *p, const dg_demand *d, double vram, double copied) {
     for (int32_t l = 0; l < d->n_layer; l++) {
-        const int32_t on_gpu = (int32_t)lround(vram * d->n_expert), streamed = (int32_t)lround(copied * (d->n_expert - on_gpu));
+        const int32_t on_gpu = (int32_t)lround(vram * d->n_expert),
+                      streamed = (int32_t)lround(copied * (d->n_expert - on_gpu));
         p->blocks[DG_WAY_VRAM][l] = on_gpu;
         p->blocks[DG_WAY_RAM_GPU][l] = streamed;
         p->blocks[DG_WAY_RAM_CPU][l] = d->n_expert - on_gpu - streamed;
@@ -77,23 +83,41 @@ static void set_all(dg_plan *p, const dg_demand *d, double vram, double copied) 
 static void test_strategies(void) {
     dg_demand d = {.n_layer = 30, .n_expert = 1000, .block_ops = 731e9 / 30000};
     for (int32_t l = 0; l < d.n_layer; l++) d.block_bytes[l] = (int64_t)(13e9 / 30000);
-    const struct { double cpu, alone, both, share; } cores[] = {{620e9, 0.85, 0.41, 0.52}, {1250e9, 0.42, 0.27, 0.35}};
+    const struct {
+        double cpu, alone, both, share;
+    } cores[] = {{620e9, 0.85, 0.41, 0.52}, {1250e9, 0.42, 0.27, 0.35}};
     for (size_t i = 0; i < sizeof cores / sizeof *cores; i++) {
-        const dg_machine m = {.name = "8 GB", .ram = 64e9, .vram = 8e9, .disk = 4e9, .host = 60e9, .pcie = 12e9, .gpu = 250e9, .cpu_ops = cores[i].cpu, .gpu_ops = 40e12};
+        const dg_machine m = {.name = "8 GB",
+                              .ram = 64e9,
+                              .vram = 8e9,
+                              .disk = 4e9,
+                              .host = 60e9,
+                              .pcie = 12e9,
+                              .gpu = 250e9,
+                              .cpu_ops = cores[i].cpu,
+                              .gpu_ops = 40e12};
         dg_plan p = {.gpu = true, .vram_ring = 1 << 20};
-        const struct { const char *what; double vram, copied, seconds; } rows[] = {
-            {"stream everything", 0, 1, 1.08}, {"pinned + stream", 0.28, 1, 0.78}, {"pinned + CPU", 0.28, 0, cores[i].alone},
+        const struct {
+            const char *what;
+            double vram, copied, seconds;
+        } rows[] = {
+            {"stream everything", 0, 1, 1.08},
+            {"pinned + stream", 0.28, 1, 0.78},
+            {"pinned + CPU", 0.28, 0, cores[i].alone},
             {"pinned + stream + CPU", 0.28, cores[i].share, cores[i].both},
         };
         for (size_t k = 0; k < sizeof rows / sizeof *rows; k++) {
             set_all(&p, &d, rows[k].vram, rows[k].copied);
             dg_plan_measure(&d, &m, &p);
-            CHECK(fabs(p.seconds - rows[k].seconds) < 0.006, "%s: %.3f s, expected %.2f", rows[k].what, p.seconds, rows[k].seconds);
+            CHECK(fabs(p.seconds - rows[k].seconds) < 0.006, "%s: %.3f s, expected %.2f", rows[k].what, p.seconds,
+                  rows[k].seconds);
         }
         dg_error error;
         const int64_t process = 384ll << 20, ring = 4 * d.block_bytes[0];
-        CHECK(dg_plan_make(&d, &m, -1, process + ring + (int64_t)(0.28 * 13e9), &p, &error) == DG_OK, "%s", error.message);
-        CHECK(fabs(p.seconds - cores[i].both) < 0.006, "the planner's own: %.3f s, expected %.2f", p.seconds, cores[i].both);
+        CHECK(dg_plan_make(&d, &m, -1, process + ring + (int64_t)(0.28 * 13e9), &p, &error) == DG_OK, "%s",
+              error.message);
+        CHECK(fabs(p.seconds - cores[i].both) < 0.006, "the planner's own: %.3f s, expected %.2f", p.seconds,
+              cores[i].both);
         check_plan(&d, &m, &p);
     }
 }
@@ -137,7 +161,8 @@ static void test_small_cases(void) {
         const int64_t block = 100ll << 20;
         const dg_demand d = some_demand(2, 2 + i % 2, block);
         const dg_machine m = some_machine(gpu);
-        const int64_t all = experts_of(&d), ram = (1ll << 30) + (int64_t)(uniform() * 2 * (double)all), vram = (int64_t)(uniform() * 3 * (double)all);
+        const int64_t all = experts_of(&d), ram = (1ll << 30) + (int64_t)(uniform() * 2 * (double)all),
+                      vram = (int64_t)(uniform() * 3 * (double)all);
         dg_plan p;
         dg_error error;
         const int status = dg_plan_make(&d, &m, ram, gpu ? vram : 0, &p, &error);
@@ -146,7 +171,8 @@ static void test_small_cases(void) {
         check_plan(&d, &m, &p);
         const double best = brute_force(&d, &m, &p);
         /* never faster than the fastest, and with so few blocks never far from it */
-        CHECK(p.seconds >= best * (1 - 1e-9) && p.least <= best * (1 + 1e-6), "case %d: %g, best %g, bound %g", i, p.seconds, best, p.least);
+        CHECK(p.seconds >= best * (1 - 1e-9) && p.least <= best * (1 + 1e-6), "case %d: %g, best %g, bound %g", i,
+              p.seconds, best, p.least);
         CHECK(p.seconds <= best * 1.25, "case %d: %g, best %g", i, p.seconds, best);
         cases++;
         equal += p.seconds <= best * (1 + 1e-9);
@@ -163,7 +189,8 @@ static void test_monotone(void) {
         const bool gpu = i % 3 != 0;
         dg_machine m = some_machine(gpu);
         const int64_t all = experts_of(&d);
-        const int64_t ram = GIB + (int64_t)(uniform() * 1.2 * (double)all), vram = gpu ? GIB + (int64_t)(uniform() * 1.2 * (double)all) : 0;
+        const int64_t ram = GIB + (int64_t)(uniform() * 1.2 * (double)all),
+                      vram = gpu ? GIB + (int64_t)(uniform() * 1.2 * (double)all) : 0;
         dg_plan p, q;
         dg_error error;
         CHECK(dg_plan_make(&d, &m, ram, vram, &p, &error) == DG_OK, "%s", error.message);
@@ -175,9 +202,12 @@ static void test_monotone(void) {
             const bool is_ram = k == 6, is_vram = k == 7;
             if (k < 6) *(double *)(void *)((char *)&better + ((char *)rates[k] - (char *)&m)) *= 1.3;
             if (is_vram && !gpu) continue;
-            CHECK(dg_plan_make(&d, &better, ram + (is_ram ? all / 10 : 0), vram + (is_vram ? all / 10 : 0), &q, &error) == DG_OK, "%s", error.message);
+            CHECK(dg_plan_make(&d, &better, ram + (is_ram ? all / 10 : 0), vram + (is_vram ? all / 10 : 0), &q,
+                               &error) == DG_OK,
+                  "%s", error.message);
             check_plan(&d, &better, &q);
-            CHECK(q.least <= p.least * (1 + 1e-6), "case %d, %zu: the bound rose from %g to %g", i, k, p.least, q.least);
+            CHECK(q.least <= p.least * (1 + 1e-6), "case %d, %zu: the bound rose from %g to %g", i, k, p.least,
+                  q.least);
             CHECK(q.seconds <= p.seconds * 1.05, "case %d, %zu: from %g to %g", i, k, p.seconds, q.seconds);
         }
     }
@@ -190,23 +220,30 @@ static void test_refusals(void) {
     dg_machine m = some_machine(true);
     dg_plan p;
     dg_error error;
-    CHECK(dg_plan_make(&d, &m, 1000, 0, &p, &error) == DG_ERROR_MEMORY && strstr(error.message, "at least") && strstr(error.message, "RAM"), "%s", error.message);
+    CHECK(dg_plan_make(&d, &m, 1000, 0, &p, &error) == DG_ERROR_MEMORY && strstr(error.message, "at least") &&
+              strstr(error.message, "RAM"),
+          "%s", error.message);
     /* the least that it names will do, and a little less will not */
     const double least = strtod(strstr(error.message, "at least ") + 9, NULL);
     CHECK(dg_plan_make(&d, &m, (int64_t)(least * (double)GIB), 0, &p, &error) == DG_OK, "%s", error.message);
     check_plan(&d, &m, &p);
-    CHECK(dg_plan_make(&d, &m, (int64_t)((least - 0.02) * (double)GIB), 0, &p, &error) == DG_ERROR_MEMORY, "%g GiB were enough", least - 0.02);
+    CHECK(dg_plan_make(&d, &m, (int64_t)((least - 0.02) * (double)GIB), 0, &p, &error) == DG_ERROR_MEMORY,
+          "%g GiB were enough", least - 0.02);
     m.ram = (double)(2 * GIB);
-    CHECK(dg_plan_make(&d, &m, 3 * GIB, 0, &p, &error) == DG_ERROR_MEMORY && strstr(error.message, "has 2.00 GiB"), "%s", error.message);
+    CHECK(dg_plan_make(&d, &m, 3 * GIB, 0, &p, &error) == DG_ERROR_MEMORY && strstr(error.message, "has 2.00 GiB"),
+          "%s", error.message);
     m = some_machine(true);
     for (int32_t i = 0; dg_rate_at(i); i++) {
         dg_machine broken = m;
-        double *const fields[] = {&broken.ram, &broken.vram, &broken.disk, &broken.host, &broken.pcie, &broken.gpu, &broken.cpu_ops, &broken.gpu_ops};
+        double *const fields[] = {&broken.ram,  &broken.vram, &broken.disk,    &broken.host,
+                                  &broken.pcie, &broken.gpu,  &broken.cpu_ops, &broken.gpu_ops};
         const double values[] = {-1.0, NAN, INFINITY, 0.0};
         for (size_t k = 0; k < 4; k++) {
             *fields[i] = values[k];
             if (k == 3 && i == 1) continue; /* no VRAM is no GPU */
-            CHECK(dg_plan_make(&d, &broken, -1, -1, &p, &error) == DG_ERROR_USAGE && strstr(error.message, dg_rate_at(i)->field), "%s: %s", dg_rate_at(i)->field, error.message);
+            CHECK(dg_plan_make(&d, &broken, -1, -1, &p, &error) == DG_ERROR_USAGE &&
+                      strstr(error.message, dg_rate_at(i)->field),
+                  "%s: %s", dg_rate_at(i)->field, error.message);
         }
     }
     m.vram = m.pcie = m.gpu = m.gpu_ops = 0;
@@ -225,14 +262,17 @@ static void test_degenerate(void) {
     dg_demand many = some_demand(DG_MAX_LAYERS, 128, 4 << 20);
     CHECK(dg_plan_make(&many, &m, 60 * GIB, 30 * GIB, &p, &error) == DG_OK, "%s", error.message);
     check_plan(&many, &m, &p);
-    for (int32_t l = 0; l < many.n_layer; l++) many.block_bytes[l] = (4 << 20) + (l << 14); /* as many sizes as layers */
+    for (int32_t l = 0; l < many.n_layer; l++)
+        many.block_bytes[l] = (4 << 20) + (l << 14); /* as many sizes as layers */
     CHECK(dg_plan_make(&many, &m, 60 * GIB, 30 * GIB, &p, &error) == DG_OK, "%s", error.message);
     check_plan(&many, &m, &p);
     /* all fits: nothing moves */
     m = *dg_machine_at(4);
     m.cpu_ops /= 5;
     const dg_demand d = some_demand(6, 128, 4 << 20);
-    CHECK(dg_plan_make(&d, &m, -1, -1, &p, &error) == DG_OK && p.gpu && p.vram_experts == experts_of(&d) && p.amount[DG_QUEUE_PCIE] == 0, "gpu %d, %lld of %lld, %g s", p.gpu, (long long)p.vram_experts, (long long)experts_of(&d), p.seconds);
+    CHECK(dg_plan_make(&d, &m, -1, -1, &p, &error) == DG_OK && p.gpu && p.vram_experts == experts_of(&d) &&
+              p.amount[DG_QUEUE_PCIE] == 0,
+          "gpu %d, %lld of %lld, %g s", p.gpu, (long long)p.vram_experts, (long long)experts_of(&d), p.seconds);
     /* a GPU that is no use is not used; one that is too small neither, and the plan says what it would take */
     m.gpu_ops = 1e9, m.gpu = 1e8;
     CHECK(dg_plan_make(&d, &m, -1, -1, &p, &error) == DG_OK && !p.gpu && p.vram_used == 0, "a GPU slower than the CPU");
@@ -243,18 +283,23 @@ static void test_degenerate(void) {
     m = *dg_machine_at(0);
     m.disk = 1e8;
     CHECK(dg_plan_make(&d, &m, GIB, -1, &p, &error) == DG_OK && p.ram_ring > 0, "%s", error.message);
-    CHECK(p.busy[DG_QUEUE_DISK] > 0.9 * p.seconds && p.seconds < p.busy[DG_QUEUE_DISK] + p.serial, "%g of %g", p.busy[DG_QUEUE_DISK], p.seconds);
+    CHECK(p.busy[DG_QUEUE_DISK] > 0.9 * p.seconds && p.seconds < p.busy[DG_QUEUE_DISK] + p.serial, "%g of %g",
+          p.busy[DG_QUEUE_DISK], p.seconds);
     check_plan(&d, &m, &p);
 }
 
 static void test_lists(void) {
     int32_t n = 0;
-    for (const dg_machine *m; (m = dg_machine_at(n)) != NULL; n++) CHECK(m->name && m->about && *m->source && m->ram > 0, "machine %d", n);
-    CHECK(n >= 5 && !dg_machine_at(-1) && dg_way_at(DG_WAYS - 1) && !dg_way_at(DG_WAYS) && dg_queue_at(DG_QUEUES - 1) && !dg_queue_at(DG_QUEUES), "lists end");
+    for (const dg_machine *m; (m = dg_machine_at(n)) != NULL; n++)
+        CHECK(m->name && m->about && *m->source && m->ram > 0, "machine %d", n);
+    CHECK(n >= 5 && !dg_machine_at(-1) && dg_way_at(DG_WAYS - 1) && !dg_way_at(DG_WAYS) && dg_queue_at(DG_QUEUES - 1) &&
+              !dg_queue_at(DG_QUEUES),
+          "lists end");
     CHECK(dg_plan_margin(16.0 * (double)GIB, false) == 3 * GIB && dg_plan_margin(100, false) == 100, "margins");
 }
 
-/* What the process takes is the caller's to say, and counts like anything else; a canvas counts where the CPU keeps it. */
+/* What the process takes is the caller's to say, and counts like anything else; a canvas counts where the CPU keeps it.
+ */
 static void test_process(void) {
     dg_demand d = some_demand(3, 8, 10 << 20);
     const int64_t guessed = placement_least_ram(&d, 0);

@@ -103,9 +103,9 @@ static void ordinary_values(const dg_format *f) {
 }
 
 static void odd_values(const dg_format *f) {
-    static const float odd[] = {0.0f,    -0.0f,    1.0f,     -1.0f,     FLT_MAX,  -FLT_MAX, FLT_MIN, -FLT_MIN, 1e-45f,
-                                -1e-45f, INFINITY, -INFINITY, NAN,      -NAN,     65504.0f, 65520.0f, 1e-7f,   3e-8f,
-                                1e9f,    -1e9f,    1e20f,    -1e-20f,   0.5f,     127.5f,   2.5f,    4e-39f,   -6e4f};
+    static const float odd[] = {0.0f,    -0.0f,    1.0f,      -1.0f,   FLT_MAX, -FLT_MAX, FLT_MIN,  -FLT_MIN, 1e-45f,
+                                -1e-45f, INFINITY, -INFINITY, NAN,     -NAN,    65504.0f, 65520.0f, 1e-7f,    3e-8f,
+                                1e9f,    -1e9f,    1e20f,     -1e-20f, 0.5f,    127.5f,   2.5f,     4e-39f,   -6e4f};
     enum { N = sizeof odd / sizeof *odd };
     static float values[MOST], back[MOST];
     const int64_t n = f->block == 1 ? MOST : MOST / f->block;

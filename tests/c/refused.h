@@ -1,5 +1,5 @@
-/* What the system gives, where a test may refuse it: the linker puts these functions in the place of the system's (Makefile:
- * REFUSED). Include it once in a program, behind #define _GNU_SOURCE. */
+/* What the system gives, where a test may refuse it: the linker puts these functions in the place of the system's
+ * (Makefile: REFUSED). Include it once in a program, behind #define _GNU_SOURCE. */
 #ifndef REFUSED_H
 #define REFUSED_H
 
@@ -58,7 +58,7 @@ WRAP(int, munmap, (void *at, size_t n)) {
     atomic_fetch_sub(&maps, 1);
     return __real_munmap(at, n);
 }
-WRAP(int, pthread_create, (pthread_t *t, const pthread_attr_t *a, void *(*work)(void *), void *arg)) {
+WRAP(int, pthread_create, (pthread_t * t, const pthread_attr_t *a, void *(*work)(void *), void *arg)) {
     if (refused()) return EAGAIN;
     const int failed = __real_pthread_create(t, a, work, arg);
     atomic_fetch_add(&threads, !failed);
@@ -72,7 +72,8 @@ int __real_open(const char *path, int flags, ...);
 int __wrap_open(const char *path, int flags, ...);
 int __wrap_open(const char *path, int flags, ...) {
     if (file_refused()) {
-        if (!atomic_load(&for_good)) atomic_store(&spared, flags & O_DIRECT); /* then it is read through the page cache */
+        if (!atomic_load(&for_good))
+            atomic_store(&spared, flags & O_DIRECT); /* then it is read through the page cache */
         return errno = EMFILE, -1;
     }
     const int fd = __real_open(path, flags);
@@ -84,8 +85,12 @@ WRAP(int, close, (int fd)) {
     return __real_close(fd);
 }
 WRAP(int, fstat, (int fd, struct stat *info)) { return file_refused() ? (errno = EIO, -1) : __real_fstat(fd, info); }
-WRAP(ssize_t, pread, (int fd, void *to, size_t n, off_t at)) { return file_refused() ? (errno = EIO, -1) : __real_pread(fd, to, n, at); }
+WRAP(ssize_t, pread, (int fd, void *to, size_t n, off_t at)) {
+    return file_refused() ? (errno = EIO, -1) : __real_pread(fd, to, n, at);
+}
 
-static int held(void) { return atomic_load(&blocks) + atomic_load(&maps) + atomic_load(&threads) + atomic_load(&files); }
+static int held(void) {
+    return atomic_load(&blocks) + atomic_load(&maps) + atomic_load(&threads) + atomic_load(&files);
+}
 
 #endif

@@ -1,5 +1,5 @@
-/* The stream: every expert arrives whole, whatever stays and whatever the ring holds; what cannot be read fails the pass,
- * and nothing else. */
+/* The stream: every expert arrives whole, whatever stays and whatever the ring holds; what cannot be read fails the
+ * pass, and nothing else. */
 #include "memory/stream.h"
 
 #include <errno.h>
@@ -29,7 +29,8 @@ static int64_t read_faulty(void *self, int32_t i, void *to, int64_t bytes, int64
     faulty *f = self;
     const long long number = atomic_fetch_add(&f->reads, 1);
     const int64_t granule = os_granule();
-    if (bytes % granule || offset % granule || (uintptr_t)to % (uintptr_t)granule) return -EINVAL; /* as direct reads do */
+    if (bytes % granule || offset % granule || (uintptr_t)to % (uintptr_t)granule)
+        return -EINVAL; /* as direct reads do */
     const long long at = atomic_load(&f->fail_at);
     if (at >= 0 && (atomic_load(&f->once) ? number == at : number >= at)) return f->failure;
     if (offset >= f->size[i]) return 0;
@@ -106,7 +107,9 @@ static void tear_down(fixture *f) {
 static void check_range(const fixture *f, int32_t l) {
     for (int32_t i = 0; i < f->n_ranges; i++) {
         const stream_range *r = &f->ranges[i];
-        if (r->layer == l) CHECK(memcmp(f->homes[r->part] + r->offset, f->file.bytes[r->part] + r->offset, (size_t)r->bytes) == 0, "range %d of layer %d", i, l);
+        if (r->layer == l)
+            CHECK(memcmp(f->homes[r->part] + r->offset, f->file.bytes[r->part] + r->offset, (size_t)r->bytes) == 0,
+                  "range %d of layer %d", i, l);
     }
 }
 
@@ -123,7 +126,9 @@ static int32_t take(fixture *f, int32_t l, const int32_t *used, int32_t n) {
             for (int32_t i = 0; is_used && i < STREAM_MATRICES; i++) {
                 const stream_matrix *m = &f->matrices[l * STREAM_MATRICES + i];
                 if (m->bytes)
-                    CHECK(memcmp(stream_at(f->s, l, i)[e], f->file.bytes[m->part] + m->offset + e * m->bytes, (size_t)m->bytes) == 0, "layer %d, matrix %d, expert %d", l, i, e);
+                    CHECK(memcmp(stream_at(f->s, l, i)[e], f->file.bytes[m->part] + m->offset + e * m->bytes,
+                                 (size_t)m->bytes) == 0,
+                          "layer %d, matrix %d, expert %d", l, i, e);
             }
         }
     for (int32_t e = 0; e < EXPERTS; e++) CHECK(seen[e] <= 1, "expert %d of layer %d came %d times", e, l, seen[e]);
@@ -157,7 +162,8 @@ static int64_t streamed_bytes(const fixture *f, const bool *keep) {
     int64_t sum = 0;
     for (int32_t l = 0; l < LAYERS; l++)
         for (int32_t e = 0; e < EXPERTS; e++)
-            for (int32_t i = 0; i < STREAM_MATRICES; i++) sum += keep[l * EXPERTS + e] ? 0 : f->matrices[l * STREAM_MATRICES + i].bytes;
+            for (int32_t i = 0; i < STREAM_MATRICES; i++)
+                sum += keep[l * EXPERTS + e] ? 0 : f->matrices[l * STREAM_MATRICES + i].bytes;
     return sum;
 }
 
@@ -181,7 +187,8 @@ static void test_every_placement(void) {
     }
     dg_traffic t;
     stream_traffic(f.s, &t);
-    CHECK(t.passes == 120 && t.streamed == streamed_bytes(&f, keep) && t.copied == 0, "%lld passes", (long long)t.passes);
+    CHECK(t.passes == 120 && t.streamed == streamed_bytes(&f, keep) && t.copied == 0, "%lld passes",
+          (long long)t.passes);
     tear_down(&f);
 }
 
@@ -194,7 +201,8 @@ static void test_what_stays_is_read_once(void) {
     stream_place(f.s, keep, stream_block_bytes(f.s), 0);
     CHECK(pass_through(&f, LAYERS, LAYERS, &error) == DG_OK, "%s", error.message);
     const long long after_first = atomic_load(&f.file.asked);
-    CHECK(after_first >= f.file.size[0] + f.file.size[1] - 96 * LAYERS * STREAM_MATRICES - 200, "%lld bytes", after_first);
+    CHECK(after_first >= f.file.size[0] + f.file.size[1] - 96 * LAYERS * STREAM_MATRICES - 200, "%lld bytes",
+          after_first);
     for (int32_t k = 0; k < 3; k++) CHECK(pass_through(&f, LAYERS, LAYERS, &error) == DG_OK, "%s", error.message);
     CHECK(atomic_load(&f.file.asked) == after_first, "read again");
     dg_traffic t;
@@ -205,7 +213,8 @@ static void test_what_stays_is_read_once(void) {
     stream_place(f.s, keep, stream_block_bytes(f.s), 2);
     CHECK(pass_through(&f, LAYERS, LAYERS, &error) == DG_OK, "%s", error.message);
     stream_traffic(f.s, &t);
-    CHECK(t.read - after_first <= 2 * stream_block_bytes(f.s), "%lld bytes for one expert", (long long)(t.read - after_first));
+    CHECK(t.read - after_first <= 2 * stream_block_bytes(f.s), "%lld bytes for one expert",
+          (long long)(t.read - after_first));
     tear_down(&f);
 }
 
@@ -218,12 +227,15 @@ static void test_bytes_per_pass(void) {
         const bool keep[LAYERS * EXPERTS] = {false};
         stream_place(f.s, keep, stream_block_bytes(f.s) * 3, slots);
         enum { PASSES = 20 };
-        for (int32_t k = 0; k < PASSES; k++) CHECK(pass_through(&f, LAYERS, LAYERS, &error) == DG_OK, "%s", error.message);
+        for (int32_t k = 0; k < PASSES; k++)
+            CHECK(pass_through(&f, LAYERS, LAYERS, &error) == DG_OK, "%s", error.message);
         dg_traffic t;
         stream_traffic(f.s, &t);
-        const int64_t slack = LAYERS * EXPERTS * STREAM_MATRICES * 2 * os_granule(); /* granules that neighbours share */
+        const int64_t slack =
+            LAYERS * EXPERTS * STREAM_MATRICES * 2 * os_granule(); /* granules that neighbours share */
         CHECK(t.streamed == streamed_bytes(&f, keep), "%lld", (long long)t.streamed);
-        CHECK(t.read >= PASSES * t.streamed && t.read <= (PASSES + 2) * (t.streamed + slack), "%d slots: %lld bytes in %d passes of %lld", slots, (long long)t.read, PASSES, (long long)t.streamed);
+        CHECK(t.read >= PASSES * t.streamed && t.read <= (PASSES + 2) * (t.streamed + slack),
+              "%d slots: %lld bytes in %d passes of %lld", slots, (long long)t.read, PASSES, (long long)t.streamed);
         tear_down(&f);
     }
 }
@@ -254,7 +266,10 @@ static void test_unused_experts(void) {
 /* ---- What does not ---- */
 
 static void test_failures(void) {
-    const struct { int64_t failure; const char *words; } kinds[] = {{-EIO, "cannot read"}, {0, "truncated while it was in use"}};
+    const struct {
+        int64_t failure;
+        const char *words;
+    } kinds[] = {{-EIO, "cannot read"}, {0, "truncated while it was in use"}};
     bool keep[LAYERS * EXPERTS];
     for (int32_t round = 0; round < 60; round++) {
         fixture f;
@@ -267,10 +282,12 @@ static void test_failures(void) {
         atomic_store(&f.file.once, round % 3 == 0);
         int status = DG_OK;
         for (int32_t k = 0; k < 3 && status == DG_OK; k++) status = pass_through(&f, LAYERS, LAYERS, &error);
-        CHECK(status == DG_ERROR_SYSTEM && strstr(error.message, kinds[round % 2].words), "round %d: status %d, '%s'", round, status, error.message);
+        CHECK(status == DG_ERROR_SYSTEM && strstr(error.message, kinds[round % 2].words), "round %d: status %d, '%s'",
+              round, status, error.message);
         /* a fault that has passed is over, one that has not is told again; either way the stream ends well */
         const int again = pass_through(&f, LAYERS, LAYERS, &error);
-        CHECK(again == (round % 3 == 0 ? DG_OK : DG_ERROR_SYSTEM), "round %d, again: %d, %s", round, again, error.message);
+        CHECK(again == (round % 3 == 0 ? DG_OK : DG_ERROR_SYSTEM), "round %d, again: %d, %s", round, again,
+              error.message);
         tear_down(&f);
     }
 }
@@ -287,7 +304,8 @@ static void test_short_reads(void) {
     set_up(&f);
     f.file.most = 100; /* less: direct reads cannot go on there */
     stream_place(f.s, keep, stream_block_bytes(f.s), 3);
-    CHECK(pass_through(&f, LAYERS, LAYERS, &error) == DG_ERROR_SYSTEM && strstr(error.message, "again and again"), "%s", error.message);
+    CHECK(pass_through(&f, LAYERS, LAYERS, &error) == DG_ERROR_SYSTEM && strstr(error.message, "again and again"), "%s",
+          error.message);
     tear_down(&f);
 }
 
@@ -299,7 +317,8 @@ static void test_changed_file(void) {
     stream_place(f.s, keep, stream_block_bytes(f.s), 3);
     CHECK(pass_through(&f, LAYERS, LAYERS, &error) == DG_OK, "%s", error.message);
     atomic_store(&f.file.changed, true);
-    CHECK(pass_through(&f, LAYERS, LAYERS, &error) == DG_ERROR_SYSTEM && strstr(error.message, "written to"), "%s", error.message);
+    CHECK(pass_through(&f, LAYERS, LAYERS, &error) == DG_ERROR_SYSTEM && strstr(error.message, "written to"), "%s",
+          error.message);
     tear_down(&f);
 }
 
@@ -314,7 +333,9 @@ static void test_without_direct_reads(void) {
         os_file_close(file);
     }
     os_release(to, (size_t)os_granule());
-    CHECK(os_file_open("/nowhere/at/all", NULL, &file, &error) == DG_ERROR_SYSTEM && strstr(error.message, "/nowhere/at/all"), "%s", error.message);
+    CHECK(os_file_open("/nowhere/at/all", NULL, &file, &error) == DG_ERROR_SYSTEM &&
+              strstr(error.message, "/nowhere/at/all"),
+          "%s", error.message);
 }
 
 /* Ended before anything, while the thread reads ahead, and while it waits for a free buffer. */

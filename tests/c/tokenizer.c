@@ -32,15 +32,15 @@ static void put_strings(made *m, const char *key, gguf_kind kind, uint64_t count
     put(m, key, kind, GGUF_STRING, count, buffer, at);
 }
 
-static const char *const tokens[] = {"<pad>", "<eos>", "<bos>", "<unk>", "a", "b", "ab", "\n", "\n\n", "\xE2\x96\x81",
-                                     "<|\"|>"};
+static const char *const tokens[] = {"<pad>", "<eos>", "<bos>", "<unk>",        "a",     "b",
+                                     "ab",    "\n",    "\n\n",  "\xE2\x96\x81", "<|\"|>"};
 static const int32_t types[] = {3, 3, 3, 2, 1, 1, 1, 1, 1, 1, 3};
 static const char *const merges[] = {"a b", "a b"};
 enum { N = sizeof tokens / sizeof *tokens };
 
 static made *make(void) {
     made *m = calloc(1, sizeof *m);
-    m->file.path = (char *)(uintptr_t) "made.gguf";
+    m->file.path = (char *)(uintptr_t)"made.gguf";
     m->file.values = m->values;
     const char *model = "gemma4";
     put_strings(m, "tokenizer.ggml.model", GGUF_STRING, 1, &model);
@@ -193,7 +193,9 @@ static uint64_t unmixed(uint64_t x) {
 }
 
 /* Of 8 bytes, with this hash: bits 16 to 47 of what is unmixed; 9 is what hash_text begins with. */
-static uint64_t text_with(uint32_t hash, uint64_t other) { return unmixed(unmixed(other << 48 | (uint64_t)hash << 16)) ^ 9; }
+static uint64_t text_with(uint32_t hash, uint64_t other) {
+    return unmixed(unmixed(other << 48 | (uint64_t)hash << 16)) ^ 9;
+}
 
 enum { CRAFTED = 1500 };
 
@@ -201,15 +203,16 @@ static void put_crafted(made *m, const char *key, const uint64_t *strings, uint6
     put(m, key, GGUF_ARRAY, GGUF_STRING, n, strings, n * 16);
 }
 
-/* Tokens of 8 bytes whose hashes are alike: with one hash, reading them would take the square of their number; with hashes
- * that follow each other each is read at once, but a search for what is absent passes all of them. */
+/* Tokens of 8 bytes whose hashes are alike: with one hash, reading them would take the square of their number; with
+ * hashes that follow each other each is read at once, but a search for what is absent passes all of them. */
 static void test_crafted(void) {
     uint64_t *strings = malloc(CRAFTED * 2 * sizeof *strings);
     int32_t *kinds = malloc(CRAFTED * sizeof *kinds);
     for (int way = 0; way < 3; way++) {
         for (uint32_t i = 0; i < CRAFTED; i++) {
             strings[2 * i] = 8;
-            const uint32_t first = way == 1 ? 0 : UINT32_MAX - CRAFTED / 2; /* the second row goes round the table's end */
+            const uint32_t first =
+                way == 1 ? 0 : UINT32_MAX - CRAFTED / 2; /* the second row goes round the table's end */
             strings[2 * i + 1] = way == 0 ? text_with(777, i) : text_with(first + i, 0);
             kinds[i] = 1;
         }
@@ -250,8 +253,9 @@ static void test_odd(void) {
 
 /* Marks are marks whatever a file calls them, and text that merely looks alike is text. */
 static void test_marks(void) {
-    static const char *const own[] = {"<unk>", "<turn|>", "<|tool_response>", "<|turn>", "<|channel>", "</s>", "<|>",
-                                      "<a|b>", "<b>", "s", "|", "<", ">"};
+    static const char *const own[] = {
+        "<unk>", "<turn|>", "<|tool_response>", "<|turn>", "<|channel>", "</s>", "<|>", "<a|b>", "<b>", "s", "|",
+        "<",     ">"};
     enum { OWN = sizeof own / sizeof *own };
     int32_t kinds[OWN] = {2, 1, 4, 5, 1, 1, 1, 1, 1, 1, 1, 1, 1};
     made *m = make();
@@ -294,8 +298,8 @@ static void test_tiny(void) {
     enum { LONG = 20000 };
     char *text = malloc(LONG), *back = malloc(LONG);
     int32_t *ids = malloc(LONG * sizeof *ids);
-    static const char *const alphabets[] = {"a", "\n", " ", "the \n", "etaoin shrdlu<>|\"\t\r\x01",
-                                            "ab\xC3\xA9\xF0\x9F\x98\x80 "};
+    static const char *const alphabets[] = {
+        "a", "\n", " ", "the \n", "etaoin shrdlu<>|\"\t\r\x01", "ab\xC3\xA9\xF0\x9F\x98\x80 "};
     for (size_t k = 0; k < sizeof alphabets / sizeof *alphabets; k++) {
         size_t n_letters = strlen(alphabets[k]), n_ids = 0, n_bytes = 0;
         uint32_t state = 1;

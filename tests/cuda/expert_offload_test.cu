@@ -1,5 +1,5 @@
-/* Experts under a plan, some in the device's memory, some passing through a ring of buffers, some left to the CPU: what they
- * are from their tensors, alone and recorded. */
+/* Experts under a plan, some in the device's memory, some passing through a ring of buffers, some left to the CPU: what
+ * they are from their tensors, alone and recorded. */
 #include <algorithm>
 #include <memory>
 
@@ -25,7 +25,8 @@ struct model {
         for (layer &w : layers) {
             tensor *const each[] = {&w.ffn_gate_exps, &w.ffn_up_exps, &w.ffn_down_exps};
             for (int i = 0; i < 3; i++) {
-                placed.emplace_back(new weight(b, i == 2 ? s.down : s.up, i == 2 ? s.d_expert : s.d, i == 2 ? s.d : s.d_expert, EXPERTS));
+                placed.emplace_back(new weight(b, i == 2 ? s.down : s.up, i == 2 ? s.d_expert : s.d,
+                                               i == 2 ? s.d : s.d_expert, EXPERTS));
                 *each[i] = placed.back()->t;
                 each[i]->placed = nullptr;
             }
@@ -36,7 +37,8 @@ struct model {
 static std::vector<int32_t> some_experts() {
     std::vector<int32_t> chosen;
     for (int64_t i = 0; i < N; i++)
-        for (int64_t s = 0; s < K; s++) chosen.push_back(static_cast<int32_t>((i * i + 2 * s + (s == 2)) % EXPERTS)); /* three different ones */
+        for (int64_t s = 0; s < K; s++)
+            chosen.push_back(static_cast<int32_t>((i * i + 2 * s + (s == 2)) % EXPERTS)); /* three different ones */
     return chosen;
 }
 
@@ -49,10 +51,13 @@ static void test_split(bool exact, const shape &s, const split &p) {
     for (int l = 0; l < LAYERS; l++) {
         pinned[l] = p.pinned > l ? p.pinned - l : 0;
         streamed[l] = p.streamed;
-        for (int32_t e = 0; e < EXPERTS; e++) order[l][(e * (l + 1) + l) % EXPERTS] = e; /* each layer in another order */
+        for (int32_t e = 0; e < EXPERTS; e++)
+            order[l][(e * (l + 1) + l) % EXPERTS] = e; /* each layer in another order */
         beside |= pinned[l] + streamed[l] < EXPERTS;
     }
-    const expert_plan plan = {m.layers, LAYERS, EXPERTS, K, order[0], pinned, streamed, p.per_slot * expert_layout(&m.layers[0], at), p.slots, 4};
+    const expert_plan plan = {m.layers, LAYERS, EXPERTS,  K,
+                              order[0], pinned, streamed, p.per_slot * expert_layout(&m.layers[0], at),
+                              p.slots,  4};
     b.gpu->place_experts(b.gpu, &plan);
 
     std::vector<std::unique_ptr<paired<float>>> x, y, shares;
@@ -63,10 +68,13 @@ static void test_split(bool exact, const shape &s, const split &p) {
         x.emplace_back(new paired<float>(b, random_floats(N * s.d, 1.0f)));
         y.emplace_back(new paired<float>(b, static_cast<size_t>(N * s.d)));
         shares.emplace_back(new paired<float>(b, random_floats(N * K, 0.5f)));
-        const tensor &gate = m.placed[static_cast<size_t>(3 * l)]->t, &up = m.placed[static_cast<size_t>(3 * l + 1)]->t, &down = m.placed[static_cast<size_t>(3 * l + 2)]->t;
-        b.gpu->experts(b.gpu, y.back()->device, x.back()->device, &gate, &up, &down, experts.device, shares.back()->device, N, K, nullptr, work.device);
+        const tensor &gate = m.placed[static_cast<size_t>(3 * l)]->t, &up = m.placed[static_cast<size_t>(3 * l + 1)]->t,
+                     &down = m.placed[static_cast<size_t>(3 * l + 2)]->t;
+        b.gpu->experts(b.gpu, y.back()->device, x.back()->device, &gate, &up, &down, experts.device,
+                       shares.back()->device, N, K, nullptr, work.device);
         want.push_back(y.back()->fetch());
-        b.plain->experts(b.plain, y.back()->data(), x.back()->data(), &gate, &up, &down, experts.data(), shares.back()->data(), N, K, nullptr, work.data());
+        b.plain->experts(b.plain, y.back()->data(), x.back()->data(), &gate, &up, &down, experts.data(),
+                         shares.back()->data(), N, K, nullptr, work.data());
         near.push_back(y.back()->host);
     }
     paired<int32_t> found(b, static_cast<size_t>(1));
@@ -82,7 +90,8 @@ static void test_split(bool exact, const shape &s, const split &p) {
             b.gpu->begin_pass(b.gpu, layers, found.device);
             for (int l = 0; l < layers; l++) {
                 const layer &w = m.layers[l];
-                b.gpu->experts(b.gpu, y[static_cast<size_t>(l)]->device, x[static_cast<size_t>(l)]->device, &w.ffn_gate_exps, &w.ffn_up_exps, &w.ffn_down_exps, experts.device,
+                b.gpu->experts(b.gpu, y[static_cast<size_t>(l)]->device, x[static_cast<size_t>(l)]->device,
+                               &w.ffn_gate_exps, &w.ffn_up_exps, &w.ffn_down_exps, experts.device,
                                shares[static_cast<size_t>(l)]->device, N, K, nullptr, work.device);
             }
             b.gpu->end_pass(b.gpu);
@@ -92,13 +101,19 @@ static void test_split(bool exact, const shape &s, const split &p) {
             const std::vector<float> got = y[static_cast<size_t>(l)]->fetch();
             const bool same = memcmp(got.data(), want[static_cast<size_t>(l)].data(), got.size() * sizeof(float)) == 0;
             const double error = error_between(got, near[static_cast<size_t>(l)]);
-            CHECK(same || (beside && error <= (exact ? 5e-6 : 3e-2)), "%s: %d pinned, %d streamed by %d through %d: layer %d, round %d is off by %g",
+            CHECK(same || (beside && error <= (exact ? 5e-6 : 3e-2)),
+                  "%s: %d pinned, %d streamed by %d through %d: layer %d, round %d is off by %g",
                   m.layers[0].ffn_gate_exps.format->name, pinned[l], streamed[l], p.per_slot, p.slots, l, round, error);
             for (int64_t i = 0; i < N; i++) { /* rows that ask the CPU for nothing are the device's, to the bit */
-                const int32_t *const first = order[l], *const end = first + pinned[l] + streamed[l], *const chosen = &experts.host[static_cast<size_t>(i * K)];
-                if (std::any_of(chosen, chosen + K, [&](int32_t e) { return std::find(first, end, e) == end; })) continue;
-                CHECK(memcmp(&got[static_cast<size_t>(i * s.d)], &want[static_cast<size_t>(l)][static_cast<size_t>(i * s.d)], static_cast<size_t>(s.d) * sizeof(float)) == 0,
-                      "%d pinned, %d streamed: layer %d, row %d has no expert of the CPU's", pinned[l], streamed[l], l, static_cast<int>(i));
+                const int32_t *const first = order[l], *const end = first + pinned[l] + streamed[l],
+                                     *const chosen = &experts.host[static_cast<size_t>(i * K)];
+                if (std::any_of(chosen, chosen + K, [&](int32_t e) { return std::find(first, end, e) == end; }))
+                    continue;
+                CHECK(memcmp(&got[static_cast<size_t>(i * s.d)],
+                             &want[static_cast<size_t>(l)][static_cast<size_t>(i * s.d)],
+                             static_cast<size_t>(s.d) * sizeof(float)) == 0,
+                      "%d pinned, %d streamed: layer %d, row %d has no expert of the CPU's", pinned[l], streamed[l], l,
+                      static_cast<int>(i));
             }
         }
     }
@@ -122,8 +137,10 @@ static void test_rated() {
 
 static void test(uint64_t seed) {
     if (seed == 0) test_rated();
-    const shape exact_shape = {DG_F32, DG_F32, 32, 24}, shapes[] = {{DG_Q8_0, DG_Q8_0, 64, 32}, {DG_Q4_K, DG_Q5_0, 256, 96}, {DG_Q8_0, DG_Q6_K, 64, 256}};
-    const split splits[] = {{EXPERTS, 0, 0, 1}, {0, EXPERTS, 2, 1}, {2, 5, 2, 2}, {2, 3, 4, 1}, {1, 0, 0, 1}, {0, 0, 0, 1}};
+    const shape exact_shape = {DG_F32, DG_F32, 32, 24},
+                shapes[] = {{DG_Q8_0, DG_Q8_0, 64, 32}, {DG_Q4_K, DG_Q5_0, 256, 96}, {DG_Q8_0, DG_Q6_K, 64, 256}};
+    const split splits[] = {{EXPERTS, 0, 0, 1}, {0, EXPERTS, 2, 1}, {2, 5, 2, 2},
+                            {2, 3, 4, 1},       {1, 0, 0, 1},       {0, 0, 0, 1}};
     for (const split &p : splits) {
         random_state = 1;
         test_split(true, exact_shape, p);

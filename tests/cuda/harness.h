@@ -1,5 +1,5 @@
-/* A test of the CUDA backend: the table of operations beside the reference, arrays on both sides, and runs with many seeds
- * over the emulation (on a device, one run). */
+/* A test of the CUDA backend: the table of operations beside the reference, arrays on both sides, and runs with many
+ * seeds over the emulation (on a device, one run). */
 #ifndef HARNESS_H
 #define HARNESS_H
 
@@ -23,7 +23,8 @@ struct both {
     explicit both(bool exact = true) {
         static const dg_config config = [] {
             dg_config c = {};
-            c.d_model = 2048, c.d_ffn = c.d_expert = 64, c.n_layer = 1, c.n_head = 4, c.head_dim = 512, c.head_dim_swa = 64, c.n_head_kv[0] = 1;
+            c.d_model = 2048, c.d_ffn = c.d_expert = 64, c.n_layer = 1, c.n_head = 4, c.head_dim = 512,
+            c.head_dim_swa = 64, c.n_head_kv[0] = 1;
             return c;
         }();
         dg_error error;
@@ -82,11 +83,13 @@ static inline double error_between(const std::vector<float> &got, const std::vec
     return error_of(got.data(), want.data(), static_cast<int64_t>(want.size()));
 }
 
-/* A weight with its copy on the device; columns, rows and experts of any format. change: what is done to the data before. */
+/* A weight with its copy on the device; columns, rows and experts of any format. change: what is done to the data
+ * before. */
 struct weight {
     const ops *o;
     tensor t;
-    weight(const both &b, int32_t format, int64_t cols, int64_t rows, int64_t experts = 1, const std::function<void(uint8_t *)> &change = nullptr)
+    weight(const both &b, int32_t format, int64_t cols, int64_t rows, int64_t experts = 1,
+           const std::function<void(uint8_t *)> &change = nullptr)
         : o(b.gpu), t(weights(format, cols, rows, experts)) {
         if (change) change(const_cast<uint8_t *>(t.data));
         o->place(o, &t);

@@ -9,7 +9,8 @@ extern "C" {
 struct self_cond_pair {
     const both &b;
     self_cond plain, gpu;
-    self_cond_pair(const both &side, int64_t n, int64_t n_vocab, int64_t d) : b(side), plain(self_cond_new(n, n_vocab, d)) {
+    self_cond_pair(const both &side, int64_t n, int64_t n_vocab, int64_t d)
+        : b(side), plain(self_cond_new(n, n_vocab, d)) {
         void *memory = nullptr;
         self_cond_lay_out(&gpu, n, n_vocab, d, false, nullptr);
         b.gpu->reserve(b.gpu, &memory, gpu.bytes);
@@ -52,18 +53,22 @@ static void test_head(bool exact, int32_t format, int64_t n_vocab, int64_t d, fl
     std::vector<float> wide(static_cast<size_t>(n * n_vocab));
     for (int step = 0; step < 2; step++) {
         paired<float> x(b, random_floats(n * d, spread));
-        const head_part plain = {n, at.data(), u.data(), choices.data(), &scratch.plain}, gpu = {n, at.device, u.device, choices.device, &scratch.gpu};
+        const head_part plain = {n, at.data(), u.data(), choices.data(), &scratch.plain},
+                        gpu = {n, at.device, u.device, choices.device, &scratch.gpu};
         b.plain->head(b.plain, &plain, 1, x.data(), &table.t, n, cap, work.data());
         b.gpu->head(b.gpu, &gpu, 1, x.device, &table.t, n, cap, work.device);
         const std::vector<dg_choice> got = choices.fetch();
         for (int64_t i = 0; i < n; i++) {
             const dg_choice &want = choices.host[static_cast<size_t>(i)], &is = got[static_cast<size_t>(i)];
             const float *z = scratch.plain.z + i * n_vocab;
-            CHECK(is.argmax == want.argmax || z[is.argmax] >= z[want.argmax] - (exact ? 1e-5f : 0.3f) / temperature, "%s: argmax %d, the reference has %d", table.t.format->name, is.argmax, want.argmax);
-            CHECK(fabsf(is.entropy - want.entropy) <= (exact ? 1e-4f : 0.1f) * (1.0f + want.entropy), "%s: entropy %g, the reference has %g", table.t.format->name,
-                  static_cast<double>(is.entropy), static_cast<double>(want.entropy));
-            CHECK(is_draw(z, n_vocab, u.host[static_cast<size_t>(i)], is.sample, exact ? 1e-5 : 0.1), "%s, %d ids: row %d draws %d, the reference %d", table.t.format->name,
-                  static_cast<int>(n_vocab), static_cast<int>(i), is.sample, want.sample);
+            CHECK(is.argmax == want.argmax || z[is.argmax] >= z[want.argmax] - (exact ? 1e-5f : 0.3f) / temperature,
+                  "%s: argmax %d, the reference has %d", table.t.format->name, is.argmax, want.argmax);
+            CHECK(fabsf(is.entropy - want.entropy) <= (exact ? 1e-4f : 0.1f) * (1.0f + want.entropy),
+                  "%s: entropy %g, the reference has %g", table.t.format->name, static_cast<double>(is.entropy),
+                  static_cast<double>(want.entropy));
+            CHECK(is_draw(z, n_vocab, u.host[static_cast<size_t>(i)], is.sample, exact ? 1e-5 : 0.1),
+                  "%s, %d ids: row %d draws %d, the reference %d", table.t.format->name, static_cast<int>(n_vocab),
+                  static_cast<int>(i), is.sample, want.sample);
         }
         if (step == 1) { /* two rows are given: one condition on itself, or on nothing */
             scratch.plain.pinned = which, scratch.gpu.pinned = reinterpret_cast<bool *>(pinned.device);
@@ -72,14 +77,16 @@ static void test_head(bool exact, int32_t format, int64_t n_vocab, int64_t d, fl
         b.plain->self_condition(b.plain, y.data(), &scratch.plain, &table.t, n, scale, work.data(), wide.data());
         b.gpu->self_condition(b.gpu, y.device, &scratch.gpu, &table.t, n, scale, work.device, nullptr);
         const double error = error_between(y.fetch(), y.host);
-        CHECK(error <= (exact ? 1e-5 : 8e-2), "%s, %d ids: the conditioned embedding is off by %g", table.t.format->name, static_cast<int>(n_vocab), error);
+        CHECK(error <= (exact ? 1e-5 : 8e-2), "%s, %d ids: the conditioned embedding is off by %g",
+              table.t.format->name, static_cast<int>(n_vocab), error);
     }
 }
 
 static void test_whole_rows(const both &b) {
     const int64_t n = 3, n_vocab = SELF_COND_STRETCH + 700, d = 64;
     const weight table(b, DG_Q8_0, d, n_vocab);
-    paired<float> x(b, random_floats(n * d, 1.0f)), y(b, static_cast<size_t>(n * d)), scratch(b, static_cast<size_t>(n * (SELF_COND_STRETCH + 4)));
+    paired<float> x(b, random_floats(n * d, 1.0f)), y(b, static_cast<size_t>(n * d)),
+        scratch(b, static_cast<size_t>(n * (SELF_COND_STRETCH + 4)));
     paired<uint8_t> work(b, matmul_work(n, d));
     std::vector<float> want(static_cast<size_t>(n * n_vocab)), got(want.size());
     paired<int32_t> found(b, static_cast<size_t>(1));
@@ -89,7 +96,8 @@ static void test_whole_rows(const both &b) {
     CHECK(error_between(got, want) <= 2e-6, "whole logits are off by %g", error_between(got, want));
     b.plain->self_condition_dense(b.plain, y.data(), want.data(), &table.t, n, 8.0f, nullptr);
     b.gpu->self_condition_dense(b.gpu, y.device, want.data(), &table.t, n, 8.0f, scratch.device);
-    CHECK(error_between(y.fetch(), y.host) <= 1e-5, "conditioned on whole logits: off by %g", error_between(y.fetch(), y.host));
+    CHECK(error_between(y.fetch(), y.host) <= 1e-5, "conditioned on whole logits: off by %g",
+          error_between(y.fetch(), y.host));
 
     paired<float> z(b, want);
     paired<double> u(b, std::vector<double>{0.01, 0.5, 0.99});
@@ -98,9 +106,11 @@ static void test_whole_rows(const both &b) {
     b.gpu->choose(b.gpu, choices.device, z.device, n, n_vocab, u.device);
     const std::vector<dg_choice> chosen = choices.fetch();
     for (size_t i = 0; i < 3; i++)
-        CHECK(chosen[i].argmax == choices.host[i].argmax && chosen[i].sample == choices.host[i].sample && fabsf(chosen[i].entropy - choices.host[i].entropy) < 1e-5f,
-              "row %d: argmax %d, sample %d, entropy %g; the reference has %d, %d, %g", static_cast<int>(i), chosen[i].argmax, chosen[i].sample,
-              static_cast<double>(chosen[i].entropy), choices.host[i].argmax, choices.host[i].sample, static_cast<double>(choices.host[i].entropy));
+        CHECK(chosen[i].argmax == choices.host[i].argmax && chosen[i].sample == choices.host[i].sample &&
+                  fabsf(chosen[i].entropy - choices.host[i].entropy) < 1e-5f,
+              "row %d: argmax %d, sample %d, entropy %g; the reference has %d, %d, %g", static_cast<int>(i),
+              chosen[i].argmax, chosen[i].sample, static_cast<double>(chosen[i].entropy), choices.host[i].argmax,
+              choices.host[i].sample, static_cast<double>(choices.host[i].entropy));
 }
 
 /* Of all rows, the largest difference in parts of the row's length. */
@@ -123,14 +133,18 @@ static double row_error(const std::vector<float> &got, const std::vector<float> 
 /* Shares and table are rounded to binary16: a product is off by at most 2^-11 of itself for either. */
 constexpr double HALVES = 0x1p-10, FLOATS = 1e-5;
 
-/* Softmax of whole rows times the table: a flat row, one of a single word, one whose peak is its last word, one with no share before
- * the last stretch, or in a half, and random ones. size: by which a table of float32 is larger than others; 0: it is of ones. */
-static void test_condition(const both &b, int32_t format, int64_t n, int64_t cols, int64_t n_vocab, float spread, float size, double most) {
+/* Softmax of whole rows times the table: a flat row, one of a single word, one whose peak is its last word, one with no
+ * share before the last stretch, or in a half, and random ones. size: by which a table of float32 is larger than
+ * others; 0: it is of ones. */
+static void test_condition(const both &b, int32_t format, int64_t n, int64_t cols, int64_t n_vocab, float spread,
+                           float size, double most) {
     const weight table(b, format, cols, n_vocab, 1, [&](uint8_t *data) {
-        for (int64_t i = 0; format == DG_F32 && i < n_vocab * cols; i++) reinterpret_cast<float *>(data)[i] = size > 0.0f ? reinterpret_cast<float *>(data)[i] * size : 1.0f;
+        for (int64_t i = 0; format == DG_F32 && i < n_vocab * cols; i++)
+            reinterpret_cast<float *>(data)[i] = size > 0.0f ? reinterpret_cast<float *>(data)[i] * size : 1.0f;
     });
     std::vector<float> z = random_floats(n * n_vocab, spread);
-    const int64_t without = n_vocab > SELF_COND_STRETCH ? n_vocab / SELF_COND_STRETCH * SELF_COND_STRETCH : n_vocab / 2 + 1;
+    const int64_t without =
+        n_vocab > SELF_COND_STRETCH ? n_vocab / SELF_COND_STRETCH * SELF_COND_STRETCH : n_vocab / 2 + 1;
     for (int64_t i = 0; i < n && i < 4; i++) {
         float *const row = z.data() + i * n_vocab;
         if (i == 1) row[n_vocab / 3] = 50.0f;
@@ -139,20 +153,24 @@ static void test_condition(const both &b, int32_t format, int64_t n, int64_t col
             if (i == 0) row[v] = -7.0f;
             else if (i == 3 && v < without) row[v] = -INFINITY;
     }
-    paired<float> y(b, static_cast<size_t>(n * cols)), scratch(b, static_cast<size_t>(n * ((n_vocab < SELF_COND_STRETCH ? n_vocab : static_cast<int64_t>(SELF_COND_STRETCH)) + 4)));
+    paired<float> y(b, static_cast<size_t>(n * cols)),
+        scratch(b, static_cast<size_t>(
+                       n * ((n_vocab < SELF_COND_STRETCH ? n_vocab : static_cast<int64_t>(SELF_COND_STRETCH)) + 4)));
     b.plain->self_condition_dense(b.plain, y.data(), z.data(), &table.t, n, 8.0f, nullptr);
     b.gpu->self_condition_dense(b.gpu, y.device, z.data(), &table.t, n, 8.0f, scratch.device);
     const double error = row_error(y.fetch(), y.host, n);
-    CHECK(error <= most, "%s, %d rows, %d columns, %d ids, size %g: conditioned, off by %g", table.t.format->name, static_cast<int>(n), static_cast<int>(cols),
-          static_cast<int>(n_vocab), static_cast<double>(size), error);
+    CHECK(error <= most, "%s, %d rows, %d columns, %d ids, size %g: conditioned, off by %g", table.t.format->name,
+          static_cast<int>(n), static_cast<int>(cols), static_cast<int>(n_vocab), static_cast<double>(size), error);
 }
 
-/* What is no number shows: of a table in the columns that it reaches, even where its word has no share, of logits in their row. */
+/* What is no number shows: of a table in the columns that it reaches, even where its word has no share, of logits in
+ * their row. */
 static void test_odd_numbers(const both &b, int32_t format) {
     const int64_t n = 3, cols = 64, n_vocab = 70, word = 41, column = 32;
     for (float odd : {NAN, INFINITY, 0.0f}) {
         const weight table(b, format, cols, n_vocab, 1, [&](uint8_t *data) {
-            uint8_t *const at = data + (word * cols + column) / dg_format_find(format)->block * dg_format_find(format)->bytes; /* a number, or a block's scale */
+            uint8_t *const at = data + (word * cols + column) / dg_format_find(format)->block *
+                                           dg_format_find(format)->bytes; /* a number, or a block's scale */
             const uint16_t narrow = format == DG_BF16 ? bf16_from_float(odd) : half_from_float(odd);
             if (odd == 0.0f) return;
             if (format == DG_F32) memcpy(at, &odd, sizeof odd);
@@ -166,14 +184,19 @@ static void test_odd_numbers(const both &b, int32_t format) {
         const std::vector<float> got = y.fetch();
         for (int64_t i = 0; i < n; i++)
             for (int64_t j = 0; j < cols; j++) {
-                const bool there = odd == 0.0f ? i == 2 : dg_format_find(format)->block == 1 ? j == column : j >= column;
-                CHECK(there != (fabsf(got[static_cast<size_t>(i * cols + j)]) < INFINITY), "%s: %g in the %s, and row %d, column %d is %g", dg_format_find(format)->name, static_cast<double>(odd),
-                      odd == 0.0f ? "logits" : "table", static_cast<int>(i), static_cast<int>(j), static_cast<double>(got[static_cast<size_t>(i * cols + j)]));
+                const bool there = odd == 0.0f                          ? i == 2
+                                   : dg_format_find(format)->block == 1 ? j == column
+                                                                        : j >= column;
+                CHECK(there != (fabsf(got[static_cast<size_t>(i * cols + j)]) < INFINITY),
+                      "%s: %g in the %s, and row %d, column %d is %g", dg_format_find(format)->name,
+                      static_cast<double>(odd), odd == 0.0f ? "logits" : "table", static_cast<int>(i),
+                      static_cast<int>(j), static_cast<double>(got[static_cast<size_t>(i * cols + j)]));
             }
     }
 }
 
-/* Dense rows are the reference's, and the same bits whichever others are dense beside them, and however many rows there are. */
+/* Dense rows are the reference's, and the same bits whichever others are dense beside them, and however many rows there
+ * are. */
 static void test_dense() {
     const both b(false);
     b.gpu->tolerance = -1.0f; /* all rows are dense that are not pinned */
@@ -186,7 +209,8 @@ static void test_dense() {
     paired<uint8_t> work(b, matmul_work(n, d) + self_condition_work(n, d)), pinned(b, static_cast<size_t>(n));
     self_cond_pair all(b, n, n_vocab, d), one(b, 1, n_vocab, d);
     std::vector<float> wide(static_cast<size_t>(n * n_vocab));
-    const head_part plain = {n, at.data(), u.data(), choices.data(), &all.plain}, gpu = {n, at.device, u.device, choices.device, &all.gpu};
+    const head_part plain = {n, at.data(), u.data(), choices.data(), &all.plain},
+                    gpu = {n, at.device, u.device, choices.device, &all.gpu};
     b.plain->head(b.plain, &plain, 1, x.data(), &table.t, n, cap, work.data());
     b.plain->self_condition(b.plain, y.data(), &all.plain, &table.t, n, scale, work.data(), wide.data());
     b.gpu->head(b.gpu, &gpu, 1, x.device, &table.t, n, cap, work.device);
@@ -198,7 +222,9 @@ static void test_dense() {
     const double error = row_error(got, y.host, n);
     CHECK(error <= HALVES, "%d dense rows: off by %g", static_cast<int>(n), error);
     const auto same = [&](const std::vector<float> &others, int64_t i, int64_t j, const char *what) {
-        CHECK(memcmp(&others[static_cast<size_t>(i * d)], &got[static_cast<size_t>(j * d)], static_cast<size_t>(d) * sizeof(float)) == 0, "row %d is another %s", static_cast<int>(j), what);
+        CHECK(memcmp(&others[static_cast<size_t>(i * d)], &got[static_cast<size_t>(j * d)],
+                     static_cast<size_t>(d) * sizeof(float)) == 0,
+              "row %d is another %s", static_cast<int>(j), what);
     };
     all.gpu.pinned = reinterpret_cast<bool *>(pinned.device);
     for (int64_t every : {7, 1}) { /* those that are left; none is */
@@ -207,7 +233,9 @@ static void test_dense() {
         const std::vector<float> some = soften();
         for (int64_t i = 0; i < n; i++) {
             if (!pinned.host[static_cast<size_t>(i)]) same(some, i, i, "beside others");
-            else CHECK(some[static_cast<size_t>(i * d)] == 0.0f, "row %d is conditioned on nothing", static_cast<int>(i));
+            else
+                CHECK(some[static_cast<size_t>(i * d)] == 0.0f, "row %d is conditioned on nothing",
+                      static_cast<int>(i));
         }
     }
     const head_part alone = {1, at.device, u.device, choices.device, &one.gpu};
@@ -218,7 +246,8 @@ static void test_dense() {
     }
 }
 
-/* Canvases one after the other in one call, at temperatures of their own, are canvases alone; a row with NaN has no choice. */
+/* Canvases one after the other in one call, at temperatures of their own, are canvases alone; a row with NaN has no
+ * choice. */
 static void test_parts(bool exact) {
     const both b(exact);
     const int64_t n = 4, n_vocab = 600, d = 64;
@@ -233,16 +262,20 @@ static void test_parts(bool exact) {
     self_cond_pair one(b, 1, n_vocab, d), three(b, 3, n_vocab, d);
     head_part parts[2];
     for (int i = 0; i < 2; i++) {
-        parts[i] = head_part{sizes[i], at.device + i, u.device + first[i], alone.device + first[i], i == 0 ? &one.gpu : &three.gpu};
+        parts[i] = head_part{sizes[i], at.device + i, u.device + first[i], alone.device + first[i],
+                             i == 0 ? &one.gpu : &three.gpu};
         b.gpu->head(b.gpu, &parts[i], 1, x.device + first[i] * d, &table.t, sizes[i], 30.0f, work.device);
         parts[i].out = choices.device + first[i];
     }
     b.gpu->head(b.gpu, parts, 2, x.device, &table.t, n, 30.0f, work.device);
     const std::vector<dg_choice> got = choices.fetch(), want = alone.fetch();
     for (size_t i = 0; i < 4; i++) {
-        CHECK(got[i].argmax == want[i].argmax && got[i].sample == want[i].sample && memcmp(&got[i].entropy, &want[i].entropy, sizeof(float)) == 0,
-              "row %d of two canvases chooses %d and %d, alone %d and %d", static_cast<int>(i), got[i].argmax, got[i].sample, want[i].argmax, want[i].sample);
-        CHECK((i == 2) == (got[i].argmax < 0 && got[i].sample < 0 && got[i].entropy != got[i].entropy), "row %d chooses %d", static_cast<int>(i), got[i].argmax);
+        CHECK(got[i].argmax == want[i].argmax && got[i].sample == want[i].sample &&
+                  memcmp(&got[i].entropy, &want[i].entropy, sizeof(float)) == 0,
+              "row %d of two canvases chooses %d and %d, alone %d and %d", static_cast<int>(i), got[i].argmax,
+              got[i].sample, want[i].argmax, want[i].sample);
+        CHECK((i == 2) == (got[i].argmax < 0 && got[i].sample < 0 && got[i].entropy != got[i].entropy),
+              "row %d chooses %d", static_cast<int>(i), got[i].argmax);
     }
 }
 
@@ -281,7 +314,8 @@ static void test_sampler(const both &b, int32_t n, bool pinned) {
         same(plain.random_ids, gpu.random_ids, count * sizeof *plain.random_ids, "random ids", step);
         for (int32_t i = 0; i < n; i++) { /* equal entropies too; the last steps say the same */
             const float entropy = step >= 3 ? 0.01f : static_cast<float>(static_cast<int>(uniform() * 8.0)) / 16.0f;
-            plain.choices[i] = dg_choice{entropy, step >= 3 ? i : static_cast<int32_t>(uniform() * 1000.0), static_cast<int32_t>(uniform() * 1000.0)};
+            plain.choices[i] = dg_choice{entropy, step >= 3 ? i : static_cast<int32_t>(uniform() * 1000.0),
+                                         static_cast<int32_t>(uniform() * 1000.0)};
         }
         b.gpu->upload(b.gpu, gpu.choices, plain.choices, count * sizeof *plain.choices);
         b.plain->canvas_step(b.plain, &plain, &s);
@@ -310,7 +344,8 @@ static const char *variant = "plain";
 
 static void test(uint64_t seed) {
     random_state = 1 + seed;
-    const int64_t several = strcmp(variant, "plain") == 0 ? SELF_COND_STRETCH + SELF_COND_GROUP + 77 : 2 * SELF_COND_GROUP + 77;
+    const int64_t several =
+        strcmp(variant, "plain") == 0 ? SELF_COND_STRETCH + SELF_COND_GROUP + 77 : 2 * SELF_COND_GROUP + 77;
     for (bool exact : {true, false}) {
         test_head(exact, DG_Q8_0, several, 32, 0.05f, 1.0f); /* few likely ids */
         test_head(exact, DG_Q6_K, 300, 256, 0.05f, 0.3f);
@@ -321,15 +356,21 @@ static void test(uint64_t seed) {
     const both b, rounding(false);
     test_whole_rows(b);
     test_condition(b, DG_Q8_0, 5, 32, 2 * SELF_COND_STRETCH + 77, 1.0f, 1.0f, FLOATS);
-    for (int32_t format : {DG_F32, DG_F16, DG_BF16, DG_Q8_0, DG_Q6_K, DG_Q5_K, DG_Q5_1, DG_Q5_0, DG_Q4_K, DG_Q4_0, DG_IQ4_NL, DG_IQ4_XS, DG_Q3_K, DG_Q2_K})
-        test_condition(rounding, format, 17, dg_format_find(format)->block == 1 ? 136 : dg_format_find(format)->block == 32 ? 160 : 256, 131, 2.0f, 1.0f, HALVES);
+    for (int32_t format : {DG_F32, DG_F16, DG_BF16, DG_Q8_0, DG_Q6_K, DG_Q5_K, DG_Q5_1, DG_Q5_0, DG_Q4_K, DG_Q4_0,
+                           DG_IQ4_NL, DG_IQ4_XS, DG_Q3_K, DG_Q2_K})
+        test_condition(rounding, format, 17,
+                       dg_format_find(format)->block == 1    ? 136
+                       : dg_format_find(format)->block == 32 ? 160
+                                                             : 256,
+                       131, 2.0f, 1.0f, HALVES);
     test_condition(rounding, DG_F32, 1, 132, 40, 0.5f, 1.0f, HALVES);
     test_condition(rounding, DG_F32, 4, 30, 41, 0.5f, 1.0f, HALVES); /* columns that are no lines */
     test_condition(rounding, DG_Q8_0, 130, 160, 64, 1.0f, 1.0f, HALVES);
     test_condition(rounding, DG_Q8_0, 5, 32, 2 * SELF_COND_STRETCH + 77, 1.0f, 1.0f, HALVES);
     test_condition(rounding, DG_BF16, 4, 8, SELF_COND_STRETCH + 1, 8.0f, 1.0f, HALVES);
     test_condition(rounding, DG_F32, 5, 64, 100, 3.0f, 0.0f, FLOATS); /* shares sum to 1 */
-    for (float size : {1e12f, 1e-12f}) test_condition(rounding, DG_F32, 5, 64, 100, 3.0f, size, HALVES); /* what binary16 does not hold */
+    for (float size : {1e12f, 1e-12f})
+        test_condition(rounding, DG_F32, 5, 64, 100, 3.0f, size, HALVES); /* what binary16 does not hold */
     for (int32_t format : {DG_F32, DG_BF16, DG_Q8_0})
         for (const both *either : {&b, &rounding}) test_odd_numbers(*either, format);
     test_dense();

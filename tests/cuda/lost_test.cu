@@ -1,6 +1,6 @@
-/* A GPU that is lost: every call of the CUDA runtime that opening a model and generating make fails in turn, and all behind
- * it. Each time there is an error object, all that was taken is given back, closing works, and the process goes on with
- * the CPU. The linker puts these functions in the place of the runtime's (Makefile: lost_LINK). */
+/* A GPU that is lost: every call of the CUDA runtime that opening a model and generating make fails in turn, and all
+ * behind it. Each time there is an error object, all that was taken is given back, closing works, and the process goes
+ * on with the CPU. The linker puts these functions in the place of the runtime's (Makefile: lost_LINK). */
 #include <functional>
 #include <stdio.h>
 #include <string.h>
@@ -11,8 +11,10 @@ extern "C" {
 #include "dg.h"
 }
 
-static int asked, lost_at, held; /* calls there were; the one that the GPU is lost at, 0: none; what was taken and not given back */
-static const cudaError_t reasons[] = {cudaErrorLaunchFailure, cudaErrorECCUncorrectable, cudaErrorNoDevice, cudaErrorUnknown};
+static int asked, lost_at,
+    held; /* calls there were; the one that the GPU is lost at, 0: none; what was taken and not given back */
+static const cudaError_t reasons[] = {cudaErrorLaunchFailure, cudaErrorECCUncorrectable, cudaErrorNoDevice,
+                                      cudaErrorUnknown};
 
 static bool lost() {
     asked++;
@@ -21,29 +23,32 @@ static bool lost() {
 }
 static cudaError_t reason() { return reasons[lost_at % 4]; }
 
-#define REAL(name, parameters) cudaError_t __real_##name parameters; cudaError_t __wrap_##name parameters
-#define CALL(name, parameters, arguments) REAL(name, parameters) { return lost() ? reason() : __real_##name arguments; }
-#define TAKE(name, parameters, arguments)                                           \
-    REAL(name, parameters) {                                                        \
-        const cudaError_t status = lost() ? reason() : __real_##name arguments;     \
-        held += status == cudaSuccess;                                              \
-        return status;                                                              \
+#define REAL(name, parameters)            \
+    cudaError_t __real_##name parameters; \
+    cudaError_t __wrap_##name parameters
+#define CALL(name, parameters, arguments) \
+    REAL(name, parameters) { return lost() ? reason() : __real_##name arguments; }
+#define TAKE(name, parameters, arguments)                                       \
+    REAL(name, parameters) {                                                    \
+        const cudaError_t status = lost() ? reason() : __real_##name arguments; \
+        held += status == cudaSuccess;                                          \
+        return status;                                                          \
     }
 /* What was taken goes, whatever a driver still says. */
-#define GIVE(name, type)                                         \
-    REAL(name, (type what)) {                                    \
-        const bool gone = lost();                                \
-        held -= what != nullptr;                                 \
-        const cudaError_t status = __real_##name(what);          \
-        return gone ? reason() : status;                         \
+#define GIVE(name, type)                                \
+    REAL(name, (type what)) {                           \
+        const bool gone = lost();                       \
+        held -= what != nullptr;                        \
+        const cudaError_t status = __real_##name(what); \
+        return gone ? reason() : status;                \
     }
 
 extern "C" {
 TAKE(cudaMalloc, (void **out, size_t n), (out, n))
 TAKE(cudaHostAlloc, (void **out, size_t n, unsigned flags), (out, n, flags))
-TAKE(cudaStreamCreateWithFlags, (cudaStream_t *out, unsigned flags), (out, flags))
-TAKE(cudaEventCreateWithFlags, (cudaEvent_t *out, unsigned flags), (out, flags))
-TAKE(cudaGraphInstantiate, (cudaGraphExec_t *out, cudaGraph_t g, unsigned long long flags), (out, g, flags))
+TAKE(cudaStreamCreateWithFlags, (cudaStream_t * out, unsigned flags), (out, flags))
+TAKE(cudaEventCreateWithFlags, (cudaEvent_t * out, unsigned flags), (out, flags))
+TAKE(cudaGraphInstantiate, (cudaGraphExec_t * out, cudaGraph_t g, unsigned long long flags), (out, g, flags))
 GIVE(cudaFree, void *)
 GIVE(cudaFreeHost, void *)
 GIVE(cudaStreamDestroy, cudaStream_t)
@@ -52,12 +57,15 @@ GIVE(cudaGraphExecDestroy, cudaGraphExec_t)
 CALL(cudaGetDeviceCount, (int *n), (n))
 CALL(cudaSetDevice, (int i), (i))
 CALL(cudaDriverGetVersion, (int *v), (v))
-CALL(cudaGetDeviceProperties, (cudaDeviceProp *p, int i), (p, i))
+CALL(cudaGetDeviceProperties, (cudaDeviceProp * p, int i), (p, i))
 CALL(cudaDeviceGetAttribute, (int *v, cudaDeviceAttr a, int i), (v, a, i))
 CALL(cudaDeviceGetPCIBusId, (char *id, int length, int i), (id, length, i))
 CALL(cudaMemGetInfo, (size_t *left, size_t *all), (left, all))
-CALL(cudaMemcpyAsync, (void *to, const void *from, size_t n, cudaMemcpyKind kind, cudaStream_t s), (to, from, n, kind, s))
-CALL(cudaMemcpy2DAsync, (void *to, size_t tp, const void *from, size_t fp, size_t w, size_t h, cudaMemcpyKind k, cudaStream_t s), (to, tp, from, fp, w, h, k, s))
+CALL(cudaMemcpyAsync, (void *to, const void *from, size_t n, cudaMemcpyKind kind, cudaStream_t s),
+     (to, from, n, kind, s))
+CALL(cudaMemcpy2DAsync,
+     (void *to, size_t tp, const void *from, size_t fp, size_t w, size_t h, cudaMemcpyKind k, cudaStream_t s),
+     (to, tp, from, fp, w, h, k, s))
 CALL(cudaMemsetAsync, (void *p, int v, size_t n, cudaStream_t s), (p, v, n, s))
 CALL(cudaLaunchHostFunc, (cudaStream_t s, cudaHostFn_t work, void *arg), (s, work, arg))
 CALL(cudaStreamSynchronize, (cudaStream_t s), (s))
@@ -68,7 +76,8 @@ CALL(cudaStreamBeginCapture, (cudaStream_t s, cudaStreamCaptureMode mode), (s, m
 CALL(cudaStreamEndCapture, (cudaStream_t s, cudaGraph_t *out), (s, out))
 CALL(cudaGraphLaunch, (cudaGraphExec_t e, cudaStream_t s), (e, s))
 /* shim::launch, of every kernel */
-CALL(_ZN4shim6launchESt8functionIFvvEE4dim3S3_mP11CUstream_st, (std::function<void()> kernel, dim3 grid, dim3 block, size_t shared, cudaStream_t s),
+CALL(_ZN4shim6launchESt8functionIFvvEE4dim3S3_mP11CUstream_st,
+     (std::function<void()> kernel, dim3 grid, dim3 block, size_t shared, cudaStream_t s),
      (std::move(kernel), grid, block, shared, s))
 }
 
@@ -91,7 +100,8 @@ static int use(dg_model *m, outcome *to) {
     int status = dg_session_new(m, 40, &s, &to->error);
     if (status == DG_OK) status = dg_encode(s, prompt, 5, DG_LOGITS_LAST, logits, &to->error);
     if (status == DG_OK) status = dg_generate(s, &o, nullptr, nullptr, &r, &to->error);
-    if (status == DG_OK) to->n = r->n_ids < 32 ? r->n_ids : 32, memcpy(to->ids, r->ids, static_cast<size_t>(to->n) * sizeof *to->ids);
+    if (status == DG_OK)
+        to->n = r->n_ids < 32 ? r->n_ids : 32, memcpy(to->ids, r->ids, static_cast<size_t>(to->n) * sizeof *to->ids);
     dg_result_free(r);
     dg_session_free(s);
     return status;
@@ -108,7 +118,9 @@ static outcome generate(const char *backend) {
     return o;
 }
 
-static bool same(const outcome &a, const outcome &b) { return a.status == b.status && a.n == b.n && memcmp(a.ids, b.ids, static_cast<size_t>(a.n) * sizeof *a.ids) == 0; }
+static bool same(const outcome &a, const outcome &b) {
+    return a.status == b.status && a.n == b.n && memcmp(a.ids, b.ids, static_cast<size_t>(a.n) * sizeof *a.ids) == 0;
+}
 
 int main(int argc, char **argv) {
     const int most = argc > 1 && strcmp(argv[1], "plain") ? 40 : 250; /* under the checkers, fewer */
@@ -119,17 +131,21 @@ int main(int argc, char **argv) {
     const int calls = asked;
     CHECK(calls > 100 && held == 0, "%d calls, %d things kept", calls, held);
     int refused = 0, n = 1;
-    for (int round = 0; n <= calls; n += 1 + (++round > most / 2 ? (calls - n) / (most - round + 1) : 0)) { /* each of the first, some of the rest */
+    for (int round = 0; n <= calls; n += 1 + (++round > most / 2 ? (calls - n) / (most - round + 1)
+                                                                 : 0)) { /* each of the first, some of the rest */
         asked = 0, lost_at = n;
         const outcome o = generate("cuda");
         lost_at = 0;
         const bool opened_only = o.status == DG_OK; /* it was lost while the model was closed, after the tokens */
-        CHECK(opened_only ? same(o, gpu) : o.status == DG_ERROR_BACKEND || o.status == DG_ERROR_MEMORY, "lost at call %d of %d: status %d", n, calls, o.status);
-        CHECK(opened_only || (o.error.status == o.status && o.error.message[0]), "lost at call %d of %d: no message", n, calls);
+        CHECK(opened_only ? same(o, gpu) : o.status == DG_ERROR_BACKEND || o.status == DG_ERROR_MEMORY,
+              "lost at call %d of %d: status %d", n, calls, o.status);
+        CHECK(opened_only || (o.error.status == o.status && o.error.message[0]), "lost at call %d of %d: no message", n,
+              calls);
         CHECK(held == 0, "lost at call %d of %d: %d things are kept", n, calls, held);
         held = 0;
         refused += !opened_only;
-        if (round % 16 == 0) CHECK(same(generate("cpu"), cpu), "lost at call %d of %d: the CPU makes other tokens", n, calls);
+        if (round % 16 == 0)
+            CHECK(same(generate("cpu"), cpu), "lost at call %d of %d: the CPU makes other tokens", n, calls);
     }
     CHECK(refused > 30, "only %d losses were noticed", refused);
     CHECK(same(generate("cuda"), gpu), "once it is back, the GPU makes other tokens");

@@ -37,7 +37,8 @@ struct clocks {
 };
 extern uint32_t now;              /* counts barriers */
 extern bool races_watched;
-extern uint8_t *watched_valid[2]; /* per byte of device and shared memory: 1 may be touched, 2 a copy to it is on its way */
+extern uint8_t
+    *watched_valid[2]; /* per byte of device and shared memory: 1 may be touched, 2 a copy to it is on its way */
 /* Of the thread that runs. */
 uint32_t thread_number(); /* in the grid, + 1 */
 uint32_t threads_of_block();

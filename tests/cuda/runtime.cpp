@@ -77,7 +77,9 @@ static bool ready(const op_ref &o) {
 
 /* Runs pending work, whatever may come next, until all of `wanted` is done. */
 static void drain(const std::vector<op_ref> &wanted) {
-    const auto left = [&] { return std::any_of(wanted.begin(), wanted.end(), [](const op_ref &o) { return !o->done; }); };
+    const auto left = [&] {
+        return std::any_of(wanted.begin(), wanted.end(), [](const op_ref &o) { return !o->done; });
+    };
     while (left()) {
         std::vector<size_t> can;
         for (size_t i = 0; i < pending.size(); i++) {
@@ -114,7 +116,8 @@ static bool in_host_function;
 static void check_stream(CUstream_st *s, const char *what) {
     if (in_host_function) found("%s from a function of the host that a stream runs", what);
     if (!s) found("%s in the default stream", what);
-    if (std::find(streams.begin(), streams.end(), s) == streams.end()) found("%s in a stream that does not exist", what);
+    if (std::find(streams.begin(), streams.end(), s) == streams.end())
+        found("%s in a stream that does not exist", what);
 }
 
 static void not_while_recording(const char *what) {
@@ -208,8 +211,11 @@ cudaError_t cudaFree(void *p) {
     if (i == device_pieces.end()) found("cudaFree of what cudaMalloc did not give");
     memory_used -= i->second;
     shim::forbid(at, i->second);
-    const uintptr_t page = 4096, from = (reinterpret_cast<uintptr_t>(at) + page - 1) / page * page, to = (reinterpret_cast<uintptr_t>(at) + i->second) / page * page;
-    if (to > from) madvise(reinterpret_cast<void *>(from), to - from, MADV_DONTNEED); /* what is there makes every opening slower */
+    const uintptr_t page = 4096, from = (reinterpret_cast<uintptr_t>(at) + page - 1) / page * page,
+                    to = (reinterpret_cast<uintptr_t>(at) + i->second) / page * page;
+    if (to > from)
+        madvise(reinterpret_cast<void *>(from), to - from,
+                MADV_DONTNEED); /* what is there makes every opening slower */
     device_free.insert({(i->second + shim::GAP - 1) / shim::GAP * shim::GAP + shim::GAP, at});
     device_pieces.erase(i);
     return cudaSuccess;
@@ -242,7 +248,8 @@ cudaError_t cudaHostRegister(void *p, size_t bytes, unsigned int) {
 }
 cudaError_t cudaHostUnregister(void *p) {
     drain(everything());
-    return locked_pieces.erase(static_cast<unsigned char *>(p)) ? cudaSuccess : result(cudaErrorHostMemoryNotRegistered);
+    return locked_pieces.erase(static_cast<unsigned char *>(p)) ? cudaSuccess
+                                                                : result(cudaErrorHostMemoryNotRegistered);
 }
 
 cudaError_t cudaMemGetInfo(size_t *free_bytes, size_t *total) {
@@ -253,12 +260,15 @@ cudaError_t cudaMemGetInfo(size_t *free_bytes, size_t *total) {
 }
 
 static void check_side(const void *p, size_t bytes, bool device, const char *side) {
-    if (shim::in_device(p) != device) found("a copy whose %s is %s memory, against its direction", side, device ? "host" : "device");
-    if (device && !within(device_pieces, p, bytes)) found("a copy of %zu bytes whose %s leaves its allocation", bytes, side);
+    if (shim::in_device(p) != device)
+        found("a copy whose %s is %s memory, against its direction", side, device ? "host" : "device");
+    if (device && !within(device_pieces, p, bytes))
+        found("a copy of %zu bytes whose %s leaves its allocation", bytes, side);
 }
 
 static void check_copy(const void *to, const void *from, size_t bytes, cudaMemcpyKind kind) {
-    if (kind != cudaMemcpyHostToDevice && kind != cudaMemcpyDeviceToHost && kind != cudaMemcpyDeviceToDevice) found("a copy of kind %d", int(kind));
+    if (kind != cudaMemcpyHostToDevice && kind != cudaMemcpyDeviceToHost && kind != cudaMemcpyDeviceToDevice)
+        found("a copy of kind %d", int(kind));
     check_side(to, bytes, kind != cudaMemcpyDeviceToHost, "destination");
     check_side(from, bytes, kind != cudaMemcpyHostToDevice, "source");
 }
@@ -293,9 +303,11 @@ cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t bytes, cudaMemcpy
     return to_pageable ? cudaStreamSynchronize(s) : cudaSuccess;
 }
 
-cudaError_t cudaMemcpy2DAsync(void *to, size_t to_pitch, const void *from, size_t from_pitch, size_t width, size_t height, cudaMemcpyKind kind, cudaStream_t s) {
+cudaError_t cudaMemcpy2DAsync(void *to, size_t to_pitch, const void *from, size_t from_pitch, size_t width,
+                              size_t height, cudaMemcpyKind kind, cudaStream_t s) {
     for (size_t y = 0; y < height; y++) {
-        const cudaError_t status = cudaMemcpyAsync(static_cast<char *>(to) + y * to_pitch, static_cast<const char *>(from) + y * from_pitch, width, kind, s);
+        const cudaError_t status = cudaMemcpyAsync(static_cast<char *>(to) + y * to_pitch,
+                                                   static_cast<const char *>(from) + y * from_pitch, width, kind, s);
         if (status != cudaSuccess) return status;
     }
     return cudaSuccess;
@@ -332,7 +344,9 @@ cudaError_t cudaStreamCreateWithFlags(cudaStream_t *out, unsigned int flags) {
     streams.push_back(*out = new CUstream_st);
     return cudaSuccess;
 }
-cudaError_t cudaStreamCreateWithPriority(cudaStream_t *out, unsigned int flags, int) { return cudaStreamCreateWithFlags(out, flags); }
+cudaError_t cudaStreamCreateWithPriority(cudaStream_t *out, unsigned int flags, int) {
+    return cudaStreamCreateWithFlags(out, flags);
+}
 cudaError_t cudaStreamDestroy(cudaStream_t s) {
     check_stream(s, "destroying");
     drain(s->tail);
@@ -383,7 +397,8 @@ cudaError_t cudaEventSynchronize(cudaEvent_t e) {
     return cudaSuccess;
 }
 cudaError_t cudaEventQuery(cudaEvent_t e) {
-    return std::all_of(e->tail.begin(), e->tail.end(), [](const op_ref &o) { return o->done; }) ? cudaSuccess : cudaErrorNotReady;
+    return std::all_of(e->tail.begin(), e->tail.end(), [](const op_ref &o) { return o->done; }) ? cudaSuccess
+                                                                                                : cudaErrorNotReady;
 }
 /* Of the host's time: it says nothing of a device, but what is computed from it is not all zero. */
 cudaError_t cudaEventElapsedTime(float *ms, cudaEvent_t from, cudaEvent_t to) {
@@ -427,7 +442,8 @@ cudaError_t cudaStreamEndCapture(cudaStream_t s, cudaGraph_t *out) {
         reached[i] = true;
         open.insert(open.end(), g->nodes[i].after.begin(), g->nodes[i].after.end());
     }
-    if (std::find(reached.begin(), reached.end(), false) != reached.end()) found("a graph whose streams are not joined again");
+    if (std::find(reached.begin(), reached.end(), false) != reached.end())
+        found("a graph whose streams are not joined again");
     for (CUstream_st *other : streams)
         if (other->recording == g) {
             other->recording = nullptr;
@@ -510,8 +526,12 @@ cudaError_t cudaDeviceGetAttribute(int *v, cudaDeviceAttr which, int) {
     case cudaDevAttrComputeCapabilityMajor: *v = shim::architecture / 10; return cudaSuccess;
     case cudaDevAttrComputeCapabilityMinor: *v = shim::architecture % 10; return cudaSuccess;
     case cudaDevAttrMultiProcessorCount: *v = 4; return cudaSuccess;
-    case cudaDevAttrMaxSharedMemoryPerBlockOptin: *v = shim::architecture >= 80 ? 99 << 10 : 64 << 10; return cudaSuccess;
-    case cudaDevAttrClockRate: *v = 10'000'000; return cudaSuccess; /* rates as of a small card: 300 GB/s, 5e13 operations */
+    case cudaDevAttrMaxSharedMemoryPerBlockOptin:
+        *v = shim::architecture >= 80 ? 99 << 10 : 64 << 10;
+        return cudaSuccess;
+    case cudaDevAttrClockRate:
+        *v = 10'000'000;
+        return cudaSuccess; /* rates as of a small card: 300 GB/s, 5e13 operations */
     case cudaDevAttrMemoryClockRate: *v = 7'812'500; return cudaSuccess;
     case cudaDevAttrGlobalMemoryBusWidth: *v = 256; return cudaSuccess;
     default: found("attribute %d is not emulated", int(which));
@@ -528,8 +548,18 @@ cudaError_t cudaGetLastError() {
     return status;
 }
 cudaError_t cudaPeekAtLastError() { return last_error; }
-const char *cudaGetErrorName(cudaError_t e) { return e == cudaSuccess ? "cudaSuccess" : e == cudaErrorMemoryAllocation ? "cudaErrorMemoryAllocation" : e == cudaErrorNoDevice ? "cudaErrorNoDevice" : "an error"; }
-const char *cudaGetErrorString(cudaError_t e) { return e == cudaSuccess ? "no error" : e == cudaErrorMemoryAllocation ? "out of memory" : e == cudaErrorNoDevice ? "no CUDA-capable device is detected" : "an error"; }
+const char *cudaGetErrorName(cudaError_t e) {
+    return e == cudaSuccess                 ? "cudaSuccess"
+           : e == cudaErrorMemoryAllocation ? "cudaErrorMemoryAllocation"
+           : e == cudaErrorNoDevice         ? "cudaErrorNoDevice"
+                                            : "an error";
+}
+const char *cudaGetErrorString(cudaError_t e) {
+    return e == cudaSuccess                 ? "no error"
+           : e == cudaErrorMemoryAllocation ? "out of memory"
+           : e == cudaErrorNoDevice         ? "no CUDA-capable device is detected"
+                                            : "an error";
+}
 
 } // extern "C"
 

@@ -186,17 +186,18 @@ void found(const char *format, ...) {
     vsnprintf(line, sizeof line, format, arguments);
     va_end(arguments);
     if (self)
-        fprintf(stderr, "device: %s [block (%u, %u, %u) of (%u, %u, %u), thread (%u, %u, %u), seed %llu]\n", line, block_index.x, block_index.y, block_index.z,
-                grid_size.x, grid_size.y, grid_size.z, self->index.x, self->index.y, self->index.z, static_cast<unsigned long long>(seed_value));
-    else
-        fprintf(stderr, "device: %s [seed %llu]\n", line, static_cast<unsigned long long>(seed_value));
+        fprintf(stderr, "device: %s [block (%u, %u, %u) of (%u, %u, %u), thread (%u, %u, %u), seed %llu]\n", line,
+                block_index.x, block_index.y, block_index.z, grid_size.x, grid_size.y, grid_size.z, self->index.x,
+                self->index.y, self->index.z, static_cast<unsigned long long>(seed_value));
+    else fprintf(stderr, "device: %s [seed %llu]\n", line, static_cast<unsigned long long>(seed_value));
     fflush(stderr);
     _exit(FOUND);
 }
 
 static void to_scheduler() {
     fiber *f = running();
-    ASAN(__sanitizer_start_switch_fiber(f->state == waiting::over ? nullptr : &f->fake_stack, scheduler_bottom, scheduler_size);)
+    ASAN(__sanitizer_start_switch_fiber(f->state == waiting::over ? nullptr : &f->fake_stack, scheduler_bottom,
+                                        scheduler_size);)
     shim_switch(&f->stack_pointer, scheduler);
     ASAN(__sanitizer_finish_switch_fiber(f->fake_stack, &scheduler_bottom, &scheduler_size);)
 }
@@ -219,16 +220,18 @@ static void open_barrier() {
 static void leave() {
     fiber *f = running();
     warp &w = warp_of(f);
-    if (!f->open.empty() || !f->groups.empty()) found("a thread ends with asynchronous copies that it never waited for");
-    if (w.arrived) found("lane %u ends while others of its warp wait in %s at %s:%d", f->number % WARP, w.what, w.at.file, w.at.line);
+    if (!f->open.empty() || !f->groups.empty())
+        found("a thread ends with asynchronous copies that it never waited for");
+    if (w.arrived)
+        found("lane %u ends while others of its warp wait in %s at %s:%d", f->number % WARP, w.what, w.at.file,
+              w.at.line);
     w.alive--;
     f->state = waiting::over;
     if (--alive && arrived == alive) open_barrier();
 }
 
 static void fiber_main() {
-    ASAN(__sanitizer_finish_switch_fiber(nullptr, &scheduler_bottom, &scheduler_size);)
-    (*body)();
+    ASAN(__sanitizer_finish_switch_fiber(nullptr, &scheduler_bottom, &scheduler_size);) (*body)();
     leave();
     to_scheduler();
     abort();
@@ -253,9 +256,12 @@ static void start(fiber *f) {
 void block_barrier(site at) {
     if (!self) found("block_sync() outside a kernel");
     fiber *f = running();
-    if (warp_of(f).arrived) found("block_sync() at %s:%d while lanes of the warp wait in %s at %s:%d", at.file, at.line, warp_of(f).what, warp_of(f).at.file, warp_of(f).at.line);
+    if (warp_of(f).arrived)
+        found("block_sync() at %s:%d while lanes of the warp wait in %s at %s:%d", at.file, at.line, warp_of(f).what,
+              warp_of(f).at.file, warp_of(f).at.line);
     if (arrived == 0) barrier_at = at;
-    else if (barrier_at.line != at.line || strcmp(barrier_at.file, at.file)) found("threads of a block wait at %s:%d and at %s:%d", barrier_at.file, barrier_at.line, at.file, at.line);
+    else if (barrier_at.line != at.line || strcmp(barrier_at.file, at.file))
+        found("threads of a block wait at %s:%d and at %s:%d", barrier_at.file, barrier_at.line, at.file, at.line);
     if (++arrived == alive) {
         open_barrier();
         if (!seed_value) return;
@@ -266,14 +272,16 @@ void block_barrier(site at) {
     to_scheduler();
 }
 
-void warp_together(const char *what, const void *in, size_t bytes_in, void *out, size_t bytes_out, lanes_work work, site at) {
+void warp_together(const char *what, const void *in, size_t bytes_in, void *out, size_t bytes_out, lanes_work work,
+                   site at) {
     if (!self) found("%s outside a kernel", what);
     fiber *f = running();
     warp &w = warp_of(f);
     const uint32_t lane = f->number % WARP;
     if (w.alive != WARP) found("%s at %s:%d with %u lanes: some have ended", what, at.file, at.line, w.alive);
     if (w.arrived && (strcmp(w.what, what) || w.at.line != at.line || strcmp(w.at.file, at.file)))
-        found("lanes of a warp part: %s at %s:%d and %s at %s:%d", w.what, w.at.file, w.at.line, what, at.file, at.line);
+        found("lanes of a warp part: %s at %s:%d and %s at %s:%d", w.what, w.at.file, w.at.line, what, at.file,
+              at.line);
     w.what = what;
     w.at = at;
     if (bytes_in) memcpy(w.in[lane], in, bytes_in);
@@ -297,7 +305,8 @@ static void report_deadlock() {
         if (fibers[i].state == waiting::warp) {
             const warp &w = warp_of(&fibers[i]);
             self = &fibers[i];
-            found("waits in %s at %s:%d for lanes that wait elsewhere%s", w.what, w.at.file, w.at.line, arrived ? ", some at a block_sync()" : "");
+            found("waits in %s at %s:%d for lanes that wait elsewhere%s", w.what, w.at.file, w.at.line,
+                  arrived ? ", some at a block_sync()" : "");
         }
     found("threads wait for each other");
 }
@@ -396,7 +405,8 @@ void run_kernel(const run &r) {
 
 cudaError_t launch(std::function<void()> kernel, dim3 grid, dim3 block, size_t shared, cudaStream_t stream) {
     const size_t most = architecture >= 80 ? 99 << 10 : 64 << 10; /* what every card of these targets has */
-    if (shared > most || uint64_t(grid.x) * grid.y * grid.z == 0 || grid.y > 65535 || grid.z > 65535) return cudaErrorInvalidValue;
+    if (shared > most || uint64_t(grid.x) * grid.y * grid.z == 0 || grid.y > 65535 || grid.z > 65535)
+        return cudaErrorInvalidValue;
     return enqueue({std::move(kernel), grid, block, shared}, stream);
 }
 
@@ -405,13 +415,16 @@ uint32_t threads_of_block() { return n_threads; }
 clocks thread_clocks() { return {launch_began, block_synced, warp_of(running()).synced}; }
 
 void need(int least_architecture, const char *what) {
-    if (architecture < least_architecture) found("%s needs sm_%d; this is sm_%d", what, least_architecture, architecture);
+    if (architecture < least_architecture)
+        found("%s needs sm_%d; this is sm_%d", what, least_architecture, architecture);
 }
 
 /* ---- Asynchronous copies ---- */
 
 static void in_flight(const pending_copy &c, bool flies) {
-    if (races_watched) memset(watched_valid[1] + (static_cast<unsigned char *>(c.to) - shared_memory), flies ? 2 : 1, static_cast<size_t>(c.n));
+    if (races_watched)
+        memset(watched_valid[1] + (static_cast<unsigned char *>(c.to) - shared_memory), flies ? 2 : 1,
+               static_cast<size_t>(c.n));
 }
 
 static void land(std::vector<pending_copy> &copies) {
@@ -427,16 +440,19 @@ void copy(void *to, const void *from, int bytes, bool valid) {
     if (!self) found("a copy outside a kernel");
     pending_copy c = {to, {0}, bytes};
     const size_t n = static_cast<size_t>(bytes);
-    if (reinterpret_cast<uintptr_t>(to) % n || (valid && reinterpret_cast<uintptr_t>(from) % n)) found("an asynchronous copy of %d bytes that is not aligned", bytes);
+    if (reinterpret_cast<uintptr_t>(to) % n || (valid && reinterpret_cast<uintptr_t>(from) % n))
+        found("an asynchronous copy of %d bytes that is not aligned", bytes);
     shared_address(to, n);
     if (valid) {
         if (!in_device(from)) found("an asynchronous copy from what is not device memory");
         if (races_watched) touched(from, n, false, false, __builtin_return_address(0));
-        ASAN(if (__asan_region_is_poisoned(const_cast<void *>(from), n)) found("an asynchronous copy from outside an allocation");)
+        ASAN(if (__asan_region_is_poisoned(const_cast<void *>(from), n))
+                 found("an asynchronous copy from outside an allocation");)
         memcpy(c.bytes, from, n);
     }
     if (races_watched) touched(to, n, true, false, __builtin_return_address(0));
-    if (architecture < 80 || (seed_value && random_number() % 2)) { /* at once, which it may be; but nobody may count on it */
+    if (architecture < 80 ||
+        (seed_value && random_number() % 2)) { /* at once, which it may be; but nobody may count on it */
         memcpy(to, c.bytes, n);
         if (architecture < 80) return;
     }
@@ -468,51 +484,59 @@ using namespace shim;
 uint32_t lanes_where(bool holds, site at) {
     const unsigned char mine = holds;
     uint32_t all;
-    warp_together("ballot", &mine, 1, &all, sizeof all, [](const unsigned char (*in)[64], unsigned char (*out)[64]) {
-        uint32_t bits = 0;
-        for (int l = 0; l < WARP; l++) bits |= uint32_t(in[l][0]) << l;
-        for (int l = 0; l < WARP; l++) memcpy(out[l], &bits, sizeof bits);
-    }, at);
+    warp_together(
+        "ballot", &mine, 1, &all, sizeof all,
+        [](const unsigned char (*in)[64], unsigned char (*out)[64]) {
+            uint32_t bits = 0;
+            for (int l = 0; l < WARP; l++) bits |= uint32_t(in[l][0]) << l;
+            for (int l = 0; l < WARP; l++) memcpy(out[l], &bits, sizeof bits);
+        },
+        at);
     return all;
 }
 
-/* Matrix i's row j is named by lane 8 i + j; lane l gets of each matrix the items 2 (l % 4) and the next of row l / 4, or,
- * transposed, of rows 2 (l % 4) and the next the item l / 4. */
+/* Matrix i's row j is named by lane 8 i + j; lane l gets of each matrix the items 2 (l % 4) and the next of row l / 4,
+ * or, transposed, of rows 2 (l % 4) and the next the item l / 4. */
 template <int MATRICES, bool TRANSPOSED> static void load(uint32_t *r, const void *shared_row, site at) {
     need(75, "ldmatrix");
     const int lane = static_cast<int>(running()->number % WARP);
     if (lane < 8 * MATRICES) {
-        if (reinterpret_cast<uintptr_t>(shared_row) % 16) found("ldmatrix from a row that is not aligned to 16 bytes (%s:%d)", at.file, at.line);
+        if (reinterpret_cast<uintptr_t>(shared_row) % 16)
+            found("ldmatrix from a row that is not aligned to 16 bytes (%s:%d)", at.file, at.line);
         shared_address(shared_row, 16);
         if (races_watched) touched(shared_row, 16, false, false, __builtin_return_address(0));
     }
-    warp_together("ldmatrix", &shared_row, sizeof shared_row, r, MATRICES * sizeof *r, [](const unsigned char (*in)[64], unsigned char (*out)[64]) {
-        for (int l = 0; l < WARP; l++)
-            for (int m = 0; m < MATRICES; m++) {
-                uint16_t pair[2];
-                for (int i = 0; i < 2; i++) {
-                    const int row = TRANSPOSED ? l % 4 * 2 + i : l / 4, item = TRANSPOSED ? l / 4 : l % 4 * 2 + i;
-                    const unsigned char *from;
-                    memcpy(&from, in[8 * m + row], sizeof from);
-                    memcpy(&pair[i], from + 2 * item, 2);
+    warp_together(
+        "ldmatrix", &shared_row, sizeof shared_row, r, MATRICES * sizeof *r,
+        [](const unsigned char (*in)[64], unsigned char (*out)[64]) {
+            for (int l = 0; l < WARP; l++)
+                for (int m = 0; m < MATRICES; m++) {
+                    uint16_t pair[2];
+                    for (int i = 0; i < 2; i++) {
+                        const int row = TRANSPOSED ? l % 4 * 2 + i : l / 4, item = TRANSPOSED ? l / 4 : l % 4 * 2 + i;
+                        const unsigned char *from;
+                        memcpy(&from, in[8 * m + row], sizeof from);
+                        memcpy(&pair[i], from + 2 * item, 2);
+                    }
+                    memcpy(out[l] + 4 * m, pair, 4);
                 }
-                memcpy(out[l] + 4 * m, pair, 4);
-            }
-    }, at);
+        },
+        at);
 }
 
 void load_matrices(uint32_t (&r)[4], const void *row, site at) { load<4, false>(r, row, at); }
 void load_matrices_transposed(uint32_t (&r)[4], const void *row, site at) { load<4, true>(r, row, at); }
 void load_matrices(uint32_t (&r)[2], const void *row, site at) { load<2, false>(r, row, at); }
 
-/* Registers of m16n8k(8 N): item e of N per register. a: registers 0 to 3 hold rows l/4 and l/4 + 8 of columns N (l % 4) + e,
- * then the same rows of columns 4 N further on; b: registers 0 and 1 hold those columns of row l / 4; d: rows l/4 (0, 1) and
- * l/4 + 8 (2, 3) of columns 2 (l % 4) + 0, 1. */
+/* Registers of m16n8k(8 N): item e of N per register. a: registers 0 to 3 hold rows l/4 and l/4 + 8 of columns N (l %
+ * 4) + e, then the same rows of columns 4 N further on; b: registers 0 and 1 hold those columns of row l / 4; d: rows
+ * l/4 (0, 1) and l/4 + 8 (2, 3) of columns 2 (l % 4) + 0, 1. */
 template <class ITEM, class SUM, int N> struct fragments {
     SUM d[4];
     ITEM a[4][N], b[2][N];
 };
-template <class ITEM, class SUM, int N, class VALUE> static void multiply(const unsigned char (*in)[64], unsigned char (*out)[64], VALUE value) {
+template <class ITEM, class SUM, int N, class VALUE>
+static void multiply(const unsigned char (*in)[64], unsigned char (*out)[64], VALUE value) {
     using F = fragments<ITEM, SUM, N>;
     SUM a[16][8 * N], b[8][8 * N], d[16][8];
     for (int l = 0; l < WARP; l++) {
@@ -537,7 +561,9 @@ template <class ITEM, class SUM, int N, class VALUE> static void multiply(const 
     }
 }
 
-template <class ITEM, class SUM, int N> static void mma(const char *what, SUM (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], lanes_work work, site at) {
+template <class ITEM, class SUM, int N>
+static void mma(const char *what, SUM (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], lanes_work work,
+                site at) {
     need(80, what);
     fragments<ITEM, SUM, N> f;
     static_assert(sizeof f <= 64, "room of a lane");
@@ -548,9 +574,12 @@ template <class ITEM, class SUM, int N> static void mma(const char *what, SUM (&
 }
 
 void mma_s8(int32_t (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], site at) {
-    mma<int8_t, int32_t, 4>("mma_s8", d, a, b, [](const unsigned char (*in)[64], unsigned char (*out)[64]) {
-        multiply<int8_t, int32_t, 4>(in, out, [](int8_t x) { return int32_t(x); });
-    }, at);
+    mma<int8_t, int32_t, 4>(
+        "mma_s8", d, a, b,
+        [](const unsigned char (*in)[64], unsigned char (*out)[64]) {
+            multiply<int8_t, int32_t, 4>(in, out, [](int8_t x) { return int32_t(x); });
+        },
+        at);
 }
 /* Columns 16 to 31 of the fragments are registers 2 and 3 of a, 1 of b: nothing there leaves 16 columns. */
 void mma_s8_short(int32_t (&d)[4], uint32_t a0, uint32_t a1, uint32_t b, site at) {
@@ -558,14 +587,20 @@ void mma_s8_short(int32_t (&d)[4], uint32_t a0, uint32_t a1, uint32_t b, site at
     mma_s8(d, a, both, at);
 }
 void mma_f16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], site at) {
-    mma<__half, float, 2>("mma_f16", d, a, b, [](const unsigned char (*in)[64], unsigned char (*out)[64]) {
-        multiply<__half, float, 2>(in, out, [](__half x) { return __half2float(x); });
-    }, at);
+    mma<__half, float, 2>(
+        "mma_f16", d, a, b,
+        [](const unsigned char (*in)[64], unsigned char (*out)[64]) {
+            multiply<__half, float, 2>(in, out, [](__half x) { return __half2float(x); });
+        },
+        at);
 }
 void mma_bf16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], site at) {
-    mma<__nv_bfloat16, float, 2>("mma_bf16", d, a, b, [](const unsigned char (*in)[64], unsigned char (*out)[64]) {
-        multiply<__nv_bfloat16, float, 2>(in, out, [](__nv_bfloat16 x) { return __bfloat162float(x); });
-    }, at);
+    mma<__nv_bfloat16, float, 2>(
+        "mma_bf16", d, a, b,
+        [](const unsigned char (*in)[64], unsigned char (*out)[64]) {
+            multiply<__nv_bfloat16, float, 2>(in, out, [](__nv_bfloat16 x) { return __bfloat162float(x); });
+        },
+        at);
 }
 
 /* ---- Atomics ---- */

@@ -1,7 +1,7 @@
-/* What cuda/device.h offers, on the host and for tests only: every CUDA thread is a fiber of one OS thread, blocks run one
- * after another, and operations of a warp wait until all lanes have brought theirs. Seeds decide the order of threads and
- * blocks and when asynchronous copies happen. What a device would leave undefined ends the program with a line that says
- * where (exit status shim::FOUND).
+/* What cuda/device.h offers, on the host and for tests only: every CUDA thread is a fiber of one OS thread, blocks run
+ * one after another, and operations of a warp wait until all lanes have brought theirs. Seeds decide the order of
+ * threads and blocks and when asynchronous copies happen. What a device would leave undefined ends the program with a
+ * line that says where (exit status shim::FOUND).
  */
 #ifndef SHIM_H
 #define SHIM_H
@@ -45,7 +45,8 @@ void block_barrier(site at);
 void warp_barrier(site at);
 /* Lanes bring bytes_in each; the last one to come makes all results of bytes_out each (at most 64 of either). */
 using lanes_work = void (*)(const unsigned char (*in)[64], unsigned char (*out)[64]);
-void warp_together(const char *what, const void *in, size_t bytes_in, void *out, size_t bytes_out, lanes_work work, site at);
+void warp_together(const char *what, const void *in, size_t bytes_in, void *out, size_t bytes_out, lanes_work work,
+                   site at);
 
 /* Shared memory: of the block that runs, filled with 0xFF before each block. */
 void *shared_static(size_t bytes);
@@ -70,8 +71,8 @@ cudaError_t launch(std::function<void()> kernel, dim3 grid, dim3 block, size_t s
 #define blockDim shim::block_size
 #define gridDim shim::grid_size
 
-#define DG_SHARED(type, name, count)                                                     \
-    static void *const name##_place = shim::shared_static(sizeof(type) * (count));       \
+#define DG_SHARED(type, name, count)                                               \
+    static void *const name##_place = shim::shared_static(sizeof(type) * (count)); \
     type(&name)[count] = *static_cast<type(*)[count]>(name##_place)
 #define DG_DYNAMIC_SHARED(type, name) type *const name = static_cast<type *>(shim::shared_dynamic())
 
@@ -99,8 +100,12 @@ template <class T> struct shim_shuffle {
     }
 };
 inline int shim_lane() { return static_cast<int>(threadIdx.x % 32); }
-template <class T> inline T shuffle(T v, int lane, SHIM_SITE) { return shim_shuffle<T>::run("shuffle", v, lane & 31, at); }
-template <class T> inline T shuffle_xor(T v, int mask, SHIM_SITE) { return shim_shuffle<T>::run("shuffle_xor", v, (shim_lane() ^ mask) & 31, at); }
+template <class T> inline T shuffle(T v, int lane, SHIM_SITE) {
+    return shim_shuffle<T>::run("shuffle", v, lane & 31, at);
+}
+template <class T> inline T shuffle_xor(T v, int mask, SHIM_SITE) {
+    return shim_shuffle<T>::run("shuffle_xor", v, (shim_lane() ^ mask) & 31, at);
+}
 template <class T> inline T shuffle_up(T v, int delta, SHIM_SITE) {
     const int from = shim_lane() - delta;
     return shim_shuffle<T>::run("shuffle_up", v, from < 0 ? shim_lane() : from, at);
@@ -149,7 +154,8 @@ inline int32_t dp4a(int32_t a, int32_t b, int32_t c) {
 }
 
 template <class... P, class... A>
-inline cudaError_t dg_launch(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared, cudaStream_t stream, A... args) {
+inline cudaError_t dg_launch(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared, cudaStream_t stream,
+                             A... args) {
     static_assert(sizeof...(P) == sizeof...(A), "as many arguments as the kernel has parameters");
     const std::tuple<P...> given(args...);
     return shim::launch([kernel, given] { std::apply(kernel, given); }, grid, block, shared, stream);

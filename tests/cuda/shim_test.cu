@@ -1,4 +1,5 @@
-/* The emulation itself: right kernels pass with every seed, wrong ones are found, and wrappers give what PTX documents. */
+/* The emulation itself: right kernels pass with every seed, wrong ones are found, and wrappers give what PTX documents.
+ */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -31,7 +32,9 @@ __global__ void staged_sum(float *y, const float *x, int stages) {
     copy_async<16>(room + 4 * threadIdx.x, x + 4 * threadIdx.x);
     copy_async_commit();
     for (int s = 0; s < stages; s++) {
-        if (s + 1 < stages) copy_async<16>(room + (s + 1) % 2 * 4 * THREADS + 4 * threadIdx.x, x + (s + 1) * 4 * THREADS + 4 * threadIdx.x);
+        if (s + 1 < stages)
+            copy_async<16>(room + (s + 1) % 2 * 4 * THREADS + 4 * threadIdx.x,
+                           x + (s + 1) * 4 * THREADS + 4 * threadIdx.x);
         copy_async_commit();
         copy_async_wait<1>();
         block_sync();
@@ -43,7 +46,9 @@ __global__ void staged_sum(float *y, const float *x, int stages) {
     if (threadIdx.x == 0) *y = sum;
 }
 
-__global__ void count_all(int32_t *counts, const int32_t *keys) { atomic_add(&counts[keys[blockIdx.x * THREADS + threadIdx.x]], 1); }
+__global__ void count_all(int32_t *counts, const int32_t *keys) {
+    atomic_add(&counts[keys[blockIdx.x * THREADS + threadIdx.x]], 1);
+}
 
 /* ---- One mistake each ---- */
 
@@ -159,7 +164,9 @@ struct arrays {
 static arrays prepare() {
     arrays a;
     CHECK(cudaStreamCreateWithFlags(&a.stream, cudaStreamNonBlocking) == cudaSuccess, "a stream");
-    CHECK(cudaMalloc(reinterpret_cast<void **>(&a.x), sizeof a.host) == cudaSuccess && cudaMalloc(reinterpret_cast<void **>(&a.y), sizeof a.host) == cudaSuccess, "memory");
+    CHECK(cudaMalloc(reinterpret_cast<void **>(&a.x), sizeof a.host) == cudaSuccess &&
+              cudaMalloc(reinterpret_cast<void **>(&a.y), sizeof a.host) == cudaSuccess,
+          "memory");
     for (int i = 0; i < 8 * THREADS; i++) a.host[i] = static_cast<float>(i % 251);
     cudaMemcpyAsync(a.x, a.host, sizeof a.host, cudaMemcpyHostToDevice, a.stream);
     return a;
@@ -186,7 +193,8 @@ static void test_right_kernels() {
         const int from = i / THREADS * THREADS + THREADS - 1 - i % THREADS;
         CHECK(a.host[i] == static_cast<float>(from % 251), "item %d is %g", i, static_cast<double>(a.host[i]));
     }
-    dg_launch(staged_sum, dim3(1), dim3(THREADS), 2 * 4 * THREADS * sizeof(float), a.stream, a.y, static_cast<const float *>(a.x), 2);
+    dg_launch(staged_sum, dim3(1), dim3(THREADS), 2 * 4 * THREADS * sizeof(float), a.stream, a.y,
+              static_cast<const float *>(a.x), 2);
     fetch(a);
     float want = 0.0f;
     for (int i = 0; i < 8 * THREADS; i++) want += static_cast<float>(i % 251);
@@ -196,7 +204,8 @@ static void test_right_kernels() {
     for (int i = 0; i < 8 * THREADS; i++) keys[i] = i % 7;
     cudaMemcpyAsync(a.x, keys.data(), sizeof a.host, cudaMemcpyHostToDevice, a.stream);
     cudaMemsetAsync(a.y, 0, sizeof a.host, a.stream);
-    dg_launch(count_all, dim3(8), dim3(THREADS), 0, a.stream, reinterpret_cast<int32_t *>(a.y), static_cast<const int32_t *>(static_cast<const void *>(a.x)));
+    dg_launch(count_all, dim3(8), dim3(THREADS), 0, a.stream, reinterpret_cast<int32_t *>(a.y),
+              static_cast<const int32_t *>(static_cast<const void *>(a.x)));
     fetch(a);
     int32_t counts[7];
     memcpy(counts, a.host, sizeof counts);
@@ -232,7 +241,9 @@ __global__ void short_tile(float *d, const int8_t *a, const int8_t *b) {
     mma_s8_short(out, ra[0], ra[1], rb);
     for (int i = 0; i < 4; i++) d[(l / 4 + i / 2 * 8) * 8 + l % 4 * 2 + i % 2] = static_cast<float>(out[i]);
 }
-__global__ void picked(float *d, const float *) { d[threadIdx.x] = static_cast<float>(pick_bytes(0x03020100u, 0x07060504u, 0xf0a4u + threadIdx.x)); }
+__global__ void picked(float *d, const float *) {
+    d[threadIdx.x] = static_cast<float>(pick_bytes(0x03020100u, 0x07060504u, 0xf0a4u + threadIdx.x));
+}
 
 /* a's and b's fragments through ldmatrix; b is stored [k][8], so its loads are transposed. */
 __global__ void through_shared(float *d, const __half *a, const __half *b) {
@@ -251,13 +262,15 @@ __global__ void through_shared(float *d, const __half *a, const __half *b) {
     for (int i = 0; i < 4; i++) d[(l / 4 + i / 2 * 8) * 8 + l % 4 * 2 + i % 2] = out[i];
 }
 
-template <class ITEM, int K> static void check_tile(arrays &a, const std::vector<ITEM> &x, float (*value)(ITEM), const char *what) {
+template <class ITEM, int K>
+static void check_tile(arrays &a, const std::vector<ITEM> &x, float (*value)(ITEM), const char *what) {
     fetch(a);
     for (int i = 0; i < 16; i++)
         for (int j = 0; j < 8; j++) {
             float want = 0.0f;
             for (int k = 0; k < K; k++) want += value(x[i * K + k]) * value(x[16 * K + j * K + k]);
-            CHECK(a.host[i * 8 + j] == want, "%s: %d, %d is %g, not %g", what, i, j, static_cast<double>(a.host[i * 8 + j]), static_cast<double>(want));
+            CHECK(a.host[i * 8 + j] == want, "%s: %d, %d is %g, not %g", what, i, j,
+                  static_cast<double>(a.host[i * 8 + j]), static_cast<double>(want));
         }
 }
 
@@ -267,23 +280,27 @@ static void test_fragments() {
     for (size_t i = 0; i < bytes.size(); i++) bytes[i] = static_cast<int8_t>(i * 37 % 256 - 128);
     auto *at = reinterpret_cast<int8_t *>(a.x);
     cudaMemcpyAsync(at, bytes.data(), bytes.size(), cudaMemcpyHostToDevice, a.stream);
-    dg_launch(one_tile<int8_t, 32>, dim3(1), dim3(WARP), 0, a.stream, a.y, static_cast<const int8_t *>(at), static_cast<const int8_t *>(at + 16 * 32));
+    dg_launch(one_tile<int8_t, 32>, dim3(1), dim3(WARP), 0, a.stream, a.y, static_cast<const int8_t *>(at),
+              static_cast<const int8_t *>(at + 16 * 32));
     check_tile<int8_t, 32>(a, bytes, [](int8_t v) { return static_cast<float>(v); }, "mma_s8");
 
-    dg_launch(short_tile, dim3(1), dim3(WARP), 0, a.stream, a.y, static_cast<const int8_t *>(at), static_cast<const int8_t *>(at + 16 * 16));
+    dg_launch(short_tile, dim3(1), dim3(WARP), 0, a.stream, a.y, static_cast<const int8_t *>(at),
+              static_cast<const int8_t *>(at + 16 * 16));
     check_tile<int8_t, 16>(a, bytes, [](int8_t v) { return static_cast<float>(v); }, "mma_s8_short");
     dg_launch(picked, dim3(1), dim3(WARP), 0, a.stream, a.y, static_cast<const float *>(a.x));
     fetch(a);
-    CHECK(a.host[0] == static_cast<float>(0x07000204u) && a.host[3] == static_cast<float>(0x07000207u), "picked %g and %g", static_cast<double>(a.host[0]),
-          static_cast<double>(a.host[3]));
+    CHECK(a.host[0] == static_cast<float>(0x07000204u) && a.host[3] == static_cast<float>(0x07000207u),
+          "picked %g and %g", static_cast<double>(a.host[0]), static_cast<double>(a.host[3]));
 
     std::vector<__half> halves(24 * 16);
     for (size_t i = 0; i < halves.size(); i++) halves[i] = __float2half(static_cast<float>(i * 37 % 32) - 16.0f);
     auto *half_at = reinterpret_cast<__half *>(a.x);
     cudaMemcpyAsync(half_at, halves.data(), halves.size() * 2, cudaMemcpyHostToDevice, a.stream);
-    dg_launch(one_tile<__half, 16>, dim3(1), dim3(WARP), 0, a.stream, a.y, static_cast<const __half *>(half_at), static_cast<const __half *>(half_at + 16 * 16));
+    dg_launch(one_tile<__half, 16>, dim3(1), dim3(WARP), 0, a.stream, a.y, static_cast<const __half *>(half_at),
+              static_cast<const __half *>(half_at + 16 * 16));
     check_tile<__half, 16>(a, halves, [](__half v) { return __half2float(v); }, "mma_f16");
-    dg_launch(through_shared, dim3(1), dim3(WARP), 0, a.stream, a.y, static_cast<const __half *>(half_at), static_cast<const __half *>(half_at + 16 * 16));
+    dg_launch(through_shared, dim3(1), dim3(WARP), 0, a.stream, a.y, static_cast<const __half *>(half_at),
+              static_cast<const __half *>(half_at + 16 * 16));
     check_tile<__half, 16>(a, halves, [](__half v) { return __half2float(v); }, "ldmatrix");
     finish(a);
 }
@@ -312,7 +329,9 @@ static void test_streams_and_graphs() {
     cudaGraphExec_t ready;
     CHECK(cudaStreamBeginCapture(a.stream, cudaStreamCaptureModeThreadLocal) == cudaSuccess, "recording");
     turn_twice();
-    CHECK(cudaStreamEndCapture(a.stream, &graph) == cudaSuccess && cudaGraphInstantiate(&ready, graph, 0) == cudaSuccess, "a graph");
+    CHECK(cudaStreamEndCapture(a.stream, &graph) == cudaSuccess &&
+              cudaGraphInstantiate(&ready, graph, 0) == cudaSuccess,
+          "a graph");
     cudaMemsetAsync(a.y, 0, sizeof a.host, a.stream);
     fetch(a);
     CHECK(a.host[0] == 0.0f, "recording runs nothing");
@@ -374,7 +393,8 @@ static bool is_seen(void (*kernel)(float *, const float *), float (*right)(int i
 }
 
 template <void (*KERNEL)(float *, const float *)> static void run(arrays &a) {
-    dg_launch(KERNEL, dim3(4), dim3(THREADS), KERNEL == past_dynamic ? THREADS * sizeof(float) : 0, a.stream, a.y, static_cast<const float *>(a.x));
+    dg_launch(KERNEL, dim3(4), dim3(THREADS), KERNEL == past_dynamic ? THREADS * sizeof(float) : 0, a.stream, a.y,
+              static_cast<const float *>(a.x));
 }
 
 static void test_mistakes(bool races, bool asan) {
@@ -397,12 +417,37 @@ static void test_mistakes(bool races, bool asan) {
         {"blocks that race", run<blocks_race>, "race: byte", nullptr, false},
         {"lanes that part", run<lanes_part>, "lanes of a warp part", nullptr, true},
         {"barriers that part", run<barriers_part>, "threads of a block wait at", nullptr, true},
-        {"an instruction too new", [](arrays &a) { shim::architecture = 75; run<too_new>(a); }, "mma_s8 needs sm_80", nullptr, true},
-        {"host code that reads device memory", [](arrays &a) { cudaDeviceSynchronize(); volatile float v = a.x[0]; (void)v; }, "host code touches device memory", nullptr, true},
-        {"a copy of the wrong direction", [](arrays &a) { cudaMemcpyAsync(a.x, a.host, 4, cudaMemcpyDeviceToHost, a.stream); }, "against its direction", nullptr, true},
-        {"a copy that is too long", [](arrays &a) { cudaMemcpyAsync(a.y, a.x, sizeof a.host + 4, cudaMemcpyDeviceToDevice, a.stream); }, "leaves its allocation", nullptr, true},
-        {"memory during recording", [](arrays &a) { void *p; cudaStreamBeginCapture(a.stream, cudaStreamCaptureModeThreadLocal); cudaMalloc(&p, 4); }, "while a graph is recorded", nullptr, true},
-        {"the default stream", [](arrays &a) { dg_launch(reverse_blocks, dim3(1), dim3(THREADS), 0, nullptr, a.y, static_cast<const float *>(a.x)); }, "default stream", nullptr, true},
+        {"an instruction too new",
+         [](arrays &a) {
+             shim::architecture = 75;
+             run<too_new>(a);
+         },
+         "mma_s8 needs sm_80", nullptr, true},
+        {"host code that reads device memory",
+         [](arrays &a) {
+             cudaDeviceSynchronize();
+             volatile float v = a.x[0];
+             (void)v;
+         },
+         "host code touches device memory", nullptr, true},
+        {"a copy of the wrong direction",
+         [](arrays &a) { cudaMemcpyAsync(a.x, a.host, 4, cudaMemcpyDeviceToHost, a.stream); }, "against its direction",
+         nullptr, true},
+        {"a copy that is too long",
+         [](arrays &a) { cudaMemcpyAsync(a.y, a.x, sizeof a.host + 4, cudaMemcpyDeviceToDevice, a.stream); },
+         "leaves its allocation", nullptr, true},
+        {"memory during recording",
+         [](arrays &a) {
+             void *p;
+             cudaStreamBeginCapture(a.stream, cudaStreamCaptureModeThreadLocal);
+             cudaMalloc(&p, 4);
+         },
+         "while a graph is recorded", nullptr, true},
+        {"the default stream",
+         [](arrays &a) {
+             dg_launch(reverse_blocks, dim3(1), dim3(THREADS), 0, nullptr, a.y, static_cast<const float *>(a.x));
+         },
+         "default stream", nullptr, true},
     };
     for (const auto &m : mistakes) {
         const char *expected = asan && m.expected_asan ? m.expected_asan : m.expected;
@@ -416,21 +461,25 @@ static void test_mistakes(bool races, bool asan) {
     if (!races && !asan) {
         const auto reversed = [](int i) { return static_cast<float>(THREADS - 1 - i); };
         CHECK(is_seen(no_block_sync, reversed), "a missing block_sync shows in no seed");
-        CHECK(is_seen(wrong_wait, [](int i) { return static_cast<float>(i) + static_cast<float>((i + THREADS) % 251); }), "a wrong wait shows in no seed");
-        CHECK(is_seen(no_warp_sync, [](int i) { return static_cast<float>(i); }), "a missing warp_sync shows in no seed");
+        CHECK(
+            is_seen(wrong_wait, [](int i) { return static_cast<float>(i) + static_cast<float>((i + THREADS) % 251); }),
+            "a wrong wait shows in no seed");
+        CHECK(is_seen(no_warp_sync, [](int i) { return static_cast<float>(i); }),
+              "a missing warp_sync shows in no seed");
     }
     const auto late = [] { /* an event that is not waited for */
-        arrays a = prepare();
-        cudaStream_t other;
-        cudaStreamCreateWithFlags(&other, cudaStreamNonBlocking);
-        dg_launch(reverse_blocks, dim3(8), dim3(THREADS), 0, other, a.y, static_cast<const float *>(a.x));
-        cudaStreamSynchronize(a.stream);
-        fetch(a);
-        cudaStreamSynchronize(other);
-        const bool wrong = a.host[0] != static_cast<float>(THREADS - 1);
-        cudaStreamDestroy(other);
-        finish(a);
-        return wrong;
+                           arrays a = prepare();
+                           cudaStream_t other;
+                           cudaStreamCreateWithFlags(&other, cudaStreamNonBlocking);
+                           dg_launch(reverse_blocks, dim3(8), dim3(THREADS), 0, other, a.y,
+                                     static_cast<const float *>(a.x));
+                           cudaStreamSynchronize(a.stream);
+                           fetch(a);
+                           cudaStreamSynchronize(other);
+                           const bool wrong = a.host[0] != static_cast<float>(THREADS - 1);
+                           cudaStreamDestroy(other);
+                           finish(a);
+                           return wrong;
     };
     bool seen = false;
     for (uint64_t s = 0; s < 8; s++) {

@@ -1,5 +1,6 @@
-/* Inputs that are GGUF files, or the parts of a split one with PART between them: how they get where a path can name them,
- * what the system may refuse meanwhile, and a mutator that knows how they are built. Behind #define _GNU_SOURCE. */
+/* Inputs that are GGUF files, or the parts of a split one with PART between them: how they get where a path can name
+ * them, what the system may refuse meanwhile, and a mutator that knows how they are built. Behind #define _GNU_SOURCE.
+ */
 #ifndef FILES_H
 #define FILES_H
 
@@ -48,7 +49,8 @@ static void drop_files(void) {
 
 /* Writes the parts, an empty one not at all; the path of the first. */
 static const char *file_of(const uint8_t *data, size_t n) {
-    const char *const folders[] = {"/dev/shm", "/tmp"}; /* memory, where there is such a folder: it is written at each run */
+    const char *const folders[] = {"/dev/shm",
+                                   "/tmp"}; /* memory, where there is such a folder: it is written at each run */
     for (int i = 0; i < 2 && !fuzz_folder[0]; i++) {
         snprintf(fuzz_folder, sizeof fuzz_folder, "%s/dgemma-fuzz-XXXXXX", folders[i]);
         if (mkdtemp(fuzz_folder)) atexit(drop_files);
@@ -71,7 +73,8 @@ static const char *file_of(const uint8_t *data, size_t n) {
 static void check_refusal(int status, const dg_error *error) {
     MUST(status == error->status, "status %d", status);
     MUST(error->message[0], "no message");
-    for (const char *c = error->message; *c; c++) MUST((unsigned char)*c >= ' ' && *c != 127, "a message of more than a line: %s", error->message);
+    for (const char *c = error->message; *c; c++)
+        MUST((unsigned char)*c >= ' ' && *c != 127, "a message of more than a line: %s", error->message);
 }
 
 /* What a target tries: it may fail, with an error, and keeps nothing. */
@@ -92,8 +95,11 @@ static int try_twice(attempt run, const void *arg, const uint8_t *data, size_t n
     const int again = run(arg, &error), at = atomic_exchange(&fails_at, 0);
     MUST(held() == before, "request %d of %d is refused: %d things are kept", at, requests, held() - before);
     if (again != DG_OK) check_refusal(again, &error);
-    if (atomic_load(&asked) < at || atomic_load(&spared)) MUST(again == status, "status %d, and then %d", status, again);
-    else MUST(again == DG_ERROR_SYSTEM || again == DG_ERROR_MEMORY, "request %d of %d is refused: status %d", at, requests, again);
+    if (atomic_load(&asked) < at || atomic_load(&spared))
+        MUST(again == status, "status %d, and then %d", status, again);
+    else
+        MUST(again == DG_ERROR_SYSTEM || again == DG_ERROR_MEMORY, "request %d of %d is refused: status %d", at,
+             requests, again);
     return status;
 }
 
@@ -172,19 +178,37 @@ static size_t dice(size_t n) {
 }
 
 static uint64_t odd_number(const uint8_t *data, size_t n, const layout *l, uint64_t old) {
-    static const uint64_t odd[] = {0, 1, 2, 3, 7, 31, 255, 1024, 4096, 65535, 65536, 1 << 24, INT32_MAX, UINT32_MAX, UINT64_C(1) << 32, INT64_MAX, UINT64_C(1) << 63, UINT64_MAX, UINT64_MAX - 31};
+    static const uint64_t odd[] = {0,
+                                   1,
+                                   2,
+                                   3,
+                                   7,
+                                   31,
+                                   255,
+                                   1024,
+                                   4096,
+                                   65535,
+                                   65536,
+                                   1 << 24,
+                                   INT32_MAX,
+                                   UINT32_MAX,
+                                   UINT64_C(1) << 32,
+                                   INT64_MAX,
+                                   UINT64_C(1) << 63,
+                                   UINT64_MAX,
+                                   UINT64_MAX - 31};
     uint64_t v = 0;
     switch (dice(6)) {
-        case 0: return odd[dice(sizeof odd / sizeof *odd)];
-        case 1: return old + 1 - 2 * (uint64_t)dice(2);
-        case 2: return old ^ UINT64_C(1) << dice(64);
-        case 3: return n - dice(64);
-        case 4: { /* one that is elsewhere in the file */
-            const field f = l->fields[dice(l->n_fields)];
-            memcpy(&v, data + f.at, f.bytes);
-            return v;
-        }
-        default: return old * (2 + dice(7));
+    case 0: return odd[dice(sizeof odd / sizeof *odd)];
+    case 1: return old + 1 - 2 * (uint64_t)dice(2);
+    case 2: return old ^ UINT64_C(1) << dice(64);
+    case 3: return n - dice(64);
+    case 4: { /* one that is elsewhere in the file */
+        const field f = l->fields[dice(l->n_fields)];
+        memcpy(&v, data + f.at, f.bytes);
+        return v;
+    }
+    default: return old * (2 + dice(7));
     }
 }
 
@@ -192,7 +216,8 @@ static uint64_t odd_number(const uint8_t *data, size_t n, const layout *l, uint6
 static size_t mutate_entries(uint8_t *data, size_t n, size_t room, const layout *l) {
     const size_t i = dice(l->n_entries), begin = l->entries[i], bytes = l->entries[i + 1] - begin;
     const bool twice = dice(2) == 0;
-    const size_t header = twice ? l->header + bytes : l->header - bytes, from = (l->header + 31) / 32 * 32, to = (header + 31) / 32 * 32;
+    const size_t header = twice ? l->header + bytes : l->header - bytes, from = (l->header + 31) / 32 * 32,
+                 to = (header + 31) / 32 * 32;
     const size_t body = from < n ? n - from : 0;
     if (to + body > room) return n;
     if (to > from) memmove(data + to, data + from, body);
@@ -227,7 +252,8 @@ static size_t mutate_part(uint8_t *data, size_t n, size_t room) {
         return n;
     }
     if (what < 16 && l.header < n) { /* a float in a tensor */
-        static const uint32_t odd[] = {0x7FC00000, 0x7F800000, 0xFF800000, 0x7F7FFFFF, 0, 0x80000000, 0x00000001, 0xC0000000};
+        static const uint32_t odd[] = {0x7FC00000, 0x7F800000, 0xFF800000, 0x7F7FFFFF,
+                                       0,          0x80000000, 0x00000001, 0xC0000000};
         const size_t at = (l.header + dice(n - l.header)) / 4 * 4;
         if (at + 4 <= n) memcpy(data + at, &odd[dice(sizeof odd / sizeof *odd)], 4);
         return n;

@@ -3,7 +3,9 @@
 #include "files.h"
 #include "gguf.h"
 
-size_t LLVMFuzzerCustomMutator(uint8_t *data, size_t n, size_t room, unsigned seed) { return mutate_file(data, n, room, seed); }
+size_t LLVMFuzzerCustomMutator(uint8_t *data, size_t n, size_t room, unsigned seed) {
+    return mutate_file(data, n, room, seed);
+}
 
 static unsigned sum; /* of all that a view shows: reading it is the test */
 
@@ -18,9 +20,12 @@ static void read_value(const gguf *file, int32_t i) {
     double number;
     gguf_text text;
     if (gguf_integer(v, &whole) || gguf_float(v, &number)) read_all(v->data, v->bytes);
-    if (gguf_string(v, &text)) MUST(text.n + 8 == v->bytes, "a string of %llu bytes in %llu", (unsigned long long)text.n, (unsigned long long)v->bytes);
+    if (gguf_string(v, &text))
+        MUST(text.n + 8 == v->bytes, "a string of %llu bytes in %llu", (unsigned long long)text.n,
+             (unsigned long long)v->bytes);
     for (uint64_t k = 0; k < v->count + 1 && k < 100; k++)
-        if (gguf_element(v, k, &whole)) MUST(k < v->count, "element %llu of %llu", (unsigned long long)k, (unsigned long long)v->count);
+        if (gguf_element(v, k, &whole))
+            MUST(k < v->count, "element %llu of %llu", (unsigned long long)k, (unsigned long long)v->count);
 }
 
 static void read_file(const dg_file *file) {

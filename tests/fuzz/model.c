@@ -1,9 +1,12 @@
 #define _GNU_SOURCE
-/* Models: a file is refused, or it runs, whatever its weights are; and a session takes no more memory than was told before. */
+/* Models: a file is refused, or it runs, whatever its weights are; and a session takes no more memory than was told
+ * before. */
 #include "files.h"
 #include "os.h"
 
-size_t LLVMFuzzerCustomMutator(uint8_t *data, size_t n, size_t room, unsigned seed) { return mutate_file(data, n, room, seed); }
+size_t LLVMFuzzerCustomMutator(uint8_t *data, size_t n, size_t room, unsigned seed) {
+    return mutate_file(data, n, room, seed);
+}
 
 enum {
     MOST_TOKENS = 4096,
@@ -17,7 +20,8 @@ static bool check_step(const dg_event *e, void *user) {
     const int32_t n_vocab = *(const int32_t *)user;
     for (int32_t i = 0; e->kind == DG_EVENT_STEP && i < e->n; i++) {
         MUST(e->entropy[i] >= 0.0f && e->entropy[i] < 1e9f, "entropy %g", (double)e->entropy[i]);
-        MUST(e->canvas[i] >= 0 && e->canvas[i] < n_vocab && e->next[i] >= 0 && e->next[i] < n_vocab, "tokens %d, %d", e->canvas[i], e->next[i]);
+        MUST(e->canvas[i] >= 0 && e->canvas[i] < n_vocab && e->next[i] >= 0 && e->next[i] < n_vocab, "tokens %d, %d",
+             e->canvas[i], e->next[i]);
     }
     return true;
 }
@@ -35,7 +39,8 @@ static void use_model(dg_model *model) {
         MUST(made == DG_ERROR_MEMORY && told > MOST_BYTES, "%lld bytes: %s", (long long)told, error.message);
         return;
     }
-    MUST(os_resident() - before <= SLACK, "%lld bytes for a session that does nothing", (long long)(os_resident() - before));
+    MUST(os_resident() - before <= SLACK, "%lld bytes for a session that does nothing",
+         (long long)(os_resident() - before));
     if (c->n_vocab > MOST_TOKENS || told > MOST_BYTES) {
         dg_session_free(session);
         return;
@@ -50,11 +55,13 @@ static void use_model(dg_model *model) {
     dg_result *result;
     int status = dg_encode(session, ids, 3, DG_LOGITS_LAST, logits, &error);
     int32_t n_vocab = c->n_vocab;
-    for (int32_t v = 0; status == DG_OK && v < c->n_vocab; v++) MUST(logits[v] >= -1e30f && logits[v] <= 1e30f, "logit %g", (double)logits[v]);
+    for (int32_t v = 0; status == DG_OK && v < c->n_vocab; v++)
+        MUST(logits[v] >= -1e30f && logits[v] <= 1e30f, "logit %g", (double)logits[v]);
     if (status == DG_OK) status = dg_generate(session, &sampling, check_step, &n_vocab, &result, &error);
     if (status != DG_OK) check_refusal(status, &error);
     else {
-        for (int32_t i = 0; i < result->n_ids; i++) MUST(result->ids[i] >= 0 && result->ids[i] < c->n_vocab, "token %d", result->ids[i]);
+        for (int32_t i = 0; i < result->n_ids; i++)
+            MUST(result->ids[i] >= 0 && result->ids[i] < c->n_vocab, "token %d", result->ids[i]);
         dg_result_free(result);
     }
     int64_t *counts = malloc(sizeof *counts * (size_t)(c->n_layer * c->n_expert));
@@ -62,7 +69,8 @@ static void use_model(dg_model *model) {
     dg_model_routing(model, counts);
     for (int32_t i = 0; i < c->n_layer * c->n_expert; i++) MUST(counts[i] >= 0, "%lld rows", (long long)counts[i]);
     free(counts), free(logits);
-    MUST(os_resident() - before <= told + SLACK, "%lld bytes where %lld were told", (long long)(os_resident() - before), (long long)told);
+    MUST(os_resident() - before <= told + SLACK, "%lld bytes where %lld were told", (long long)(os_resident() - before),
+         (long long)told);
     dg_session_free(session);
 }
 

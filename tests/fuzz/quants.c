@@ -1,5 +1,5 @@
-/* Blocks of any bytes decode, and any numbers encode, by themselves or as rows whose inputs have means: one format at a time,
- * the first byte says which. */
+/* Blocks of any bytes decode, and any numbers encode, by themselves or as rows whose inputs have means: one format at a
+ * time, the first byte says which. */
 #include <math.h>
 #include <string.h>
 
@@ -15,7 +15,8 @@ static void check_decode(const dg_format *f, const uint8_t *data, int64_t n) {
     f->decode(blocks, all, n);
     for (int64_t i = 0; i < n; i++) {
         f->decode((const char *)blocks + i * f->bytes, one, 1);
-        MUST(memcmp(one, all + i * f->block, (size_t)f->block * sizeof *one) == 0, "%s: block %lld", f->name, (long long)i);
+        MUST(memcmp(one, all + i * f->block, (size_t)f->block * sizeof *one) == 0, "%s: block %lld", f->name,
+             (long long)i);
     }
     free(blocks), free(all), free(one);
 }
@@ -23,7 +24,8 @@ static void check_decode(const dg_format *f, const uint8_t *data, int64_t n) {
 /* What was encoded of numbers of a sane size decodes to such numbers. */
 static void check_encode(const dg_format *f, const uint8_t *data, int64_t n, bool weighted) {
     const size_t count = (size_t)(n * f->block);
-    float *values = malloc((count ? count : 1) * sizeof *values), *weights = malloc((count ? count : 1) * sizeof *weights);
+    float *values = malloc((count ? count : 1) * sizeof *values),
+          *weights = malloc((count ? count : 1) * sizeof *weights);
     void *blocks = malloc((size_t)(n * f->bytes + 1));
     memcpy(values, data, count * sizeof *values);
     bool sane = true;
@@ -33,14 +35,16 @@ static void check_encode(const dg_format *f, const uint8_t *data, int64_t n, boo
     }
     f->encode(values, blocks, n, weighted ? weights : NULL);
     f->decode(blocks, values, n);
-    for (size_t i = 0; i < count && sane; i++) MUST(fabsf(values[i]) < 4000.0f, "%s: value %zu is %g", f->name, i, (double)values[i]);
+    for (size_t i = 0; i < count && sane; i++)
+        MUST(fabsf(values[i]) < 4000.0f, "%s: value %zu is %g", f->name, i, (double)values[i]);
     free(values), free(weights), free(blocks);
 }
 
 /* A row does not depend on those beside it. */
 static void check_rows(const dg_format *f, const uint8_t *data, int64_t n) {
     enum { COLUMNS = 512, MOST_ROWS = 9 };
-    const int64_t rows = n / (4 * COLUMNS) < MOST_ROWS ? n / (4 * COLUMNS) : MOST_ROWS, bytes = COLUMNS / f->block * f->bytes;
+    const int64_t rows = n / (4 * COLUMNS) < MOST_ROWS ? n / (4 * COLUMNS) : MOST_ROWS,
+                  bytes = COLUMNS / f->block * f->bytes;
     static float values[MOST_ROWS * COLUMNS], weights[COLUMNS], mean[COLUMNS], pull[COLUMNS];
     memcpy(values, data, (size_t)(rows * COLUMNS * 4));
     for (int64_t j = 0; j < COLUMNS && rows; j++) {

@@ -1,7 +1,7 @@
 #define _GNU_SOURCE /* getrusage */
-/* Runs a target over files, each as it is, and over COUNT random mutations of them: target COUNT FILE... FUZZ_SEED makes
- * others. With FUZZ_SECONDS and FUZZ_MIB set, a run that takes more processor time, or a process that took more memory,
- * counts as a crash. */
+/* Runs a target over files, each as it is, and over COUNT random mutations of them: target COUNT FILE... FUZZ_SEED
+ * makes others. With FUZZ_SECONDS and FUZZ_MIB set, a run that takes more processor time, or a process that took more
+ * memory, counts as a crash. */
 #include "fuzz.h"
 
 #include <string.h>
@@ -24,14 +24,14 @@ static size_t below(size_t n) { /* splitmix64 */
 size_t LLVMFuzzerMutate(uint8_t *data, size_t n, size_t room) {
     const size_t at = below(n), from = below(n), length = 1 + below(n - (at > from ? at : from) < 16 ? 1 : 16);
     switch (n ? below(4) : 1) {
-        case 0: data[at] = (uint8_t)below(256); return n;
-        case 1:
-            if (n == room) return n;
-            memmove(data + at + 1, data + at, n - at);
-            data[at] = (uint8_t)below(256);
-            return n + 1;
-        case 2: memmove(data + at, data + at + 1, n - at - 1); return n > 1 ? n - 1 : n;
-        default: memmove(data + at, data + from, at + length > n || from + length > n ? 1 : length); return n;
+    case 0: data[at] = (uint8_t)below(256); return n;
+    case 1:
+        if (n == room) return n;
+        memmove(data + at + 1, data + at, n - at);
+        data[at] = (uint8_t)below(256);
+        return n + 1;
+    case 2: memmove(data + at, data + at + 1, n - at - 1); return n > 1 ? n - 1 : n;
+    default: memmove(data + at, data + from, at + length > n || from + length > n ? 1 : length); return n;
     }
 }
 
@@ -92,13 +92,15 @@ int main(int argc, char **argv) {
             memcpy(data, original, n);
             size_t left = n;
             for (size_t times = 1 + below(4); times > 0; times--)
-                left = LLVMFuzzerCustomMutator ? LLVMFuzzerCustomMutator(data, left, ROOM, (unsigned)below(SIZE_MAX)) : LLVMFuzzerMutate(data, left, ROOM);
+                left = LLVMFuzzerCustomMutator ? LLVMFuzzerCustomMutator(data, left, ROOM, (unsigned)below(SIZE_MAX))
+                                               : LLVMFuzzerMutate(data, left, ROOM);
             if (last) keep(last, data, left);
             run(data, left);
         }
         runs += to - from + 1;
     }
     const char *name = strrchr(argv[0], '/');
-    printf("fuzz %s: %d files, %ld runs, the slowest %.3f s, %.0f MiB\n", name ? name + 1 : argv[0], argc - 2, runs, slowest, mebibytes());
+    printf("fuzz %s: %d files, %ld runs, the slowest %.3f s, %.0f MiB\n", name ? name + 1 : argv[0], argc - 2, runs,
+           slowest, mebibytes());
     return 0;
 }

@@ -1,6 +1,7 @@
 #define _GNU_SOURCE
 /* Texts and ids through a real vocabulary: what goes in comes back, and nothing is written past what there is room for.
- * And vocabularies that are GGUF files (a text may follow behind PART): they are refused, or take any text and their own ids. */
+ * And vocabularies that are GGUF files (a text may follow behind PART): they are refused, or take any text and their
+ * own ids. */
 #include "files.h"
 #include "tokenizer.h"
 
@@ -19,7 +20,8 @@ static char *text_of(const int32_t *ids, size_t n_ids, bool special, size_t *n) 
     size_t again;
     MUST(dg_detokenize(tokenizer, ids, n_ids, special, NULL, 0, n, NULL) == DG_OK, "ids of the vocabulary are refused");
     char *text = malloc(*n ? *n : 1);
-    MUST(dg_detokenize(tokenizer, ids, n_ids, special, text, *n, &again, NULL) == DG_OK && again == *n, "%zu bytes, and then %zu", *n, again);
+    MUST(dg_detokenize(tokenizer, ids, n_ids, special, text, *n, &again, NULL) == DG_OK && again == *n,
+         "%zu bytes, and then %zu", *n, again);
     return text;
 }
 
@@ -28,7 +30,8 @@ static int32_t *ids_of(const char *text, size_t n_bytes, bool special, size_t *n
     MUST(dg_tokenize(tokenizer, text, n_bytes, special, NULL, 0, n, NULL) == DG_OK, "a text is refused");
     MUST(*n <= 3 * n_bytes, "%zu tokens of %zu bytes", *n, n_bytes); /* a byte that is no UTF-8 becomes three */
     int32_t *ids = malloc((*n ? *n : 1) * sizeof *ids);
-    MUST(dg_tokenize(tokenizer, text, n_bytes, special, ids, *n, &again, NULL) == DG_OK && again == *n, "%zu ids, and then %zu", *n, again);
+    MUST(dg_tokenize(tokenizer, text, n_bytes, special, ids, *n, &again, NULL) == DG_OK && again == *n,
+         "%zu ids, and then %zu", *n, again);
     return ids;
 }
 
@@ -62,7 +65,9 @@ static void check_ids(const uint8_t *data, size_t n, bool special) {
 
 static void use_real(const uint8_t *data, size_t n) {
     dg_error error;
-    if (!tokenizer) MUST(dg_tokenizer_open("tests/models/tiny-bpe/tiny-bpe.gguf", &tokenizer, &error) == DG_OK, "%s", error.message);
+    if (!tokenizer)
+        MUST(dg_tokenizer_open("tests/models/tiny-bpe/tiny-bpe.gguf", &tokenizer, &error) == DG_OK, "%s",
+             error.message);
     const bool special = data[0] & 1;
     if (n > MOST_TEXT) n = MOST_TEXT;
     if (data[0] & 2) check_ids(data + 1, n - 1, special);
@@ -89,9 +94,12 @@ static int use_text(const dg_tokenizer *t, passage in, bool special, dg_error *e
     size_t n, n_bytes;
     const int32_t n_vocab = dg_tokenizer_vocab(t)->n_vocab;
     int status = dg_tokenize(t, in.at, in.n, special, ids, 256, &n, error);
-    for (size_t i = 0; status == DG_OK && i < n && i < 256; i++) MUST(ids[i] >= 0 && ids[i] < n_vocab, "id %d of %d", ids[i], n_vocab);
+    for (size_t i = 0; status == DG_OK && i < n && i < 256; i++)
+        MUST(ids[i] >= 0 && ids[i] < n_vocab, "id %d of %d", ids[i], n_vocab);
     for (int32_t id = 0; id < n_vocab && id < 256; id++) ids[id] = id;
-    if (status == DG_OK) status = dg_detokenize(t, ids, (size_t)(n_vocab < 256 ? n_vocab : 256), special, out, sizeof out, &n_bytes, error);
+    if (status == DG_OK)
+        status =
+            dg_detokenize(t, ids, (size_t)(n_vocab < 256 ? n_vocab : 256), special, out, sizeof out, &n_bytes, error);
     return status;
 }
 
@@ -118,7 +126,9 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n) {
     if (n < 4 || memcmp(data, "GGUF", 4) != 0) return use_real(data, n), 0;
     const parts p = parts_of(data, n);
     const size_t n_text = p.count > 1 ? p.n[1] : 0;
-    const trial arg = {file_of(data, p.n[0]), {{sample, sizeof sample - 1}, {(const char *)data + p.at[p.count > 1], n_text < MOST_TEXT ? n_text : MOST_TEXT}}};
+    const trial arg = {file_of(data, p.n[0]),
+                       {{sample, sizeof sample - 1},
+                        {(const char *)data + p.at[p.count > 1], n_text < MOST_TEXT ? n_text : MOST_TEXT}}};
     try_twice(use_any, &arg, data, n);
     return 0;
 }
