@@ -490,7 +490,7 @@ double dg_clock(void);
 typedef struct dg_machine {
     const char *name, *about, *source;
 #define DG_RATE(field, unit, scale, optional, help) double field;
-#include "memory/plan.def"
+#include "plan.def"
 } dg_machine;
 /* The i-th line of machines.def; NULL past the end. */
 const dg_machine *dg_machine_at(int32_t i);
@@ -524,7 +524,7 @@ int dg_model_demand(dg_model *model, int32_t context, dg_demand *demand, dg_erro
 
 typedef enum dg_way {
 #define DG_WAY(name, lives, computed, how) DG_WAY_##name,
-#include "memory/plan.def"
+#include "plan.def"
     DG_WAYS
 } dg_way;
 typedef struct dg_way_entry {
@@ -534,7 +534,7 @@ const dg_way_entry *dg_way_at(int32_t i); /* NULL past the end */
 
 typedef enum dg_queue {
 #define DG_QUEUE(name, text, covers) DG_QUEUE_##name,
-#include "memory/plan.def"
+#include "plan.def"
     DG_QUEUES
 } dg_queue;
 typedef struct dg_queue_entry {
