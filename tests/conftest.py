@@ -11,8 +11,10 @@ from hypothesis import settings
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent / "fuzz")]  # whose modules are scripts too
 
-# A shell that runs the tests in the background has them ignore Ctrl-C, and so would every command they start.
+# A shell that runs the tests in the background has them ignore Ctrl-C, and nohup SIGHUP: so would every command that
+# they start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 # No test fails because a machine is slow. All else is as hypothesis has it, which differs where CI is set.
 settings.register_profile("untimed", settings(deadline=None))
