@@ -82,6 +82,18 @@ static int open_and_close(const void *path, dg_error *error) {
     return status;
 }
 
+/* What the file alone says of the model that was opened from it. */
+static void compare_config(const char *path, const dg_config *of_model) {
+    dg_error error = {0};
+    dg_file *file;
+    dg_config of_file;
+    MUST(dg_file_open(path, &file, &error) == DG_OK, "%s", error.message);
+    MUST(dg_file_config(file, &of_file, &error) == DG_OK, "%s", error.message);
+    MUST(of_file.n_layer == of_model->n_layer && of_file.n_vocab == of_model->n_vocab, "%d layers, %d tokens",
+         of_file.n_layer, of_file.n_vocab);
+    dg_file_close(file);
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n) {
     const char *file = file_of(data, n);
     const char *backends[] = {"cpu", "reference"};
@@ -91,6 +103,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n) {
         dg_error error = {0};
         dg_model *model;
         MUST(dg_model_open(file, &options, &model, &error) == DG_OK, "%s", error.message);
+        if (i == 0) compare_config(file, dg_model_config(model));
         use_model(model);
         dg_model_free(model);
     }
