@@ -91,7 +91,7 @@ static void compare_config(const char *path, const dg_config *of_model) {
     MUST(dg_file_config(file, &of_file, &error) == DG_OK, "%s", error.message);
     MUST(of_file.n_layer == of_model->n_layer && of_file.n_vocab == of_model->n_vocab, "%d layers, %d tokens",
          of_file.n_layer, of_file.n_vocab);
-    dg_file_close(file);
+    dg_file_free(file);
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n) {
