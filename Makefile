@@ -245,7 +245,9 @@ install: $(BUILD)/libdgemma.a ## install the C header and library under PREFIX=/
 		'Cflags: -I$${prefix}/include/dgemma -pthread' 'Libs: -L$${prefix}/lib -ldgemma -lm -pthread' > $(PLACE)/lib/pkgconfig/dgemma.pc
 
 uninstall: ## remove what make install put there
-	rm -rf $(PLACE)/include/dgemma $(PLACE)/lib/libdgemma.a $(PLACE)/lib/pkgconfig/dgemma.pc
+	rm -f $(addprefix $(PLACE)/include/dgemma/,$(notdir $(HEADERS)))
+	rm -f $(PLACE)/lib/libdgemma.a $(PLACE)/lib/pkgconfig/dgemma.pc
+	rmdir $(PLACE)/include/dgemma 2>/dev/null || true # other files in it stay
 
 .SECONDEXPANSION:
 $(BUILD)/libdgemma.a: $(OBJECTS) $$(CUDA_OBJECTS)

@@ -64,7 +64,7 @@ def test_the_version_is_written_once():
 
 
 def test_the_library_is_installed_where_it_is_asked_to_be(tmp_path):
-    """`make install` obeys PREFIX and DESTDIR, and a program builds against it; `make uninstall` removes it."""
+    """`make install` obeys PREFIX and DESTDIR, and a program builds against it; `make uninstall` removes it alone."""
     if shutil.which("cc") is None:
         pytest.skip("needs a C compiler")
     make = ["make", "-s", "-C", str(ROOT), f"DESTDIR={tmp_path}", "PREFIX=/opt/dgemma"]
@@ -79,8 +79,13 @@ def test_the_library_is_installed_where_it_is_asked_to_be(tmp_path):
     assert said == PROJECT["version"] + "\n"
     package = (at / "lib" / "pkgconfig" / "dgemma.pc").read_text()
     assert "prefix=/opt/dgemma\n" in package and f"Version: {said}" in package
+    stranger = at / "include" / "dgemma" / "notes.txt"
+    stranger.write_text("mine")
     subprocess.run([*make, "uninstall"], check=True)
-    assert not [path for path in at.rglob("*") if path.is_file()]
+    assert [path for path in at.rglob("*") if path.is_file()] == [stranger]
+    stranger.unlink()
+    subprocess.run([*make, "uninstall"], check=True)
+    assert not stranger.parent.exists() and not [path for path in at.rglob("*") if path.is_file()]
 
 
 def test_dependencies_are_few_and_have_lower_bounds():
