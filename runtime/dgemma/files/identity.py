@@ -7,10 +7,9 @@ import os
 from pathlib import Path
 from typing import Any
 
+from dgemma.files.digest import add_file
 from dgemma.files.gguf_file import File
 from dgemma.files.output import parts, readable
-
-AT_ONCE = 1 << 20  # bytes that are read at a time
 
 
 def identity(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -34,7 +33,5 @@ def identity(path: str | os.PathLike[str]) -> dict[str, Any]:
 def _digest(path: str | os.PathLike[str]) -> str:
     whole = hashlib.sha256()
     for part in parts(Path(path)):
-        with part.open("rb") as file:
-            while data := file.read(AT_ONCE):
-                whole.update(data)
+        add_file(whole, part)
     return whole.hexdigest()

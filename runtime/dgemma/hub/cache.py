@@ -18,11 +18,11 @@ import shutil
 from contextlib import suppress
 from pathlib import Path
 
+from dgemma.files.digest import add_file
 from dgemma.hub.names import Name, is_relative
 
 COMMIT = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 SHA256 = re.compile(r"[0-9a-f]{64}")
-CHUNK = 1 << 20
 LONGEST = 256  # bytes of a ref at most
 
 
@@ -127,16 +127,12 @@ def _make_way(ref: Path, folder: Path) -> None:
 
 def sha256(path: Path) -> str:
     digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while data := file.read(CHUNK):
-            digest.update(data)
+    add_file(digest, path)
     return digest.hexdigest()
 
 
 def git_checksum(path: Path) -> str:
     """Return what git calls a file's content, and the Hub a small file's."""
     digest = hashlib.sha1(f"blob {path.stat().st_size}\0".encode(), usedforsecurity=False)
-    with path.open("rb") as file:
-        while data := file.read(CHUNK):
-            digest.update(data)
+    add_file(digest, path)
     return digest.hexdigest()
