@@ -231,7 +231,7 @@ $(BUILD)/runtime/backends.o $(NATIVE): $(BUILD)/variant
 
 lib: $(BUILD)/libdgemma.a ## the C library alone
 
-# Where the version is compiled in.
+# The version is compiled into this object.
 $(BUILD)/runtime/version.o $(WATCHED:%=$(BUILD)/%/runtime/version.o): pyproject.toml
 
 # dg.h and the files that it includes, the library, and what pkg-config tells about both.

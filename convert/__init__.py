@@ -43,7 +43,7 @@ __all__ = ["Conversion", "Deviation", "Plan", "convert", "plan"]
 
 @dataclass(frozen=True)
 class Conversion:
-    """What was written.
+    """The result of a conversion.
 
     `path` is the first of `paths`. `deviations` is empty unless they were asked for. `few` has (tensor, expert, tokens)
     of each expert that saw few tokens: its importance was filled up with that of its layer.

@@ -38,7 +38,7 @@ UNREAD = ("system", "thinking", "tools", "raw", "fill")
 
 @dataclass(frozen=True)
 class Measured:
-    """What was measured: sums by matrix, the passes over a canvas, its length, and the tokens of all passes."""
+    """The result of a calibration: sums by matrix, passes over a canvas, its length, and the tokens of all passes."""
 
     sums: dict[str, Sums]
     passes: int

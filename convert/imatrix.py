@@ -29,7 +29,7 @@ FEW = 256  # an expert that saw fewer rows is filled up with its layer's mean
 
 
 class Sums(NamedTuple):
-    """What was summed of a matrix, or of each of a layer's experts.
+    """Sums over the inputs of a matrix, or of each of a layer's experts.
 
     squares: of the inputs [experts, columns]. counts: the rows that were summed [experts]. inputs: of the inputs
     themselves [experts, columns], or None where a file does not have them.
@@ -41,7 +41,7 @@ class Sums(NamedTuple):
 
 
 class Columns(NamedTuple):
-    """What is known of the columns of a matrix, or of each of a layer's experts. Shapes are [1 or experts, columns]."""
+    """The importance of a matrix's columns, or of each of a layer's experts. Shapes are [1 or experts, columns]."""
 
     weights: NDArray[np.float32]  # of squared errors, around 1
     mean: NDArray[np.float32] | None  # of the inputs; None where a file does not have it

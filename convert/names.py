@@ -69,7 +69,7 @@ def wanted(config: Config) -> list[Wanted]:
 
 
 class Origins(NamedTuple):
-    """Where a file's tensors lie in the source.
+    """The places of a file's tensors in the source.
 
     `of` has the places of a tensor by its GGUF name, and none of the tensors that the converter makes. Where there are
     several places, each has a part of every expert's rows, in turn.

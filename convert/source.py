@@ -25,7 +25,7 @@ from dgemma.tokenizer import Tokenizer
 
 
 class Source(ABC):
-    """What is converted. A context manager that holds its files open."""
+    """The model that is converted. A context manager that holds its files open."""
 
     path: Path
     config: Config

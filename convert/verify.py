@@ -32,7 +32,7 @@ class Deviation:
 
 
 class Sums(NamedTuple):
-    """What is summed over a slice of a tensor, and its largest error."""
+    """Sums over a slice of a tensor, and its largest error."""
 
     errors: float  # squared
     values: float  # squared

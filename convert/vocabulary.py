@@ -23,7 +23,7 @@ SPECIAL = {"bos": "<bos>", "eos": "<eos>", "unk": "<unk>", "pad": "<pad>", "mask
 
 @dataclass
 class Vocabulary:
-    """What a GGUF file says of a tokenizer. `ids` has the special tokens of SPECIAL that exist."""
+    """The tokenizer as a GGUF file describes it. `ids` has the special tokens of SPECIAL that exist."""
 
     tokens: list[str]
     types: list[int]

@@ -57,7 +57,8 @@ static inline gpu *gpu_of(const ops *o) { return static_cast<gpu *>(o->device); 
 /* Keeps the first failure; true if all is well. */
 bool gpu_check(gpu *g, cudaError_t status, const char *op);
 
-/* What an op starts: `const turn t(o, "matmul");` first, then t.start(kernel, grid, block, shared, arguments...). */
+/* Launches the kernels of an op: `const launch t(o, "matmul");`, then t.start(kernel, grid, block, shared,
+ * arguments...). */
 struct launch {
     gpu *g;
     const char *op;

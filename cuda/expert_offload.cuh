@@ -1,4 +1,4 @@
-/* Where a layer's experts are: all in their tensors, or as a plan has them: in the device's memory, on their way
+/* The places of a layer's experts: all in their tensors, or as a plan has them: in the device's memory, on their way
  * there through a ring of buffers, or left to the CPU, which computes them at the same time. */
 #ifndef DG_CUDA_EXPERT_OFFLOAD_H
 #define DG_CUDA_EXPERT_OFFLOAD_H
@@ -37,7 +37,7 @@ struct layer_offload {
     int32_t first_job, n_jobs, per_job;
 };
 
-/* Where the layer is whose gates these are; NULL: its tensors have them all. */
+/* Returns the places of the layer whose gates these are. NULL: its tensors hold all its experts. */
 const layer_offload *layer_offload_of(const gpu *g, const tensor *gate);
 /* Gate, up or down (0, 1, 2) for kernels. */
 expert_matrix expert_matrix_of(const layer_offload *h, const tensor *w, int which);

@@ -123,9 +123,9 @@ __global__ void DG_HOT(THREADS) group_kernel(self_cond s, const float *z, int64_
 
 /* ---- A row from its parts ---- */
 
-/* Where a sum over items that threads own in stretches passes an aim: thread t's sum is sums[t] (shared). Returns
- * the thread and, in *before, what comes before it; every thread gets the same. (blockDim.x is THREADS, but unknown
- * to the compiler, which would unroll these loops until they spill.) */
+/* Finds the thread at which the running sum passes an aim. Each thread owns a stretch of items: thread t's sum is
+ * sums[t] (shared). Returns the thread and, in *before, the sum of the threads before it; every thread gets the same.
+ * (blockDim.x is THREADS, but unknown to the compiler, which would unroll these loops until they spill.) */
 __device__ inline int passing(const double *sums, double aim, double *before) {
     double sum = 0.0;
     int last = 0;
@@ -344,8 +344,8 @@ void cuda_logits(const ops *o, float *y, const float *x, const tensor *table, in
 
 /* ---- Softmax times the table, a stretch at a time ---- */
 
-/* Of a row so far: the peak, the sum of its shares in the unit of the sums, and by what the last stretch's new peak
- * shrinks what was before. */
+/* The state of a row so far: the peak, the sum of its shares in the unit of the sums, and by what the last stretch's
+ * new peak shrinks what was before. */
 struct row_state {
     float peak, total, shrink;
 };

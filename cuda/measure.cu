@@ -1,5 +1,5 @@
-/* What the device can do at best: reading its memory, and copying page-locked memory there, measured; and what it is
- * rated at. */
+/* Measures the device's peak rates, of reading its memory and of copying page-locked memory to it; and tells its rated
+ * numbers. */
 #include "cuda.h"
 
 #include "backend.h"

@@ -153,7 +153,7 @@ template <class W> struct softmax_tile {
     }
 
 private:
-    /* What a thread fetches: every fourth line of one word in WORDS, and of four rows the same eight words' shares.
+    /* A thread fetches every fourth line of one word in WORDS, and of four rows the same eight words' shares.
      * Steps are whole lines apart, so a word's lines lie as those of the first step's do. */
     static constexpr int QUARTER = THREADS / WORDS, LINES = (W::CHUNKS + QUARTER - 1) / QUARTER, ROUNDS = ROWS / WORDS,
                          ITEMS = LINE / 2;

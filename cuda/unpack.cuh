@@ -124,8 +124,8 @@ struct codes_of_q5_1 : codes_of_32<of_q5_1> {
 
 /* ---- Blocks of 256: a stage is half of one ---- */
 
-/* Of a row's stage: integer scales, one per byte (of 32 columns, or of 16 each), minimums likewise, and the floats
- * over them. */
+/* The scales of a row's stage: integer scales, one per byte (of 32 columns, or of 16 each), minimums likewise, and the
+ * floats over them. */
 struct stage_scales {
     uint32_t scale[2], min;
     float d, dmin;

@@ -1,4 +1,4 @@
-"""Writes what can be derived in README.md and docs/: `make docs`. With --check it names the pages that are not current.
+"""Write the derived parts of README.md and docs/ (`make docs`). With --check, name the pages that are not current.
 
 A page has blocks between the lines `<!-- figures: NAME -->` and `<!-- end -->`. Between them stands the text that
 BLOCKS[NAME] returns, made from the JSON files under tests/bench. docs/commands.md is made from the commands' --help.
@@ -30,7 +30,7 @@ BLOCKS: dict[str, Callable[[], str]] = {}
 
 
 def block(make: Callable[[], str]) -> Callable[[], str]:
-    """Enters a function into BLOCKS, under its name with hyphens."""
+    """Enter a function into BLOCKS, under its name with hyphens."""
     BLOCKS[make.__name__.replace("_", "-")] = make
     return make
 
@@ -85,7 +85,7 @@ def real_model() -> str:
 
 @block
 def word_by_word() -> str:
-    """How many times as fast a rival writes that does not diffuse."""
+    """Compare with a program that writes word by word."""
     told = load("26b-a4b-6-layers-llama-cpp")["against"]["writing"]
     ours = next(row for row in told["ours"] if row["steps"] == STEPS)["tokens_per_second"]
     theirs = told["theirs"][0]["tokens_per_second"]
@@ -112,7 +112,7 @@ def ram() -> str:
 
 @block
 def steps() -> str:
-    """One step with six layers and with all."""
+    """Tell the time of one step, with six layers and with all."""
     runs = [load("26b-a4b-6-layers-avx2"), load("26b-a4b-30-layers-avx2")]
     rows = [
         ["one step, s", *(f"{run['step']['seconds']['median']:.2f}" for run in runs)],

@@ -1,4 +1,4 @@
-/* What the columns of each matrix are multiplied with, for calibration. While a model is observed, wrappers take the
+/* Sums the inputs of each matrix by column, for calibration. While a model is observed, wrappers take the
  * place of the operations that multiply by a matrix; otherwise nothing is there and nothing costs. */
 #include <stdio.h>
 #include <stdlib.h>

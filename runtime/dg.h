@@ -192,8 +192,8 @@ bool dg_overlap_watch(dg_model *model, bool watch);
 /* Of the passes watched so far. */
 bool dg_overlap_read(const dg_model *model, dg_overlap *out);
 
-/* What a device can do at best, measured now, in bytes per second: reading its memory, and copying page-locked
- * memory there. */
+/* A device's peak rates, measured now, in bytes per second: of reading its memory, and of copying page-locked memory
+ * to it. */
 typedef struct dg_device_rates {
     double memory, copies;
 } dg_device_rates;
@@ -207,11 +207,11 @@ typedef struct gguf dg_file;
 /* Maps a file and checks every length in it. The first part of a split file stands for all of them. */
 int dg_file_open(const char *path, dg_file **out, dg_error *error);
 void dg_file_free(dg_file *file);
-/* What the file loses while it is mapped reads as zeros, to whoever reads it: DG_ERROR_SYSTEM where that has
- * happened. Models and tokenizers ask for themselves. (The library handles SIGBUS while files are mapped, and passes
- * on what is not its.) */
+/* Returns DG_ERROR_SYSTEM if the file became shorter while it was mapped: the lost bytes read as zeros. Models and
+ * tokenizers check their files in their own calls. (The library handles SIGBUS while files are mapped, and passes on
+ * any other.) */
 int dg_file_check(const dg_file *file, dg_error *error);
-/* What a model's file says beside its weights; the types of its tensors do not matter. DG_ERROR_FORMAT for what is
+/* Reads the configuration of a model's file; the types of its tensors do not matter. DG_ERROR_FORMAT for what is
  * no model. */
 int dg_file_config(const dg_file *file, dg_config *out, dg_error *error);
 uint64_t dg_file_bytes(const dg_file *file); /* all parts together */
@@ -350,7 +350,7 @@ void dg_draw(uint64_t seed, int32_t block, int32_t step, int32_t n, int32_t n_vo
 
 typedef enum dg_event_kind { DG_EVENT_STEP = 1, DG_EVENT_BLOCK = 2, DG_EVENT_DONE = 3 } dg_event_kind;
 
-/* What just happened. Arrays are the generator's and stand until its next step; n is the canvas's length. Pinned
+/* An event of a generation. Arrays are the generator's and stand until its next step; n is the canvas's length. Pinned
  * positions have their own id, entropy 0 and are accepted; mean_entropy is over the others (0 where there are none). */
 typedef struct dg_event {
     int32_t kind;
@@ -372,7 +372,7 @@ typedef struct dg_event {
     int32_t n_final;
 } dg_event;
 
-/* What makes an answer degenerate: EMPTY, no token but end and pad ids; LOOP, the last half of a canvas repeats a
+/* Faults of a degenerate answer: EMPTY, no token but end and pad ids; LOOP, the last half of a canvas repeats a
  * few. */
 typedef enum dg_fault { DG_FAULT_NONE = 0, DG_FAULT_EMPTY, DG_FAULT_LOOP } dg_fault;
 
@@ -455,7 +455,7 @@ bool dg_profile_read(const dg_model *model, int32_t i, dg_profile_entry *entry);
  * Not while the model is profiled; start and stop only while no session works, which then take turns. */
 int dg_moments_start(dg_model *model, dg_error *error);
 void dg_moments_stop(dg_model *model);
-/* Of the matrix of this name in the file, of one expert (0 where there are none): sums[cols] and squares[cols] are
+/* Reads the sums of the matrix of this name, of one expert (0 where there are none): sums[cols] and squares[cols] are
  * those of the inputs of each column and of their squares, *count the rows that were summed. The same for any number
  * of threads. */
 int dg_moments_read(const dg_model *model, const char *name, int32_t expert, double *sums, double *squares,

@@ -1,4 +1,4 @@
-"""Where each command starts: signals that ask it to end are obeyed quietly while its modules are still imported.
+"""Start the commands. Signals that ask one to end are obeyed quietly while its modules are still imported.
 
 This is no part of the package dgemma, because to import any part of that imports much of it.
 """
@@ -14,7 +14,7 @@ from types import FrameType
 ENDING = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
 
-# Where each command is: the `main` of a module.
+# The module of each command, whose `main` runs it.
 COMMANDS = {
     "dg-convert": "dgemma.convert.cli",
     "dg-run": "dgemma.cli.run",

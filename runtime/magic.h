@@ -1,4 +1,4 @@
-/* What a file is by its first bytes, where it is no GGUF file. */
+/* Recognises files of other kinds by their first bytes. */
 #ifndef DG_MAGIC_H
 #define DG_MAGIC_H
 

@@ -139,8 +139,9 @@ static int add_end_id(dg_config *c, int64_t id) {
     return true;
 }
 
-/* Files of others name one end id and have no key for the list: the marks that end an answer are added by name.
- * Where a file has the list, the mark that ends the turns of its template is, and any that it calls ordinary text. */
+/* Reads the ids that end an answer. A file of another origin names one id and has no list of ids: the marks that end an
+ * answer are added by name. With a list, an answer also ends at the mark that ends turns in the file's template, and at
+ * marks that the file calls ordinary text. */
 static int read_end_ids(const gguf *f, const dg_tokenizer *tokenizer, dg_config *c, dg_error *error) {
     const gguf_value *list = gguf_find(f, key_name(KEY_end_token_ids));
     for (uint64_t i = 0; list && i < list->count; i++) {

@@ -1,4 +1,4 @@
-/* What an open model tells of itself: its configuration, its weights, where they are, and what its backend measures. */
+/* Tells the facts of an open model: its configuration, its weights, where they are, and what its backend measures. */
 #include "memory/budget.h"
 #include "model.h"
 

@@ -43,9 +43,10 @@ typedef struct expert_feed {
     void *self;
 } expert_feed;
 
-/* Where a backend with memory of its own keeps the experts of layers[n_layer]: of a layer's n_expert, in the order
- * of `order`, the first pinned[l] lie there, the next streamed[l] are copied there by every pass, through `slots`
- * buffers of slot_bytes, and the others are computed by the CPU at the same time, for up to `rows` rows at once. */
+/* The plan by which a backend with memory of its own keeps the experts of layers[n_layer]: of a layer's n_expert, in
+ * the order of `order`, the first pinned[l] lie there, the next streamed[l] are copied there by every pass, through
+ * `slots` buffers of slot_bytes, and the others are computed by the CPU at the same time, for up to `rows` rows at
+ * once. */
 typedef struct expert_plan {
     const layer *layers;
     int32_t n_layer, n_expert, n_expert_used;
@@ -69,7 +70,7 @@ static inline int64_t expert_layout(const layer *w, int64_t at[3]) {
     return bytes;
 }
 
-/* What an op list may be recorded into: the backend's. */
+/* A recorded list of operations; the backend defines it. */
 typedef struct recording {
     void *graph;
 } recording;

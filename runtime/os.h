@@ -51,8 +51,8 @@ void os_discard(void *memory, size_t bytes);
 
 int32_t os_processors(void); /* that this process may use */
 int64_t os_memory(void); /* bytes of RAM that the machine has; 0 where the system does not tell */
-/* What the limits of a control group ("/a/b", seen from the folder of its file system) and of those above it leave,
- * in bytes; negative without a limit. unified: as version 2 tells it. */
+/* Returns the bytes that the limits of a control group ("/a/b", seen from the folder of its file system) and of those
+ * above it leave; negative without a limit. unified: as version 2 tells it. */
 int64_t os_group_memory(const char *folder, const char *group, bool unified);
 /* Bytes per second that the link of a PCI device carries each way, from its folder in sysfs and that of the port it
  * is in; 0 where they do not tell. */

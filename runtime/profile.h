@@ -1,5 +1,5 @@
-/* Where the time of a pass goes. While a model is profiled, its table of operations is one of wrappers, made from
- * ops.def, that take the time of the real ones; otherwise nothing is there and nothing costs. */
+/* Measures the time of each part of a pass. While a model is profiled, its table of operations is one of wrappers, made
+ * from ops.def, that take the time of the real ones; otherwise nothing is there and nothing costs. */
 #ifndef DG_PROFILE_H
 #define DG_PROFILE_H
 

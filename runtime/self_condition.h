@@ -1,4 +1,5 @@
-/* What a denoising step leaves for the self-conditioning of the next: the softmax of every row's scaled logits. */
+/* The state that a denoising step leaves for the self-conditioning of the next: the softmax of every row's scaled
+ * logits. */
 #ifndef DG_SELF_CONDITION_H
 #define DG_SELF_CONDITION_H
 
@@ -48,7 +49,7 @@ typedef struct self_cond {
     void *memory;
 } self_cond;
 
-/* Where the arrays for n rows lie in `memory`, which may be NULL: then s->bytes says how much they need. */
+/* Lays the arrays for n rows out in `memory`. It may be NULL: then s->bytes says how much they need. */
 void self_cond_lay_out(self_cond *s, int64_t n, int64_t n_vocab, int64_t d, bool whole_logits, void *memory);
 
 #endif

@@ -1,4 +1,4 @@
-/* What an analyser is told before each file (make analyze): fail() returns the status it is given, never that of
+/* Included before each file that is analysed (make analyze): fail() returns the status it is given, never that of
  * success. */
 #include "error.h"
 #define fail(error, status, ...) ((fail)(error, status, __VA_ARGS__), (status))

@@ -15,7 +15,7 @@ import dgemma
 from dgemma.convert import convert
 
 CORPUS = Path(__file__).parent / "fuzz" / "corpus" / "sentencepiece"
-# Of these one alone is no damage here: it has too many pieces for the 16 of the fuzz target's vocabulary.
+# One of these files is not damaged for this test: it has too many pieces for the 16 of the fuzz target's vocabulary.
 DAMAGED = sorted(file for file in CORPUS.glob("odd-*") if file.name != "odd-too-many")
 
 

@@ -46,7 +46,7 @@ class Recorder(gguf.GGUFWriter):
 
 @pytest.fixture(scope="module")
 def written() -> dict[str, set[str]]:
-    """What the package's own methods write: each `add_` method of one argument, called with values that it takes."""
+    """Return the kinds of each key that the package's `add_` methods of one argument write."""
     recorder = Recorder()
     for name, method in inspect.getmembers(recorder, inspect.ismethod):
         parameters = list(inspect.signature(method).parameters.values())

@@ -187,7 +187,7 @@ def read_only(path: Path) -> str:
 
 
 def state(path: Path) -> list[int]:
-    """What a change of a file or a link would change. To read it changes the time of access."""
+    """Return the facts that a change of a file or a link would change. The time of access is none: reading sets it."""
     found = os.lstat(path)
     return [found.st_mode, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns]
 

@@ -156,7 +156,7 @@ class Start:
         return subprocess.run(text, env=os.environ | more, capture_output=True, text=True, timeout=120)
 
     def modules(self, command: str, *arguments: object) -> list[str]:
-        """What is imported, in order."""
+        """Return the names of the modules that are imported, in order."""
         assert self("never", signal.SIGINT, command, *arguments).returncode == 0
         return self.seen.read_text().split()
 
@@ -207,7 +207,7 @@ atexit.register(lambda: signal.raise_signal(int(os.environ["SIGNAL"])))
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_while_a_command_ends_is_obeyed_quietly(number: int, start: Start) -> None:
-    """What it had to print is printed."""
+    """A signal at the end does not lose the output."""
     (start.folder / "sitecustomize.py").write_text(LATE)
     done = start("", number, "dg-info", "--version")
     assert done.stdout.startswith("dg-info ") and (done.returncode, done.stderr) == (128 + number, "")

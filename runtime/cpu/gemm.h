@@ -67,8 +67,8 @@ struct gemm_set {
     /* Fills block b of row i from values[depth]. Where a step holds NaN or infinity its scale does: codes cannot. */
     void (*quantise)(const gemm_input *x, int64_t b, int64_t i, const float *values);
     void (*gelu_mul)(float *y, const float *gate, const float *up, int64_t n);
-    /* Of a row of the vocabulary: the largest, NaN where one is NaN or infinity; cap * tanh(z / cap) * slope in
-     * place; sums of exp(z - peak) and of that times (z - peak). */
+    /* Three passes over the logits z of a row: the largest, NaN where one is NaN or infinity;
+     * cap * tanh(z / cap) * slope in place; sums of exp(z - peak) and of that times (z - peak). */
     float (*peak)(const float *z, int64_t n);
     void (*squash)(float *z, int64_t n, float cap, float slope);
     void (*sums)(const float *z, int64_t n, float peak, float *total, float *moment);

@@ -1,4 +1,4 @@
-/* What all CPU backends share: memory, routing, the grouping of tokens by expert, and canvases. */
+/* Operations that all CPU backends share: memory, routing, the grouping of tokens by expert, and canvases. */
 #include <math.h>
 #include <stdatomic.h>
 #include <string.h>

@@ -4,7 +4,7 @@ from typing import Any
 
 from dgemma._native import ffi, lib
 
-# What a message must not hold, as in the library: controls, ends of lines, overrides of the direction of text.
+# Characters that a message must not hold, as in the library: controls, ends of lines, overrides of text direction.
 _ONE_LINE = dict.fromkeys([*range(32), *range(127, 160), *range(0x2028, 0x202F), *range(0x2066, 0x206A)], "?")
 
 

@@ -53,7 +53,7 @@ Kept = TypeVar("Kept")
 
 @dataclass(frozen=True, slots=True)
 class Traffic:
-    """What a model under a memory budget has moved since it was opened, in bytes."""
+    """The bytes that a model under a memory budget has moved since it was opened."""
 
     passes: int  # passes through the layers, for steps and for parts of prompts
     read: int  # from the file

@@ -1,4 +1,4 @@
-/* What a model's weights ask of memory and of processors: the numbers that the planner works with. */
+/* Counts the memory and the operations that a model's weights need: the numbers that the planner works with. */
 #ifndef DG_DEMAND_H
 #define DG_DEMAND_H
 

@@ -536,7 +536,7 @@ int64_t placement_least_ram(const dg_demand *d, int64_t vram) {
     return smaller_of(cpu, fixed_ram(d, true) + (left < all ? ring : 0));
 }
 
-/* What computes experts: the CPU alone; the GPU alone, as far as it can; both, where that is worth it. */
+/* The processors that compute experts: the CPU alone; the GPU alone, as far as it can; both, where that is worth it. */
 enum { USE_CPU, USE_GPU, USE_BOTH };
 
 /* Every depth of both rings, with and without the GPU; *plan is the fastest that fits. */

@@ -1,9 +1,9 @@
 /* Weights that are not all in memory: some stay once they were read, the rest comes through a ring of buffers that
  * one thread fills ahead, in the order in which every pass needs it: layer after layer, and then the first again.
  *
- * What stays has a home, a fixed address; it is read when it is first passed by. A pass begins, waits for each
- * layer's own weights, takes that layer's experts portion by portion as they arrive, and ends; passes take turns. A
- * read that fails ends the pass with an error; the next one tries again.
+ * An expert that stays in memory has a fixed address; it is read when a pass first needs it. A pass begins, waits for
+ * each layer's own weights, takes that layer's experts portion by portion as they arrive, and ends; passes take turns.
+ * A read that fails ends the pass with an error; the next one tries again.
  */
 #ifndef DG_STREAM_H
 #define DG_STREAM_H

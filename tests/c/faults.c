@@ -1,5 +1,5 @@
-/* What the system refuses: every allocation, map, thread and read of opening a model and using it fails in turn, once
- * or from then on. Each time there is an error with a message, nothing is kept, and the next attempt succeeds. */
+/* Tests refusals of the system: every allocation, map, thread and read of opening a model and using it fails in turn,
+ * once or from then on. Each time there is an error with a message, nothing is kept, and the next attempt succeeds. */
 #define _GNU_SOURCE /* O_DIRECT */
 #include <stdlib.h>
 #include <string.h>

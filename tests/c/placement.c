@@ -298,8 +298,8 @@ static void test_lists(void) {
     CHECK(dg_plan_margin(16.0 * (double)GIB, false) == 3 * GIB && dg_plan_margin(100, false) == 100, "margins");
 }
 
-/* What the process takes is the caller's to say, and counts like anything else; a canvas counts where the CPU keeps it.
- */
+/* The caller tells how much memory the process takes: it counts like anything else. A canvas counts if the CPU keeps
+ * it. */
 static void test_process(void) {
     dg_demand d = some_demand(3, 8, 10 << 20);
     const int64_t guessed = placement_least_ram(&d, 0);

@@ -1,4 +1,4 @@
-/* What the system gives, where a test may refuse it: the linker puts these functions in the place of the system's
+/* Calls of the system that a test may refuse: the linker puts these functions in the place of the system's
  * (Makefile: REFUSED). Include it once in a program, behind #define _GNU_SOURCE. */
 #ifndef REFUSED_H
 #define REFUSED_H

@@ -163,7 +163,7 @@ static void test_condition(const both &b, int32_t format, int64_t n, int64_t col
           static_cast<int>(n), static_cast<int>(cols), static_cast<int>(n_vocab), static_cast<double>(size), error);
 }
 
-/* What is no number shows: of a table in the columns that it reaches, even where its word has no share, of logits in
+/* NaN and infinity are seen: of a table in the columns that it reaches, even where its word has no share, of logits in
  * their row. */
 static void test_odd_numbers(const both &b, int32_t format) {
     const int64_t n = 3, cols = 64, n_vocab = 70, word = 41, column = 32;

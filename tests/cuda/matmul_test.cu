@@ -9,8 +9,8 @@ static const int32_t FORMATS[] = {
 #undef DG_FORMAT
 };
 
-/* Of int8 activations against 8-bit blocks of 32: half a step of 1/127 of the block's peak per value, mostly averaged
- * out. */
+/* The error of int8 activations against 8-bit blocks of 32: half a step of 1/127 of the block's peak per value, mostly
+ * averaged out. */
 static double tolerance(bool exact) { return exact ? 2e-6 : 2.5e-2; }
 
 /* The formats whose products are made in int8; those with tiles, of activations rounded to something; and those with

@@ -1,4 +1,4 @@
-/* What cuda/device.h offers, on the host and for tests only: every CUDA thread is a fiber of one OS thread, blocks run
+/* Emulates cuda/device.h on the host, for tests only: every CUDA thread is a fiber of one OS thread, blocks run
  * one after another, and operations of a warp wait until all lanes have brought theirs. Seeds decide the order of
  * threads and blocks and when asynchronous copies happen. What a device would leave undefined ends the program with a
  * line that says where (exit status shim::FOUND).

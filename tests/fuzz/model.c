@@ -82,7 +82,7 @@ static int open_and_close(const void *path, dg_error *error) {
     return status;
 }
 
-/* What the file alone says of the model that was opened from it. */
+/* Checks that the file alone tells the same configuration as the model that was opened from it. */
 static void compare_config(const char *path, const dg_config *of_model) {
     dg_error error = {0};
     dg_file *file;

@@ -80,7 +80,7 @@ class Way:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Where each part of a model is kept and computed on a machine, and how long a step then takes."""
+    """A plan: the place of each part of a model on a machine, and how long a step then takes."""
 
     machine: Machine
     gpu: bool  # the GPU computes what is not experts

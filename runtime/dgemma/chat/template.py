@@ -38,7 +38,7 @@ class TakesTooLong(UsageError):
 
 @dataclass(frozen=True, slots=True)
 class Reads:
-    """What a template reads: fields of messages ("*": messages are written whole), and names that it is given."""
+    """The inputs that a template reads: fields of messages ("*": whole messages), and names that it is given."""
 
     fields: frozenset[str]
     names: frozenset[str]

@@ -1,4 +1,4 @@
-"""What a person sees on standard error while a model works: nothing, a line of progress, or the canvas."""
+"""Show progress on standard error while a model works: nothing, a line of progress, or the canvas."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What there is to see of a canvas at one step, for a terminal and for recordings."""
+"""The picture of a canvas at one step, for a terminal and for recordings."""
 
 from __future__ import annotations
 

@@ -154,7 +154,7 @@ def diff(edited: Edited, name: str, colour: bool) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """What the flags ask for: a text to fill or to edit."""
+    """The text to fill or to edit, as the flags ask for it."""
 
     fill: str | None
     canvas: str | None

@@ -45,7 +45,7 @@ class CtrlC:
 
 
 class Lines(Protocol):
-    """Where the messages of a chat come from."""
+    """The source of a chat's messages."""
 
     interactive: bool  # someone types, and can be asked again
 

@@ -43,7 +43,7 @@ class Approximation:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """What one approximation costs and gains."""
+    """The cost and the gain of one approximation."""
 
     name: str
     what: str

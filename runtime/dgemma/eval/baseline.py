@@ -102,7 +102,7 @@ class Kept(Sequence[Trajectory]):
 
 @dataclass(slots=True)
 class Base:
-    """What a pass over a base model left."""
+    """The results of a pass over a base model."""
 
     about: dict[str, Any]  # identity, prompt set, settings: what the JSON tells of it
     trajectories: Sequence[Trajectory] = field(default_factory=list, repr=False)

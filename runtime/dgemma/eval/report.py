@@ -24,7 +24,7 @@ NOTHING = "–"
 
 @dataclass(slots=True)
 class Files:
-    """What was measured of one file."""
+    """The measurements of one file."""
 
     identity: dict[str, Any]
     fidelity: Fidelity | None = None

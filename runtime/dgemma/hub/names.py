@@ -25,7 +25,7 @@ NO_MODEL = re.compile(
     re.IGNORECASE,
 )
 TYPE = re.compile(r"(i?q|tq)\d+[a-z]*|b?f(16|32)|fp(8|16|32)|(mx|nv)fp\d+|int\d+")  # the first word of a type
-# What may follow it: q8_0, q4_0_4_4; then q4_K, iq4_NL, q4_k_XL, q5_k_M, iq5_KS_R4, mxfp4_MOE.
+# The parts of a type's name that may follow: q8_0, q4_0_4_4; then q4_K, iq4_NL, q4_k_XL, q5_k_M, iq5_KS_R4, mxfp4_MOE.
 DIGITS = re.compile(r"[a-z]*q\d (\d ([48] [48] )?)")
 MORE = re.compile(r"[a-z]|x+[sl]|nl|k[a-z]{1,2}|r\d+|moe|hifi")
 BEFORE = {"ud", "i1"}  # words before a type that say how it was made: asked for without, what has none comes first

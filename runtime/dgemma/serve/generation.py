@@ -109,7 +109,7 @@ def _answer(
             else:
                 deltas += stops.hear(reader.finish())
                 seed, reason = event.seed, event.finish_reason
-            # Where a stop text may end the answer, tokens are read one by one: those behind it do not count.
+            # Tokens are read one by one if a stop text may end the answer: those behind it do not count.
             for ids in ([token] for token in new) if work.stops else [new]:
                 deltas += stops.hear(reader.feed(ids))
                 tokens += len(ids)

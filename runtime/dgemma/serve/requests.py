@@ -41,7 +41,7 @@ class Tool(_Strict):
 
 
 class StreamOptions(_Strict):
-    """What a stream tells beside the answer."""
+    """The options of a stream."""
 
     include_usage: bool | None = None
     include_obfuscation: bool | None = None  # there is none to leave out
@@ -113,7 +113,7 @@ class TextRequest(_Answers):
 
 @dataclass(kw_only=True)
 class Asked:
-    """What all work for the worker has."""
+    """The fields that all work for the worker has."""
 
     settings: dict[str, Any]  # generation options
     need: int  # tokens of context

@@ -1,1 +1,1 @@
-"""What commands show: lines on the terminal, progress bars, charts."""
+"""The parts of commands that people see: lines on the terminal, progress bars, charts."""
