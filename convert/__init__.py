@@ -34,7 +34,7 @@ from dgemma.convert.verify import Deviation, verify
 from dgemma.convert.writer import IMATRIX, NewFiles, part_paths, refuse_full_disk, refuse_target, working_file
 from dgemma.errors import FormatError, SystemFailure, UsageError
 from dgemma.files.output import check_distinct, check_target, readable
-from dgemma.hub.download import local_headers, local_source, refused_once
+from dgemma.hub.download import local_headers, local_source, remember_refusals
 from dgemma.hub.names import PREFIX
 from dgemma.model import Prompt
 
@@ -79,7 +79,7 @@ def plan(
             return _planned(opened, type, overrides, weights, split_max_size)
 
 
-@refused_once()  # the Hub is asked for the plan, and for the weights
+@remember_refusals()  # the Hub is asked for the plan, and for the weights
 def convert(
     source: str | os.PathLike[str],
     out: str | os.PathLike[str],

@@ -95,8 +95,8 @@ def test_a_conversion_needs_no_standard_stream(streams: str, tmp_path: Path) -> 
 
 HELD = """
 import os, sys
-from dgemma.cli.streams import tell_closed
-tell_closed()
+from dgemma.cli.streams import fail_on_closed_stdout
+fail_on_closed_stdout()
 opened = os.open(sys.argv[1], os.O_WRONLY | os.O_CREAT)
 os.write(opened, str(opened).encode())
 """

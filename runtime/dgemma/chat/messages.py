@@ -28,24 +28,24 @@ ROLES = {
     "tool": "tool",
 }
 REASONING = ("reasoning_content", "thinking", "reasoning")  # names of one thing; templates read the first two
-TEXTS = ("name", "tool_call_id", *REASONING)
-GIVEN_ON = (*TEXTS, "tool_responses")
-READ = ("role", "content", "refusal", "tool_calls")
-OURS = ("diffusion",)  # figures that answers of dg-serve hold
+TEXT_FIELDS = ("name", "tool_call_id", *REASONING)
+PASSED_FIELDS = (*TEXT_FIELDS, "tool_responses")
+KNOWN_FIELDS = ("role", "content", "refusal", "tool_calls")
+OUR_FIELDS = ("diffusion",)  # figures that answers of dg-serve hold
 ASSISTANT = ("assistant", "model")
 # The roles whose messages may have a field; a field that is not here may be in any message.
-ONLY_OF = {
+ROLES_OF_FIELD = {
     **dict.fromkeys(("refusal", "tool_calls", *REASONING), ASSISTANT),
     "tool_responses": (*ASSISTANT, "tool"),
     "tool_call_id": ("tool",),
 }
 # Names that are no fields of messages, whatever a template does with them: this model is given text, in content, and
 # the others are fields of parts, tools and calls.
-NEVER = {
+REFUSED_FIELDS = {
     *("image", "images", "image_url", "audio", "input_audio", "video", "videos", "file", "files"),
     *("text", "parts", "type", "function", "function_call", "arguments", "parameters"),
 }
-WHOLE = "*"  # among the fields that a template reads: it writes messages whole
+WHOLE_MESSAGE = "*"  # among the fields that a template reads: it writes messages whole; template_fields.py has it too
 
 
 def is_message(value: Any) -> bool:
@@ -140,10 +140,10 @@ def _message(given: Any, at: int, calls: _Calls, known: Set[str] | None, reads_p
     if not isinstance(message, dict):
         refuse("", f"expected {{role, content}}, found {_kind(given)}")
     role = _role(message.get("role"), refuse)
-    made = _given_on(message, role, known, refuse)
+    made = _passed_fields(message, role, known, refuse)
     called = [_call(call, i, refuse) for i, call in enumerate(_list(message, "tool_calls", refuse))]
     texts = _texts(message.get("content"), role, refuse) + _refusal(message.get("refusal"), refuse)
-    if not texts and not called and not _says_more(made, known):
+    if not texts and not called and not _has_other_text(made, known):
         refuse("content", f"the {role} message has no content")
     joined = len(texts) <= 1 or not reads_parts(role)
     made["content"] = "".join(texts) if joined else [{"type": "text", "text": text} for text in texts]
@@ -151,25 +151,29 @@ def _message(given: Any, at: int, calls: _Calls, known: Set[str] | None, reads_p
         made["tool_calls"] = called
         calls.add(called)
     if role == "tool" and "tool_responses" not in made:
-        made["name"] = _answered(made, calls, refuse)
+        made["name"] = _tool_of_response(made, calls, refuse)
     return _with_reasoning({"role": role, **made})
 
 
-def _given_on(message: Plain, role: str, known: Set[str] | None, refuse: _Refuse) -> Plain:
+def _passed_fields(message: Plain, role: str, known: Set[str] | None, refuse: _Refuse) -> Plain:
     """Return the fields that templates are given as they are; what is null or empty is left out."""
     made: Plain = {}
     for key, value in message.items():
-        if _empty(value) or key in ("role", "content", *OURS):
+        if _empty(value) or key in ("role", "content", *OUR_FIELDS):
             continue
-        if key not in READ and key not in GIVEN_ON and (key in NEVER or not _reads(known or (), key)):
-            refuse(str(key), f"unknown field {key!r}; a message has {', '.join((*READ, *GIVEN_ON))}")
-        if role not in ONLY_OF.get(key, (role,)):
-            refuse(key, _only_of(key, role))
-        if known is not None and not _says(message, key, known):
+        if (
+            key not in KNOWN_FIELDS
+            and key not in PASSED_FIELDS
+            and (key in REFUSED_FIELDS or not _reads(known or (), key))
+        ):
+            refuse(str(key), f"unknown field {key!r}; a message has {', '.join((*KNOWN_FIELDS, *PASSED_FIELDS))}")
+        if role not in ROLES_OF_FIELD.get(key, (role,)):
+            refuse(key, _wrong_role(key, role))
+        if known is not None and not _reaches_prompt(message, key, known):
             refuse(key, f"the file's chat template reads no {key} of a message: it would be left out")
-        if key in TEXTS and not isinstance(value, str):
+        if key in TEXT_FIELDS and not isinstance(value, str):
             refuse(key, f"{key} must be text, not {_kind(value)}")
-        if key not in READ:
+        if key not in KNOWN_FIELDS:
             made[key] = value
     for response in _list(made, "tool_responses", refuse):
         if not isinstance(response, dict) or "response" not in response:
@@ -178,10 +182,10 @@ def _given_on(message: Plain, role: str, known: Set[str] | None, refuse: _Refuse
 
 
 def _reads(known: Container[str], key: str) -> bool:
-    return key in known or WHOLE in known
+    return key in known or WHOLE_MESSAGE in known
 
 
-def _says(message: Plain, key: str, known: Set[str]) -> bool:
+def _reaches_prompt(message: Plain, key: str, known: Set[str]) -> bool:
     """Return whether a field reaches the prompt, or need not.
 
     Many templates leave out a thought beside an answer, and the id or name of a tool's response stands for the call's.
@@ -191,7 +195,7 @@ def _says(message: Plain, key: str, known: Set[str]) -> bool:
     return key in ("refusal", *REASONING) or _reads(known, key)
 
 
-def _says_more(made: Plain, known: Set[str] | None) -> bool:
+def _has_other_text(made: Plain, known: Set[str] | None) -> bool:
     """Return whether there is something to write of a message without content and calls."""
     if "tool_responses" in made:
         return True
@@ -199,13 +203,13 @@ def _says_more(made: Plain, known: Set[str] | None) -> bool:
     return given and (known is None or any(_reads(known, name) for name in REASONING))
 
 
-def _only_of(key: str, role: str) -> str:
+def _wrong_role(key: str, role: str) -> str:
     if key == "tool_calls":
         return f"only an assistant calls tools, not the role {role}"
-    return f"{key} is of {' or '.join(ONLY_OF[key])}, not of the role {role}"
+    return f"{key} is of {' or '.join(ROLES_OF_FIELD[key])}, not of the role {role}"
 
 
-def _answered(made: Plain, calls: _Calls, refuse: _Refuse) -> str:
+def _tool_of_response(made: Plain, calls: _Calls, refuse: _Refuse) -> str:
     """Return the name of the tool whose response a message is.
 
     It is that of the call with the message's tool_call_id, as OpenAI has it, or is given by name alone, as templates

@@ -21,6 +21,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from dgemma.chat.messages import WHOLE_MESSAGE
 from dgemma.chat.template_worker import read, write
 from dgemma.errors import FormatError, SystemFailure, UsageError
 
@@ -38,7 +39,7 @@ class TakesTooLong(UsageError):
 
 @dataclass(frozen=True, slots=True)
 class Reads:
-    """The inputs that a template reads: fields of messages ("*": whole messages), and names that it is given."""
+    """The inputs that a template reads: fields of messages (WHOLE_MESSAGE: all), and names that it is given."""
 
     fields: frozenset[str]
     names: frozenset[str]
@@ -159,7 +160,7 @@ def render_chat(template: str, names: Mapping[str, Any]) -> str:
     """
     text = render(template, names)
     messages = names["messages"]
-    if reads(template).fields.isdisjoint(("content", "*")):
+    if reads(template).fields.isdisjoint(("content", WHOLE_MESSAGE)):
         return text
     unseen = [(i, field) for i, message in enumerate(messages) for field in _unseen(message, text)]
     if not unseen:

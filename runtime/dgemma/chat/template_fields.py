@@ -13,25 +13,26 @@ from typing import Any
 
 from jinja2 import nodes
 
-ALL = "*"  # stands for all fields: messages are written whole, as JSON for example
-PASSED_ON = {
+WHOLE_MESSAGE = "*"  # stands for all fields: messages are written whole, as JSON for example
+ELEMENT_FILTERS = {
     *("first", "last", "list", "reverse", "sort", "unique", "batch", "slice", "random", "default", "d"),
     *("select", "reject", "selectattr", "rejectattr", "groupby"),
 }  # filters whose results are messages
-BY_NAME = {"selectattr", "rejectattr", "map", "groupby", "sort", "sum", "join", "unique", "attr"}  # of a field
-WHOLE = {"tojson", "string", "items", "dictsort", "pprint", "xmlattr"}
-NEIGHBOURS = {"previtem", "nextitem"}  # of a loop
+FIELD_FILTERS = {"selectattr", "rejectattr", "map", "groupby", "sort", "sum", "join", "unique", "attr"}  # of a field
+# Filters that write all fields of a message.
+WHOLE_FILTERS = {"tojson", "string", "items", "dictsort", "pprint", "xmlattr"}
+LOOP_NEIGHBOURS = {"previtem", "nextitem"}
 METHODS = {"get", "items", "values", "keys", "copy"}
 
 
 def reads(tree: nodes.Template) -> dict[str, list[str]]:
     """Return {"fields": of messages, "names": that it is given}, of a parsed template."""
-    held = _Held(tree)
+    held = _MessageVariables(tree)
     names = {node.name for node in tree.find_all(nodes.Name) if node.ctx == "load"}
     return {"fields": sorted(held.fields()), "names": sorted(names)}
 
 
-class _Held:
+class _MessageVariables:
     """Variables that hold messages, by name; a name that does so once is taken to do so everywhere."""
 
     def __init__(self, tree: nodes.Template) -> None:
@@ -39,14 +40,14 @@ class _Held:
         self._names, before = {"messages"}, 0
         while len(self._names) > before:
             before = len(self._names)
-            for name, value in self._given():
-                if self._holds(value):
+            for name, value in self._assignments():
+                if self._is_messages(value):
                     self._names.add(name)
 
     def fields(self) -> set[str]:
         return {field for node in self._tree.find_all(nodes.Node) for field in self._read_by(node)}
 
-    def _given(self) -> Iterator[tuple[str, nodes.Node]]:
+    def _assignments(self) -> Iterator[tuple[str, nodes.Node]]:
         """Yield each name with what it gets; an attribute of a namespace as NAME.ATTRIBUTE."""
         macros = {macro.name: [each.name for each in macro.args] for macro in self._tree.find_all(nodes.Macro)}
         for node in self._tree.find_all((nodes.For, nodes.Assign, nodes.With, nodes.Call)):
@@ -63,47 +64,49 @@ class _Held:
                 yield from zip(macros[node.node.name], node.args, strict=False)
                 yield from ((each.key, each.value) for each in node.kwargs)
 
-    def _holds(self, node: Any) -> bool:
+    def _is_messages(self, node: Any) -> bool:
         """Return whether an expression is messages or one of them."""
         if isinstance(node, nodes.Name):
             return node.name in self._names
         if isinstance(node, nodes.Getattr):
-            return _dotted(node) in self._names or node.attr in NEIGHBOURS
+            return _dotted(node) in self._names or node.attr in LOOP_NEIGHBOURS
         if isinstance(node, nodes.Getitem):
-            return self._holds(node.node) and _text(node.arg) is None
+            return self._is_messages(node.node) and _text(node.arg) is None
         if isinstance(node, nodes.Filter):
-            return node.name in PASSED_ON and self._holds(node.node)
+            return node.name in ELEMENT_FILTERS and self._is_messages(node.node)
         if isinstance(node, nodes.CondExpr):
-            return self._holds(node.expr1) or self._holds(node.expr2)
+            return self._is_messages(node.expr1) or self._is_messages(node.expr2)
         if isinstance(node, nodes.BinExpr):
-            return self._holds(node.left) or self._holds(node.right)
+            return self._is_messages(node.left) or self._is_messages(node.right)
         if isinstance(node, nodes.List | nodes.Tuple):
-            return any(map(self._holds, node.items))
+            return any(map(self._is_messages, node.items))
         if isinstance(node, nodes.Call) and isinstance(node.node, nodes.Name):
-            return node.node.name == "dict" and any(map(self._holds, node.args))
+            return node.node.name == "dict" and any(map(self._is_messages, node.args))
         if isinstance(node, nodes.Call) and isinstance(node.node, nodes.Getattr):
-            return node.node.attr in ("copy", "pop") and self._holds(node.node.node)
+            return node.node.attr in ("copy", "pop") and self._is_messages(node.node.node)
         return False
 
     def _read_by(self, node: nodes.Node) -> Iterator[str]:
         """Yield the fields of messages that one expression reads."""
-        if isinstance(node, nodes.Getattr) and self._holds(node.node) and node.attr not in METHODS:
+        if isinstance(node, nodes.Getattr) and self._is_messages(node.node) and node.attr not in METHODS:
             yield node.attr
-        elif isinstance(node, nodes.Getitem) and self._holds(node.node) and (name := _text(node.arg)) is not None:
+        elif isinstance(node, nodes.Getitem) and self._is_messages(node.node) and (name := _text(node.arg)) is not None:
             yield name
-        elif isinstance(node, nodes.Filter) and self._holds(node.node):
-            if node.name in WHOLE:
-                yield ALL
-            if node.name in BY_NAME:
+        elif isinstance(node, nodes.Filter) and self._is_messages(node.node):
+            if node.name in WHOLE_FILTERS:
+                yield WHOLE_MESSAGE
+            if node.name in FIELD_FILTERS:
                 named = [each.value for each in node.kwargs if each.key == "attribute"]
                 yield from (path.split(".")[0] for each in [*node.args[:1], *named] if (path := _text(each)))
-        elif isinstance(node, nodes.Call) and isinstance(node.node, nodes.Getattr) and self._holds(node.node.node):
+        elif (
+            isinstance(node, nodes.Call) and isinstance(node.node, nodes.Getattr) and self._is_messages(node.node.node)
+        ):
             if node.node.attr in ("items", "values"):
-                yield ALL
+                yield WHOLE_MESSAGE
             if node.node.attr == "get" and node.args and (name := _text(node.args[0])) is not None:
                 yield name
-        elif isinstance(node, nodes.Output) and any(map(self._holds, node.nodes)):
-            yield ALL
+        elif isinstance(node, nodes.Output) and any(map(self._is_messages, node.nodes)):
+            yield WHOLE_MESSAGE
 
 
 def _pairs(target: nodes.Node, value: nodes.Node) -> Iterator[tuple[str, nodes.Node]]:

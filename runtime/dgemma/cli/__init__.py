@@ -12,9 +12,9 @@ from typing import Any, NoReturn
 import click
 
 from dgemma.cli.files import check_files
-from dgemma.cli.streams import show_any_text, tell_closed
+from dgemma.cli.streams import fail_on_closed_stdout, show_any_text
 from dgemma.errors import Error, UsageError
-from dgemma.hub.download import refused_once
+from dgemma.hub.download import remember_refusals
 from dgemma.ui.terminal import one_line, tell
 
 FAILURE, WRONG_USAGE, INTERRUPTED = 1, 2, 130
@@ -25,16 +25,16 @@ class Command(click.Command):
 
     def invoke(self, ctx: click.Context) -> Any:
         check_files(self, ctx.params)
-        with refused_once():
+        with remember_refusals():
             return super().invoke(ctx)
 
     def main(self, *args: Any, **extra: Any) -> NoReturn:
         extra["standalone_mode"] = False
         name = str(extra.setdefault("prog_name", self.name))
         try:
-            tell_closed()
+            fail_on_closed_stdout()
             show_any_text()
-            end_in_order()
+            handle_end_signals()
             code = super().main(*args, **extra)
             sys.stdout.flush()
             sys.exit(code if isinstance(code, int) else 0)
@@ -57,7 +57,7 @@ class Command(click.Command):
             end(name, f"internal error, please report it: {type(failure).__name__}: {failure}", FAILURE)
 
 
-def end_in_order() -> None:
+def handle_end_signals() -> None:
     """Obey an order to end, or a terminal that is closed, as Ctrl-C is obeyed.
 
     What is half-written is then removed.
@@ -67,10 +67,10 @@ def end_in_order() -> None:
     for each in (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
         if signal.getsignal(each) is signal.SIG_DFL:  # not where nohup or a shell's trap says otherwise
             signal.signal(each, lambda number, _: sys.exit(128 + number))
-    sys.unraisablehook = give_again
+    sys.unraisablehook = resend_signal
 
 
-def give_again(lost: Any) -> None:
+def resend_signal(lost: Any) -> None:
     """Give an order to end again that Python dropped; for sys.unraisablehook.
 
     An order that comes while a finalizer runs is an exception there, which Python drops: it is given again a moment

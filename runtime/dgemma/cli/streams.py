@@ -22,7 +22,7 @@ class _Closed(io.RawIOBase):
         raise OSError(errno.EBADF, "it is closed")
 
 
-def tell_closed() -> None:
+def fail_on_closed_stdout() -> None:
     """Let a closed standard output fail when it is written to.
 
     The numbers of closed streams are taken, so that no file gets one of them: what a library writes to number 2 would

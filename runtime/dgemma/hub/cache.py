@@ -86,7 +86,7 @@ def remember(name: Name, commit: str) -> None:
     ref = _ref(name)
     beside = ref.with_name(f".{secrets.token_hex(8)}.part")
     with suppress(OSError):  # a cache that others keep
-        _make_way(ref, folder_of(name))
+        _clear_place(ref, folder_of(name))
         ref.parent.mkdir(parents=True, exist_ok=True)
         try:
             beside.write_bytes(commit.encode())
@@ -112,7 +112,7 @@ def _remembered(name: Name) -> str | None:
     return text if COMMIT.fullmatch(text) else None
 
 
-def _make_way(ref: Path, folder: Path) -> None:
+def _clear_place(ref: Path, folder: Path) -> None:
     """Remove a folder in a ref's place if it is empty.
 
     Otherwise it gets another name, as does a file in the place of a folder on the way there: somebody may want it.

@@ -126,7 +126,7 @@ _refusals: ContextVar[dict[str, Exception] | None] = ContextVar("refusals", defa
 
 
 @contextmanager
-def refused_once() -> Iterator[None]:
+def remember_refusals() -> Iterator[None]:
     """Within the block, ask a Hub that refused a name, or could not be asked, no second time for it.
 
     The cache is used to the end, and one line says so. A block within another one is that other one.
