@@ -265,6 +265,7 @@ native: $(NATIVE)
 $(BUILD)/native.c: $(wildcard runtime/*.def quants/*.def) runtime/dg.h quants/formats.h
 	@mkdir -p $(@D)
 	$(CC) -E -P -DDG_CFFI -Iquants -Iruntime runtime/dg.h > $(BUILD)/native.cdef
+	@echo 'extern "Python" bool dg_python_stops(void *user);' >> $(BUILD)/native.cdef
 	@echo '#include "dg.h"' > $(BUILD)/native.prelude
 	$(PYTHON) -m cffi.gen_src read-sources dgemma._native $(BUILD)/native.cdef $(BUILD)/native.prelude $@ >/dev/null
 

@@ -32,7 +32,7 @@ typedef enum dg_status {
     DG_ERROR_SYSTEM,   /* the operating system refused: no such file, no memory, a read error */
     DG_ERROR_MEMORY,   /* a memory budget that cannot be kept */
     DG_ERROR_BACKEND,  /* a backend that does not exist here or failed */
-    DG_ERROR_STOPPED,  /* the caller's callback asked to stop */
+    DG_ERROR_STOPPED,  /* the caller stopped it */
     DG_ERROR_NUMBERS   /* NaN or infinity came up; the message names the layer and what was computed */
 } dg_status;
 
@@ -283,10 +283,19 @@ int64_t dg_session_bytes(const dg_model *model, int32_t tokens);
 /* Forgets all but the first `length` tokens. */
 int dg_session_rewind(dg_session *session, int32_t length, dg_error *error);
 
+/* Passes of a session look between their layers whether they shall stop. One that does ends its call with
+ * DG_ERROR_STOPPED; the session holds what it held before the call, and a generator may be asked for its step again. A
+ * pass of several sessions stops where all of them shall. */
+/* Stops passes from here on, until it is called with false. Any thread may call it, and a signal handler. */
+void dg_session_stop(dg_session *session, bool stop);
+/* Returns true to stop; called in the thread that runs the pass, every 20 milliseconds at most. */
+typedef bool (*dg_stop)(void *user);
+void dg_session_ask(dg_session *session, dg_stop ask, void *user); /* ask: NULL: nobody is asked */
+
 enum { DG_LOGITS_NONE = 0, DG_LOGITS_LAST = 1, DG_LOGITS_ALL = 2 };
 
-/* Appends ids[n] through the causal encoder. logits: float32 [1 or n, n_vocab] next-token logits, softcapped, for the
- * last id or for all, as `which` says. */
+/* Appends ids[n] through the causal encoder: all of them or, where it fails, none. logits: float32 [1 or n, n_vocab]
+ * next-token logits, softcapped, for the last id or for all, as `which` says. */
 int dg_encode(dg_session *session, const int32_t *ids, int32_t n, int32_t which, float *logits, dg_error *error);
 
 /* One pass of the bidirectional decoder over canvas[n] behind the encoded tokens; n is 1 .. canvas_length.

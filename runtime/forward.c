@@ -180,19 +180,28 @@ static void feed_forward(const pass *p, int32_t l, float scalar) {
     check_finite(p, CHECK_output, l, r->x, n, d);
 }
 
+/* Whether all sessions of a pass shall stop. */
+static bool stops(const pass *p) {
+    int32_t i = 0;
+    while (i < p->n_parts && session_stops(p->parts[i].session)) i++;
+    return i == p->n_parts;
+}
+
 /* Waits for a layer's own weights, or those outside of layers (-1); false where they cannot be read. */
 static bool weights_of(const dg_model *m, int32_t l) { return !m->stream || stream_layer(m->stream, l); }
 
-static void encode(const pass *p, const int32_t *ids, bool output) {
+/* Returns false where it was stopped before its last layer. */
+static bool encode(const pass *p, const int32_t *ids, bool output) {
     const dg_model *m = p->model;
     const dg_config *c = &m->config;
     const ops *o = m->ops;
     scratch *r = p->scratch;
-    if (!weights_of(m, -1)) return;
+    if (!weights_of(m, -1)) return true;
     o->upload(o, r->ids, ids, (size_t)p->n * sizeof *ids);
     o->embed(o, r->x, &m->top.token_embd, r->ids, p->n, sqrtf((float)c->d_model));
     check_finite(p, CHECK_embedding, 0, r->x, p->n, c->d_model);
     for (int32_t l = 0; l < c->n_layer && weights_of(m, l); l++) {
+        if (stops(p)) return false;
         const layer *w = &m->layers[l];
         o->rms_norm(o, r->h, r->x, floats(&w->attn_norm), p->n, c->d_model, c->rms_eps);
         keys_and_values(p, l);
@@ -200,6 +209,7 @@ static void encode(const pass *p, const int32_t *ids, bool output) {
         attend(p, l, true);
         feed_forward(p, l, number(&w->enc_layer_output_scale));
     }
+    return true;
 }
 
 /* A pass through so many layers' experts takes its turn, and ends it. */
@@ -208,17 +218,16 @@ static void begin(const pass *p, int32_t layers) {
     m->ops->begin_pass(m->ops, layers, p->scratch->nonfinite);
     if (m->stream) stream_begin(m->stream, layers);
 }
-static int end(const dg_model *m, dg_error *error) {
+static int end(const dg_model *m, bool whole, dg_error *error) {
     const int status = m->stream ? stream_end(m->stream, error) : DG_OK;
     m->ops->end_pass(m->ops);
-    return status;
+    return status == DG_OK && !whole ? fail(error, DG_ERROR_STOPPED, "stopped by the caller") : status;
 }
 
 static int encode_once(const pass *p, const int32_t *ids, bool output, dg_error *error) {
     const dg_model *m = p->model;
     begin(p, m->config.n_layer - (output ? 0 : 1));
-    encode(p, ids, output);
-    return end(m, error);
+    return end(m, encode(p, ids, output), error);
 }
 
 int forward_encode(const pass *p, const int32_t *ids, bool output, dg_error *error) {
@@ -262,18 +271,20 @@ static void show(const pass *p, int32_t l) {
     if (p->hidden) m->ops->download(m->ops, p->hidden + l * n, p->scratch->x, (size_t)n * sizeof *p->hidden);
 }
 
-static void denoise(const pass *p) {
+/* Returns false where it was stopped before its last layer. */
+static bool denoise(const pass *p) {
     const dg_model *m = p->model;
     const dg_config *c = &m->config;
     const ops *o = m->ops;
     scratch *r = p->scratch;
-    if (!weights_of(m, -1)) return;
+    if (!weights_of(m, -1)) return true;
     o->embed(o, r->x, &m->top.token_embd, r->ids, p->n, sqrtf((float)c->d_model));
     check_finite(p, CHECK_embedding, 0, r->x, p->n, c->d_model);
     self_condition(p);
     check_finite(p, CHECK_conditioned, 0, r->x, p->n, c->d_model);
     o->rms_norm(o, r->x, r->x, NULL, p->n, c->d_model, c->rms_eps); /* the canvas alone has this norm */
     for (int32_t l = 0; l < c->n_layer && weights_of(m, l); l++) {
+        if (stops(p)) return false;
         const layer *w = &m->layers[l];
         show(p, l);
         o->rms_norm(o, r->h, r->x, floats(&w->attn_norm), p->n, c->d_model, c->rms_eps);
@@ -282,13 +293,13 @@ static void denoise(const pass *p) {
         feed_forward(p, l, number(&w->layer_output_scale));
     }
     show(p, c->n_layer);
+    return true;
 }
 
 static int denoise_once(const pass *p, dg_error *error) {
     const dg_model *m = p->model;
     begin(p, m->config.n_layer);
-    denoise(p);
-    return end(m, error);
+    return end(m, denoise(p), error);
 }
 
 int forward_denoise(const pass *p, dg_error *error) {

@@ -349,6 +349,7 @@ static int steps(dg_generator *const *g, int32_t count, dg_event *events, dg_err
         if (alike) o->graph_begin(o, &g[0]->recording, &replayed);
         if (!replayed) status = step_ops(g, count, &p, heads, error);
         if (alike && !replayed) o->graph_end(o, &g[0]->recording);
+        if (alike && status != DG_OK) o->graph_free(o, &g[0]->recording); /* it may hold half a step */
         if (status == DG_OK) status = fetch(g, count, &p, error);
         for (int32_t i = 0; status == DG_OK && i < count; i++) tell(g[i], &events[i]);
         if (status == DG_OK) status = ops_status(o, error);

@@ -23,6 +23,7 @@ int dg_encode(dg_session *s, const int32_t *ids, int32_t n, int32_t which, float
         return fail(error, DG_ERROR_USAGE, "%d tokens do not fit: the context holds %d and has %d", n, s->context,
                     s->length);
     if (check_ids(s, ids, n, error) != DG_OK) return DG_ERROR_USAGE;
+    const int32_t before = s->length;
     for (int32_t done = 0; done < n;) {
         const int32_t rows = n - done < s->rows ? n - done : s->rows;
         const bool last = done + rows == n;
@@ -33,7 +34,10 @@ int dg_encode(dg_session *s, const int32_t *ids, int32_t n, int32_t which, float
         if (status == DG_OK && which == DG_LOGITS_ALL)
             status = forward_logits(&p, 0, rows, logits + (int64_t)done * c->n_vocab, error);
         else if (status == DG_OK && output) status = forward_logits(&p, rows - 1, 1, logits, error);
-        if (status != DG_OK) return status;
+        if (status != DG_OK) {
+            s->length = before;
+            return status;
+        }
         done += rows;
         s->length += rows;
     }

@@ -8,7 +8,10 @@
 #include "memory/demand.h"
 #include "lists.h"
 
-enum { DEFAULT_CONTEXT = 8192 };
+enum {
+    DEFAULT_CONTEXT = 8192,
+    ASK_EVERY = 20000000, /* nanoseconds */
+};
 
 static double gibibytes(int64_t bytes) { return (double)bytes / (1 << 30); }
 
@@ -87,6 +90,23 @@ int session_scratch(dg_session *s, int64_t n, scratch **out, dg_error *error) {
     status = scratch_new(s->model, n, &s->shared, error);
     if (status == DG_OK) s->shared_rows = n;
     return status;
+}
+
+void dg_session_stop(dg_session *s, bool stop) { atomic_store(&s->stop, stop); }
+
+void dg_session_ask(dg_session *s, dg_stop ask, void *user) {
+    s->ask = ask;
+    s->ask_user = user;
+    s->asked = os_nanoseconds();
+}
+
+bool session_stops(dg_session *s) {
+    if (atomic_load_explicit(&s->stop, memory_order_relaxed)) return true;
+    if (!s->ask) return false;
+    const uint64_t now = os_nanoseconds();
+    if (now - s->asked < ASK_EVERY) return false;
+    s->asked = now;
+    return s->ask(s->ask_user);
 }
 
 int32_t dg_session_length(const dg_session *s) { return s->length; }

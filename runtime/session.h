@@ -2,6 +2,8 @@
 #ifndef DG_SESSION_H
 #define DG_SESSION_H
 
+#include <stdatomic.h>
+
 #include "scratch.h"
 
 struct dg_session {
@@ -14,7 +16,14 @@ struct dg_session {
     void *memory; /* the caches */
     size_t bytes;
     int64_t counted; /* bytes that this session takes of the model's budget */
+    atomic_bool stop; /* dg_session_stop's */
+    dg_stop ask; /* dg_session_ask's, or NULL */
+    void *ask_user;
+    uint64_t asked; /* os_nanoseconds() of the last time */
 };
+
+/* Whether the session's passes shall stop. */
+bool session_stops(dg_session *s);
 
 /* The scratch of a pass of n rows that this session comes first in: its own, or kept for the next such pass. */
 int session_scratch(dg_session *s, int64_t n, scratch **out, dg_error *error);

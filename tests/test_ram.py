@@ -13,6 +13,7 @@ import sys
 import threading
 import tracemalloc
 from collections.abc import Iterator
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -142,6 +143,20 @@ def test_split_files_and_separate_gates(small: Path, tmp_path: Path, expected: l
         with dgemma.Model(path, ram=least_for(path)) as model:
             assert generated(model) == expected
             assert model.traffic is not None and model.traffic.streamed > 0
+
+
+def test_a_stopped_pass_leaves_nothing_behind(small: Path, expected: list[int]) -> None:
+    """Experts that were read for it, or were being read, are not taken for those of the next pass."""
+    with dgemma.Model(small, ram=least_for(small)) as model:
+        for wait in range(8):
+            with model.session() as session:
+                timer = threading.Timer(0.004 * wait, session.stop)
+                timer.start()
+                with suppress(dgemma.Stopped):
+                    for _ in range(50):
+                        session.encode([5] * 8)
+                timer.join()
+            assert generated(model) == expected
 
 
 def test_sessions_of_several_threads_take_turns(small: Path, expected: list[int]) -> None:

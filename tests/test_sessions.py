@@ -240,6 +240,82 @@ def test_ctrl_c_is_heard_within_one_step(bundled):
     assert len(steps) <= told[0] + 1
 
 
+def test_ctrl_c_is_heard_between_the_layers_of_a_pass():
+    """The plain backend takes long for so many tokens, which one call encodes."""
+    with dgemma.Model(backend="reference", threads=1) as model, model.session() as session:
+        session.encode([2, 3])
+        ids = [5] * 256
+        began, threads = [], []
+
+        def encoded(done: int, total: int) -> None:
+            began.append(done)
+
+        def heard(number: int, frame: object) -> None:
+            began.append(-1)
+            raise KeyboardInterrupt
+
+        before = signal.signal(signal.SIGINT, heard)
+        try:
+            for _ in range(20):  # one that comes after the pass is heard behind it
+                threads.append(threading.Timer(0.03, os.kill, (os.getpid(), signal.SIGINT)))
+                threads[-1].start()
+                began.clear()
+                try:
+                    session.encode(ids, on_encode=encoded)
+                    threads[-1].join()
+                except KeyboardInterrupt:
+                    pass
+                assert session.length == (2 if began[0] < 0 else 258) and session.ids[:2] == [2, 3]
+                if began == [-1]:
+                    break
+                session.rewind(2)
+            else:
+                pytest.fail("no pass was stopped")
+        finally:
+            signal.signal(signal.SIGINT, before)
+        session.encode(ids)  # and it goes on
+        assert session.length == 258
+
+
+def test_stop_ends_the_call_that_runs_or_the_next(bundled):
+    with bundled.session() as session:
+        session.encode([2, 3])
+        session.stop()
+        with pytest.raises(dgemma.Stopped) as stopped:
+            session.encode([4, 5])
+        assert stopped.value.result is None and session.ids == [2, 3]
+        session.encode([4, 5])  # it was heard once
+        assert session.ids == [2, 3, 4, 5]
+
+
+def test_a_stopped_stream_keeps_its_finished_canvases(talker):
+    """From another thread, at any moment: they are what the stream makes unstopped, are encoded, and in the error."""
+    prompt, options = talker.prompt_ids([{"role": "user", "content": "the sky"}]), {"steps": 20, "max_tokens": 192}
+    whole = talker.generate(prompt, **options)
+    assert len(whole.blocks) == 6
+    for wait in (0.0, 0.3, 0.6, 0.9):
+        with talker.session() as session:
+            timer = threading.Timer(wait * whole.seconds, session.stop)
+            timer.start()
+            blocks = []
+            try:
+                for event in session.stream(prompt, **options):
+                    if isinstance(event, dgemma.Block):
+                        blocks.append(event)
+            except dgemma.Stopped as stopped:
+                if stopped.result is not None:  # else it came while the prompt was encoded
+                    assert stopped.result.blocks == blocks == whole.blocks[: len(blocks)]
+                    assert stopped.result.finish_reason == "stopped"
+                    assert stopped.result.ids == whole.ids[: len(stopped.result.ids)]
+            else:
+                session.stop()
+                with pytest.raises(dgemma.Stopped):
+                    session.encode([2])
+            timer.join()
+            answer = [token for block in blocks for token in block.ids]
+            assert session.ids == (prompt + answer)[: session.length]
+
+
 def resident() -> int:
     """Bytes of this process that are in memory."""
     gc.collect()

@@ -9,7 +9,16 @@ r"""Runs DiffusionGemma, a language model that denoises blocks of text.
 
 from dgemma.chat.conversation import Conversation, Reply
 from dgemma.config import Config
-from dgemma.errors import BackendError, Error, FormatError, MemoryBudgetError, NumbersError, SystemFailure, UsageError
+from dgemma.errors import (
+    BackendError,
+    Error,
+    FormatError,
+    MemoryBudgetError,
+    NumbersError,
+    Stopped,
+    SystemFailure,
+    UsageError,
+)
 from dgemma.events import Block, Result, Step
 from dgemma.model import Model, backends
 from dgemma.options import Effort, efforts
@@ -31,6 +40,7 @@ __all__ = [
     "Result",
     "Session",
     "Step",
+    "Stopped",
     "SystemFailure",
     "Tokenizer",
     "UsageError",

@@ -1,8 +1,13 @@
 """The errors of dgemma, and the error that each status of the C library stands for."""
 
-from typing import Any
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
 
 from dgemma._native import ffi, lib
+
+if TYPE_CHECKING:
+    from dgemma.events import Result
 
 # Characters that a message must not hold, as in the library: controls, ends of lines, overrides of text direction.
 _ONE_LINE = dict.fromkeys([*range(32), *range(127, 160), *range(0x2028, 0x202F), *range(0x2066, 0x206A)], "?")
@@ -49,12 +54,19 @@ class NumbersError(Error):
     """
 
 
+class Stopped(Error):
+    """A call was stopped by Session.stop(). result: what was finished of an answer, or None."""
+
+    result: Result | None = None
+
+
 KINDS: dict[int, type[Error]] = {
     lib.DG_ERROR_USAGE: UsageError,
     lib.DG_ERROR_FORMAT: FormatError,
     lib.DG_ERROR_SYSTEM: SystemFailure,
     lib.DG_ERROR_MEMORY: MemoryBudgetError,
     lib.DG_ERROR_BACKEND: BackendError,
+    lib.DG_ERROR_STOPPED: Stopped,
     lib.DG_ERROR_NUMBERS: NumbersError,
 }
 

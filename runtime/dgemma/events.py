@@ -46,7 +46,8 @@ class Result:
     blocks: list[Block]
     steps: int  # steps of all canvases
     converged: bool  # whether all canvases converged
-    finish_reason: str  # "stop": it ended by itself; "length": max_tokens (or the end of a last hole) was reached
+    finish_reason: str  # "stop": it ended by itself; "length": max_tokens (or the end of a last hole) was reached;
+    # "stopped": by Session.stop(), in Stopped.result
     prompt_tokens: int
     encoded_tokens: int  # tokens of the prompt that the session did not hold yet
     seed: int  # the last seed that was used: the one given, plus retries

@@ -305,7 +305,7 @@ class Model:
         where pinned. It says which positions keep their sample; the others are drawn anew.
 
         on_step is called with every Step. Raises TypeError for an unknown option, UsageError for a value out of range
-        or a prompt that is empty or longer than the model's context. Ctrl-C is heard between two steps.
+        or a prompt that is empty or longer than the model's context. Ctrl-C ends it within a layer.
 
         >>> import dgemma
         >>> with dgemma.Model() as model:

@@ -16,10 +16,11 @@ import numpy.typing as npt
 from dgemma._native import ffi, lib
 from dgemma.aio import in_threads, last_of
 from dgemma.config import Config
-from dgemma.errors import Error, UsageError, check, new_error
+from dgemma.errors import Error, Stopped, UsageError, check, new_error
 from dgemma.events import Block, Result, Step
 from dgemma.native.arrays import check_free, floats
 from dgemma.native.handle import Handle, give_lock
+from dgemma.native.interrupts import let_signals_through, raise_from_handler
 from dgemma.options import sampling_for
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ Accept: TypeAlias = Callable[[Floats, Step], npt.ArrayLike]
 Messages: TypeAlias = Sequence[Mapping[str, Any]]
 Prompt: TypeAlias = str | Messages | Ids
 
-CHUNK = 256  # tokens per call of the encoder: Ctrl-C is handled between two calls
+CHUNK = 256  # tokens per call of the encoder: on_encode is called between two calls
 FAULTS = {lib.DG_FAULT_NONE: None, lib.DG_FAULT_EMPTY: "empty", lib.DG_FAULT_LOOP: "loop"}
 _LOGITS = {None: lib.DG_LOGITS_NONE, "last": lib.DG_LOGITS_LAST, "all": lib.DG_LOGITS_ALL}
 
@@ -105,6 +106,17 @@ class Session:
                 self._handle.close()
                 self._handle = None
 
+    def stop(self) -> None:
+        """Stop the call that this session is in, or else its next one, which raises Stopped.
+
+        Any thread may call it, and a signal handler. A pass ends at its next layer, and one together with other
+        sessions when all are to stop; the session then holds the tokens that it held before the call, and the finished
+        canvases of a stream.
+        """
+        handle = self._handle
+        if handle is not None:
+            lib.dg_session_stop(handle.pointer, True)
+
     def __enter__(self) -> Session:
         return self
 
@@ -134,7 +146,13 @@ class Session:
                 raise Error("this session is closed")
             if self._generator is not None and not generating:
                 raise Error("this session is generating; finish its stream or close it first")
+            let_signals_through(self._handle.pointer)
             yield self._handle.pointer
+        except Stopped:
+            if self._handle is not None:
+                lib.dg_session_stop(self._handle.pointer, False)
+            raise_from_handler()
+            raise
         finally:
             lock.release()
 
@@ -342,6 +360,11 @@ class Session:
                 yield happened
                 if isinstance(happened, Result):
                     return
+        except Stopped as stop:
+            stop.result = self._result(
+                lib.dg_generator_result(generator.pointer), prompt_tokens, encoded, seconds, finished=False
+            )
+            raise
         finally:
             with self._lock:
                 if self._generator is generator:
@@ -367,8 +390,10 @@ class Session:
         if self._generator is not generator:
             raise Error("this stream was closed")
 
-    def _result(self, result: Any, prompt_tokens: int, encoded_tokens: int, seconds: float) -> Result:
-        """Return a `dg_result *` as a Result."""
+    def _result(
+        self, result: Any, prompt_tokens: int, encoded_tokens: int, seconds: float, finished: bool = True
+    ) -> Result:
+        """Return a `dg_result *` as a Result. finished: it is the whole answer."""
         ids = list(result.ids[0 : result.n_ids]) if result.n_ids else []
         places = None if result.places == ffi.NULL else list(result.places[0 : len(ids)]) if ids else []
         return Result(
@@ -377,7 +402,7 @@ class Session:
             blocks=_blocks(result),
             steps=int(result.steps),
             converged=bool(result.converged),
-            finish_reason="stop" if result.stopped else "length",
+            finish_reason="stop" if result.stopped else "length" if finished else "stopped",
             prompt_tokens=prompt_tokens,
             encoded_tokens=encoded_tokens,
             seed=int(result.seed),

@@ -106,6 +106,63 @@ static void test_refusals(dg_session *s, const dg_sampling *o) {
     dg_generator_free(g);
 }
 
+static bool stop_now(void *asked) {
+    ++*(int *)asked;
+    return true;
+}
+
+/* A stopped call leaves the session as it was, and a generator goes on as if nothing had been. */
+static void test_stop(dg_model *m, const dg_sampling *o) {
+    int32_t prompt[200], length = 3, asked = 0;
+    for (int32_t i = 0; i < 200; i++) prompt[i] = 1 + below(63);
+    dg_session *s[2];
+    dg_generator *g[2];
+    dg_event e[2] = {{0}, {0}};
+    for (int i = 0; i < 2; i++) {
+        dg_session_new(m, 300, &s[i], &error);
+        dg_encode(s[i], prompt, length, DG_LOGITS_NONE, NULL, &error);
+    }
+    dg_session_stop(s[0], true);
+    CHECK(dg_encode(s[0], prompt, 200, DG_LOGITS_NONE, NULL, &error) == DG_ERROR_STOPPED, "%s", error.message);
+    CHECK(dg_session_length(s[0]) == length, "%d tokens", dg_session_length(s[0]));
+    dg_session_stop(s[0], false);
+    dg_session_ask(s[0], stop_now, &asked);
+    int status = DG_OK;
+    for (int i = 0; i < 1000 && status == DG_OK; i++) { /* nobody is asked before some time has passed */
+        dg_session_rewind(s[0], length, &error);
+        status = dg_encode(s[0], prompt, 200, DG_LOGITS_NONE, NULL, &error);
+    }
+    CHECK(status == DG_ERROR_STOPPED && asked == 1, "status %d, asked %d times", status, asked);
+    CHECK(dg_session_length(s[0]) == length, "%d tokens", dg_session_length(s[0]));
+    dg_session_ask(s[0], NULL, NULL);
+    for (int i = 0; i < 2; i++) CHECK(dg_generator_new(s[i], o, &g[i], &error) == DG_OK, "%s", error.message);
+    for (int step = 0; e[1].kind != DG_EVENT_DONE; step++) {
+        dg_session_stop(s[0], true);
+        status = dg_generator_next(g[0], &e[0], &error);
+        dg_session_stop(s[0], false);
+        if (status == DG_ERROR_STOPPED) status = dg_generator_next(g[0], &e[0], &error);
+        else CHECK(e[0].kind != DG_EVENT_STEP, "step %d was not stopped", step);
+        CHECK(status == DG_OK && dg_generator_next(g[1], &e[1], &error) == DG_OK, "%s", error.message);
+        CHECK(e[0].kind == e[1].kind, "event %d", step);
+        if (e[0].kind == DG_EVENT_STEP)
+            CHECK(!memcmp(e[0].next, e[1].next, sizeof(int32_t) * (size_t)e[0].n), "step %d differs", step);
+    }
+    dg_generator *both[2] = {NULL, NULL};
+    for (int i = 0; i < 2; i++) {
+        dg_generator_free(g[i]);
+        dg_session_rewind(s[i], length, &error);
+        dg_generator_new(s[i], o, &both[i], &error);
+    }
+    dg_session_stop(s[0], true);
+    CHECK(dg_generators_next(both, 2, e, &error) == DG_OK, "one of two does not stop both: %s", error.message);
+    dg_session_stop(s[1], true);
+    CHECK(dg_generators_next(both, 2, e, &error) == DG_ERROR_STOPPED, "all are to stop");
+    for (int i = 0; i < 2; i++) {
+        dg_generator_free(both[i]);
+        dg_session_free(s[i]);
+    }
+}
+
 int main(void) {
     dg_model *m;
     dg_session *s;
@@ -125,6 +182,7 @@ int main(void) {
     test_refusals(s, &o);
     o.steps = 2, o.short_canvas = 1, o.max_tokens = 120, o.retries = 1;
     test_together(m, &o);
+    test_stop(m, &o);
     dg_session_free(s);
     dg_model_free(m);
     return check_done("generate");
