@@ -10,7 +10,7 @@ import struct
 import subprocess
 import sys
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import pytest
@@ -27,9 +27,13 @@ def environment(more: dict[str, str]) -> dict[str, str]:
 
 
 def on_terminal(
-    *arguments: str, rows: int = 24, columns: int = 80, stop_at: str | None = None, **environ: str
+    *arguments: str, rows: int = 24, columns: int = 80, stop_at: Sequence[str] = (), **environ: str
 ) -> tuple[int, str]:
-    """Runs dg-run with all three streams on a terminal: its status and all it wrote. Ctrl-C once stop_at is there."""
+    """Runs dg-run with all three streams on a terminal: its status and all it wrote.
+
+    Ctrl-C comes once the first of stop_at is there, and again at each that follows.
+    """
+    waits = list(stop_at)
     pty, termios, fcntl = pytest.importorskip("pty"), pytest.importorskip("termios"), pytest.importorskip("fcntl")
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
@@ -37,9 +41,9 @@ def on_terminal(
     os.close(theirs)
     data, began = b"", time.monotonic()
     while time.monotonic() - began < 60:
-        if stop_at is not None and stop_at in data.decode("utf-8", "ignore"):
+        if waits and waits[0] in data.decode("utf-8", "ignore"):
             process.send_signal(signal.SIGINT)
-            stop_at = None
+            del waits[0]
         if select.select([ours], [], [], 0.1)[0]:
             try:
                 part = os.read(ours, 65536)

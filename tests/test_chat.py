@@ -334,8 +334,8 @@ THINKER = """
 import sys, numpy, dgemma
 from dgemma.cli.run import main
 TEXTS = ["<|channel>thought\\nis it", " blue<channel|>the sky\\nis", " that"]
-def stream(self, prompt, **_):
-    blocks = []
+def stream(session, prompt, **_):
+    self, blocks = session.model, []
     for i, text in enumerate(TEXTS):
         ids = self.tokenizer.encode(text)
         n = len(ids)
@@ -346,7 +346,7 @@ def stream(self, prompt, **_):
         yield blocks[-1]
     every = [token for block in blocks for token in block.ids]
     yield dgemma.Result("", every, blocks, 12, True, "stop", 9, 0, 0, 0, None, 1.0, 1.0)
-dgemma.Model.stream = stream
+dgemma.Session.stream = stream
 main.main(sys.argv[1:], prog_name="dg-run")
 """
 

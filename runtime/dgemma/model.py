@@ -335,18 +335,30 @@ class Model:
         sampling = sampling_for(self._open_handle().pointer, options)
         start = Start.of(canvas, pinned, options, self._config.n_vocab)
         ids = self.prompt_ids(prompt)
-        limit = self._config.context_length
+        context = self._context_for(ids, start, sampling)
+        return self._stream(context, ids, sampling, start, on_step, on_encode, accept)
+
+    def context_for(self, prompt: Prompt, **options: Any) -> int:
+        """Return the context, in tokens, of a session that generates an answer with these options.
+
+        Raises UsageError where it is more than the model's.
+        """
+        sampling = sampling_for(self._open_handle().pointer, options)
+        return self._context_for(self.prompt_ids(prompt), None, sampling)
+
+    def _context_for(self, ids: list[int], start: Start | None, sampling: Any) -> int:
+        limit: int = self._config.context_length
         if len(ids) > limit:
             raise UsageError(f"the prompt has {len(ids)} tokens, more than the model's context of {limit}")
         tokens = len(start.ids) if start is not None else sampling.max_tokens
         canvases = -(-tokens // self._config.canvas_length)
-        context = len(ids) + (canvases - 1) * self._config.canvas_length  # the last canvas is not encoded
+        context: int = len(ids) + (canvases - 1) * self._config.canvas_length  # the last canvas is not encoded
         if context > limit:
             raise UsageError(
                 f"{'a canvas of' if start is not None else 'max_tokens'} {tokens} behind the prompt's {len(ids)} tokens"
                 f" needs a context of {context}, more than the model's {limit}"
             )
-        return self._stream(context, ids, sampling, start, on_step, on_encode, accept)
+        return context
 
     def _stream(self, context: int, *given: Any) -> Generator[Event, None, None]:
         with self.session(context) as session:

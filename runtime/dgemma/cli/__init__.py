@@ -12,12 +12,13 @@ from typing import Any, NoReturn
 import click
 
 from dgemma.cli.files import check_files
+from dgemma.cli.interrupts import INTERRUPTED
 from dgemma.cli.streams import fail_on_closed_stdout, show_any_text
 from dgemma.errors import Error, UsageError
 from dgemma.hub.download import remember_refusals
 from dgemma.ui.terminal import one_line, tell
 
-FAILURE, WRONG_USAGE, INTERRUPTED = 1, 2, 130
+FAILURE, WRONG_USAGE = 1, 2
 
 
 class Command(click.Command):

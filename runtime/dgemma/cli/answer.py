@@ -11,6 +11,7 @@ from dgemma.chat.answer_parser import Delta, Reader
 from dgemma.chat.conversation import taken_apart
 from dgemma.cli.display import Silent
 from dgemma.cli.frames import Framer
+from dgemma.cli.interrupts import StopOnCtrlC
 from dgemma.cli.output import Speaker
 from dgemma.cli.record.recorder import Recorder
 from dgemma.cli.running import traffic_facts
@@ -53,9 +54,13 @@ def work(
     watch: Watch,
     speaker: Speaker | None,
 ) -> Result:
-    """Generate an answer, show it, and say it."""
-    stream = model.stream(prompt, on_encode=shown.encoded, **settings)
-    with shown, closing(taken_apart(stream, reader)) as events:
+    """Generate an answer, show it, and say it. Raises Stopped after Ctrl-C, with what is finished of it."""
+    ids = model.prompt_ids(prompt)
+    with (
+        model.session(model.context_for(ids, **settings)) as session,
+        StopOnCtrlC(session.stop, shown.stopping),
+        closing(taken_apart(session.stream(ids, on_encode=shown.encoded, **settings), reader)) as events,
+    ):
         for event in events:
             if isinstance(event, Step):
                 watch.step(event)

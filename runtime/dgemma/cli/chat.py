@@ -13,10 +13,11 @@ from dgemma.cli import FAILURE
 from dgemma.cli.answer import Watch
 from dgemma.cli.commands import FILES, TABLE, run
 from dgemma.cli.display import Silent, count, display, figures
+from dgemma.cli.interrupts import StopOnCtrlC
 from dgemma.cli.output import Speaker
-from dgemma.cli.prompt_input import CtrlC, Lines, lines, unechoed
-from dgemma.errors import Error, UsageError
-from dgemma.events import Block, Result, Step
+from dgemma.cli.prompt_input import Lines, lines, unechoed
+from dgemma.errors import Error, Stopped, UsageError
+from dgemma.events import Block, Step
 from dgemma.model import Model
 from dgemma.ui.terminal import one_line, tell
 
@@ -91,19 +92,13 @@ class Chat:
         self._changed = False
         options = {**self.settings, "seed": self.seed, "max_tokens": self._room()}
         stopped = ""
-        with unechoed(), CtrlC() as ctrl_c:
-
-            def encoded(done: int, total: int) -> None:
-                if ctrl_c.heard:
-                    raise KeyboardInterrupt
-                shown.encoded(done, total)
-
-            shown = display(self.visual, self._quiet)
-            watch = Watch(self.model, int(self.used()["steps"]), shown)
+        shown = display(self.visual, self._quiet)
+        watch = Watch(self.model, int(self.used()["steps"]), shown)
+        with unechoed(), shown, StopOnCtrlC(lambda: self.conversation.session.stop(), shown.stopping):
             try:
-                with shown, closing(self.conversation.stream(on_encode=encoded, **options)) as events:
-                    stopped = self._show(events, shown, watch, ctrl_c)
-            except KeyboardInterrupt:
+                with closing(self.conversation.stream(on_encode=shown.encoded, **options)) as events:
+                    stopped = self._show(events, shown, watch)
+            except Stopped:
                 stopped = "Ctrl-C"
         if stopped == "Ctrl-C" and not self.lines.interactive:
             raise KeyboardInterrupt
@@ -118,8 +113,8 @@ class Chat:
             if stopped == "loop":
                 self.tell("it was a loop; /regenerate draws another, and with /max-tokens N it is let go on")
 
-    def _show(self, events: Iterator[Told], shown: Silent, watch: Watch, ctrl_c: CtrlC) -> str:
-        """Show an answer as it comes. Returns what stopped it: "Ctrl-C", a "loop", or nothing."""
+    def _show(self, events: Iterator[Told], shown: Silent, watch: Watch) -> str:
+        """Show an answer as it comes. Returns what ended it early: a "loop", or nothing."""
         looped = False
         with Speaker(shown, end_line=True) as speaker:
             for event in events:
@@ -130,8 +125,6 @@ class Chat:
                     looped = event.fault == "loop" and "max_tokens" not in self.settings
                 elif isinstance(event, Delta):
                     speaker.hear(event)
-                if ctrl_c.heard and not isinstance(event, Result):
-                    return "Ctrl-C"
                 if looped and isinstance(event, Step):  # all of the looping canvas is printed
                     return "loop"
         return ""

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING
 
 from dgemma.cli.frames import Cell, Frame, Look, lines, shown
+from dgemma.cli.interrupts import restored_at_once
 from dgemma.cli.live_region import Region
 from dgemma.cli.palette import of_terminal
 from dgemma.ui.terminal import is_terminal
@@ -21,6 +25,8 @@ if TYPE_CHECKING:
 FRAME = 0.08  # the least seconds that --visual shows a step
 PATIENCE = 0.3  # seconds before there is a line of progress
 PACE = 0.1  # seconds between two lines
+LONG = 1.0  # seconds of a step from which on --visual shows how long it takes
+STOPPING = "stopping, with what is finished; Ctrl-C again ends at once"
 
 
 class Silent:
@@ -37,8 +43,12 @@ class Silent:
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, at: TracebackType | None) -> None:
         pass
 
+    def doing(self, what: str) -> None:
+        """Show what is done before there are steps, such as "opening model.gguf"."""
+
     def encoded(self, done: int, total: int) -> None:
         """Show that `done` of the prompt's `total` tokens are encoded."""
+        self.doing(f"prompt: {done} of {total} tokens")
 
     def step(self, frame: Frame) -> None:
         """Show a canvas that was denoised once more."""
@@ -46,8 +56,13 @@ class Silent:
     def pend(self, text: str, thought: bool = False) -> None:
         """Keep text that stands before the canvas and is not printed yet."""
 
-    def hide(self) -> None:
-        """Clear the screen for something else to be printed there; the next step draws again."""
+    def stopping(self) -> None:
+        """Show that Ctrl-C was heard. Any thread may call it."""
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """Clear the screen, for something else to be printed there within the block."""
+        yield
 
 
 class Steps(Silent):
@@ -58,7 +73,10 @@ class Steps(Silent):
 
 
 class Progress(Silent):
-    """Shows the text that is not printed yet, and one line of progress once the work takes a while."""
+    """Shows the text that is not printed yet, and one line of progress once the work takes a while.
+
+    The line is drawn again as time passes, by a thread of its own.
+    """
 
     holds = True
 
@@ -67,28 +85,70 @@ class Progress(Silent):
 
         self._region = Region(Console(stderr=True, highlight=False))
         self._pending: tuple[Cell, ...] = ()
-        self._began = self._shown = time.monotonic()
+        self._what = ""  # what is done now
+        self._stopping = False
+        self._began = time.monotonic()
+        self._drawn = ("", self._began)  # the line that stands there, and since when
+        self._lock = threading.RLock()  # of all that is here
+        self._done = threading.Event()
+        self._restored = restored_at_once(self._clear)
+        self._clock = threading.Thread(target=self._tick, daemon=True)
+
+    def __enter__(self) -> Progress:
+        self._restored.__enter__()
+        self._clock.start()
+        return self
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, at: TracebackType | None) -> None:
-        self.hide()
+        self._done.set()
+        self._clock.join()
+        with self.aside():
+            self._what = ""
+        self._restored.__exit__(None, None, None)
 
-    def encoded(self, done: int, total: int) -> None:
-        self._say(f"prompt: {done} of {total} tokens")
+    def doing(self, what: str) -> None:
+        with self._lock:
+            self._what = what
+            self._show()
 
     def step(self, frame: Frame) -> None:
-        self._say(frame.status)
+        self.doing(frame.status)
 
     def pend(self, text: str, thought: bool = False) -> None:
-        self._pending = (Cell(shown(named(text)), mark=thought, done=True),) if text else ()
+        with self._lock:
+            self._pending = (Cell(shown(named(text)), mark=thought, done=True),) if text else ()
 
-    def hide(self) -> None:
+    def stopping(self) -> None:
+        with self._lock:
+            self._stopping = True
+            self._drawn = ("", 0.0)
+            self._what = self._what or "stopping"
+            self._show()
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        with self._lock:
+            self._clear()
+            yield
+
+    def _clear(self) -> None:
         self._region.clear()
+        self._drawn = ("", self._drawn[1])
 
-    def _say(self, line: str) -> None:
+    def _tick(self) -> None:
+        while not self._done.wait(PACE):
+            with self._lock:
+                if self._what:
+                    self._show()
+
+    def _show(self) -> None:
+        """Draw what is done and for how long, unless that stands there, or stood there a moment ago."""
         now = time.monotonic()
-        if (self._pending or now - self._began >= PATIENCE) and now - self._shown >= PACE:
-            self._shown = now
-            self._draw(self._pending, f"{line} · {now - self._began:.0f} s")
+        line = f"{STOPPING if self._stopping else self._what} · {now - self._began:.0f} s"
+        patient = self._stopping or self._pending or now - self._began >= PATIENCE
+        if patient and line != self._drawn[0] and now - self._drawn[1] >= PACE:
+            self._drawn = (line, now)
+            self._draw(self._pending, line)
 
     def _draw(self, cells: tuple[Cell, ...], status: str) -> None:
         console = self._region.console
@@ -123,6 +183,8 @@ class CanvasDisplay(Progress):
     def __init__(self) -> None:
         super().__init__()
         self._due = 0.0
+        self._canvas: tuple[Cell, ...] = ()  # of the last step
+        self._status, self._since = "", 0.0  # what stands below it, and since when
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, at: TracebackType | None) -> None:
         if kind is None:
@@ -133,14 +195,30 @@ class CanvasDisplay(Progress):
         self._pause()
         spark = frame.sparkline if self._region.console.encoding.startswith("utf") else ""
         room = self._region.console.width - len(frame.status) - 1
-        self._draw(
-            self._pending + frame.cells, f"{frame.status} {spark[-room:]}" if room > 3 and spark else frame.status
-        )
+        with self._lock:
+            self._canvas = self._pending + frame.cells
+            self._status = f"{frame.status} {spark[-room:]}" if room > 3 and spark else frame.status
+            self._what, self._since = frame.status, time.monotonic()
+            self._draw(self._canvas, STOPPING if self._stopping else self._status)
         self._due = time.monotonic() + FRAME
 
-    def hide(self) -> None:
+    @contextmanager
+    def aside(self) -> Iterator[None]:
         self._pause()
-        super().hide()
+        with super().aside():
+            self._canvas = ()
+            yield
+
+    def _show(self) -> None:
+        """Draw the last step again once the next one takes a while."""
+        if not self._status:
+            super()._show()
+            return
+        waited = time.monotonic() - self._since
+        line = STOPPING if self._stopping else f"{self._what} · {waited:.0f} s"
+        if line != self._drawn[0] and (self._stopping or waited >= LONG):
+            self._drawn = (line, time.monotonic())
+            self._draw(self._canvas, line)
 
     def _pause(self) -> None:
         time.sleep(max(0.0, self._due - time.monotonic()))
@@ -165,6 +243,9 @@ def display(visual: bool, quiet: bool) -> Silent:
 
 def figures(result: Result) -> list[str]:
     """Return the lines that are told at the end: figures, and a hint where the answer was cut."""
+    if result.finish_reason == "stopped":
+        kept = f"{count(len(result.blocks), 'finished canvas')} of {count(len(result.ids), 'token')} kept"
+        return [f"stopped by Ctrl-C after {result.seconds:.2f} s; {kept}"]
     n = [block.steps for block in result.blocks]
     steps = count(n[0], "step") if min(n) == max(n) else f"{min(n)} to {max(n)} steps"
     canvases = f"{count(len(n), 'canvas')} of {steps}"

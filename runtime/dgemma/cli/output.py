@@ -56,8 +56,8 @@ class Speaker:
         thought, self._thought = self._thought, ""
         self._shown.pend("")
         if thought.strip() and self._shown.holds:
-            self._shown.hide()
-            tell(f"thought of {count(len(thought.split()), 'word')}", dim=True)
+            with self._shown.aside():
+                tell(f"thought of {count(len(thought.split()), 'word')}", dim=True)
 
     def _say(self, text: str) -> None:
         if self._late is not None:
@@ -72,9 +72,9 @@ class Speaker:
 
     def _write(self, text: str) -> None:
         if text:
-            self._shown.hide()
             self._last = text
-            write(text)
+            with self._shown.aside():
+                write(text)
 
 
 def say(text: str, safe: bool = False) -> None:

@@ -11,6 +11,7 @@ from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any, Protocol
 
 from dgemma.cli.files import standard_input
+from dgemma.cli.interrupts import restored_at_once
 from dgemma.ui.terminal import is_terminal
 
 if TYPE_CHECKING:
@@ -20,9 +21,9 @@ PROMPT, MORE = "> ", ". "
 
 
 class CtrlC:
-    """While it is open, Ctrl-C is only noted, and `then` is called; without it the second interrupts at once."""
+    """While it is open, Ctrl-C is only noted, and `then` is called."""
 
-    def __init__(self, then: Callable[[], None] | None = None) -> None:
+    def __init__(self, then: Callable[[], None]) -> None:
         self.heard = False
         self._then = then
         self._before: Any = None
@@ -37,11 +38,8 @@ class CtrlC:
             signal.signal(signal.SIGINT, self._before)
 
     def _hear(self, number: int, frame: FrameType | None) -> None:
-        before, self.heard = self.heard, True
-        if self._then is not None:
-            self._then()
-        elif before:
-            raise KeyboardInterrupt
+        self.heard = True
+        self._then()
 
 
 class Lines(Protocol):
@@ -167,11 +165,16 @@ def unechoed() -> Iterator[None]:
     before = termios.tcgetattr(keyboard)
     silent = list(before)
     silent[3] &= ~termios.ECHO
-    try:
-        termios.tcsetattr(keyboard, termios.TCSADRAIN, silent)
-        yield
-    finally:
+
+    def restore() -> None:
         termios.tcsetattr(keyboard, termios.TCSADRAIN, before)
+
+    try:
+        with restored_at_once(restore):
+            termios.tcsetattr(keyboard, termios.TCSADRAIN, silent)
+            yield
+    finally:
+        restore()
 
 
 def lines(commands: Sequence[tuple[str, bool]]) -> Lines:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,12 @@ from dgemma.cli.answer import Watch, as_object, reader_for, work
 from dgemma.cli.display import display, figures
 from dgemma.cli.files import STDIN, InputFile, OutputBeside, OutputFile, read_file, standard_input
 from dgemma.cli.infill import Task, edit_options, fill_options
+from dgemma.cli.interrupts import INTERRUPTED, StopOnCtrlC
 from dgemma.cli.output import Speaker, say_json
 from dgemma.cli.record.recorder import RECORDING, Recorder
 from dgemma.cli.running import ram_option, running_options, traffic_facts, traffic_line
-from dgemma.errors import UsageError
+from dgemma.errors import Stopped, UsageError
+from dgemma.events import Result
 from dgemma.files.output import check_target
 from dgemma.files.routing import ROUTING, routing_path
 from dgemma.model import Model
@@ -59,6 +61,8 @@ With --chat the prompt, if there is one, is the first message; others are typed,
 /help lists what else can be said. A turn encodes only what the cache does not hold yet; figures tell how much that was.
 
 {batch.HELP}"""
+
+NOTHING_FINISHED = "stopped by Ctrl-C before a canvas was finished"
 
 GUIDE = f"""dg-run needs a prompt. The model that comes with dgemma solves Sudoku: nine rows, a dot for a blank.
 
@@ -233,38 +237,45 @@ def main(
     if task is not None:
         task.check(prompted, stdin=file == "-", templated=system is not None or think)
     message = read_prompt(text, file) if task is None or prompted else None
-    with Model(model, **opening) as opened, saving_routing(opened, save_routing):
+    shown, stopped = display(visual, quiet), None
+    with shown, StopOnCtrlC(acknowledge=shown.stopping), ExitStack() as stack:
+        shown.doing(f"opening {model or 'the bundled model'}")
+        opened = stack.enter_context(Model(model, **opening))
+        stack.enter_context(saving_routing(opened, save_routing))
         prompt = to_prompt(opened, message, system, think, raw) if message is not None else None
         used = opened.settings(**settings)
-        shown = display(visual, quiet)
         watch = Watch(opened, int(used["steps"]), shown, recorders)
         if task is not None:
-            with shown:
-                done = task.run(opened, prompt, settings, on_step=watch.step, on_encode=shown.encoded)
+            done = task.run(opened, prompt, settings, on_step=watch.step, on_encode=shown.encoded)
             told = {**done.facts(), "settings": used, "model": opened.path, **traffic_facts(opened)}
             try:
-                if as_json:
-                    say_json(told)
-                else:
-                    done.say()
+                with shown.aside():
+                    if as_json:
+                        say_json(told)
+                    else:
+                        done.say()
             finally:
                 done.write()
             lines = done.figures()
         else:
             assert prompt is not None
             reader = reader_for(opened, prompt, raw)
-            with Speaker(shown, late=quiet) if not as_json else nullcontext() as speaker:
-                result = work(opened, prompt, settings, reader, shown, watch, speaker)
-            if as_json:
-                say_json(as_object(opened, result, reader, used))
-            lines = figures(result)
+            try:
+                with Speaker(shown, late=quiet) if not as_json else nullcontext() as speaker:
+                    result: Result | None = work(opened, prompt, settings, reader, shown, watch, speaker)
+            except Stopped as stop:
+                stopped, result = stop, stop.result if stop.result and stop.result.blocks else None
+            if as_json and result is not None:
+                with shown.aside():
+                    say_json(as_object(opened, result, reader, used))
+            lines = figures(result) if result is not None else [NOTHING_FINISHED]
         lines += filter(None, [traffic_line(opened)])
     for recorder in recorders:
         recorder.write()
     if not quiet:
         for line in lines:
             click.echo(line, err=True)
-    return None
+    return None if stopped is None else INTERRUPTED
 
 
 @contextmanager
