@@ -8,7 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 from dgemma.chat.answer_parser import Delta, Reader
-from dgemma.chat.conversation import taken_apart
+from dgemma.chat.conversation import with_deltas
 from dgemma.cli.display import Silent
 from dgemma.cli.frames import Framer
 from dgemma.cli.output import Speaker
@@ -55,7 +55,7 @@ def work(
 ) -> Result:
     """Generate an answer, show it, and say it."""
     stream = model.stream(prompt, on_encode=shown.encoded, **settings)
-    with shown, closing(taken_apart(stream, reader)) as events:
+    with shown, closing(with_deltas(stream, reader)) as events:
         for event in events:
             if isinstance(event, Step):
                 watch.step(event)
