@@ -1,4 +1,4 @@
-"""Show progress on standard error while a model works: nothing, a line of progress, or the canvas."""
+"""Displays on standard error while a model works: nothing, a line of progress, or the canvas."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ if TYPE_CHECKING:
 
     from dgemma.events import Result
 
-FRAME = 0.08  # the least seconds that --visual shows a step
-PATIENCE = 0.3  # seconds before there is a line of progress
-PACE = 0.1  # seconds between two lines
+FRAME = 0.08  # the shortest time in seconds that --visual shows a step
+PATIENCE = 0.3  # seconds before the first line of progress
+PACE = 0.1  # seconds between two updates of the line
 LONG = 1.0  # seconds of a step from which on --visual shows how long it takes
 STOPPING = "stopping, with what is finished; Ctrl-C again ends at once"
 
 
 class Silent:
-    """A display that shows nothing, from which the others are made.
+    """A display that shows nothing; the base class of the others.
 
-    It is a context manager, which leaves the screen as it was.
+    A display is a context manager; at its end the screen is as before.
     """
 
-    holds = False  # whether the display shows text that is not printed yet
+    holds = False  # whether the display shows text before it is printed
 
     def __enter__(self) -> Silent:
         return self
@@ -51,10 +51,10 @@ class Silent:
         self.doing(f"prompt: {done} of {total} tokens")
 
     def step(self, frame: Frame) -> None:
-        """Show a canvas that was denoised once more."""
+        """Show a canvas after a denoising step."""
 
     def pend(self, text: str, thought: bool = False) -> None:
-        """Keep text that stands before the canvas and is not printed yet."""
+        """Set the final text before the canvas that is not printed yet. thought: it is the model's thought."""
 
     def stopping(self) -> None:
         """Show that Ctrl-C was heard. Any thread may call it."""
@@ -66,14 +66,14 @@ class Silent:
 
 
 class Steps(Silent):
-    """Prints a line per step, for terminals that cannot move the cursor up."""
+    """Prints one line for each step, for terminals that cannot move the cursor up."""
 
     def step(self, frame: Frame) -> None:
         sys.stderr.write(frame.status + "\n")
 
 
 class Progress(Silent):
-    """Shows the text that is not printed yet, and one line of progress once the work takes a while.
+    """Shows final text that is not printed yet, and one line of progress if the work takes longer.
 
     The line is drawn again as time passes, by a thread of its own.
     """
@@ -87,8 +87,8 @@ class Progress(Silent):
         self._pending: tuple[Cell, ...] = ()
         self._what = ""  # what is done now
         self._stopping = False
-        self._began = time.monotonic()
-        self._drawn = ("", self._began)  # the line that stands there, and since when
+        self._started = time.monotonic()
+        self._drawn = ("", self._started)  # the line that stands there, and since when
         self._lock = threading.RLock()  # of all that is here
         self._done = threading.Event()
         self._restored = restored_at_once(self._clear)
@@ -144,15 +144,15 @@ class Progress(Silent):
     def _show(self) -> None:
         """Draw what is done and for how long, unless that stands there, or stood there a moment ago."""
         now = time.monotonic()
-        line = f"{STOPPING if self._stopping else self._what} · {now - self._began:.0f} s"
-        patient = self._stopping or self._pending or now - self._began >= PATIENCE
+        line = f"{STOPPING if self._stopping else self._what} · {now - self._started:.0f} s"
+        patient = self._stopping or self._pending or now - self._started >= PATIENCE
         if patient and line != self._drawn[0] and now - self._drawn[1] >= PACE:
             self._drawn = (line, now)
             self._draw(self._pending, line)
 
     def _draw(self, cells: tuple[Cell, ...], status: str) -> None:
         console = self._region.console
-        room = console.height - 2  # without the status line and the cursor's line
+        room = console.height - 2  # two rows are for the status line and the cursor
         drawn = [self._line(line) for line in lines(cells, console.width)[-room:]] if cells and room > 0 else []
         self._region.draw([*drawn, styled(status)])
 
@@ -162,10 +162,10 @@ class Progress(Silent):
         return Text.assemble(*((text, self._style(look)) for text, look in line))
 
     def _style(self, look: Look) -> str:
-        """Return the style of a look.
+        """Return rich's style for a look.
 
-        It is bright for what is accepted, dim for what is no text, and between them by colour, where there are enough
-        of them.
+        Accepted tokens are bold, marks are dim. Uncertain tokens have a colour by their entropy; on a terminal with few
+        colours they are dim too.
         """
         if look in ("done", "mark"):
             return "" if look == "done" else "dim"
@@ -231,7 +231,7 @@ def styled(line: str, style: str = "dim") -> Text:
 
 
 def display(visual: bool, quiet: bool) -> Silent:
-    """Return the display for standard error: nothing where it is no terminal."""
+    """Return the display that fits standard error: Silent where it is no terminal."""
     if not is_terminal(sys.stderr) or (quiet and not visual):
         return Silent()
     from rich.console import Console
@@ -242,7 +242,7 @@ def display(visual: bool, quiet: bool) -> Silent:
 
 
 def figures(result: Result) -> list[str]:
-    """Return the lines that are told at the end: figures, and a hint where the answer was cut."""
+    """Return the lines that are printed at the end: figures, and hints where the answer was cut or has a fault."""
     if result.finish_reason == "stopped":
         kept = f"{count(len(result.blocks), 'finished canvas')} of {count(len(result.ids), 'token')} kept"
         return [f"stopped by Ctrl-C after {result.seconds:.2f} s; {kept}"]
