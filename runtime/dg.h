@@ -271,8 +271,9 @@ int dg_detokenize(const dg_tokenizer *tokenizer, const int32_t *ids, size_t n_id
 
 /* ---- Sessions: one timeline each, a cache of what was encoded --------------------------------------------------- */
 
-/* context: most tokens that can be encoded; 0: the model's own, at most 8192 and what there is memory for. Memory is
- * taken as it is used, but counts at once: DG_ERROR_MEMORY where the model's budget, or without one the memory that
+enum { DG_USUAL_CONTEXT = 8192 };
+/* context: most tokens that can be encoded; 0: the model's own, at most the usual and what there is memory for. Memory
+ * is taken as it is used, but counts at once: DG_ERROR_MEMORY where the model's budget, or without one the memory that
  * is free now, does not hold all of it. */
 int dg_session_new(dg_model *model, int32_t context, dg_session **out, dg_error *error);
 void dg_session_free(dg_session *session);
@@ -331,7 +332,7 @@ typedef struct dg_sampling {
 #undef DG_OPTION
 } dg_sampling;
 
-/* The file's own settings, else the published ones; max_tokens one canvas, seed 0. */
+/* The file's own settings, else the published ones; max_tokens 0, seed 0. */
 void dg_sampling_default(const dg_model *model, dg_sampling *sampling);
 /* Sets what the i-th effort stands for, and leaves the rest; false past the end. */
 bool dg_effort_apply(int32_t i, dg_sampling *sampling);

@@ -64,6 +64,12 @@ static bool copy_start(dg_generator *g, const dg_start *start, size_t places) {
     return true;
 }
 
+/* The tokens of whole canvases that a session has room for: all but the last are encoded. */
+static int32_t room(const dg_session *s) {
+    const int64_t n = s->model->config.canvas_length, blocks = (s->context - s->length) / n + 1;
+    return (int32_t)(n * (blocks < MOST_BLOCKS ? blocks : MOST_BLOCKS));
+}
+
 int dg_generator_new(dg_session *session, const dg_sampling *sampling, dg_generator **out, dg_error *error) {
     return dg_generator_fill(session, sampling, NULL, out, error);
 }
@@ -74,7 +80,7 @@ int dg_generator_fill(dg_session *session, const dg_sampling *sampling, const dg
     const dg_config *c = &session->model->config;
     if (dg_sampling_check(sampling, error) != DG_OK || (start && check_start(c, start, error) != DG_OK))
         return DG_ERROR_USAGE;
-    const int32_t tokens = start ? start->n : sampling->max_tokens;
+    const int32_t tokens = start ? start->n : sampling->max_tokens ? sampling->max_tokens : room(session);
     const int64_t n = c->canvas_length, blocks = ((int64_t)tokens + n - 1) / n;
     if (session->length < 1)
         return fail(error, DG_ERROR_USAGE, "nothing is encoded: a canvas needs a prompt of at least one token");
@@ -86,6 +92,7 @@ int dg_generator_fill(dg_session *session, const dg_sampling *sampling, const dg
     const ops *o = session->model->ops;
     const size_t size = (size_t)n;
     *g = (dg_generator){.session = session, .options = *sampling, .n = (int32_t)n, .most = (int32_t)n};
+    g->options.max_tokens = tokens;
     g->pad_id = dg_tokenizer_vocab(dg_model_tokenizer(session->model))->pad_id;
     void *memory = NULL;
     canvas_lay_out(&g->canvas, g->n, c->n_vocab, NULL);

@@ -5,7 +5,7 @@
 void dg_sampling_default(const dg_model *model, dg_sampling *s) {
     const dg_config *c = &model->config;
     *s = (dg_sampling){
-        .max_tokens = c->canvas_length,
+        .max_tokens = 0,
         .steps = c->steps,
         .entropy_bound = c->entropy_bound,
         .t_min = c->t_min,

@@ -8,10 +8,7 @@
 #include "memory/demand.h"
 #include "lists.h"
 
-enum {
-    DEFAULT_CONTEXT = 8192,
-    ASK_EVERY = 20000000, /* nanoseconds */
-};
+enum { ASK_EVERY = 20000000 /* nanoseconds */ };
 
 static double gibibytes(int64_t bytes) { return (double)bytes / (1 << 30); }
 
@@ -21,7 +18,7 @@ int64_t dg_session_bytes(const dg_model *model, int32_t tokens) { return scratch
  * for. */
 static int check_context(const dg_model *model, int32_t *context, dg_error *error) {
     const int32_t most = model->config.context_length;
-    if (*context == 0) *context = budget_context(model, most < DEFAULT_CONTEXT ? most : DEFAULT_CONTEXT);
+    if (*context == 0) *context = budget_context(model, most < DG_USUAL_CONTEXT ? most : DG_USUAL_CONTEXT);
     if (*context < 1 || *context > most)
         return fail(error, DG_ERROR_USAGE, "context: expected 1 to %d tokens (the model's), got %d", most, *context);
     return DG_OK;

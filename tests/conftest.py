@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import settings
@@ -19,6 +21,14 @@ signal.signal(signal.SIGHUP, signal.SIG_DFL)
 # No test fails because a machine is slow. All else is as hypothesis has it, which differs where CI is set.
 settings.register_profile("untimed", settings(deadline=None))
 settings.load_profile("untimed")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def seed_of_zero() -> Iterator[None]:
+    """A generation that is given no seed has 0 here, but for the tests of that."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("dgemma.options.secrets", SimpleNamespace(randbits=lambda bits: 0))
+        yield
 
 
 @pytest.fixture(scope="session")

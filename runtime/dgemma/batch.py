@@ -14,7 +14,7 @@ from dgemma.errors import Error, UsageError
 from dgemma.files import json_lines
 from dgemma.model import Model
 from dgemma.options import options
-from dgemma.session import Session
+from dgemma.session import Session, needed_context
 
 FIELDS = {
     "prompt": "a text: one user message through the file's chat template, if it has one",
@@ -84,8 +84,11 @@ class Batch:
         if "system" in given and _begins_with_system(given.get("messages")):
             raise UsageError("a line has one system message: system, or the first of messages")
         ids, marks = self._prompt(request)
-        n = self._model.config.canvas_length
-        session = self._session_for(len(ids) + (-(-int(used["max_tokens"]) // n) - 1) * n)
+        context = needed_context(self._model.config, len(ids), int(used["max_tokens"]))
+        session = self._session_for(context)
+        if not used["max_tokens"]:  # it does not depend on the lines before
+            n = self._model.config.canvas_length
+            settings["max_tokens"] = ((context - len(ids)) // n + 1) * n
         result = session.generate(ids, **settings)
         reader = Reader.behind(self._model.tokenizer, ids, marks)
         reader.feed(result.ids)

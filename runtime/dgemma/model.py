@@ -25,6 +25,7 @@ from dgemma.hub.download import local_model
 from dgemma.native.handle import Handle, give_lock
 from dgemma.options import sampling_for, settings_of
 from dgemma.session import (
+    USUAL_CONTEXT,
     Accept,
     Event,
     Floats,
@@ -37,6 +38,7 @@ from dgemma.session import (
     denoise_together,
     id_array,
     last,
+    needed_context,
 )
 from dgemma.session import Messages as Messages
 from dgemma.session import Prompt as Prompt
@@ -345,29 +347,29 @@ class Model:
         context = self._context_for(ids, start, sampling)
         return self._stream(context, ids, sampling, start, on_step, on_encode, accept)
 
-    def context_for(self, prompt: Prompt, **options: Any) -> int:
+    def context_for(self, prompt: Prompt, **options: Any) -> int | None:
         """Return the context, in tokens, of a session that generates an answer with these options.
 
-        Raises UsageError where it is more than the model's.
+        None: the usual one (see session()), of which an answer without max_tokens takes what it needs. Raises
+        UsageError where it is more than the model's.
         """
         sampling = sampling_for(self._open_handle().pointer, options)
         return self._context_for(self.prompt_ids(prompt), None, sampling)
 
-    def _context_for(self, ids: list[int], start: Start | None, sampling: Any) -> int:
+    def _context_for(self, ids: list[int], start: Start | None, sampling: Any) -> int | None:
         limit: int = self._config.context_length
         if len(ids) > limit:
             raise UsageError(f"the prompt has {len(ids)} tokens, more than the model's context of {limit}")
-        tokens = len(start.ids) if start is not None else sampling.max_tokens
-        canvases = -(-tokens // self._config.canvas_length)
-        context: int = len(ids) + (canvases - 1) * self._config.canvas_length  # the last canvas is not encoded
+        tokens = len(start.ids) if start is not None else int(sampling.max_tokens)
+        context = needed_context(self._config, len(ids), tokens)
         if context > limit:
             raise UsageError(
                 f"{'a canvas of' if start is not None else 'max_tokens'} {tokens} behind the prompt's {len(ids)} tokens"
                 f" needs a context of {context}, more than the model's {limit}"
             )
-        return context
+        return None if tokens == 0 and context <= USUAL_CONTEXT else context
 
-    def _stream(self, context: int, *given: Any) -> Generator[Event, None, None]:
+    def _stream(self, context: int | None, *given: Any) -> Generator[Event, None, None]:
         with self.session(context) as session:
             yield from session._stream(*given)
 

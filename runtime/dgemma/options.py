@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -80,6 +81,11 @@ class Effort:
         return ", ".join(f"{name} {value:g}" for name, value in self.settings.items())
 
 
+def new_seed() -> int:
+    """Return a seed for a generation that was given none: 32 bits, so that people can copy it."""
+    return secrets.randbits(32)
+
+
 REFERENCE = "reference"  # with this effort, other values for the options that it sets are refused
 
 
@@ -99,7 +105,8 @@ def efforts() -> dict[str, Effort]:
 def sampling_for(model: Any, given: Mapping[str, Any]) -> Any:
     """Return a `dg_sampling *` with the model's (`dg_model *`) defaults and the options that are given.
 
-    The settings of an effort replace defaults, and options replace both; None stands for the default.
+    The settings of an effort replace defaults, and options replace both; None stands for the default, which for the
+    seed is a new one each time.
 
     Raises TypeError for a name that does not exist or a value of another type, UsageError for one out of range.
     """
@@ -121,7 +128,7 @@ def sampling_for(model: Any, given: Mapping[str, Any]) -> Any:
         for name, value in efforts()[effort].settings.items():
             if chosen.get(name, value) != value:
                 raise UsageError(f"{name} {given[name]!r} is not of the published sampler, the reference effort")
-    for name, value in chosen.items():
+    for name, value in {"seed": new_seed(), **chosen}.items():
         setattr(sampling, name, value)
     error = new_error()
     check(lib.dg_sampling_check(sampling, error), error)

@@ -37,6 +37,8 @@ Messages: TypeAlias = Sequence[Mapping[str, Any]]
 Prompt: TypeAlias = str | Messages | Ids
 
 CHUNK = 256  # tokens per call of the encoder: on_encode is called between two calls
+USUAL_CONTEXT = int(lib.DG_USUAL_CONTEXT)
+ROOM = 2048  # tokens that an answer of no given length should have room for
 FAULTS = {lib.DG_FAULT_NONE: None, lib.DG_FAULT_EMPTY: "empty", lib.DG_FAULT_LOOP: "loop"}
 _LOGITS = {None: lib.DG_LOGITS_NONE, "last": lib.DG_LOGITS_LAST, "all": lib.DG_LOGITS_ALL}
 
@@ -471,6 +473,18 @@ def id_array(ids: Ids, n_vocab: int, what: str) -> npt.NDArray[np.int32]:
         at = int(outside[0])
         raise UsageError(f"{what}[{at}] is {array[at]}, outside the vocabulary of {n_vocab}")
     return np.array(array, np.int32)  # a copy for the library: the caller may change the array meanwhile
+
+
+def needed_context(config: Config, prompt: int, max_tokens: int) -> int:
+    """Return the context for a prompt and its answer: all canvases of an answer but the last are encoded.
+
+    max_tokens: the option of this name; an answer of no given length (0) has room for ROOM tokens, or for what is left
+    of the model's context. The context may be more than the model's where max_tokens or the prompt is too long.
+    """
+    n: int = config.canvas_length
+    if max_tokens:
+        return prompt + (-(-max_tokens // n) - 1) * n
+    return max(prompt, min(prompt + ROOM, int(config.context_length)))
 
 
 def last(events: Generator[Event, None, None]) -> Result:

@@ -12,7 +12,7 @@ from dgemma.chat.answer_parser import Answer, Delta, Reader
 from dgemma.chat.messages import plain
 from dgemma.errors import Error, UsageError
 from dgemma.events import Block, Result, Step
-from dgemma.session import Event, OnEncode, Session
+from dgemma.session import Event, OnEncode, Session, needed_context
 
 if TYPE_CHECKING:
     from dgemma.model import Model
@@ -155,7 +155,7 @@ class Conversation:
         if self._busy.locked():
             raise Error(BUSY)
         ids = self.prompt()
-        self._make_room(len(ids) + self._answer_context(options.get("max_tokens")))
+        self._make_room(needed_context(self.model.config, len(ids), options.get("max_tokens") or 0))
         return self._stream(ids, on_encode, options)
 
     def _stream(
@@ -186,14 +186,6 @@ class Conversation:
                     message["thinking"] = answer.thinking
                 self.messages.append(message)
             self._busy.release()
-
-    def _answer_context(self, max_tokens: int | None) -> int:
-        """Return the tokens of context that an answer takes behind its prompt: all canvases but the last are encoded.
-
-        max_tokens: the option of this name.
-        """
-        n: int = self.model.config.canvas_length
-        return (-(-int(self.model.settings(max_tokens=max_tokens)["max_tokens"]) // n) - 1) * n
 
     def _make_room(self, needed: int) -> None:
         session = self._session

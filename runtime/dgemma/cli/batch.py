@@ -106,7 +106,8 @@ def run_of(model: Model, exact: bool, **defaults: Any) -> dict[str, Any]:
     chat = {name: defaults[name] for name in FIELDS if defaults.get(name) is not None}
     options = {name: value for name, value in defaults.items() if name not in FIELDS and value is not None}
     about = {"version": dgemma.__version__, "model": identity(model.path)["sha256"][:16]}
-    return {**about, "backend": model.backend.split()[0], "exact": exact, **chat, **model.settings(**options)}
+    settings = {name: value for name, value in model.settings(**options).items() if name != "seed" or name in options}
+    return {**about, "backend": model.backend.split()[0], "exact": exact, **chat, **settings}
 
 
 def _digest(line: bytes) -> str:

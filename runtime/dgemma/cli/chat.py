@@ -19,9 +19,8 @@ from dgemma.cli.prompt_input import Lines, lines, unechoed
 from dgemma.errors import Error, Stopped, UsageError
 from dgemma.events import Block, Step
 from dgemma.model import Model
+from dgemma.options import new_seed
 from dgemma.ui.terminal import one_line, tell
-
-LONGEST = 2048  # the most tokens of an answer without --max-tokens
 
 
 class Chat:
@@ -44,6 +43,7 @@ class Chat:
         self.lines: Lines = lines([(entry.name, entry.argument == FILES) for entry in TABLE.values()])
         self._quiet = quiet
         self._redraws = 0  # added to the seed that is set, for another answer to the same message
+        self._seed = new_seed()
         self._changed = False  # whether settings were changed since the last answer
         self._answers: list[Reply] = []
 
@@ -86,11 +86,11 @@ class Chat:
     def answer(self, redraw: bool = False) -> None:
         """Answer the last message. redraw: use the next seed, or after a change of settings the same one."""
         if not redraw:
-            self._redraws = 0
+            self._redraws, self._seed = 0, new_seed()
         elif not self._changed:
             self._redraws += 1
         self._changed = False
-        options = {**self.settings, "seed": self.seed, "max_tokens": self._room()}
+        options = {**self.settings, "seed": self.seed}
         stopped = ""
         shown = display(self.visual, self._quiet)
         watch = Watch(self.model, int(self.used()["steps"]), shown)
@@ -138,7 +138,7 @@ class Chat:
 
     def used(self) -> dict[str, int | float]:
         """Return all generation options with their values."""
-        return self.model.settings(**{"max_tokens": LONGEST, **self.settings})
+        return self.model.settings(**{"seed": self._seed, **self.settings})
 
     def change(self, settings: dict[str, Any]) -> None:
         """Change generation options. Raises UsageError or TypeError, and changes none, where a value is wrong."""
@@ -147,14 +147,6 @@ class Chat:
         self.settings, self._changed = changed, True
         if "seed" in settings:
             self._redraws = 0
-
-    def _room(self) -> int:
-        """Return the most tokens of an answer: --max-tokens, or what fits into the context, but at most LONGEST."""
-        if "max_tokens" in self.settings:
-            return int(self.settings["max_tokens"])
-        context, canvas = int(self.model.config.context_length), int(self.model.config.canvas_length)
-        left = context - len(self.conversation.prompt())
-        return min(LONGEST, max(left // canvas + 1, 1) * canvas)
 
     def need_template(self, what: str) -> None:
         if self.model.tokenizer.chat_template is None:

@@ -252,7 +252,8 @@ def figures(result: Result) -> list[str]:
     failed = sum(not block.converged for block in result.blocks)
     ended = "converged" if result.converged else f"{failed} of {count(len(n), 'canvas')} not converged"
     speed = f"{result.tokens_per_second:.0f}" if result.tokens_per_second >= 10 else f"{result.tokens_per_second:.2f}"
-    lines = [f"{count(len(result.ids), 'token')}, {canvases}, {result.seconds:.2f} s, {speed} tokens/s, {ended}"]
+    taken = f"{result.seconds:.2f} s, {speed} tokens/s"
+    lines = [f"{count(len(result.ids), 'token')}, {canvases}, {taken}, {ended}, seed {result.seed}"]
     if result.finish_reason == "length":
         lines.append("cut at --max-tokens; a higher one lets the answer go on")
     again = f"drawn again {count(result.retries, 'time')}, at last from seed {result.seed}" if result.retries else ""

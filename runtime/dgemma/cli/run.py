@@ -26,7 +26,7 @@ from dgemma.files.output import check_target
 from dgemma.files.routing import ROUTING, routing_path
 from dgemma.model import Model
 from dgemma.native.metadata import keys
-from dgemma.options import REFERENCE, Option, efforts, options
+from dgemma.options import REFERENCE, Option, efforts, new_seed, options
 from dgemma.session import Prompt
 from dgemma.units import size
 
@@ -105,7 +105,7 @@ def generation_options(command: Callable[..., Any]) -> Callable[..., Any]:
     command = click.option("--reference", "reference", **chosen, help=exactly)(command)
     chosen = dict(type=click.Choice(list(levels)), callback=one_effort)
     command = click.option("--effort", **chosen, help=f"{sentence(texts)}. Other flags win.")(command)
-    defaults = {"max_tokens": "one canvas", "seed": "0"}
+    defaults = {"max_tokens": "0", "seed": "a new one each time"}
     for name, option in reversed(options().items()):
         flag, metavar = "--" + name.replace("_", "-"), "F" if option.real else "N"
         if option.flag:
@@ -232,6 +232,7 @@ def main(
         raise click.UsageError("no prompt: give -p TEXT, -f FILE or standard input")
     if raw and (system is not None or think):
         raise click.UsageError(f"{'--think' if think else '--system'} needs the chat template that --raw goes without")
+    settings["seed"] = new_seed() if settings["seed"] is None else settings["seed"]
     recorders = [Recorder(path) for path in records]
     prompted = text is not None or file is not None
     if task is not None:

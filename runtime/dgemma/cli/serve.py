@@ -11,6 +11,7 @@ from dgemma.cli.files import InputFile
 from dgemma.cli.running import Size, ram_option, running_options
 from dgemma.errors import UsageError
 from dgemma.model import Model
+from dgemma.session import USUAL_CONTEXT
 from dgemma.ui.terminal import one_line, tell
 from dgemma.units import size_text
 
@@ -25,8 +26,6 @@ except ImportError as missing:  # the command names the package when it runs
     MISSING: ImportError | None = missing
 else:
     MISSING = None
-
-DEFAULT_CONTEXT = 8192
 
 
 def indented(text: str) -> str:
@@ -90,7 +89,7 @@ a request begins like an earlier one, only the rest is encoded. After Ctrl-C, ru
     "--context",
     type=click.IntRange(min=1),
     metavar="N",
-    help=f"The most tokens of a prompt and its answer. Default: the model's context, at most {DEFAULT_CONTEXT}.",
+    help=f"The most tokens of a prompt and its answer. Default: the model's context, at most {USUAL_CONTEXT}.",
 )
 @click.option(
     "--cache",
@@ -180,7 +179,7 @@ def context_of(model: Model, wanted: int | None) -> int:
     if wanted is not None and wanted > most:
         raise click.UsageError(f"--context {wanted} is more than the model's {most}")
     if wanted is not None or (model.ram is None and model.vram is None):
-        return wanted or min(most, DEFAULT_CONTEXT)
+        return wanted or min(most, USUAL_CONTEXT)
     with model.session() as session:  # its context is what fits into the budget
         return session.context
 

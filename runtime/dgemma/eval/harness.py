@@ -102,7 +102,7 @@ class Harness(TemplateLM):  # type: ignore[misc]
             given = wanted.get("until") or []
             stops = [given] if isinstance(given, str) else list(given)
             length = next((wanted[name] for name in LENGTHS if wanted.get(name) is not None), TOKENS)
-            limits = {"max_tokens": int(length), **self.settings}
+            limits = {"seed": 0, "max_tokens": int(length), **self.settings}
             ids = self.tok_encode(prompt)
             text = cut(shown(self.model, ids, self.model.generate(ids, **limits)), stops)
             self.cache_hook.add_partial("generate_until", request.args, text)

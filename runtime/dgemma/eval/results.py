@@ -150,7 +150,7 @@ def attempt(variant: Variant, task: Task, seed: int) -> Attempt:
         filled = model.fill(task.fill, None if task.prompt is None else task.ids(model), **options)
         tokens = sum(len(model.tokenizer.encode(hole)) for hole in filled.holes)
         return tried(variant, task, seed, filled, "\n".join(filled.holes), tokens)
-    limit = {} if task.max_tokens is None else {"max_tokens": task.max_tokens}
+    limit = {"max_tokens": model.config.canvas_length if task.max_tokens is None else task.max_tokens}
     prompt = task.ids(model)
     result = model.generate(prompt, **{**limit, **options})
     return tried(variant, task, seed, result, shown(model, prompt, result), len(result.ids))

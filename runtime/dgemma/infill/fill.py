@@ -13,6 +13,7 @@ import numpy as np
 from dgemma.errors import UsageError
 from dgemma.events import Result, Step
 from dgemma.infill.scoring import Freedom, log_likelihood
+from dgemma.options import new_seed
 from dgemma.session import CHUNK, OnEncode, OnStep, Prompt, Session
 
 if TYPE_CHECKING:
@@ -249,6 +250,7 @@ def filling(
     unknown = [i for i, hole in enumerate(holes) if hole.length is None]
     several = len(tried) > 1 and bool(unknown)
     trials: dict[tuple[int, ...], Trial] = {}
+    options["seed"] = new_seed() if options.get("seed") is None else options["seed"]  # the same for all trials
 
     def made(lengths: tuple[int, ...]) -> TrialSteps[Trial]:
         if lengths not in trials:

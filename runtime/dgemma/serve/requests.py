@@ -185,11 +185,10 @@ def read_request(endpoint: Endpoint, body: Any, model: Model, served: str, conte
     if own.canvas is not None or own.pinned is not None:
         settings |= {"canvas": own.canvas, "pinned": own.pinned}
         tokens = len(own.canvas or ())
-    elif "max_tokens" in settings or not templated:
-        tokens = int(model.settings(max_tokens=settings.get("max_tokens"))["max_tokens"])
+    elif settings.get("max_tokens") or not templated:
+        tokens = settings.setdefault("max_tokens", int(model.config.canvas_length))
     else:
-        tokens = _what_is_left(model, len(prompts[0]), context)
-        settings["max_tokens"] = tokens
+        tokens = settings["max_tokens"] = _what_is_left(model, len(prompts[0]), context)
     return Work(
         endpoint,
         prompts,
