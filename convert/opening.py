@@ -1,6 +1,6 @@
-"""Open a checkpoint's vocabulary with the runtime's own tokenizer, before any weight is read.
+"""Open a checkpoint's vocabulary with the runtime's tokenizer, before any weight is read.
 
-So what the runtime refuses, or reads otherwise than the checkpoint's files say, is found before the long work.
+So a vocabulary that the runtime refuses, or reads differently, is found before the long work.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from dgemma.tokenizer import Tokenizer
 
 
 def open_vocabulary(pairs: Sequence[Pair], vocabulary: Vocabulary) -> Tokenizer:
-    """Return the tokenizer of a file with these keys. A FormatError names the vocabulary's file."""
-    with TemporaryDirectory(prefix="dgemma-") as room:
-        file = Path(room) / "vocabulary.gguf"
+    """Return the tokenizer of a GGUF file with these pairs. A FormatError names the vocabulary's file."""
+    with TemporaryDirectory(prefix="dgemma-") as folder:
+        file = Path(folder) / "vocabulary.gguf"
         file.write_bytes(header(pairs, []))
         try:
             tokenizer = Tokenizer.from_gguf(file)

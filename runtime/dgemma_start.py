@@ -1,6 +1,6 @@
-"""Start the commands. Signals that ask one to end are obeyed quietly while its modules are still imported.
+"""Entry points of the commands. A signal during the slow imports ends the process at once, without a traceback.
 
-This is no part of the package dgemma, because to import any part of that imports much of it.
+This module is outside the package dgemma, because importing any part of that package imports much of it.
 """
 
 from __future__ import annotations
@@ -50,15 +50,15 @@ def dg_serve() -> None:
 
 
 def _start(command: str) -> None:
-    """Run a command. Before and after it there is nothing to tidy up, and the process ends at once."""
+    """Run a command. A signal before or after its `main` ends the process at once: there is nothing to clean up."""
     usual = {number: signal.getsignal(number) for number in ENDING}
     ours = [number for number in ENDING if usual[number] in (signal.SIG_DFL, signal.default_int_handler)]
-    _set(dict.fromkeys(ours, _leave))  # not what nohup or a shell's trap ignores
+    _set(dict.fromkeys(ours, _leave))  # signals that nohup or a shell's trap ignores stay ignored
     try:
         main = import_module(COMMANDS[command]).main
         _set({number: usual[number] for number in ours})
         main()
-    except KeyboardInterrupt:  # just before the command was ready for it, or while it ended
+    except KeyboardInterrupt:  # Ctrl-C just before `main` handles it, or just after
         sys.exit(128 + signal.SIGINT)
     finally:
         _set(dict.fromkeys(ours, _leave))

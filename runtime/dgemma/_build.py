@@ -1,5 +1,5 @@
 """Build commands for setuptools that call make, so that there is one build recipe."""
-# setuptools names commands in lower case
+# The classes have lower-case names because setuptools shows them as the names of commands.
 
 import os
 import subprocess
@@ -15,7 +15,7 @@ from setuptools.command.sdist import sdist as _sdist
 
 
 class native:
-    """Adds the extension module to a command of setuptools."""
+    """A mixin that adds the extension module to a command of setuptools."""
 
     def initialize_options(self):
         self.distribution.ext_modules = [Extension("dgemma._native", [], py_limited_api=True)]
@@ -42,8 +42,8 @@ class build_ext(_build_ext):
     def get_source_files(self):
         """Return the files that the source archive must carry so that make can build from it."""
         kinds = ("*.c", "*.h", "*.def", "*.cu", "*.cuh")
-        rooms = ("quants", "runtime", "cuda")
-        return ["Makefile", *sorted(str(f) for room in rooms for kind in kinds for f in Path(room).rglob(kind))]
+        folders = ("quants", "runtime", "cuda")
+        return ["Makefile", *sorted(str(f) for folder in folders for kind in kinds for f in Path(folder).rglob(kind))]
 
     def build_extension(self, ext):
         target = Path(self.get_ext_fullpath(ext.name)).resolve()

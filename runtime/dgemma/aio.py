@@ -13,7 +13,7 @@ from dgemma.events import Block, Result, Step
 Event = Step | Block | Result
 
 
-class _Left(Exception):
+class _Abandoned(Exception):
     """Stops the encoding of a prompt that nobody waits for any more."""
 
 
@@ -22,15 +22,15 @@ async def in_threads(
 ) -> AsyncGenerator[Event, None]:
     """Yield the events of stream(prompt, **given), each step in a thread.
 
-    Where the stream is left or cancelled, the step that runs ends, and no other begins.
+    After the caller stops the stream or is cancelled, the step that runs is finished, and no other one begins.
     """
-    left, told = threading.Event(), given.get("on_encode")
+    abandoned, callback = threading.Event(), given.get("on_encode")
 
     def on_encode(done: int, total: int) -> None:
-        if left.is_set():
-            raise _Left
-        if told is not None:
-            told(done, total)
+        if abandoned.is_set():
+            raise _Abandoned
+        if callback is not None:
+            callback(done, total)
 
     events = stream(prompt, **{**given, "on_encode": on_encode})
     try:
@@ -39,7 +39,7 @@ async def in_threads(
             try:
                 event = await asyncio.shield(step)
             except asyncio.CancelledError:
-                left.set()
+                abandoned.set()
                 await _end(step)
                 raise
             if event is None:
@@ -50,7 +50,7 @@ async def in_threads(
 
 
 async def _end(step: asyncio.Future[Any]) -> None:
-    """Wait until a step has ended, however often the waiting is cancelled, and whatever it ends with."""
+    """Wait until a step has ended, even where the waiting is cancelled; its exception, if any, is dropped."""
     while not step.done():
         try:
             await asyncio.wait([step])

@@ -23,16 +23,17 @@ FIELDS = {
     "thinking": "true: the model thinks before it answers",
     "tools": "functions that it may call, as OpenAI has them",
     "raw": "true: no chat template, the model goes on from the prompt",
-    "id": "anything; it stands in the answer",
+    "id": "any value; the answer has the same id",
 }
 
 
 class Batch:
     """Answers lines one after the other, in one session; a context manager.
 
-    The session keeps what the beginnings of the prompts share.
+    A beginning that a prompt shares with the one before is not encoded again.
 
-    defaults: fields (see FIELDS) and generation options of lines that do not give them. One thread at a time.
+    defaults: fields (see FIELDS) and generation options for lines that do not give them. Only one thread at a time may
+    use a Batch.
     """
 
     def __init__(self, model: Model, **defaults: Any) -> None:
@@ -55,17 +56,17 @@ class Batch:
     def answer(self, line: str | bytes) -> dict[str, Any]:
         """Answer a line.
 
-        Returns text, thinking, tool_calls and figures; or "error", with its type and message, for a line that is wrong
-        or could not be answered. "id" is the line's, where it has one.
+        Returns a dict with text, thinking, tool_calls and figures; or with "error", its type and message, for a line
+        that is wrong or could not be answered. It has the line's "id", if the line has one.
         """
-        told: dict[str, Any] = {}
+        answer: dict[str, Any] = {}
         try:
             given = self._read(line)
             if "id" in given:
-                told["id"] = given.pop("id")
-            return told | self._answer(given)
+                answer["id"] = given.pop("id")
+            return answer | self._answer(given)
         except (Error, TypeError) as failure:
-            return told | {"error": {"type": type(failure).__name__, "message": " ".join(str(failure).split())}}
+            return answer | {"error": {"type": type(failure).__name__, "message": " ".join(str(failure).split())}}
 
     def _read(self, line: str | bytes) -> dict[str, Any]:
         given = json_lines.value(line)
@@ -77,14 +78,14 @@ class Batch:
         known = {*FIELDS, *options(), "effort"}
         if unknown := sorted(set(given) - known):
             raise UsageError(f"there is no field {unknown[0]!r}; the fields are {', '.join(sorted(known))}")
-        asked = self._defaults | given
-        settings = {name: value for name, value in asked.items() if name not in FIELDS}
+        request = self._defaults | given
+        settings = {name: value for name, value in request.items() if name not in FIELDS}
         used = self._model.settings(**settings)
         if "system" in given and _begins_with_system(given.get("messages")):
             raise UsageError("a line has one system message: system, or the first of messages")
-        ids, marks = self._prompt(asked)
+        ids, marks = self._prompt(request)
         n = self._model.config.canvas_length
-        session = self._room(len(ids) + (-(-int(used["max_tokens"]) // n) - 1) * n)
+        session = self._session_for(len(ids) + (-(-int(used["max_tokens"]) // n) - 1) * n)
         result = session.generate(ids, **settings)
         reader = Reader.behind(self._model.tokenizer, ids, marks)
         reader.feed(result.ids)
@@ -105,10 +106,10 @@ class Batch:
             "seconds": round(result.seconds, 6),
         }
 
-    def _prompt(self, asked: dict[str, Any]) -> tuple[list[int], bool]:
+    def _prompt(self, request: dict[str, Any]) -> tuple[list[int], bool]:
         """Return the ids of a request's prompt, and whether thoughts and calls are marked in the answer."""
-        prompt, messages, system = asked.get("prompt"), asked.get("messages"), asked.get("system")
-        thinking, tools, raw = asked.get("thinking", False), asked.get("tools"), asked.get("raw", False)
+        prompt, messages, system = request.get("prompt"), request.get("messages"), request.get("system")
+        thinking, tools, raw = request.get("thinking", False), request.get("tools"), request.get("raw", False)
         if (prompt is None) == (messages is None):
             raise UsageError("a line has a prompt or messages, one of them")
         _check("prompt", prompt, str)
@@ -132,8 +133,8 @@ class Batch:
             messages = [{"role": "system", "content": system}, *messages]
         return self._model.tokenizer.chat(messages, tools, thinking), True
 
-    def _room(self, needed: int) -> Session:
-        """Return a session with room for so many tokens: the current one where it has that."""
+    def _session_for(self, needed: int) -> Session:
+        """Return a session with a context of at least `needed` tokens: the current one where it is long enough."""
         most: int = self._model.config.context_length
         if needed > most:
             raise UsageError(f"the prompt and its answer need a context of {needed} tokens, more than {most}")

@@ -1,4 +1,4 @@
-"""The configuration of a model, as its file says it, with the field names of metadata.def."""
+"""The configuration that a model's file gives; the fields have the names of metadata.def."""
 
 from __future__ import annotations
 
@@ -11,10 +11,7 @@ from dgemma.native.metadata import keys
 
 
 def shortest(value: float) -> float:
-    """Return the double that prints as the float32 `value` does: 0.1, not 0.10000000149011612.
-
-    It rounds to the same float32.
-    """
+    """Return the double with the fewest digits that rounds to the float32 `value`: 0.1, not 0.10000000149011612."""
     return float(str(np.float32(value)))
 
 

@@ -1,4 +1,4 @@
-"""Turns ids into text one by one, where text is written as its tokens come."""
+"""Turns token ids into text one by one, for text that is shown while it is generated."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from dgemma.tokenizer import Tokenizer
 
-BROKEN = "\ufffd"  # the text of a byte that is no character by itself
+BROKEN = "\ufffd"  # the text of a byte token that is only a part of a character
 
 
 class Detokenizer:
@@ -29,12 +29,13 @@ class Detokenizer:
         return text
 
     def byte(self, token: int) -> bool:
-        """Return whether a token is a byte, which is text only together with the bytes beside it."""
+        """Return whether a token is one byte of UTF-8; it has a text only together with neighbouring bytes."""
         known = self._byte.get(token)
         if known is None:
             text = self.plain(token)
             known = text == BROKEN
-            if text.isascii() and len(text) == 1 and self._broken:  # beside a broken byte, only a byte breaks too
+            # An ASCII byte token looks like a character. Followed by an invalid byte, it alone decodes to U+FFFD too.
+            if text.isascii() and len(text) == 1 and self._broken:
                 known = self._tokenizer.decode([token, *self._broken]) == 2 * BROKEN
             self._byte[token] = known
         return known
@@ -53,8 +54,8 @@ class Detokenizer:
         return self._tokenizer.decode(ids) if ids else ""
 
     def texts(self, ids: Iterable[int]) -> Iterator[tuple[int, str]]:
-        """Yield each id with its text; of neighbouring bytes the first has that of all."""
-        run: list[int] = []  # bytes, and what has no text between them
+        """Yield each id with its text; the first of neighbouring bytes has the text of all of them, the others ""."""
+        run: list[int] = []  # neighbouring bytes, and tokens without text between them
         for token in ids:
             if self.byte(token) or (run and not self.plain(token)):
                 run.append(token)

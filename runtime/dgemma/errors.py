@@ -19,7 +19,10 @@ class Error(Exception):
 
 
 class UsageError(Error):
-    """An argument makes no sense, or does not fit the model. place: where it is in a chat: messages.2.content."""
+    """An argument makes no sense, or does not fit the model.
+
+    place: the path of a wrong field in a chat, such as messages.2.content; "" for other arguments.
+    """
 
     def __init__(self, message: str = "", place: str = "") -> None:
         super().__init__(message)

@@ -14,15 +14,15 @@ class Step:
 
     block: int  # canvases finished before this one
     index: int  # counted from 0 within the canvas
-    place: int  # where the canvas begins in the one that was given; 0 without one
+    place: int  # the canvas's first position in the `canvas` that the caller gave; 0 without one
     temperature: float
     canvas: npt.NDArray[np.int32]  # the most likely id at each position
-    entropy: npt.NDArray[np.float32]  # nats; 0 where pinned
-    accepted: npt.NDArray[np.bool_]  # by the entropy bound (or by `accept`), in this step; pins always
-    mean_entropy: float  # over what is not pinned
-    converged: bool  # the canvas is finished: settled, and certain enough
-    next: npt.NDArray[np.int32]  # what the next step would see: draws where accepted, random ids elsewhere
-    final: list[int] = field(default_factory=list)  # the answer's first ids of this canvas, final already: see `commit`
+    entropy: npt.NDArray[np.float32]  # of each position's prediction, in nats; 0 where pinned
+    accepted: npt.NDArray[np.bool_]  # positions that the entropy bound (or `accept`) keeps; pinned ones too
+    mean_entropy: float  # nats, over positions that are not pinned
+    converged: bool  # the canvas is finished: its ids no longer change, and the mean entropy is low enough
+    next: npt.NDArray[np.int32]  # the next step's input: sampled ids where accepted, random ids elsewhere
+    final: list[int] = field(default_factory=list)  # ids at the canvas's beginning that will not change: see `commit`
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,10 +30,10 @@ class Block:
     """One finished canvas."""
 
     index: int
-    steps: int  # steps, with those of canvases that were given up for a retry
-    tokens: int  # of the answer: end ids and what follows are not counted
+    steps: int  # denoising steps, including those of attempts that were drawn again (see `retries`)
+    tokens: int  # tokens of the answer: an end id, and all that follows it, is not counted
     converged: bool
-    ids: list[int] = field(repr=False)  # these tokens
+    ids: list[int] = field(repr=False)  # the ids of these tokens
     fault: str | None = None  # "empty": nothing but end and pad ids; "loop": its last half repeats a few tokens
 
 
@@ -42,22 +42,22 @@ class Result:
     """An answer. str(result) is its text."""
 
     text: str
-    ids: list[int] = field(repr=False)  # without end ids and what follows
+    ids: list[int] = field(repr=False)  # the answer's ids, up to the first end id
     blocks: list[Block]
     steps: int  # steps of all canvases
     converged: bool  # whether all canvases converged
-    finish_reason: str  # "stop": it ended by itself; "length": max_tokens (or the end of a last hole) was reached
+    finish_reason: str  # "stop": the model wrote an end id; "length": max_tokens, or the last hole's end, was reached
     prompt_tokens: int
     encoded_tokens: int  # tokens of the prompt that the session did not hold yet
-    seed: int  # the last seed that was used: the one given, plus retries
-    retries: int  # canvases drawn again because they were empty or a loop
-    places: list[int] | None = field(repr=False)  # of the ids in the canvas that was given; None without one
-    seconds: float  # of work; what the caller does between events is not counted
+    seed: int  # the last seed that was used: the given seed plus `retries`
+    retries: int  # how often a canvas was drawn again because it was empty or a loop
+    places: list[int] | None = field(repr=False)  # each id's position in the caller's `canvas`; None without one
+    seconds: float  # time of encoding and denoising; what the caller does between events is not counted
     tokens_per_second: float  # answer tokens alone, over `seconds`
 
     @property
     def fault(self) -> str | None:
-        """What is wrong with the answer: that of its first canvas that has a fault (see Block), or None."""
+        """The fault of the first canvas that has one (see Block), or None."""
         return next((block.fault for block in self.blocks if block.fault), None)
 
     def __str__(self) -> str:

@@ -55,44 +55,49 @@ Kept = TypeVar("Kept")
 class Traffic:
     """The bytes that a model under a memory budget has moved since it was opened."""
 
-    passes: int  # passes through the layers, for steps and for parts of prompts
-    read: int  # from the file
-    copied: int  # of these, bytes read through the page cache, where the file system has no direct reads
-    resident: int  # weights that are in memory now, to stay
-    ring: int  # bytes of the buffers that the other weights come through
+    passes: int  # passes through the layers, for steps and for chunks of prompts
+    read: int  # bytes read from the file
+    copied: int  # bytes of `read` that went through the page cache: the file system has no direct reads
+    resident: int  # bytes of weights that stay in memory
+    ring: int  # bytes of the ring of buffers into which the other weights are read
     experts: int  # bytes of all experts in the file
-    streamed: int  # bytes of the experts that do not stay: what a pass that uses them all reads
+    streamed: int  # bytes of the experts that are not resident: a pass that uses all of them reads so many
     reading: float  # seconds that reads took
-    waited: float  # seconds that passes waited for them
+    waited: float  # seconds that passes waited for reads
 
 
 class Model:
     """A model from a GGUF file, mapped and checked; a context manager.
 
-    Threads may share it, each with its own session. After close() its methods raise Error. A forked process may go on
-    with it, on threads of its own; where it is on a GPU it cannot, and is told so in a BackendError.
-    hf:owner/name[:TYPE] stands for a file of the Hugging Face Hub, fetched once: see dgemma.hub.download.
+    Threads may share a model, each with its own session. After close() its methods raise Error. A forked process may
+    use a model on the CPU, with threads of its own; a model on a GPU raises BackendError there.
 
-    path: the file; None is the Sudoku model that comes with dgemma. backend: "auto", or a name of backends().
-    threads: None is one per processor that this process may use. exact: float32 throughout; otherwise activations are
-    rounded to 8 or 13 bits before they meet quantised weights, which is several times faster. repack: memory to spend,
-    in bytes or as "4G", on copies of experts that are faster to read; the tokens stay the same.
-    tolerance: how far what conditions the next step may be off, as a part of its length (0.001 unless given): where a
-    bound is within it, likely tokens alone are summed.
-    ram: the most memory that the process may hold, in bytes or as "8G"; experts that it does not hold are read again at
-    every step, and the tokens stay the same. None: the file is mapped, and the system keeps what it can. What the
-    process holds already counts; arrays that you make later (the logits that a session returns) do not. Where
-    FILE.routing.json is (see save_routing), the experts that were used most stay first. layers: for measuring, run
-    through the first so many alone.
-    vram: on a GPU (backend="cuda") the most of its memory to hold, in bytes or as "8G", driver and kernels included;
-    experts that do not fit are copied there at every step or computed by the CPU meanwhile, always the same ones: by
-    FILE.routing.json, or by number. None: what is free, less a margin.
-    Raises FormatError for a file that is not understood, SystemFailure for one that cannot be read, BackendError,
-    MemoryBudgetError, with the least that would do, for a budget that cannot be kept.
+    path: the GGUF file; None is the Sudoku model that comes with dgemma. hf:owner/name[:TYPE] is a file of the Hugging
+    Face Hub, which is downloaded once: see dgemma.hub.download.
+    backend: "auto", or a name of backends().
+    threads: the number of threads; None is one per processor that this process may use.
+    exact: compute in float32 throughout. Otherwise activations are rounded to 8 or 13 bits before they are multiplied
+    by quantised weights, which is several times faster.
+    repack: memory for copies of experts in a layout that is faster to read, in bytes or as "4G"; the tokens stay the
+    same.
+    tolerance: the largest relative error of the self-conditioning vectors (their error over their length; 0.001 unless
+    given). Where a bound of the error is within it, only the likely tokens are summed.
+    ram: the most memory that the process may hold, in bytes or as "8G". Experts that do not fit are read from the file
+    at every step, and the tokens stay the same. What the process holds already counts; arrays that are made later (such
+    as the logits that a session returns) do not. If there is a FILE.routing.json (see save_routing), the experts that
+    were used most are kept. None: the file is mapped, and the system keeps in memory what it can.
+    layers: run only the first so many layers, for measurements.
+    vram: the most memory of a GPU (backend="cuda") to hold, in bytes or as "8G", driver and kernels included. Experts
+    that do not fit are copied to the GPU at every step or computed by the CPU. Which ones these are is decided once, by
+    FILE.routing.json or else by their numbers. None: all memory that is free, less a margin.
+
+    Raises FormatError for a file that is not understood, SystemFailure for one that cannot be read, BackendError for a
+    backend that is not there or fails, and MemoryBudgetError for a budget that is too small; its message has the least
+    that would do.
     """
 
     _lock: threading.RLock  # held where _handle or _sessions is changed
-    _head_copy = False  # whether a file may hold its embedding as an output head too, which the caller compares
+    _head_copy = False  # whether to open a file with an output head, which the caller compares with the embedding
 
     def __init__(
         self,
@@ -140,10 +145,10 @@ class Model:
             prefer_routed(self)
 
     def close(self) -> None:
-        """Close its sessions and let go of the file, once its tokenizer is forgotten too. A second call does nothing.
+        """Close the model's sessions and free the model. A second call does nothing.
 
-        Any thread may call it: what others are doing with the model ends first, and all that they begin after it raises
-        Error.
+        Any thread may call it: calls of other threads that are running end first, and later ones raise Error. The file
+        stays mapped as long as the model's tokenizer is held.
         """
         with self._lock:
             self._handle = self._tokenizer = None
@@ -172,9 +177,9 @@ class Model:
         return kept
 
     def _adopt(self, session: Session) -> None:
-        """Remember a session, which close() closes too.
+        """Remember a session, so that close() closes it too.
 
-        It is closed at once, and with an Error, where the model was closed meanwhile.
+        Where the model was closed meanwhile, close the session at once and raise Error.
         """
         with self._lock:
             self._sessions.add(session)
@@ -203,64 +208,65 @@ class Model:
 
     @property
     def threads(self) -> int:
-        """How many threads it runs on."""
+        """The number of threads that the model runs on."""
         return self._threads
 
     @property
     def ram(self) -> int | None:
-        """The budget of memory in bytes, or None."""
+        """The budget of main memory in bytes, or None."""
         return self._ram
 
     @property
     def vram(self) -> int | None:
-        """The budget of a GPU's memory that was given, in bytes, or None."""
+        """The budget of a GPU's memory in bytes, or None."""
         return self._vram
 
     @property
     def routing(self) -> npt.NDArray[np.int64]:
-        """How many tokens met each expert since the model was opened: int64 [n_layer, n_expert], a copy."""
+        """How many tokens were routed to each expert since the model was opened: int64 [n_layer, n_expert], a copy."""
         counts = np.zeros((self._config.n_layer, self._config.n_expert), np.int64)
         lib.dg_model_routing(self._open_handle().pointer, ffi.cast("int64_t *", counts.ctypes.data))
         return counts
 
     def save_routing(self, path: str | os.PathLike[str] | None = None) -> str:
-        """Add `routing` to a JSON file, beside the model unless it is said otherwise; return its path.
+        """Add `routing` to the counts in a JSON file, and return its path; None: FILE.routing.json beside the model.
 
-        The next model that is opened from this file under a budget keeps the experts that were used most. A file that
-        is there must be of a model of this shape, else Error. It is replaced at once or not at all.
+        The next model that is opened from this file under a budget keeps the experts that were used most. Raises Error
+        where the JSON file is of a model with other layers or experts. It is replaced as a whole or not at all.
         """
         return save_routing(self, path)
 
     @property
     def traffic(self) -> Traffic | None:
-        """What a model under a budget has read since it was opened; None without one."""
+        """What a model under a budget has read since it was opened; None without a budget."""
         out = ffi.new("dg_traffic *")
         if not lib.dg_model_traffic(self._open_handle().pointer, out):
             return None
         return Traffic(**{field.name: getattr(out, field.name) for field in fields(Traffic)})
 
     def settings(self, **options: Any) -> dict[str, int | float]:
-        """Return what generate(**options) uses: every option, those not given with the file's values."""
+        """Return all options as generate(**options) uses them: those that are not given have the file's values."""
         return settings_of(sampling_for(self._open_handle().pointer, options))
 
     def session(self, context: int | None = None) -> Session:
-        """Return a new session: what it encodes, and canvases behind that.
+        """Return a new session, which holds encoded tokens and denoises canvases behind them.
 
-        context: most tokens that it can hold; None: the model's own, at most 8192 and what there is memory for. Memory
-        is taken as it is used; raises MemoryBudgetError where all of it is more than the model's budget, or than is
-        free now.
+        context: the most tokens that it can hold; None: the model's own context, but at most 8192 tokens and what fits
+        into memory. Memory is taken as it is used. Raises MemoryBudgetError where a full session needs more than the
+        model's budget, or more than is free now.
         """
         return Session(self, context)
 
     def session_bytes(self, tokens: int) -> int:
-        """Return the bytes that a session takes by the time it holds so many tokens."""
+        """Return the bytes of memory that a session with a context of `tokens` takes once it is full."""
         return int(lib.dg_session_bytes(self._open_handle().pointer, tokens))
 
     def denoise(self, canvases: Sequence[tuple[Session, Ids, npt.ArrayLike | None]]) -> list[Floats]:
         """Do one denoising step for canvases of several sessions at once.
 
-        canvases: (session, canvas, condition) each, all sessions of this model and different. Returns what each
-        session.denoise(canvas, condition) would have, to the bit, in less time: experts see all rows together.
+        canvases: a (session, canvas, condition) for each; the sessions are of this model and all different. Returns for
+        each the same bits as session.denoise(canvas, condition), in less time: an expert reads its weights once for the
+        rows of all canvases.
         """
         self._open_handle()
         for session, _, _ in canvases:
@@ -296,16 +302,17 @@ class Model:
         for the file's value.
 
         canvas, pinned: ids [n] and bool [n], n of any length, for a text that is given in part. Pinned ids stay what
-        they are at every step; the others are not read, and denoised around the pins. Each run of them is a hole: it
-        ends before its first end id, and pad ids in it are filler; neither these nor what stands behind the end reaches
-        Result.ids, whose Result.places are the positions in canvas. The cuts between canvases are at multiples of
-        config.canvas_length. With all positions free: the same tokens as without.
+        they are at every step; the ids at the other positions are ignored, and these positions are denoised. A run of
+        neighbouring positions that are not pinned is a hole. What is written in a hole ends before its first end id,
+        and pad ids in it are filler: neither is in Result.ids. Result.places are the positions of Result.ids in canvas.
+        A canvas longer than config.canvas_length is cut at multiples of it. Without pinned positions the tokens are the
+        same as without a canvas.
 
         accept: a rule in place of the entropy bound, accept(entropy, step) -> bool [n]. entropy: float32 [n], nats, 0
-        where pinned. It says which positions keep their sample; the others are drawn anew.
+        where pinned. Positions where it is True keep their sampled id; the others get random ids.
 
         on_step is called with every Step. Raises TypeError for an unknown option, UsageError for a value out of range
-        or a prompt that is empty or longer than the model's context. Ctrl-C is heard between two steps.
+        or a prompt that is empty or longer than the model's context. Ctrl-C interrupts between two steps.
 
         >>> import dgemma
         >>> with dgemma.Model() as model:
@@ -329,8 +336,8 @@ class Model:
     ) -> Generator[Event, None, None]:
         """Generate as generate() does: yield a Step per denoising step, a Block per canvas, then the Result.
 
-        on_encode(done, total) is called while the prompt is encoded. The stream can be left at any event and frees
-        what it holds.
+        on_encode(done, total) is called while the prompt is encoded. The caller may stop at any event; closing the
+        stream frees its memory.
         """
         sampling = sampling_for(self._open_handle().pointer, options)
         start = Start.of(canvas, pinned, options, self._config.n_vocab)
@@ -355,17 +362,17 @@ class Model:
     def fill(self, text: str | Pieces, prompt: Prompt | None = None, **given: Any) -> Filled:
         r"""Write what is missing in a text: [[...]] is a hole, [[n]] one of n tokens. Returns a Filled.
 
-        text: may also be given as pieces, str and Hole. prompt: what it is about (see prompt_ids); None: nothing but
-        the text. lengths: those tried for a hole of unknown length, one after the other (of several holes the first
-        first, the others meanwhile as long as the middle one); the one with the most evidence wins
-        (dgemma.infill.scoring: how likely the text is, by next-token logits, and how free its choice was). Filler (pad
-        ids) and what stands behind an end id is left out of a hole. special: texts of control tokens in the text are
-        those tokens. on_step, on_encode and the options are those of generate().
+        text: the text; it may also be given as a sequence of str and Hole.
+        prompt: goes before the text (see prompt_ids); None: nothing does.
+        lengths: the lengths to try for a hole without one. The holes are tried one after the other; holes that were not
+        tried yet have the middle length meanwhile. The length with the most evidence wins: see dgemma.infill.scoring.
+        special: control tokens that are written out in the text, such as <bos>, are those tokens.
+        on_step, on_encode and the options are those of generate().
 
-        A text that fits on a canvas stands on it, with an end id and pad ids behind it. Of a longer one, what stands
-        before the canvases goes before them, encoded (its beginning is left out where the context is too short); what
-        follows behind the last is kept but not seen. Holes longer than a canvas go on on the next.
-        Raises UsageError for a text without holes, or holes that do not fit the context.
+        The text of a hole ends before its first end id, and pad ids in it are left out. A text that fits on one canvas
+        is put on it, with an end id and pad ids behind it. Of a longer text, the part before the canvases is encoded
+        (without its beginning, where the context is too short), and the model does not see the part behind them. A hole
+        may be longer than one canvas. Raises UsageError for a text without holes, or holes that do not fit the context.
 
         >>> import dgemma
         >>> with dgemma.Model() as model:
@@ -380,10 +387,11 @@ class Model:
     def edit(self, text: str, span: tuple[int, int], instruction: str, **given: Any) -> Edited:
         """Rewrite the passage text[span[0]:span[1]], as the instruction says. Returns an Edited, with a diff().
 
-        The prompt is one user message: the instruction, a newline, the passage. The canvas has the surroundings,
-        pinned, and a hole for the passage; the lengths tried for it are a little to half as much longer than it, or
-        `lengths`. Surroundings that do not fit go into the prompt: what stands before the canvas as the beginning of
-        the answer, what stands behind it into the message. on_step, on_encode and the options are those of generate().
+        The prompt is one user message: the instruction, a newline, the passage. The canvas has the text around the
+        passage, pinned, and a hole in the passage's place. `lengths` are the lengths to try for the hole; without them,
+        three from slightly to half as much longer than the passage are tried. Text around the passage that does not fit
+        on the canvas goes into the prompt: what comes before the canvas is the beginning of the answer, what comes
+        behind it is in the message. on_step, on_encode and the options are those of generate().
         Raises UsageError for a span outside the text or an empty instruction.
         """
         from dgemma.infill.edit import edit
@@ -393,7 +401,8 @@ class Model:
     def astream(self, prompt: Prompt, **given: Any) -> AsyncGenerator[Event, None]:
         """Generate as stream() does, for `async for`: each step runs in a thread while other tasks go on.
 
-        Cancelled, or left, it stops within one step. Callbacks (on_step, accept) are called in that thread.
+        When the task is cancelled or leaves the loop, it stops within one step. Callbacks (on_step, accept) are called
+        in that thread.
         """
         return in_threads(self.stream, prompt, given)
 

@@ -18,7 +18,7 @@ from dgemma.errors import UsageError, check, new_error
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """One generation option: yes or no where `flag`, a number where `real`, else a whole number, in least .. most."""
+    """One generation option: a bool if `flag`, a number if `real`, otherwise a whole number; in least .. most."""
 
     name: str
     real: bool
@@ -28,7 +28,7 @@ class Option:
     help: str
 
     def read(self, value: Any) -> int | float:
-        """Check a value. Raises TypeError for what is no such number, UsageError for one out of range."""
+        """Return a checked value. Raises TypeError for another type, UsageError for a number out of range."""
         number: int | float
         if self.flag:
             if not isinstance(value, (bool, np.bool_)):
@@ -69,7 +69,7 @@ def options() -> dict[str, Option]:
 
 @dataclass(frozen=True, slots=True)
 class Effort:
-    """A name for settings; what it does not set has the file's value."""
+    """A name for several settings; options that it does not set have the file's values."""
 
     name: str
     settings: dict[str, int | float]
@@ -80,7 +80,7 @@ class Effort:
         return ", ".join(f"{name} {value:g}" for name, value in self.settings.items())
 
 
-REFERENCE = "reference"  # the effort that refuses other values of what it sets
+REFERENCE = "reference"  # with this effort, other values for the options that it sets are refused
 
 
 @cache

@@ -1,4 +1,4 @@
-"""A session: tokens that are encoded, behind which canvases are denoised."""
+"""A session: it holds encoded tokens, and denoises canvases behind them."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ _LOGITS = {None: lib.DG_LOGITS_NONE, "last": lib.DG_LOGITS_LAST, "all": lib.DG_L
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """A canvas that the caller begins: int32 ids [n], not read where bool pinned [n] is False."""
+    """A canvas that the caller gives: int32 ids [n], ignored where bool pinned [n] is False."""
 
     ids: npt.NDArray[np.int32]
     pinned: npt.NDArray[np.bool_]
 
     @classmethod
     def of(cls, canvas: Ids | None, pinned: Mask | None, options: Mapping[str, Any], n_vocab: int) -> Start | None:
-        """Return what generate()'s arguments ask for; None without them.
+        """Return the Start for generate()'s arguments `canvas` and `pinned`, or None without them.
 
         Raises UsageError where they do not fit together.
         """
@@ -73,12 +73,12 @@ class Start:
 class Session:
     """A session of a model, made by `model.session()`; a context manager.
 
-    It may be used by one thread at a time. After close() (its own, or the model's), its methods raise Error. In a
-    forked process it goes on as it stood, but for a stream that another thread was running: closing the session ends
-    it.
+    It may be used by one thread at a time. After close() (its own, or the model's), its methods raise Error. A forked
+    process has a copy of it in the same state. If another thread was running a stream at the fork, the copy can only be
+    closed.
     """
 
-    _lock: threading.RLock  # re-entrant: a forgotten stream may be collected at any time
+    _lock: threading.RLock  # re-entrant: the garbage collector may close a stream while this thread holds the lock
 
     def __init__(self, model: Model, context: int | None = None) -> None:
         if context is not None and not 1 <= context <= model.config.context_length:
@@ -88,7 +88,7 @@ class Session:
         check(lib.dg_session_new(owner.pointer, context or 0, out, error), error)
         self._handle: Handle | None = Handle(out[0], lib.dg_session_free, owner)
         self._generator: Handle | None = None
-        self._ids: list[int] = []  # what is encoded
+        self._ids: list[int] = []  # the tokens that are encoded
         self._model = model
         self._closing = False  # close() was called
         give_lock(self)
@@ -96,7 +96,7 @@ class Session:
 
     def close(self) -> None:
         """Free the session, and end a stream that runs in it. A second call does nothing."""
-        self._closing = True  # set before it waits, so that other threads learn of it
+        self._closing = True  # set before waiting for the lock, so that calls of other threads raise the right Error
         with self._lock:
             if self._generator is not None:
                 self._generator.close()
@@ -138,7 +138,7 @@ class Session:
         finally:
             lock.release()
 
-    def _ask(self, question: Callable[[Any], int]) -> int:
+    def _query(self, question: Callable[[Any], int]) -> int:
         with self._lock:
             if self._handle is None:
                 raise Error("this session is closed")
@@ -151,12 +151,12 @@ class Session:
     @property
     def length(self) -> int:
         """The number of tokens that are encoded."""
-        return self._ask(lib.dg_session_length)
+        return self._query(lib.dg_session_length)
 
     @property
     def context(self) -> int:
         """The number of tokens that can be encoded."""
-        return self._ask(lib.dg_session_context)
+        return self._query(lib.dg_session_context)
 
     @property
     def ids(self) -> list[int]:
@@ -179,8 +179,7 @@ class Session:
         Returns float32 next-token logits: [n_vocab] behind the last id with logits="last", [len(ids), n_vocab] with
         "all", else None. on_encode(done, total) is called as tokens are encoded.
         Raises UsageError for ids outside the vocabulary or more than the context holds, MemoryBudgetError where the
-        logits are more than the memory that is free. Encodes all ids or,
-        when it fails or is interrupted, none.
+        logits need more memory than is free. Either all ids are encoded or, after an error or an interrupt, none.
         """
         if logits not in _LOGITS:
             raise UsageError(f"logits must be None, 'last' or 'all', not {logits!r}")
@@ -212,17 +211,17 @@ class Session:
         return None if logits is None else out[0] if logits == "last" else out
 
     def shared(self, ids: Ids) -> int:
-        """Return how many of the first ids are encoded already: what prompt() reuses."""
+        """Return the length of the longest beginning of ids that is encoded already; prompt() reuses it."""
         held = self.ids
         first = (i for i, (a, b) in enumerate(zip(held, ids, strict=False)) if a != b)
         return next(first, min(len(held), len(ids)))
 
     def prompt(self, prompt: Prompt, on_encode: OnEncode | None = None) -> int:
-        """Make the session hold exactly a prompt (see Model.prompt_ids); return how many tokens that encoded.
+        """Make the session hold exactly a prompt (see Model.prompt_ids); return how many tokens had to be encoded.
 
-        The longest beginning that is encoded already stays, what differs is forgotten.
+        The longest beginning of the prompt that is encoded already is kept; other tokens are dropped.
 
-        Raises UsageError for a prompt that is empty or longer than the context; then the session is as it was.
+        Raises UsageError for a prompt that is empty or longer than the context; the session is then unchanged.
         """
         ids = self._model.prompt_ids(prompt)
         if len(ids) > self.context:
@@ -243,7 +242,7 @@ class Session:
         return denoise_together([(self, canvas, condition)])[0]
 
     def hidden(self, canvas: Ids, condition: npt.ArrayLike | None = None) -> Floats:
-        """Run denoise(), and return what goes into the first layer and what comes out of each.
+        """Run denoise(), and return hidden states: the first layer's input, then each layer's output.
 
         Returns float32 [n_layer + 1, len(canvas), d_model]. Raises as denoise() does.
         """
@@ -264,10 +263,10 @@ class Session:
     def generate(self, prompt: Prompt | None = None, *, on_step: OnStep | None = None, **given: Any) -> Result:
         """Generate behind what is encoded, or behind a prompt, as Model.generate does, with the same arguments.
 
-        A prompt (see prompt()) is all that the session then holds: a conversation goes on by giving the whole of it
-        each time, and only what is new is encoded, which Result.encoded_tokens counts. Without one, the answer goes on
-        from what is encoded. Between canvases the finished one is encoded, the last one is not: to go on from it
-        without a prompt, encode the last block's ids and an end id.
+        A prompt (see prompt()) replaces what the session holds. To continue a conversation, give all of it each time:
+        only the new tokens are encoded, and Result.encoded_tokens counts them. Without a prompt, the answer continues
+        the encoded tokens. Each finished canvas is encoded, except the last one: to continue an answer without a
+        prompt, encode the last block's ids and an end id.
         """
         return last(self.stream(prompt, on_step=on_step, **given))
 
@@ -284,7 +283,7 @@ class Session:
     ) -> Generator[Event, None, None]:
         """Generate as generate() does: yield a Step per denoising step, a Block per canvas, then the Result.
 
-        It can be left at any event; until it is finished or closed, the session does nothing else.
+        The caller may stop at any event. Until the stream is finished or closed, other calls raise Error.
         """
         sampling = sampling_for(self._model._open_handle().pointer, options)
         start = Start.of(canvas, pinned, options, self._model.config.n_vocab)
@@ -309,18 +308,18 @@ class Session:
         accept: Accept | None,
     ) -> Generator[Event, None, None]:
         """Generate as stream() does, with a `dg_sampling *` and checked arguments."""
-        began = perf_counter()
+        started = perf_counter()
         encoded = self.prompt(prompt, on_encode) if prompt is not None else 0
-        seconds = perf_counter() - began
+        seconds = perf_counter() - started
         event, error = ffi.new("dg_event *"), new_error()
         generator, prompt_tokens = self._begin(sampling, start)
         try:
             while True:
                 with self._use(generating=True):
                     self._check_runs(generator)
-                    began = perf_counter()
+                    started = perf_counter()
                     check(lib.dg_generator_next(generator.pointer, event, error), error)
-                    seconds += perf_counter() - began
+                    seconds += perf_counter() - started
                     result = lib.dg_generator_result(generator.pointer)
                     happened: Event
                     if event.kind == lib.DG_EVENT_STEP:
@@ -345,7 +344,7 @@ class Session:
         finally:
             with self._lock:
                 if self._generator is generator:
-                    if self._handle is not None:  # canvases that were encoded on the way
+                    if self._handle is not None:  # the generator encoded its finished canvases: add their ids
                         more = lib.dg_session_length(self._handle.pointer) - prompt_tokens
                         result = lib.dg_generator_result(generator.pointer)
                         self._ids += ffi.unpack(result.ids, more) if more > 0 else []
@@ -389,9 +388,9 @@ class Session:
 
 
 def denoise_together(canvases: Sequence[tuple[Session, Ids, npt.ArrayLike | None]]) -> list[Floats]:
-    """Run Session.denoise for several sessions of one model in one pass; each gets what it would have got alone."""
+    """Run Session.denoise for several sessions of one model in one pass; the results are the same as one by one."""
     native = ffi.new("dg_canvas[]", len(canvases))
-    kept: list[Any] = []  # what the native structs point into
+    kept: list[Any] = []  # keeps the buffers alive that the native structs point into
     out: list[Floats] = []
     size = 0
     for each, (session, canvas, condition) in zip(native, canvases, strict=True):
@@ -483,7 +482,7 @@ def _mask(given: npt.ArrayLike, n: int) -> Any:
 
 
 def _step(event: Any) -> Step:
-    """Return a `dg_event *` as a Step of its own memory."""
+    """Return a `dg_event *` as a Step, whose arrays are copies."""
 
     def copy(pointer: Any, dtype: type[np.generic]) -> npt.NDArray[Any]:
         return np.frombuffer(ffi.buffer(pointer, event.n * np.dtype(dtype).itemsize), dtype).copy()

@@ -18,7 +18,7 @@ class Tokenizer:
     """The tokenizer of a GGUF file. It may be shared by threads, and outlives the model that it came from."""
 
     __slots__ = ("_handle", "_pointer", "_vocab")
-    _handle: Handle  # what is kept alive
+    _handle: Handle  # keeps the object alive that _pointer belongs to
     _pointer: Any
     _vocab: Any
 
@@ -79,15 +79,15 @@ class Tokenizer:
 
     @property
     def kinds(self) -> bytes:
-        """The type of each token, numbered as in files.
+        """The type of each token, one byte each, numbered as in GGUF files.
 
-        Marks have the type of marks, whatever a file calls them.
+        Marks such as <|turn> have the type that marks.def gives them, even where the file says otherwise.
         """
         return bytes(ffi.buffer(lib.dg_tokenizer_kinds(self._pointer), self.n_vocab))
 
     @property
     def add_bos(self) -> bool:
-        """Whether a prompt begins with bos_id: the file asks for it, or has Gemma's <bos>, whatever it asks for."""
+        """Whether prompts begin with bos_id: so where the file says so, and always where it has Gemma's <bos>."""
         return bool(self._vocab.add_bos)
 
     @property
@@ -97,43 +97,43 @@ class Tokenizer:
         return ffi.string(text).decode("utf-8", "replace") if text else None
 
     def encode(self, text: str, special: bool = True) -> list[int]:
-        """Return the ids of a text; none are added.
+        """Return the ids of a text, without a bos_id in front.
 
-        special: texts of control tokens, such as "<bos>", are those tokens.
+        special: control tokens that are written out in the text, such as "<bos>", are those tokens.
         """
         data = text.encode("utf-8", "surrogatepass")  # a lone surrogate becomes U+FFFD
-        room, count, error = len(data) + 1, ffi.new("size_t *"), new_error()
+        capacity, count, error = len(data) + 1, ffi.new("size_t *"), new_error()
         while True:
-            ids = ffi.new("int32_t[]", room)
-            check(lib.dg_tokenize(self._pointer, data, len(data), special, ids, room, count, error), error)
-            if count[0] <= room:
+            ids = ffi.new("int32_t[]", capacity)
+            check(lib.dg_tokenize(self._pointer, data, len(data), special, ids, capacity, count, error), error)
+            if count[0] <= capacity:
                 return ffi.unpack(ids, count[0]) if count[0] else []
-            room = count[0]
+            capacity = count[0]
 
     def decode(self, ids: Iterable[int], special: bool = False) -> str:
-        """Return the text of ids. special: control tokens are written as their text instead of being left out.
+        """Return the text of ids. special: control tokens are written as their names instead of being left out.
 
-        Byte tokens are joined to UTF-8; where that fails, each of them is U+FFFD. Raises UsageError for an id outside
-        the vocabulary.
+        Neighbouring byte tokens are decoded as UTF-8; each byte that is not valid becomes U+FFFD. Raises UsageError for
+        an id outside the vocabulary.
         """
         try:
             array = ffi.new("int32_t[]", list(ids))
         except OverflowError as failure:
             raise UsageError(f"a token id is outside the vocabulary of {self.n_vocab}: {failure}") from None
-        room, count, error = 8 * len(array) + 32, ffi.new("size_t *"), new_error()
+        capacity, count, error = 8 * len(array) + 32, ffi.new("size_t *"), new_error()
         while True:
-            text = ffi.new("char[]", room)
-            check(lib.dg_detokenize(self._pointer, array, len(array), special, text, room, count, error), error)
-            if count[0] <= room:
+            text = ffi.new("char[]", capacity)
+            check(lib.dg_detokenize(self._pointer, array, len(array), special, text, capacity, count, error), error)
+            if count[0] <= capacity:
                 return bytes(ffi.buffer(text, count[0])).decode()
-            room = count[0]
+            capacity = count[0]
 
     def prompt(self, text: str) -> list[int]:
         """Encode a text, with bos_id in front (see add_bos) unless the text begins with it."""
         return self.begun(self.encode(text))
 
     def begun(self, ids: list[int]) -> list[int]:
-        """Return the ids of a text with bos_id in front, once, where prompts begin with it."""
+        """Return ids with bos_id in front, where prompts begin with it (see add_bos) and they do not yet."""
         return ids if not self.add_bos or ids[:1] == [self.bos_id] else [self._vocab.bos_id, *ids]
 
     def chat(
@@ -152,11 +152,11 @@ class Tokenizer:
         tools: Sequence[Mapping[str, Any]] | None = None,
         thinking: bool = False,
     ) -> str:
-        """Return the text of a chat by the file's template; without a template the last user message's text, as it is.
+        """Return the text of a chat by the file's template; without a template, the last user message's text unchanged.
 
-        Messages and tools may be OpenAI's or the template's own: dgemma.chat.messages reads them. Raises UsageError for
-        what is not understood, and for messages that the template refuses or takes too long for; FormatError for a
-        template that is none.
+        Messages and tools may have OpenAI's form or the template's own: dgemma.chat.messages reads both. Raises
+        UsageError for messages that are not understood, or that the template refuses or takes too long for; FormatError
+        for a template that is no valid Jinja.
         """
         template = self.chat_template
         given = read_tools(tools)
@@ -183,9 +183,9 @@ class Tokenizer:
         )
 
     def read(self, messages: Any) -> list[dict[str, Any]]:
-        """Return the messages as the file's chat template is given them: see dgemma.chat.messages.
+        """Return the messages in the form that the file's chat template expects: see dgemma.chat.messages.
 
-        Raises UsageError for what would be left out of a prompt.
+        Raises UsageError for a field that the template would leave out of the prompt.
         """
         template = self.chat_template
         if template is None:
@@ -194,11 +194,11 @@ class Tokenizer:
 
 
 def _last_user_text(messages: Sequence[Mapping[str, Any]]) -> str:
-    asked = [message for message in messages if message["role"] == "user"]
-    if not asked:
+    user_messages = [message for message in messages if message["role"] == "user"]
+    if not user_messages:
         raise UsageError("no user message among the messages, and this file has no chat template")
     for at, message in enumerate(messages):
         if message["role"] in ("system", "tool") or "tool_calls" in message:
-            said = "a call of a tool" if "tool_calls" in message else f"a {message['role']} message"
-            raise UsageError(f"messages[{at}]: {no_template(f'{said} needs')}", f"messages.{at}.role")
-    return text_of(asked[-1])
+            what = "a call of a tool" if "tool_calls" in message else f"a {message['role']} message"
+            raise UsageError(f"messages[{at}]: {no_template(f'{what} needs')}", f"messages.{at}.role")
+    return text_of(user_messages[-1])

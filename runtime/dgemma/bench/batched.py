@@ -1,6 +1,6 @@
-"""Compares canvases of several sessions in one step with the same canvases one after the other.
+"""Compares one step for the canvases of several sessions with the same steps one after the other.
 
-Both are timed in turns in one run, part by part.
+Both are timed in the same run, alternately, and split into the parts of a step.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from dgemma.native.handle import Handle
 from dgemma.options import sampling_for
 from dgemma.session import Session
 
-WARM = 2  # steps of a canvas that are not timed: the first has no self-conditioning
+WARM = 2  # warm-up steps of a canvas: the first has no self-conditioning
 
 
 def together(
@@ -28,9 +28,8 @@ def together(
 ) -> dict[str, Any]:
     """Time `runs` steps of several canvases, one by one and all together.
 
-    Every session has a prompt and a canvas of its own.
-
-    Returns the seconds of each run (all canvases one by one; all together), and the median per part of both.
+    Each session has a prompt and a canvas of its own. Returns the ratio of the seconds (all together over one by one)
+    of each run, and for both the median seconds of each part.
     """
     options = dict(t_min=temperature, t_max=temperature, confidence=0.0, stability=0, max_tokens=1)
     laps: dict[str, list[dict[str, float]]] = {"apart": [], "together": []}
@@ -49,10 +48,10 @@ def together(
             say(f"{canvases} canvases, {'warm-up' if index < WARM else f'run {index - WARM + 1} of {runs}'}")
             for name, generators in groups.items():
                 profile.lap()
-                began = perf_counter()
+                started = perf_counter()
                 for some in [generators] if name == "together" else [[one] for one in generators]:
                     _step(some)
-                lap = {"all": perf_counter() - began, **profile.lap()}
+                lap = {"all": perf_counter() - started, **profile.lap()}
                 if index >= WARM:
                     laps[name].append(lap)
     ratios = [b["all"] / a["all"] for a, b in zip(laps["apart"], laps["together"], strict=True)]
@@ -64,7 +63,7 @@ def together(
 
 
 class _generator:
-    """A `dg_generator *` behind what the session has encoded; a context manager."""
+    """A `dg_generator *` behind the tokens that the session has encoded; a context manager."""
 
     def __init__(self, session: Session, sampling: Any) -> None:
         out, error = ffi.new("dg_generator **"), new_error()
@@ -80,7 +79,7 @@ class _generator:
 
 
 def _step(generators: list[Any]) -> None:
-    """Run one denoising step of all, in one pass."""
+    """Run one denoising step for all canvases, in one pass."""
     error = new_error()
     events = ffi.new("dg_event[]", len(generators))
     check(lib.dg_generators_next(ffi.new("dg_generator *[]", generators), len(generators), events, error), error)

@@ -1,8 +1,8 @@
-"""Compares writing by denoising with autoregressive decoding of the same backbone in llama.cpp, by batch.
+"""Compares generation by denoising with autoregressive decoding of the same layers in llama.cpp, by batch size.
 
-One user waits for a canvas of n tokens, some steps of the whole canvas and its encoding for what follows; or for n
-tokens, one after the other. A server that decodes for many users reads the weights once for all of them, and at some
-batch it makes more tokens in all.
+For n tokens, one user waits for the steps of a canvas and its encoding, or for n single tokens. A server that decodes
+for many users reads the weights once for all of them: from some batch size on it generates more tokens per second in
+total.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from dgemma.errors import Error
 from dgemma.events import Step
 from dgemma.model import Model
 
-BATCHES = (1, 4, 16, 64)  # sequences that are decoded together
-STEPS = (12, 16, 20)  # steps of a canvas: the published model takes 12 to 16 on text and 20 on code
-PROMPT = 64  # tokens of the prompt before every sequence and before our canvas
-WARM = 2  # steps that are not timed
+BATCHES = (1, 4, 16, 64)  # numbers of sequences that are decoded together
+STEPS = (12, 16, 20)  # steps of a canvas: the published model needs 12 to 16 for text and 20 for code
+PROMPT = 64  # tokens of the prompt before each sequence and before our canvas
+WARM = 2  # warm-up steps
 
 
 class Decoder:
-    """Sequences of one model that are decoded together, in a context of their own; a context manager."""
+    """Sequences that llama.cpp decodes together, in one context; a context manager."""
 
     def __init__(self, theirs: Theirs, sequences: int, tokens: int, threads: int) -> None:
         import llama_cpp
@@ -65,7 +65,7 @@ class Decoder:
         self._c.llama_synchronize(self._context)
 
     def begin(self, prompt: Sequence[int]) -> None:
-        """Let all sequences stand behind a prompt, and hold nothing else."""
+        """Clear all sequences, and let each begin with a prompt."""
         memory = self._c.llama_get_memory(self._context)
         self._c.llama_memory_clear(memory, True)
         n = len(prompt)
@@ -76,19 +76,20 @@ class Decoder:
 
     def step(self, ids: Sequence[int]) -> float:
         """Decode one token for each of the first len(ids) sequences, and return the seconds it took."""
-        began = perf_counter()
+        started = perf_counter()
         n = len(ids)
         self._decode(ids, self._places[:n], range(n), [True] * n)
         self._places[:n] = [place + 1 for place in self._places[:n]]
-        return perf_counter() - began
+        return perf_counter() - started
 
 
 def decoding(
     model: Model, theirs: Theirs, *, runs: int, temperature: float, seed: int, say: Callable[[str], None]
 ) -> dict[str, Any]:
-    """Time both engines in turns.
+    """Time both engines alternately.
 
-    A turn is a step of ours, a canvas encoded, and a token for each batch of theirs; there are `runs` turns after WARM.
+    A run is one of our steps, the encoding of one canvas, and one token with llama.cpp for each batch size. There are
+    `runs` runs after WARM others.
     """
     random = np.random.default_rng(seed)
     prompt = random.integers(5, model.config.n_vocab, PROMPT).tolist()
@@ -111,17 +112,17 @@ def decoding(
         with closing(session.stream(steps=runs + WARM, **options)) as events:
             for index in range(runs + WARM):
                 say(f"writing, {'warm-up' if index < WARM else f'run {index - 1} of {runs}'}")
-                began = perf_counter()
+                started = perf_counter()
                 happened = next(events)
-                seconds = perf_counter() - began
+                seconds = perf_counter() - started
                 assert isinstance(happened, Step)
                 first = seconds if index == 0 else first
                 other.rewind(PROMPT)
-                began = perf_counter()
+                started = perf_counter()
                 other.encode(happened.canvas)
                 if index >= WARM:
                     ours.append(seconds)
-                    encoded.append(perf_counter() - began)
+                    encoded.append(perf_counter() - started)
                 for batch in BATCHES:
                     took = decoder.step(random.integers(5, model.config.n_vocab, batch).tolist())
                     if index >= WARM:
@@ -130,7 +131,7 @@ def decoding(
 
 
 def told(n: int, first: float, step: Times, encoding: Times, theirs: dict[int, Times]) -> dict[str, Any]:
-    """Return tokens per second of both in a long answer, and from which batch on theirs are more."""
+    """Return tokens per second of both engines in a long answer, and the batch size from which llama.cpp is faster."""
     batches: list[dict[str, Any]] = [
         {"batch": batch, "seconds": times.told(), "tokens_per_second": batch / times.median}
         for batch, times in theirs.items()

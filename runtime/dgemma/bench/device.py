@@ -1,4 +1,4 @@
-"""Times a model on a GPU: steps, whole canvases, and under a memory budget the queues of a step."""
+"""Times a model on a GPU: steps, canvases, and under a memory budget also the queues of a step."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from dgemma.model import Model
 from dgemma.session import Session
 
 TYPICAL = 16  # steps of a canvas of the published model
-WARM = 3  # steps that are not timed: the first has no self-conditioning, the second is recorded
-TRIES = 4  # seeds: random answers may end with their first canvas
+WARM = 3  # warm-up steps: the first has no self-conditioning, the second is recorded as a CUDA graph
+TRIES = 4  # further seeds to try: an answer of random tokens may end within its first canvas
 
 Say = Callable[[str], None]
 
 
 def rates_of(model: Model) -> dict[str, float] | None:
-    """Return bytes per second, measured now: of the GPU's memory, and of copies to it; None without a GPU."""
+    """Measure the bytes per second of the GPU's memory and of copies to it; return None without a GPU."""
     out = ffi.new("dg_device_rates *")
     if not lib.dg_device_measure(model._open_handle().pointer, out):
         return None
@@ -35,9 +35,9 @@ def rates_of(model: Model) -> dict[str, float] | None:
 def time_device(
     model: Model, *, prompt: int, weights: int, temperature: float, runs: int, seed: int, say: Say
 ) -> dict[str, Any] | None:
-    """Time steps and canvases as users have them, beside the floor of a step; None without a GPU.
+    """Time steps and canvases without profiling, and calculate the floor of a step; return None without a GPU.
 
-    weights: bytes that a step reads once.
+    weights: the bytes of weights that a step reads. The floor is the time to read them once.
     """
     rates = rates_of(model)
     if rates is None:
@@ -56,9 +56,9 @@ def time_device(
 
 
 def time_queues(session: Session, temperature: float, runs: int, seed: int, say: Say) -> dict[str, Any]:
-    """Time the queues of a step, alone and together.
+    """Time the queues of a step: copies, GPU and CPU.
 
-    Recorded steps, which are faster than those that are watched, are timed too.
+    Steps are timed twice: as recorded CUDA graphs, and with timers on the queues, which is slower.
     """
     handle, out = session.model._open_handle().pointer, ffi.new("dg_overlap *")
     times = []
@@ -75,21 +75,21 @@ def time_queues(session: Session, temperature: float, runs: int, seed: int, say:
 def laps_of(
     session: Session, temperature: float, runs: int, seed: int, warm: Callable[[], Any] = lambda: None
 ) -> list[float]:
-    """Return the seconds of steps of one canvas. warm: called before those that count."""
-    laps, began = [], perf_counter()
+    """Return the seconds of each step of one canvas. warm: called after the warm-up steps."""
+    laps, started = [], perf_counter()
     with closing(endless(session, temperature, runs + WARM, seed)) as events:
         for index, _ in enumerate(events):
-            laps.append(perf_counter() - began)
+            laps.append(perf_counter() - started)
             if index == WARM - 1:
                 warm()
-            began = perf_counter()
+            started = perf_counter()
     return laps[WARM:]
 
 
 def time_canvas(session: Session, temperature: float, runs: int, seed: int, say: Say) -> float | None:
-    """Time from one canvas's end to the next one's: its encoding and the next one's steps.
+    """Time a canvas, from the end of one canvas to the end of the next: one encoding, and the steps of the next one.
 
-    None where answers end before.
+    Returns the median; None where all answers end within their first canvas.
     """
     before, n = session.length, int(session.model.config.canvas_length)
     options: dict[str, Any] = dict(t_min=temperature, t_max=temperature, confidence=0.0, stability=0, steps=TYPICAL)
@@ -115,7 +115,7 @@ def time_canvas(session: Session, temperature: float, runs: int, seed: int, say:
 def time_behind(
     model: Model, lengths: tuple[int, int], *, temperature: float, runs: int, seed: int, say: Say
 ) -> dict[str, Any]:
-    """Time a step behind a short and behind a long prompt, in one run."""
+    """Time a step after a short prompt and after a long one, in one run."""
     seconds, random = [], np.random.default_rng(seed)
     for length in lengths:
         say(f"steps behind {length} tokens")

@@ -1,6 +1,6 @@
-"""Counts the work of a pass: operations (two per multiply-add) and bytes of weights per part.
+"""Calculates the work of a pass: operations (two per multiply-add) and bytes of weights of each part.
 
-Names of parts are the library's; a part that is not here (norms, for one) is not counted.
+The parts have the library's names. Small ones, such as norms, are not counted.
 """
 
 from __future__ import annotations
@@ -12,11 +12,9 @@ from dgemma.native import formats
 
 
 def pass_operations(config: Config, rows: int, before: int, causal: bool, output: bool = True) -> dict[str, int]:
-    """Return the operations of the layers alone, over `rows` tokens behind `before` encoded ones.
+    """Return the operations of the layers alone, for `rows` tokens behind `before` encoded ones.
 
-    causal: of the encoder; else of the decoder.
-
-    output: False where the last layer only fills the cache.
+    causal: True for the encoder, False for the decoder. output: False where the last layer only fills the cache.
     """
     d, n = config.d_model, rows
     count = dict.fromkeys(("projections", "attention", "dense", "experts", "router"), 0)
@@ -36,7 +34,7 @@ def pass_operations(config: Config, rows: int, before: int, causal: bool, output
 
 
 def keys_seen(config: Config, layer: int, rows: int, before: int, causal: bool) -> int:
-    """Return the number of pairs of a query and a key that it sees."""
+    """Return the number of pairs of a query and a key that the query attends to."""
     window = config.sliding_window if config.sliding[layer] else None
     if causal:
         return sum(min(at + 1, window or at + 1) for at in range(before, before + rows))
@@ -46,7 +44,7 @@ def keys_seen(config: Config, layer: int, rows: int, before: int, causal: bool) 
 def step_operations(config: Config, before: int) -> dict[str, int]:
     """Return the operations of a denoising step.
 
-    Self-conditioning counts as if every row mixed the whole vocabulary: see condition_mlp().
+    Self-conditioning is counted as if every row summed over the whole vocabulary: see condition_mlp().
     """
     n = config.canvas_length
     table = 2 * n * config.d_model * config.n_vocab
@@ -58,11 +56,11 @@ def step_operations(config: Config, before: int) -> dict[str, int]:
 
 
 def condition_mlp(config: Config) -> int:
-    """Return the operations that are left of self-conditioning where each row mixes few words."""
+    """Return the operations of self-conditioning where each row sums over a few tokens only: those of its MLP."""
     return int(6 * config.canvas_length * config.d_model * config.d_ffn)
 
 
-# The part of a tensor, by a piece of its name: the first piece that the name contains counts.
+# (text, part): a tensor belongs to the part of the first text that its name contains; "": it is not counted.
 BY_NAME = (
     ("enc_layer", ""), ("token_embd", "head"), ("output_norm", "head"), ("self_cond", "condition"),
     ("ffn_gate_inp", "router"), ("ffn_down_exps.scale", "router"), ("_exps", "experts"), ("_norm", "elementwise"),
@@ -71,9 +69,9 @@ BY_NAME = (
 
 
 def step_bytes(model: Model) -> dict[str, int]:
-    """Return the bytes of weights that a step reads, each once.
+    """Return the bytes of weights of each part that a step reads; each weight is read once.
 
-    Of the experts it reads as many as uniform routing finds at work.
+    The number of experts that are used is estimated for uniform routing.
     """
     config, sizes = model.config, dict.fromkeys((part for _, part in BY_NAME if part), 0)
     slots = config.canvas_length * config.n_expert_used
@@ -89,7 +87,7 @@ def step_bytes(model: Model) -> dict[str, int]:
 
 
 def file_formats(model: Model) -> dict[str, int]:
-    """Return the bytes of the file's weights per format, the most first."""
+    """Return the bytes of the file's weights in each format, sorted by bytes."""
     sizes: dict[str, int] = {}
     out, i = ffi.new("dg_weight *"), 0
     while lib.dg_weight_at(model._open_handle().pointer, i, out):

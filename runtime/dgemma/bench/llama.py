@@ -1,7 +1,7 @@
-"""Times the same backbone in llama.cpp, through llama-cpp-python, which the extra `bench` brings.
+"""Times the same layers in llama.cpp, through llama-cpp-python, which the extra `bench` installs.
 
-llama.cpp does not know block diffusion. It knows the autoregressive model of the same layers as `gemma4`: what can be
-compared is tokens through these layers, ours as encoder and as decoder, theirs as the processing of a prompt.
+llama.cpp has no block diffusion, but it has the autoregressive model with the same layers, as `gemma4`. So the speed of
+tokens through these layers can be compared: in our encoder and decoder, and in llama.cpp's processing of a prompt.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ BACKBONE = ("projections", "attention", "dense", "experts", "router", "elementwi
 
 
 def refuse_llama() -> None:
-    """Raise where the package is missing, before anything is measured."""
+    """Raise Error where the package is missing; called before anything is measured."""
     try:
         import llama_cpp  # noqa: F401
     except ImportError:
@@ -34,13 +34,13 @@ def refuse_llama() -> None:
 
 
 class Theirs:
-    """A model of llama.cpp on the processor; a context manager."""
+    """A model that llama.cpp runs on the CPU; a context manager."""
 
     def __init__(self, path: Path, threads: int) -> None:
         import llama_cpp
 
         self.engine = f"llama.cpp ({PACKAGE} {llama_cpp.__version__})"
-        self._silent = llama_cpp.llama_log_callback(lambda level, text, data: None)  # kept: the library calls it
+        self._silent = llama_cpp.llama_log_callback(lambda level, text, data: None)  # held: the library calls it later
         llama_cpp.llama_log_set(self._silent, None)
         try:
             self._llama = llama_cpp.Llama(
@@ -63,16 +63,16 @@ class Theirs:
         return self._llama.model
 
     def encode(self, ids: np.ndarray) -> None:
-        """Time the encoding of ids, from an empty cache to the next-token logits of the last one."""
+        """Encode ids, from an empty cache to the next-token logits of the last one."""
         self._llama.reset()
         self._llama.eval(ids.tolist())
         self._wait()
 
 
 def compare(model: Model, theirs: Theirs, runs: int, seed: int, say: Callable[[str], None]) -> dict[str, Any]:
-    """Time both engines in turns.
+    """Time both engines alternately: prompts of SHORT and LONG tokens with the logits of the last token.
 
-    Timed are SHORT and LONG prompts with the last token's logits, and our decoder's layers over a canvas.
+    Our decoder's layers over a canvas are timed too.
     """
     random = np.random.default_rng(seed)
     ids = random.integers(5, model.config.n_vocab, LONG, dtype=np.int32)
@@ -84,14 +84,14 @@ def compare(model: Model, theirs: Theirs, runs: int, seed: int, say: Callable[[s
 
         def ours(n: int) -> float:
             session.rewind(0)
-            began = perf_counter()
+            started = perf_counter()
             session.encode(ids[:n], logits="last")
-            return perf_counter() - began
+            return perf_counter() - started
 
         def other(n: int) -> float:
-            began = perf_counter()
+            started = perf_counter()
             theirs.encode(ids[:n])
-            return perf_counter() - began
+            return perf_counter() - started
 
         def decoder() -> float:
             session.rewind(0)

@@ -1,4 +1,4 @@
-"""Measures the limits of the machine, and the memory of this process."""
+"""Measures the machine's limits, and the memory of this process."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from typing import Any, TypeVar, cast
 from dgemma._native import ffi, lib
 from dgemma.errors import SystemFailure
 
-SAMPLE = 0.02  # seconds between two looks at the memory
+SAMPLE = 0.02  # seconds between two samples of the memory
 
 
 @dataclass(frozen=True, slots=True)
 class Peak:
-    """Operations (two per multiply-add) or bytes per second, on one thread and on all of them at once."""
+    """A limit: operations (two per multiply-add) or bytes per second, on one thread and on all threads."""
 
     kind: str  # int8, float32, memory
     instructions: str
@@ -34,7 +34,7 @@ class Peak:
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """A processor, and the most that it can do."""
+    """A processor and its limits."""
 
     processor: str
     clock_hz: float  # of a busy core, measured
@@ -42,12 +42,12 @@ class Machine:
     peaks: list[Peak]
 
     def best(self, kind: str) -> float | None:
-        """Return the peak on all threads; None where the library has no such measurement for this processor."""
+        """Return the highest limit of this kind on all threads; None where the library cannot measure it here."""
         return max((peak.all for peak in self.peaks if peak.kind == kind), default=None)
 
 
 def measure_machine(threads: int) -> Machine:
-    """Measure this machine, in a few seconds and half a gigabyte of memory, which is given back."""
+    """Measure this machine. It takes a few seconds, and half a gigabyte of memory, which is freed afterwards."""
     peaks: list[Peak] = []
     out = ffi.new("dg_peak *")
     while lib.dg_peak_measure(len(peaks), threads, out):
@@ -60,14 +60,14 @@ Measured = TypeVar("Measured")
 
 
 def apart(measure: Callable[..., Measured], *arguments: object, **options: object) -> Measured:
-    """Call a function in a process of its own, so that its memory is not counted as ours.
+    """Call a function in another process, so that its memory does not count as ours; return its result.
 
-    The process ends with ours.
+    The process is killed if this one is interrupted.
     """
     context = get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_measure, args=(sender, measure, arguments, options))
-    ensure_running()  # started here, as later it would let Ctrl-C through again
+    ensure_running()  # start the resource tracker now: in the block below, its start would unblock Ctrl-C
     try:
         with _interrupts_held():
             process.start()
@@ -87,7 +87,7 @@ def apart(measure: Callable[..., Measured], *arguments: object, **options: objec
 
 
 def _measure(to: Connection, measure: Callable[..., object], arguments: Any, options: Any) -> None:
-    """Return what the other process does."""
+    """Run `measure` in the other process, and send (result, None) or (None, exception)."""
     try:
         result = measure(*arguments, **options), None
     except Exception as failure:
@@ -98,9 +98,9 @@ def _measure(to: Connection, measure: Callable[..., object], arguments: Any, opt
 
 @contextmanager
 def _interrupts_held() -> Iterator[None]:
-    """Hold Ctrl-C back until the block ends, and from a process that is started in it.
+    """Block SIGINT until the block ends. A process that is started in the block never gets it.
 
-    That process would show a traceback.
+    Otherwise that process would print a traceback after Ctrl-C.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     try:
@@ -110,12 +110,12 @@ def _interrupts_held() -> Iterator[None]:
 
 
 def measure_disk(path: str | os.PathLike[str], seconds: float = 3.0) -> float | None:
-    """Return the bytes per second that this file is read at past the page cache, at best; None for a small file."""
+    """Return the highest speed of reading this file without the page cache, in bytes/s; None for a small file."""
     return float(lib.dg_disk_measure(os.fsencode(path), seconds)) or None
 
 
 def best_of(one: Machine, other: Machine) -> Machine:
-    """Join two measurements: what the machine could do at a quieter moment, it can do."""
+    """Return the higher limits of two measurements: the lower ones were taken while the machine was busy."""
     peaks = [
         Peak(a.kind, a.instructions, max(a.one, b.one), max(a.all, b.all))
         for a, b in zip(one.peaks, other.peaks, strict=True)
@@ -135,9 +135,9 @@ def processor() -> str:
 
 
 def resident() -> dict[str, int] | None:
-    """Return the bytes in memory now; None where the system does not tell.
+    """Return the bytes of this process that are in memory now; None where the system does not tell.
 
-    "all", of it "anonymous" the process's own, "file" of mapped files.
+    "all": the total; "anonymous": memory of its own; "file": pages of mapped files.
     """
     try:
         with open("/proc/self/status", encoding="utf-8") as file:
@@ -151,7 +151,7 @@ def resident() -> dict[str, int] | None:
 
 
 def peak_resident() -> int | None:
-    """Return the most bytes that this process ever had in memory, for systems without resident()."""
+    """Return the most bytes that this process ever had in memory, or None; for systems without resident()."""
     try:
         import resource
     except ImportError:
@@ -161,7 +161,7 @@ def peak_resident() -> int | None:
 
 
 class Memory:
-    """Watches the process's memory in a with block; `peak` then holds the most of each kind, or None."""
+    """Samples the process's memory during a with block. `peak` is then the maximum of each kind, or None."""
 
     def __init__(self) -> None:
         self.peak = resident()
@@ -186,6 +186,6 @@ class Memory:
 
 
 def told(machine: Machine) -> dict[str, Any]:
-    """Return all of it for JSON."""
+    """Return the machine's description for JSON."""
     system = f"{platform.system()} {platform.machine()}"
     return {"processor": machine.processor, "system": system, "processors": os.cpu_count()}

@@ -1,4 +1,4 @@
-"""Times a model: the parts of its denoising steps, the encoding of prompts, and what both take of memory."""
+"""Times a model: the parts of its denoising steps and the encoding of prompts; measures the memory that it takes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from dgemma.session import Session
 
 SCHEMA = 1  # version of the JSON
 ENCODE = 256  # tokens of the prompt whose encoding is timed
-FLAT = 0.6  # the middle of the published temperatures, at which random logits are flat
+FLAT = 0.6  # the middle of the published temperatures; random logits are almost uniform at it
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,14 +40,14 @@ class Times:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A part of a step or of an encoding: its time, and how much work it is."""
+    """A part of a step or of an encoding: its time and its work."""
 
     name: str
-    covers: str
+    covers: str  # what belongs to the part
     seconds: Times
-    operations: int | None
-    bytes: int | None
-    certain: bool = True  # False: `operations` is the most that it may have done
+    operations: int | None  # None: they are not counted for this part
+    bytes: int | None  # bytes of weights
+    certain: bool = True  # False: `operations` is an upper bound
 
 
 @dataclass(slots=True)
@@ -57,8 +57,8 @@ class Steps:
     temperature: float
     seconds: Times
     parts: list[Part]
-    certainty: float  # the mean of e^entropy: the number of words that a position is undecided between
-    stream: dict[str, float] | None = None  # under a budget: bytes and seconds of a step, and the disk's rate meanwhile
+    certainty: float  # the mean of e^entropy (perplexity): the number of tokens that are likely at a position
+    stream: dict[str, float] | None = None  # under a budget: bytes and seconds of reading per step, and bytes/s
 
 
 @dataclass(slots=True)
@@ -72,7 +72,7 @@ class Encoding:
 
 @dataclass(slots=True)
 class Report:
-    """All that was measured; bench.report and bench.plot show it."""
+    """All results of a run; bench.report and bench.plot show them."""
 
     machine: Machine
     settings: dict[str, Any]
@@ -83,7 +83,7 @@ class Report:
     memory: dict[str, int | None]
     comparison: dict[str, Any] | None = None
     together: dict[str, Any] | None = None
-    behind: dict[str, Any] | None = None  # a step behind a short and behind a long prompt
+    behind: dict[str, Any] | None = None  # steps after a short and after a long prompt
     budget: dict[str, Any] | None = None
     device: dict[str, Any] | None = None
     canvas: dict[str, float] = field(default_factory=dict)
@@ -95,7 +95,7 @@ class Report:
         return self.steps.seconds.median - condition.seconds.median
 
     def told(self) -> dict[str, Any]:
-        """Return all of it for JSON."""
+        """Return all results for JSON."""
         return {
             "schema": SCHEMA,
             "machine": told(self.machine),
@@ -143,9 +143,9 @@ def steps_told(report: Report, steps: Steps) -> dict[str, Any]:
 
 
 def rates(machine: Machine, part: Part) -> dict[str, float | None]:
-    """Return operations per second, per cycle and thread, and as a share of the machine's peaks.
+    """Return a part's operations per second, per cycle and thread, and as a share of the machine's limits.
 
-    What is not known is None.
+    A value that is not known is None.
     """
     seconds = part.seconds.median
     speed = part.operations / seconds if part.operations and seconds and part.certain else None
@@ -171,7 +171,7 @@ def bench(
 ) -> Report:
     """Measure a model.
 
-    say: called with what is being done. about, settings: what else the report tells of model and run.
+    say: called with a line about the current work. about, settings: more facts on the model and the run for the report.
     """
     say("the machine's peaks")
     measure = measure_machine if model.ram is None else partial(apart, measure_machine)
@@ -216,14 +216,14 @@ def bench(
 
 
 def time_encoding(session: Session, ids: np.ndarray, runs: int, say: Callable[[str], None]) -> Encoding:
-    """Time encoding from an empty cache, without logits."""
+    """Time the encoding of ids from an empty cache, without logits."""
     times = []
     for run in range(runs + 1):
         say(f"encoding {len(ids)} tokens, {'warm-up' if run == 0 else f'run {run} of {runs}'}")
         session.rewind(0)
-        began = perf_counter()
+        started = perf_counter()
         session.encode(ids)
-        times.append(perf_counter() - began)
+        times.append(perf_counter() - started)
     work = pass_operations(session.model.config, len(ids), 0, causal=True, output=False)
     return Encoding(len(ids), Times(times[1:]), sum(work.values()))
 
@@ -231,18 +231,18 @@ def time_encoding(session: Session, ids: np.ndarray, runs: int, say: Callable[[s
 def time_steps(
     session: Session, profile: Profile, temperature: float, runs: int, seed: int, say: Callable[[str], None]
 ) -> Steps:
-    """Time the steps of one canvas that never settles.
+    """Time the steps of one canvas that never converges.
 
-    Its first step has no self-conditioning and its second is a warm-up.
+    The first two steps are not timed: the first has no self-conditioning, and the second is a warm-up.
     """
     model = session.model
     laps: dict[str, list[float]] = {part: [] for part in (*parts(), "rest")}
     whole, certainty, moved = [], [], [model.traffic]
     say(f"a step at temperature {temperature:g}, warm-up")
-    began = perf_counter()
+    started = perf_counter()
     with closing(steps_of(session, profile, temperature, runs + 2, seed)) as events:
         for index, (step, lap) in enumerate(events):
-            seconds = perf_counter() - began
+            seconds = perf_counter() - started
             if index >= 2:
                 whole.append(seconds)
                 lap["rest"] = max(0.0, seconds - sum(lap.values()))
@@ -251,7 +251,7 @@ def time_steps(
                 certainty.append(float(np.exp(step.entropy).mean()))
             moved.append(model.traffic)
             say(f"a step at temperature {temperature:g}, {'warm-up' if index < 1 else f'run {index} of {runs}'}")
-            began = perf_counter()
+            started = perf_counter()
     operations, sizes = step_operations(model.config, session.length), step_bytes(model)
     covers = {**parts(), "rest": "what is no operation: bookkeeping of the sampler and of Python"}
     rows = [
@@ -262,9 +262,9 @@ def time_steps(
 
 
 def stream_of(moved: Sequence[Traffic | None]) -> dict[str, float] | None:
-    """Return what a step of a model under a budget moves; None without a budget.
+    """Return the bytes and seconds of reading per step under a memory budget; None without a budget.
 
-    The figures come from the model's counters around every step.
+    moved: the model's counters (Model.traffic) before the first step and after each step.
     """
     first, last = moved[0], moved[-1]
     if first is None or last is None:

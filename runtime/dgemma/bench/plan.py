@@ -1,4 +1,4 @@
-"""Plans where the parts of a model lie on a machine, this one or another, and how long a step then takes.
+"""Plans where the parts of a model are kept on this or another machine, and predicts the time of a step.
 
 >>> from dgemma.model import Model
 >>> with Model() as model:
@@ -24,14 +24,14 @@ from dgemma.errors import Error, UsageError, check, new_error
 from dgemma.files.regular import opener
 from dgemma.model import Model
 
-STEPS = 16  # steps of a canvas that speeds are told for
-CONTEXT = 1024  # tokens of keys and values, unless it is said otherwise
-DISK = 3e9  # bytes per second of an NVMe disk, where it was not measured
-LARGEST = 1e12  # the largest number in a machine's file
-PLENTY = 1 << 49  # bytes: a budget that holds everything
-SHARP = 0.05  # a temperature at which any logits leave few words, as a trained model's do
-PROMPT = 64  # tokens before the canvas that speed is measured with
-RUNS = 5  # runs of that measurement
+STEPS = 16  # steps of a canvas, for tokens per second
+CONTEXT = 1024  # tokens whose keys and values are held, by default
+DISK = 3e9  # bytes per second of an NVMe disk, used where the disk cannot be measured
+LARGEST = 1e12  # the largest number that is accepted in a machine's file
+PLENTY = 1 << 49  # bytes: a budget that is large enough for any model
+SHARP = 0.05  # a temperature at which random logits leave as few likely tokens as those of a trained model
+PROMPT = 64  # tokens of the prompt when speed is measured
+RUNS = 5  # steps that are timed when speed is measured
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +40,7 @@ class Rate:
 
     field: str
     unit: str
-    scale: float  # one such unit, in bytes, bytes per second or operations per second
+    scale: float  # the value of one unit in bytes, bytes per second or operations per second
     optional: bool
     help: str
 
@@ -53,59 +53,59 @@ class Machine:
     about: str
     source: str  # where the numbers come from
     rates: dict[str, float]  # by field of rates(), in bytes, bytes per second and operations per second
-    layers: float = 1.0  # time of an operation of layers outside of experts, over that of one inside
-    top: float = 1.0  # the same of the output head and self-conditioning
+    layers: float = 1.0  # time of an operation in the layers but outside of experts, over one inside experts
+    top: float = 1.0  # time of an operation in the output head or self-conditioning, over one inside experts
 
 
 @dataclass(frozen=True, slots=True)
 class Queue:
-    """Work of a step that goes on beside other queues. amount: bytes, or operations."""
+    """Work of a step that runs at the same time as other queues."""
 
     name: str
-    covers: str
-    amount: float
+    covers: str  # what is done in the queue
+    amount: float  # bytes or operations
     seconds: float
 
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """One way to handle expert blocks: where they lie, and what computes them. blocks: how many, of each layer."""
+    """One way to handle expert blocks: where they are kept, and what computes them."""
 
-    lives: str
-    computed: str
-    how: str
-    blocks: tuple[int, ...]
-    bytes: int
+    lives: str  # the memory that they are kept in
+    computed: str  # the processor that computes them
+    how: str  # how they get there
+    blocks: tuple[int, ...]  # the number of blocks of each layer
+    bytes: int  # bytes of all these blocks
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A plan: the place of each part of a model on a machine, and how long a step then takes."""
+    """A plan: the memory for each part of a model on a machine, and the predicted time of a step."""
 
     machine: Machine
-    gpu: bool  # the GPU computes what is not experts
-    context: int
+    gpu: bool  # whether the GPU computes everything but experts
+    context: int  # tokens whose keys and values are held
     ways: list[Way]
-    ram: dict[str, int]  # bytes by what they are for
-    vram: dict[str, int]
-    ram_budget: int
-    vram_budget: int
-    gpu_least: int  # VRAM that a GPU must have to be of use
+    ram: dict[str, int]  # bytes of main memory, by their use
+    vram: dict[str, int]  # bytes of GPU memory, by their use
+    ram_budget: int  # bytes
+    vram_budget: int  # bytes
+    gpu_least: int  # the least bytes of GPU memory with which the GPU can be used
     queues: list[Queue]
-    serial: float
+    serial: float  # seconds of work that runs before the experts of a layer, not at the same time as them
     seconds: float  # predicted seconds of a step
     tokens: int  # tokens of a canvas
 
     @property
     def tokens_per_second(self) -> float:
-        """Tokens per second of canvases of STEPS steps; encoding is not counted."""
+        """Tokens per second for canvases of STEPS steps, without the time of encoding."""
         return self.tokens / (STEPS * self.seconds)
 
     @property
     def bound(self) -> list[str]:
-        """The queues that decide the time: those within a tenth of the slowest.
+        """The names of the queues that limit the speed: those that take at least 90 % of the slowest one's time.
 
-        The GPU's serial part counts, as the CPU waits for it.
+        The GPU's serial work is added to the CPU's queue, because the CPU waits for it.
         """
         times = {
             q.name: q.seconds + (self.serial if self.gpu and q.name == "CPU" and q.amount else 0) for q in self.queues
@@ -118,7 +118,7 @@ class Plan:
 
 @cache
 def rates() -> dict[str, Rate]:
-    """Return the library's list of what describes a machine."""
+    """Return the library's list of the numbers that describe a machine."""
     table: dict[str, Rate] = {}
     while entry := lib.dg_rate_at(len(table)):
         field, unit, text = (ffi.string(item).decode() for item in (entry.field, entry.unit, entry.help))
@@ -128,7 +128,7 @@ def rates() -> dict[str, Rate]:
 
 @cache
 def machines() -> dict[str, Machine]:
-    """Return the library's list of machines."""
+    """Return the library's list of known machines."""
     table: dict[str, Machine] = {}
     while entry := lib.dg_machine_at(len(table)):
         name, about, source = (ffi.string(item).decode() for item in (entry.name, entry.about, entry.source))
@@ -137,9 +137,9 @@ def machines() -> dict[str, Machine]:
 
 
 def find_machine(text: str) -> Machine:
-    """Return an included machine by name, or one that a JSON file describes.
+    """Return a known machine by its name, or a machine that a JSON file describes.
 
-    The file has the fields of rates(), each in its unit.
+    The file has the fields of rates(), in their units.
     """
     if text in machines():
         return machines()[text]
@@ -154,7 +154,7 @@ def find_machine(text: str) -> Machine:
 
 
 def described(told: Any, path: str) -> Machine:
-    """Return the machine that a file's JSON holds."""
+    """Return the machine that a file's JSON describes. Raises Error for wrong or missing fields."""
     if not isinstance(told, dict):
         raise Error(f"{path}: expected an object with the fields {', '.join(rates())}")
     texts = ("name", "about", "source")
@@ -174,10 +174,9 @@ def described(told: Any, path: str) -> Machine:
 
 
 def this_machine(path: str | os.PathLike[str], **options: Any) -> Machine:
-    """Measure this machine for some seconds.
+    """Measure this machine for some seconds: its memory, the model's disk, and the speed of the first layer and head.
 
-    Measured are memory, the disk that the model lies on, and how fast the model's first layer and its head are
-    computed. options: Model's. The machine has no GPU: see with_device.
+    options: arguments of Model. The machine is described without its GPU: see with_device.
     """
     memory = measure_machine(0).best("memory")
     if not memory:
@@ -200,10 +199,9 @@ def this_machine(path: str | os.PathLike[str], **options: Any) -> Machine:
 
 
 def with_device(path: str | os.PathLike[str], vram: int, **options: Any) -> Machine:
-    """Return this machine with its GPU, of which a model may have so many bytes.
+    """Measure this machine and its GPU. vram: the bytes of GPU memory that a model may use.
 
-    The GPU is measured as this_machine() measures the rest. Layers and head are as slow as on the GPU, which computes
-    them.
+    `layers` and `top` of the machine are those of the GPU, because it computes these parts.
     """
     machine = this_machine(path, **{**options, "backend": "auto"})
     speed = measure_speed(path, budget=None, **options)
@@ -221,10 +219,10 @@ def with_device(path: str | os.PathLike[str], vram: int, **options: Any) -> Mach
 
 
 def measure_speed(path: str | os.PathLike[str], budget: int | None = PLENTY, **options: Any) -> dict[str, float]:
-    """Measure operations per second, of experts, of what else layers do, and of head and self-conditioning.
+    """Measure operations per second of "experts", of the other parts of "layers", and of head and condition ("top").
 
-    The operations are as dgemma.bench.flops counts them; the speed is the median of some steps through the model's
-    first layer alone. budget: Model's ram; PLENTY has it all in memory.
+    Operations are counted by dgemma.bench.flops; the time is the median of some steps through the model's first layer
+    alone. budget: the argument `ram` of Model; with PLENTY all weights are in memory.
     """
     with Model(path, layers=1, **{**options, "ram": budget}) as model, Profile(model) as profile:
         work = {**step_operations(model.config, PROMPT), "condition": condition_mlp(model.config)}
@@ -242,7 +240,7 @@ def measure_speed(path: str | os.PathLike[str], budget: int | None = PLENTY, **o
 
 
 def free_memory() -> int | None:
-    """Return the bytes that programs can have without others losing theirs; None where the system does not tell."""
+    """Return the bytes of memory that are free for programs; None where the system does not tell."""
     return int(lib.dg_memory_free()) or None
 
 
@@ -252,9 +250,9 @@ def free_memory() -> int | None:
 def plan(
     model: Model, machine: Machine, ram: int | None = None, vram: int | None = None, context: int | None = None
 ) -> Plan:
-    """Return the fastest plan. ram, vram: budgets in bytes; None: what the machine has, less a margin for others.
+    """Return the fastest plan. ram, vram: budgets in bytes; None: the machine's memory, less a margin for other uses.
 
-    context: tokens whose keys and values are kept. Raises MemoryBudgetError for a budget that cannot be kept.
+    context: tokens whose keys and values are held. Raises MemoryBudgetError for a budget that is too small.
     """
     config = model.config
     context = min(CONTEXT, config.context_length) if context is None else context
@@ -267,7 +265,7 @@ def plan(
 
 
 def placed(model: Model, machine: Machine, context: int) -> Plan:
-    """Return the plan of a model that runs under a budget, as it is placed now, and its time on a machine."""
+    """Return the current placement of a model that runs under a budget, as a plan with its predicted time."""
     demand, out = _demand(model, machine, context), ffi.new("dg_plan *")
     if not lib.dg_model_placed(model._open_handle().pointer, out):
         raise UsageError(f"{model.path} was not opened with a budget")
@@ -277,7 +275,7 @@ def placed(model: Model, machine: Machine, context: int) -> Plan:
 
 
 def _demand(model: Model, machine: Machine, context: int) -> Any:
-    """Return a `dg_demand *` with the operations of a step, those that the machine is slower at counted as more."""
+    """Return a `dg_demand *` of the model. Operations at which the machine is slower than at experts count more."""
     config, error, demand = model.config, new_error(), ffi.new("dg_demand *")
     check(lib.dg_model_demand(model._open_handle().pointer, context, demand, error), error)
     work = {**step_operations(config, context), "condition": condition_mlp(config)}
@@ -327,7 +325,7 @@ def _read(out: Any, demand: Any, machine: Machine, tokens: int) -> Plan:
 
 
 def told(plan: Plan) -> dict[str, Any]:
-    """Return all of it for JSON: bytes, seconds, operations."""
+    """Return a plan for JSON: bytes, seconds and operations."""
     budgets = {"ram": plan.ram_budget, "vram": plan.vram_budget}
     return {
         "machine": {

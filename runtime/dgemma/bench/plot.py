@@ -1,4 +1,4 @@
-"""Draws the parts of a step as a chart. It needs matplotlib, which the extra `bench` brings."""
+"""Draws charts of a report, with matplotlib, which the extra `bench` installs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ BAR, FAINT = "#3b6ea5", "#666666"
 
 
 def plot(report: Report, path: Path) -> None:
-    """Draw the seconds per part, least to most as a whisker, and how near each comes to the machine's limits."""
+    """Draw the seconds of each part, with a whisker from least to most, and its share of the machine's limit."""
     steps = report.steps
     shown = [part for part in steps.parts if part.name != "rest"]
     names = [fill(part.covers.partition(":")[0], 24) for part in shown]
@@ -45,7 +45,7 @@ def plot(report: Report, path: Path) -> None:
 
 
 def plot_writing(report: Report, path: Path) -> None:
-    """Draw tokens per second by batch: llama.cpp's, and ours at several numbers of steps."""
+    """Draw tokens per second over batch size: of llama.cpp, and of dgemma for several numbers of steps."""
     assert report.comparison is not None
     told = report.comparison["writing"]
     figure, axes = blank(8, 5)
@@ -74,14 +74,14 @@ def writing_path(path: Path) -> Path:
 
 
 def overtaken(row: dict[str, Any]) -> str:
-    """Return the words that say when a measured batch overtakes canvases of so many steps."""
+    """Return the text that says from which batch size llama.cpp is faster than this number of steps."""
     if row["crossover"] is None:
         return "never overtaken"
     return "slower than one" if row["crossover"] == 1 else f"overtaken by a batch of {row['crossover']}"
 
 
 def label(report: Report, part: Part) -> str:
-    """Return the text behind a bar."""
+    """Return the text beside a bar."""
     rate = rates(report.machine, part)
     text = f"{part.seconds.median:.3g} s"
     if rate["operations_per_second"]:

@@ -1,4 +1,4 @@
-"""Reads the library's own clock: the seconds per part of a pass."""
+"""Reads the library's profile: the seconds of each part of a pass."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from dgemma.session import Session
 
 @cache
 def parts() -> dict[str, str]:
-    """Return every part of profile_parts.def and what it covers."""
+    """Return the parts of profile_parts.def, with their descriptions."""
     table: dict[str, str] = {}
     out = ffi.new("dg_part *")
     while lib.dg_part_at(len(table), out):
@@ -28,7 +28,7 @@ def parts() -> dict[str, str]:
 def steps_of(
     session: Session, profile: Profile, temperature: float, steps: int, seed: int = 0
 ) -> Generator[tuple[Step, dict[str, float]], None, None]:
-    """Yield every step of one canvas that never settles, with the seconds of its parts."""
+    """Yield each step of one canvas that never converges, with the seconds of its parts."""
     profile.lap()
     with closing(endless(session, temperature, steps, seed)) as events:
         for step in events:
@@ -36,7 +36,7 @@ def steps_of(
 
 
 def endless(session: Session, temperature: float, steps: int, seed: int = 0) -> Generator[Step, None, None]:
-    """Yield the steps of a canvas that never settles."""
+    """Yield the steps of a canvas that never converges."""
     options: dict[str, Any] = dict(
         t_min=temperature, t_max=temperature, confidence=0.0, stability=0, max_tokens=1, seed=seed
     )
@@ -48,7 +48,7 @@ def endless(session: Session, temperature: float, steps: int, seed: int = 0) -> 
 
 
 class Profile:
-    """Times the operations of a model in a with block. No session of the model may be working at either end."""
+    """Times the operations of a model during a with block. No session may be working when it begins or ends."""
 
     def __init__(self, model: Model) -> None:
         self._model = model
@@ -66,7 +66,7 @@ class Profile:
         return self._model._open_handle().pointer
 
     def lap(self) -> dict[str, float]:
-        """Return the seconds per part since the last call."""
+        """Return the seconds of each part since the last call."""
         entry, i = ffi.new("dg_profile_entry *"), 0
         now = dict.fromkeys(parts(), 0.0)
         while lib.dg_profile_read(self._pointer(), i, entry):

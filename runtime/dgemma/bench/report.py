@@ -13,7 +13,7 @@ from dgemma.bench.profile import parts
 from dgemma.units import size_text
 
 NOTHING = "–"
-BUSY = 0.75  # share of what as many cores could do: less means that others use them, or that two threads share one
+BUSY = 0.75  # below this share of (threads x one thread's speed), the cores are busy or shared by two threads
 
 
 def markdown(report: Report) -> str:
@@ -61,7 +61,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def peaks(machine: Machine) -> list[str]:
-    """Return a table of the limits that the parts are compared with."""
+    """Return a table of the machine's limits."""
     rows = []
     for peak in machine.peaks:
         unit = "GB/s" if peak.kind == "memory" else "Gop/s"
@@ -119,13 +119,13 @@ def number(value: float | None, form: str, scale: float = 1.0) -> str:
 
 
 def spread(times: Times) -> str:
-    """Return the median and the ends, to three digits of the median."""
+    """Return the median, and in brackets the least and the most, with three digits of the median."""
     digits = max(0, min(6, 2 - math.floor(math.log10(times.median)))) if times.median > 0 else 3
     return f"{times.median:.{digits}f} ({min(times.runs):.{digits}f}..{max(times.runs):.{digits}f})"
 
 
 def flat(report: Report, steps: Steps) -> list[str]:
-    """Return lines on what flat logits cost more: self-conditioning over the whole vocabulary."""
+    """Return lines on steps with almost uniform logits, whose self-conditioning sums over the whole vocabulary."""
     rows = []
     for name in ("condition", "head"):
         part = next(part for part in steps.parts if part.name == name)
@@ -171,7 +171,7 @@ def together(told: dict[str, Any]) -> list[str]:
 
 
 def budget(report: Report, told: dict[str, Any]) -> list[str]:
-    """Return lines on what a budget of memory makes of a step."""
+    """Return lines on a step under a memory budget."""
     seconds, rest = report.steps.seconds.median, sum(report.model["bytes"].values()) - told["resident"]
     disk = told["read"] / told["disk"] if told["disk"] else 0.0
     rows = [
@@ -193,10 +193,7 @@ def budget(report: Report, told: dict[str, Any]) -> list[str]:
 
 
 def device(told: dict[str, Any]) -> list[str]:
-    """Return lines on a step and a canvas on a GPU, beside the time of reading the weights.
-
-    Under a budget there are lines on the GPU's queues too.
-    """
+    """Return lines on a step and a canvas on a GPU, with the time of reading the weights and of the queues."""
     seconds, floor, rates = told["seconds"], told["floor"], told["rates"]
     weights, copied = size_text(told["weights"]), size_text(told["copied"])
     rows = [
@@ -222,7 +219,7 @@ def device(told: dict[str, Any]) -> list[str]:
 
 
 def behind(told: dict[str, Any]) -> list[str]:
-    """Return lines on a step behind a short and behind a long prompt."""
+    """Return lines on steps after a short and after a long prompt."""
     rows = [
         [f"behind {count(length, 'token')}", f"{seconds:.4g} s", f"{seconds / told['seconds'][0]:.3f}"]
         for length, seconds in zip(told["lengths"], told["seconds"], strict=True)
@@ -231,7 +228,7 @@ def behind(told: dict[str, Any]) -> list[str]:
 
 
 def against(told: dict[str, Any]) -> list[str]:
-    """Return lines on two engines with one backbone, timed in turns."""
+    """Return lines that compare dgemma with llama.cpp on the same layers."""
     rows = []
     for row in told["rows"]:
         both = row["ours"], row["theirs"]
@@ -243,7 +240,7 @@ def against(told: dict[str, Any]) -> list[str]:
 
 
 def writing(told: dict[str, Any]) -> list[str]:
-    """Return lines on tokens for one user or many: canvases of ours, sequences of theirs."""
+    """Return lines that compare dgemma's canvases with sequences that llama.cpp decodes, for one user or many."""
     rows = [
         [
             f"dgemma, a canvas of {told['canvas']} in {each['steps']} steps",

@@ -1,9 +1,10 @@
-"""Model files of true shapes and formats with random weights, written at the speed of the disk.
+"""Writes model files with random weights in the shapes and formats of a real model, at the speed of the disk.
 
 >>> path = synthetic.make(folder, Synthetic("26b-a4b", layers=6, type="q4_k_m"))
 
-Weights are blocks that the library encoded from normal numbers, in an order of its own for every slice: all values
-are sane, no two experts are alike, and no format's encoder runs for long. A file is made once; its header tells it.
+For each format, a small pool of blocks is encoded from normally distributed numbers, and every tensor is made of blocks
+in random order. So all values are realistic, no two experts are equal, and little time goes into encoding. A file is
+made once, and recognised later by its header.
 """
 
 from __future__ import annotations
@@ -30,12 +31,12 @@ from dgemma.errors import Error, SystemFailure, UsageError
 from dgemma.native.formats import Format
 from dgemma.native.metadata import keys
 
-VERSION = 2  # version of the way to make files: files of another version are not found
-UNIT = 512  # values of a unit, which stay together
-POOL = 1024  # units per format and spread that are encoded
+VERSION = 2  # version of this code, a part of file names: files of other versions are not used
+UNIT = 512  # values of a unit: blocks that are always used together
+POOL = 1024  # units in the pool of a format and a standard deviation
 PIECE = 1 << 22  # about how many bytes are made at a time
 
-# The list of shapes. `layers` is the real model's; a value per layer is a pair, for sliding and for full layers.
+# The shapes. `layers` is the number of the real model; pairs are values for (sliding, full) layers.
 SHAPES: dict[str, dict[str, Any]] = {
     "26b-a4b": dict(
         layers=30, d_model=2816, d_ffn=2112, d_expert=704, n_expert=128, n_expert_used=8, n_head=16, n_head_kv=(8, 2),
@@ -46,18 +47,18 @@ SHAPES: dict[str, dict[str, Any]] = {
         head_dim=(64, 128), sliding_window=16, n_vocab=512, canvas_length=32, context_length=2048,
     ),
 }  # fmt: skip
-PERIOD = 6  # five sliding layers, one full
+PERIOD = 6  # five sliding layers, then a full one
 
 
 @dataclass(frozen=True, slots=True)
 class Synthetic:
-    """Describes a synthetic model.
+    """The description of a synthetic model.
 
-    architecture: "gemma4" is the same backbone as llama.cpp knows it, an autoregressive model.
+    architecture: "gemma4" is the autoregressive model with the same layers, for llama.cpp.
     """
 
     shape: str
-    layers: int | None = None  # None: the real model's
+    layers: int | None = None  # None: as many as the real model has
     type: str = "q4_k_m"
     seed: int = 0
     architecture: str = MODEL_TYPE.replace("_", "-")
@@ -68,12 +69,12 @@ class Synthetic:
 
     @property
     def name(self) -> str:
-        """The model's name, which is the file's too."""
+        """The model's name; the file's name is made from it."""
         return f"{self.architecture}-{self.shape}-{self.n_layer}l-{self.type}-seed{self.seed}-v{VERSION}"
 
 
 def config_of(model: Synthetic) -> Config:
-    """Return the configuration, with the field names of the runtime's."""
+    """Return the configuration, with the field names of metadata.def."""
     if model.shape not in SHAPES:
         raise UsageError(f"shape {model.shape!r}: expected one of {', '.join(SHAPES)}")
     shape = SHAPES[model.shape]
@@ -102,7 +103,7 @@ def config_of(model: Synthetic) -> Config:
 
 @dataclass(frozen=True)
 class Blueprint:
-    """A file that is to be written: its header, and its tensors in order."""
+    """A file to write: its header, and its tensors in order."""
 
     model: Synthetic
     config: Config
@@ -133,7 +134,7 @@ def blueprint(model: Synthetic) -> Blueprint:
 
 
 def as_gemma4(pairs: list[Pair]) -> list[Pair]:
-    """Return the same numbers under llama.cpp's name of the backbone, without what only diffusion has."""
+    """Return the metadata under llama.cpp's name for the architecture, without keys that only diffusion needs."""
     ours = f"{MODEL_TYPE.replace('_', '-')}."
     kept = []
     for pair in pairs:
@@ -145,7 +146,7 @@ def as_gemma4(pairs: list[Pair]) -> list[Pair]:
 
 
 def vocabulary(n_vocab: int) -> Vocabulary:
-    """Return a vocabulary: special tokens, bytes where Gemma has them, a newline, and words that no text holds."""
+    """Return a vocabulary: special tokens, bytes at Gemma's ids, newlines, and words such as t42 that no text has."""
     tokens = [f"t{i}" for i in range(n_vocab)]
     types = [NORMAL] * n_vocab
     for i, name in enumerate(("pad", "eos", "bos", "unk", "mask")):
@@ -163,7 +164,7 @@ def vocabulary(n_vocab: int) -> Vocabulary:
 def spread_of(want: Wanted) -> tuple[float, float]:
     """Return the mean and the standard deviation of a tensor's values.
 
-    Matrices keep a vector's size; attention is as soft as a trained model's.
+    They are chosen so that a matrix keeps the norm of a vector, and attention is as spread out as in a trained model.
     """
     if want.gguf.endswith("ffn_gate_inp.weight"):
         return 0.0, 1.0  # router scores of about 1
@@ -172,12 +173,13 @@ def spread_of(want: Wanted) -> tuple[float, float]:
     if want.gguf.endswith(("attn_q_norm.weight", "attn_k_norm.weight")):
         return 0.4, 0.03
     if want.gguf == "output_norm.weight":
-        return 0.0, 0.4  # the canvas does not come back; at a temperature of 0.05 as many words are likely as on text
+        # The output is not just the input again; at a temperature of 0.05 as many tokens are likely as for real text.
+        return 0.0, 0.4
     return 1.0, 0.05
 
 
 class Blocks:
-    """Random weights of one format and spread: blocks of a small pool, drawn anew for every piece."""
+    """Random weights of one format and standard deviation, made of blocks that are drawn from a small pool."""
 
     def __init__(self, to: Format, deviation: float, random: np.random.Generator) -> None:
         self._unit = max(1, UNIT // to.block)
@@ -186,7 +188,7 @@ class Blocks:
 
     def pieces(self, size: int, random: np.random.Generator) -> Iterator[NDArray[np.uint8]]:
         width = self._pool.shape[1]
-        step = max(1, PIECE // width) * width  # whole units, so that blocks follow blocks
+        step = max(1, PIECE // width) * width  # a multiple of a unit, so that pieces consist of complete blocks
         for start in range(0, size, step):
             want = min(step, size - start)
             drawn = random.integers(0, len(self._pool), -(-want // width), dtype=np.uint16)
@@ -194,9 +196,9 @@ class Blocks:
 
 
 def weights(plan: Blueprint) -> Iterator[Any]:
-    """Yield the data section in order.
+    """Yield the file's data section in order.
 
-    The same model has the same bytes; the same layer of another count of layers too.
+    The bytes depend on the Synthetic only; a layer is the same for any number of layers.
     """
     pools: dict[tuple[str, float], Blocks] = {}
     for want, to in plan.tensors:
@@ -218,14 +220,14 @@ def weights(plan: Blueprint) -> Iterator[Any]:
 
 
 def cache_folder() -> Path:
-    """Return the folder where files are kept unless it is said otherwise."""
+    """Return the default folder for synthetic files."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dgemma"
 
 
 def make(folder: Path, model: Synthetic, progress: Callable[[int, int], None] | None = None) -> Path:
-    """Make the model's file in this folder, unless the same one is there; return its path.
+    """Make the model's file in this folder, unless it is there already; return its path.
 
-    progress: called with the bytes that are written and their total.
+    progress: called with the number of bytes that are written, and their total.
     """
     plan = blueprint(model)
     path = folder / f"{model.name}.gguf"
@@ -258,7 +260,7 @@ def _is(path: Path, plan: Blueprint) -> bool:
 
 
 def _was(path: Path, plan: Blueprint) -> bool:
-    """Return whether a file was the shape's once, and was cut or damaged since."""
+    """Return whether a file was made by make() for this model, and was cut off or damaged since."""
     return path.is_file() and (path.stat().st_size == plan.file_bytes or _header_of(path, plan) == plan.header)
 
 

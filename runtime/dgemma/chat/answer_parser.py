@@ -2,7 +2,8 @@ r"""Parses a model's answer into its thought, the text to show, and calls of too
 
     <|channel>thought\nLet me see.<channel|>It is sunny.<|tool_call>call:look{at:<|"|>sky<|"|>,n:2}<tool_call|>
 
-read(tokenizer, ids) does it at once, a Reader as the ids come. Nothing here raises, whatever a model writes.
+read(tokenizer, ids) parses a finished answer, a Reader parses an answer while it is generated. Neither raises for
+anything that a model may write.
 """
 
 from __future__ import annotations
@@ -20,17 +21,17 @@ from dgemma.detokenizer import Detokenizer
 if TYPE_CHECKING:
     from dgemma.tokenizer import Tokenizer
 
-THINK, THOUGHT = "<|channel>", "<channel|>"  # around a channel: its name, a newline, what is in it
+THINK, THOUGHT = "<|channel>", "<channel|>"  # around a channel: its name, a newline, its text
 CALL, CALLED = "<|tool_call>", "<tool_call|>"
 QUOTE = '<|"|>'  # on both sides of a string in a call
 MARKS = (THINK, THOUGHT, CALL, CALLED, QUOTE)
 HEADER = "thought\n"  # the name of the one channel there is
-DEEPEST = 64  # levels of lists and objects in a call: more is no call
+DEEPEST = 64  # the most levels of lists and objects in a call; with more, it is not read as a call
 
 Kind: TypeAlias = Literal["thinking", "text", "call"]
 
 _MARK = re.compile("|".join(map(re.escape, MARKS)))
-_STARTS = {mark[:n] for mark in MARKS for n in range(1, len(mark))}  # what may become a mark
+_STARTS = {mark[:n] for mark in MARKS for n in range(1, len(mark))}  # the beginnings of marks
 _LONGEST = max(map(len, MARKS))
 _NAME = re.compile(r"\s*call:([^\s{}]+)\s*(?={)")
 _KEY = re.compile(r"[^\s:,{}\[\]]+")
@@ -42,7 +43,7 @@ _SPACE = re.compile(r"\s*")
 
 @dataclass(frozen=True, slots=True)
 class ToolCall:
-    """A call of a tool: `arguments` are what JSON can hold."""
+    """A call of a tool. `arguments` are values that JSON can hold."""
 
     name: str
     arguments: dict[str, Any]
@@ -51,7 +52,7 @@ class ToolCall:
 
 @dataclass(frozen=True, slots=True)
 class Delta:
-    """What is new in an answer: more of its thinking, more of its text, or a call (whose `text` is as written)."""
+    """A new part of an answer: more of its thinking, more of its text, or a call (`text`: as the model wrote it)."""
 
     kind: Kind
     text: str
@@ -60,14 +61,14 @@ class Delta:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A parsed answer. `text` is what to show and remember; it also holds a call that cannot be understood."""
+    """A parsed answer. `text` is the part to show and to keep; calls that cannot be parsed stay in it."""
 
     text: str = ""
     thinking: str = ""
     calls: tuple[ToolCall, ...] = ()
 
     def message(self) -> dict[str, Any]:
-        """Return the message that a chat template is given for this answer later: the thinking is left out."""
+        """Return this answer as a message for the prompts that follow: the thinking is left out."""
         message: dict[str, Any] = {"role": "assistant", "content": self.text}
         if self.calls:
             message["tool_calls"] = [
@@ -78,10 +79,10 @@ class Answer:
 
 
 class Reader:
-    """Takes an answer apart as it comes: feed(ids) or feed_text(text) and finish() return what is new.
+    """Parses an answer while it is generated: feed(ids) or feed_text(text), then finish(), return its new parts.
 
-    However it is cut into pieces, the deltas add up to the same answer, in time that grows with its length alone.
-    thinking: the prompt ends inside a thought (see `opens_thought`). marks=False: there are none, all is text.
+    However the answer is cut into pieces, the deltas add up to the same answer. The time is linear in its length.
+    thinking: the prompt ends inside a thought (see `opens_thought`). marks=False: nothing is a mark, all is text.
     """
 
     def __init__(self, tokenizer: Tokenizer | None = None, thinking: bool = False, marks: bool = True) -> None:
@@ -89,13 +90,13 @@ class Reader:
         found = {self._detokenizer.id(mark): mark for mark in MARKS} if self._detokenizer is not None and marks else {}
         self._marks = {token: mark for token, mark in found.items() if token is not None}
         self._literal = not marks
-        self._bytes: list[int] = []  # bytes whose neighbours may still come
-        self._tail = ""  # what may become a mark
-        self._head: str | None = "" if thinking else None  # the beginning of a thought that may become its header
+        self._bytes: list[int] = []  # byte tokens at the end: the rest of their character may follow
+        self._tail = ""  # text at the end that may be the beginning of a mark
+        self._header: str | None = "" if thinking else None  # text at a thought's beginning that may become HEADER
         self._inside: Kind = "thinking" if thinking else "text"
         self._call: list[str] = []
         self._new: list[tuple[Kind, str | ToolCall]] = []
-        self._told: dict[Kind, list[str]] = {"thinking": [], "text": []}
+        self._parts: dict[Kind, list[str]] = {"thinking": [], "text": []}
         self._calls: list[ToolCall] = []
 
     @classmethod
@@ -105,32 +106,32 @@ class Reader:
 
     @property
     def answer(self) -> Answer:
-        """What was told so far."""
-        return Answer("".join(self._told["text"]), "".join(self._told["thinking"]), tuple(self._calls))
+        """The answer as far as it was returned in deltas."""
+        return Answer("".join(self._parts["text"]), "".join(self._parts["thinking"]), tuple(self._calls))
 
     def feed(self, ids: Iterable[int]) -> list[Delta]:
-        """Read more of the answer as ids. Only tokens that are marks count as marks, not text that looks like them."""
+        """Read more of the answer, given as ids. Only tokens of marks are marks, not text that looks like one."""
         assert self._detokenizer is not None, "a Reader of ids needs a tokenizer"
         for token in ids:
             if token in self._marks:
-                self._settle()
+                self._flush_bytes()
                 self._mark(self._marks[token])
                 continue
             text = self._detokenizer.plain(token)
             if self._detokenizer.byte(token):
                 self._bytes.append(token)
             elif text:
-                self._settle()
+                self._flush_bytes()
                 self._text(text)
-        return self._take()
+        return self._take_deltas()
 
     def feed_text(self, text: str) -> list[Delta]:
-        """Read more of the answer as text with its marks in it."""
+        """Read more of the answer, given as text with marks in it."""
         text, at = self._tail + text, 0
         self._tail = ""
         if self._literal:
             self._text(text)
-            return self._take()
+            return self._take_deltas()
         for mark in _MARK.finditer(text):
             self._text(text[at : mark.start()])
             self._mark(mark.group())
@@ -140,27 +141,27 @@ class Reader:
                 text, self._tail = text[:-n], text[-n:]
                 break
         self._text(text[at:])
-        return self._take()
+        return self._take_deltas()
 
     def peek(self, ids: Iterable[int]) -> Answer:
-        """Return the answer that feed(ids) and finish() would add, and change nothing."""
+        """Return what feed(ids) and finish() would add to the answer, without a change to this reader."""
         other = copy(self)
         other._bytes, other._call, other._calls, other._new = [*self._bytes], [*self._call], [], []
-        other._told = {"thinking": [], "text": []}
+        other._parts = {"thinking": [], "text": []}
         other.feed(ids)
         other.finish()
         return other.answer
 
     def finish(self) -> list[Delta]:
-        """End the answer: what was held back is told."""
-        self._settle()
+        """End the answer, and return what was held back."""
+        self._flush_bytes()
         tail, self._tail = self._tail, ""
         self._text(tail)
         self._end_header()
         self._end_call(parse=False)
-        return self._take()
+        return self._take_deltas()
 
-    def _settle(self) -> None:
+    def _flush_bytes(self) -> None:
         if self._bytes and self._detokenizer is not None:
             run, self._bytes = self._bytes, []
             self._text(self._detokenizer.joined(run))
@@ -171,14 +172,14 @@ class Reader:
         if self._inside == "call":
             self._call.append(text)
             return
-        if self._head is not None:
-            text = self._head + text
+        if self._header is not None:
+            text = self._header + text
             if HEADER.startswith(text) and text != HEADER:
-                self._head = text
+                self._header = text
                 return
-            self._head = None
+            self._header = None
             text = text.removeprefix(HEADER)
-        self._say(text)
+        self._emit(text)
 
     def _mark(self, mark: str) -> None:
         if self._inside == "call":
@@ -198,14 +199,14 @@ class Reader:
         if mark == CALL:
             self._inside, self._call = "call", [mark]
         elif mark == THINK:
-            self._inside, self._head = "thinking", ""
+            self._inside, self._header = "thinking", ""
         elif mark == QUOTE:
             self._text(mark)
 
     def _end_header(self) -> None:
-        head, self._head = self._head, None
-        if head is not None and head != HEADER.rstrip():
-            self._say(head)
+        header, self._header = self._header, None
+        if header is not None and header != HEADER.rstrip():
+            self._emit(header)
 
     def _end_call(self, parse: bool) -> None:
         if self._inside != "call":
@@ -213,18 +214,18 @@ class Reader:
         text, self._call, self._inside = "".join(self._call), [], "text"
         call = parse_call(text) if parse else None
         if call is None:
-            self._say(text)
+            self._emit(text)
         else:
             self._calls.append(call)
             self._new.append(("call", call))
 
-    def _say(self, text: str) -> None:
+    def _emit(self, text: str) -> None:
         if text:
-            self._told[self._inside].append(text)
+            self._parts[self._inside].append(text)
             self._new.append((self._inside, text))
 
-    def _take(self) -> list[Delta]:
-        """Return what is new; neighbours of a kind are one."""
+    def _take_deltas(self) -> list[Delta]:
+        """Return the new parts, and forget them; neighbouring parts of one kind are joined."""
         deltas: list[Delta] = []
         run: list[str] = []
         new, self._new = self._new, []
@@ -240,7 +241,7 @@ class Reader:
 
 
 def read(tokenizer: Tokenizer, ids: Iterable[int], thinking: bool = False) -> Answer:
-    """Take a whole answer apart, given as ids."""
+    """Parse a finished answer, given as ids."""
     reader = Reader(tokenizer, thinking)
     reader.feed(ids)
     reader.finish()
@@ -248,7 +249,7 @@ def read(tokenizer: Tokenizer, ids: Iterable[int], thinking: bool = False) -> An
 
 
 def read_text(text: str, thinking: bool = False) -> Answer:
-    """Take a whole answer apart, given as text with its marks in it."""
+    """Parse a finished answer, given as text with marks in it."""
     reader = Reader(thinking=thinking)
     reader.feed_text(text)
     reader.finish()
@@ -256,7 +257,7 @@ def read_text(text: str, thinking: bool = False) -> Answer:
 
 
 def opens_thought(tokenizer: Tokenizer, prompt: Sequence[int]) -> bool:
-    """Return whether a prompt ends inside a thought, which the answer then goes on with."""
+    """Return whether a prompt ends inside a thought; the answer then begins with the rest of the thought."""
     tail = tokenizer.decode(list(prompt[-8:]), special=True)
     return tail.rstrip().endswith(THINK + HEADER.rstrip())
 
@@ -269,7 +270,7 @@ class _Malformed(Exception):
 
 
 def parse_call(text: str) -> ToolCall | None:
-    """Read a call from the text between its marks, which may be there too; None where that is no call."""
+    """Parse a call from its text, with or without the marks around it; None where it is no valid call."""
     inner = text.removeprefix(CALL).removesuffix(CALLED)
     name = _NAME.match(inner)
     if name is None:
@@ -303,10 +304,10 @@ def _value(text: str, at: int, depth: int) -> tuple[Any, int]:
     number = _NUMBER.match(text, at)
     if number is None:
         raise _Malformed
-    written = number.group()
-    if written.lstrip("-").isdigit():
-        return int(written), number.end()
-    value = float(written)
+    digits = number.group()
+    if digits.lstrip("-").isdigit():
+        return int(digits), number.end()
+    value = float(digits)
     if not math.isfinite(value):
         raise _Malformed
     return value, number.end()
@@ -355,7 +356,7 @@ def _object(text: str, at: int, depth: int) -> tuple[dict[str, Any], int]:
 
 
 def _next(text: str, at: int, end: str) -> int:
-    """Return where the next item of a list or an object begins, or its end is."""
+    """Return where the next item of a list or an object begins, or where the closing bracket is."""
     at = _space(text, at)
     if text.startswith(",", at):
         return _space(text, at + 1)

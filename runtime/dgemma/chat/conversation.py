@@ -24,16 +24,16 @@ Told: TypeAlias = Step | Block | Delta | Result
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """A finished turn. `result` is None where it was left early: `answer` is what was committed until then."""
+    """The answer to one message. `result` is None where the stream was stopped early; `answer` is then incomplete."""
 
     answer: Answer
     result: Result | None
-    encoded: int  # of the prompt's tokens
-    reused: int  # of them: they were in the cache
+    encoded: int  # tokens of the prompt that had to be encoded
+    reused: int  # tokens of the prompt that the session held already
 
 
-def taken_apart(events: Generator[Event, None, None], reader: Reader) -> Generator[Told, None, None]:
-    """Yield the events of a stream, and behind each Block the Deltas of the answer that it makes final."""
+def with_deltas(events: Generator[Event, None, None], reader: Reader) -> Generator[Told, None, None]:
+    """Yield the events of a stream, and after each Block the Deltas for the ids of that block."""
     with closing(events):
         for event in events:
             if isinstance(event, Result):
@@ -44,14 +44,14 @@ def taken_apart(events: Generator[Event, None, None], reader: Reader) -> Generat
 
 
 class Conversation:
-    """Messages, and a session for their answers; a context manager.
+    """A list of messages, and a session for the answers; a context manager.
 
-    The next answer reuses the session as far as its prompt begins like the one before.
+    Only the part of a prompt that differs from the prompt before is encoded.
 
-    `messages` ({"role": ..., "content": ...}: see dgemma.chat.messages) may be changed between turns; a message's
-    "thinking" is kept, but no prompt contains it. `thinking` lets the model think. context: tokens to have room for;
-    None: room grows with what is asked, up to the model's own. One thread at a time; conversations of one model are
-    free of each other.
+    `messages` ({"role": ..., "content": ...}: see dgemma.chat.messages) may be changed between answers. A message's
+    "thinking" is kept in the list, but no prompt contains it. `thinking`: whether the model thinks before it answers.
+    context: the most tokens that the session can hold; None: it grows as needed, up to the model's context. Only one
+    thread at a time may use a conversation; several conversations of one model do not affect each other.
 
         with Conversation(model, system="Be brief.") as chat:
             print(chat.ask("Why is the sky blue?").answer.text)
@@ -70,7 +70,7 @@ class Conversation:
     ) -> None:
         self.messages: list[dict[str, Any]] = plain([*messages])
         if self.messages:
-            model.tokenizer.read(self.messages)  # refuses what no prompt could be made of
+            model.tokenizer.read(self.messages)  # raises for messages that no prompt can be made of
         self.tools = tools
         self.thinking = thinking
         self.last: Reply | None = None
@@ -96,12 +96,12 @@ class Conversation:
 
     @property
     def session(self) -> Session:
-        """The session of the answers; it is another one after more room was needed."""
+        """The current session. It is replaced by a larger one when a prompt and its answer need more context."""
         return self._session
 
     @property
     def system(self) -> str | None:
-        """The text of the system message; setting it to None takes the message away."""
+        """The text of the system message, or None; setting it to None removes the message."""
         first = self.messages[0] if self.messages else {}
         return first.get("content") if first.get("role") in ("system", "developer") else None
 
@@ -113,12 +113,12 @@ class Conversation:
             self.messages.insert(0, {"role": "system", "content": text})
 
     def prompt(self) -> list[int]:
-        """Return the ids that ask for an answer to the messages, by the file's chat template."""
-        told = [{key: value for key, value in message.items() if key != "thinking"} for message in self.messages]
-        return self.model.tokenizer.chat(told, self.tools, self.thinking)
+        """Return the ids of the prompt for an answer to the messages, by the file's chat template."""
+        messages = [{key: value for key, value in message.items() if key != "thinking"} for message in self.messages]
+        return self.model.tokenizer.chat(messages, self.tools, self.thinking)
 
     def ask(self, text: str, **options: Any) -> Reply:
-        """Say something and return the answer; the options are those of Model.generate."""
+        """Add a user message and return the answer; the options are those of Model.generate."""
         self.say(text)
         with closing(self.stream(**options)) as events:
             for _ in events:
@@ -127,7 +127,7 @@ class Conversation:
         return self.last
 
     def say(self, text: str) -> None:
-        """Add a message of the user's. One that is still without an answer is replaced."""
+        """Add a user message. It replaces a last user message that has no answer yet."""
         if self.unanswered:
             del self.messages[-1]
         self.messages.append({"role": "user", "content": text})
@@ -138,7 +138,7 @@ class Conversation:
         return bool(self.messages) and self.messages[-1].get("role") == "user"
 
     def unanswer(self) -> bool:
-        """Take the last answer away, for stream() to give another. Returns whether there is a message to answer."""
+        """Remove the last answer, so that stream() can give another. Returns whether there is a message to answer."""
         if self.messages and self.messages[-1].get("role") == "assistant":
             del self.messages[-1]
         return self.unanswered
@@ -146,16 +146,16 @@ class Conversation:
     def stream(self, *, on_encode: OnEncode | None = None, **options: Any) -> Generator[Told, None, None]:
         """Answer the last message: yield Steps, Blocks and Deltas as they happen, then the Result.
 
-        The answer joins the messages, and `last` tells of it. So does what is committed of one that is left early, if
-        there is text in it. Raises UsageError where there is nothing to answer or the context is too short, and Error
-        while another answer is made.
+        The answer is added to the messages, and `last` is its Reply. Of a stream that is stopped early, the finished
+        blocks are added, if they have text. Raises UsageError where there is nothing to answer or the context is too
+        short, and Error while another answer is being generated.
         """
         if not self.unanswered and (not self.messages or self.messages[-1].get("role") != "tool"):
             raise UsageError("there is no message to answer")
         if self._busy.locked():
             raise Error(BUSY)
         ids = self.prompt()
-        self._make_room(len(ids) + self._canvases(options.get("max_tokens")))
+        self._make_room(len(ids) + self._answer_context(options.get("max_tokens")))
         return self._stream(ids, on_encode, options)
 
     def _stream(
@@ -171,8 +171,8 @@ class Conversation:
         try:
             reused = self._session.shared(ids)
             events = self._session.stream(ids, on_encode=on_encode, **options)
-            with closing(taken_apart(events, reader)) as told:
-                for event in told:
+            with closing(with_deltas(events, reader)) as events_and_deltas:
+                for event in events_and_deltas:
                     if isinstance(event, Result):
                         result = event
                     yield event
@@ -187,10 +187,10 @@ class Conversation:
                 self.messages.append(message)
             self._busy.release()
 
-    def _canvases(self, max_tokens: int | None) -> int:
-        """Return the tokens of context that an answer of so many tokens takes behind a prompt.
+    def _answer_context(self, max_tokens: int | None) -> int:
+        """Return the tokens of context that an answer takes behind its prompt: all canvases but the last are encoded.
 
-        These are its canvases, but for the last.
+        max_tokens: the option of this name.
         """
         n: int = self.model.config.canvas_length
         return (-(-int(self.model.settings(max_tokens=max_tokens)["max_tokens"]) // n) - 1) * n

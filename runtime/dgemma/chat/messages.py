@@ -1,9 +1,8 @@
-"""Brings messages and tools of any origin into the form that chat templates read.
+"""Converts messages and tools into the form that chat templates read; a field that is not understood is refused.
 
-What is not understood is refused by name.
-
-Origins: OpenAI's chats (parts of content, arguments of calls as JSON text, the role developer, null where nothing is),
-also as the objects of its Python client; and the templates' own form (arguments as dicts, tool_responses, thinking).
+Two forms are understood: that of OpenAI's API (parts of content, arguments of calls as JSON text, the role developer,
+null for an absent field), also as objects of its Python client; and that of the templates themselves (arguments as
+dicts, tool_responses, thinking).
 """
 
 from __future__ import annotations
@@ -15,8 +14,8 @@ from typing import Any, NoReturn, TypeAlias
 from dgemma.errors import UsageError
 from dgemma.files import json_lines
 
-Plain: TypeAlias = dict[str, Any]
-_Refuse: TypeAlias = Callable[[str, str], NoReturn]  # of a field, with what is wrong
+JsonObject: TypeAlias = dict[str, Any]
+_Refuse: TypeAlias = Callable[[str, str], NoReturn]  # raises UsageError for a field; arguments: its name, the problem
 
 # The role that a template is given for each role.
 ROLES = {
@@ -27,11 +26,15 @@ ROLES = {
     "model": "model",  # an assistant, as Gemma's templates write it
     "tool": "tool",
 }
-REASONING = ("reasoning_content", "thinking", "reasoning")  # names of one thing; templates read the first two
+REASONING = (
+    "reasoning_content",
+    "thinking",
+    "reasoning",
+)  # three names of the same field; templates read the first two
 TEXT_FIELDS = ("name", "tool_call_id", *REASONING)
 PASSED_FIELDS = (*TEXT_FIELDS, "tool_responses")
 KNOWN_FIELDS = ("role", "content", "refusal", "tool_calls")
-OUR_FIELDS = ("diffusion",)  # figures that answers of dg-serve hold
+OUR_FIELDS = ("diffusion",)  # figures in the answers of dg-serve; ignored when an answer comes back as a message
 ASSISTANT = ("assistant", "model")
 # The roles whose messages may have a field; a field that is not here may be in any message.
 ROLES_OF_FIELD = {
@@ -39,28 +42,29 @@ ROLES_OF_FIELD = {
     "tool_responses": (*ASSISTANT, "tool"),
     "tool_call_id": ("tool",),
 }
-# Names that are no fields of messages, whatever a template does with them: this model is given text, in content, and
-# the others are fields of parts, tools and calls.
+# Names that are refused as fields of messages, even where a template reads them: the model understands only text, in
+# content, and the other names here are fields of parts, tools and calls.
 REFUSED_FIELDS = {
     *("image", "images", "image_url", "audio", "input_audio", "video", "videos", "file", "files"),
     *("text", "parts", "type", "function", "function_call", "arguments", "parameters"),
 }
-WHOLE_MESSAGE = "*"  # among the fields that a template reads: it writes messages whole; template_fields.py has it too
+WHOLE_MESSAGE = "*"  # stands for all fields: the template writes the whole message; template_fields.py has it too
 
 
 def is_message(value: Any) -> bool:
-    """Return whether a value may be a message, an object of a client included."""
+    """Return whether a value may be a message; objects of OpenAI's client may be."""
     return isinstance(value, Mapping) or callable(getattr(value, "model_dump", None)) or _is_record(value)
 
 
 def read(
     messages: Any, known: Set[str] | None = None, *, reads_parts: Callable[[str], bool] = lambda role: False
-) -> list[Plain]:
-    """Return the messages as a template is given them. Raises UsageError, whose place is that of a message.
+) -> list[JsonObject]:
+    """Return the messages in the form that templates read. Raises UsageError, with the place of the wrong field.
 
-    known: the fields of messages that the template reads (see template.reads): it may be given these beside role and
-    content, and what it does not read would be left out. None: any template, which reads those of every chat.
-    reads_parts: whether it writes content that is a list of parts, by role; else the parts are joined.
+    known: the fields of messages that the template reads (see template.reads). Other fields are refused, because the
+    template would leave them out. None: no template is known, and the usual fields are allowed.
+    reads_parts: whether the template can write content that is a list of parts, for a role; otherwise the parts are
+    joined to one text.
     """
     if isinstance(messages, str | bytes | Mapping) or not isinstance(messages, Sequence):
         raise UsageError(f"messages must be a list of {{role, content}}, not {_kind(messages)}")
@@ -70,7 +74,7 @@ def read(
     return [_message(message, at, calls, known, reads_parts) for at, message in enumerate(messages)]
 
 
-def read_tools(tools: Any) -> list[Plain] | None:
+def read_tools(tools: Any) -> list[JsonObject] | None:
     """Return the tools, each as {"type": "function", "function": {...}}. Raises UsageError."""
     if tools is None:
         return None
@@ -80,16 +84,15 @@ def read_tools(tools: Any) -> list[Plain] | None:
 
 
 def text_of(message: Mapping[str, Any]) -> str:
-    """Return the text of a message that was read."""
+    """Return the text of a message that read() returned."""
     content = message.get("content") or ""
     return content if isinstance(content, str) else "".join(part["text"] for part in content)
 
 
 def plain(value: Any) -> Any:
-    """Return dicts and lists in place of what is like them.
+    """Return a value with plain dicts and lists in place of other mappings, sequences, dataclasses and client objects.
 
-    That is other mappings and sequences, records, and the objects of clients. Raises UsageError for what is nested too
-    deeply.
+    Raises UsageError where it is nested too deeply.
     """
     try:
         return _plain(value)
@@ -119,17 +122,19 @@ def _kind(value: Any) -> str:
 
 @dataclass
 class _Calls:
-    """The calls of tools so far."""
+    """The calls of tools in the messages so far."""
 
-    names: set[str] = field(default_factory=set)  # names of the tools
-    ids: dict[str, str] = field(default_factory=dict)  # the tools' names, by the ids of their calls
+    names: set[str] = field(default_factory=set)  # names of the called tools
+    ids: dict[str, str] = field(default_factory=dict)  # the name of the called tool, by the id of the call
 
-    def add(self, calls: Sequence[Plain]) -> None:
+    def add(self, calls: Sequence[JsonObject]) -> None:
         self.names |= {call["function"]["name"] for call in calls}
         self.ids |= {call["id"]: call["function"]["name"] for call in calls if "id" in call}
 
 
-def _message(given: Any, at: int, calls: _Calls, known: Set[str] | None, reads_parts: Callable[[str], bool]) -> Plain:
+def _message(
+    given: Any, at: int, calls: _Calls, known: Set[str] | None, reads_parts: Callable[[str], bool]
+) -> JsonObject:
     def refuse(field: str, problem: str) -> NoReturn:
         raise UsageError(f"messages[{at}]: {problem}", ".".join(filter(None, ("messages", str(at), field))))
 
@@ -155,9 +160,9 @@ def _message(given: Any, at: int, calls: _Calls, known: Set[str] | None, reads_p
     return _with_reasoning({"role": role, **made})
 
 
-def _passed_fields(message: Plain, role: str, known: Set[str] | None, refuse: _Refuse) -> Plain:
-    """Return the fields that templates are given as they are; what is null or empty is left out."""
-    made: Plain = {}
+def _passed_fields(message: JsonObject, role: str, known: Set[str] | None, refuse: _Refuse) -> JsonObject:
+    """Return the fields that templates get unchanged; null and empty ones are left out."""
+    made: JsonObject = {}
     for key, value in message.items():
         if _empty(value) or key in ("role", "content", *OUR_FIELDS):
             continue
@@ -185,18 +190,18 @@ def _reads(known: Container[str], key: str) -> bool:
     return key in known or WHOLE_MESSAGE in known
 
 
-def _reaches_prompt(message: Plain, key: str, known: Set[str]) -> bool:
-    """Return whether a field reaches the prompt, or need not.
+def _reaches_prompt(message: JsonObject, key: str, known: Set[str]) -> bool:
+    """Return whether a field reaches the prompt, or may be left out of it.
 
-    Many templates leave out a thought beside an answer, and the id or name of a tool's response stands for the call's.
+    Many templates leave the reasoning out, and the name or id of a tool's response only says which call it answers.
     """
     if key in ("name", "tool_call_id") and message.get("role") == "tool":
         return True
     return key in ("refusal", *REASONING) or _reads(known, key)
 
 
-def _has_other_text(made: Plain, known: Set[str] | None) -> bool:
-    """Return whether there is something to write of a message without content and calls."""
+def _has_other_text(made: JsonObject, known: Set[str] | None) -> bool:
+    """Return whether a message without content and calls has another field that the template writes."""
     if "tool_responses" in made:
         return True
     given = any(name in made for name in REASONING)
@@ -209,11 +214,10 @@ def _wrong_role(key: str, role: str) -> str:
     return f"{key} is of {' or '.join(ROLES_OF_FIELD[key])}, not of the role {role}"
 
 
-def _tool_of_response(made: Plain, calls: _Calls, refuse: _Refuse) -> str:
+def _tool_of_response(made: JsonObject, calls: _Calls, refuse: _Refuse) -> str:
     """Return the name of the tool whose response a message is.
 
-    It is that of the call with the message's tool_call_id, as OpenAI has it, or is given by name alone, as templates
-    have it.
+    In OpenAI's form it is found by the call's id, tool_call_id; in the templates' form it is the field name.
     """
     name, call = made.get("name"), made.get("tool_call_id")
     if call is None and name is None:
@@ -231,8 +235,8 @@ def _empty(value: Any) -> bool:
     return value is None or (isinstance(value, str | list | dict) and not value)
 
 
-def _with_reasoning(message: Plain) -> Plain:
-    """Return a message with its reasoning under the names that templates read, as transformers gives it."""
+def _with_reasoning(message: JsonObject) -> JsonObject:
+    """Return a message with its reasoning under both names that templates read, as transformers does."""
     reasoning = next((message[name] for name in REASONING if name in message), None)
     return message if reasoning is None else {"thinking": reasoning, **message, "reasoning_content": reasoning}
 
@@ -245,7 +249,7 @@ def _role(role: Any, refuse: _Refuse) -> str:
     return ROLES[role]
 
 
-def _list(message: Plain, field: str, refuse: _Refuse) -> list[Any]:
+def _list(message: JsonObject, field: str, refuse: _Refuse) -> list[Any]:
     found = message.get(field)
     if found is not None and not isinstance(found, list):
         refuse(field, f"{field} must be a list, not {_kind(found)}")
@@ -279,13 +283,13 @@ def _part(part: Any, name: str, at: int, refuse: _Refuse) -> str:
 
 
 def _refusal(refusal: Any, refuse: _Refuse) -> list[str]:
-    """Return the text of a refusal: what an assistant said instead of an answer is what it said."""
+    """Return the text of a refusal as a list, to be added to the content: it is the assistant's answer too."""
     if refusal is not None and not isinstance(refusal, str):
         refuse("refusal", f"refusal must be text, not {_kind(refusal)}")
     return [refusal] if refusal else []
 
 
-def _call(call: Any, at: int, refuse: _Refuse) -> Plain:
+def _call(call: Any, at: int, refuse: _Refuse) -> JsonObject:
     field = f"tool_calls.{at}"
     if not isinstance(call, dict):
         refuse(field, f"call {at} must be {{type, function}}, not {_kind(call)}")
@@ -304,11 +308,11 @@ def _call(call: Any, at: int, refuse: _Refuse) -> Plain:
         arguments = {}
     if not isinstance(arguments, dict):
         refuse(field, f"the arguments of call {at} are no JSON object")
-    made: Plain = {"type": "function", "function": {"name": function["name"], "arguments": arguments}}
+    made: JsonObject = {"type": "function", "function": {"name": function["name"], "arguments": arguments}}
     return {"id": call["id"], **made} if isinstance(call.get("id"), str) else made
 
 
-def _tool(tool: Any, at: int) -> Plain:
+def _tool(tool: Any, at: int) -> JsonObject:
     def refuse(problem: str) -> NoReturn:
         raise UsageError(f"tools[{at}]: {problem}")
 

@@ -1,7 +1,8 @@
-"""Renders chat templates, in a process of their own.
+"""Renders chat templates in a separate process.
 
-A template is code from a stranger's file. Jinja's sandbox keeps it from the machine's files, but not from looping for
-ever or from filling the memory: the system's limits on a process do. There is one such process, started when needed.
+A template is code from a stranger's file. Jinja's sandbox keeps it away from the machine's files, but does not stop an
+endless loop or a template that fills the memory; the system's limits on a process do. There is one such process, which
+is started when it is needed.
 """
 
 from __future__ import annotations
@@ -29,26 +30,27 @@ WORKER = Path(__file__).with_name("template_worker.py")
 
 
 def no_template(needs: str, where: str = "this file has none") -> str:
-    """Return the message of an error: what needs a chat template ("tools need"), and that there is none."""
+    """Return the error message for a chat template that is missing. needs: what requires one, such as "tools need"."""
     return f"{needs} a chat template, and {where}"
 
 
 class TakesTooLong(UsageError):
-    """A template was stopped at its limit of time."""
+    """A template was stopped because it took too much processor time."""
 
 
 @dataclass(frozen=True, slots=True)
 class Reads:
-    """The inputs that a template reads: fields of messages (WHOLE_MESSAGE: all), and names that it is given."""
+    """The inputs that a template reads: fields of messages (WHOLE_MESSAGE: all of them), and variables."""
 
     fields: frozenset[str]
     names: frozenset[str]
 
 
 class Renderer:
-    """Renders templates in one other process, which threads use in turn.
+    """Renders templates in one other process, which threads use one after the other.
 
-    seconds: of processor time for one text; memory: bytes of the process's address space; most: characters of a text.
+    seconds: the most processor time for one text; memory: the most bytes of the process's address space; most: the most
+    characters of a text.
     """
 
     def __init__(self, seconds: float = 5, memory: int = 1 << 30, most: int = 1 << 26) -> None:
@@ -57,10 +59,10 @@ class Renderer:
         self._process: subprocess.Popen[bytes] | None = None
 
     def render(self, template: str, names: Mapping[str, Any]) -> str:
-        """Return the text that a template makes.
+        """Return the text that a template writes.
 
-        Raises FormatError for what is no template; UsageError where the template refuses what it is given, or takes too
-        much time, memory or room; SystemFailure where no process can be started.
+        Raises FormatError for a text that is no valid template; UsageError where the template refuses the messages, or
+        takes too much time or memory, or writes too much; SystemFailure where no process can be started.
         """
         return str(self._answer({"template": template, "names": names})["text"])
 
@@ -73,7 +75,7 @@ class Renderer:
         with self._lock:
             try:
                 reply = self._ask(request)
-            except BaseException:  # Ctrl-C too: nobody would read the reply, and the next request must not
+            except BaseException:  # Ctrl-C too: otherwise the next request would get the reply to this one
                 self._stop(kill=True)
                 raise
         if "invalid" in reply:
@@ -106,7 +108,7 @@ class Renderer:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
-                start_new_session=True,  # a terminal's Ctrl-C is not for it
+                start_new_session=True,  # Ctrl-C in a terminal does not reach it
             )
         except OSError as failure:
             raise SystemFailure(f"cannot start the process that renders chat templates: {failure}") from None
@@ -132,12 +134,12 @@ class Renderer:
         return process.wait()
 
     def close(self) -> None:
-        """End the process, though a forked one may hold its pipes open; the next text starts another."""
+        """End the process, even where a forked process holds its pipes open. The next text starts a new one."""
         with self._lock:
             self._stop(kill=True)
 
     def forget(self) -> None:
-        """Forget the process after a fork: it is the parent's."""
+        """Forget the process after a fork: it belongs to the parent."""
         self._lock, self._process = threading.Lock(), None
 
 
@@ -148,15 +150,16 @@ os.register_at_fork(after_in_child=_renderer.forget)
 
 @lru_cache(256)
 def reads(template: str) -> Reads:
-    """Return what a template reads, by the one renderer there is."""
+    """Return what a template reads, by the one renderer of this process; cached."""
     return _renderer.reads(template)
 
 
 def render_chat(template: str, names: Mapping[str, Any]) -> str:
-    """Render a chat whose messages were read.
+    """Render a chat whose messages messages.read() has checked.
 
     Raises UsageError also where the template leaves out the content or the name of a message, as some do with a system
-    message that is not the first. (One that never reads content is a text by itself, as dg-convert says.)
+    message that is not the first. A template that never reads content is a fixed text, and is not checked for this:
+    dg-convert warns of it.
     """
     text = render(template, names)
     messages = names["messages"]
@@ -165,7 +168,8 @@ def render_chat(template: str, names: Mapping[str, Any]) -> str:
     unseen = [(i, field) for i, message in enumerate(messages) for field in _unseen(message, text)]
     if not unseen:
         return text
-    # A template may write a text in its own way: then it writes a plain word there, if it writes any at all.
+    # A template may change a text before it writes it. It is rendered again with a simple word in the text's place: a
+    # template that writes the field at all writes this word.
     words = {(i, field): f"{field}{i}word" for i, field in unseen}
     marked = [{**m, **{field: word for (at, field), word in words.items() if at == i}} for i, m in enumerate(messages)]
     try:
@@ -180,7 +184,7 @@ def render_chat(template: str, names: Mapping[str, Any]) -> str:
 
 
 def _unseen(message: Mapping[str, Any], text: str) -> list[str]:
-    """Return the fields of a message that a prompt may lack. The name of a tool says what its call says."""
+    """Return the fields of a message that a prompt may lack; a tool's name need not be there, its call has it."""
     content = message["content"]
     parts = [content] if isinstance(content, str) else [part["text"] for part in content]
     lacks = not all(part.strip() in text for part in parts)  # most templates write the text without the space around it
@@ -189,7 +193,7 @@ def _unseen(message: Mapping[str, Any], text: str) -> list[str]:
 
 
 def render(template: str, names: Mapping[str, Any]) -> str:
-    """Render a template, by the one renderer there is."""
+    """Render a template by the one renderer of this process."""
     try:
         plain = json.loads(json.dumps(names, default=_plain))
     except (TypeError, ValueError, RecursionError) as failure:
@@ -199,13 +203,13 @@ def render(template: str, names: Mapping[str, Any]) -> str:
 
 @lru_cache(256)
 def reads_parts(template: str, role: str) -> bool:
-    """Return whether a template writes the texts of content that is a list of parts, in a message of this role.
+    """Return whether a template can write content that is a list of parts, in a message of this role.
 
-    Some write the list itself, some fail. It is tried out, as there is no other way to tell.
+    Some templates write the list itself, and some fail. The only way to know is to try.
     """
-    asked = {"role": "user", "content": "?"}
-    around = {"system": ([], [asked]), "assistant": ([asked], [asked])}
-    before, behind = around.get(role, ([], []) if role == "user" else ([asked], []))
+    question = {"role": "user", "content": "?"}
+    around = {"system": ([], [question]), "assistant": ([question], [question])}
+    before, behind = around.get(role, ([], []) if role == "user" else ([question], []))
     names = {"tools": None, "documents": None, "add_generation_prompt": True, "enable_thinking": False}
     tried = [{"type": "text", "text": text} for text in ("first", "second")]
     try:

@@ -1,9 +1,9 @@
-"""Finds what a chat template reads: names that it is given, and fields of messages.
+"""Finds what a chat template reads: variables, and fields of messages.
 
 It imports nothing of dgemma: the process that renders templates loads it by its path.
 
-A template is followed from `messages` on: through loops, slices, filters, assignments and macros. So a field of a tool,
-or a word in its text, is not taken for a field of a message.
+The analysis follows the variable `messages` through loops, slices, filters, assignments and macros. So a field of a
+tool, or a word in the template's text, is not taken for a field of a message.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ WHOLE_MESSAGE = "*"  # stands for all fields: messages are written whole, as JSO
 ELEMENT_FILTERS = {
     *("first", "last", "list", "reverse", "sort", "unique", "batch", "slice", "random", "default", "d"),
     *("select", "reject", "selectattr", "rejectattr", "groupby"),
-}  # filters whose results are messages
-FIELD_FILTERS = {"selectattr", "rejectattr", "map", "groupby", "sort", "sum", "join", "unique", "attr"}  # of a field
+}  # filters that return messages, or lists of them
+# Filters that read the field which their argument names.
+FIELD_FILTERS = {"selectattr", "rejectattr", "map", "groupby", "sort", "sum", "join", "unique", "attr"}
 # Filters that write all fields of a message.
 WHOLE_FILTERS = {"tojson", "string", "items", "dictsort", "pprint", "xmlattr"}
 LOOP_NEIGHBOURS = {"previtem", "nextitem"}
@@ -26,14 +27,14 @@ METHODS = {"get", "items", "values", "keys", "copy"}
 
 
 def reads(tree: nodes.Template) -> dict[str, list[str]]:
-    """Return {"fields": of messages, "names": that it is given}, of a parsed template."""
+    """Return {"fields": the fields of messages, "names": the variables} that a parsed template reads."""
     held = _MessageVariables(tree)
     names = {node.name for node in tree.find_all(nodes.Name) if node.ctx == "load"}
     return {"fields": sorted(held.fields()), "names": sorted(names)}
 
 
 class _MessageVariables:
-    """Variables that hold messages, by name; a name that does so once is taken to do so everywhere."""
+    """The names of variables that hold messages; a name that holds them once is assumed to hold them everywhere."""
 
     def __init__(self, tree: nodes.Template) -> None:
         self._tree = tree
@@ -48,7 +49,7 @@ class _MessageVariables:
         return {field for node in self._tree.find_all(nodes.Node) for field in self._read_by(node)}
 
     def _assignments(self) -> Iterator[tuple[str, nodes.Node]]:
-        """Yield each name with what it gets; an attribute of a namespace as NAME.ATTRIBUTE."""
+        """Yield each assigned name with its value; an attribute of a namespace is NAME.ATTRIBUTE."""
         macros = {macro.name: [each.name for each in macro.args] for macro in self._tree.find_all(nodes.Macro)}
         for node in self._tree.find_all((nodes.For, nodes.Assign, nodes.With, nodes.Call)):
             if isinstance(node, nodes.For):
@@ -65,7 +66,7 @@ class _MessageVariables:
                 yield from ((each.key, each.value) for each in node.kwargs)
 
     def _is_messages(self, node: Any) -> bool:
-        """Return whether an expression is messages or one of them."""
+        """Return whether an expression is a list of messages, or one message."""
         if isinstance(node, nodes.Name):
             return node.name in self._names
         if isinstance(node, nodes.Getattr):
@@ -114,7 +115,7 @@ def _pairs(target: nodes.Node, value: nodes.Node) -> Iterator[tuple[str, nodes.N
         if isinstance(value, nodes.Tuple | nodes.List):  # a, b = x, y
             for each, one in zip(target.items, value.items, strict=False):
                 yield from _pairs(each, one)
-        else:  # of groupby: the second is messages
+        else:  # the result of groupby: each item is (value, messages)
             for each in target.items[1:]:
                 yield from _pairs(each, value)
     elif isinstance(target, nodes.Name):

@@ -1,9 +1,9 @@
 """The process that renders chat templates, which come from files of strangers: see dgemma.chat.template.
 
-It is run as a file, and imports nothing of dgemma.
+It is run as a script, and imports nothing of dgemma.
 
-Requests and replies are JSON with their length before them, on standard input and output. Ends with its input. What it
-takes of processor time and memory is limited by the system; what it writes is counted.
+It reads requests from standard input and writes replies to standard output: JSON, with its length in 8 bytes before it.
+It exits at the end of its input. The system limits its processor time and memory; the length of a text is limited here.
 """
 
 from __future__ import annotations
@@ -50,9 +50,9 @@ def environment() -> Any:
     from jinja2.utils import Namespace
 
     class Generation(Extension):
-        """The block {% generation %} ... {% endgeneration %}, which marks what training learns from.
+        """The block {% generation %} ... {% endgeneration %}, which marks text for training.
 
-        Here it is the text inside.
+        Here it only writes the text inside.
         """
 
         tags = {"generation"}  # noqa: RUF012 (as its base has it)
@@ -66,7 +66,7 @@ def environment() -> Any:
             return caller()
 
     class NewDict:
-        """The names dict(...) and dict.fromkeys(...), without the rest of a class."""
+        """The functions dict(...) and dict.fromkeys(...) for templates, without the other attributes of the class."""
 
         def __call__(self, *values: Any, **named: Any) -> dict[Any, Any]:
             return dict(*values, **named)
@@ -75,7 +75,7 @@ def environment() -> Any:
             return dict.fromkeys(*values)
 
     class Names(Namespace):
-        """The name namespace(...), which holds no names that begin with _."""
+        """The function namespace(...) for templates, without names that begin with _."""
 
         def __init__(*values: Any, **named: Any) -> None:
             attributes = dict(*values[1:], **named)
@@ -111,13 +111,13 @@ def environment() -> Any:
 
 
 def reads(template: str) -> dict[str, list[str]]:
-    """Return {"fields": of messages, "names": that it is given}: what a template reads."""
+    """Return {"fields": the fields of messages, "names": the variables} that a template reads."""
     found: dict[str, list[str]] = run_path(str(FIELDS))["reads"](environment().parse(template))
     return found
 
 
 def render(template: Any, names: dict[str, Any], memory: int, most: int) -> dict[str, str]:
-    """Return {"text": ...}, or {"refused": why}. most: characters of the text."""
+    """Return {"text": ...}, or {"refused": the reason}. most: the most characters of the text."""
     pieces, length = [], 0
     try:
         for piece in template.generate(**names):
@@ -128,15 +128,15 @@ def render(template: Any, names: dict[str, Any], memory: int, most: int) -> dict
         return {"text": "".join(pieces)}
     except MemoryError:
         return too_large(memory)
-    except Exception as failure:  # whatever the template's code stumbles over
-        return {"refused": told(failure)}
+    except Exception as failure:  # any error of the template's code
+        return {"refused": error_text(failure)}
 
 
 def too_large(memory: int) -> dict[str, str]:
     return {"refused": f"it takes more than {memory >> 20} MiB of memory"}
 
 
-def told(failure: BaseException) -> str:
+def error_text(failure: BaseException) -> str:
     return " ".join(str(failure).split())[:500] or type(failure).__name__
 
 
@@ -154,16 +154,16 @@ def serve(requests: BinaryIO, replies: BinaryIO, seconds: float, memory: int, mo
                 known.clear()
                 known[template] = environment().from_string(template)
             reply = render(known[template], request["names"], memory, most) if "names" in request else reads(template)
-        except MemoryError:  # Jinja works out constants when it compiles
+        except MemoryError:  # Jinja evaluates constant expressions when it compiles, so this may fail too
             reply = too_large(memory)
         except (TemplateError, RecursionError, ValueError, OverflowError) as failure:
-            reply = {"invalid": told(failure)}
+            reply = {"invalid": error_text(failure)}
         signal.setitimer(signal.ITIMER_PROF, 0)
         write(replies, reply)
 
 
 def limit_memory(memory: int) -> None:
-    """Limit all of the process's address space."""
+    """Limit the process's address space to `memory` bytes."""
     with contextlib.suppress(ValueError, OSError):  # macOS has no such limit
         resource.setrlimit(resource.RLIMIT_AS, (memory, resource.getrlimit(resource.RLIMIT_AS)[1]))
 

@@ -1,4 +1,4 @@
-"""The commands: what they have in common is how they tell a failure, and how they end."""
+"""The commands. They share this module's exit statuses, error messages and handling of signals."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ FAILURE, WRONG_USAGE, INTERRUPTED = 1, 2, 130
 
 
 class Command(click.Command):
-    """A command that ends with 0, 1 (a failure), 2 (wrong usage) or 130 (Ctrl-C) and one line on standard error."""
+    """A command that exits with 0, 1 (failure), 2 (wrong usage) or 130 (Ctrl-C); an error is one line on stderr."""
 
     def invoke(self, ctx: click.Context) -> Any:
         check_files(self, ctx.params)
@@ -40,7 +40,7 @@ class Command(click.Command):
             sys.exit(code if isinstance(code, int) else 0)
         except (click.Abort, KeyboardInterrupt):
             sys.exit(INTERRUPTED)
-        except BrokenPipeError:  # the reader of standard output has left: nothing more is written, at exit neither
+        except BrokenPipeError:  # the reader of standard output has gone; Python's flush at exit must not fail again
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(FAILURE)
         except click.ClickException as failure:
@@ -58,31 +58,31 @@ class Command(click.Command):
 
 
 def handle_end_signals() -> None:
-    """Obey an order to end, or a terminal that is closed, as Ctrl-C is obeyed.
+    """Let SIGTERM and SIGHUP (a closed terminal) end the command as Ctrl-C does: by an exception.
 
-    What is half-written is then removed.
+    So half-written files are removed.
     """
     if threading.current_thread() is not threading.main_thread():
         return
     for each in (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
-        if signal.getsignal(each) is signal.SIG_DFL:  # not where nohup or a shell's trap says otherwise
+        if signal.getsignal(each) is signal.SIG_DFL:  # signals that nohup or a shell's trap ignores stay ignored
             signal.signal(each, lambda number, _: sys.exit(128 + number))
     sys.unraisablehook = resend_signal
 
 
-def resend_signal(lost: Any) -> None:
-    """Give an order to end again that Python dropped; for sys.unraisablehook.
+def resend_signal(unraisable: Any) -> None:
+    """Send a signal again whose exception Python dropped; a function for sys.unraisablehook.
 
-    An order that comes while a finalizer runs is an exception there, which Python drops: it is given again a moment
-    later.
+    If a signal arrives while a finalizer runs, its exception is raised there, and Python drops it. The signal is then
+    sent again a moment later.
     """
-    order = lost.exc_value
-    if isinstance(order, KeyboardInterrupt):
+    exception = unraisable.exc_value
+    if isinstance(exception, KeyboardInterrupt):
         number: int = signal.SIGINT
-    elif isinstance(order, SystemExit) and isinstance(order.code, int) and order.code > 128:
-        number = order.code - 128
+    elif isinstance(exception, SystemExit) and isinstance(exception.code, int) and exception.code > 128:
+        number = exception.code - 128
     else:
-        sys.__unraisablehook__(lost)
+        sys.__unraisablehook__(unraisable)
         return
     again = threading.Timer(0.01, os.kill, (os.getpid(), number))
     again.daemon = True
@@ -90,7 +90,7 @@ def resend_signal(lost: Any) -> None:
 
 
 def version_option(name: str) -> Callable[[Any], Any]:
-    """Return --version of the command `name`."""
+    """Return the option --version for the command `name`."""
 
     def say(ctx: click.Context, param: click.Parameter, wanted: bool) -> None:
         if wanted:
@@ -104,6 +104,6 @@ def version_option(name: str) -> Callable[[Any], Any]:
 
 
 def end(name: str, message: str, code: int) -> NoReturn:
-    """Tell a failure in one line and exit."""
+    """Print an error in one line and exit."""
     tell(f"{name}: {one_line(message)}")
     sys.exit(code)

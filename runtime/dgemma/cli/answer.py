@@ -1,4 +1,4 @@
-"""Generates dg-run's answer to a prompt, shows it while it settles, and prints what is final."""
+"""Generates dg-run's answer to a prompt: shows the canvas of each step, and prints parts that are final."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 from dgemma.chat.answer_parser import Delta, Reader
-from dgemma.chat.conversation import taken_apart
+from dgemma.chat.conversation import with_deltas
 from dgemma.cli.display import Silent
 from dgemma.cli.frames import Framer
 from dgemma.cli.output import Speaker
@@ -20,10 +20,10 @@ from dgemma.session import Prompt
 
 
 class Watch:
-    """Makes frames of what a stream does, for a display and recorders."""
+    """Turns the events of a stream into frames, for a display and recorders."""
 
     def __init__(self, model: Model, steps: int, shown: Silent, recorders: Sequence[Recorder] = ()) -> None:
-        """Remember where frames go. steps: the most steps that a canvas can have."""
+        """Take the display and recorders that get the frames. steps: the most steps of a canvas."""
         self._framer = Framer(model.tokenizer, model.config, steps)
         self._shown = shown
         self._recorders = recorders
@@ -39,7 +39,7 @@ class Watch:
 
 
 def reader_for(model: Model, prompt: Prompt, raw: bool) -> Reader:
-    """Return the reader that takes the answer apart; without a chat template, or with --raw, all is text."""
+    """Return the parser for the answer; without a chat template, or with --raw, all of the answer is text."""
     marks = model.tokenizer.chat_template is not None and not raw
     return Reader.behind(model.tokenizer, model.prompt_ids(prompt) if marks else [], marks)
 
@@ -53,9 +53,9 @@ def work(
     watch: Watch,
     speaker: Speaker | None,
 ) -> Result:
-    """Generate an answer, show it, and say it."""
+    """Generate an answer; show its steps and print its text."""
     stream = model.stream(prompt, on_encode=shown.encoded, **settings)
-    with shown, closing(taken_apart(stream, reader)) as events:
+    with shown, closing(with_deltas(stream, reader)) as events:
         for event in events:
             if isinstance(event, Step):
                 watch.step(event)
@@ -72,8 +72,8 @@ def work(
 def as_object(model: Model, result: Result, reader: Reader, settings: dict[str, int | float]) -> dict[str, Any]:
     """Return the object that --json prints."""
     parts = reader.answer
-    told = {**asdict(result), "text": parts.text, "thinking": parts.thinking}
-    told["tool_calls"] = [{"name": call.name, "arguments": call.arguments} for call in parts.calls]
-    told |= {"settings": settings, "model": model.path, "backend": model.backend, "threads": model.threads}
-    told |= traffic_facts(model)
-    return told
+    fields = {**asdict(result), "text": parts.text, "thinking": parts.thinking}
+    fields["tool_calls"] = [{"name": call.name, "arguments": call.arguments} for call in parts.calls]
+    fields |= {"settings": settings, "model": model.path, "backend": model.backend, "threads": model.threads}
+    fields |= traffic_facts(model)
+    return fields

@@ -1,4 +1,4 @@
-"""dg-run --batch: answers each line of a file with a line of another file, which is whole after a kill."""
+"""dg-run --batch: answers each line of a file with a line of another file. A killed run can be resumed."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ from dgemma.files.output import readable
 from dgemma.model import Model
 from dgemma.ui.progress import progress_bar
 
-PACE = 30.0  # seconds between two lines of progress where there is no terminal
+PACE = 30.0  # seconds between two progress messages where standard error is no terminal
 
 _FIELDS = "\n".join(f"  {name:<10}{text}" for name, text in FIELDS.items())
-# How a line of answers begins: which request it answers.
+# The beginning of each line of answers: the request that it answers.
 LINE = Beginning(*literal('{"line": '), *DIGITS, *literal(', "input": "'), *HEX, *literal('", "run": {"'))
 
 HELP = f"""With --batch FILE every line of FILE is a request, a JSON object, and -o OUT gets a line for each, in order:
-"line" (its number in FILE), "input" (the beginning of its SHA-256), "run" (what answers: model, settings, version), and
-the answer with its figures, or "error" with the reason. Each line is on the disk before the next is begun. After a
-kill, the same command goes on where it was; lines of FILE that were changed are answered anew. It refuses an OUT of
-another model or other settings: --restart begins anew. The exit status is 1 where a line was not answered. A request's
-fields:
+"line" (its number in FILE), "input" (the beginning of its SHA-256), "run" (the model, settings and version that made
+the answer), and the answer with its figures, or "error" with the reason. Each line is on the disk before the next
+request begins. If the run is killed, the same command continues where it ended; lines of FILE that were changed are
+answered again. An OUT of another model or other settings is refused: --restart starts from the first line. The exit
+status is 1 where a line could not be answered. A request's fields:
 
 \b
 {_FIELDS}
@@ -50,49 +50,49 @@ fields:
 
 def batch_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add --batch, -o and --restart."""
-    restart = "Of --batch: forget the answers that are in OUT."
+    restart = "For --batch: remove the answers that are in OUT, and start from the first line."
     command = click.option("--restart", "restart", is_flag=True, help=restart)(command)
-    out = "Where the answers of --batch go. One that is there already is gone on with."
+    out = "The file for the answers of --batch. If it exists, the batch continues where it ended."
     command = click.option("-o", "--output", "output", type=OutputFile(None), metavar="OUT", help=out)(command)
     text = "Answer every line of this file: see above."
     return click.option("--batch", "batch", type=InputPath(), metavar="FILE", help=text)(command)
 
 
 def run(model: Model, batch: Path, output: Path, quiet: bool, restart: bool, exact: bool, **defaults: Any) -> int:
-    """Answer what is not answered yet; return an exit status."""
+    """Answer the requests that have no answer yet; return an exit status."""
     requests = [(number, _digest(line)) for number, line in json_lines.lines(batch)]
     total = len(requests)
     with Batch(model, **defaults) as answers, LineLog(output, LINE, "dg-run --batch") as out:
         made_by = {"batch": readable(os.path.abspath(batch)), **run_of(model, exact, **defaults)}
-        kept = _resume(out, requests, made_by, batch, output, restart)
-        before = done = len(kept.done)
-        failed, tokens, began = kept.failed, 0, time.monotonic()
-        told = began
+        resumed = _resume(out, requests, made_by, batch, output, restart)
+        already = done = len(resumed.done)
+        failed, tokens, started = resumed.failed, 0, time.monotonic()
+        reported = started
         with progress_bar("answers", "lines") as bar:
             for place, (number, line) in islice(enumerate(json_lines.lines(batch)), total):
                 if _digest(line) != requests[place][1]:
                     raise Error(f"{batch}, line {number}: it was changed meanwhile; the same command goes on from here")
-                if place in kept.done:
+                if place in resumed.done:
                     continue
                 answer = answers.answer(line)
                 out.append({"line": number, "input": _digest(line), "run": made_by, **answer})
-                kept.places.append(place)
+                resumed.places.append(place)
                 done, failed, tokens = done + 1, failed + ("error" in answer), tokens + answer.get("tokens", 0)
                 if quiet:
                     continue
                 if bar is not None:
                     bar(done, total)
-                elif time.monotonic() - told >= PACE:
-                    told = time.monotonic()
-                    click.echo(f"{done} of {count(total, 'line')}, {told - began:.0f} s", err=True)
-        if kept.places != list(range(total)) or kept.moved:
-            out.replace(_in_order(out, kept.places, requests))
-    seconds = time.monotonic() - began
+                elif time.monotonic() - reported >= PACE:
+                    reported = time.monotonic()
+                    click.echo(f"{done} of {count(total, 'line')}, {reported - started:.0f} s", err=True)
+        if resumed.places != list(range(total)) or resumed.moved:
+            out.replace(_in_order(out, resumed.places, requests))
+    seconds = time.monotonic() - started
     if not quiet:
-        there = f", {before} were there already" if before else ""
-        there += f", {kept.changed} of changed lines were taken out" if kept.changed else ""
+        more = f", {already} were there already" if already else ""
+        more += f", {resumed.changed} of changed lines were taken out" if resumed.changed else ""
         click.echo(
-            f"{count(done - before, 'line')} answered{there}: {tokens} tokens, {seconds:.1f} s,"
+            f"{count(done - already, 'line')} answered{more}: {tokens} tokens, {seconds:.1f} s,"
             f" {tokens / max(seconds, 1e-9):.1f} tokens/s",
             err=True,
         )
@@ -102,7 +102,7 @@ def run(model: Model, batch: Path, output: Path, quiet: bool, restart: bool, exa
 
 
 def run_of(model: Model, exact: bool, **defaults: Any) -> dict[str, Any]:
-    """Return what makes an answer beside its request: another model, setting or version may make another."""
+    """Return the model, settings and version that answers depend on, besides their requests."""
     chat = {name: defaults[name] for name in FIELDS if defaults.get(name) is not None}
     options = {name: value for name, value in defaults.items() if name not in FIELDS and value is not None}
     about = {"version": dgemma.__version__, "model": identity(model.path)["sha256"][:16]}
@@ -114,32 +114,32 @@ def _digest(line: bytes) -> str:
 
 
 @dataclass(slots=True)
-class Kept:
-    """The lines of OUT when a batch begins or goes on."""
+class Resumed:
+    """The answers that OUT holds when a batch starts."""
 
-    places: list[int | None]  # of each line: the request that it answers, counted from 0; None: the request was changed
-    done: frozenset[int]
-    failed: int  # lines of `done` that hold an error
-    changed: int
-    moved: bool  # whether some lines hold another number than their request has now
+    places: list[int | None]  # for each line its request, counted from 0; None: the request is no longer in FILE
+    done: frozenset[int]  # requests that have an answer
+    failed: int  # lines with an error instead of an answer
+    changed: int  # lines whose request is no longer in FILE
+    moved: bool  # whether a request has another line number in FILE than in OUT
 
 
 def _resume(
     out: LineLog, requests: Sequence[tuple[int, str]], run: dict[str, Any], batch: Path, output: Path, restart: bool
-) -> Kept:
-    """Find what OUT holds already.
+) -> Resumed:
+    """Match the answers in OUT with the requests.
 
-    Raises UsageError for one that was made by another run, or answers another file's requests: one of another name,
-    most of whose lines have no answer in it.
+    Raises UsageError where OUT was made with another model or other settings, or for another file: one with another
+    name, to most of whose lines OUT has no answer.
     """
-    there: list[tuple[int, str, bool]] = []
+    existing: list[tuple[int, str, bool]] = []
     other: dict[str, Any] | None = None
 
     same_name = True
 
     def read(value: dict[str, Any]) -> None:
         nonlocal other, same_name
-        there.append((value["line"], value["input"], "error" in value))
+        existing.append((value["line"], value["input"], "error" in value))
         made_by = dict(value["run"])
         same_name &= made_by.get("batch") == run["batch"]
         if other is None and made_by | {"batch": run["batch"]} != run:
@@ -148,23 +148,23 @@ def _resume(
     out.recover(read)
     if restart:
         out.clear()
-        return Kept([], frozenset(), 0, 0, False)
+        return Resumed([], frozenset(), 0, 0, False)
     if other is not None:
         raise UsageError(f"{output}: its answers were made with {_difference(other, run)}: --restart begins anew")
-    asked: dict[str, deque[int]] = {}
+    unanswered: dict[str, deque[int]] = {}
     for place, (_, digest) in enumerate(requests):
-        asked.setdefault(digest, deque()).append(place)
-    places = [asked[digest].popleft() if asked.get(digest) else None for _, digest, _ in there]
+        unanswered.setdefault(digest, deque()).append(place)
+    places = [unanswered[digest].popleft() if unanswered.get(digest) else None for _, digest, _ in existing]
     done = frozenset(place for place in places if place is not None)
-    lost = sum(place is None and not error for place, (_, _, error) in zip(places, there, strict=True))
+    lost = sum(place is None and not error for place, (_, _, error) in zip(places, existing, strict=True))
     if lost > len(done) and not same_name:
         raise UsageError(
-            f"{output}: {lost} of its {count(len(there), 'line')} answer none of {batch}: --restart begins anew"
+            f"{output}: {lost} of its {count(len(existing), 'line')} answer none of {batch}: --restart begins anew"
         )
     out.mend()
-    failed = sum(place is not None and error for place, (_, _, error) in zip(places, there, strict=True))
-    moved = any(p is not None and requests[p][0] != line for p, (line, _, _) in zip(places, there, strict=True))
-    return Kept(places, done, failed, places.count(None), moved)
+    failed = sum(place is not None and error for place, (_, _, error) in zip(places, existing, strict=True))
+    moved = any(p is not None and requests[p][0] != line for p, (line, _, _) in zip(places, existing, strict=True))
+    return Resumed(places, done, failed, places.count(None), moved)
 
 
 def _difference(before: dict[str, Any], now: dict[str, Any]) -> str:
@@ -176,7 +176,7 @@ def _difference(before: dict[str, Any], now: dict[str, Any]) -> str:
 def _in_order(
     out: LineLog, places: Sequence[int | None], requests: Sequence[tuple[int, str]]
 ) -> Iterator[dict[str, Any]]:
-    """Yield the lines of OUT in the order of the requests, without those that answer none."""
+    """Yield the lines of OUT in the order of the requests, without lines whose request is no longer in FILE."""
     answers = {place: value for place, value in zip(places, out.values(), strict=True) if place is not None}
     for place in sorted(answers):
         yield {**answers[place], "line": requests[place][0]}

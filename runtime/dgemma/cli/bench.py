@@ -1,4 +1,4 @@
-"""dg-bench: where the time of a step goes, and how near that is to the machine's limits."""
+"""dg-bench: measures where the time of a step goes, and how near that is to the machine's limits."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ from dgemma.ui.charts import CHART, refuse_chart
 from dgemma.ui.progress import progress_bar, telling
 
 FIGURES = json_kind("figures of dg-bench", "schema", "machine", "peaks", "step")
-SHARP = 0.05  # at this temperature random logits leave as few words as a trained model's do
+SHARP = 0.05  # at this temperature random logits leave as few likely words as those of a trained model
 
 NAMES = ", ".join(f"{name} of {shape['layers']} layers" for name, shape in SHAPES.items())
 
-HELP = f"""Times the parts of a denoising step and the encoding of a prompt, beside what the machine can do at best.
+HELP = f"""Times the parts of a denoising step and the encoding of a prompt, and shows the machine's limits beside them.
 
 MODEL is a GGUF file, or hf:owner/name[:TYPE]; without one, and without --shape, the Sudoku model that comes with
-dgemma is measured. --shape makes a model of random weights in true shapes and formats, once, and keeps it: a file like
-any other.
+dgemma is measured. --shape makes a model file with random weights in the shapes and formats of a real model, and keeps
+it for later runs.
 
 \b
   dg-bench model.gguf
@@ -51,35 +51,35 @@ any other.
 \b
 Shapes: {NAMES}
 
-Operations are two per multiply-add, as the sizes of the model ask for them, whatever was really done; limits are
-measured in the same run. The tables go to standard output, in Markdown; --json prints all figures instead, and -o
-writes them to a file. --plot and --against need extra packages:
-pip install 'dgemma[bench]'. The exit status is 0, 1 for a failure, 2 for wrong usage, 130 after Ctrl-C.
+Operations are calculated from the model's sizes, two for each multiply-add. The machine's limits are measured in the
+same run. Tables go to standard output, in Markdown; --json prints all figures instead, and -o writes them to a file.
+--plot and --against need extra packages: pip install 'dgemma[bench]'. The exit status is 0, 1 for a failure, 2 for
+wrong usage, 130 after Ctrl-C.
 """
 
 
 @click.command(cls=Command, name="dg-bench", help=HELP, context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("model", required=False, type=InputFile())
 @click.option("--shape", type=click.Choice(list(SHAPES)), metavar="NAME", help="Measure random weights of this shape.")
-@click.option("--layers", type=click.IntRange(1, 256), metavar="N", help="Of the shape; default: all there are.")
+@click.option("--layers", type=click.IntRange(1, 256), metavar="N", help="Layers of the shape; default: all.")
 @click.option(
     "--type",
     "type_",
     type=click.Choice(list(RECIPES), case_sensitive=False),
     metavar="TYPE",
-    help="Of the shape's weights, as dg-convert's; default: q4_k_m.",
+    help="Type of the shape's weights, as in dg-convert; default: q4_k_m.",
 )
 @click.option(
     "--cache",
     type=click.Path(file_okay=False, path_type=Path),
     metavar="DIR",
-    help="Where the shape's file is kept; default: dgemma in the user's cache.",
+    help="Folder for the shape's file; default: dgemma in the user's cache.",
 )
 @click.option(
     "--against", type=click.Choice(["llama-cpp"]), metavar="ENGINE", help="Compare the shape's layers with llama-cpp."
 )
 @click.option(
-    "--runs", type=click.IntRange(1, 1000), default=5, show_default=True, metavar="N", help="After a warm-up."
+    "--runs", type=click.IntRange(1, 1000), default=5, show_default=True, metavar="N", help="Runs, after a warm-up."
 )
 @click.option(
     "--prompt",
@@ -87,13 +87,13 @@ pip install 'dgemma[bench]'. The exit status is 0, 1 for a failure, 2 for wrong 
     default=64,
     show_default=True,
     metavar="N",
-    help="Tokens in front of the canvas.",
+    help="Tokens of the prompt before the canvas.",
 )
 @click.option(
     "--temperature",
     type=click.FloatRange(0, 1000),
     metavar="F",
-    help=f"Of the steps; default: {SHARP} for a shape, else the middle of the file's.",
+    help=f"Temperature of the steps; default: {SHARP} for a shape, otherwise the middle of the file's range.",
 )
 @click.option(
     "--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, metavar="N", help="Random seed."
@@ -102,10 +102,13 @@ pip install 'dgemma[bench]'. The exit status is 0, 1 for a failure, 2 for wrong 
     "--canvases",
     type=click.IntRange(2, 64),
     metavar="N",
-    help="Also time N canvases in one step, against one after the other.",
+    help="Also time a step of N canvases together, compared with N steps of one canvas.",
 )
 @click.option(
-    "--long", type=click.IntRange(min=1), metavar="N", help="Also time steps behind N tokens, over --prompt's."
+    "--long",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Also time steps after a prompt of N tokens, compared with --prompt.",
 )
 @running_options
 @ram_option
@@ -116,7 +119,8 @@ pip install 'dgemma[bench]'. The exit status is 0, 1 for a failure, 2 for wrong 
     "plot_file",
     type=OutputFile(CHART, more=lambda path: [writing_path(path)]),
     metavar="FILE",
-    help="Draw the parts, .svg or .png, and with --against beside it, with -writing in its name, tokens by batch.",
+    help="Draw a chart of the parts, as .svg or .png. With --against also a chart of tokens by batch size, in a second"
+    " file with -writing in its name.",
 )
 @version_option("dg-bench")
 def main(
@@ -155,14 +159,14 @@ def main(
     if against is not None:
         refuse_llama()
 
-    asked = None
+    shape_model = None
     if shape is not None:
-        asked = Synthetic(shape, layers, (type_ or "q4_k_m").lower(), seed)
-        model = os.fspath(synthetic(asked, cache))
+        shape_model = Synthetic(shape, layers, (type_ or "q4_k_m").lower(), seed)
+        model = os.fspath(synthetic(shape_model, cache))
     options: dict[str, Any] = {"backend": backend, "threads": threads, "exact": exact}
     with ExitStack() as stack:
         say = stack.enter_context(telling())
-        if vram is not None and backend == "cuda":  # before the model takes its part
+        if vram is not None and backend == "cuda":  # before the model takes GPU memory
             say("this machine and its GPU, for a prediction")
             there = local_model(model) if model is not None else bundled()
             machine = apart(with_device, there, vram, **options)
@@ -171,18 +175,18 @@ def main(
             say("this machine, for a prediction")
             machine = apart(this_machine, opened.path, **options)
         about: dict[str, Any] = {"path": opened.path, "name": readable(Path(opened.path).name)}
-        about |= {"shape": shape, "layers": opened.config.n_layer, "type": asked.type if asked else None}
-        if asked:
-            about["name"] = f"{shape}, {opened.config.n_layer} layers, {asked.type}, random weights"
+        about |= {"shape": shape, "layers": opened.config.n_layer, "type": shape_model.type if shape_model else None}
+        if shape_model:
+            about["name"] = f"{shape}, {opened.config.n_layer} layers, {shape_model.type}, random weights"
         if temperature is None:
-            temperature = SHARP if asked else (opened.config.t_min + opened.config.t_max) / 2
+            temperature = SHARP if shape_model else (opened.config.t_min + opened.config.t_max) / 2
         settings = {"exact": exact, "processors": os.cpu_count(), "temperature": temperature}
         report = bench(
             opened,
             runs=runs,
             prompt=prompt,
             temperature=temperature,
-            flat=asked is not None and temperature < FLAT,
+            flat=shape_model is not None and temperature < FLAT,
             seed=seed,
             about=about,
             settings=settings,
@@ -198,8 +202,10 @@ def main(
             report.device |= {"predicted": placed(opened, machine, prompt).seconds, "machine": machine.rates}
         if report.budget is not None:
             report.budget |= {"predicted": placed(opened, machine, prompt).seconds, "machine": machine.rates}
-        if asked and against:
-            path = synthetic(Synthetic(asked.shape, asked.layers, asked.type, asked.seed, "gemma4"), cache)
+        if shape_model and against:
+            path = synthetic(
+                Synthetic(shape_model.shape, shape_model.layers, shape_model.type, shape_model.seed, "gemma4"), cache
+            )
             with Theirs(path, opened.threads) as theirs:
                 report.comparison = compare(opened, theirs, runs, seed, say)
                 report.comparison["writing"] = decoding(
@@ -220,7 +226,7 @@ def main(
 
 
 def synthetic(wanted: Synthetic, cache: Path | None) -> Path:
-    """Return the path of the shape's file, which is made now if it is not there."""
+    """Return the path of the shape's file; it is made if it does not exist."""
     with progress_bar() as progress:
         return make(cache or cache_folder(), wanted, progress)
 

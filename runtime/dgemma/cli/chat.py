@@ -1,4 +1,4 @@
-"""dg-run --chat: messages and answers in turn."""
+"""dg-run --chat: a conversation, one message and one answer at a time."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from dgemma.events import Block, Result, Step
 from dgemma.model import Model
 from dgemma.ui.terminal import one_line, tell
 
-LONGEST = 2048  # tokens of an answer, if --max-tokens says nothing
+LONGEST = 2048  # the most tokens of an answer without --max-tokens
 
 
 class Chat:
-    """A conversation with someone at a terminal, or with lines of standard input."""
+    """A chat whose messages are typed at a terminal, or are the lines of standard input."""
 
     def __init__(
         self,
@@ -42,14 +42,14 @@ class Chat:
         self.conversation = Conversation(model, system=system, thinking=thinking)
         self.lines: Lines = lines([(entry.name, entry.argument == FILES) for entry in TABLE.values()])
         self._quiet = quiet
-        self._redraws = 0  # how many seeds the next answer is after the one that is set
-        self._changed = False  # since the last answer
+        self._redraws = 0  # added to the seed that is set, for another answer to the same message
+        self._changed = False  # whether settings were changed since the last answer
         self._answers: list[Reply] = []
 
     # ---- turns ----
 
     def run(self, first: str | None = None) -> int:
-        """Chat until there is nothing more to say; return an exit status."""
+        """Read messages and answer them until the input ends; return an exit status."""
         failed = False
         if self.lines.interactive and not self._quiet:
             self.tell(f"{self.model.path} on {self.model.backend} · /help lists the commands, Ctrl-D leaves")
@@ -83,7 +83,7 @@ class Chat:
         self.answer()
 
     def answer(self, redraw: bool = False) -> None:
-        """Answer the last message; redraw: from the next seed, or after a change of settings from the same."""
+        """Answer the last message. redraw: use the next seed, or after a change of settings the same one."""
         if not redraw:
             self._redraws = 0
         elif not self._changed:
@@ -108,10 +108,10 @@ class Chat:
         if stopped == "Ctrl-C" and not self.lines.interactive:
             raise KeyboardInterrupt
         reply = self.conversation.last
-        if reply is None:  # stopped before it began
+        if reply is None:  # stopped before the answer began
             return
         if reply.result is not None:
-            self._redraws += reply.result.seed - self.seed  # there may have been retries
+            self._redraws += reply.result.seed - self.seed  # retries use further seeds
             self._answers.append(reply)
         if not self._quiet:
             self.tell(*self._figures(reply))
@@ -119,7 +119,7 @@ class Chat:
                 self.tell("it was a loop; /regenerate draws another, and with /max-tokens N it is let go on")
 
     def _show(self, events: Iterator[Told], shown: Silent, watch: Watch, ctrl_c: CtrlC) -> str:
-        """Show an answer as it comes. Returns what stopped it: "Ctrl-C", a "loop", or nothing."""
+        """Show an answer while it is generated. Returns what stopped it: "Ctrl-C", a "loop", or ""."""
         looped = False
         with Speaker(shown, end_line=True) as speaker:
             for event in events:
@@ -132,7 +132,7 @@ class Chat:
                     speaker.hear(event)
                 if ctrl_c.heard and not isinstance(event, Result):
                     return "Ctrl-C"
-                if looped and isinstance(event, Step):  # all of the looping canvas is printed
+                if looped and isinstance(event, Step):  # the canvas with the loop is printed, the next one is not begun
                     return "loop"
         return ""
 
@@ -140,15 +140,15 @@ class Chat:
 
     @property
     def seed(self) -> int:
-        """The seed of the last answer, or of the next."""
+        """The seed of the last answer; before the first answer, of that one."""
         return (int(self.used()["seed"]) + self._redraws) % 2**64
 
     def used(self) -> dict[str, int | float]:
-        """Return every generation option."""
+        """Return all generation options with their values."""
         return self.model.settings(**{"max_tokens": LONGEST, **self.settings})
 
     def change(self, settings: dict[str, Any]) -> None:
-        """Change generation options. Raises UsageError, and TypeError, where they make no sense; then none changes."""
+        """Change generation options. Raises UsageError or TypeError, and changes none, where a value is wrong."""
         changed = {**self.settings, **settings}
         self.model.settings(**changed)
         self.settings, self._changed = changed, True
@@ -156,7 +156,7 @@ class Chat:
             self._redraws = 0
 
     def _room(self) -> int:
-        """Return the most tokens of an answer: as asked, or as many as the context has room for, within reason."""
+        """Return the most tokens of an answer: --max-tokens, or what fits into the context, but at most LONGEST."""
         if "max_tokens" in self.settings:
             return int(self.settings["max_tokens"])
         context, canvas = int(self.model.config.context_length), int(self.model.config.canvas_length)
@@ -167,10 +167,10 @@ class Chat:
         if self.model.tokenizer.chat_template is None:
             raise UsageError(no_template(f"{what} needs", f"{self.model.path} has none"))
 
-    # ---- what is told ----
+    # ---- messages on standard error ----
 
     def tell(self, *lines: str) -> None:
-        """Write a line on standard error, beside the answers."""
+        """Write lines on standard error; answers go to standard output."""
         for line in lines:
             tell(line, dim=True)
 
@@ -212,7 +212,7 @@ class Chat:
 
 
 def told(failure: Error | OSError) -> str:
-    """Return a failure in one line."""
+    """Return the message of an error in one line."""
     if isinstance(failure, Error):
         return one_line(str(failure))
     return one_line(f"{failure.filename or 'standard output'}: {failure.strerror or failure}")

@@ -1,4 +1,4 @@
-"""The list of the commands of a chat, such as /save. Help and completion are made from it."""
+"""The commands of a chat, such as /save, in one table. The list of /help and Tab completion are made from it."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from dgemma.options import Option, efforts, options
 if TYPE_CHECKING:
     from dgemma.cli.chat import Chat
 
-Do: TypeAlias = Callable[["Chat", str], bool | None]  # given the text behind the name; False ends the chat
+Action: TypeAlias = Callable[["Chat", str], bool | None]  # str: the text behind the command; False ends the chat
 
 FILES = "FILE"
 
 KEPT = ("messages", "thinking", "settings")
 CHAT = json_kind("a saved chat", *KEPT)
-PLAIN_ROLES = ("user", "assistant", "model")  # whose messages need no chat template
+PLAIN_ROLES = ("user", "assistant", "model")  # roles whose messages need no chat template
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,24 +31,24 @@ class Entry:
     """A command of a chat."""
 
     name: str  # with its slash
-    argument: str  # what may follow, in capitals
+    argument: str  # the kind of text that may follow, in capitals for /help; "" for none
     help: str
-    do: Do
+    action: Action
 
 
 TABLE: dict[str, Entry] = {}
 
 
-def command(name: str, argument: str, text: str) -> Callable[[Do], Do]:
-    def add(do: Do) -> Do:
-        TABLE[name] = Entry(name, argument, text, do)
-        return do
+def command(name: str, argument: str, text: str) -> Callable[[Action], Action]:
+    def add(action: Action) -> Action:
+        TABLE[name] = Entry(name, argument, text, action)
+        return action
 
     return add
 
 
 def run(chat: Chat, line: str) -> bool:
-    """Do what a line beginning with a slash says. Returns whether the chat goes on."""
+    """Run the command in a line that begins with a slash. Returns whether the chat goes on."""
     name, _, argument = line.partition(" ")
     entry = TABLE.get(name.strip())
     if entry is None:
@@ -56,7 +56,7 @@ def run(chat: Chat, line: str) -> bool:
     argument = argument.strip()
     if argument and not entry.argument:
         raise UsageError(f"{entry.name} takes nothing behind it, not {argument!r}")
-    return entry.do(chat, argument) is not False
+    return entry.action(chat, argument) is not False
 
 
 @command("/help", "", "this list")
@@ -70,7 +70,7 @@ def _help(chat: Chat, _: str) -> None:
     chat.tell("another, as Alt-Enter does. Ctrl-C stops an answer within a step and keeps its finished canvases.")
 
 
-@command("/edit", "TEXT", "say the last message differently; without TEXT it is put on the line, to be edited")
+@command("/edit", "TEXT", "replace the last message; without TEXT it is put on the input line, to be edited")
 def _edit(chat: Chat, text: str) -> None:
     last = next((m for m in reversed(chat.conversation.messages) if m["role"] == "user"), None)
     if last is None:
@@ -87,7 +87,7 @@ def _edit(chat: Chat, text: str) -> None:
 @command(
     "/regenerate",
     "",
-    "another answer to the last message, from the next seed, or after a change of settings from the same",
+    "another answer to the last message, with the next seed, or after a change of settings with the same seed",
 )
 def _regenerate(chat: Chat, _: str) -> None:
     if not chat.conversation.unanswer():
@@ -101,7 +101,7 @@ def _system(chat: Chat, text: str) -> None:
     chat.conversation.system = text or None
 
 
-@command("/think", "", "let the model think before it answers, or no longer")
+@command("/think", "", "turn thinking before answers on or off")
 def _think(chat: Chat, _: str) -> None:
     chat.need_template("/think")
     chat.conversation.thinking = not chat.conversation.thinking
@@ -114,13 +114,13 @@ def _thought(chat: Chat, _: str) -> None:
     chat.tell(reply.answer.thinking.strip() if reply and reply.answer.thinking.strip() else "there is no thought")
 
 
-@command("/visual", "", "draw the canvas while it settles, or no longer")
+@command("/visual", "", "turn drawing of the canvas during generation on or off")
 def _visual(chat: Chat, _: str) -> None:
     chat.visual = not chat.visual
     chat.tell(f"the canvas is {'drawn' if chat.visual else 'not drawn'}")
 
 
-def _option(option: Option) -> Do:
+def _option(option: Option) -> Action:
     def change(chat: Chat, text: str) -> None:
         if not text:
             chat.tell(f"{option.name} is {chat.used()[option.name]}")
@@ -149,13 +149,13 @@ def _effort(chat: Chat, name: str) -> None:
     chat.change({"effort": name})
 
 
-@command("/stats", "", "figures of the last answer, of all, and of the cache")
+@command("/stats", "", "figures of the last answer, of all answers, and of the cache")
 def _stats(chat: Chat, _: str) -> None:
     for line in chat.stats():
         chat.tell(line)
 
 
-@command("/save", FILES, "keep messages and settings as JSON")
+@command("/save", FILES, "save messages and settings as JSON")
 def _save(chat: Chat, name: str) -> None:
     path = path_of("/save", name)
     conversation = chat.conversation
@@ -166,7 +166,7 @@ def _save(chat: Chat, name: str) -> None:
     chat.tell(f"{len(conversation.messages)} messages in {path}")
 
 
-@command("/load", FILES, "go on with what /save kept")
+@command("/load", FILES, "load messages and settings that /save wrote")
 def _load(chat: Chat, name: str) -> None:
     path = path_of("/load", name)
     messages, thinking, settings = saved(path)
@@ -197,7 +197,7 @@ def _quit(chat: Chat, _: str) -> bool:
 
 
 def path_of(command: str, name: str) -> Path:
-    """Return the file that a command is given. Raises UsageError for what names none."""
+    """Return the path of the file that a command gets. Raises UsageError for a name that cannot be one."""
     if not name:
         raise UsageError(f"{command} needs a file's name")
     if "\0" in name:

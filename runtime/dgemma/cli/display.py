@@ -1,4 +1,4 @@
-"""Show progress on standard error while a model works: nothing, a line of progress, or the canvas."""
+"""Displays on standard error while a model works: nothing, a line of progress, or the canvas."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ if TYPE_CHECKING:
 
     from dgemma.events import Result
 
-FRAME = 0.08  # the least seconds that --visual shows a step
-PATIENCE = 0.3  # seconds before there is a line of progress
-PACE = 0.1  # seconds between two lines
+FRAME = 0.08  # the shortest time in seconds that --visual shows a step
+PATIENCE = 0.3  # seconds before the first line of progress
+PACE = 0.1  # seconds between two updates of the line
 
 
 class Silent:
-    """A display that shows nothing, from which the others are made.
+    """A display that shows nothing; the base class of the others.
 
-    It is a context manager, which leaves the screen as it was.
+    A display is a context manager; at its end the screen is as before.
     """
 
-    holds = False  # whether the display shows text that is not printed yet
+    holds = False  # whether the display shows text before it is printed
 
     def __enter__(self) -> Silent:
         return self
@@ -41,24 +41,24 @@ class Silent:
         """Show that `done` of the prompt's `total` tokens are encoded."""
 
     def step(self, frame: Frame) -> None:
-        """Show a canvas that was denoised once more."""
+        """Show a canvas after a denoising step."""
 
     def pend(self, text: str, thought: bool = False) -> None:
-        """Keep text that stands before the canvas and is not printed yet."""
+        """Set the final text before the canvas that is not printed yet. thought: it is the model's thought."""
 
     def hide(self) -> None:
-        """Clear the screen for something else to be printed there; the next step draws again."""
+        """Clear the drawing, so that something else can be printed; the next step draws again."""
 
 
 class Steps(Silent):
-    """Prints a line per step, for terminals that cannot move the cursor up."""
+    """Prints one line for each step, for terminals that cannot move the cursor up."""
 
     def step(self, frame: Frame) -> None:
         sys.stderr.write(frame.status + "\n")
 
 
 class Progress(Silent):
-    """Shows the text that is not printed yet, and one line of progress once the work takes a while."""
+    """Shows final text that is not printed yet, and one line of progress if the work takes longer."""
 
     holds = True
 
@@ -67,16 +67,16 @@ class Progress(Silent):
 
         self._region = Region(Console(stderr=True, highlight=False))
         self._pending: tuple[Cell, ...] = ()
-        self._began = self._shown = time.monotonic()
+        self._started = self._shown = time.monotonic()
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, at: TracebackType | None) -> None:
         self.hide()
 
     def encoded(self, done: int, total: int) -> None:
-        self._say(f"prompt: {done} of {total} tokens")
+        self._status(f"prompt: {done} of {total} tokens")
 
     def step(self, frame: Frame) -> None:
-        self._say(frame.status)
+        self._status(frame.status)
 
     def pend(self, text: str, thought: bool = False) -> None:
         self._pending = (Cell(shown(named(text)), mark=thought, done=True),) if text else ()
@@ -84,15 +84,15 @@ class Progress(Silent):
     def hide(self) -> None:
         self._region.clear()
 
-    def _say(self, line: str) -> None:
+    def _status(self, line: str) -> None:
         now = time.monotonic()
-        if (self._pending or now - self._began >= PATIENCE) and now - self._shown >= PACE:
+        if (self._pending or now - self._started >= PATIENCE) and now - self._shown >= PACE:
             self._shown = now
-            self._draw(self._pending, f"{line} · {now - self._began:.0f} s")
+            self._draw(self._pending, f"{line} · {now - self._started:.0f} s")
 
     def _draw(self, cells: tuple[Cell, ...], status: str) -> None:
         console = self._region.console
-        room = console.height - 2  # without the status line and the cursor's line
+        room = console.height - 2  # two rows are for the status line and the cursor
         drawn = [self._line(line) for line in lines(cells, console.width)[-room:]] if cells and room > 0 else []
         self._region.draw([*drawn, styled(status)])
 
@@ -102,10 +102,10 @@ class Progress(Silent):
         return Text.assemble(*((text, self._style(look)) for text, look in line))
 
     def _style(self, look: Look) -> str:
-        """Return the style of a look.
+        """Return rich's style for a look.
 
-        It is bright for what is accepted, dim for what is no text, and between them by colour, where there are enough
-        of them.
+        Accepted tokens are bold, marks are dim. Uncertain tokens have a colour by their entropy; on a terminal with few
+        colours they are dim too.
         """
         if look in ("done", "mark"):
             return "" if look == "done" else "dim"
@@ -153,7 +153,7 @@ def styled(line: str, style: str = "dim") -> Text:
 
 
 def display(visual: bool, quiet: bool) -> Silent:
-    """Return the display for standard error: nothing where it is no terminal."""
+    """Return the display that fits standard error: Silent where it is no terminal."""
     if not is_terminal(sys.stderr) or (quiet and not visual):
         return Silent()
     from rich.console import Console
@@ -164,7 +164,7 @@ def display(visual: bool, quiet: bool) -> Silent:
 
 
 def figures(result: Result) -> list[str]:
-    """Return the lines that are told at the end: figures, and a hint where the answer was cut."""
+    """Return the lines that are printed at the end: figures, and hints where the answer was cut or has a fault."""
     n = [block.steps for block in result.blocks]
     steps = count(n[0], "step") if min(n) == max(n) else f"{min(n)} to {max(n)} steps"
     canvases = f"{count(len(n), 'canvas')} of {steps}"

@@ -1,4 +1,4 @@
-"""dg-eval: measures how good a file is, and a setting."""
+"""dg-eval: measures the quality of files, and of generation settings."""
 
 from __future__ import annotations
 
@@ -33,17 +33,17 @@ from dgemma.ui.progress import telling
 
 
 def listed(lines: Mapping[str, str]) -> str:
-    """Return names and what they are, for --help."""
+    """Return a table of names and descriptions, for --help."""
     width = max(map(len, lines))
     return "\n".join(f"  {name:{width}}  {what}" for name, what in lines.items())
 
 
-HELP = f"""Measures what a file and a setting are worth: how near a file comes to another of the same model, and how
-often it does tasks right.
+HELP = f"""Measures the quality of model files and settings: how close a file is to another file of the same model, and
+how many tasks it solves.
 
 MODELS are GGUF files, or hf:owner/name[:TYPE]; without one, the Sudoku model that comes with dgemma is measured. With
---against or --base, files are compared; tasks are done where there is --task, and without a base: then all shipped ones
-that the model can read.
+--against or --base, files are compared with a base. With --task, tasks are done. Without any of these, all tasks that
+come with dgemma and that the model's vocabulary can read are done.
 
 \b
   dg-eval model-q4_k_m.gguf --against model-q8_0.gguf --layers
@@ -59,11 +59,11 @@ Tasks that come with dgemma, for --task:
 
 A task file has a JSON object per line: id, prompt or messages, and a check
 (kinds: {", ".join(CHECKS)});
-see the docstrings of dgemma.eval.tasks and dgemma.eval.checks. The canvases of --against are those that the base's
-sampler makes on shipped prompts; both models see the same ones, each conditioned on what the base said of the one
-before, one file at a time. Intervals are of 95 %. Tables go to standard output, in Markdown; --json prints all figures
-instead, and -o writes them to a file. --plot needs an extra package: pip
-install 'dgemma[eval]'. The exit status is 0, 1 for a failure, 2 for wrong usage, 130 after Ctrl-C.
+see the docstrings of dgemma.eval.tasks and dgemma.eval.checks. For --against, the base generates answers to prompts
+that come with dgemma. Both models then denoise the same canvases, with the base's predictions of the step before as
+their self-conditioning. Only one of the files is loaded at a time. Intervals are of 95 %. Tables go to standard output,
+in Markdown; --json prints all figures instead, and -o writes them to a file. --plot needs an extra package: pip install
+'dgemma[eval]'. The exit status is 0, 1 for a failure, 2 for wrong usage, 130 after Ctrl-C.
 """
 
 
@@ -81,10 +81,10 @@ def path_option(
 @click.option(
     "--against", type=InputFile(), metavar="BASE", help="Compare the distributions and answers with this file's."
 )
-@path_option("--base", "base_file", InputPath(), "Compare with a base that --save-base kept.")
-@path_option("--save-base", "save_base", OutputFile(BASE), "Keep what the pass over the base found, for --base.")
-@click.option("--layers", is_flag=True, help="Compare the hidden states behind each layer too.")
-@click.option("--prompts", type=click.IntRange(min=1), metavar="N", help="Of the shipped ones; default: all 16.")
+@path_option("--base", "base_file", InputPath(), "Compare with a base that --save-base wrote.")
+@path_option("--save-base", "save_base", OutputFile(BASE), "Save the base's results, for later runs with --base.")
+@click.option("--layers", is_flag=True, help="Also compare the hidden states after each layer.")
+@click.option("--prompts", type=click.IntRange(min=1), metavar="N", help="Prompts to compare on; default: all 16.")
 @click.option(
     "--task",
     "tasks",
@@ -94,26 +94,31 @@ def path_option(
     help="A task file, or shipped tasks by name. Repeatable.",
 )
 @click.option(
-    "--count", type=click.IntRange(min=1), default=20, show_default=True, metavar="N", help="Most tasks of a level."
+    "--count", type=click.IntRange(min=1), default=20, show_default=True, metavar="N", help="The most tasks of a level."
 )
-@click.option("--level", "levels", multiple=True, metavar="NAME", help="Tasks of these levels alone. Repeatable.")
+@click.option("--level", "levels", multiple=True, metavar="NAME", help="Only tasks of this level. Repeatable.")
 @click.option(
-    "--seeds", type=click.IntRange(min=1), default=1, show_default=True, metavar="N", help="Tries at each task."
+    "--seeds",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="Tries at each task, with different seeds.",
 )
 @click.option(
-    "--seed", type=click.IntRange(0, 2**62), default=0, show_default=True, metavar="N", help="The first of the seeds."
+    "--seed", type=click.IntRange(0, 2**62), default=0, show_default=True, metavar="N", help="The first seed."
 )
 @path_option(
-    "--results", "results_file", OutputFile(None), "Keep every answer here at once; what is there is not done again."
+    "--results", "results_file", OutputFile(None), "Save each answer in this file; answers in it are not made again."
 )
 @click.option("--sweep", "axes", multiple=True, metavar="OPTION=A,B,...", help="Try these values, all combinations.")
-@click.option("--approximations", is_flag=True, help="Try what is done for speed, each on against off.")
+@click.option("--approximations", is_flag=True, help="Measure what each approximation for speed costs.")
 @running_options
 @ram_option
 @click.option("--json", "as_json", is_flag=True, help="Print all figures as JSON instead of tables.")
 @click.option("-o", "--output", type=OutputFile(FIGURES), metavar="FILE", help="Write all figures, as JSON.")
 @path_option(
-    "--plot", "plot_file", OutputFile(CHART, more=beside), "Draw --sweep: .svg or .png; the other is written beside it."
+    "--plot", "plot_file", OutputFile(CHART, more=beside), "Draw a chart of --sweep; written as .svg and as .png."
 )
 @version_option("dg-eval")
 def main(

@@ -1,7 +1,7 @@
-"""Files on a command line: the types of options that read or write one, and checks that they never meet.
+"""Files on a command line: types for options that read or write a file, and a check that no output is an input.
 
-Every option that names a file has one of the types of this module. Command calls check_files() with all of them before
-the work begins, so a command need not look at its own targets.
+Every option that names a file has one of the types of this module. Command calls check_files() for all of them before
+the work begins, so no command has to check its own outputs.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from dgemma.hub.names import PREFIX
 from dgemma.units import size_text
 
 STDIN = "-"
-MOST = 256 << 20  # bytes of a prompt, or of a text to fill or edit
+MOST = 256 << 20  # the most bytes of a prompt, or of a text to fill or edit
 
 
 class InputFile(click.ParamType):  # type: ignore[type-arg, unused-ignore]  # generic in click 8.2 and later
     """The type of an option for a file that a command reads; the value is the text that was given.
 
-    It may be the name of something else too. folder: it may be a folder, whose files are all read.
+    The text may also mean something else, such as hf:owner/name. folder: it may be a folder, whose files are read.
     """
 
     name = "file"
@@ -49,8 +49,8 @@ class InputPath(InputFile):
 class OutputFile(click.ParamType):  # type: ignore[type-arg, unused-ignore]  # generic in click 8.2 and later
     """The type of an option for a file that a command writes.
 
-    kind: what a file that is there must be to be replaced; None: a command that appends to it checks that itself. more:
-    other files that are written with it.
+    kind: only an existing file of this kind is replaced; None: the command appends to the file, and checks it itself.
+    more: returns the other files that are written together with this one.
     """
 
     name = "file"
@@ -70,7 +70,7 @@ class OutputFile(click.ParamType):  # type: ignore[type-arg, unused-ignore]  # g
 
 
 class OutputBeside(click.Option):
-    """A flag that writes a file whose name comes from another parameter's value."""
+    """A flag that makes the command write a file whose name is made from another parameter's value."""
 
     def __init__(self, *arguments: Any, of: str, beside: Callable[[str], str], kind: Kind, **more: Any) -> None:
         super().__init__(*arguments, **{**more, "is_flag": True})
@@ -78,7 +78,7 @@ class OutputBeside(click.Option):
         self._beside = beside
 
     def target(self, values: dict[str, Any]) -> Path | None:
-        """Return the file that is written with these values of the command's parameters."""
+        """Return the file that is written for these values of the command's parameters, or None."""
         of: str | None = values.get(self.of)
         if not values.get(self.name or "") or of is None or of.startswith(PREFIX):  # a file that is not known yet
             return None
@@ -105,9 +105,9 @@ def standard_input() -> TextIO:
 
 
 def read_file(name: str) -> bytes:
-    """Return what a file holds, or standard input for -.
+    """Return the bytes of a file, or of standard input for -.
 
-    Raises UsageError for more than MOST bytes, as /dev/zero has.
+    Raises UsageError for more than MOST bytes, so that a file such as /dev/zero does not fill the memory.
     """
     if name == STDIN:
         data = standard_input().buffer.read(MOST + 1)
@@ -120,9 +120,10 @@ def read_file(name: str) -> bytes:
 
 
 def check_files(command: click.Command, values: dict[str, Any]) -> None:
-    """Raise where the command must not, or cannot, write a file that it would write.
+    """Raise where an output of the command cannot or must not be written.
 
-    Such a file is one that it reads or writes already, standard streams among them, or holds something of another kind.
+    It must not be an input, another output or a file that a standard stream is connected to, nor an existing file of
+    another kind.
     """
     if values.get("dry_run"):
         return
@@ -152,7 +153,7 @@ def _outputs(command: click.Command, values: dict[str, Any]) -> Iterator[tuple[s
 
 
 def _given(command: click.Command, values: dict[str, Any], type_: type[Any]) -> Iterator[tuple[str, Any, Any]]:
-    """Yield the parameters of this type that were given: their name in messages, the file, the type."""
+    """Yield (name for messages, file, type) of each parameter of this type that was given."""
     for param in command.params:
         if isinstance(param.type, type_):
             value = values.get(param.name or "")
@@ -163,10 +164,7 @@ def _given(command: click.Command, values: dict[str, Any], type_: type[Any]) -> 
 
 
 def open_streams() -> list[tuple[str, str]]:
-    """Return the standard streams that are files of a disk, `< FILE` and `> FILE`.
-
-    Returns what each is called, and a path to it.
-    """
+    """Return (name, path) of each standard stream that is connected to a regular file, as by `< FILE` or `> FILE`."""
     found = []
     streams = (("standard input", sys.stdin), ("standard output", sys.stdout), ("standard error", sys.stderr))
     for number, (name, stream) in enumerate(streams):

@@ -1,4 +1,4 @@
-"""The picture of a canvas at one step, for a terminal and for recordings."""
+"""Frames: pictures of a canvas after one step, for a terminal and for recordings."""
 
 from __future__ import annotations
 
@@ -16,14 +16,15 @@ if TYPE_CHECKING:
     from dgemma.events import Step
     from dgemma.tokenizer import Tokenizer
 
-KEPT = 1000  # cells of finished canvases that are kept: about as many as a page holds
+KEPT = 1000  # cells of finished canvases that a frame shows before the canvas: about one screen
 BARS = "▁▂▃▄▅▆▇█"
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ufffe\uffff]")
 _PART = re.compile(r"\n|[^\S\n]+|[^\s]+")
 
 
-Look: TypeAlias = str  # how text is drawn: one of LOOKS
-LOOKS = ("done", "sure", "mark", *(f"u{i}" for i in range(LEVELS)))  # finished; accepted; no text; uncertain, by level
+Look: TypeAlias = str  # how a text is drawn: one of LOOKS
+# "done": of a finished canvas; "sure": accepted; "mark": a control token; "u0" and up: uncertain, by level of entropy.
+LOOKS = ("done", "sure", "mark", *(f"u{i}" for i in range(LEVELS)))
 Line: TypeAlias = list[tuple[str, Look]]
 
 
@@ -31,11 +32,11 @@ Line: TypeAlias = list[tuple[str, Look]]
 class Cell:
     """One token of a canvas."""
 
-    text: str  # what a terminal may show; marks by their names
-    entropy: float = 0.0  # of its position, nats
+    text: str  # text that is safe for a terminal; of a mark its name
+    entropy: float = 0.0  # of the position, in nats
     accepted: bool = True
-    mark: bool = False  # it is a mark, which is no text of the answer
-    done: bool = False  # of a finished canvas
+    mark: bool = False  # the token is a mark, not text of the answer
+    done: bool = False  # the canvas is finished
 
     @property
     def look(self) -> Look:
@@ -46,16 +47,16 @@ class Cell:
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """A canvas after one step, up to its first end id and with it."""
+    """A canvas after one step, up to and including its first end id."""
 
     block: int
     index: int
     steps: int  # the most steps of a canvas
     cells: tuple[Cell, ...]
-    before: tuple[Cell, ...]  # canvases finished before
-    accepted: int  # how many of `length` positions are accepted
-    length: int
-    means: tuple[float, ...]  # mean entropy of each step of this canvas until now, nats
+    before: tuple[Cell, ...]  # cells of the finished canvases before this one
+    accepted: int  # the number of accepted positions
+    length: int  # the number of positions of the canvas
+    means: tuple[float, ...]  # the mean entropy of each step of this canvas so far, in nats
     converged: bool
 
     @property
@@ -67,7 +68,7 @@ class Frame:
 
     @property
     def sparkline(self) -> str:
-        """A bar per step for its mean entropy; the highest bar of the canvas is full."""
+        """One bar of text for the mean entropy of each step; the highest entropy of the canvas is a full bar."""
         return sparkline(self.means)
 
 
@@ -112,7 +113,7 @@ class Framer:
         )
 
     def finished(self, ids: Sequence[int]) -> None:
-        """Note that a canvas is committed: its ids, without an end id."""
+        """Add a finished canvas. ids: its tokens, without an end id."""
         cells = tuple(self._cell(token, text, 0.0, True, done=True) for token, text in self._detokenizer.texts(ids))
         self._before = (self._before + cells)[-KEPT:]
 
@@ -124,12 +125,12 @@ class Framer:
 
 
 def shown(text: str) -> str:
-    """Return a text without what a terminal would obey."""
+    """Return a text with a dot in place of each control character."""
     return _CONTROL.sub("·", text.expandtabs(4))
 
 
 def lines(cells: Iterable[Cell], columns: int) -> list[Line]:
-    """Return cells in lines of at most so many columns, broken between words where that goes."""
+    """Return cells as lines of at most `columns` columns, broken between words where possible."""
     from rich.cells import cell_len
 
     out: list[Line] = [[]]
@@ -162,7 +163,7 @@ def lines(cells: Iterable[Cell], columns: int) -> list[Line]:
 
 
 def _words(cells: Iterable[Cell]) -> Iterable[Line]:
-    """Yield newlines, spaces and what is between them, each of which may go over several cells."""
+    """Yield newlines, runs of spaces, and words. A word may have parts of several cells."""
     word: Line = []
     for cell in cells:
         look = cell.look

@@ -1,7 +1,4 @@
-"""dg-run on a text of the user's: --fill, --canvas with --pin, and --edit.
-
-Here are the flags, the work, and the answer.
-"""
+"""dg-run --fill, --canvas with --pin, and --edit: their flags, their work, and their output."""
 
 from __future__ import annotations
 
@@ -32,7 +29,7 @@ COLOURS = {"+": "green", "-": "red", "@": "cyan"}
 
 
 def whole_numbers(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[int, ...] | None:
-    """Read "3,5,7"."""
+    """Parse the value of an option, a list such as "3,5,7"."""
     if value is None:
         return None
     if not re.fullmatch(r"[1-9]\d{0,5}(,[1-9]\d{0,5})*", value):
@@ -46,22 +43,28 @@ def fill_options(command: Callable[..., Any]) -> Callable[..., Any]:
     lengths = "Lengths to try, in tokens, for [[...]] and for the passage of --edit."
     command = click.option("--lengths", callback=whole_numbers, metavar="N,N,...", help=lengths)(command)
     for flags, name, metavar, text in (
-        (["--pin"], "pin", "REGEX", "What stays of --canvas: all that this regular expression (Python's) matches."),
+        (
+            ["--pin"],
+            "pin",
+            "REGEX",
+            "The parts of --canvas that stay: all matches of this regular expression (Python).",
+        ),
         (
             ["--canvas"],
             "canvas",
             "FILE",
-            "Write anew what --pin does not match in this text; each part as many tokens long as it is.",
+            "Rewrite the parts of this text that --pin does not match; each keeps its length in tokens.",
         ),
         (
             ["--fill"],
             "fill",
             "FILE",
-            "Fill the holes of this text: [[n]] is one of n tokens, [[...]] of a length to be found: "
-            f"{tried} are tried, and the one whose text is the likeliest wins: by next-token logits, plus the entropy "
-            "of its tokens when they were accepted, so that long texts, of which there are many, have their chance "
-            "(in 480 holes of the bundled tidy 431 times right; the lowest mean entropy per token is 343 times). "
-            "The prompt, if one is given by -p or -f, says what it is about. - is standard input.",
+            "Fill the holes of this text: [[n]] is a hole of n tokens, [[...]] a hole of unknown length. For "
+            f"[[...]] the lengths {tried} are tried, and the text with the best score is taken. The score is the log "
+            "probability of the text, by next-token logits, plus the entropy of its tokens when they were accepted; "
+            "without the entropy, short texts would always win (in a test with the bundled tidy, the score chose the "
+            "right text for 431 of 480 holes; the lowest mean entropy per token for 343). A prompt may be given by -p "
+            "or -f. - is standard input.",
         ),
     ):
         type_ = InputFile() if metavar == "FILE" else None
@@ -70,7 +73,7 @@ def fill_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def pinned_pieces(model: Model, text: str, pin: str) -> Pieces:
-    """Return the pieces of a text: what `pin` matches stays; each other part is a hole of its own length in tokens."""
+    """Split a text at the matches of `pin`: these stay, and each other part is a hole of the same length in tokens."""
     try:
         pattern = re.compile(pin)
     except re.error as failure:
@@ -92,7 +95,7 @@ def pinned_pieces(model: Model, text: str, pin: str) -> Pieces:
 
 
 def fill_figures(filled: Filled) -> list[str]:
-    """Return the line of figures that is told at the end."""
+    """Return the line of figures that is printed at the end."""
     ended = "converged" if filled.converged else "not converged"
     lengths = ", ".join(map(str, filled.best.lengths[:8])) + (", ..." if len(filled.best.lengths) > 8 else "")
     holes = count(len(filled.best.lengths), "hole")
@@ -107,11 +110,11 @@ def fill_figures(filled: Filled) -> list[str]:
 
 def edit_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add --edit, --span, --match, --instruct and --in-place."""
-    in_place = "Write the edited text to the file: all of it or, if anything fails, nothing."
+    in_place = "Write the edited text to the file. If anything fails, the file is unchanged."
     command = click.option("--in-place", cls=InPlace, of="edit", help=in_place)(command)
     for flag, name, metavar, text in (
         ("--instruct", "instruct", "TEXT", "What is to be done with the passage."),
-        ("--match", "match", "TEXT", "The passage is this text, which stands in the file once."),
+        ("--match", "match", "TEXT", "The passage is this text, which must be in the file exactly once."),
         ("--span", "span", "A:B", "The passage is characters A to B of the file, counted from 0, B not included."),
         ("--edit", "edit", "FILE", "Rewrite a passage of this file, and print the change as a unified diff."),
     ):
@@ -138,23 +141,23 @@ def passage(text: str, span: str | None, match: str | None, file: str) -> tuple[
 
 
 def diff(edited: Edited, name: str, colour: bool) -> str:
-    """Return the change as a diff: coloured, with what a terminal would obey made visible, or as it is."""
-    told = edited.diff(name)
+    """Return the change as a diff. colour: with colours, and with control characters made visible."""
+    result = edited.diff(name)
     if not colour:
-        return told
+        return result
     bold = {0: True, 1: True}  # the two lines with the file's names
     return "".join(
         click.style(line, fg=None if at in bold else COLOURS.get(line[0]), bold=at in bold or None)
-        for at, line in enumerate(lines_of(shown(told)))
+        for at, line in enumerate(lines_of(shown(result)))
     )
 
 
-# ---- What the command line asks for, and its answer ----
+# ---- The task, and its result ----
 
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """The text to fill or to edit, as the flags ask for it."""
+    """A text to fill or to edit: the values of the flags for it."""
 
     fill: str | None
     canvas: str | None
@@ -168,7 +171,7 @@ class Task:
 
     @classmethod
     def take(cls, settings: dict[str, Any]) -> Task | None:
-        """Take its flags out of what the command was given, and refuse half of a task; None where there is none."""
+        """Take the flags of a task out of `settings`; None without any. Raises UsageError where a flag is missing."""
         task = cls(**{item.name: settings.pop(item.name) for item in fields(cls)})
         given = {name for name in ("fill", "canvas", "edit") if getattr(task, name) is not None}
         if len(given) > 1:
@@ -189,7 +192,10 @@ class Task:
         return str(self.fill or self.canvas or self.edit)
 
     def check(self, prompted: bool, stdin: bool, templated: bool) -> None:
-        """Refuse what other flags add to it: a prompt, one from standard input, a template's parts."""
+        """Raise UsageError where other flags do not fit the task.
+
+        prompted: -p or -f is given. stdin: the prompt is standard input. templated: --system or --think is given.
+        """
         if self.edit is not None and prompted:
             raise click.UsageError("--edit is told what to do by --instruct, not by -p or -f")
         if self.file == "-" and (stdin or self.edit is not None):
@@ -227,7 +233,7 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """A text that was filled or edited. replaces: what the file held, if the edited text goes into it."""
+    """A filled or edited text. replaces: the old content of the file, where the edited text is written to it."""
 
     filled: Filled
     edited: Edited | None
@@ -239,7 +245,7 @@ class Done:
         return diff(self.edited, self.file, colour=False) if self.edited else self.filled.text
 
     def say(self) -> None:
-        """Print it on standard output; a diff is coloured on a terminal."""
+        """Print the output on standard output; on a terminal a diff has colours."""
         if self.edited and is_terminal(sys.stdout):
             say(diff(self.edited, self.file, colour=True), safe=True)
         else:
@@ -248,15 +254,19 @@ class Done:
     def facts(self) -> dict[str, Any]:
         """Return the object that --json prints."""
         best = self.filled.best
-        told: dict[str, Any] = {"text": self.filled.text, "holes": best.holes, "lengths": best.lengths}
+        result: dict[str, Any] = {"text": self.filled.text, "holes": best.holes, "lengths": best.lengths}
         if self.edited:
-            told |= {"span": self.edited.span, "diff": self.edited.diff(self.file)}
-        told |= {"mean_entropy": best.mean_entropy, "converged": self.filled.converged}
-        told |= {"steps": self.filled.steps, "seconds": self.filled.seconds, "prompt_tokens": best.result.prompt_tokens}
+            result |= {"span": self.edited.span, "diff": self.edited.diff(self.file)}
+        result |= {"mean_entropy": best.mean_entropy, "converged": self.filled.converged}
+        result |= {
+            "steps": self.filled.steps,
+            "seconds": self.filled.seconds,
+            "prompt_tokens": best.result.prompt_tokens,
+        }
         trials = self.filled.trials
         shown = ("lengths", "mean_entropy", "evidence")
-        told["trials"] = [{name: getattr(trial, name) for name in shown} for trial in trials]
-        return told
+        result["trials"] = [{name: getattr(trial, name) for name in shown} for trial in trials]
+        return result
 
     def figures(self) -> list[str]:
         return fill_figures(self.filled)

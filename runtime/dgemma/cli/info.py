@@ -1,4 +1,4 @@
-"""dg-info: shows what a GGUF file holds, as a page or as JSON."""
+"""dg-info: shows the contents of a GGUF file, as tables or as JSON."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from dgemma.units import size_text
 if TYPE_CHECKING:
     from rich.console import Console
 
-HELP = f"""Tells what a GGUF file holds: its model, types and sizes, parameters by part, tokenizer and chat template.
+HELP = f"""Shows what a GGUF file holds: its model, types and sizes, parameters by part, tokenizer and chat template.
 
-MODEL is a GGUF file, of a split one the first part, or hf:owner/name[:TYPE]. A file that dgemma does not
-run, such as a vocabulary alone, is told as far as it goes.
+MODEL is a GGUF file (of a split file the first part), or hf:owner/name[:TYPE]. Of a file that dgemma cannot run, such
+as a vocabulary without weights, everything that can be read is shown.
 
 \b
   dg-info model.gguf
@@ -38,21 +38,21 @@ run, such as a vocabulary alone, is told as far as it goes.
   dg-info model.gguf --plan --ram 8G
   dg-info model.gguf --routing
 
---routing tells which experts were chosen how often, as dg-run --save-routing has counted; those chosen most stay in
-memory under dg-run --ram. --json has everything, tensors included; of arrays longer than 1000 elements the length
-alone. The exit status is 0 when the file could be read, 1 for a failure, 2 for wrong usage.
+--routing shows how often each expert was chosen, as counted by dg-run --save-routing; under dg-run --ram, the experts
+that were chosen most often stay in memory. --json prints everything, including tensors; of arrays with more than 1000
+elements only the length. The exit status is 0 when the file could be read, 1 for a failure, 2 for wrong usage.
 
 {PLAN_HELP}"""
-WIDE = 120  # columns where no terminal says
-SHOWN = 8  # elements of an array that are shown
-LINES = 24  # lines of a chat template that are shown
+WIDE = 120  # columns of the tables where standard output is no terminal
+SHOWN = 8  # the most elements of an array that are shown
+LINES = 24  # the most lines of a chat template that are shown
 
 
 @click.command(cls=Command, name="dg-info", help=HELP, context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("model", type=InputFile())
 @click.option("--tensors", is_flag=True, help="List every tensor.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a page.")
-@click.option("--routing", is_flag=True, help="Tell which experts were chosen how often.")
+@click.option("--routing", is_flag=True, help="Show how often each expert was chosen.")
 @plan_options
 @version_option("dg-info")
 def main(model: str, tensors: bool, as_json: bool, routing: bool, as_plan: bool, **flags: Any) -> None:
@@ -163,7 +163,7 @@ def tokenizer_rows(told: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def tokenizer_notes(found: dict[str, Any]) -> list[str]:
-    """Return where the runtime takes tokens otherwise than the file says."""
+    """Return notes on tokens that the runtime treats differently than the file says."""
     told, key = found["tokenizer"], keys()["add_bos"].key
     notes = []
     if marks := list(told["marks"]):
@@ -189,7 +189,7 @@ def bos_notes(found: dict[str, Any]) -> list[str]:
 
 
 def end_notes(found: dict[str, Any]) -> list[str]:
-    """Return where the file's list of the ids that an answer ends at lacks a mark."""
+    """Return notes on marks that are missing in the file's list of ids that end an answer."""
     key, turn = keys()["end_token_ids"].key, found["tokenizer"]["turn_end"]
     listed = found["metadata"].get(key, {}).get("value")
     if not listed or found["config"] is None:
@@ -215,7 +215,7 @@ def value_text(told: dict[str, Any]) -> str:
 
 
 def human(count: int) -> str:
-    """Return a count in words for people, as "25.2 B"."""
+    """Return a rounded count, such as "25.2 B"."""
     for scale, letter in ((1e9, " B"), (1e6, " M"), (1e3, " K")):
         if count >= scale:
             return f"{count / scale:.1f}{letter}"
@@ -231,7 +231,7 @@ def dims(sizes: Iterable[int]) -> str:
 
 
 def section(console: Console, title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Print a heading and a table; a column whose name begins with > is of numbers."""
+    """Print a heading and a table. A column whose name begins with > has numbers, aligned to the right."""
     from rich.table import Table
     from rich.text import Text
 
@@ -253,9 +253,9 @@ def line(console: Console, text: str, style: str) -> None:
 
 
 def printable(text: str) -> str:
-    """Return a text in one line, with what a terminal would obey made visible.
+    """Return a text in one line, with control characters made visible.
 
-    It is so wherever the page goes: --json has it exactly.
+    This also applies where standard output is no terminal; --json has the exact text.
     """
     return shown(text.replace("\t", "    ")).replace("\n", "^J")
 

@@ -1,4 +1,4 @@
-"""Reads what a GGUF file holds into plain values, for dg-info's JSON and its page."""
+"""Reads the contents of a GGUF file into plain Python values, for dg-info's JSON and tables."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from dgemma.model import Model
 from dgemma.native.metadata import keys
 from dgemma.tokenizer import Tokenizer
 
-LONG = 1000  # elements: longer arrays are told by their length alone
+LONG = 1000  # elements; of longer arrays only the length is given
 
-# The list of parts of a model, each with what the names of its tensors contain; the first that fits counts.
+# The parts of a model. A tensor belongs to the first part of which its name contains one of the texts.
 PARTS = {
     "embedding and output head": ("token_embd",),
     "self-conditioning": ("self_cond",),
@@ -31,12 +31,12 @@ PARTS = {
 OTHER = "others"
 TOKEN_KINDS = {1: "normal", 2: "unknown", 3: "control", 4: "user-defined", 5: "unused", 6: "byte"}
 CONTROL = 3
-MARKS = (CONTROL, 4)  # of TOKEN_KINDS
-BOS, TURN_END = "<bos>", "<turn|>"  # Gemma's
+MARKS = (CONTROL, 4)  # the TOKEN_KINDS of marks
+BOS, TURN_END = "<bos>", "<turn|>"  # Gemma's tokens
 
 
 def facts(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Return what a GGUF file says of its model, whether dgemma runs it or not."""
+    """Return what a GGUF file says about its model, even where dgemma cannot run it."""
     with File(path) as file:
         model, refusal = _config(file), _refusal(path)
         found = {
@@ -60,9 +60,9 @@ def facts(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def _config(file: File) -> dict[str, Any] | None:
-    """Return the config; None where the file is not of a model that dgemma knows.
+    """Return the model's configuration; None where dgemma does not know this kind of model.
 
-    The types of its tensors do not matter.
+    The types of the tensors are not checked.
     """
     try:
         return dict(file.config())
@@ -71,7 +71,7 @@ def _config(file: File) -> dict[str, Any] | None:
 
 
 def _refusal(path: str | os.PathLike[str]) -> str | None:
-    """Return why the runtime does not take the file, if it does not."""
+    """Return the runtime's error for the file, or None where it can run it."""
     try:
         with Model(path, backend="cpu", threads=1):
             return None
@@ -81,13 +81,13 @@ def _refusal(path: str | os.PathLike[str]) -> str | None:
 
 def _value(file: File, key: str) -> dict[str, Any]:
     found = file.values[key]
-    told: dict[str, Any] = {"kind": found.kind}
+    entry: dict[str, Any] = {"kind": found.kind}
     if found.is_array:
-        told["count"] = found.count
+        entry["count"] = found.count
     if not found.is_array or found.count <= LONG:
         floats, value = found.kind.startswith("F32"), found.value
-        told["value"] = value if not floats else [shortest(v) for v in value] if found.is_array else shortest(value)
-    return told
+        entry["value"] = value if not floats else [shortest(v) for v in value] if found.is_array else shortest(value)
+    return entry
 
 
 def part_of(name: str) -> str:
@@ -95,9 +95,9 @@ def part_of(name: str) -> str:
 
 
 def _parameters(tensors: Iterable[Tensor], config: dict[str, Any] | None) -> dict[str, Any]:
-    """Return parameters and bytes by part, and how many of them one token meets.
+    """Return parameters and bytes by part, and the number of active parameters for one token.
 
-    Of the experts a token meets those that it is sent to.
+    Of the experts only those that a token is routed to are active.
     """
     counts: Counter[str] = Counter()
     sizes: Counter[str] = Counter()
@@ -115,13 +115,13 @@ def _parameters(tensors: Iterable[Tensor], config: dict[str, Any] | None) -> dic
 
 
 def _formats(tensors: Iterable[Tensor]) -> dict[str, dict[str, int]]:
-    """Return parameters and bytes by format, the most bytes first."""
+    """Return the number of tensors, parameters and bytes of each format, sorted by bytes."""
     found: dict[str, dict[str, int]] = {}
     for tensor in tensors:
-        told = found.setdefault(tensor.format.name, {"tensors": 0, "parameters": 0, "bytes": 0})
-        told["tensors"] += 1
-        told["parameters"] += math.prod(tensor.dims)
-        told["bytes"] += tensor.bytes
+        entry = found.setdefault(tensor.format.name, {"tensors": 0, "parameters": 0, "bytes": 0})
+        entry["tensors"] += 1
+        entry["parameters"] += math.prod(tensor.dims)
+        entry["bytes"] += tensor.bytes
     return dict(sorted(found.items(), key=lambda item: -item[1]["bytes"]))
 
 
@@ -132,7 +132,7 @@ def _find(tokenizer: Tokenizer, mark: str) -> int | None:
 
 
 def _tokenizer(path: str | os.PathLike[str], file: File) -> dict[str, Any] | None:
-    """Return what the vocabulary says; None where the file has none that the runtime reads."""
+    """Return facts about the vocabulary; None where the file has none that the runtime can read."""
     try:
         tokenizer = Tokenizer.from_gguf(path)
     except FormatError:

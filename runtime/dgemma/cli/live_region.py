@@ -1,4 +1,4 @@
-"""The last lines of a terminal, which are drawn over themselves and cleared."""
+"""The last lines of a terminal, which can be redrawn in place and cleared."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.text import Text
 
-HIDE, SHOW = "\x1b[?25l", "\x1b[?25h"  # the cursor
+HIDE, SHOW = "\x1b[?25l", "\x1b[?25h"  # hide and show the cursor
 
 
 class Region:
-    """Lines at the end of standard error. The terminal may change its size in between."""
+    """Lines at the end of standard error. The terminal's size may change between two drawings."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
         self._widths: list[int] = []  # columns of each line that is drawn
 
     def draw(self, lines: Sequence[Text]) -> None:
-        """Replace the lines that stand there.
+        """Replace the lines that are drawn now. Each is cut to the terminal's width.
 
-        At most as many lines are drawn as the terminal has, each cut to its width.
+        The caller gives at most as many lines as the terminal has.
         """
         console, erase = self.console, self._erasure() or HIDE
         with console.capture() as captured:
@@ -33,15 +33,15 @@ class Region:
         self._write(erase + captured.get())
 
     def clear(self) -> None:
-        """Clear it, and leave the cursor where the first line began."""
+        """Clear the lines, and leave the cursor where the first one began."""
         erase, self._widths = self._erasure(), []
         if erase:
             self._write(erase + SHOW)
 
     def _erasure(self) -> str:
-        """Return what clears the lines that stand there.
+        """Return the control sequence that clears the lines that are drawn now.
 
-        Lines that a narrower terminal has wrapped since take several rows.
+        If the terminal has become narrower, it has wrapped lines, and a line takes several rows.
         """
         if not self._widths:
             return ""

@@ -1,6 +1,6 @@
-"""Prints an answer as it becomes final.
+"""Prints an answer while it becomes final.
 
-The text goes to standard output; a thought is dimmed on the screen and folded when it is over.
+The text goes to standard output. A thought is shown dimmed on a terminal; when it ends, one line takes its place.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from dgemma.ui.terminal import is_terminal, shown, shown_json, tell
 
 
 class Speaker:
-    """Prints deltas between the steps that a display shows.
+    """Prints deltas between the drawings of a display; a context manager.
 
-    On a terminal that the display draws on too, the last line is printed once it is complete: until then the display
-    holds it. Everywhere else all is written at once. What a terminal would obey is shown there; where there is none
-    all is exact. late: nothing is printed before the end, and nothing at
-    all if that does not come. end_line: a last line without an end gets one; None: on a terminal. A context manager.
+    Where the display draws on the same terminal, an incomplete last line is shown by the display and printed once it is
+    complete. Otherwise text is printed at once. Control characters are made visible on a terminal only.
+    late: print everything at the end, and nothing after an error.
+    end_line: whether to end a last line that lacks a newline; None: only on a terminal.
     """
 
     def __init__(self, shown: Silent, late: bool = False, end_line: bool | None = None) -> None:
@@ -38,13 +38,13 @@ class Speaker:
             self._shown.pend(self._thought, thought=True)
         else:
             self._fold()
-            self._say(delta.text)
+            self._print(delta.text)
 
     def __enter__(self) -> Speaker:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, at: TracebackType | None) -> None:
-        """End the answer: nothing is held back."""
+        """End the answer: print what was held back."""
         self._fold()
         held, late, self._held, self._late = self._held, self._late, "", None
         if late is not None:
@@ -59,7 +59,7 @@ class Speaker:
             self._shown.hide()
             tell(f"thought of {count(len(thought.split()), 'word')}", dim=True)
 
-    def _say(self, text: str) -> None:
+    def _print(self, text: str) -> None:
         if self._late is not None:
             self._late.append(text)
             return
@@ -78,7 +78,7 @@ class Speaker:
 
 
 def say(text: str, safe: bool = False) -> None:
-    """Write a text as write() does; on a terminal the last line is ended."""
+    """Write a text as write() does; on a terminal with a newline at its end."""
     write(text + "\n" if is_terminal(sys.stdout) and not text.endswith("\n") else text, safe)
 
 
@@ -89,10 +89,9 @@ def say_json(value: Any, indent: int | None = None) -> None:
 
 
 def write(text: str, safe: bool = False) -> None:
-    """Write to standard output.
+    """Write a text to standard output; on a terminal control characters are made visible.
 
-    The text is written exactly, except that what a terminal would obey is made visible on one. safe: the text holds our
-    own styles and nothing else that a terminal obeys.
+    safe: the text is written unchanged, because its only control sequences are styles of ours.
     """
     sys.stdout.flush()
     if is_terminal(sys.stdout):

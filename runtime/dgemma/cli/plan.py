@@ -1,4 +1,4 @@
-"""dg-info --plan: a plan for people and as JSON."""
+"""dg-info --plan: makes a plan, and lays it out in tables."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ Section = tuple[str, tuple[str, ...], list[tuple[str, ...]]]  # title, columns (
 MACHINES = "\n".join(f"  {machine.name:<16}{machine.about}" for machine in machines().values())
 FIELDS = "\n".join(f"  {rate.field:<9}{rate.unit:<7}{rate.help}" for rate in rates().values())
 
-HELP = f"""--plan tells what would live where under memory budgets, and predicts from a machine's bandwidths what a step
-would take. Machines that can be planned for:
+HELP = f"""--plan shows where the weights would be kept under memory budgets, and predicts the time of a step from a
+machine's bandwidths. Known machines:
 
 \b
 {MACHINES}
 
-Another is a JSON file with these fields; without --machine it is this machine: for some seconds its memory and disk are
-measured, and how fast it computes the model's first layer and head:
+Another machine is described by a JSON file with the fields below. Without --machine the plan is for this machine: its
+memory, its disk, and the speed of the model's first layer and head are measured for some seconds.
 
 \b
 {FIELDS}
@@ -38,23 +38,25 @@ def plan_options(command: Any) -> Any:
     """Add --plan, and the flags that only it takes."""
     for option in (
         click.option(
-            "--context", type=click.IntRange(1, 2**31 - 1), metavar="N", help="Of --plan: tokens to keep in mind."
+            "--context", type=click.IntRange(1, 2**31 - 1), metavar="N", help="For --plan: tokens of context to hold."
         ),
         click.option(
-            "--machine", type=InputFile(), metavar="FILE|NAME", help="Of --plan: for which; default: this machine."
+            "--machine", type=InputFile(), metavar="FILE|NAME", help="For --plan: the machine; default: this one."
         ),
-        click.option("--vram", type=Size(), metavar="SIZE", help="Of --plan: of the GPU's memory at most."),
+        click.option("--vram", type=Size(), metavar="SIZE", help="For --plan: the most GPU memory to use."),
         click.option(
-            "--ram", type=Size(), metavar="SIZE", help="Of --plan: at most; default: what there is, less a margin."
+            "--ram", type=Size(), metavar="SIZE", help="For --plan: the most memory; default: all, less a margin."
         ),
-        click.option("--plan", "as_plan", is_flag=True, help="Tell what would live where, and how fast that would be."),
+        click.option(
+            "--plan", "as_plan", is_flag=True, help="Show where weights would be kept, and predict the speed."
+        ),
     ):
         command = option(command)
     return command
 
 
 def make_plan(path: Path, ram: int | None, vram: int | None, machine: str | None, context: int | None) -> Plan:
-    """Make a plan from the file's header alone."""
+    """Make a plan for a model's file; its weights are not read."""
     where: Machine = this_machine(path) if machine is None else find_machine(machine)
     with Model(os.fspath(path), backend="cpu", threads=1) as model:
         return plan(model, where, ram, vram, context)
@@ -144,5 +146,5 @@ def amount(queue: str, value: float) -> str:
 
 
 def figure(value: float) -> str:
-    """Return a number with three digits, or all before the point."""
+    """Return a number with three digits, or with all digits before the point if there are more."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"

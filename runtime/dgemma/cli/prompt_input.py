@@ -1,4 +1,4 @@
-"""Where a chat's messages come from: a terminal with an editable line, or the lines of standard input."""
+"""Sources of a chat's messages: an editable line at a terminal, or the lines of standard input."""
 
 from __future__ import annotations
 
@@ -20,7 +20,10 @@ PROMPT, MORE = "> ", ". "
 
 
 class CtrlC:
-    """While it is open, Ctrl-C is only noted, and `then` is called; without it the second interrupts at once."""
+    """A context in which Ctrl-C sets `heard` instead of an exception.
+
+    then: called at each Ctrl-C. Without it, a second Ctrl-C raises KeyboardInterrupt.
+    """
 
     def __init__(self, then: Callable[[], None] | None = None) -> None:
         self.heard = False
@@ -47,14 +50,14 @@ class CtrlC:
 class Lines(Protocol):
     """The source of a chat's messages."""
 
-    interactive: bool  # someone types, and can be asked again
+    interactive: bool  # whether messages are typed at a terminal
 
     def read(self, default: str = "") -> str:
         """Return the next message, which may have several lines. Raises EOFError after the last."""
 
 
 class Piped:
-    """Reads lines of standard input; one that ends with a backslash goes on with the next."""
+    """Reads messages from lines of standard input; a backslash at the end of a line continues it on the next."""
 
     interactive = False
 
@@ -73,14 +76,14 @@ class Piped:
 class Typed:
     """Reads lines that can be edited, by prompt_toolkit.
 
-    Enter sends a line; Alt-Enter, or a backslash before Enter, begins another; arrows go through what was said before;
-    Tab completes commands and the files they take.
+    Enter sends a message; Alt-Enter, or a backslash before Enter, begins a new line in it; the arrow keys go through
+    earlier messages; Tab completes commands and file names.
     """
 
     interactive = True
 
     def __init__(self, commands: Sequence[tuple[str, bool]]) -> None:
-        """Take the commands, each with whether it takes a file."""
+        """Prepare the input line. commands: (name, whether it takes a file) of each command."""
         from prompt_toolkit import PromptSession
         from prompt_toolkit.history import InMemoryHistory
         from prompt_toolkit.key_binding import KeyBindings
@@ -89,7 +92,7 @@ class Typed:
         keys = KeyBindings()
 
         @keys.add("enter")
-        @keys.add("c-j")  # Enter, typed while an answer was made
+        @keys.add("c-j")  # what Enter sends if it is pressed while an answer is generated
         def send(event: Any) -> None:
             buffer = event.current_buffer
             if buffer.document.char_before_cursor == "\\":
@@ -120,12 +123,12 @@ class Typed:
             if application.loop is not None:
                 application.loop.call_soon_threadsafe(application.key_processor.send_sigint)
 
-        def begun() -> None:  # Ctrl-C was pressed before the loop ran
-            if ctrl_c.heard:
+        def started() -> None:
+            if ctrl_c.heard:  # Ctrl-C was pressed before the event loop ran
                 application.exit(exception=KeyboardInterrupt())
 
-        with CtrlC(interrupt) as ctrl_c:  # an exception while asyncio starts would leave its objects half made
-            line = self._session.prompt(PROMPT, default=default, pre_run=begun, handle_sigint=False)
+        with CtrlC(interrupt) as ctrl_c:  # a KeyboardInterrupt while asyncio starts would leave its objects half made
+            line = self._session.prompt(PROMPT, default=default, pre_run=started, handle_sigint=False)
         if ctrl_c.heard:
             raise KeyboardInterrupt
         return line
@@ -154,7 +157,7 @@ def _completer(commands: Sequence[tuple[str, bool]]) -> Any:
 
 @contextmanager
 def unechoed() -> Iterator[None]:
-    """Hide what is typed meanwhile, and keep it for the next line. Ctrl-C works as ever."""
+    """Hide what is typed during the block; the next input line gets it. Ctrl-C works as usual."""
     try:
         import termios
     except ImportError:  # another kind of system
@@ -175,7 +178,7 @@ def unechoed() -> Iterator[None]:
 
 
 def lines(commands: Sequence[tuple[str, bool]]) -> Lines:
-    """Return the reader of messages that fits standard input."""
+    """Return Typed where standard input is a terminal, otherwise Piped."""
     if standard_input().isatty() and (is_terminal(sys.stderr) or is_terminal(sys.stdout)):
         return Typed(commands)
     return Piped()

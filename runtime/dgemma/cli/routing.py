@@ -1,4 +1,4 @@
-"""dg-info --routing: shows which experts a model's tokens were sent to, as the file of its counts says."""
+"""dg-info --routing: shows how often each expert was chosen, by the counts in FILE.routing.json."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Any
 from dgemma.errors import Error
 from dgemma.files.routing import load_routing, routing_path
 
-HOT = 8  # an eighth of the experts counts as the hottest
-NAMED = 4  # experts that the page names
+HOT = 8  # the hottest experts are this part of all: one in eight
+NAMED = 4  # the most experts of a layer that the table names
 
 
 def routing_facts(model: Path) -> dict[str, Any]:
-    """Return the counts and what they say, for JSON."""
+    """Return the counts, and figures of each layer, as --json prints them."""
     path = routing_path(model)
     try:
         counts = load_routing(path)
@@ -37,7 +37,7 @@ def routing_facts(model: Path) -> dict[str, Any]:
 
 
 def routing_rows(found: dict[str, Any]) -> list[tuple[str, ...]]:
-    """Return a row per layer: tokens, the share of the hottest experts and who they are, how many never worked."""
+    """Return a row per layer: choices, the share of the hottest experts, their numbers, experts never chosen."""
     rows: list[tuple[str, ...]] = []
     for i, layer in enumerate(found["layers"]):
         hot = " ".join(map(str, layer["hottest"][:NAMED])) + (" ..." if len(layer["hottest"]) > NAMED else "")

@@ -1,4 +1,4 @@
-"""dg-run: answers one prompt, or begins a chat."""
+"""dg-run: answers one prompt, runs a batch or a chat, fills or edits a text."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ PUZZLE = "53..7.... 6..195... .98....6. 8...6...3 4..8.3..1 7...2...6 .6....28. 
 
 HELP = f"""Answers a prompt with a DiffusionGemma model.
 
-MODEL is a GGUF file, or hf:owner/name[:TYPE]: a repository of the Hugging Face Hub, whose file of that type is fetched
-once (pip install 'dgemma[hub]'). Without one, the Sudoku model that comes with dgemma runs: its prompt is nine rows of
-nine characters, a dot for a blank, each row with a newline behind it.
+MODEL is a GGUF file, or hf:owner/name[:TYPE]: a repository of the Hugging Face Hub, whose file of that type is
+downloaded once (pip install 'dgemma[hub]'). Without one, the Sudoku model that comes with dgemma runs: its prompt is
+nine rows of nine characters, a dot for a blank, each row with a newline behind it.
 
 \b
   printf '%s\\n' {PUZZLE[:39]} \\
@@ -48,15 +48,15 @@ nine characters, a dot for a blank, each row with a newline behind it.
   dg-run model.gguf --fill letter.txt                    # Dear [[...]], thank you for [[8]].
   dg-run model.gguf --edit notes.md --match 'teh cat' --instruct 'Correct the spelling.' --in-place
 
-The prompt is -p, -f or standard input, to the last byte as it is. Where the file has a chat template, it is one user
-message; with --raw, or without a template, it is the text that the model goes on from.
+The prompt comes from -p, -f or standard input, and is used without any change. Where the file has a chat template, it
+is one user message; with --raw, or without a template, the model continues its text.
 
-The answer alone goes to standard output, canvas by canvas as they are finished; what the model thought before it is
-shown dimmed on a terminal, and folded. Progress (on a terminal) and figures go to standard error. The exit status is 0
-for an answer, 1 for a failure, 2 for wrong usage, 130 after Ctrl-C.
+Only the answer goes to standard output, each canvas as soon as it is finished. The model's thought before it is shown
+dimmed on a terminal until it ends. Progress (on a terminal) and figures go to standard error. The exit status is 0 for
+an answer, 1 for a failure, 2 for wrong usage, 130 after Ctrl-C.
 
 With --chat the prompt, if there is one, is the first message; others are typed, or are the lines of standard input.
-/help lists what else can be said. A turn encodes only what the cache does not hold yet; figures tell how much that was.
+/help lists the commands. Each turn encodes only tokens that are not in the cache yet; the figures show how many.
 
 {batch.HELP}"""
 
@@ -68,7 +68,7 @@ With a model of yours: dg-run model.gguf -p 'Why is the sky blue?'     All about
 
 
 def number(option: Option) -> Callable[[click.Context, click.Parameter, str | None], int | float | None]:
-    """Return what reads the value of a generation option and checks its range."""
+    """Return a callback of click that parses the value of a generation option and checks its range."""
 
     def read(ctx: click.Context, param: click.Parameter, value: str | None) -> int | float | None:
         try:
@@ -83,7 +83,7 @@ def number(option: Option) -> Callable[[click.Context, click.Parameter, str | No
 
 
 def one_effort(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
-    """Return what --effort or --reference chose; the one that is given is read first."""
+    """Return the effort that --effort or --reference chose; a callback of click for both."""
     if value is not None and ctx.meta.setdefault("dgemma.effort", value) != value:
         raise click.UsageError("--effort and --reference both choose the settings; give one")
     chosen: str | None = ctx.meta.get("dgemma.effort")
@@ -91,10 +91,10 @@ def one_effort(ctx: click.Context, param: click.Parameter, value: str | None) ->
 
 
 def generation_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add a flag per line of options.def, and --effort and --reference of efforts.def."""
+    """Add a flag for each line of options.def, and --effort and --reference for efforts.def."""
     levels = {name: effort for name, effort in efforts().items() if name != REFERENCE}
-    told = {name: f" ({effort})" if effort.settings else "" for name, effort in levels.items()}
-    texts = "; ".join(f"{name}: {effort.help}{told[name]}" for name, effort in levels.items())
+    sets = {name: f" ({effort})" if effort.settings else "" for name, effort in levels.items()}
+    texts = "; ".join(f"{name}: {effort.help}{sets[name]}" for name, effort in levels.items())
     published = efforts()[REFERENCE]
     exactly = f"{sentence(published.help)}: the file’s settings, {published}; refuses other values of these."
     chosen: dict[str, Any] = dict(flag_value=REFERENCE, expose_value=False, callback=one_effort)
@@ -114,7 +114,7 @@ def generation_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def memory(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
-    """Read a size of memory."""
+    """Parse a size of memory; a callback of click."""
     return None if value is None else size(value, param.opts[0])
 
 
@@ -131,12 +131,12 @@ def sentence(text: str) -> str:
     "file",
     type=InputFile(),
     metavar="FILE",
-    help="The prompt is what this file holds; - is standard input.",
+    help="A file with the prompt; - is standard input.",
 )
 @click.option("--system", metavar="TEXT", help="A system message before the prompt. Needs a chat template.")
 @click.option("--think", is_flag=True, help="Let the model think before it answers. Needs a chat template.")
-@click.option("--raw", is_flag=True, help="No chat template: the model goes on from the text.")
-@click.option("--chat", is_flag=True, help="Messages and answers in turns; /help there tells more.")
+@click.option("--raw", is_flag=True, help="Use no chat template: the model continues the text.")
+@click.option("--chat", is_flag=True, help="Start a chat; /help in it lists the commands.")
 @batch.batch_options
 @fill_options
 @edit_options
@@ -146,7 +146,7 @@ def sentence(text: str) -> str:
     "--repack",
     callback=memory,
     metavar="SIZE",
-    help="Spend this much memory (as 4G, 500M) on copies of experts that are faster to read. Same tokens.",
+    help="Memory (such as 4G or 500M) for copies of experts that are faster to read. The tokens stay the same.",
 )
 @ram_option
 @click.option(
@@ -155,13 +155,13 @@ def sentence(text: str) -> str:
     of="model",
     beside=routing_path,
     kind=ROUTING,
-    help="Add to MODEL.routing.json how often each expert was chosen: under --ram those chosen most stay in memory.",
+    help="Add to MODEL.routing.json how often each expert was chosen: with --ram the most chosen ones stay in memory.",
 )
 @click.option(
     "--visual",
     is_flag=True,
-    help="Draw the canvas while it settles, a step at least 80 ms; on a terminal alone. Accepted tokens are bright, the"
-    " others have the colour of their entropy.",
+    help="Draw the canvas after each step, for at least 80 ms; on a terminal only. Accepted tokens are bright, the"
+    " colour of the others shows their entropy.",
 )
 @click.option(
     "--record",
@@ -169,10 +169,10 @@ def sentence(text: str) -> str:
     type=OutputFile(RECORDING),
     multiple=True,
     metavar="FILE",
-    help="Keep how the canvas settled: .cast for asciinema, .svg, or .gif (needs Pillow). May be given again.",
+    help="Record the canvas of all steps: .cast for asciinema, .svg, or .gif (needs Pillow). Repeatable.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object: answer, figures and settings.")
-@click.option("--quiet", is_flag=True, help="Neither progress nor figures.")
+@click.option("--quiet", is_flag=True, help="Print neither progress nor figures.")
 @version_option("dg-run")
 def main(
     model: str | None,
@@ -207,10 +207,10 @@ def main(
             raise click.UsageError("--batch needs -o OUT, a file for the answers")
         others = dict(prompt=text is not None, file=file is not None, chat=chat, json=as_json, record=bool(records))
         refuse_beside("batch", task, **others, visual=visual)
-        asked = {"system": system, "thinking": think or None, "raw": raw or None}
+        template_fields = {"system": system, "thinking": think or None, "raw": raw or None}
         with Model(model, **opening) as opened, saving_routing(opened, save_routing):
             refuse_without_template(opened, system, think)
-            return batch.run(opened, lines, output, quiet, restart, exact, **asked, **settings)
+            return batch.run(opened, lines, output, quiet, restart, exact, **template_fields, **settings)
     if chat:
         refuse_beside("chat", task, raw=raw, record=bool(records), json=as_json)
         if file == "-":
@@ -241,10 +241,10 @@ def main(
         if task is not None:
             with shown:
                 done = task.run(opened, prompt, settings, on_step=watch.step, on_encode=shown.encoded)
-            told = {**done.facts(), "settings": used, "model": opened.path, **traffic_facts(opened)}
+            fields = {**done.facts(), "settings": used, "model": opened.path, **traffic_facts(opened)}
             try:
                 if as_json:
-                    say_json(told)
+                    say_json(fields)
                 else:
                     done.say()
             finally:
@@ -269,7 +269,7 @@ def main(
 
 @contextmanager
 def saving_routing(model: Model, wanted: bool) -> Iterator[None]:
-    """Add what the block's tokens met to the counts beside the model, which are looked at before it."""
+    """Add the experts' counts of the block to MODEL.routing.json; whether that can be written is checked before."""
     if wanted:
         check_target(routing_path(model.path), ROUTING)
     yield
@@ -289,7 +289,7 @@ def read_prompt(text: str | None, file: str | None) -> str:
 
 
 def to_prompt(model: Model, message: str, system: str | None, think: bool, raw: bool) -> Prompt:
-    """Return the text as it is, or the ids of a chat."""
+    """Return the prompt for a message: its text, or with a chat template the ids of a chat."""
     refuse_without_template(model, system, think)
     if raw or model.tokenizer.chat_template is None:
         return message

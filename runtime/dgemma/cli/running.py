@@ -1,4 +1,4 @@
-"""Options of every command that runs a model, and what a memory budget made the model read."""
+"""Options of every command that runs a model, and figures of what was read under a memory budget."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dgemma.units import size, size_text
 
 
 class Size(click.ParamType):  # type: ignore[type-arg, unused-ignore]  # generic in click 8.2 and later
-    """An option's value such as 4G or 1.5G, in bytes; at least one."""
+    """The type of an option for a size such as 4G or 1.5G; the value is in bytes, at least one."""
 
     name = "size"
 
@@ -35,11 +35,11 @@ _OPTIONS = (
         "--vram",
         type=Size(),
         metavar="SIZE",
-        help="With --backend cuda: hold at most this much of the GPU's memory (as 8G), experts that do not fit being"
-        " copied there at every step or computed by the CPU meanwhile. Default: what is free, less a margin.",
+        help="With --backend cuda: use at most this much GPU memory (such as 8G). Experts that do not fit are copied to"
+        " the GPU at every step, or computed by the CPU. Default: all that is free, less a margin.",
     ),
     click.option(
-        "--exact", is_flag=True, help="Float32 throughout: slower; activations are never rounded to fewer bits."
+        "--exact", is_flag=True, help="Compute in float32 throughout, without rounding of activations: slower."
     ),
 )
 
@@ -52,22 +52,22 @@ def running_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def ram_option(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add --ram, of the commands that run a model."""
+    """Add --ram."""
     text = (
-        "Hold at most this much memory (as 8G), experts that do not fit being read again at every step. Same tokens."
-        " Default: the file is mapped, and the system keeps what it can."
+        "Use at most this much memory (such as 8G). Experts that do not fit are read from the file at every step. The"
+        " tokens stay the same. Default: the file is mapped, and the system keeps in memory what it can."
     )
     return click.option("--ram", type=Size(), metavar="SIZE", help=text)(command)
 
 
 def traffic_facts(model: Model) -> dict[str, Any]:
-    """Return a budget, and what was moved under it, for JSON; nothing without one."""
+    """Return a model's memory budget, and the bytes that were read under it, for JSON; {} without a budget."""
     traffic = model.traffic
     return {} if traffic is None else {"ram": model.ram, "traffic": asdict(traffic)}
 
 
 def traffic_line(model: Model) -> str | None:
-    """Return what a model under a budget has read, for people."""
+    """Return one line about what a model under a memory budget has read; None without a budget."""
     traffic = model.traffic
     if traffic is None or model.ram is None:
         return None

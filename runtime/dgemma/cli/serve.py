@@ -34,7 +34,7 @@ def indented(text: str) -> str:
 
 
 def own_fields() -> str:
-    """Return our own fields of requests, a line each."""
+    """Return a line for each field of requests that dgemma adds to OpenAI's."""
     fields = {**Diffusion.model_fields, **EditDiffusion.model_fields}
     return "\n".join(f"{name:<18}{field.description}" for name, field in fields.items())
 
@@ -52,9 +52,9 @@ Fields of "diffusion" in requests:
 {indented(own_fields())[2:]}
 """
     )
-    return f"""Serves a DiffusionGemma model: a page at /, to chat, watch the canvas settle and have texts edited;
-and OpenAI's API: /v1/chat/completions, /v1/completions and /v1/edits (a passage of a text, rewritten in place),
-streaming or not, /v1/models, /health and /metrics (for Prometheus).
+    return f"""Serves a DiffusionGemma model: a web page at / to chat, watch the canvas and edit texts; OpenAI's API:
+/v1/chat/completions, /v1/completions and /v1/edits (rewrites a passage of a text), streaming or not, and /v1/models;
+/health; and /metrics for Prometheus.
 
 MODEL is a GGUF file, or hf:owner/name[:TYPE]. Without one, the Sudoku model that comes with dgemma is served.
 
@@ -63,27 +63,34 @@ MODEL is a GGUF file, or hf:owner/name[:TYPE]. Without one, the Sudoku model tha
   curl http://127.0.0.1:8080/v1/chat/completions -H 'Content-Type: application/json' \\
        -d '{{"model": "model", "messages": [{{"role": "user", "content": "Why is the sky blue?"}}]}}'
 
-It listens on this machine alone unless --host says otherwise, and then needs --api-key (or DGEMMA_API_KEY) or
---no-auth. Requests take turns, step by step; those that find the queue full get 429. A request that begins as an
-earlier one did encodes only what is new. Ctrl-C finishes what is at work, within --grace.
+It listens on this machine only. With --host for another address it needs --api-key (or DGEMMA_API_KEY) or --no-auth.
+Requests are worked on in turn, one step at a time; when the queue is full, a request gets status 429. If the prompt of
+a request begins like an earlier one, only the rest is encoded. After Ctrl-C, running requests have --grace to finish.
 
 {parameters}"""
 
 
 @click.command(cls=Command, name="dg-serve", help=help_text(), context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("model", required=False, type=InputFile())
-@click.option("--host", default="127.0.0.1", metavar="ADDRESS", help="Where to listen.")
+@click.option("--host", default="127.0.0.1", metavar="ADDRESS", help="The address to listen on.")
 @click.option(
-    "--port", type=click.IntRange(0, 65535), default=8080, show_default=True, metavar="N", help="0: any free one."
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=8080,
+    show_default=True,
+    metavar="N",
+    help="The port; 0: any free one.",
 )
-@click.option("--api-key", metavar="KEY", envvar="DGEMMA_API_KEY", help="What clients must bring; also DGEMMA_API_KEY.")
-@click.option("--no-auth", is_flag=True, help="Serve beyond this machine without a key.")
+@click.option(
+    "--api-key", metavar="KEY", envvar="DGEMMA_API_KEY", help="The key that clients must send; also DGEMMA_API_KEY."
+)
+@click.option("--no-auth", is_flag=True, help="Serve other machines without a key.")
 @click.option("--name", metavar="NAME", help="The model's id. Default: the file's name.")
 @click.option(
     "--context",
     type=click.IntRange(min=1),
     metavar="N",
-    help=f"Most tokens of a prompt and its answer. Default: the model's, at most {DEFAULT_CONTEXT}.",
+    help=f"The most tokens of a prompt and its answer. Default: the model's context, at most {DEFAULT_CONTEXT}.",
 )
 @click.option(
     "--cache",
@@ -91,11 +98,16 @@ earlier one did encodes only what is new. Ctrl-C finishes what is at work, withi
     metavar="SIZE",
     default="4G",
     show_default=True,
-    help="Memory for what was encoded: requests at work, and beginnings that later ones may share. A request that is"
-    " alone is served whatever it takes.",
+    help="Memory for encoded prompts: of running requests, and of earlier ones whose beginning a later request may"
+    " share. A single request may use more.",
 )
 @click.option(
-    "--queue", type=click.IntRange(min=1), default=64, show_default=True, metavar="N", help="Most requests that wait."
+    "--queue",
+    type=click.IntRange(min=1),
+    default=64,
+    show_default=True,
+    metavar="N",
+    help="The most requests that wait.",
 )
 @click.option(
     "--together",
@@ -103,13 +115,13 @@ earlier one did encodes only what is new. Ctrl-C finishes what is at work, withi
     default=4,
     show_default=True,
     metavar="N",
-    help="Most requests that take turns.",
+    help="The most requests that run at the same time.",
 )
 @click.option(
-    "--deadline", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS", help="Most that a request may take."
+    "--deadline", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS", help="The most time for a request."
 )
 @click.option(
-    "--max-body", type=Size(), default="4M", show_default=True, metavar="SIZE", help="Most bytes of a request."
+    "--max-body", type=Size(), default="4M", show_default=True, metavar="SIZE", help="The most bytes of a request."
 )
 @click.option(
     "--grace",
@@ -117,7 +129,7 @@ earlier one did encodes only what is new. Ctrl-C finishes what is at work, withi
     default=30,
     show_default=True,
     metavar="SECONDS",
-    help="For what is at work at the end.",
+    help="The time for running requests to finish at the end.",
 )
 @running_options
 @ram_option
@@ -169,7 +181,7 @@ def context_of(model: Model, wanted: int | None) -> int:
         raise click.UsageError(f"--context {wanted} is more than the model's {most}")
     if wanted is not None or (model.ram is None and model.vram is None):
         return wanted or min(most, DEFAULT_CONTEXT)
-    with model.session() as session:  # the context that a budget leaves room for
+    with model.session() as session:  # its context is what fits into the budget
         return session.context
 
 

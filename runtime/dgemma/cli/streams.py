@@ -1,6 +1,7 @@
-"""Stands in for standard streams that the process was started without, as after `>&-`: Python has None there.
+"""Replaces standard streams that were closed when the process started (as by `>&-`), for which Python has None.
 
-What is printed to None is lost without a word. Here it fails as on a full disk.
+print() to None writes nothing and reports no error. With this module, writing to a closed stdout is an error, as on a
+full disk.
 """
 
 from __future__ import annotations
@@ -23,10 +24,10 @@ class _Closed(io.RawIOBase):
 
 
 def fail_on_closed_stdout() -> None:
-    """Let a closed standard output fail when it is written to.
+    """Make writing to a closed standard output an error.
 
-    The numbers of closed streams are taken, so that no file gets one of them: what a library writes to number 2 would
-    be in it.
+    The descriptors 0 to 2 of closed streams are opened as /dev/null. Otherwise a file that is opened later could get
+    the number 2, and a library's error messages would be written into it.
     """
     if None in (sys.stdin, sys.stdout, sys.stderr):
         while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
@@ -37,7 +38,7 @@ def fail_on_closed_stdout() -> None:
 
 
 def show_any_text() -> None:
-    """Make text that a stream's encoding lacks, such as a file name that is no Unicode text, print as escapes."""
+    """Print characters that a stream's encoding lacks as escapes, such as bytes of a file name that is no Unicode."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")

@@ -1,1 +1,1 @@
-"""dg-eval: measures how near a file comes to another, how often it does a task right, and what settings cost."""
+"""dg-eval: measures how close a file is to another one, how many tasks it solves, and what settings cost."""

@@ -1,6 +1,6 @@
-"""Measures each approximation that makes a model faster: what it costs, and what it gains.
+"""Measures the cost and the gain of each approximation that makes a model faster.
 
-It is on against off at the same tasks and seeds.
+The model does the same tasks with the same seeds, with the approximation on and off.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ from dgemma.files.identity import identity
 from dgemma.model import Model
 from dgemma.options import efforts, options
 
-PROMPTS = 8  # prompts that a divergence is measured on
-DRAWS = 1000  # samples of the tasks that an interval is made from
-HOLES = ("pins_conditioned",)  # options that do nothing where a task has no holes
+PROMPTS = 8  # prompts for measuring a divergence
+DRAWS = 1000  # bootstrap samples of the tasks for an interval
+HOLES = ("pins_conditioned",)  # options that have an effect only in tasks with holes
 
 
 @dataclass(frozen=True, slots=True)
 class Approximation:
-    """Two ways to run a model, with an approximation and without: Model's arguments, and generation options."""
+    """An approximation, and how to run a model with it and without it."""
 
     name: str
-    what: str
-    default: bool  # whether it is on unless it is turned off
-    off: dict[str, Any]
-    on: dict[str, Any]
-    options: dict[str, Any]  # generation options that turn it on; to turn it off they are left out
-    logits: bool = False  # whether it changes the logits of a canvas that is given, so that a divergence tells its cost
+    what: str  # a description
+    default: bool  # whether it is on by default
+    off: dict[str, Any]  # arguments of Model without it
+    on: dict[str, Any]  # arguments of Model with it
+    options: dict[str, Any]  # generation options that turn it on; without them it is off
+    logits: bool = False  # whether it changes the logits of a given canvas, so that a divergence measures its cost
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,11 +50,11 @@ class Comparison:
     default: bool
     off: Score
     on: Score
-    same: float  # share of the answers that are the same, to the letter
-    kl_mean: float | None  # KL(off || on) in nats, where it changes logits
-    times_as_fast: float  # work() off over on
-    times_low: float  # ends of its 95 % interval
-    times_high: float
+    same: float  # share of the answers that are exactly the same
+    kl_mean: float | None  # mean KL(off || on) in nats; None where the approximation does not change logits
+    times_as_fast: float  # work() without it over work() with it
+    times_low: float  # lower end of the 95 % interval of times_as_fast
+    times_high: float  # upper end of this interval
 
     def told(self) -> dict[str, Any]:
         return asdict(self)
@@ -91,9 +91,9 @@ APPROXIMATIONS = [
 
 
 def optional(tasks: Sequence[Task]) -> list[Approximation]:
-    """Return the options of options.def that the published sampler does not have.
+    """Return an Approximation for each option of options.def that the published sampler does not have.
 
-    Each has the value that an effort gives it.
+    The option's value is the one that an effort sets.
     """
     names, holes = list(options()), any(task.fill for task in tasks)
     out = []
@@ -122,7 +122,7 @@ def comparisons(
 
     model: arguments of Model for all of them.
 
-    All ways to run it take turns at each task, so that no drift of the machine is taken for a gain.
+    Each task is done in all variants before the next task, so that a change of the machine's speed affects all alike.
     """
     known, each_of = identity(path), [*APPROXIMATIONS, *optional(tasks)]
     variants: dict[str, Variant] = {}
@@ -137,31 +137,31 @@ def comparisons(
         tried = run(list(variants.values()), tasks, log, seeds=seeds, seed=seed, say=say)
     out = []
     for each in each_of:
-        apart = None
+        divergence = None
         if each.logits:
             base = make_base(path, count=PROMPTS, seed=seed, model={**model, **each.off}, say=say)
-            apart = compare(path, base, model={**model, **each.on}, say=say).kl_mean
-        out.append(judged(each, tried[way(each.off, {})], tried[way(each.on, each.options)], apart))
+            divergence = compare(path, base, model={**model, **each.on}, say=say).kl_mean
+        out.append(judged(each, tried[way(each.off, {})], tried[way(each.on, each.options)], divergence))
     return out
 
 
 def way(arguments: dict[str, Any], options: dict[str, Any]) -> str:
-    """Return the name of a way to run a model among others."""
+    """Return the name of a variant: its arguments and options as text."""
     return ", ".join(f"{name}={value}" for name, value in (arguments | options).items())
 
 
-def judged(each: Approximation, off: Sequence[Attempt], on: Sequence[Attempt], apart: float | None) -> Comparison:
+def judged(each: Approximation, off: Sequence[Attempt], on: Sequence[Attempt], divergence: float | None) -> Comparison:
     same = sum(a.text == b.text for a, b in zip(off, on, strict=True)) / len(off)
     return Comparison(
-        each.name, each.what, each.default, score(off, "all"), score(on, "all"), same, apart, *faster(off, on)
+        each.name, each.what, each.default, score(off, "all"), score(on, "all"), same, divergence, *faster(off, on)
     )
 
 
 def faster(off: Sequence[Attempt], on: Sequence[Attempt]) -> tuple[float, float, float]:
-    """Return how many times as fast one way is, and the ends of a 95 % interval.
+    """Return how many times as fast `on` is as `off`, and the ends of a 95 % interval.
 
-    The ends are percentiles over tasks drawn again, in pairs (Efron and Tibshirani 1993, An Introduction to the
-    Bootstrap, chapter 13).
+    The ends are percentiles over bootstrap samples of the pairs of attempts (Efron and Tibshirani 1993, An Introduction
+    to the Bootstrap, chapter 13).
     """
     n = len(off)
     draws = np.vstack([np.arange(n), np.random.default_rng(0).integers(0, n, (DRAWS, n))])
@@ -171,10 +171,10 @@ def faster(off: Sequence[Attempt], on: Sequence[Attempt]) -> tuple[float, float,
 
 
 def work(tried: Sequence[Attempt], draws: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
-    """Return the seconds that the steps of answers take where nothing else slows them down.
+    """Return robust estimates of the seconds that samples of attempts take.
 
-    draws: rows of answers by their places; there is a figure for each row: all steps, times the median of the seconds
-    of one. A busy machine's outliers do not count, as they would in a sum.
+    draws: samples, one per row: indices of attempts. The estimate for a row is the number of all its steps times the
+    median seconds of a step, so that outliers on a busy machine do not count, as they would in a sum.
     """
     steps = np.array([each.steps for each in tried], np.float64)
     each_step = np.array([each.seconds for each in tried]) / steps

@@ -1,7 +1,8 @@
-"""Keeps what a base model said: canvases of its own denoising, its distributions there, its answers.
+"""Records a base model: the canvases of its denoising, its distributions on them, and its answers.
 
-A pass over the base leaves a Base; a file is compared with that, so that the two are never in memory together. A Base
-can be saved and used again. Its trajectories lie in a temporary file: one at a time is in memory.
+A pass over the base makes a Base, and files are compared with that: so the base and a file are never in memory at the
+same time. A Base can be saved and used again. Its trajectories are in a temporary file, and only one of them is in
+memory at a time.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from dgemma.units import size, size_text
 
 SCHEMA = 1  # version of a saved base
 POSITIONS = 32  # positions of a canvas whose hidden states are kept
-ROOM = 64 << 20  # bytes: a trajectory's likely ids, and what Python takes
+ROOM = 64 << 20  # bytes: an estimate for the likely ids of a trajectory, and for Python itself
 
 Say = Callable[[str], None]
 Ids = npt.NDArray[np.int32]
@@ -42,9 +43,9 @@ Logits = npt.NDArray[np.float32]
 
 @dataclass(slots=True)
 class Answer:
-    """What a model makes of a prompt by itself: one canvas."""
+    """A model's own answer to a prompt: one canvas."""
 
-    canvas: Ids  # [n] the committed ids
+    canvas: Ids  # [n] its final ids
     steps: int
     converged: bool
     tokens: int
@@ -53,29 +54,29 @@ class Answer:
 
 @dataclass(slots=True)
 class Trajectory:
-    """A prompt, the canvases that the base's sampler led its decoder through, and what the base said of each.
+    """A prompt, the base's canvases at all steps of its denoising, and the base's distributions on each.
 
-    There are S steps of n positions.
+    There are S steps, and a canvas has n positions.
     """
 
     prompt: Ids
-    canvases: Ids  # [S][n] as the decoder sees them
+    canvases: Ids  # [S][n] the decoder's input at each step
     temperature: npt.NDArray[np.float64]  # [S]
-    noise: npt.NDArray[np.float64]  # [S] share of the positions that hold a random id
+    noise: npt.NDArray[np.float64]  # [S] share of the positions with a random id
     answer: Answer
-    rows: Rows  # S * n of them
-    hidden: Logits  # [looked][n_layer + 1][POSITIONS][d_model], or empty
+    rows: Rows  # [S * n] the base's distributions
+    hidden: Logits  # [looked][n_layer + 1][POSITIONS][d_model] hidden states, or empty
 
     @property
     def looked(self) -> list[int]:
-        """The steps whose hidden states are kept: the first, which nothing conditions, and the middle one."""
+        """The steps whose hidden states are kept: the first one, without self-conditioning, and the middle one."""
         return sorted({0, len(self.canvases) // 2})
 
 
 class Kept(Sequence[Trajectory]):
-    """A sequence of trajectories in a temporary file, read when they are asked for.
+    """A sequence of trajectories in a temporary file; each is read when it is accessed.
 
-    Of a real model all of them may take a GiB.
+    All trajectories of a real model may take a GiB.
     """
 
     def __init__(self, those: Iterable[Trajectory] = ()) -> None:
@@ -104,11 +105,11 @@ class Kept(Sequence[Trajectory]):
 class Base:
     """The results of a pass over a base model."""
 
-    about: dict[str, Any]  # identity, prompt set, settings: what the JSON tells of it
+    about: dict[str, Any]  # identity, prompt set and settings, for reports and comparisons
     trajectories: Sequence[Trajectory] = field(default_factory=list, repr=False)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write an .npz, whole or not at all."""
+        """Write an .npz file, complete or not at all."""
         arrays: dict[str, Any] = {"about": np.array(json.dumps({"schema": SCHEMA, **self.about}))}
         for i, t in enumerate(self.trajectories):
             answer = {name: getattr(t.answer, name) for name in ("steps", "converged", "tokens", "seconds")}
@@ -121,7 +122,7 @@ class Base:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Base:
-        """Read what save() wrote. Raises FormatError for anything else."""
+        """Read a file that save() wrote. Raises FormatError for another one."""
         try:
             with open(path, "rb", opener=opener) as opened, np.load(opened, allow_pickle=False) as file:
                 about = json.loads(str(file["about"]))
@@ -136,7 +137,7 @@ class Base:
 
 
 def is_base(path: Path) -> bool:
-    """Return whether save() made the file, in whatever version."""
+    """Return whether save() of any version made the file."""
     try:
         with np.load(path, allow_pickle=False) as file:
             return "schema" in json.loads(str(file["about"]))
@@ -157,7 +158,7 @@ def _trajectory(file: Any, i: int) -> Trajectory:
 
 
 def opened(path: str | os.PathLike[str], arguments: Mapping[str, Any] | None, layers: bool) -> Model:
-    """Open a model to look into: its budget is less by what the looking takes."""
+    """Open a model for a comparison; its memory budget is reduced by what the comparison takes."""
     given = dict(arguments or {})
     if given.get("ram") is None:
         return Model(path, **given)
@@ -170,10 +171,10 @@ def opened(path: str | os.PathLike[str], arguments: Mapping[str, Any] | None, la
 
 
 def looking(path: str | os.PathLike[str], layers: bool) -> int:
-    """Return about how many bytes it takes to look at a model's steps.
+    """Return an estimate of the bytes that a comparison takes besides the model.
 
-    These are three sets of logits (a step's, the last, and what conditions it), what is computed of a part of them,
-    what is kept of one trajectory, and hidden states.
+    These are three arrays of logits (of this step, of the last one, and its condition), float64 temporaries for a chunk
+    of them, one trajectory, and hidden states.
     """
     with Model(path) as model:
         c = model.config
@@ -191,7 +192,7 @@ def record(
     options: Mapping[str, Any] | None = None,
     say: Say = lambda line: None,
 ) -> Iterator[Trajectory]:
-    """Yield the base's pass over prompts of ids: prompt i with seed + i and the base's sampler, one canvas each."""
+    """Yield a Trajectory for each prompt (ids): prompt i is answered with seed + i, one canvas."""
     for i, prompt in enumerate(prompts):
         say(f"base: prompt {i + 1} of {len(prompts)}, generating")
         with model.session(len(prompt)) as session:
@@ -224,7 +225,7 @@ def follow(
 ) -> tuple[list[Ids], list[float], list[float], Answer]:
     """Generate a canvas.
 
-    Returns what the decoder saw at each step, the steps' temperatures and noise, and the answer.
+    Returns the decoder's input at each step, the steps' temperatures and noise, and the answer.
     """
     n = int(session.model.config.canvas_length)
     canvases, temperatures, noise = [first_canvas(session.model, seed)], [], [1.0]
@@ -255,10 +256,10 @@ def first_canvas(model: Model, seed: int) -> Ids:
 def replay(
     session: Session, canvases: Sequence[Ids], before: Callable[[int], Logits], looked: set[int], hidden: list[Logits]
 ) -> Iterator[tuple[int, Logits]]:
-    """Yield (step, [n, n_vocab]): a model's logits of canvases that it is shown.
+    """Yield (step, logits [n, n_vocab]): a model's logits for given canvases.
 
-    before(step): the condition that the base's words of a step are for the next one. The hidden states of POSITIONS
-    positions, of the steps in `looked`, are put into `hidden`.
+    before(step): returns the self-conditioning that follows from the base's distributions at this step. The hidden
+    states of POSITIONS positions, at the steps in `looked`, are appended to `hidden`.
     """
     for step, canvas in enumerate(canvases):
         condition = before(step - 1) if step else None

@@ -1,16 +1,16 @@
-"""Checks of answers. All kinds of them are in CHECKS.
+"""Checks of answers. CHECKS has all kinds.
 
 A check is an object with a `kind` and the fields that its function takes:
 
-    {"kind": "exact", "text": "42", "strip": true}     the text; strip: white space around it does not count
-    {"kind": "regex", "pattern": "^[a-z]+$"}           found anywhere in it
-    {"kind": "json", "equals": {"a": 1}}               valid JSON; equals: this value
-    {"kind": "numeric", "value": 3.14, "tolerance": 0.01}   its last number
-    {"kind": "markdown-balanced"}                      brackets, code, emphasis closed; rows as long as the head
-    {"kind": "python-compiles"}                        it is parsed, never run
-    {"kind": "call", "name": "look", "arguments": {"at": "sky"}}   one call of a tool, this one; arguments: with these
+    {"kind": "exact", "text": "42", "strip": true}     the answer is this text; strip: ignore white space around it
+    {"kind": "regex", "pattern": "^[a-z]+$"}           the pattern is found anywhere in the answer
+    {"kind": "json", "equals": {"a": 1}}               the answer is valid JSON; equals: with this value
+    {"kind": "numeric", "value": 3.14, "tolerance": 0.01}   the last number in the answer is this one
+    {"kind": "markdown-balanced"}                      brackets, code and emphasis are closed, tables are complete
+    {"kind": "python-compiles"}                        the answer is valid Python; it is parsed, never run
+    {"kind": "call", "name": "look", "arguments": {"at": "sky"}}   the answer has one tool call: this one
 
-A list of them holds where each does. JSON and Python may stand in a code fence.
+A list of checks is passed if each of them is. JSON and Python may be in a code fence.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Check: TypeAlias = Mapping[str, Any] | Sequence[Mapping[str, Any]]
 
 FENCED = re.compile(r"\s*(`{3,}|~{3,})[^\n]*\n(.*?)\n?\1\s*", re.DOTALL)
 NUMBER = re.compile(r"[-+]?(?:\d[\d,]*)(?:\.\d+)?(?:[eE][-+]?\d+)?|[-+]?\.\d+")
-LINE_END = re.compile(r"\r\n|\n|\r")  # as Markdown has it
+LINE_END = re.compile(r"\r\n|\n|\r")  # the ends of lines in Markdown
 PAIRS = {")": "(", "]": "[", "}": "{"}
 _nothing = object()
 
@@ -89,7 +89,7 @@ def markdown_balanced(answer: str) -> bool:
 
 
 def tables_whole(lines: list[str]) -> bool:
-    """Return whether every table has its rule under the head, and all rows as many cells as that."""
+    """Return whether every table has a rule under its header, and the same number of cells in all rows."""
     for at, line in enumerate(lines):
         if line.lstrip().startswith("|") and (at == 0 or not lines[at - 1].lstrip().startswith("|")):
             rows = []
@@ -106,7 +106,7 @@ def tables_whole(lines: list[str]) -> bool:
 
 
 def marks_closed(text: str) -> bool:
-    """Return whether code spans, bold marks and brackets are closed; what is escaped or in code does not count."""
+    """Return whether code spans, bold marks and brackets are closed; escaped ones and those in code are ignored."""
     text = re.sub(r"\\.", "", text)
     text = re.sub(r"(?<!`)(`+)(?!`)(.+?)(?<!`)\1(?!`)", "", text, flags=re.DOTALL)
     if "`" in text or len(re.findall(r"\*\*", text)) % 2:
@@ -128,7 +128,7 @@ def call(answer: str, name: str, arguments: Any = _nothing) -> bool:
 
 
 def same(one: Any, other: Any) -> bool:
-    """Return whether two values are the same in JSON: numbers by their value; yes and no are no numbers."""
+    """Return whether two values are the same in JSON: 1 and 1.0 are equal, but true is not 1."""
     if isinstance(one, dict) and isinstance(other, dict):
         return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
     if isinstance(one, list) and isinstance(other, list):
@@ -137,7 +137,7 @@ def same(one: Any, other: Any) -> bool:
 
 
 def unfenced(text: str) -> str:
-    """Return what is in a code fence, if it is all there is."""
+    """Return the content of a code fence, if the text is nothing else; otherwise the text."""
     found = FENCED.fullmatch(text)
     return found[2] if found else text
 
@@ -154,7 +154,7 @@ CHECKS: dict[str, Callable[..., bool]] = {
 
 
 def refuse(check: Any) -> None:
-    """Raise UsageError for what is no check."""
+    """Raise UsageError where a value is no valid check."""
     for each in check if isinstance(check, list) else [check]:
         if not isinstance(each, Mapping) or each.get("kind") not in CHECKS:
             raise UsageError(f"a check needs a kind, one of {', '.join(CHECKS)}")
@@ -168,7 +168,7 @@ def refuse(check: Any) -> None:
 
 
 def holds(answer: str, check: Check) -> bool:
-    """Return whether an answer passes."""
+    """Return whether an answer passes a check."""
     if isinstance(check, Mapping):
         fields = {name: value for name, value in check.items() if name != "kind"}
         return CHECKS[check["kind"]](answer, **fields)

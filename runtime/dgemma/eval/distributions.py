@@ -1,9 +1,10 @@
-"""Distributions over the vocabulary, one per canvas position, in bounded memory, and how far two are apart.
+"""Distributions over the vocabulary, one per canvas position, in bounded memory, and the divergence of two.
 
-All arithmetic is float64 on the model's float32 logits. A distribution is softmax(logits / temperature), what the
-sampler draws from. Of a small vocabulary all logits are kept and everything is exact. Of a large one each row keeps its
-likeliest ids, until all others together have less than TAIL, at most MOST; the others count as one id. So a divergence
-is then one between coarser distributions: never more than the true one, and less by the divergence within the tail.
+All arithmetic is float64 on the model's float32 logits. A distribution is softmax(logits / temperature), from which the
+sampler draws. For a small vocabulary all logits are kept, and everything is exact. For a large one, each row keeps its
+most likely ids until the others together have a probability below TAIL, but at most MOST ids; the others are treated as
+one id. The divergence of such coarser distributions is at most the true one; what is missing is the divergence within
+the tail.
 """
 
 from __future__ import annotations
@@ -13,10 +14,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-WHOLE = 4096  # a vocabulary up to this is kept whole
-MOST = 1024  # the most ids that are kept of a row of a larger one
-TAIL = 1e-6
-LEAST = 1e-9  # the least share of all others together, where rounding leaves nothing
+WHOLE = 4096  # all logits are kept for a vocabulary of at most so many ids
+MOST = 1024  # the most ids that are kept of a row, for a larger vocabulary
+TAIL = 1e-6  # the probability of the ids that are not kept is below this, unless MOST are kept
+LEAST = 1e-9  # the least probability of the ids that are not kept: rounding may leave 0
 CHUNK = 1 << 22  # logits that are converted to float64 at a time
 
 Floats = npt.NDArray[np.float64]
@@ -28,13 +29,13 @@ class State:
 
     log_total: Floats  # [n] log of the sum of exp(logit / temperature)
     entropy: Floats  # [n] nats
-    peak: Floats  # [n] probability of the likeliest id
-    argmax: npt.NDArray[np.int32]  # [n]
+    peak: Floats  # [n] probability of the most likely id
+    argmax: npt.NDArray[np.int32]  # [n] the most likely id
 
 
 @dataclass(slots=True)
 class Rows:
-    """The likely ids of n distributions, and their logits."""
+    """The most likely ids of n distributions, and their logits."""
 
     state: State
     temperature: Floats  # [n]
@@ -56,10 +57,10 @@ class Rows:
 
 @dataclass(slots=True)
 class Scaled:
-    """Logits / temperature of some rows, and what follows from them."""
+    """Logits divided by the temperature, for some rows."""
 
-    z: Floats  # [n][n_vocab]
-    log_total: Floats  # [n]
+    z: Floats  # [n][n_vocab] logits / temperature
+    log_total: Floats  # [n] log of the sum of exp(z)
 
 
 def chunks(n: int, n_vocab: int) -> list[slice]:
@@ -87,7 +88,7 @@ def state(logits: npt.NDArray[np.float32], temperature: float) -> State:
 
 
 def keep(logits: npt.NDArray[np.float32], temperature: float) -> Rows:
-    """Return the rows of float32 logits[n][n_vocab]."""
+    """Return the Rows of float32 logits[n][n_vocab]."""
     n, n_vocab = logits.shape
     its, ends = state(logits, temperature), np.empty(n, np.int64)
     ids: list[npt.NDArray[np.int32]] = []
@@ -134,13 +135,13 @@ def divergence(base: Rows, first: int, logits: npt.NDArray[np.float32]) -> Float
             rest_p, rest_q = 1 - p.sum(), 1 - q.sum()
             if len(ids) < n_vocab and rest_p > 0:
                 out[i] += rest_p * np.log(rest_p / max(rest_q, np.finfo(np.float64).eps))
-    return np.maximum(out, 0)  # it is never below 0, but for rounding
+    return np.maximum(out, 0)  # a divergence is never negative; rounding may make it so
 
 
 def condition(base: Rows, first: int, n: int, n_vocab: int) -> npt.NDArray[np.float32]:
-    """Return what conditions the step after rows [first, first + n): logits / temperature [n][n_vocab].
+    """Return the self-conditioning after rows [first, first + n): logits / temperature [n][n_vocab].
 
-    Ids that were not kept have equal shares of what is left.
+    Ids that were not kept get equal shares of the remaining probability.
     """
     out = np.empty((n, n_vocab), np.float32)
     for i in range(n):
@@ -154,7 +155,7 @@ def condition(base: Rows, first: int, n: int, n_vocab: int) -> npt.NDArray[np.fl
 
 
 def joined(parts: list[Rows]) -> Rows:
-    """Return rows one after the other."""
+    """Return the concatenation of several Rows."""
     shifts = np.cumsum([0, *(len(part.ids) for part in parts[:-1])])
     return Rows(
         state=joined_states([part.state for part in parts]),
@@ -166,16 +167,16 @@ def joined(parts: list[Rows]) -> Rows:
 
 
 def joined_states(parts: list[State]) -> State:
-    """Return states one after the other."""
+    """Return the concatenation of several States."""
     return State(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in State.__slots__})
 
 
 def without_ids(rows: Rows) -> Rows:
-    """Return rows that keep what they state of themselves, and no ids."""
+    """Return the rows with their State, but without ids and logits."""
     none = np.empty(0)
     return Rows(rows.state, rows.temperature, rows.ends, none.astype(np.int32), none.astype(np.float32))
 
 
 def kept(rows: Rows) -> float:
-    """Return the least share of a row that its kept ids have."""
+    """Return the smallest probability that the kept ids of a row have together."""
     return min(1.0, min(float(np.exp(rows.log_p(i)).sum()) for i in range(len(rows))))

@@ -1,11 +1,12 @@
-"""Measures how near a file comes to another of the same model.
+"""Measures how close a file is to another file of the same model, the base.
 
-Compared are the distributions that it gives for the same canvases, and what it writes by itself.
+It compares the distributions for the same canvases, and the answers that each model generates by itself.
 
-The base's sampler makes the canvases, and what the base says of one conditions the next. Both models are shown the same
-canvases under the same conditions, so that a divergence is of one step's making. Conditioned on a file's own words it
-would tell mostly of paths that part: one hard puzzle that takes another way then outweighs all rounding. What errors
-add up to when a model goes on from its own words is told by what it commits, and in how many steps.
+The canvases come from the base's sampler, and the self-conditioning of each step from the base's distributions at the
+step before. Both models get the same canvases and the same self-conditioning, so a divergence is caused in one step. If
+each file were conditioned on its own distributions, the divergence would mostly show trajectories that differ: one hard
+puzzle with another trajectory would outweigh all rounding. How errors accumulate when a model uses its own
+distributions is shown by the ids of its answers, and by the number of steps.
 """
 
 from __future__ import annotations
@@ -26,9 +27,9 @@ from dgemma.eval.prompts import Given, choose
 from dgemma.files.identity import identity
 from dgemma.model import Model
 
-NOISE = (0.0, 0.1, 0.5, 1.0)  # upper ends of the bins of a canvas's share of random ids
-STEPS = (1, 2, 4, 8, 16, 32)  # where bins of steps begin after the first
-ENTROPY = (0.001, 0.01, 0.1, 0.5, 1.0, 2.0)  # nats: where bins of stated entropy begin after the first
+NOISE = (0.0, 0.1, 0.5, 1.0)  # upper ends of the bins for the share of random ids in a canvas
+STEPS = (1, 2, 4, 8, 16, 32)  # lower ends of the bins for steps, without the first bin
+ENTROPY = (0.001, 0.01, 0.1, 0.5, 1.0, 2.0)  # nats: lower ends of the bins for entropy, without the first bin
 
 
 @dataclass(slots=True)
@@ -36,30 +37,30 @@ class Bin:
     """Figures of the positions of some steps."""
 
     label: str
-    rows: int
+    rows: int  # the number of positions
     temperature: float  # mean
-    kl_mean: float
-    kl_p99: float
-    top1: float
+    kl_mean: float  # nats
+    kl_p99: float  # 99th percentile, in nats
+    top1: float  # share of the positions with the same most likely id
 
 
 @dataclass(slots=True)
 class Reliability:
-    """Figures of the positions whose stated entropy is in one range."""
+    """Figures of the positions whose entropy is in one range."""
 
-    label: str  # nats
-    rows: int
+    label: str  # the range, in nats
+    rows: int  # the number of positions
     entropy: float  # mean
-    stated: float  # error rate that the distribution states: 1 - probability of the likeliest id, mean
-    error: float  # share whose likeliest id is not the one that the base committed in the end
+    stated: float  # the error rate by the distribution itself: mean of 1 - probability of the most likely id
+    error: float  # share of the positions whose most likely id is not in the base's answer
 
 
 @dataclass(slots=True)
 class Layer:
     """Relative error of the hidden state: |file - base| / |base| over all kept positions."""
 
-    layer: int  # -1: what goes into the first
-    first: float  # at the first step, which nothing conditions
+    layer: int  # -1: the input of the first layer
+    first: float  # at the first step, which has no self-conditioning
     middle: float  # at the middle step
 
 
@@ -73,22 +74,22 @@ class Fidelity:
     rows: int
     kl_mean: float
     kl_p99: float
-    top1: float  # positions with the same likeliest id
-    committed: float  # positions of the answers with the same id, each model generating by itself
-    steps: float  # to the end of a canvas, mean
+    top1: float  # share of the positions with the same most likely id
+    committed: float  # share of equal ids in the answers that each model generates by itself
+    steps: float  # mean steps of a canvas
     base_steps: float
-    converged: float  # share of the canvases
+    converged: float  # share of the canvases that converged
     base_converged: float
-    tokens_per_second: float  # of the file, generating by itself
-    kept: float  # least share of a distribution that was compared id by id
+    tokens_per_second: float  # of the file, when it generates by itself
+    kept: float  # the smallest probability of a distribution that was compared id by id
     by_noise: list[Bin]
     by_step: list[Bin]
     calibration: list[Reliability]
     base_calibration: list[Reliability]
-    calibration_error: float  # mean |stated - error| over the bins, by their rows
+    calibration_error: float  # mean of |stated - error| over the bins, weighted by their rows
     base_calibration_error: float
     layers: list[Layer] = field(default_factory=list)
-    worst_layer: int | None = None  # where the first step's error grows most
+    worst_layer: int | None = None  # the layer in which the first step's error grows most
 
     def told(self) -> dict[str, Any]:
         """Return all of it for JSON."""
@@ -107,11 +108,11 @@ def fidelity(
     model: Mapping[str, Any] | None = None,
     say: Say = lambda line: None,
 ) -> Fidelity:
-    """Compare a file with a base: a GGUF file, or what a pass over one left (make_base(), Base.load()).
+    """Compare a file with a base: a GGUF file, or a Base from make_base() or Base.load().
 
-    prompts: texts or messages; None: the first shipped set that the base can read, of it `count`. options: generation
-    options of both. model: Model's arguments, such as exact=True. say: told what is being done. With a Base, the
-    prompts, the seed and the options are its own. Raises UsageError where the two cannot be compared.
+    prompts: texts or messages; None: the first `count` of the first shipped set that the base can read. options:
+    generation options for both. model: arguments of Model, such as exact=True. say: called with a line about the
+    current work. A Base has its own prompts, seed and options. Raises UsageError where the two cannot be compared.
     """
     if not isinstance(base, Base):
         base = make_base(
@@ -131,7 +132,7 @@ def make_base(
     model: Mapping[str, Any] | None = None,
     say: Say = lambda line: None,
 ) -> Base:
-    """Make a base by a pass over a file; the arguments are fidelity()'s."""
+    """Make a Base from a file; the arguments are those of fidelity()."""
     known = identity(path)
     with opened(path, model, layers) as its:
         name, chosen = ("given", prompts) if prompts is not None else choose(its)
@@ -159,7 +160,7 @@ def compare(
     model: Mapping[str, Any] | None = None,
     say: Say = lambda line: None,
 ) -> Fidelity:
-    """Compare a file with what a base left, by a pass over the file."""
+    """Compare a file with a Base."""
     name = os.fspath(path)
     known = identity(path)
     if layers and not all(t.hidden.size for t in base.trajectories):
@@ -182,16 +183,15 @@ def _shape(model: Model) -> dict[str, Any]:
 
 @dataclass(slots=True)
 class _Seen:
-    """What a file made of one trajectory."""
+    """The results of a file for one trajectory."""
 
-    of: Trajectory  # the base's, without ids, logits and hidden states
-    kept: float  # least share of a row of the base that its ids have
-    kl: npt.NDArray[np.float64]  # [S * n]
-    state: distributions.State  # the state of S * n distributions
+    of: Trajectory  # the base's trajectory, without ids, logits and hidden states
+    kept: float  # the smallest probability that the kept ids of a row of the base have
+    kl: npt.NDArray[np.float64]  # [S * n] nats
+    state: distributions.State  # of the file's S * n distributions
     answer: Answer
-    layers: list[
-        tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]
-    ]  # see _apart; of the first step and the middle
+    # The result of _apart for the first step and the middle one.
+    layers: list[tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]]
 
 
 def _follow(model: Model, base: Base, i: int, layers: bool, say: Say) -> _Seen:
@@ -298,16 +298,16 @@ def _step_labels() -> list[str]:
 
 
 def _agreement(one: Answer, other: Answer) -> tuple[int, int]:
-    """Return how many positions of the longer answer have the same id in both, and how many it has.
+    """Return the number of positions at which both answers have the same id, and the length of the longer answer.
 
-    The end of an answer counts as one.
+    The end of an answer counts as one position.
     """
     most = min(max(one.tokens, other.tokens) + 1, len(one.canvas))
     return int((one.canvas[:most] == other.canvas[:most]).sum()), most
 
 
 def reliability(state: distributions.State, committed: npt.NDArray[np.int32]) -> list[Reliability]:
-    """Return bins of stated entropy; committed: the ids that the base wrote there in the end."""
+    """Return the bins by entropy. committed: the ids of the base's answer at the same positions."""
     entropy = state.entropy
     which = np.searchsorted(ENTROPY, entropy, side="right")
     ends = [0.0, *ENTROPY, None]
@@ -352,7 +352,7 @@ def _layers(seen: list[_Seen]) -> list[Layer]:
 
 
 def _worst(layers: list[Layer]) -> int | None:
-    """Return the layer where the error of the first step grows most; None where there is none."""
+    """Return the layer in which the error of the first step grows most; None without any error."""
     if not layers or layers[-1].first == 0:
         return None
     grown = np.diff([0.0, *(layer.first for layer in layers)])

@@ -1,13 +1,13 @@
-"""Lets lm-eval (EleutherAI's evaluation harness) run our models; the extra `eval` brings it.
+"""An adapter with which lm-eval (EleutherAI's evaluation harness) runs our models; the extra `eval` installs lm-eval.
 
     python -m dgemma.eval.harness run --model dgemma --model_args path=model.gguf --tasks gsm8k --apply_chat_template
 
-Everything behind the module's name is lm-eval's own command line. model_args: path, backend, threads, exact, ram,
-context (of likelihoods, in tokens), thinking, and any generation option.
+All arguments after the module's name are lm-eval's. model_args: path, backend, threads, exact, ram, context (for
+likelihoods, in tokens), thinking, and any generation option.
 
-generate_until is block diffusion: the temperatures are the model's schedule, so a task's temperature, do_sample and the
-like are not taken over; its length and its stop texts are. Likelihoods are the encoder's, which is trained to tell the
-next token; they say nothing about the decoder.
+generate_until generates by block diffusion. Its temperatures are the model's schedule, so a task's temperature,
+do_sample and the like are ignored; its length and stop texts are used. Likelihoods come from the encoder, which is
+trained to predict the next token; they say nothing about the decoder.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ from dgemma.model import Model
 from dgemma.options import options
 from dgemma.session import Session
 
-ROWS = 64  # tokens whose logits are in memory at once
-TOKENS = 256  # tokens of an answer whose task names no length
+ROWS = 64  # tokens per call of the encoder, and so rows of logits in memory
+TOKENS = 256  # the most tokens of an answer where the task gives no length
 
 
 @register_model("dgemma")
 class Harness(TemplateLM):  # type: ignore[misc]
-    """A GGUF file as lm-eval sees it."""
+    """A GGUF file as a model of lm-eval."""
 
     def __init__(
         self,
@@ -54,7 +54,8 @@ class Harness(TemplateLM):  # type: ignore[misc]
     ) -> None:
         """Open a model for lm-eval.
 
-        batch_size, max_batch_size and device are lm-eval's habit: requests are answered one by one, on `backend`.
+        lm-eval always passes batch_size, max_batch_size and device. They have no effect: requests are answered one by
+        one, on `backend`.
         """
         super().__init__()
         if unknown := sorted(settings.keys() - options().keys()):
@@ -63,7 +64,7 @@ class Harness(TemplateLM):  # type: ignore[misc]
         self.settings, self.thinking = settings, thinking
         self._context = context
         self._session: Session | None = None
-        self._held: list[int] = []  # what the session has encoded
+        self._held: list[int] = []  # the tokens that the session has encoded
 
     # ---- Text ----
 
@@ -132,9 +133,9 @@ class Harness(TemplateLM):  # type: ignore[misc]
         return out
 
     def score(self, context: list[int], continuation: list[int]) -> tuple[float, bool]:
-        """Return the log likelihood of ids behind others, and whether each is the likeliest.
+        """Return the log likelihood of `continuation` after `context`, and whether each id is the most likely one.
 
-        A context that does not fit loses its beginning.
+        Where the context is too long, its beginning is left out.
         """
         session = self._open()
         ids = (context + continuation)[-session.context - 1 :][:-1]  # the last id is predicted, not read
@@ -172,7 +173,7 @@ LENGTHS = ("max_gen_toks", "max_tokens", "max_new_tokens", "max_completion_token
 
 
 def cut(text: str, stops: Iterable[str]) -> str:
-    """Return a text up to the first of the stop texts."""
+    """Return the part of a text before the first stop text."""
     for stop in stops:
         if stop:
             text = text.partition(stop)[0]

@@ -1,4 +1,4 @@
-"""Draws quality against time as a chart, SVG and PNG. It needs matplotlib, which the extra `eval` brings."""
+"""Draws a chart of quality over time, as SVG and PNG, with matplotlib, which the extra `eval` installs."""
 
 from __future__ import annotations
 
@@ -11,13 +11,16 @@ from dgemma.eval.sweep import Point
 from dgemma.ui.charts import MAKER, blank, logarithmic, save
 
 MARKERS, LINES = "osD^vPX*<>", ("--", ":", "-.", (0, (5, 1)), (0, (1, 1)))
-COLOURS = ("#1b4f8a", "#c25a00", "#2d7d46", "#8a2b6b", "#555555", "#0f8b8d")  # as dark as each other on grey paper
-PLACES = ((1, -1), (1, 1), (-1, 1), (-1, -1))  # where a point's text stands, by line
+COLOURS = ("#1b4f8a", "#c25a00", "#2d7d46", "#8a2b6b", "#555555", "#0f8b8d")  # equally dark when printed in grey
+PLACES = ((1, -1), (1, 1), (-1, 1), (-1, -1))  # the direction of a label from its point (right, up), by line
 FAINT = "#666666"
 
 
 def series(points: Sequence[Point]) -> dict[str, list[tuple[str, Point]]]:
-    """Return the points by all axes but the first, each with its value of the first: what a line joins."""
+    """Return the points of each line of the chart, with their values of the first axis.
+
+    The points of a line differ in the first axis only; the key is the values of the others.
+    """
     out: dict[str, list[tuple[str, Point]]] = {}
     for point in points:
         first, *rest = point.name.split(", ")
@@ -26,7 +29,7 @@ def series(points: Sequence[Point]) -> dict[str, list[tuple[str, Point]]]:
 
 
 def plot(found: Evaluation, path: Path) -> list[Path]:
-    """Draw the sweep as `path` and as the other kind beside it; return both."""
+    """Draw the sweep into `path` and into a second file of the other kind; return both paths."""
     figure, axes = blank(8.6, 5.4)
     lines = series(found.points)
     axis = found.points[0].name.split("=")[0]
@@ -54,14 +57,14 @@ def plot(found: Evaluation, path: Path) -> list[Path]:
 
 
 def beside(path: Path) -> list[Path]:
-    """Return the same chart as a file of the other kind."""
+    """Return the path of the second file: the same name with the other ending."""
     return [path.with_suffix(kind) for kind in MAKER if path.suffix.lower() in MAKER and path.suffix.lower() != kind]
 
 
 def draw(axes: Any, its: Sequence[tuple[str, Point]], name: str, i: int) -> None:
-    """Draw one line of settings.
+    """Draw one line of settings, each point with its value of the first axis.
 
-    Those on the front have filled markers, and each says its value of the first axis.
+    Points on the Pareto front have filled markers.
     """
     from matplotlib.patheffects import withStroke
 

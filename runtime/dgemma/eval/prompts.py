@@ -1,6 +1,6 @@
-"""The prompts that fidelity is measured on.
+"""The prompts for measuring fidelity.
 
-A model gets the first shipped set that its vocabulary is made for.
+For a model the first shipped set is used that its vocabulary is made for.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from dgemma.session import Messages
 Given: TypeAlias = str | Messages
 PER_LEVEL = 2  # Sudokus of each number of blanks
 WORD = re.compile(r"[^\W\d_]{3,}")
-SPELLED = 2  # letters per token in words: a vocabulary with fewer spells words out
+SPELLED = 2  # letters per token: below this, a vocabulary has no words of the text, and spells them in letters
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Puzzle:
 
 @cache
 def puzzles() -> tuple[Puzzle, ...]:
-    """Return the shipped Sudokus, 100 for each number of blanks, fewest blanks first."""
+    """Return the shipped Sudokus: 100 for each number of blanks, sorted by it."""
     found = []
     for line in data("sudoku.txt").splitlines():
         if not line.startswith("#"):
@@ -51,7 +51,7 @@ def data(name: str) -> str:
 
 @cache
 def sudokus() -> tuple[Given, ...]:
-    """Return the first puzzles of each level, in turns: any number of them is of all levels."""
+    """Return the first puzzle of each level, then the second of each: any number of them has all levels."""
     levels: dict[int, list[str]] = {}
     for puzzle in puzzles():
         levels.setdefault(puzzle.blanks, []).append(puzzle.prompt)
@@ -73,7 +73,7 @@ SETS = {"text": texts, "tidy": tidy, "sudoku": sudokus}
 
 
 def choose(model: Model) -> tuple[str, Sequence[Given]]:
-    """Return the name and the prompts of the first set that is for the model. Raises UsageError where there is none."""
+    """Return the name and the prompts of the first set that the model's vocabulary can read. Raises UsageError."""
     for name, prompts in SETS.items():
         if reads(model, [text for prompt in prompts() for text in contents(prompt)]):
             return name, prompts()
@@ -83,15 +83,15 @@ def choose(model: Model) -> tuple[str, Sequence[Given]]:
 
 
 def contents(prompt: Given) -> list[str]:
-    """Return the texts of a prompt. A message that calls a tool has none."""
+    """Return the texts of a prompt. A message that only calls a tool has none."""
     return [prompt] if isinstance(prompt, str) else [text for message in read(prompt) if (text := text_of(message))]
 
 
 def reads(model: Model, texts: Iterable[str]) -> bool:
-    """Return whether the vocabulary is made for texts.
+    """Return whether the vocabulary is made for texts like these.
 
-    That is so if texts come back from their ids, none of which is unknown, and if words are not spelled out letter by
-    letter.
+    That is so if decoding the ids of a text gives the same text, without unknown tokens, and if words are not spelled
+    letter by letter.
     """
     encode, decode = model.tokenizer.encode, model.tokenizer.decode
     letters = tokens = 0

@@ -1,4 +1,4 @@
-"""All that a run of dg-eval measured, and its report in Markdown and JSON."""
+"""The results of a run of dg-eval, and its reports in Markdown and JSON."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Files:
 
 @dataclass(slots=True)
 class Evaluation:
-    """All that one run of dg-eval measured."""
+    """All results of one run of dg-eval."""
 
     about: dict[str, Any]  # date, version, commit, machine, settings
     files: list[Files] = field(default_factory=list)
@@ -45,7 +45,7 @@ class Evaluation:
 
 
 def about(model: Model, exact: bool, **settings: Any) -> dict[str, Any]:
-    """Return what all figures of a run have in common."""
+    """Return facts that hold for all figures of a run: date, version, machine, settings."""
     import dgemma
 
     return {
@@ -62,19 +62,19 @@ def about(model: Model, exact: bool, **settings: Any) -> dict[str, Any]:
 
 
 def commit() -> str | None:
-    """Return the commit that this package's source stands at, with a + where it was changed.
+    """Return the git commit of this package's source, with a + where files were changed since.
 
     Returns None for an installed package.
     """
     here = str(Path(__file__).parent)
 
     def git(*arguments: str) -> str:
-        told = subprocess.run(["git", "-C", here, *arguments], capture_output=True, text=True, check=True, timeout=10)
-        return told.stdout.strip()
+        done = subprocess.run(["git", "-C", here, *arguments], capture_output=True, text=True, check=True, timeout=10)
+        return done.stdout.strip()
 
     try:
         if not git("ls-files", "--", __file__):
-            return None  # a git repository that this file is not part of
+            return None  # the file lies in a git repository, but is not tracked by it
         return git("rev-parse", "--short", "HEAD") + ("+" if git("status", "--porcelain", "-uno") else "")
     except (OSError, subprocess.SubprocessError):
         return None
@@ -105,7 +105,7 @@ def heading(found: Evaluation) -> str:
 
 
 def where(found: Evaluation) -> str:
-    """Return when, by what and on what all figures were measured."""
+    """Return the date, the version and the machine of all figures, as text."""
     about = found.about
     commit = f", commit {about['commit']}" if about["commit"] else ""
     machine = f"{about['processor'] or 'unknown processor'}, {about['backend']}, {count(about['threads'], 'thread')}"
@@ -114,7 +114,7 @@ def where(found: Evaluation) -> str:
 
 
 def percent(share: float) -> str:
-    """Return a share in percent, never rounded up to all, or down to nothing."""
+    """Return a share in percent; only exactly 1 is "100", and only exactly 0 is "0"."""
     text = f"{100 * share:.1f}"
     if (text == "100.0" and share < 1) or (text == "0.0" and share > 0):
         return f"{100 * share:.2f}" if f"{100 * share:.2f}" not in ("100.00", "0.00") else f"{100 * share:.4f}"
@@ -135,7 +135,7 @@ def seconds(value: float, half: float) -> str:
 
 
 def overview(files: Sequence[Files]) -> list[str]:
-    """Return a table with a line per file."""
+    """Return a table with a row per file."""
     head = ["file", "size", "KL mean", "KL p99", "top-1, %", "committed, %", "steps", "tokens/s"]
     names = [score.task for score in files[0].scores if not score.level]
     head[6:6] = [f"{name}, %" for name in names]
@@ -188,7 +188,7 @@ def bins(what: str, found: Sequence[Bin]) -> list[str]:
 
 
 def reliability(own: Sequence[Reliability], bases: Sequence[Reliability]) -> list[str]:
-    """Return a table of the file's bins, and what the base has in the same ones."""
+    """Return a table of the file's bins, with the base's figures for the same bins."""
     other = {b.label: b for b in bases}
     rows = []
     for b in own:
@@ -253,7 +253,7 @@ def comparisons(found: Sequence[Comparison], backend: str) -> list[str]:
 
 
 def told(found: Evaluation) -> dict[str, Any]:
-    """Return all of it for JSON, with kl_mean, kl_p99, top1 and committed of the first file on top."""
+    """Return all results for JSON; kl_mean, kl_p99, top1 and committed of the first file are at the top level."""
     out: dict[str, Any] = {"schema": 1, **found.about}
     first = found.files[0].fidelity
     if first is not None:

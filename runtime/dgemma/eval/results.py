@@ -1,4 +1,4 @@
-"""Answers tasks, checks the answers, and logs them line by line, so that a killed run goes on."""
+"""Lets models do tasks, checks the answers, and logs each of them, so that a killed run can be resumed."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from dgemma.model import Model
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """One task answered with one seed."""
+    """One answer to a task, with one seed."""
 
     run: str  # see Variant
     task: str
     id: str
-    asked: str  # see Task
+    asked: str  # digest of the task: see Task.asked
     seed: int
     level: str
     right: bool
@@ -35,11 +35,11 @@ class Attempt:
     converged: bool
     tokens: int
     seconds: float
-    text: str  # what was checked
+    text: str  # the text that was checked
 
     @classmethod
     def read(cls, value: Any) -> Attempt:
-        """Read what asdict() makes. Raises TypeError for anything else."""
+        """Return an Attempt from its dict. Raises TypeError where fields or types are wrong."""
         kinds: dict[str, tuple[type, ...]] = {"str": (str,), "int": (int,), "bool": (bool,), "float": (int, float)}
         found = cls(**value)
         for field in fields(cls):
@@ -53,9 +53,9 @@ class Attempt:
 
 
 class Log:
-    """Attempts so far; a context manager.
+    """The attempts so far; a context manager.
 
-    With a path, they are those of a file, to which every new one is added at once.
+    With a path, they are read from this file, and each new one is added to it at once.
     """
 
     def __init__(self, path: str | os.PathLike[str] | None = None) -> None:
@@ -85,7 +85,7 @@ class Log:
             self._file.__exit__(kind, value, at)
 
 
-# How a line begins: the run (see Variant), whose first part is the model's digest.
+# The beginning of each line: the run (see Variant), whose first part is the digest of the model.
 LINE = Beginning(*literal('{"run": "[\\"'), *HEX, *literal('\\", '))
 
 
@@ -95,7 +95,7 @@ class Variant:
 
     name: str
     model: Model
-    run: str  # its name in a log: the file, the backend, every generation option but the seed
+    run: str  # its key in a log: the file's digest, the backend, all arguments and options but the seed
     options: Mapping[str, Any]
 
     @classmethod
@@ -107,7 +107,7 @@ class Variant:
         arguments: Mapping[str, Any] | None = None,
         options: Mapping[str, Any] | None = None,
     ) -> Variant:
-        """Return a variant; known: identity() of the model's file; arguments: Model's, as it was opened."""
+        """Return a variant. known: identity() of the model's file. arguments: those that Model was opened with."""
         chosen = {each: value for each, value in model.settings(**(options or {})).items() if each != "seed"}
         kept = {each: value for each, value in (arguments or {}).items() if each not in ("threads", "backend")}
         run = json.dumps([known["sha256"][:16], model.backend, kept, chosen], sort_keys=True)
@@ -123,11 +123,12 @@ def run(
     seed: int = 0,
     say: Say = lambda line: None,
 ) -> dict[str, list[Attempt]]:
-    """Try every task with every seed from `seed` on, by each variant.
+    """Do every task with `seeds` seeds from `seed` on, in each variant.
 
-    Returns the attempts by name of the variant; what the log has is not done again.
+    Returns the attempts by name of the variant. Attempts that are in the log are not made again.
 
-    The variants take turns at each task, another first each time: a machine that slows down does so for all.
+    Each task is done in all variants before the next one, and each time another variant is first: so a change of the
+    machine's speed affects all of them alike.
     """
     out: dict[str, list[Attempt]] = {variant.name: [] for variant in variants}
     for each in range(seed, seed + seeds):
@@ -156,7 +157,7 @@ def attempt(variant: Variant, task: Task, seed: int) -> Attempt:
 
 
 def tried(variant: Variant, task: Task, seed: int, found: Result | Filled, text: str, tokens: int) -> Attempt:
-    """Return the record of an attempt: `text` is the answer, of so many tokens."""
+    """Return the record of an attempt. text, tokens: the answer, and its number of tokens."""
     return Attempt(
         run=variant.run,
         task=task.name,
@@ -174,7 +175,7 @@ def tried(variant: Variant, task: Task, seed: int, found: Result | Filled, text:
 
 
 def shown(model: Model, prompt: Sequence[int], result: Result) -> str:
-    """Return the text that an answer shows: without its thought, calls of tools as they are written."""
+    """Return the text of an answer without its thought; calls of tools are as the model wrote them."""
     reader = Reader.behind(model.tokenizer, prompt)
     deltas = [*reader.feed(result.ids), *reader.finish()]
     return "".join(delta.text for delta in deltas if delta.kind != "thinking")
@@ -182,20 +183,20 @@ def shown(model: Model, prompt: Sequence[int], result: Result) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """Figures of the attempts at one task, at one level or at all."""
+    """Figures of the attempts at the tasks of one name, of one level or of all levels."""
 
     task: str
-    level: str  # "": all
-    right: Share
-    steps: float  # mean
-    converged: float
+    level: str  # "": all levels
+    right: Share  # right answers
+    steps: float  # mean steps of an answer
+    converged: float  # share of the answers that converged
     seconds: float  # mean seconds of an answer
     seconds_half: float  # half of the 95 % interval of the mean
     tokens_per_second: float
 
 
 def score(tried: Sequence[Attempt], task: str, level: str = "") -> Score:
-    """Return the Score of tries, called by this task and level."""
+    """Return the Score of attempts, with this task and level as its name."""
     items: dict[str, list[bool]] = {}
     levels: dict[str, list[float]] = {}
     for each in tried:
@@ -215,7 +216,7 @@ def score(tried: Sequence[Attempt], task: str, level: str = "") -> Score:
 
 
 def scores(tried: Sequence[Attempt]) -> list[Score]:
-    """Return scores by task and level, in the order of the tries; behind the levels of a task, all of it."""
+    """Return scores by task and level, in the order of the attempts; after the levels of a task its total."""
     out = []
     for task in unique(each.task for each in tried):
         its = [each for each in tried if each.task == task]

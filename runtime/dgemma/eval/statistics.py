@@ -6,12 +6,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-Z = 1.959963984540054  # 95 %, two-sided
+Z = 1.959963984540054  # quantile of the normal distribution for a two-sided 95 % interval
 
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """A share of attempts, with the ends of its 95 % interval; all 0 .. 1."""
+    """A share of attempts, and its 95 % interval low .. high; all in 0 .. 1."""
 
     share: float
     low: float
@@ -20,9 +20,9 @@ class Share:
 
 
 def wilson(right: float, tries: float, z: float = Z) -> tuple[float, float]:
-    """Return the ends of Wilson's score interval, without continuity correction (Wilson 1927, J.
+    """Return the ends of Wilson's score interval, without continuity correction.
 
-    Am. Stat. Assoc. 22:209).
+    Source: Wilson 1927, J. Am. Stat. Assoc. 22:209.
     """
     if tries <= 0:
         return 0.0, 1.0
@@ -34,12 +34,12 @@ def wilson(right: float, tries: float, z: float = Z) -> tuple[float, float]:
 
 
 def share_of(items: Sequence[Sequence[bool]]) -> Share:
-    """Return the Share of items, each tried once or with several seeds.
+    """Return the Share of right tries; each item has one try or several with different seeds.
 
-    Tries at one item are alike, and count for less than as many items would: Wilson's interval is taken over tries
-    divided by the design effect, the variance between the items' shares over what independent tries would show
-    (Kish 1965, Survey Sampling), from 1 to the number of tries per item. With all right or all wrong nothing shows how
-    alike they are, and each item counts once.
+    Tries of one item are correlated, so they count less than tries of different items: Wilson's interval is calculated
+    for the number of tries divided by the design effect (Kish 1965, Survey Sampling). This is the variance between the
+    items' shares over the variance for independent tries, limited to 1 .. the number of tries per item. Where all tries
+    are right, or all wrong, it cannot be estimated, and each item counts as one try.
     """
     tries = sum(map(len, items))
     if tries == 0:
@@ -57,9 +57,9 @@ def share_of(items: Sequence[Sequence[bool]]) -> Share:
 def mean_of(groups: Sequence[Sequence[float]]) -> tuple[float, float]:
     """Return the mean of all values, and the half width of its 95 % interval by the normal approximation.
 
-    Groups are kinds that are drawn on purpose, such as levels: what differs between them is no error of the mean, so
-    the variance is taken within each (Cochran 1977, Sampling Techniques, chapter 5). Values that are alone in their
-    group are taken as one group; a single value alone has no interval: 0.
+    Groups are strata with chosen sizes, such as levels. Differences between them are no error of the mean, so only the
+    variance within each group is used (Cochran 1977, Sampling Techniques, chapter 5). Groups of one value are joined to
+    one group; for a single value in all the half width is 0.
     """
     alone = [value for group in groups if len(group) == 1 for value in group]
     error, count = 0.0, sum(map(len, groups))

@@ -1,4 +1,4 @@
-"""Compares settings: how often answers are right, and how long they take."""
+"""Compares generation settings: how often answers are right, and how long they take."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from dgemma.eval.results import Log, Score, Variant, run, score
 from dgemma.eval.tasks import Task
 from dgemma.options import efforts, options
 
-NEVER = ("seed", "max_tokens")  # options that say how much is asked for, not how it is made
+NEVER = ("seed", "max_tokens")  # options that cannot be varied: they are no settings of the sampler
 
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """Figures of one setting; `score` is over all tasks."""
+    """Figures of one setting; `score` is for all tasks together."""
 
     name: str  # "steps=8, t_min=0.4"
     settings: dict[str, Any]
@@ -31,7 +31,7 @@ class Point:
 
 
 def read_axes(given: Iterable[str]) -> dict[str, list[Any]]:
-    """Read --sweep's values: "steps=8,16,entropy_bound=0.1,0.2" gives two axes.
+    """Parse values of --sweep: "steps=8,16,entropy_bound=0.1,0.2" has two axes.
 
     Raises UsageError.
     """
@@ -55,7 +55,7 @@ def read_axes(given: Iterable[str]) -> dict[str, list[Any]]:
 
 
 def read_value(name: str, value: str) -> Any:
-    """Read a value of a generation option, or an effort. Raises UsageError."""
+    """Parse a value of a generation option, or the name of an effort. Raises UsageError."""
     if name == "effort":
         if value not in efforts():
             raise UsageError(f"--sweep: effort: {value!r} is none of {', '.join(efforts())}")
@@ -76,7 +76,7 @@ def read_value(name: str, value: str) -> Any:
 
 
 def settings(axes: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
-    """Return every combination, the first axis slowest."""
+    """Return every combination of values; the first axis varies slowest."""
     return [dict(zip(axes, values, strict=True)) for values in product(*axes.values())]
 
 
@@ -91,7 +91,7 @@ def said(value: Any) -> str:
 def sweep(
     variants: Sequence[Variant], tasks: Sequence[Task], log: Log, *, seeds: int, seed: int, say: Say = lambda line: None
 ) -> list[Point]:
-    """Try all variants at all tasks, in turns."""
+    """Do all tasks with all variants, and return a Point for each variant."""
     tried = run(variants, tasks, log, seeds=seeds, seed=seed, say=say)
     scored = [(variant, score(tried[variant.name], "all")) for variant in variants]
     best = front([(each.seconds, each.right.share) for _, each in scored])
@@ -99,7 +99,10 @@ def sweep(
 
 
 def front(points: Sequence[tuple[float, float]]) -> set[int]:
-    """Return which of (seconds, share) are on the Pareto front: none is as fast and as right, and better in one."""
+    """Return the indices of points (seconds, share) on the Pareto front: no point is better in one and as good in both.
+
+    Less seconds are better, and a larger share is.
+    """
     return {
         i
         for i, (seconds, share) in enumerate(points)

@@ -1,14 +1,14 @@
-"""Tasks: prompts whose answers can be checked, from a file of JSON lines, or shipped.
+"""Tasks: prompts whose answers can be checked, from a file of JSON lines, or those that come with dgemma.
 
     {"id": "7", "prompt": "2 + 2 =", "check": {"kind": "numeric", "value": 4}}
     {"id": "8", "messages": [{"role": "user", "content": "..."}], "check": [...], "level": "hard", "max_tokens": 64}
 
     {"id": "9", "fill": "Half of ten is [[...]].", "check": {"kind": "exact", "text": "five", "strip": true}}
 
-`prompt` is text as it is, `messages` go through the file's chat template; `thinking` and `tools` are the template's.
-`fill` is a text whose holes, [[...]] or [[n]] for one of n tokens, are to be filled, behind a prompt if there is one;
-the check is held to what was written into them, a line for each.
-Tasks of one `level` are counted together. dgemma.eval.checks has the checks.
+`prompt` is a text that is used unchanged; `messages` go through the file's chat template, with `thinking` and `tools`.
+`fill` is a text with holes to fill, [[...]], or [[n]] for one of n tokens; a prompt may come before it. The check is
+applied to the texts of the holes, one line for each.
+Tasks of one `level` are counted together. The kinds of checks are in dgemma.eval.checks.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ FIELDS = {"id", "prompt", "messages", "fill", "check", "level", "thinking", "too
 class Task:
     """One prompt and the checks of its answer."""
 
-    name: str  # of the file or the shipped tasks
+    name: str  # the name of the file or of the shipped tasks
     id: str
     prompt: str | Messages | None  # None: a fill without one
     check: Check
@@ -51,12 +51,12 @@ class Task:
 
     @property
     def asked(self) -> str:
-        """A digest of what is asked and how it is checked: another task has another, whatever its id."""
+        """A digest of the prompt, its options and the check: different tasks have different ones, even with one id."""
         all_of_it = [self.prompt, self.fill, self.check, self.thinking, self.tools, self.max_tokens]
         return hashlib.sha256(json.dumps(all_of_it, sort_keys=True).encode()).hexdigest()[:16]
 
     def ids(self, model: Model) -> list[int]:
-        """Return the prompt as a model reads it."""
+        """Return the ids of the prompt for a model."""
         assert self.prompt is not None
         if isinstance(self.prompt, str):
             return model.prompt_ids(self.prompt)
@@ -64,13 +64,13 @@ class Task:
 
 
 def load(path: str | os.PathLike[str]) -> list[Task]:
-    """Read the tasks of a file. Raises UsageError that names file and line for what is no task, or an id used twice."""
+    """Read the tasks of a file. Raises UsageError, with file and line, for a line that is no task or repeats an id."""
     name = os.fsdecode(path)
     return _parsed(name, Path(name).stem, json_lines.lines(name))
 
 
 def parse(where: str, name: str, text: str) -> list[Task]:
-    """Read the tasks of a text, which is found at `where`; all are of `name`."""
+    """Read the tasks of a text. where: the text's name in errors. name: the name of the tasks."""
     return _parsed(where, name, json_lines.split(io.BytesIO(text.encode()), where))
 
 
@@ -90,7 +90,7 @@ def _parsed(where: str, name: str, lines: Iterable[tuple[int, bytes]]) -> list[T
 
 
 def read(name: str, line: str | bytes) -> Task:
-    """Read one line. Raises UsageError."""
+    """Read one task from a line. Raises UsageError."""
     given = json_lines.value(line)
     if not isinstance(given, dict):
         raise UsageError("not a JSON object")
@@ -113,7 +113,7 @@ def read(name: str, line: str | bytes) -> Task:
     elif asked:
         if not isinstance(prompt, list) or not all(isinstance(message, dict) for message in prompt):
             raise UsageError('messages must be a list of {"role": ..., "content": ...}')
-        messages.read(prompt)  # refuses what a prompt would leave out
+        messages.read(prompt)  # raises UsageError for messages that are not understood
     for field, kind in (("thinking", bool), ("tools", list), ("max_tokens", int)):
         if field in given and type(given[field]) is not kind:
             raise UsageError(f"{field} must be of type {kind.__name__}, not {given[field]!r}")
@@ -133,7 +133,7 @@ def read(name: str, line: str | bytes) -> Task:
 
 
 def sudoku(chat: bool) -> list[Task]:
-    """Return the Sudokus that the bundled model was not trained on, by number of blanks."""
+    """Return the Sudokus that the bundled model was not trained on; the level is the number of blanks."""
     ask = "Solve this Sudoku. Answer with the nine finished rows and nothing else.\n\n"
     tasks = []
     for number, puzzle in enumerate(puzzles()):
@@ -144,7 +144,7 @@ def sudoku(chat: bool) -> list[Task]:
 
 
 def sudoku_rows(chat: bool) -> list[Task]:
-    """Return finished Sudokus, of 48 blanks or more, with three whole rows missing: the middle of a held-out text."""
+    """Return solutions of Sudokus with 48 or more blanks, with three rows missing, which the model has to fill."""
     tasks = []
     for number, puzzle in enumerate(puzzles()):
         rows = puzzle.solution.splitlines()
@@ -157,7 +157,7 @@ def sudoku_rows(chat: bool) -> list[Task]:
 
 
 def infill(chat: bool) -> list[Task]:
-    """Return sentences and code with one thing missing that can be said in one way."""
+    """Return sentences and code with a hole that has only one right text."""
     tasks = []
     for number, (level, text, answer) in enumerate(json.loads(data("infill.json"))):
         tasks.append(Task("infill", str(number), None, {"kind": "exact", "text": answer, "strip": True}, level, text))
@@ -187,16 +187,16 @@ def _tidy(name: str) -> Callable[[bool], list[Task]]:
 
 @dataclass(frozen=True)
 class Shipped:
-    """Tasks of one name: those of the first wording that a model's vocabulary is made for.
+    """Shipped tasks of one name, in several versions for different vocabularies.
 
-    Each wording takes whether the model has a chat template.
+    A version is a function of a bool, whether the model has a chat template.
     """
 
-    what: str
+    what: str  # a description, for --help
     wordings: tuple[Callable[[bool], list[Task]], ...]
 
     def of(self, model: Model) -> list[Task]:
-        """Return the tasks for a model; None where no wording is for it."""
+        """Return the tasks of the first version that the model's vocabulary is made for; [] if there is none."""
         chat = model.tokenizer.chat_template is not None
         return next((tasks for wording in self.wordings if fits(model, tasks := wording(chat))), [])
 
@@ -219,9 +219,9 @@ SHIPPED: dict[str, Shipped] = {
 
 
 def shipped(model: Model, name: str) -> list[Task]:
-    """Return the shipped tasks for a model.
+    """Return the shipped tasks of this name for a model.
 
-    Raises UsageError where its vocabulary is made for none of their wordings.
+    Raises UsageError where its vocabulary is made for none of their versions.
     """
     tasks = SHIPPED[name].of(model)
     if not tasks:
@@ -230,12 +230,12 @@ def shipped(model: Model, name: str) -> list[Task]:
 
 
 def suitable(model: Model) -> list[str]:
-    """Return the names of the shipped tasks for a model."""
+    """Return the names of the shipped tasks that a model's vocabulary is made for."""
     return [name for name, tasks in SHIPPED.items() if tasks.of(model)]
 
 
 def fits(model: Model, tasks: list[Task]) -> bool:
-    """Return whether there are tasks, and a model's vocabulary is made for them."""
+    """Return whether the list is not empty, and a model's vocabulary is made for the tasks."""
     return bool(tasks) and reads(
         model, [text for task in tasks[:20] for text in [*contents(task.prompt or ""), *texts_of(task.fill)]]
     )

@@ -1,4 +1,4 @@
-"""Shipped tasks that are made of words, drawn from a fixed seed: they are always the same."""
+"""Shipped tasks that are generated from lists of words with a fixed seed, so that they are always the same."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ OPENING = {"(": ")", "[": "]", "{": "}"}
 
 @dataclass(frozen=True)
 class Item:
-    """A task that is made from words: what is asked, and the check of the answer."""
+    """A generated task: the text of the prompt, and the check of the answer."""
 
     ask: str
     check: Check
@@ -28,7 +28,7 @@ class Item:
 
 
 def brackets(random: random.Random, level: int) -> Item:
-    """Return a line with `level` brackets open at its end."""
+    """Return a task to close a line with `level` open brackets."""
     text, still_open = random.choice(THINGS), ""
     while len(still_open) < level:
         if still_open and random.random() < 0.25:
@@ -43,7 +43,7 @@ def brackets(random: random.Random, level: int) -> Item:
 
 
 def table(random: random.Random, level: int) -> Item:
-    """Return a Markdown table of `level` rows whose rule and closing bars are missing."""
+    """Return a task to repair a Markdown table of `level` rows without its rule and closing bars."""
     rows = [[random.choice(NAMES), random.choice(PLACES), str(random.randint(18, 79))] for _ in range(level)]
     head = ["Name", "Place", "Age"]
     raw = "\n".join("| " + " | ".join(row) for row in (head, *rows))
@@ -55,7 +55,7 @@ def table(random: random.Random, level: int) -> Item:
 
 
 def json_object(random: random.Random, level: int) -> Item:
-    """Return a task about `level` properties of something, as a JSON object."""
+    """Return a task to write `level` properties of something as a JSON object."""
     drawn: dict[str, Callable[[], Any]] = {
         "name": lambda: random.choice(NAMES),
         "city": lambda: random.choice(PLACES),
@@ -77,7 +77,7 @@ def said(value: Any) -> str:
     return " and ".join(value) if isinstance(value, list) else value if isinstance(value, str) else json.dumps(value)
 
 
-# Tools by name: what each does, its arguments, and a sentence that asks for it.
+# Tools by name: (description, arguments, a sentence that asks for a call).
 TOOLS: dict[str, tuple[str, tuple[str, ...], str]] = {
     "get_weather": ("Tells the weather of a day", ("city", "days"), "What is the weather in {city} in {days} days?"),
     "add_contact": ("Adds a person to a list", ("name", "city"), "Put {name} from {city} on my list."),
@@ -95,7 +95,7 @@ ARGUMENTS: dict[str, Callable[[random.Random], Any]] = {
 
 
 def tools(random: random.Random, level: int) -> Item:
-    """Return a sentence that asks for one of `level` tools."""
+    """Return a task to call one of `level` tools, for which a sentence asks."""
     names = random.sample(list(TOOLS), level)
     chosen = random.choice(names)
     arguments = {each: ARGUMENTS[each](random) for each in TOOLS[chosen][1]}
@@ -105,7 +105,7 @@ def tools(random: random.Random, level: int) -> Item:
 
 
 def declared(name: str) -> dict[str, Any]:
-    """Return a tool as OpenAI's API has it."""
+    """Return a tool's declaration in the form of OpenAI's API."""
     what, arguments, _ = TOOLS[name]
     source = random.Random(0)
     kinds = {each: "string" if isinstance(ARGUMENTS[each](source), str) else "integer" for each in arguments}
@@ -115,7 +115,7 @@ def declared(name: str) -> dict[str, Any]:
 
 
 def drawn(name: str, draw: Callable[[random.Random, int], Item], levels: tuple[int, ...]) -> Callable[[], list[Item]]:
-    """Return COUNT items, the levels in turns."""
+    """Return a function that makes COUNT items, with the levels in turn."""
 
     def items() -> list[Item]:
         source = random.Random(name)

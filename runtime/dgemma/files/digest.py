@@ -1,4 +1,4 @@
-"""Digests of files, which are read in pieces."""
+"""Computes digests of files, which are read in chunks."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from hashlib import _Hash
 
-CHUNK = 1 << 20  # bytes that are read at a time
+CHUNK = 1 << 20  # bytes per read
 
 
 def add_file(digest: _Hash, path: Path) -> None:

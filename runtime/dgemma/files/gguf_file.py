@@ -25,7 +25,8 @@ from dgemma.native import formats
 from dgemma.native.formats import Format
 from dgemma.native.handle import Handle
 
-# GGUF's kinds of values: their numbers, and how struct packs them. An array's kind is its elements' with an S.
+# GGUF's types of values: their numbers, and their format characters in the module struct. An array's kind is the kind
+# of its elements with an S behind it.
 KINDS = {
     "U8": (0, "B"), "I8": (1, "b"), "U16": (2, "H"), "I16": (3, "h"), "U32": (4, "I"), "I32": (5, "i"), "F32": (6, "f"),
     "BOOL": (7, "?"), "STRING": (8, ""), "U64": (10, "Q"), "I64": (11, "q"), "F64": (12, "d"),
@@ -48,16 +49,16 @@ class Value:
 
     @property
     def encoded(self) -> bytes:
-        """The bytes of the value as a file has them, behind the key."""
+        """The bytes of the value as they follow the key in a file: type, length of an array, data."""
         element, data = self.kind.removesuffix("S"), bytes(self.data)
         number = ARRAY if element == "ARRAY" else KINDS[element][0]
         return (struct.pack("<IIQ", ARRAY, number, self.count) if self.is_array else struct.pack("<I", number)) + data
 
     @cached_property
     def value(self) -> Any:
-        """The value as Python has it.
+        """The value as a Python object; None for an array of arrays.
 
-        Text that is no UTF-8 has replacements; an array of arrays is None.
+        Bytes of a text that are no UTF-8 are replaced by U+FFFD.
         """
         element = self.kind.removesuffix("S")
         if element == "ARRAY":
@@ -80,8 +81,8 @@ class Value:
 class Tensor:
     """A tensor of a file.
 
-    `dims`: the fastest first. `data` lies in the mapped file, and keeps it mapped; it is empty where no format is
-    known.
+    `dims`: the dimension that varies fastest is first. `data` lies in the mapped file, and keeps it mapped; it is empty
+    where the tensor's format is unknown.
     """
 
     name: str
@@ -95,10 +96,10 @@ class Tensor:
 
 
 class File:
-    """A GGUF file, mapped; a context manager.
+    """A GGUF file, mapped into memory; a context manager.
 
-    The first part of a split file stands for all. Raises FormatError for a file that is damaged or of another kind,
-    SystemFailure for one that cannot be read.
+    The path of a split file's first part opens all parts. Raises FormatError for a file that is damaged or of another
+    kind, SystemFailure for one that cannot be read.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -117,13 +118,13 @@ class File:
         self.tensors: list[Tensor] = list(self._tensors(self._handle))
 
     def get(self, key: str) -> Any:
-        """Return the value of a key as Python has it, or None."""
+        """Return the value of a key as a Python object, or None."""
         return self.values[key].value if key in self.values else None
 
     def config(self) -> Config:
-        """Return what a model's file says beside its weights, whatever their types.
+        """Return the configuration of a model's file, even where the types of its weights are unknown.
 
-        Raises FormatError for another file.
+        Raises FormatError for a file that is no DiffusionGemma model.
         """
         out, error = ffi.new("dg_config *"), new_error()
         check(lib.dg_file_config(self._open_handle().pointer, out, error), error)
@@ -149,7 +150,7 @@ class File:
     def check(self) -> None:
         """Raise SystemFailure where the file shrank, or could not be read, since it was opened.
 
-        What was read may then be zeros: to be called once the reading is done.
+        The data that was read may then be zeros: call this after reading it.
         """
         error = new_error()
         check(lib.dg_file_check(self._open_handle().pointer, error), error)
@@ -161,7 +162,7 @@ class File:
         return handle
 
     def close(self) -> None:
-        """Let go of the file, which is unmapped once nobody holds data of it any more. A second call does nothing."""
+        """Close the file. It stays mapped until nobody holds data of it any more. A second call does nothing."""
         self.values, self.tensors = {}, []
         self._handle = None
 

@@ -1,4 +1,4 @@
-"""Identifies a model file: copies of a file have the same identity, any other has another."""
+"""Computes the identity of a model file: copies of a file have the same identity, other files have another one."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def identity(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def _digest(path: str | os.PathLike[str]) -> str:
-    whole = hashlib.sha256()
+    digest = hashlib.sha256()
     for part in parts(Path(path)):
-        add_file(whole, part)
-    return whole.hexdigest()
+        add_file(digest, part)
+    return digest.hexdigest()

@@ -1,7 +1,7 @@
 r"""Reads and writes JSON lines, a JSON value per line, for --batch, --task and --calibrate.
 
-A line ends at \n, with or without \r before it, and nowhere else: JSON strings may hold U+2028, U+0085 and their
-like as they are. Lines of blanks are left out but counted. A byte order mark is left out. One line is held at a time.
+A line ends at \n or \r\n only: JSON strings may hold other characters that end lines, such as U+2028 and U+0085.
+Blank lines are skipped but counted. A byte order mark is skipped. Only one line is in memory at a time.
 """
 
 from __future__ import annotations
@@ -19,15 +19,16 @@ from dgemma.files.regular import opener
 MOST_BYTES = 1 << 26  # the most bytes of a line
 DEEPEST = 100  # levels of lists and objects
 TOO_DEEP = f"has more than {DEEPEST} levels of lists and objects"
-MOST_DIGITS = 300  # the most digits of an integer: a float64 holds no more
-BLANKS = b" \t\r\n"  # what JSON calls white space
+MOST_DIGITS = 300  # the most digits of an integer: larger ones do not fit a float64
+BLANKS = b" \t\r\n"  # JSON's white space
 BOM = "\ufeff"
-# Ends of a line to some readers, and the halves of characters that stand for bytes of a file's name that are no UTF-8.
-_ESCAPED = {code: f"\\u{code:04x}" for code in (0x85, 0x2028, 0x2029, *range(0xD800, 0xE000))}  # in strings alone
+# Characters that are written as escapes: some readers end a line at the first three; surrogates stand for bytes of a
+# file's name that are no UTF-8. In JSON they can only be inside strings.
+_ESCAPED = {code: f"\\u{code:04x}" for code in (0x85, 0x2028, 0x2029, *range(0xD800, 0xE000))}
 
 
 def lines(path: str | os.PathLike[str]) -> Iterator[tuple[int, bytes]]:
-    """Yield the lines of a file that hold something, without the blanks around them, each with its number from 1 on.
+    """Yield (number, line) for the lines of a file that are not blank, without blanks around them; counted from 1.
 
     Raises SystemFailure where the file cannot be read, FormatError for a line that is too long.
     """
@@ -40,7 +41,7 @@ def lines(path: str | os.PathLike[str]) -> Iterator[tuple[int, bytes]]:
 
 
 def split(opened: BinaryIO, where: str) -> Iterator[tuple[int, bytes]]:
-    """Yield the lines() of an opened file, which errors call `where`."""
+    """Yield the lines() of an opened file. where: its name in errors."""
     number = 0
     while line := opened.readline(MOST_BYTES + 1):
         number += 1
@@ -53,9 +54,9 @@ def split(opened: BinaryIO, where: str) -> Iterator[tuple[int, bytes]]:
 
 
 def values(path: str | os.PathLike[str]) -> Iterator[tuple[int, Any]]:
-    """Yield the values of lines(), each with the number of its line.
+    """Yield (number, value) for the lines() of a file.
 
-    Raises FormatError that names file and line for what is no JSON.
+    Raises FormatError, which names the file and the line, for a line that is no JSON.
     """
     for number, line in lines(path):
         try:
@@ -66,10 +67,10 @@ def values(path: str | os.PathLike[str]) -> Iterator[tuple[int, Any]]:
 
 
 def value(line: str | bytes, name: str = "the line") -> Any:
-    """Return the value of a line, or of another text of that name.
+    """Return the value of a text in JSON. name: what errors call the text.
 
-    Raises UsageError for what is no JSON, and for what JSON allows and readers understand differently, or not at all: a
-    key given twice, numbers beyond a float64, deep nesting.
+    Raises UsageError for a text that is no JSON, and for JSON that readers understand differently or not at all: a key
+    that is given twice, numbers beyond a float64, deep nesting.
     """
     try:
         text = line if isinstance(line, str) else line.decode("utf-8")
@@ -88,26 +89,26 @@ def value(line: str | bytes, name: str = "the line") -> Any:
 
 
 def as_line(value: Any, compact: bool = False) -> str:
-    """Return a value as JSON without a line's end in it, nor what some readers take for one, such as U+2028."""
+    """Return a value as JSON in one line, without characters at which some readers end a line, such as U+2028."""
     return _escaped(json.dumps(value, ensure_ascii=False, separators=(",", ":") if compact else None))
 
 
 def as_bytes(value: Any, indent: int | None = None) -> bytes:
-    """Return a value as JSON in UTF-8, with a newline: as_line(), or indented over several lines."""
+    """Return a value as JSON in UTF-8 with a newline at the end: one line, or indented over several lines."""
     text = as_line(value) if indent is None else _escaped(json.dumps(value, ensure_ascii=False, indent=indent))
     return f"{text}\n".encode()
 
 
 def _escaped(text: str) -> str:
-    """Return JSON with escapes for what some readers take for a line's end, and for halves of characters.
+    """Return JSON with escapes in place of characters at which some readers end a line, and of surrogates.
 
-    Python reads the same value from it, also a file's name that is no Unicode text.
+    Python reads the same value from it, even a file's name that is no Unicode text.
     """
     return text.translate(_ESCAPED)
 
 
 class _NotRead(Exception):
-    """What is wrong with a text, behind its name."""
+    """A text cannot be read. The message continues a sentence that begins with the text's name."""
 
 
 def _check_depth(found: Any) -> None:

@@ -1,4 +1,4 @@
-"""A file of JSON lines that grows. Each line is on the disk before the next; a killed run can go on with it."""
+"""A log file of JSON lines. Each line is on the disk before the next is written, so a killed run can be resumed."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from dgemma.errors import FormatError, SystemFailure, UsageError
 from dgemma.files import json_lines
 from dgemma.files.output import StrPath, named, whole_file
 
-LONGEST = 64 << 20  # the most bytes of a line of ours
+LONGEST = 64 << 20  # the most bytes of a line that a log holds
 HEX = ["[0-9a-f]"] * 16
 DIGITS = ["[0-9]+"]
 
 
 def literal(text: str) -> list[str]:
-    """Return the pieces of a pattern that stand for this text."""
+    """Return patterns that match this text, one for each letter."""
     return [re.escape(letter) for letter in text]
 
 
 class Beginning:
-    """How every line of a log begins: patterns, each of one letter or of digits."""
+    """Recognises the beginning of a log's lines. pieces: patterns in order, each for one letter or for digits."""
 
     def __init__(self, *pieces: str) -> None:
         cut = "(?s:.*)"
@@ -37,25 +37,26 @@ class Beginning:
         self._whole = re.compile("".join(pieces).encode())
 
     def of_line(self, line: bytes) -> bool:
-        """Return whether a line begins in this way."""
+        """Return whether a complete line begins in this way."""
         return self._whole.match(line) is not None
 
     def of_part(self, line: bytes) -> bool:
-        """Return whether it may be what is left of such a line that was cut off anywhere."""
+        """Return whether a line may be the first part of such a line, cut off anywhere."""
         return self._cut.fullmatch(line) is not None
 
 
 class LineLog:
     """Appends JSON lines to a file, for this process alone. A context manager.
 
-    head: how each line begins. Raises UsageError where another process is writing the file.
+    head: how each line begins. maker: the program that writes such files, for errors. Raises UsageError where another
+    process is writing the file.
     """
 
     def __init__(self, path: StrPath, head: Beginning, maker: str) -> None:
         self._name = os.fspath(path)
         self._head = head
         self._maker = maker
-        self._end: int | None = None  # the end of the whole lines, where the rest has to be mended
+        self._end: int | None = None  # where the complete lines end, if mend() has something to repair behind them
         try:
             self._file: BinaryIO = os.fdopen(_open(self._name), "a+b")
         except OSError as failure:
@@ -67,11 +68,11 @@ class LineLog:
             raise
 
     def recover(self, read: Callable[[Any], object]) -> None:
-        """Give every line's value to `read`, which raises ValueError, KeyError or TypeError for a foreign one.
+        """Call `read` with the value of every line; it raises ValueError, KeyError or TypeError for a foreign value.
 
-        A last line that was cut off is left out, if it begins as ours do; mend() takes it away.
+        A last line that was cut off is skipped, if it begins like the lines of this log; mend() removes it.
 
-        Raises FormatError for a line, or the beginning of one, that is not ours. Nothing is changed.
+        Raises FormatError for a line, complete or cut off, that is not of this log. The file is not changed.
         """
         end = number = 0
         self._file.seek(0)
@@ -92,7 +93,7 @@ class LineLog:
                 self._end = end
 
     def mend(self) -> None:
-        """Take away what recover() left out, and end a last line that lacks its end."""
+        """Remove the cut-off line that recover() skipped, or add the newline that a complete last line lacks."""
         end, self._end = self._end, None
         if end is not None:
             with self._named():
@@ -103,14 +104,14 @@ class LineLog:
                 self._file.flush()
 
     def append(self, value: Any) -> None:
-        """Add a line, on the disk when this returns."""
+        """Add a line. It is on the disk when this returns."""
         with self._named():
             self._file.write(json_lines.as_bytes(value))
             self._file.flush()
             os.fsync(self._file.fileno())
 
     def clear(self) -> None:
-        """Take all lines away."""
+        """Remove all lines."""
         self._end = None
         with self._named():
             self._file.truncate(0)
@@ -121,7 +122,7 @@ class LineLog:
         return [json.loads(line) for line in self._file]
 
     def replace(self, values: Iterable[Any]) -> None:
-        """Put other lines in place of all, at once. The log is not written to afterwards."""
+        """Replace all lines by others in one step. Nothing may be written to this log afterwards."""
         with whole_file(Path(self._name)) as file:
             for value in values:
                 file.write(json_lines.as_bytes(value))
@@ -133,13 +134,13 @@ class LineLog:
         try:
             with self._named():
                 self._file.close()
-        except SystemFailure:  # what could not be written is reported once
+        except SystemFailure:  # the first error is reported, not this one after it
             if kind is None:
                 raise
 
     @contextmanager
     def _named(self) -> Iterator[None]:
-        """Give errors of the system the file's name."""
+        """Turn errors of the system in the block into errors with the file's name."""
         try:
             yield
         except OSError as failure:
@@ -147,7 +148,7 @@ class LineLog:
 
 
 def _open(name: str) -> int:
-    """Return a descriptor of a regular file, which is made if it is not there. What is no file is not waited for."""
+    """Return a descriptor of a regular file, which is made if there is none. Does not wait for a pipe or a device."""
     descriptor = os.open(name, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK, 0o666)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)

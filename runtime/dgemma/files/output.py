@@ -1,6 +1,6 @@
-"""Writes files: checks what may be replaced, and makes files appear complete or not at all.
+"""Writes files: checks which files may be replaced, and makes files appear complete or not at all.
 
-A target is never an input of the same call, and never holds something of another kind than what is written to it.
+A target is never an input of the same command, and a file of another kind is never replaced.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from dgemma.errors import Error, SystemFailure, UsageError
 
 StrPath: TypeAlias = "str | os.PathLike[str]"
 
-MARK = "Made by dgemma"  # stands in every picture, which is recognised by it
-HEAD = 4096  # bytes of a picture in which the mark stands
-MOST_JSON = 256 << 20  # bytes of a JSON file that is looked into before it is replaced
-TRIED = b"\0" * 4096  # written to try a folder: a full disk has no room for a block
+MARK = "Made by dgemma"  # a text in every picture of ours, by which it is recognised
+HEAD = 4096  # bytes at the beginning of a picture that are searched for the mark
+MOST_JSON = 256 << 20  # bytes; a larger JSON file is not parsed, and not replaced
+TRIAL = b"\0" * 4096  # one block, written to test a folder: on a full disk this fails
 
 _PART = re.compile(r"-\d{5}-of-(\d{5})\.gguf$")
 
@@ -71,10 +71,9 @@ def readable(name: str) -> str:
 
 
 def input_files(path: StrPath) -> list[Path]:
-    """Return the files that are read where `path` is an input.
+    """Return the files that are read for an input `path`.
 
-    That is the file itself, all parts of a split file, or those of a checkpoint's folder, where GGUF files are no part
-    of it.
+    These are the file itself, or all parts of a split file, or all files of a checkpoint's folder but GGUF files.
     """
     name = Path(os.path.realpath(path))
     if name.is_dir():
@@ -83,7 +82,7 @@ def input_files(path: StrPath) -> list[Path]:
 
 
 def parts(path: Path) -> list[Path]:
-    """Return all parts of a split file, by the name of one of them; of another file, itself."""
+    """Return the paths of all parts of a split file, given one of them; for another file, its own path."""
     found = _PART.search(path.name)
     if not found:
         return [path]
@@ -92,9 +91,9 @@ def parts(path: Path) -> list[Path]:
 
 
 def check_distinct(outputs: Iterable[tuple[str, StrPath]], inputs: Iterable[tuple[str, StrPath]]) -> None:
-    """Raise UsageError where an output is an input, through whatever name or link, or is an output already.
+    """Raise UsageError where an output is the same file as an input or another output, even by another name or a link.
 
-    Both are (what it is called in the message, path).
+    outputs, inputs: pairs of the name in the message, such as a flag, and the path.
     """
     taken: dict[object, str] = {}
     for what, path in inputs:
@@ -108,7 +107,7 @@ def check_distinct(outputs: Iterable[tuple[str, StrPath]], inputs: Iterable[tupl
 
 
 def _identity(path: StrPath) -> object:
-    """Return a value that two names of one file share, whether the file is there or not."""
+    """Return a value that is equal for two names of one file, whether the file exists or not."""
     try:
         found = os.stat(path)
         return found.st_dev, found.st_ino
@@ -117,10 +116,10 @@ def _identity(path: StrPath) -> object:
 
 
 def check_target(path: StrPath, kind: Kind | None = None) -> None:
-    """Raise where a file cannot or must not be written to `path`.
+    """Raise Error where a file cannot or must not be written to `path`.
 
-    That is so where there is no such folder, or nothing can be made in it, or where what is there is no regular file,
-    is read-only, or is neither empty nor of this kind.
+    That is so where the folder does not exist or no file can be made in it, and where the path exists already and is no
+    regular file, is read-only, or is neither empty nor of this kind.
     """
     name, target = os.fspath(path), Path(os.path.realpath(path))
     try:
@@ -136,7 +135,7 @@ def check_target(path: StrPath, kind: Kind | None = None) -> None:
 
 
 def check_kind(path: StrPath, kind: Kind | None) -> None:
-    """Check what is there already, as check_target does."""
+    """Raise Error where `path` exists and must not be replaced: see check_target."""
     name = os.fspath(path)
     try:
         found = os.stat(path)
@@ -154,19 +153,19 @@ def check_kind(path: StrPath, kind: Kind | None) -> None:
 
 
 def _try_folder(target: Path) -> None:
-    """Make a file beside the target, and remove it."""
-    tried = beside(target)
-    descriptor = os.open(tried, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    """Test whether files can be made in the target's folder: make one, and remove it."""
+    trial = beside(target)
+    descriptor = os.open(trial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
-        os.write(descriptor, TRIED)
+        os.write(descriptor, TRIAL)
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-        os.unlink(tried)
+        os.unlink(trial)
 
 
 def named(failure: OSError, name: StrPath) -> SystemFailure:
-    """Return an error of the operating system about an output, with the name that the user gave."""
+    """Return the SystemFailure for an error of the operating system, with the name of the output that the user gave."""
     return SystemFailure(f"{os.fspath(name)}: {(failure.strerror or str(failure)).lower()}")
 
 
@@ -175,10 +174,10 @@ def named(failure: OSError, name: StrPath) -> SystemFailure:
 
 @contextlib.contextmanager
 def whole_file(path: StrPath, kind: Kind | None = None) -> Iterator[BinaryIO]:
-    """Yield a file to write, which gets its name when the block ends; after an exception there is no trace of it.
+    """Yield a file to write, which gets its name when the block ends; after an exception it is removed.
 
-    It replaces what is there, if that is of this kind, and keeps its mode. A link stays a link. Whoever opens the name
-    finds the old file or the new one. Raises SystemFailure with the name that was given.
+    It replaces an existing file of this kind, and keeps that file's permissions. A symbolic link stays one. At any time
+    the name refers to the complete old file or the complete new one. Raises SystemFailure, which names the path.
     """
     name, target = os.fspath(path), Path(os.path.realpath(path))
     part = beside(target)
@@ -206,12 +205,12 @@ def write_whole(path: StrPath, data: bytes, kind: Kind | None = None) -> None:
 
 
 def beside(target: Path) -> Path:
-    """Return a new name in the target's folder, within the 255 bytes that file systems allow."""
+    """Return an unused path for a temporary file beside the target; the name is within the 255 bytes allowed."""
     return target.with_name(f"{_start(target)}{secrets.token_hex(6)}.part")
 
 
 def unfinished(target: Path) -> list[Path]:
-    """Return the files with names of beside() for this target: those of writers at work, and of killed ones."""
+    """Return existing temporary files of beside() for this target: of running writers, and of killed ones."""
     pattern = re.compile(re.escape(_start(target)) + r"[0-9a-f]{12}\.part")
     return [path for path in target.parent.iterdir() if pattern.fullmatch(path.name)]
 

@@ -1,4 +1,4 @@
-"""Opens regular files only: a pipe, a device or a folder of that name is refused, without waiting for it."""
+"""Opens regular files only: a pipe, a device or a folder is refused, without waiting for it."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ KINDS = {
 
 
 def opener(path: str | os.PathLike[str], flags: int) -> int:
-    """Open a file, for open().
+    """Open a regular file: an `opener` for the function open().
 
-    Raises SystemFailure, which names the path, for what is no file.
+    Raises SystemFailure, which names the path, for anything else.
     """
-    check_regular(path, os.stat(path).st_mode)  # a socket cannot be opened to look at it
-    # The path may be another file by now: with O_NONBLOCK, opening a pipe does not wait for its other end.
+    check_regular(path, os.stat(path).st_mode)  # a socket cannot be opened, so it is checked before
+    # The path may have become another file since: with O_NONBLOCK, opening a pipe does not wait for its other end.
     descriptor = os.open(path, flags | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
     try:
         check_regular(path, os.fstat(descriptor).st_mode)
@@ -34,7 +34,7 @@ def opener(path: str | os.PathLike[str], flags: int) -> int:
 
 
 def open_regular(path: str | os.PathLike[str]) -> int:
-    """Return a descriptor to read from. Raises SystemFailure, which names the path."""
+    """Return a descriptor of a regular file to read. Raises SystemFailure, which names the path."""
     try:
         return opener(path, os.O_RDONLY)
     except OSError as problem:
@@ -42,13 +42,13 @@ def open_regular(path: str | os.PathLike[str]) -> int:
 
 
 def check_regular(path: str | os.PathLike[str], mode: int) -> None:
-    """Raise SystemFailure for what is no file; mode: st_mode of the path."""
+    """Raise SystemFailure where a path is no regular file. mode: its st_mode."""
     if not stat.S_ISREG(mode):
         raise SystemFailure(f"{os.fsdecode(path)}: expected a file, found {KINDS.get(stat.S_IFMT(mode), 'no file')}")
 
 
 def read_regular(path: str | os.PathLike[str], most: int = -1) -> bytes:
-    """Return what a file holds; most: no more bytes than so many."""
+    """Return the bytes of a file, at most the first `most`; -1: all."""
     with open(open_regular(path), "rb") as file:
         try:
             return file.read(most)

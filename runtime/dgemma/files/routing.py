@@ -1,4 +1,7 @@
-"""Counts of the tokens that each expert met: saved beside a model's file, and used to place it under a budget."""
+"""Counts of the tokens that were routed to each expert.
+
+They are saved beside a model's file; under a memory budget they decide which experts stay in memory.
+"""
 
 from __future__ import annotations
 
@@ -21,26 +24,26 @@ if TYPE_CHECKING:
 VERSION = 1
 SUFFIX = ".routing.json"
 ROUTING = json_kind("counts of a model's experts", "version", "tokens")
-MOST = 2**62  # the most tokens of an expert: sums of two files stay within int64
+MOST = 2**62  # the largest count of a file: the sum of two counts stays within int64
 
 
 def routing_path(model: str | os.PathLike[str]) -> str:
-    """Return the path of a model file's counts."""
+    """Return the path of the counts for a model's file."""
     return os.fspath(model) + SUFFIX
 
 
 def load_routing(path: str | os.PathLike[str]) -> npt.NDArray[np.int64]:
-    """Return the counts that a file holds, int64 [n_layer, n_expert].
+    """Return the counts in a file, int64 [n_layer, n_expert].
 
-    Raises Error for a file of another kind, OSError.
+    Raises Error for a file of another kind, OSError where it cannot be read.
     """
     name = os.fspath(path)
     try:
         with open(path, encoding="utf-8", opener=opener) as file:
-            told: Any = json.load(file)
-        if told["version"] != VERSION:
-            raise Error(f"{name}: version {told['version']!r}; this reads {VERSION}")
-        rows = told["tokens"]
+            content: Any = json.load(file)
+        if content["version"] != VERSION:
+            raise Error(f"{name}: version {content['version']!r}; this reads {VERSION}")
+        rows = content["tokens"]
         whole = all(type(n) is int and 0 <= n <= MOST for row in rows for n in row)
         counts = np.array(rows, np.int64) if whole else None
     except (ValueError, KeyError, TypeError, IndexError, RecursionError):
@@ -51,7 +54,7 @@ def load_routing(path: str | os.PathLike[str]) -> npt.NDArray[np.int64]:
 
 
 def save_routing(model: Model, path: str | os.PathLike[str] | None = None) -> str:
-    """Save the counts of a model: see Model.save_routing."""
+    """Add the counts of a model to a file: see Model.save_routing."""
     target = routing_path(model.path) if path is None else os.fspath(path)
     counts = model.routing
     if os.path.exists(target) and os.path.getsize(target):
@@ -68,7 +71,7 @@ def shape_text(counts: npt.NDArray[np.int64]) -> str:
 
 
 def prefer_routed(model: Model) -> None:
-    """Place a model under a budget by the counts beside its file, if there are any and they fit it."""
+    """Tell a model under a budget to keep the experts with the highest counts, if its file has counts that fit it."""
     try:
         counts = load_routing(routing_path(model.path))
     except (Error, OSError):

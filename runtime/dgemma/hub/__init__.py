@@ -1,1 +1,1 @@
-"""Finds models on the Hugging Face Hub, fetches them, and keeps them in its cache."""
+"""Finds models on the Hugging Face Hub, downloads them, and keeps them in the Hub's cache."""

@@ -1,11 +1,11 @@
-"""The Hub's cache of a repository, which other programs share: HF_HUB_CACHE/models--owner--name.
+"""The Hub's cache of a repository, HF_HUB_CACHE/models--owner--name, which other programs use too.
 
-    blobs/SHA                       what files hold, by the checksum of it; SHA.incomplete while it comes
+    blobs/SHA                       the content of a file, named by its checksum; SHA.incomplete during the download
     snapshots/COMMIT/FILE           a link to a blob
-    refs/REVISION                   the commit of a branch or a tag, as it was when it was last asked for
+    refs/REVISION                   the commit of a branch or a tag, when the Hub was last asked for it
 
-Names and checksums come from a server: none becomes a path before it was looked at. What is here may be damaged: it is
-then as if it were not there, and is written anew.
+Names and checksums come from a server: each is checked before it becomes a part of a path. A damaged entry of the cache
+counts as missing, and is written again.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from dgemma.hub.names import Name, is_relative
 
 COMMIT = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 SHA256 = re.compile(r"[0-9a-f]{64}")
-LONGEST = 256  # bytes of a ref at most
+LONGEST = 256  # the most bytes that are read of a ref
 
 
 def folder_of(name: Name) -> Path:
@@ -33,7 +33,7 @@ def folder_of(name: Name) -> Path:
 
 
 def blob(name: Name, checksum: str) -> Path:
-    """Return where the content of this SHA-256, or of this checksum of git's, is kept."""
+    """Return the path of the content with this checksum: SHA-256, or git's SHA-1."""
     assert COMMIT.fullmatch(checksum), "checked by whoever read it"
     return folder_of(name) / "blobs" / checksum
 
@@ -44,7 +44,10 @@ def snapshot(name: Name, commit: str) -> Path:
 
 
 def cached(name: Name) -> tuple[Path, list[str]] | None:
-    """Return the folder of the commit that a name stands for, as far as the cache knows, and the whole files there."""
+    """Return the snapshot folder of the commit that a name stands for, and the complete files in it; None: not cached.
+
+    The commit of a branch is the one that the cache remembers.
+    """
     revision = name.revision or "main"
     commit = revision if COMMIT.fullmatch(revision) else _remembered(name)
     if commit is None:
@@ -55,12 +58,12 @@ def cached(name: Name) -> tuple[Path, list[str]] | None:
 
 
 def is_whole(path: Path, size: int | None) -> bool:
-    """Return whether a file is there, of this size; None: of any."""
+    """Return whether a file exists and has this size; None: any size."""
     return path.is_file() and (size is None or path.stat().st_size == size)
 
 
 def link(name: Name, commit: str, file: str, to: Path) -> Path:
-    """Give a blob its name in the snapshot of a commit."""
+    """Make a file's link to its blob in the snapshot of a commit, and return the link's path."""
     assert is_relative(file), "checked by whoever read it"
     place = snapshot(name, commit) / file
     if is_whole(place, to.stat().st_size):
@@ -80,12 +83,12 @@ def link(name: Name, commit: str, file: str, to: Path) -> Path:
 
 
 def remember(name: Name, commit: str) -> None:
-    """Write down the commit that a branch or a tag stands for, for when the Hub cannot be asked."""
+    """Write the commit of a branch or a tag into the cache, for times when the Hub cannot be reached."""
     if COMMIT.fullmatch(name.revision or "main") or _remembered(name) == commit:
         return
     ref = _ref(name)
     beside = ref.with_name(f".{secrets.token_hex(8)}.part")
-    with suppress(OSError):  # a cache that others keep
+    with suppress(OSError):  # the cache may be read-only for this user
         _clear_place(ref, folder_of(name))
         ref.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -100,7 +103,7 @@ def _ref(name: Name) -> Path:
 
 
 def _remembered(name: Name) -> str | None:
-    """Return what remember() wrote, or another program; None where that is not there, or is no commit."""
+    """Return the commit that remember() or another program wrote; None where there is none, or it is damaged."""
     ref = _ref(name)
     try:
         if not ref.is_file():
@@ -113,9 +116,9 @@ def _remembered(name: Name) -> str | None:
 
 
 def _clear_place(ref: Path, folder: Path) -> None:
-    """Remove a folder in a ref's place if it is empty.
+    """Make a ref's path free: remove an empty folder that stands there.
 
-    Otherwise it gets another name, as does a file in the place of a folder on the way there: somebody may want it.
+    A folder with content is renamed, and so is a file in the place of one of the path's folders: nothing is deleted.
     """
     for each in (*(parent for parent in reversed(ref.parents) if parent.is_relative_to(folder)), ref):
         if os.path.lexists(each) and each.is_dir() == (each == ref):
@@ -132,7 +135,7 @@ def sha256(path: Path) -> str:
 
 
 def git_checksum(path: Path) -> str:
-    """Return what git calls a file's content, and the Hub a small file's."""
+    """Return git's SHA-1 of a file's content, by which the Hub names small files."""
     digest = hashlib.sha1(f"blob {path.stat().st_size}\0".encode(), usedforsecurity=False)
     add_file(digest, path)
     return digest.hexdigest()

@@ -1,12 +1,12 @@
-"""Fetches models from the Hugging Face Hub, by the name hf:owner/name.
+"""Downloads models from the Hugging Face Hub, by the name hf:owner/name.
 
     dgemma.Model("hf:unsloth/diffusiongemma-26B-A4B-it-GGUF:Q4_K_M")
 
-Files are kept in the Hub's own cache (HF_HOME), which other programs share, and fetched once: with HF_HUB_OFFLINE=1
-what is there is used, and so it is where the Hub cannot be asked or refuses, which a line on standard error then says.
-The endpoint, tokens and proxies are those of `huggingface_hub`, which is an optional extra. Files are fetched here, not
-by it: they go on where they broke off, get their name in the cache when their SHA-256 is right, and nothing that a
-server says becomes a path unchecked.
+Files are kept in the Hub's own cache (HF_HOME), which other programs use too, so each is downloaded once. With
+HF_HUB_OFFLINE=1 only the cache is used. The cache is also used where the Hub cannot be reached or refuses the request;
+a line on standard error then says so. The endpoint, tokens and proxies are those of `huggingface_hub`, an optional
+extra. This module downloads the files itself: an interrupted download is resumed, a file gets its name in the cache
+only after its SHA-256 was checked, and every name from the server is checked before it becomes a path.
 """
 
 from __future__ import annotations
@@ -45,20 +45,21 @@ from dgemma.ui.progress import progress_bar
 from dgemma.ui.terminal import one_line, tell
 from dgemma.units import size_text
 
-TRIES = 5  # tries in a row that bring no byte
-PAUSE = 1.0  # seconds before the second, then twice as long each time
+TRIES = 5  # a download fails after so many tries in a row without a new byte
+PAUSE = 1.0  # seconds before the second try; doubled for each further one
 ASKED = 10.0  # seconds that the Hub may take to list a repository
-LISTING = 64 << 20  # bytes of a repository's listing at most
-LARGEST = 1 << 62  # bytes of a file at most
+LISTING = 64 << 20  # the most bytes of a repository's list of files
+LARGEST = 1 << 62  # the most bytes of a file
 T = TypeVar("T")
 
 
 def local_model(path: str | os.PathLike[str]) -> str:
-    """Return the GGUF file that a MODEL stands for.
+    """Return the path of the GGUF file that a MODEL argument means.
 
-    A path is itself; of hf:owner/name[@revision][:TYPE] it is the file of that type (its first part), fetched unless it
-    is in the cache. TYPE: as files are named, such as q4_k_m, or a whole file name. Raises UsageError where not exactly
-    one file fits, SystemFailure where it cannot be had.
+    A path is returned as it is. For hf:owner/name[@revision][:TYPE] it is the repository's file of that type (of a
+    split file, its first part), which is downloaded unless it is in the cache. TYPE is a type as in file names, such as
+    q4_k_m, or a full file name. Raises UsageError where no file or several fit, SystemFailure where it cannot be
+    downloaded.
     """
     text = os.fspath(path)
     if not text.startswith(PREFIX):
@@ -68,9 +69,9 @@ def local_model(path: str | os.PathLike[str]) -> str:
 
 
 def local_source(path: str | os.PathLike[str]) -> Path:
-    """Return the folder or GGUF file that the SOURCE of a conversion stands for; see local_model.
+    """Return the folder or GGUF file that the SOURCE of a conversion means; see local_model.
 
-    Without a TYPE it is the checkpoint, where the repository has one.
+    For a repository with a checkpoint, and without a TYPE, it is the checkpoint's folder.
     """
     text = os.fspath(path)
     if not text.startswith(PREFIX):
@@ -80,10 +81,10 @@ def local_source(path: str | os.PathLike[str]) -> Path:
 
 
 def local_headers(path: str | os.PathLike[str], folder: Path) -> Path:
-    """Return what local_source returns, for a caller that reads no weights.
+    """Return a folder or GGUF file as local_source does, for a caller that reads no weights.
 
-    Of a checkpoint that is not in the cache the headers alone are fetched, into files in `folder` that are as long as
-    the real ones and otherwise empty.
+    Of a checkpoint that is not in the cache only the headers are downloaded, into sparse files in `folder` that have
+    the size of the real ones.
     """
     text = os.fspath(path)
     if not text.startswith(PREFIX):
@@ -111,7 +112,7 @@ def _source(name: Name, repository: _Repository) -> Path:
         raise FormatError(f"{name}: some of its weights are not in the cache")
     if name.type or not is_checkpoint(files):
         return repository.fetch(_of_type(name, files))[0]
-    repository.fetch(small(files))  # first: whoever finds the weights finds them all
+    repository.fetch(small(files))  # first, so that a folder with weights has the small files too
     return repository.fetch(weights(files))[0].parent
 
 
@@ -127,9 +128,9 @@ _refusals: ContextVar[dict[str, Exception] | None] = ContextVar("refusals", defa
 
 @contextmanager
 def remember_refusals() -> Iterator[None]:
-    """Within the block, ask a Hub that refused a name, or could not be asked, no second time for it.
+    """Within the block, do not ask the Hub again for a name that it refused, or for which it could not be reached.
 
-    The cache is used to the end, and one line says so. A block within another one is that other one.
+    The cache is used for it until the end of the block, and the message is shown once. An inner block does nothing.
     """
     if _refusals.get() is not None:
         yield
@@ -142,9 +143,9 @@ def remember_refusals() -> Iterator[None]:
 
 
 def _from_hub(name: Name, use: Callable[[_Repository], T]) -> T:
-    """Return what `use` makes of a repository.
+    """Return use(repository), with the repository from the Hub.
 
-    It is the Hub's, or where that cannot be asked or refuses, what the cache has.
+    Where the Hub cannot be reached or refuses, the repository has the files in the cache.
     """
     try:
         from huggingface_hub.errors import HFValidationError, OfflineModeIsEnabled
@@ -164,14 +165,14 @@ def _from_hub(name: Name, use: Callable[[_Repository], T]) -> T:
         if refused is None:
             return use(_Repository(name, *_listing(name)))
     except (_http_error(), OfflineModeIsEnabled, _Broken, _Strange, ValueError) as problem:
-        refused = problem  # a ValueError: of an endpoint or a proxy that is none
+        refused = problem  # ValueError: the endpoint or a proxy is no valid address
     except OSError as problem:
-        raise _of_cache(name, problem) from None
+        raise _cache_failure(name, problem) from None
     assert refused is not None
     try:
         result = _from_cache(name, use, refused, is_news)
     except OSError as problem:
-        raise _of_cache(name, problem) from None
+        raise _cache_failure(name, problem) from None
     if refusals is not None:
         refusals[str(name)] = refused
     return result
@@ -197,7 +198,8 @@ def _from_cache(name: Name, use: Callable[[_Repository], T], refused: Exception,
     return result
 
 
-def _of_cache(name: Name, problem: OSError) -> SystemFailure:
+def _cache_failure(name: Name, problem: OSError) -> SystemFailure:
+    """Return the error for a file of the cache that cannot be read or written."""
     file = problem.filename2 or problem.filename or "the cache"
     return SystemFailure(f"{name}: {file}: {problem.strerror or problem}")
 
@@ -207,17 +209,17 @@ class _Broken(Exception):
 
 
 class _Strange(Exception):
-    """An answer is none of the Hub's."""
+    """The server's answer has a form that the Hub's answers do not have."""
 
 
 @dataclass(frozen=True)
 class _File:
-    size: int | None
-    sha256: str | None  # large files have one
+    size: int | None  # bytes; None: the Hub does not say
+    sha256: str | None  # large files have one, small ones do not
 
 
 class _Repository:
-    """The files of one commit; offline those that are in a folder of the cache."""
+    """The files of one commit on the Hub; or, offline, the files in `folder`, a snapshot in the cache."""
 
     def __init__(self, name: Name, commit: str | None, files: dict[str, Any], folder: Path | None = None) -> None:
         self._name, self._commit, self._files, self._folder = name, commit, files, folder
@@ -231,31 +233,31 @@ class _Repository:
         return self._commit is not None
 
     def fetch(self, wanted: Sequence[str]) -> list[Path]:
-        """Return the wanted files, in the cache."""
+        """Download the wanted files that are not in the cache, and return the paths of all there."""
         if self._commit is None:
             assert self._folder is not None
             return [self._folder / file for file in wanted]
         about = [_about(file, self._files[file]) for file in wanted]  # all are checked before anything is fetched
-        found = [self._fetch(file, of) for file, of in zip(wanted, about, strict=True)]
+        found = [self._fetch(file, info) for file, info in zip(wanted, about, strict=True)]
         self._link_known()
         remember(self._name, self._commit)
         return found
 
-    def _fetch(self, file: str, of: _File) -> Path:
+    def _fetch(self, file: str, info: _File) -> Path:
         assert self._commit is not None
-        there = snapshot(self._name, self._commit) / file
-        if is_whole(there, of.size):
-            return there
-        to = _fetch_large(self._name, file, of, self._url(file)) if of.sha256 else self._fetch_small(file, of)
+        present = snapshot(self._name, self._commit) / file
+        if is_whole(present, info.size):
+            return present
+        to = _fetch_large(self._name, file, info, self._url(file)) if info.sha256 else self._fetch_small(file, info)
         return link(self._name, self._commit, file, to)
 
-    def _fetch_small(self, file: str, of: _File) -> Path:
-        """Fetch a file that has no SHA-256, from its beginning, under git's checksum."""
+    def _fetch_small(self, file: str, info: _File) -> Path:
+        """Download a file that has no SHA-256, from its beginning, to a blob named by git's checksum."""
         part = folder_of(self._name) / "blobs" / f"{secrets.token_hex(8)}.incomplete"
         part.parent.mkdir(parents=True, exist_ok=True)
         try:
             with part.open("wb") as out:
-                _download(self._url(file), of.size, out, None)
+                _download(self._url(file), info.size, out, None)
             to = blob(self._name, git_checksum(part))
             os.replace(part, to)
         finally:
@@ -263,16 +265,16 @@ class _Repository:
         return to
 
     def _link_known(self) -> None:
-        """Link what the cache has from an earlier commit to this one: it is found when the Hub cannot be asked."""
+        """Link files of this commit that the cache has from an earlier one, so that they are found offline too."""
         assert self._commit is not None
-        for file, told in self._files.items():
+        for file, entry in self._files.items():
             with suppress(_Strange, OSError):
-                of = _about(file, told)
-                if of.sha256 and is_whole(there := blob(self._name, of.sha256), of.size):
-                    link(self._name, self._commit, file, there)
+                info = _about(file, entry)
+                if info.sha256 and is_whole(present := blob(self._name, info.sha256), info.size):
+                    link(self._name, self._commit, file, present)
 
     def copy_header(self, file: str, to: Path) -> None:
-        """Copy the header of a safetensors file into a file of the whole one's length."""
+        """Download the header of a safetensors file into a sparse file of the full size."""
         size = _about(file, self._files[file]).size
         if size is None:
             raise _Strange(f"{file} has no size there")
@@ -303,11 +305,11 @@ class _Repository:
         return f"{constants.ENDPOINT}/{self._name.repository}/resolve/{self._commit}/{quote(file)}"
 
 
-# ---- What the Hub says ----
+# ---- Answers of the Hub ----
 
 
 def _listing(name: Name) -> tuple[str, dict[str, Any]]:
-    """Return the commit that a name stands for, and what is told of each of its files."""
+    """Return the commit that a name stands for, and the Hub's entry for each of its files."""
     from huggingface_hub import constants
 
     revision = quote(name.revision or constants.DEFAULT_REVISION, safe="")
@@ -318,20 +320,20 @@ def _listing(name: Name) -> tuple[str, dict[str, Any]]:
             data += chunk
             if len(data) > LISTING:
                 raise _Strange(f"its list of files is longer than {size_text(LISTING)}")
-    return _understood(data)
+    return _parse_listing(data)
 
 
-def _understood(data: bytes | bytearray) -> tuple[str, dict[str, Any]]:
+def _parse_listing(data: bytes | bytearray) -> tuple[str, dict[str, Any]]:
     try:
-        told = json.loads(data)
+        answer = json.loads(data)
     except (ValueError, RecursionError):
         raise _Strange("it is no JSON") from None
-    if not isinstance(told, dict):
-        raise _Strange(f"it is {told!r:.60}, not an object")
-    commit, siblings = told.get("sha"), told.get("siblings", [])
+    if not isinstance(answer, dict):
+        raise _Strange(f"it is {answer!r:.60}, not an object")
+    commit, siblings = answer.get("sha"), answer.get("siblings", [])
     if not isinstance(commit, str) or not COMMIT.fullmatch(commit):
         raise _Strange(f"its sha is {commit!r:.60}, not a commit")
-    if "siblings" not in told:
+    if "siblings" not in answer:
         raise _Strange("it has no siblings, the list of files")
     if not isinstance(siblings, list):
         raise _Strange(f"its siblings are {siblings!r:.60}, not a list of files")
@@ -343,14 +345,14 @@ def _understood(data: bytes | bytearray) -> tuple[str, dict[str, Any]]:
     return commit, {each["rfilename"]: each for each in siblings}
 
 
-def _about(file: str, told: dict[str, Any]) -> _File:
-    """Return what is told of a file, once it makes sense."""
+def _about(file: str, entry: dict[str, Any]) -> _File:
+    """Return the size and checksum of a file from its entry in the list. Raises _Strange where they make no sense."""
     if not is_relative(file):
         raise _Strange(f"it has a file of the name {file!r}, which is no path within a repository")
-    large = told.get("lfs")
+    large = entry.get("lfs")
     if not isinstance(large, (dict, type(None))):
         raise _Strange(f"{file} has lfs {large!r:.60} there, not an object")
-    size = told.get("size") if large is None or large.get("size") is None else large["size"]
+    size = entry.get("size") if large is None or large.get("size") is None else large["size"]
     if size is not None and (not isinstance(size, int) or isinstance(size, bool) or not 0 <= size <= LARGEST):
         raise _Strange(f"{file} has size {size!r:.60} there, not a number of bytes")
     if not large:
@@ -364,33 +366,33 @@ def _about(file: str, told: dict[str, Any]) -> _File:
 # ---- Downloads ----
 
 
-def _fetch_large(name: Name, file: str, of: _File, url: str) -> Path:
-    """Fetch a file into the cache, under its SHA-256. What was there of it is kept."""
-    assert of.sha256 is not None
-    to = blob(name, of.sha256)
-    if is_whole(to, of.size):
+def _fetch_large(name: Name, file: str, info: _File, url: str) -> Path:
+    """Download a file into the cache, to a blob named by its SHA-256. An interrupted download is resumed."""
+    assert info.sha256 is not None
+    to = blob(name, info.sha256)
+    if is_whole(to, info.size):
         return to
     to.parent.mkdir(parents=True, exist_ok=True)
     partial = to.with_name(f"{to.name}.incomplete")
     with _locked(partial) as out, progress_bar(PurePosixPath(file).name) as progress:
-        if is_whole(to, of.size):  # another process fetched it meanwhile
+        if is_whole(to, info.size):  # another process downloaded it meanwhile
             partial.unlink()
             return to
-        if of.size is not None:
-            _refuse_full_disk(name, file, to.parent, of.size - out.tell())
-        _download(url, of.size, out, progress)
+        if info.size is not None:
+            _refuse_full_disk(name, file, to.parent, info.size - out.tell())
+        _download(url, info.size, out, progress)
         out.flush()
         os.fsync(out.fileno())
-        if (found := sha256(partial)) != of.sha256:
+        if (found := sha256(partial)) != info.sha256:
             partial.unlink()
-            raise _Strange(f"{file} came damaged, with SHA-256 {found} instead of {of.sha256}: try again")
+            raise _Strange(f"{file} came damaged, with SHA-256 {found} instead of {info.sha256}: try again")
         os.replace(partial, to)
     return to
 
 
 @contextmanager
 def _locked(path: Path) -> Iterator[Any]:
-    """Open the file to append to, for one process at a time."""
+    """Open a file to append to it; other processes that do the same wait."""
     while True:
         with path.open("ab") as out:
             with suppress(OSError):  # a file system without locks
@@ -409,9 +411,9 @@ def _is_at(path: Path, descriptor: int) -> bool:
 
 
 def _download(url: str, size: int | None, out: Any, progress: Callable[[int, int], None] | None) -> None:
-    """Append to `out` until it has `size` bytes; None: until the server has sent all.
+    """Download to the end of `out` until it has `size` bytes; None: until the server has sent all.
 
-    A connection that breaks is taken up again.
+    After a connection breaks, the download is resumed.
     """
     if size is None:
         out.truncate(0)
@@ -421,7 +423,7 @@ def _download(url: str, size: int | None, out: Any, progress: Callable[[int, int
         try:
             with _get(url, f"bytes={before}-" if before or size else None) as response:
                 _check_place(response, before)
-                if response.status_code != 206 and before:  # all of it, from the start
+                if response.status_code != 206 and before:  # the server sends the file from its start
                     out.truncate(0)
                     before = 0
                 for chunk in response.iter_bytes():
@@ -441,10 +443,10 @@ def _download(url: str, size: int | None, out: Any, progress: Callable[[int, int
 
 
 def _check_place(response: Any, start: int) -> None:
-    """Check that a part of a file begins where it was asked to."""
-    told = response.headers.get("Content-Range", "")
-    if response.status_code == 206 and told and not told.startswith(f"bytes {start}-"):
-        raise _Strange(f"it sent {told.strip():.60} instead of those from {start}")
+    """Raise _Strange where a part of a file does not begin at `start`, as requested."""
+    range_ = response.headers.get("Content-Range", "")
+    if response.status_code == 206 and range_ and not range_.startswith(f"bytes {start}-"):
+        raise _Strange(f"it sent {range_.strip():.60} instead of those from {start}")
 
 
 @contextmanager
@@ -472,14 +474,14 @@ def _refuse_full_disk(name: Name, file: str, folder: Path, size: int) -> None:
 
 
 def _http_error() -> type[Exception]:
-    """Return what the client of huggingface_hub raises, whichever it is."""
+    """Return the class of errors that the HTTP client of huggingface_hub raises, for any version of it."""
     from huggingface_hub.errors import HfHubHTTPError
 
     return HfHubHTTPError.__bases__[0]
 
 
 def _leads_nowhere(problem: Exception) -> bool:
-    """Return whether the Hub sent us to an address that is none, or around in a circle."""
+    """Return whether the Hub redirected to an invalid address, or too many times."""
     from httpx import TooManyRedirects, UnsupportedProtocol
 
     return isinstance(problem, (TooManyRedirects, UnsupportedProtocol))
@@ -490,7 +492,7 @@ def _status(problem: Exception) -> int | None:
 
 
 def _reason(name: Name, problem: Exception) -> str:
-    """Return why the Hub gives nothing, with its status, and what may help."""
+    """Return a text for users: why the Hub gives no file, its HTTP status, and what may help."""
     from huggingface_hub import errors
 
     status = _status(problem)

@@ -1,10 +1,10 @@
-"""Finds the files of a repository of the Hub that a name asks for: by the type in a file's or a folder's name.
+"""Finds the files of a Hub repository that hf:owner/name:TYPE means, by the type in the name of a file or folder.
 
     M-Q4_K_M.gguf   M_Q4_K_M.gguf   m.q4_k_m.gguf   Q4_K_M/model.gguf   M-Q4_K_M-00001-of-00002.gguf
 
-are all of type q4_k_m: words of letters and digits count, in upper case or lower. Words behind a type do not belong to
-it: M-Q4_K_M-imat.gguf is of type q4_k_m as well, unless another file has that type without them. A name with several
-types, such as M-Q4_K_M-f16.gguf, is found by all of them together, q4_k_m-f16, and by none alone.
+are all of type q4_k_m: names are compared by their words (of letters and digits) in lower case. Words behind a type are
+not a part of it: M-Q4_K_M-imat.gguf has the type q4_k_m too, but a file without such words is preferred. A name with
+several types, such as M-Q4_K_M-f16.gguf, is found by all of them together, q4_k_m-f16, and not by one alone.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from dgemma.errors import FormatError, UsageError
 PREFIX = "hf:"
 SHAPE = re.compile(r"hf:([\w.-]+/[\w.-]+)(?:@([^:@\s]+))?(?::([^:\s]+))?")
 PART = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.(gguf|safetensors)", re.IGNORECASE)
-# GGUF files beside models: a vision tower and a matrix of importance by a part of the path, others by a whole word.
+# GGUF files that are no models. mmproj (a vision tower) and imatrix are found anywhere in the path, others as words.
 NO_MODEL = re.compile(
     r"mmproj|imatrix|(?<![a-z0-9])(q?loras?|adapters?|vocab|vocabulary|projector|draft|drafter)(?![a-z0-9])",
     re.IGNORECASE,
@@ -28,7 +28,7 @@ TYPE = re.compile(r"(i?q|tq)\d+[a-z]*|b?f(16|32)|fp(8|16|32)|(mx|nv)fp\d+|int\d+
 # The parts of a type's name that may follow: q8_0, q4_0_4_4; then q4_K, iq4_NL, q4_k_XL, q5_k_M, iq5_KS_R4, mxfp4_MOE.
 DIGITS = re.compile(r"[a-z]*q\d (\d ([48] [48] )?)")
 MORE = re.compile(r"[a-z]|x+[sl]|nl|k[a-z]{1,2}|r\d+|moe|hifi")
-BEFORE = {"ud", "i1"}  # words before a type that say how it was made: asked for without, what has none comes first
+BEFORE = {"ud", "i1"}  # words before a type that say how it was made; files without them are preferred
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def parse(text: str) -> Name:
 
 
 def is_relative(path: str) -> bool:
-    """Return whether a path with slashes stays in the folder that it is taken from, wherever that is."""
+    """Return whether a path with slashes is relative and stays inside its folder."""
     parts = path.split("/")
     return not any(p in ("", ".", "..") or len(p.encode("utf-8", "replace")) > 255 for p in parts) and not re.search(
         r"[\x00-\x1f\x7f\ud800-\udfff\\]", path
@@ -64,22 +64,22 @@ def is_relative(path: str) -> bool:
 
 @dataclass(frozen=True)
 class _Model:
-    """A GGUF file, or the parts of one."""
+    """A GGUF file of a repository, or all parts of a split one."""
 
-    whole: str  # the path, of parts without their numbers
-    parts: tuple[str, ...]
-    of: int  # parts there should be; 0: it is one file
+    path: str  # the path; of a split file, without the numbers of the part
+    parts: tuple[str, ...]  # the paths of the parts that are there
+    count: int  # the number of parts that there should be; 0: it is a single file
 
     @property
     def is_complete(self) -> bool:
         numbers = [int(match[2]) for part in self.parts if (match := PART.fullmatch(part))]
-        return not self.of or sorted(numbers) == list(range(1, self.of + 1))
+        return not self.count or sorted(numbers) == list(range(1, self.count + 1))
 
 
 def of_type(name: Name, files: Sequence[str]) -> list[str]:
-    """Return the one GGUF file, or the parts of the one, that a name asks for.
+    """Return the GGUF file that a name means; of a split file, its parts.
 
-    Raises UsageError where not just one fits.
+    Raises UsageError where no file or several files fit, FormatError where parts are missing.
     """
     models = _models(files)
     fitting = _fitting(models, name.type)
@@ -87,7 +87,7 @@ def of_type(name: Name, files: Sequence[str]) -> list[str]:
         raise UsageError(f"{name}: {_complaint(name, fitting, models, files)}")
     (found,) = fitting
     if not found.is_complete:
-        raise FormatError(f"{name}: {found.whole} has {found.of} parts, of which there are {len(found.parts)}")
+        raise FormatError(f"{name}: {found.path} has {found.count} parts, of which there are {len(found.parts)}")
     return list(found.parts)
 
 
@@ -98,54 +98,57 @@ def _models(files: Iterable[str]) -> list[_Model]:
         if file.lower().endswith(".gguf"):
             part = PART.fullmatch(file)
             found.setdefault((f"{part[1]}.gguf", int(part[3])) if part else (file, 0), []).append(file)
-    return [_Model(whole, tuple(parts), of) for (whole, of), parts in found.items()]
+    return [_Model(path, tuple(parts), count) for (path, count), parts in found.items()]
 
 
 def _fitting(models: Sequence[_Model], type: str | None) -> list[_Model]:
-    """Return the models that are asked for: by the name of a file, or else by a type."""
-    likely = [model for model in models if not NO_MODEL.search(model.whole)]
+    """Return the models that fit `type`, which may be a file's name or a type; None: all models."""
+    likely = [model for model in models if not NO_MODEL.search(model.path)]
     if type is None:
         return likely
     wanted = type.lower()
     for names in (
-        [{model.parts[0], *([] if model.of else [model.whole])} for model in models],
-        [{model.whole} for model in models],
-        [{PurePosixPath(path).name for path in (model.parts[0], model.whole)} for model in models],
+        [{model.parts[0], *([] if model.count else [model.path])} for model in models],
+        [{model.path} for model in models],
+        [{PurePosixPath(path).name for path in (model.parts[0], model.path)} for model in models],
     ):
         if named := [m for m, own in zip(models, names, strict=True) if wanted in {each.lower() for each in own}]:
             return named
-    asked = _words(type)
-    fitting = [model for model in likely if _is_of_type(model, asked)]
-    return [model for model in fitting if _is_exactly(model, asked)] or fitting
+    wanted_words = _words(type)
+    fitting = [model for model in likely if _is_of_type(model, wanted_words)]
+    return [model for model in fitting if _is_exactly(model, wanted_words)] or fitting
 
 
 def _words(text: str) -> list[str]:
-    """Return a name in words of letters and digits."""
+    """Split a name into its words of letters and digits, in lower case."""
     return [word for word in re.split(r"[\W_]+", text.lower()) if word]
 
 
-def _is_of_type(model: _Model, asked: list[str]) -> bool:
-    """Return whether these words are all of the type in a path, with or without the words before and behind it."""
-    words, begin, end = _typed(model.whole)
+def _is_of_type(model: _Model, wanted_words: list[str]) -> bool:
+    """Return whether these words are the full type in a path, with or without the words before and behind it."""
+    words, begin, end = _typed(model.path)
     least = len(words[begin:end]) or 1
-    return any(words[:to][-len(asked) :] == asked and len(asked) >= least + to - end for to in (end, len(words)))
+    return any(
+        words[:to][-len(wanted_words) :] == wanted_words and len(wanted_words) >= least + to - end
+        for to in (end, len(words))
+    )
 
 
-def _is_exactly(model: _Model, asked: list[str]) -> bool:
-    """Return whether a name ends in just these words as its type, those of BEFORE counted."""
-    words, begin, _ = _typed(model.whole)
+def _is_exactly(model: _Model, wanted_words: list[str]) -> bool:
+    """Return whether a name ends in exactly these words as its type; words of BEFORE are a part of it."""
+    words, begin, _ = _typed(model.path)
     while 0 < begin < len(words) and words[begin - 1] in BEFORE:
         begin -= 1
-    return words[begin:] == asked
+    return words[begin:] == wanted_words
 
 
-def _typed(whole: str) -> tuple[list[str], int, int]:
-    """Return the words of a path up to its type, and where among them the type begins and ends.
+def _typed(name: str) -> tuple[list[str], int, int]:
+    """Return the words of a path, and where among them its type begins and ends.
 
-    The words are those up to the file, or to its nearest folder that has a type; of several types all count. Without
-    any the type is empty, and at the end.
+    The type is looked for in the file's name, then in its folders, the nearest first; the words end with the name in
+    which it is found. Of several types in one name, the range has all. Without any it is empty, and at the end.
     """
-    path = PurePosixPath(whole).with_suffix("")
+    path = PurePosixPath(name).with_suffix("")
     for each in (path, *path.parents):
         before, words = len(_words(str(each.parent))), _words(str(each))
         starts = [i for i in range(before, len(words)) if TYPE.fullmatch(words[i])]
@@ -156,7 +159,7 @@ def _typed(whole: str) -> tuple[list[str], int, int]:
 
 
 def _end_of_type(words: list[str], begin: int) -> int:
-    """Return the place behind the last word of the type whose first one is at `begin`."""
+    """Return the index after the last word of the type whose first word is at `begin`."""
     end = begin + 1
     if found := DIGITS.match("".join(f"{word} " for word in words[begin:])):
         end += len(found[1].split())
@@ -168,7 +171,7 @@ def _end_of_type(words: list[str], begin: int) -> int:
 def _complaint(name: Name, fitting: list[_Model], models: Sequence[_Model], files: Sequence[str]) -> str:
     if fitting:
         return f"several files fit; give one, as {PREFIX}owner/name:TYPE or :FILE: {_listed(fitting)}"
-    if likely := [model for model in models if not NO_MODEL.search(model.whole)]:
+    if likely := [model for model in models if not NO_MODEL.search(model.path)]:
         return f"no file is of that type; there are {_listed(likely)}{_no_models(name, models)}"
     if models:
         return f"no GGUF file there is a model: {_listed(models)}"
@@ -178,16 +181,16 @@ def _complaint(name: Name, fitting: list[_Model], models: Sequence[_Model], file
 
 
 def _no_models(name: Name, models: Sequence[_Model]) -> str:
-    """Return which files have the type that is asked for, and are not taken for models."""
-    asked = _words(name.type or "")
-    others = [model for model in models if NO_MODEL.search(model.whole) and _is_of_type(model, asked)]
+    """Return the part of a message that lists files which have the wanted type but do not look like models."""
+    wanted_words = _words(name.type or "")
+    others = [model for model in models if NO_MODEL.search(model.path) and _is_of_type(model, wanted_words)]
     return f"; not taken for a model, unless its whole name is given: {_listed(others)}" if others else ""
 
 
 def _listed(models: Sequence[_Model]) -> str:
-    """Return paths; of parts the first one's, where another has the same without its number."""
-    wholes = [model.whole for model in models]
-    return ", ".join(model.parts[0] if wholes.count(model.whole) > 1 else model.whole for model in models)
+    """Return the paths of models; where two are the same without numbers of parts, those of their first parts."""
+    paths = [model.path for model in models]
+    return ", ".join(model.parts[0] if paths.count(model.path) > 1 else model.path for model in models)
 
 
 # ---- checkpoints ----
@@ -206,13 +209,13 @@ def weights(files: Sequence[str]) -> list[str]:
 
 
 def small(files: Iterable[str]) -> list[str]:
-    """Return what a converter reads beside the weights."""
+    """Return the small files of a checkpoint that a converter reads: configuration, tokenizer, chat template."""
     return [f for f in files if "/" not in f and f.endswith((".json", ".jinja", "tokenizer.model"))]
 
 
 def lacks_parts(files: Iterable[str]) -> bool:
-    """Return whether some parts of a file in numbered parts are missing."""
+    """Return whether parts of a split file are missing."""
     found: dict[tuple[str, int], int] = {}
     for part in filter(None, map(PART.fullmatch, files)):
         found[part[1], int(part[3])] = found.get((part[1], int(part[3])), 0) + 1
-    return any(there < of for (_, of), there in found.items())
+    return any(present < count for (_, count), present in found.items())

@@ -1,1 +1,1 @@
-"""Fills holes of a text, and rewrites parts of it."""
+"""Fills holes in a text, and rewrites passages of it."""

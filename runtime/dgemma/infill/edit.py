@@ -1,4 +1,4 @@
-"""Rewrites a passage of a text inside its surroundings."""
+"""Rewrites one passage of a text, and keeps the text around it."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ if TYPE_CHECKING:
     from dgemma.model import Model
 
 ESCAPES = {ord(letter): f"\\{name}" for letter, name in zip('\a\b\t\n\v\f\r"\\', 'abtnvfr"\\', strict=True)}
-FOLLOWS = "\n\nThe text goes on after it:\n"  # introduces what stands behind the last canvas
+FOLLOWS = "\n\nThe text goes on after it:\n"  # in the prompt, before the text that comes behind the last canvas
 
 
 @dataclass(frozen=True, slots=True)
 class Edited:
-    """A text with one passage rewritten. str() gives all of it."""
+    """A text with one passage rewritten. str() returns `text`."""
 
-    text: str
-    before: str  # the whole text, as it was
-    span: tuple[int, int]  # where the new passage stands in `text`, in characters
-    filled: Filled = field(repr=False)  # how it was written
+    text: str  # the whole text, with the new passage
+    before: str  # the whole text, with the old passage
+    span: tuple[int, int]  # the new passage is text[span[0]:span[1]]
+    filled: Filled = field(repr=False)  # the trials in which the passage was written
 
     @property
     def passage(self) -> str:
@@ -36,11 +36,11 @@ class Edited:
         return self.text[slice(*self.span)]
 
     def diff(self, name: str = "text") -> str:
-        """Return a unified diff from before to after, as git has it and patch -p1 reads it.
+        """Return a unified diff from `before` to `text`, in the form that git writes and patch -p1 reads.
 
-        It is empty where nothing changed.
+        It is "" where nothing changed.
         """
-        changes = list(difflib.unified_diff(lines_of(self.before), lines_of(self.text)))[2:]  # without the names
+        changes = list(difflib.unified_diff(lines_of(self.before), lines_of(self.text)))[2:]  # without file names
         if not changes:
             return ""
         path = posixpath.normpath(name).lstrip("/")
@@ -53,18 +53,18 @@ class Edited:
 
 
 def lines_of(text: str) -> list[str]:
-    r"""Return the lines of a text, each with its end.
+    r"""Return the lines of a text, each with its newline.
 
-    A line ends at \n, as diffs have it, and nowhere else that Unicode ends a line.
+    A line ends at \n only, as in diffs, and not at other characters that end a line in Unicode.
     """
     return io.StringIO(text, newline="\n").readlines()
 
 
 def quoted(path: str) -> str:
-    """Return a file's name in a diff's head, as git writes it.
+    """Return a file's name for the header of a diff, as git writes it.
 
-    It is in quotes where bytes in it need that, with a tab behind spaces. A space at the end is in quotes too: patch
-    would leave it out.
+    A name with special bytes is quoted, and so is a name with a space at its end, which patch would drop. A name with
+    other spaces is followed by a tab.
     """
     data = os.fsencode(path)
     if all(32 <= byte < 127 and byte not in b'"\\' for byte in data) and not path.endswith(" "):
@@ -75,9 +75,9 @@ def quoted(path: str) -> str:
 
 
 def lengths_for(tokens: int) -> tuple[int, ...]:
-    """Return the lengths to try for the rewrite of so many tokens.
+    """Return the lengths of the hole to try for a passage of `tokens` tokens.
 
-    They leave a little and a good deal of room, which filler may take.
+    All are longer than the passage: pad ids may fill the rest.
 
     >>> lengths_for(10)
     (12, 16, 23)
@@ -94,7 +94,7 @@ def edit(
 
 
 def room_for(model: Model, text: str, instruction: str, lengths: Sequence[int] | None) -> int:
-    """Return the context that editing needs: what follows the passage may take half of it, beside the message."""
+    """Return the context that editing needs. At most half of it is for the text behind the passage."""
     tokens = len(model.tokenizer.encode(text))
     longest = max(lengths_for(tokens) if lengths is None else lengths, default=0)
     return within(model, 4 * tokens + 2 * len(model.tokenizer.encode(instruction)) + longest)
@@ -110,7 +110,7 @@ def editing(
     on_encode: OnEncode | None = None,
     **options: Any,
 ) -> TrialSteps[Edited]:
-    """Rewrite a passage in a session, in turns between which others may work."""
+    """Rewrite a passage in a session. Yields after each short piece of work, so that the caller can do other work."""
     model = session.model
     begin, end = span
     if not 0 <= begin <= end <= len(text):

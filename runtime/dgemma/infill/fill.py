@@ -1,4 +1,4 @@
-"""Fills the holes of a text; what stands around them stays."""
+"""Fills the holes in a text, and keeps the text around them."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
     from dgemma.model import Model
 
 MARK = re.compile(r"\[\[(?:\.\.\.|([1-9][0-9]{0,5}))\]\]")
-LENGTHS = (2, 4, 8, 16, 32)  # tokens, tried for a hole of unknown length
+LENGTHS = (2, 4, 8, 16, 32)  # lengths in tokens to try for a hole without one
 
 
 @dataclass(frozen=True, slots=True)
 class Hole:
-    """A hole of so many tokens; None: unknown."""
+    """A hole of `length` tokens; None: the length is not known."""
 
     length: int | None = None
 
@@ -34,25 +34,24 @@ Pieces: TypeAlias = Sequence[str | Hole]
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """One way to fill all holes.
-
-    evidence: see dgemma.infill.scoring; None where only one way was tried.
-    """
+    """One attempt to fill all holes, at given lengths."""
 
     lengths: tuple[int, ...]  # lengths of the holes, in tokens
-    holes: list[str]  # what was written, without filler
+    holes: list[str]  # the text of each hole, without filler
     mean_entropy: float  # nats per token of the holes, at the last step
-    evidence: float | None  # nats: for the text from the first hole to half a canvas behind the last
+    # The score in nats of the text from the first hole to half a canvas behind the last: see dgemma.infill.scoring.
+    # None where only one trial was made.
+    evidence: float | None
     result: Result = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
 class Filled:
-    """A filled text. str() gives all of it."""
+    """A text whose holes are filled. str() returns `text`."""
 
     text: str
-    best: Trial
-    trials: list[Trial] = field(repr=False)  # in the order they were made, the best among them
+    best: Trial  # the trial that `text` is made of
+    trials: list[Trial] = field(repr=False)  # all trials in order, including `best`
 
     @property
     def holes(self) -> list[str]:
@@ -65,7 +64,7 @@ class Filled:
 
     @property
     def steps(self) -> int:
-        """The steps of all trials."""
+        """The denoising steps of all trials."""
         return sum(trial.result.steps for trial in self.trials)
 
     @property
@@ -78,7 +77,7 @@ class Filled:
 
 
 def pieces_of(text: str) -> list[str | Hole]:
-    """Return the pieces of a text in which [[...]] and [[n]] are holes.
+    """Split a text at its holes, [[...]] and [[n]].
 
     >>> pieces_of("a[[3]] and [[...]]")
     ['a', Hole(length=3), ' and ', Hole(length=None)]
@@ -93,16 +92,16 @@ def pieces_of(text: str) -> list[str | Hole]:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """The pieces of a text as tokens, and which of them the canvases show: first .. last.
+    """The tokens of a text with holes. The canvases hold ids[first:last].
 
-    Each piece is tokenised by itself.
+    Each piece of text is tokenised by itself.
     """
 
     ids: list[int]  # 0 in holes
-    owners: list[int]  # the hole that each token belongs to, in order; -1: none
-    first: int
-    last: int
-    begun: bool = False  # the text begins with <bos>, which is not among the ids: see _beginning
+    owners: list[int]  # for each token the number of its hole, from 0; -1: it is in none
+    first: int  # the first token on a canvas
+    last: int  # one past the last token on a canvas
+    begun: bool = False  # the text begins with <bos>, which is then left out of ids: see _beginning
 
     @classmethod
     def of(
@@ -137,9 +136,9 @@ class Layout:
         return cls(ids, owners, first, min(len(ids), first + -(-(end - first) // n) * n), begun)
 
     def canvas(self, model: Model, end_id: int) -> tuple[list[int], list[bool]]:
-        """Return the canvas's ids, and which of them are pinned.
+        """Return the ids of all canvases, and which of them are pinned.
 
-        Where the text ends on a canvas, an end id and pad ids are pinned behind it.
+        Where the text ends on the last canvas, an end id and pad ids are pinned behind it.
         """
         ids = self.ids[self.first : self.last]
         pinned = [owner < 0 for owner in self.owners[self.first : self.last]]
@@ -151,9 +150,9 @@ class Layout:
         return ids, pinned
 
     def written(self, holes: Sequence[Sequence[int]], most: int, end_id: int) -> tuple[int, list[int]]:
-        """Return where the first hole is, and the text from there to `most` ids behind the last.
+        """Return where the first hole begins, and the ids from there to `most` ids behind the last hole.
 
-        holes: the ids in each. Where the text ends before that, an end id follows.
+        holes: the ids that were written in each hole. Where the text ends earlier, an end id follows it.
         """
         begin = next(at for at, owner in enumerate(self.owners) if owner >= 0)
         behind = next(at for at, owner in enumerate(reversed(self.owners)) if owner >= 0)
@@ -169,17 +168,18 @@ class Layout:
 
 @dataclass(frozen=True, slots=True)
 class TrialStep:
-    """A step of one way to fill the holes."""
+    """A denoising step of one trial."""
 
     trial: int  # counted from 0
     pinned: list[bool]  # the pins of all canvases of this trial; Step.place tells where a step's canvas begins
     step: Step
 
 
-SPARE = 4  # canvases to spare: those that holes share with the text beside them
+SPARE = 4  # more canvases in a context: text around the holes takes a part of the canvases
 TEMPLATE = 256  # tokens that a chat template may add
 
-TrialSteps: TypeAlias = Generator[TrialStep | None, None, "T"]  # None: a part of the prompt was encoded
+# Yields a TrialStep after each denoising step, and None after each chunk of a prompt that was encoded.
+TrialSteps: TypeAlias = Generator[TrialStep | None, None, "T"]
 T = TypeVar("T")
 
 
@@ -192,9 +192,9 @@ def fill(
 
 
 def room_for(model: Model, text: str | Pieces, prompt: Prompt | None, lengths: Sequence[int]) -> int:
-    """Return the context that filling needs: of all tokens, those beside the canvases, and some to spare.
+    """Return the context that filling needs: the tokens of the prompt and the text, and some to spare.
 
-    The model's whole context may be more than there is memory for.
+    The model's full context may need more memory than there is.
     """
     pieces = pieces_of(text) if isinstance(text, str) else text
     tokens = 0 if prompt is None else len(model.prompt_ids(prompt))
@@ -207,21 +207,21 @@ def room_for(model: Model, text: str | Pieces, prompt: Prompt | None, lengths: S
 
 
 def within(model: Model, tokens: int) -> int:
-    """Return a context of so many tokens and some canvases, as far as the model has it."""
+    """Return a context of `tokens` tokens and some to spare, but at most the model's."""
     most: int = model.config.context_length
     return min(most, tokens + TEMPLATE + SPARE * int(model.config.canvas_length))
 
 
-def done(turns: TrialSteps[T], on_step: OnStep | None) -> T:
-    """Take all steps, and return what comes of them."""
+def done(steps: TrialSteps[T], on_step: OnStep | None) -> T:
+    """Run all steps, call on_step with each, and return the result."""
     while True:
         try:
-            tried = next(turns)
+            step = next(steps)
         except StopIteration as end:
             result: T = end.value
             return result
-        if tried is not None and on_step is not None:
-            on_step(tried.step)
+        if step is not None and on_step is not None:
+            on_step(step.step)
 
 
 def filling(
@@ -234,7 +234,7 @@ def filling(
     on_encode: OnEncode | None = None,
     **options: Any,
 ) -> TrialSteps[Filled]:
-    """Fill a text in a session, in turns between which others may work."""
+    """Fill a text in a session. Yields after each short piece of work, so that the caller can do other work."""
     model = session.model
     pieces = pieces_of(text) if isinstance(text, str) else [p for p in text if p != ""]
     holes = [piece for piece in pieces if isinstance(piece, Hole)]
@@ -280,9 +280,9 @@ def _try(
     on_encode: OnEncode | None,
     options: dict[str, Any],
 ) -> TrialSteps[Trial]:
-    """Fill the holes of a layout behind a prompt (ids, or none).
+    """Fill the holes of a layout behind a prompt.
 
-    several: this is one of several ways to fill them.
+    before: the prompt's ids, or none. several: whether other trials are made, so that the evidence is needed.
     """
     model = session.model
     ends = model.config.end_ids
@@ -296,7 +296,7 @@ def _try(
         raise UsageError(
             f"holes of {sum(lengths)} tokens do not fit behind the prompt: the context is {session.context}"
         )
-    text_before = layout.ids[max(0, layout.first - room) : layout.first]  # the beginning is left out if it does not fit
+    text_before = layout.ids[max(0, layout.first - room) : layout.first]  # without its beginning, if it does not fit
     entropy: dict[int, float] = {}
     freedom = Freedom()
     encoded = yield from _encode(session, [*start, *text_before], on_encode)
@@ -325,7 +325,7 @@ def _try(
 
 
 def _encode(session: Session, prompt: list[int], on_encode: OnEncode | None) -> TrialSteps[int]:
-    """Encode a prompt as Session.prompt does, in turns. Returns how many tokens were encoded."""
+    """Encode a prompt as Session.prompt does; yields after each chunk. Returns how many tokens were encoded."""
     same = session.shared(prompt)
     session.rewind(same)
     for at in range(same, len(prompt), CHUNK):
@@ -337,7 +337,7 @@ def _encode(session: Session, prompt: list[int], on_encode: OnEncode | None) -> 
 
 
 def _beginning(model: Model, layout: Layout) -> list[int]:
-    """Return what a text without a prompt begins with: <bos>, once. A canvas needs something before it."""
+    """Return the ids before a text without a prompt: <bos>, or none. A canvas needs at least one token before it."""
     bos = model.tokenizer.bos_id
     if bos is not None and (model.tokenizer.add_bos or layout.begun or layout.first == 0):
         return [bos]

@@ -1,1 +1,1 @@
-"""Binds the C library: owners of its objects, arrays that it fills, its tables of formats and metadata keys."""
+"""Wraps the C library: owners of its objects, arrays that it fills, its tables of formats and metadata keys."""

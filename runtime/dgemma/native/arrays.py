@@ -1,4 +1,4 @@
-"""Makes arrays for the results of calls, after a check against the memory that is free."""
+"""Allocates arrays for results of the library, after a check that there is enough free memory."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from dgemma._native import lib
 from dgemma.errors import MemoryBudgetError
 from dgemma.units import size_text
 
-SMALL = 1 << 26  # bytes that are not worth asking the system about
+SMALL = 1 << 26  # bytes; for smaller arrays the system is not asked for its free memory
 
 
 def floats(shape: tuple[int, ...], what: str) -> npt.NDArray[np.float32]:
-    """Return an array of float32 that is yet to be filled.
+    """Return an uninitialised float32 array.
 
-    Raises MemoryBudgetError, with `what` in its message, where there is no memory for it.
+    Raises MemoryBudgetError where there is no memory for it; `what` names the array in the message.
     """
     check_free(math.prod(shape) * 4, what)
     try:
@@ -27,7 +27,7 @@ def floats(shape: tuple[int, ...], what: str) -> npt.NDArray[np.float32]:
 
 
 def check_free(size: int, what: str) -> None:
-    """Raise MemoryBudgetError where `what`, which take so many bytes, are more than the memory that is free."""
+    """Raise MemoryBudgetError where `size` bytes are more than the memory that is free; `what` names their use."""
     left = int(lib.dg_memory_free()) if size > SMALL else 0
     if left and size > left:
         raise MemoryBudgetError(f"{what} take {size_text(size)}, and {size_text(left)} of memory are free")

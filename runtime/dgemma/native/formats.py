@@ -1,4 +1,4 @@
-"""The library's table of weight formats, which encode and decode NumPy arrays.
+"""The library's table of weight formats; a Format encodes and decodes NumPy arrays.
 
 >>> q4 = by_name("q4_k")
 >>> values = np.zeros((2, 2 * q4.block), np.float32)  # [..., n], n a multiple of q4.block
@@ -19,12 +19,12 @@ from dgemma.errors import FormatError
 
 
 class Format:
-    """One line of the table: `name`, GGUF `id`, values per `block`, `bytes` per block; what it can do."""
+    """One line of the table: `name`, GGUF `id`, values per `block`, `bytes` per block; whether it encodes, decodes."""
 
     __slots__ = ("_native", "block", "bytes", "decodes", "encodes", "id", "name")
 
     def __init__(self, native: Any) -> None:
-        """Describe the `const dg_format *` native."""
+        """Read the `const dg_format *` native."""
         self._native = native
         self.name: str = ffi.string(native.name).decode()
         self.id: int = native.id
@@ -39,7 +39,7 @@ class Format:
     def encode(self, values: NDArray[np.float32], importance: NDArray[np.float32] | None = None) -> NDArray[np.uint8]:
         """Encode values [..., n] to blocks [..., n / block * bytes]. The GIL is released.
 
-        importance: of the shape of values, or [n] for all rows alike: positive weights, around 1, of squared errors.
+        importance: positive weights of the squared errors, around 1; of the shape of values, or [n] for all rows alike.
         """
         if not self.encodes:
             raise ValueError(f"{self.name} can be read but not written")
@@ -61,29 +61,29 @@ class Format:
         mean: NDArray[np.float32],
         pull: NDArray[np.float32],
     ) -> NDArray[np.uint8]:
-        """Encode values [rows, n] to blocks, as encode() with importance [n] does, so that errors cancel out.
+        """Encode values [rows, n] to blocks as encode() with importance [n] does, and let errors of a row cancel out.
 
-        The sum of a row's errors, each times the mean [n] of its column's inputs, is brought near zero. pull [n]: mean
-        / variance. The GIL is released.
+        Values are rounded so that the sum of a row's errors, each times its column's mean input (mean [n]), is near
+        zero. pull [n]: the mean over the variance of each column's inputs. The GIL is released.
         """
         if not self.encodes:
             raise ValueError(f"{self.name} can be read but not written")
         values = np.ascontiguousarray(values, dtype=np.float32)
         blocks = np.empty(self._shape(values, self.block, self.bytes, "values"), dtype=np.uint8)
-        columns = [np.ascontiguousarray(of, dtype=np.float32) for of in (importance, mean, pull)]
-        if any(of.shape != values.shape[-1:] for of in columns):
-            found = " and ".join(str(of.shape) for of in columns)
+        arrays = [np.ascontiguousarray(array, dtype=np.float32) for array in (importance, mean, pull)]
+        if any(array.shape != values.shape[-1:] for array in arrays):
+            found = " and ".join(str(array.shape) for array in arrays)
             raise ValueError(f"{self.name}: columns of shape {found} for values of shape {values.shape}")
-        pointers = [ffi.from_buffer("float[]", of) for of in columns]
-        of = ffi.new("dg_columns *", pointers)
+        pointers = [ffi.from_buffer("float[]", array) for array in arrays]
+        columns = ffi.new("dg_columns *", pointers)
         rows, n = values.size // values.shape[-1], values.shape[-1]
-        lib.dg_encode_rows(self._native, ffi.from_buffer("float[]", values), ffi.from_buffer(blocks), rows, n, of)
+        lib.dg_encode_rows(self._native, ffi.from_buffer("float[]", values), ffi.from_buffer(blocks), rows, n, columns)
         return blocks
 
     def first_not_finite(self, blocks: NDArray[np.uint8]) -> int | None:
-        """Return the number of the first value of the blocks that is infinite or NaN.
+        """Return the index of the first value in the blocks that is infinite or NaN, or None.
 
-        Encoding makes such values of those that the format cannot hold. The GIL is released.
+        A value too large for the format is encoded as such a value. The GIL is released.
         """
         flat = np.ascontiguousarray(blocks).view(np.uint8)
         found = lib.dg_first_not_finite(self._native, ffi.from_buffer(flat), flat.size // self.bytes)
@@ -91,11 +91,11 @@ class Format:
 
     @cache  # noqa: B019, for there is one of each format
     def most(self, sign: int) -> float:
-        """Return the largest value of this sign, 1 or -1, that a block of zeros may have beside them.
+        """Return the largest value of this sign, 1 or -1, that can be encoded in a block of otherwise zeros.
 
-        It is found by trying.
+        It is found by bisection.
         """
-        low, high = 0, 0x7F7FFFFF  # floats of one sign are in the order of their bits
+        low, high = 0, 0x7F7FFFFF  # bits of floats; positive floats have the same order as their bits
         while low < high:
             bits = (low + high + 1) // 2
             block = np.zeros(self.block, np.float32)
@@ -139,7 +139,7 @@ def by_name(name: str) -> Format:
 
 
 def by_id(number: int) -> Format:
-    """Return the format that GGUF files number so; KeyError when there is none."""
+    """Return the format with this number in GGUF files; KeyError when there is none."""
     return _numbered()[number]
 
 
@@ -154,7 +154,7 @@ class Unknown(Format):
 
 
 def type_of(number: int) -> Format:
-    """Return the format of any type that a file may have; those that are not in the table do not decode."""
+    """Return the format of any type number of a file; a type that is not in the table cannot be decoded."""
     native = lib.dg_type_find(number)
     return _numbered().get(number) or (Format(native) if native else Unknown(number))
 

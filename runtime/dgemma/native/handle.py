@@ -1,4 +1,4 @@
-"""Owns what the C library allocates, and locks what Python owns."""
+"""Owners of objects that the C library allocates, and locks that survive a fork."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from dgemma._native import ffi
 
 
 class Handle:
-    """Owns one C object, which is freed when nobody holds its pointer any more, and never before its children.
+    """Owns one C object. It is freed when nobody holds its `pointer` any more, and never before its children.
 
-    `pointer` is itself an owner: a call into the library keeps its arguments until it returns, so that whatever closes
-    the handle meanwhile, in whatever thread, the object outlives the call. An object made for another one (a session
-    for its model) keeps that one, and so dies before it.
+    `pointer` is an owner itself: a call into the library holds its arguments until it returns, so the object outlives
+    the call even if another thread closes the handle meanwhile. A child object (a session of a model) holds its
+    parent's pointer, so it is freed first.
     """
 
     __slots__ = ("_pointer",)
@@ -29,21 +29,21 @@ class Handle:
 
     @property
     def pointer(self) -> Any:
-        """The C object, to be passed as it is. A pointer that was read out of it is not an owner."""
+        """The C object, to be passed to the library. A pointer that is read out of its fields is not an owner."""
         return self._pointer
 
     def buffer(self, part: Any, size: int) -> Any:
-        """Return `size` bytes of the object's memory as a buffer that keeps the object.
+        """Return `size` bytes of the object's memory as a buffer that keeps the object alive.
 
-        part: a pointer that was read out of the object.
+        part: a pointer into the object's memory, where the buffer begins.
         """
         _when_dead(part, _let_go, self._pointer)
         return ffi.buffer(part, size)
 
     def close(self) -> None:
-        """Let go of the object: it is freed now, or when the last call that is inside has ended.
+        """Release the object: it is freed now, or when the last call that uses it has ended.
 
-        A second call does nothing. Whoever calls this makes sure that nobody asks for the pointer again.
+        A second call does nothing. The caller makes sure that nobody uses this handle's pointer afterwards.
         """
         self._pointer = None
 
@@ -51,19 +51,20 @@ class Handle:
 def _when_dead(owner: Any, then: Callable[..., None], *held: Any) -> None:
     """Call then(*held) once nobody holds the object `owner` any more.
 
-    Until then `held` is kept from outside, as Python frees in any order what is forgotten all at once.
+    The finalizer holds `held` until then: the garbage collector frees the objects of a cycle in any order, and this
+    keeps a parent alive until its child is freed.
     """
     finalizer = weakref.finalize(owner, then, *held)
-    finalizer.atexit = False  # a daemon thread may still be inside; the process's end frees it all
+    finalizer.atexit = False  # a daemon thread may still be in the library; the end of the process frees everything
 
 
-def _free(free: Callable[[Any], None], pointer: Any, above: Any) -> None:
+def _free(free: Callable[[Any], None], pointer: Any, parent_pointer: Any) -> None:
     free(pointer)
-    del above
+    del parent_pointer
 
 
-def _let_go(above: Any) -> None:
-    del above
+def _let_go(parent_pointer: Any) -> None:
+    del parent_pointer
 
 
 _owners: WeakSet[Any] = WeakSet()
@@ -72,7 +73,7 @@ _owners: WeakSet[Any] = WeakSet()
 def give_lock(owner: Any) -> None:
     """Give an object a re-entrant lock, as owner._lock.
 
-    It is free in a forked process, which has none of the threads that may have held it.
+    A forked process gets a new lock: the thread that held the old one does not exist there.
     """
     owner._lock = threading.RLock()
     _owners.add(owner)

@@ -12,9 +12,9 @@ from dgemma._native import ffi, lib
 class Key:
     """One line of metadata.def."""
 
-    field: str  # of a model's config, and of what the converter gathers
-    key: str  # in a GGUF file
-    kind: str  # U32 I32 F32 BOOL STRING, or one of them with an S: an array
+    field: str  # the name in a model's Config and in the converter's dict of metadata
+    key: str  # the name in a GGUF file
+    kind: str  # U32 I32 F32 BOOL STRING, or one of them with an S for an array
     in_config: bool
     per_layer: bool
     required: bool
@@ -23,10 +23,10 @@ class Key:
 
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """One line of limits.def: the least and the most that a file may claim of a size."""
+    """One line of limits.def: the smallest and the largest value of a size that is accepted from a file."""
 
-    field: str  # of a model's config
-    key: Key  # that tells it
+    field: str  # the name in a model's Config
+    key: Key  # the key that holds the size
     least: int
     most: int
 

@@ -1,1 +1,1 @@
-"""The parts of commands that people see: lines on the terminal, progress bars, charts."""
+"""Output that several commands share: lines on the terminal, progress bars, charts."""

@@ -1,4 +1,4 @@
-"""Draws what all charts have in common, with matplotlib, which the extras `bench` and `eval` bring."""
+"""The common parts of all charts, drawn with matplotlib, which the extras `bench` and `eval` install."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from dgemma.errors import Error, UsageError
 from dgemma.files.output import MARK, marked_kind, whole_file
 from dgemma.ui.terminal import shown
 
-MAKER = {".svg": "Creator", ".png": "Software"}  # the kinds of charts, and the field of each that names its maker
+MAKER = {".svg": "Creator", ".png": "Software"}  # for each kind of chart the metadata field that names its maker
 CHART = marked_kind("a chart of dgemma", MARK.encode())
 
 
 def refuse_chart(path: Path, extra: str) -> None:
-    """Raise where --plot could not work, before anything is measured. extra: what brings matplotlib."""
+    """Raise Error where --plot could not work; called before anything is measured. extra: it installs matplotlib."""
     if path.suffix.lower() not in MAKER:
         raise UsageError(f"--plot {path}: expected a name that ends in {' or '.join(MAKER)}")
     try:
@@ -24,7 +24,7 @@ def refuse_chart(path: Path, extra: str) -> None:
 
 
 def blank(width: float, height: float) -> tuple[Any, Any]:
-    """Return a figure of so many inches, drawn without a display, and its axes."""
+    """Return a figure, width x height in inches, and its axes. No display is needed."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -36,9 +36,9 @@ def blank(width: float, height: float) -> tuple[Any, Any]:
 
 
 def logarithmic(axes: Any, which: str) -> None:
-    """Set a logarithmic scale for the "x" or "y" of a chart.
+    """Set a logarithmic scale for the axis "x" or "y" of a chart.
 
-    Plain numbers stand at 1, 2, 3 and 5 of each power of ten.
+    Labels are plain numbers, at 1, 2, 3 and 5 times each power of ten.
     """
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
@@ -54,7 +54,7 @@ def save(figure: Any, *paths: Path) -> None:
     from matplotlib import pyplot
     from matplotlib.text import Text
 
-    for text in figure.findobj(Text):  # names of files may hold anything
+    for text in figure.findobj(Text):  # names of files may have any characters; $ would begin a formula
         text.set_text(shown(text.get_text()).replace("$", r"\$"))
     try:
         for path in paths:

@@ -1,4 +1,4 @@
-"""Progress bars on standard error, for long work."""
+"""Progress bars and status lines on standard error, for long work."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from dgemma.ui.terminal import is_terminal, shown
 
 @contextmanager
 def progress_bar(text: str = "", unit: str = "bytes") -> Iterator[Callable[[int, int], None] | None]:
-    """Yield a function to call with how much is done and the total; None where standard error is no terminal.
+    """Yield a function update(done, total), which shows a progress bar; None where standard error is no terminal.
 
-    The bar is there from the first call to the last.
+    The bar appears with the first call, and disappears when done reaches total.
     """
     if not is_terminal(sys.stderr):
         yield None
@@ -46,9 +46,9 @@ def progress_bar(text: str = "", unit: str = "bytes") -> Iterator[Callable[[int,
 
 @contextmanager
 def telling() -> Iterator[Callable[[str], None]]:
-    """Yield a function that shows a line on standard error, where that is a terminal.
+    """Yield a function that shows a status line on standard error; where that is no terminal, it does nothing.
 
-    The line says what is being done; it is there from the first call on.
+    The line stays until the next call or the end of the block.
     """
     if not is_terminal(sys.stderr):
         yield lambda line: None

@@ -1,1 +1,1 @@
-"""Recordings of a canvas: what is recorded, and a writer for each kind of file."""
+"""Recordings of a canvas: the pages of a recording, and a writer for each kind of file."""

@@ -10,7 +10,7 @@ from dgemma.files.output import MARK
 
 
 def cast(recording: Recording) -> bytes:
-    """Return a header, then a line per page: the second it appears at, "o", what the terminal is sent."""
+    """Return the file: a header, then a line per page with its time in seconds, "o", and the text for the terminal."""
     height = recording.rows + 2
     header = {
         "version": 2,
@@ -26,7 +26,7 @@ def cast(recording: Recording) -> bytes:
             [round(at, 3), "o", ("\x1b[?25l\x1b[2J" if i == 0 else "") + _page(page, recording.rows, recording.columns)]
         )
         at += page.seconds
-    rows.append([round(at, 3), "o", "\x1b[?25h"])  # the last page is held until then
+    rows.append([round(at, 3), "o", "\x1b[?25h"])  # the last page is shown until this time; then the cursor is back
     return "".join(json_lines.as_line(row) + "\n" for row in rows).encode()
 
 

@@ -1,4 +1,4 @@
-"""Writes a recording as a moving picture: GIF, by Pillow."""
+"""Writes a recording as an animated GIF, with Pillow."""
 
 from __future__ import annotations
 
@@ -22,9 +22,10 @@ if TYPE_CHECKING:
 
     Font = FreeTypeFont | ImageFont
 
-SIZE, HEIGHT, MARGIN, BAR, STEP = 18, 25, 22, 28, 8  # pixels: letters, lines, edge, highest bar, from a bar to the next
-SHADES = 20  # of each colour: GIF has 256 in all
-# Fonts of one width, plain and bold, by the names that systems know them under.
+# Pixels: size of letters, height of lines, margin, height of the bars, distance from one bar to the next.
+SIZE, HEIGHT, MARGIN, BAR, STEP = 18, 25, 22, 28, 8
+SHADES = 20  # shades of each colour: a GIF has 256 colours in all
+# Monospaced fonts, plain and bold, by their file names on common systems.
 FONTS = (
     ("DejaVuSansMono.ttf", "DejaVuSansMono-Bold.ttf"),
     ("Menlo.ttc", "Menlo.ttc"),
@@ -32,7 +33,7 @@ FONTS = (
     ("LiberationMono-Regular.ttf", "LiberationMono-Bold.ttf"),
     ("NotoSansMono-Regular.ttf", "NotoSansMono-Bold.ttf"),
 )
-# Fonts of letters that are two columns wide.
+# Fonts for characters that are two columns wide.
 WIDE = ("NotoSansCJK-Regular.ttc", "NotoSansMonoCJK-Regular.otf", "Hiragino Sans GB.ttc", "msyh.ttc", "msgothic.ttc")
 
 
@@ -43,18 +44,18 @@ def refuse_gif() -> None:
 
 
 def gif(recording: Recording) -> bytes:
-    """Return an animation: a picture per page, over and over."""
+    """Return the animation, with one picture per page; it repeats for ever."""
     pictures = Pictures(recording)
     pages = [pictures.draw(page) for page in recording.pages]
     out = io.BytesIO()
-    times = [round(page.seconds * 100) * 10 for page in recording.pages]  # milliseconds, as GIF counts
+    times = [round(page.seconds * 100) * 10 for page in recording.pages]  # milliseconds, in the 10 ms units of GIF
     more = dict(append_images=pages[1:], duration=times, loop=0, comment=MARK.encode())
     pages[0].save(out, "GIF", save_all=True, optimize=False, **more)
     return out.getvalue()
 
 
 class Pictures:
-    """Draws pages of one size with one set of colours."""
+    """Draws pages of the same size with the same colours."""
 
     def __init__(self, recording: Recording) -> None:
         self._plain, self._bold = fonts()
@@ -80,10 +81,7 @@ class Pictures:
         return image.quantize(palette=self._palette, dither=Image.Dither.NONE)
 
     def _line(self, pen: ImageDraw, line: Line, y: int) -> None:
-        """Draw a line letter by letter.
-
-        Every letter is in the middle of its column, whatever font there is.
-        """
+        """Draw a line letter by letter, each in the middle of its column, so that any font fits the columns."""
         column = 0
         for text, look in line:
             font, colour = self._bold if look == "sure" else self._plain, DARK.colour(look)
@@ -94,7 +92,7 @@ class Pictures:
                 column += columns
 
     def _bars(self, pen: ImageDraw, page: Page) -> None:
-        """Draw a bar per step: the mean entropy, the highest of the canvas in full."""
+        """Draw a bar for the mean entropy of each step; the highest entropy of the canvas has the full height."""
         bottom, most = self._size[1] - MARGIN, max(*page.means, 1e-9)
         means = page.means[-max((self._size[0] - 2 * MARGIN - 36 * self._advance) // STEP, 1) :]  # beside the legend
         for i, mean in enumerate(means):
@@ -113,9 +111,9 @@ class Pictures:
 
 
 def palette() -> Image:
-    """Return the colours, each in SHADES steps from the background, as smooth edges of letters need them.
+    """Return an image with the palette for all pages: each colour in SHADES steps from the background.
 
-    They are the same for all pages.
+    The smooth edges of letters need these steps.
     """
     from PIL import Image
 
@@ -134,7 +132,7 @@ def _rgb(colour: str) -> list[int]:
 
 
 def fonts() -> tuple[Font, Font]:
-    """Return the first of FONTS that the system has, or that matplotlib brings, else Pillow's own."""
+    """Return the first of FONTS that the system or matplotlib has, plain and bold; otherwise Pillow's own font."""
     from PIL import ImageFont
 
     folders = (None, _matplotlib())
@@ -162,6 +160,6 @@ def wide_font() -> Font | None:
 
 
 def _matplotlib() -> Path | None:
-    """Return the folder of matplotlib's fonts, if it is there."""
+    """Return the folder of matplotlib's fonts, if matplotlib is installed."""
     spec = find_spec("matplotlib")
     return Path(spec.origin).parent / "mpl-data" / "fonts" / "ttf" if spec and spec.origin else None

@@ -1,4 +1,4 @@
-"""Records a canvas: the same pages become a terminal session, an animated drawing, or a moving picture."""
+"""Records the frames of an answer as pages, for a terminal session (.cast), an animated .svg or a .gif."""
 
 from __future__ import annotations
 
@@ -12,27 +12,28 @@ import click
 from dgemma.cli.frames import Frame, Line, lines
 from dgemma.files.output import MARK, Kind, marked_kind, write_whole
 
-WIDEST, NARROWEST, TALLEST = 80, 40, 30  # characters of a page
-FASTEST, SLOWEST, HELD = 0.15, 0.5, 3.0  # seconds that a step is shown: as long as it took, within these; the last one
+WIDEST, NARROWEST, TALLEST = 80, 40, 30  # the most and fewest columns of a page, and the most rows
+FASTEST, SLOWEST = 0.15, 0.5  # seconds: a step is shown as long as it took, but within these bounds
+HELD = 3.0  # seconds that the last step is shown
 
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """One step as it is drawn: lines of at most `columns` characters, and what stands below them."""
+    """The drawing of one step."""
 
-    lines: list[Line]
-    status: str
-    means: tuple[float, ...]  # mean entropy of the canvas's steps, nats
-    seconds: float  # how long it is shown
+    lines: list[Line]  # lines of text, of at most Recording.columns columns
+    status: str  # the line below the text
+    means: tuple[float, ...]  # mean entropy of the canvas's steps in nats, drawn as bars below the status
+    seconds: float  # how long the page is shown
 
 
 @dataclass(frozen=True, slots=True)
 class Recording:
-    """Pages of one size."""
+    """Pages of the same size."""
 
     pages: list[Page]
     columns: int
-    rows: int  # of the text; the status and the bars of the means are below
+    rows: int  # rows of text; the status and the bars are below them
 
 
 Writer = Callable[[Recording], bytes]
@@ -41,9 +42,9 @@ RECORDING: Kind = marked_kind("a recording of dg-run", MARK.encode())
 
 
 def writer(path: Path) -> Writer:
-    """Return the writer of the kind of file that a path's name asks for.
+    """Return the writer for the ending of a path: .cast, .svg or .gif.
 
-    Refuses other names, and what cannot be written here.
+    Raises UsageError for another ending, Error for .gif without Pillow.
     """
     if path.suffix == ".cast":
         from dgemma.cli.record.cast import cast
@@ -62,7 +63,7 @@ def writer(path: Path) -> Writer:
 
 
 class Recorder:
-    """Keeps the frames of an answer, and writes them to a file at its end."""
+    """Collects the frames of an answer, and writes them to a file at the end."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -78,20 +79,19 @@ class Recorder:
         self._since = now
 
     def write(self) -> None:
-        """Write the file, whole or not at all; without a step there is no file."""
+        """Write the file, complete or not at all; without a step no file is made."""
         if self._frames:
             write_whole(self._path, self._make(recording(self._frames, self._took)), RECORDING)
 
 
 def recording(frames: Sequence[Frame], took: Sequence[float]) -> Recording:
-    """Return frames as pages of the size that they need. took: seconds of work for each step."""
+    """Return frames as pages of the size that fits all. took: seconds of work for each step."""
     drawn = [lines((*frame.before, *frame.cells), WIDEST) for frame in frames]
     widest = max(_width(line) for page in drawn for line in page)
     columns = min(max(widest, NARROWEST, *(len(frame.status) for frame in frames)), WIDEST)
     rows = min(max(map(len, drawn)), TALLEST)
-    shown = [min(max(seconds, FASTEST), SLOWEST) for seconds in took[1:]] + [
-        HELD
-    ]  # a step is seen while the next works
+    # A step is shown as long as the next step took: in a live session it is on the screen during that time.
+    shown = [min(max(seconds, FASTEST), SLOWEST) for seconds in took[1:]] + [HELD]
     pages = [
         Page(page[-rows:], frame.status, frame.means, seconds)
         for frame, page, seconds in zip(frames, drawn, shown, strict=True)

@@ -1,4 +1,4 @@
-"""Writes a recording as an animated drawing: SVG with CSS alone, which moves wherever an image may stand."""
+"""Writes a recording as an animated SVG. It uses CSS only, so it also moves where scripts are not allowed."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from dgemma.cli.record.recorder import Page, Recording
 from dgemma.files.output import MARK
 
 SIZE = 16  # pixels of a letter
-ADVANCE, HEIGHT = 9.6, 22  # from a letter to the next, from a line to the next
-MARGIN, CORNER, BAR = 20, 10, 26  # around the text; of the frame; highest of the sparkline
-STEP, LEGEND = 7, 260  # pixels from a bar to the next; of what explains the colours
+ADVANCE, HEIGHT = 9.6, 22  # pixels from one letter to the next, and from one line to the next
+MARGIN, CORNER, BAR = 20, 10, 26  # pixels: margin, radius of the frame's corners, height of the bars
+STEP, LEGEND = 7, 260  # pixels from one bar to the next, and width of the legend
 FONTS = "ui-monospace,SFMono-Regular,Menlo,Consolas,'DejaVu Sans Mono','Liberation Mono',monospace"
 
 
 def svg(recording: Recording) -> bytes:
-    """Return a drawing with a group per page.
+    """Return the drawing, with a group per page.
 
-    Without animation (in print, or where motion is unwanted) the last one shows.
+    Without animation (in print, or where the user wants no motion) the last page is shown.
     """
     width = 2 * MARGIN + recording.columns * ADVANCE
-    top = MARGIN + recording.rows * HEIGHT + 12  # where the figures begin
+    top = MARGIN + recording.rows * HEIGHT + 12  # where the status line begins
     height = top + HEIGHT + BAR + MARGIN
     total = sum(page.seconds for page in recording.pages)
     style = [f"text{{font:{SIZE}px {FONTS};white-space:pre}}.sure{{font-weight:bold}}.small{{font-size:{SIZE - 3}px}}"]
@@ -64,7 +64,7 @@ def _page(page: Page, top: float, width: float) -> str:
 
 
 def _line(line: Line, y: float) -> str:
-    """Return a line with every span at its own place: no font moves it."""
+    """Return a line of text. Each span has its own x and width, so that the columns fit with any font."""
     spans, column = [], 0
     for text, look in line:
         wide = cell_len(text)
@@ -76,7 +76,7 @@ def _line(line: Line, y: float) -> str:
 
 
 def _bars(page: Page, y: float, width: float) -> str:
-    """Return a bar per step: the mean entropy, the highest of the canvas in full."""
+    """Return a bar for the mean entropy of each step; the highest entropy of the canvas has the full height."""
     means = page.means[-int((width - LEGEND) / STEP) :]
     most = max(*page.means, 1e-9)
     path = "".join(
