@@ -15,5 +15,5 @@ void canvas_lay_out(canvas_buffers *c, int32_t n, int32_t n_vocab, void *memory)
     c->random_ids = carve(memory, &c->bytes, n, sizeof *c->random_ids);
     c->u = carve(memory, &c->bytes, n, sizeof *c->u);
     c->choices = carve(memory, &c->bytes, n, sizeof *c->choices);
-    c->order = carve(memory, &c->bytes, 2 * n, sizeof *c->order);
+    c->order = carve(memory, &c->bytes, n, sizeof *c->order);
 }

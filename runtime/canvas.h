@@ -29,7 +29,7 @@ typedef struct canvas_buffers {
     int32_t *random_ids; /* [n] of the step */
     double *u;           /* [n] */
     dg_choice *choices;  /* [n] */
-    int32_t *order;      /* [2 n] */
+    int32_t *order;      /* [n] positions in the order of entropy */
     size_t bytes;
     void *memory;
 } canvas_buffers;

@@ -339,8 +339,8 @@ typedef struct dg_choice {
 /* z: float32 [n, n_vocab]; u, out: [n]. */
 void dg_choose(const float *z, int64_t n, int64_t n_vocab, const double *u, dg_choice *out);
 
-/* Which positions the entropy bound accepts: those before which, in order of entropy (the lower position first among
- * equals), the entropies sum to at most `bound`. entropy: float32 [n]; accepted: [n]. */
+/* Which positions the entropy bound accepts: those before which, in order of entropy (NaN last, the lower position
+ * first among equals), the entropies sum to at most `bound`. entropy: float32 [n]; accepted: [n]. */
 int dg_accept(const float *entropy, int32_t n, float bound, bool *accepted, dg_error *error);
 
 /* The random draws of one step: u[n] in (0, 1) for the samples, ids[n] uniform over n_vocab for the renoise. They

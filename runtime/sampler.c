@@ -6,38 +6,13 @@
 #include "error.h"
 #include "random.h"
 
-/* Merge sort: stable, so that the lower position comes first among equals. */
-static void sort_by_entropy(const float *entropy, int32_t *order, int32_t *scratch, int32_t n) {
-    if (n < 2) return;
-    const int32_t half = n / 2;
-    sort_by_entropy(entropy, order, scratch, half);
-    sort_by_entropy(entropy, order + half, scratch, n - half);
-    for (int32_t i = 0; i < half; i++) scratch[i] = order[i];
-    for (int32_t i = 0, j = half, to = 0; i < half; to++)
-        order[to] = j < n && entropy[order[j]] < entropy[scratch[i]] ? order[j++] : scratch[i++];
-}
-
-void sampler_accept(const float *entropy, int32_t n, float bound, bool *accepted, int32_t *order) {
-    for (int32_t i = 0; i < n; i++) order[i] = i;
-    sort_by_entropy(entropy, order, order + n, n);
-    double before = 0.0;
-    for (int32_t i = 0; i < n; i++) {
-        accepted[order[i]] = before <= (double)bound;
-        before += (double)entropy[order[i]];
-    }
-}
-
 int dg_accept(const float *entropy, int32_t n, float bound, bool *accepted, dg_error *error) {
-    int32_t *order = malloc(sizeof *order * 2 * (size_t)(n > 0 ? n : 1));
+    int32_t *order = malloc(sizeof *order * (size_t)(n > 0 ? n : 1));
     if (!order) return fail(error, DG_ERROR_SYSTEM, "no memory for a canvas of %d tokens", n);
-    sampler_accept(entropy, n, bound, accepted, order);
+    for (int32_t i = 0; i < n; i++) order[sampler_place(entropy, n, i)] = i;
+    sampler_accept(entropy, order, n, bound, accepted);
     free(order);
     return DG_OK;
-}
-
-void sampler_renoise(int32_t *canvas, int32_t n, const dg_choice *choices, const bool *accepted,
-                     const int32_t *random_ids) {
-    for (int32_t i = 0; i < n; i++) canvas[i] = accepted[i] ? choices[i].sample : random_ids[i];
 }
 
 bool sampler_settled(const dg_sampling *s, const float *entropy, const bool *changed, const int8_t *marks, int32_t n,

@@ -1,4 +1,5 @@
-/* The entropy-bound sampler: schedule, accept, renoise and stop, on the few numbers per position that a step yields. */
+/* The entropy-bound sampler, on the few numbers per position that a step yields: its schedule, which positions it
+ * accepts, what they are next, and when it stops. One source for the CPU and for CUDA kernels, with the same bits. */
 #ifndef DG_SAMPLER_H
 #define DG_SAMPLER_H
 
@@ -12,12 +13,30 @@ DG_HD static inline float sampler_temperature(const dg_sampling *s, int32_t inde
     return t > 1e-4 ? (float)t : 1e-4f;
 }
 
-/* As dg_accept; order: [2 * n] of scratch. */
-void sampler_accept(const float *entropy, int32_t n, float bound, bool *accepted, int32_t *order);
+/* The place of position i in the order of entropy[n]: how many positions come before it. The lower entropy comes
+ * first, NaN last, and the lower position among equals. */
+DG_HD static inline int32_t sampler_place(const float *entropy, int32_t n, int32_t i) {
+    const float mine = entropy[i];
+    int32_t place = 0;
+    if (mine != mine) {
+        for (int32_t j = 0; j < n; j++) place += entropy[j] == entropy[j] || j < i;
+        return place;
+    }
+    for (int32_t j = 0; j < i; j++) place += entropy[j] <= mine;
+    for (int32_t j = i + 1; j < n; j++) place += entropy[j] < mine;
+    return place;
+}
 
-/* canvas[i] = the sample where accepted, else a fresh random id: nothing stays frozen. */
-void sampler_renoise(int32_t *canvas, int32_t n, const dg_choice *choices, const bool *accepted,
-                     const int32_t *random_ids);
+/* Accepts in the order of entropy: order[place] is a position. A position is accepted while the entropies before it,
+ * added in that order, sum to at most `bound`. */
+DG_HD static inline void sampler_accept(const float *entropy, const int32_t *order, int32_t n, float bound,
+                                        bool *accepted) {
+    double before = 0.0;
+    for (int32_t place = 0; place < n; place++) {
+        accepted[order[place]] = before <= (double)bound;
+        before += (double)entropy[order[place]];
+    }
+}
 
 /* Is this the step to stop at? unchanged: how many steps before this one in a row had the same argmax canvas. */
 DG_HD static inline bool sampler_stop(const dg_sampling *s, int32_t unchanged, float mean_entropy) {

@@ -2,10 +2,12 @@
 #include "sampler.h"
 
 #include <math.h>
+#include <stdlib.h>
 #include <string.h>
 
+#include "canvas_position.h"
 #include "check.h"
-#include "random.h"
+#include "cpu/cpu.h"
 
 static void test_philox(void) { /* known answers of the Random123 library */
     uint32_t zero[4] = {0, 0, 0, 0}, ones[4] = {~0u, ~0u, ~0u, ~0u},
@@ -74,14 +76,88 @@ static void test_schedule_and_stop(void) {
     CHECK(sampler_temperature(&s, 0) > 0.0f, "temperature 0 is a small one");
 }
 
-static void test_renoise(void) {
-    int32_t canvas[3] = {1, 2, 3};
-    const dg_choice choices[3] = {{0.0f, 10, 11}, {0.0f, 20, 21}, {0.0f, 30, 31}};
-    const bool accepted[3] = {true, false, true};
-    const int32_t random_ids[3] = {7, 8, 9};
-    sampler_renoise(canvas, 3, choices, accepted, random_ids);
-    CHECK(canvas[0] == 11 && canvas[1] == 8 && canvas[2] == 31, "samples where accepted, noise elsewhere: %d %d %d",
-          canvas[0], canvas[1], canvas[2]);
+/* Positions by place: the lower entropy first, NaN last, the lower position among equals. */
+static void test_order(void) {
+    static float entropy[1024];
+    static int32_t order[1024];
+    const float values[] = {0.25f, 0.0f, NAN, 2.0f, -0.0f, INFINITY, 0.25f, 1e-30f};
+    const int32_t sizes[] = {1, 2, 3, 8, 97, 256, 1024};
+    for (size_t size = 0; size < sizeof sizes / sizeof *sizes; size++) {
+        const int32_t n = sizes[size];
+        for (int32_t i = 0; i < n; i++) {
+            uint32_t random[4] = {(uint32_t)i, 0, 0, 0};
+            philox((uint64_t)n, random);
+            entropy[i] = values[random[0] % 8];
+            order[i] = -1;
+        }
+        for (int32_t i = 0; i < n; i++) {
+            const int32_t place = sampler_place(entropy, n, i);
+            CHECK(place >= 0 && place < n && order[place] < 0, "%d positions: place %d of position %d", n, place, i);
+            order[place] = i;
+        }
+        for (int32_t place = 1; place < n; place++) {
+            const float a = entropy[order[place - 1]], b = entropy[order[place]];
+            const bool lower = a < b || (isnan(b) && !isnan(a)), equal = a == b || (isnan(a) && isnan(b));
+            CHECK(lower || (equal && order[place - 1] < order[place]), "%d positions: %g at %d before %g at %d", n,
+                  (double)a, order[place - 1], (double)b, order[place]);
+        }
+    }
+}
+
+static void test_accept_nan(void) {
+    const float entropy[4] = {NAN, 0.06f, NAN, 0.06f};
+    bool accepted[4];
+    dg_error error;
+    dg_accept(entropy, 4, 0.2f, accepted, &error); /* in order 1 3 0 2, before them 0 .06 .12 NaN */
+    CHECK(accepted[1] && accepted[3] && accepted[0] && !accepted[2], "what stands behind NaN is not accepted");
+    dg_accept(entropy, 1, 0.0f, accepted, &error);
+    CHECK(accepted[0], "nothing stands before the only position");
+    CHECK(dg_accept(entropy, 0, 0.0f, accepted, &error) == DG_OK, "no position");
+}
+
+enum { POSITIONS = 4, WORDS = 50 };
+
+/* One step of a canvas of four: of the others, position 1 is certain, 3 is less so, and 2 is out of the bound. */
+static void test_step(void) {
+    const ops o = {.canvas_renoise = host_canvas_renoise};
+    const dg_sampling s = {
+        .steps = 4, .entropy_bound = 0.1f, .t_min = 0.4f, .t_max = 0.8f, .stability = 1, .confidence = 1.0f};
+    const dg_choice choices[POSITIONS] = {{9.0f, 40, 41}, {0.0f, 10, 11}, {0.5f, 20, 21}, {0.25f, 30, 31}};
+    canvas_buffers c;
+    double u[POSITIONS];
+    int32_t ids[POSITIONS];
+    canvas_lay_out(&c, POSITIONS, WORDS, NULL);
+    void *memory = calloc(1, c.bytes);
+    canvas_lay_out(&c, POSITIONS, WORDS, memory);
+    c.pins[0] = c.fixed[0] = true;
+    c.free = 3;
+    c.ids[0] = 7;
+    host_canvas_init(&o, &c, 5, 2);
+    dg_draw(5, 2, 0, POSITIONS, WORDS, u, ids);
+    CHECK(c.ids[0] == 7 && memcmp(c.ids + 1, ids + 1, 3 * sizeof *ids) == 0, "a pin, and random ids beside it");
+    for (int32_t step = 0; step < 2; step++) {
+        host_canvas_draw(&o, &c, &s);
+        dg_draw(5, 2, step + 1, POSITIONS, WORDS, u, ids);
+        CHECK(memcmp(c.u, u, sizeof u) == 0 && memcmp(c.random_ids, ids, sizeof ids) == 0, "the draws of step %d",
+              step);
+        CHECK(c.state->temperature == sampler_temperature(&s, step), "the temperature of step %d", step);
+        memcpy(c.choices, choices, sizeof choices);
+        host_canvas_step(&o, &c, &s);
+        CHECK(c.argmax[0] == 7 && c.argmax[1] == 10 && c.argmax[2] == 20 && c.argmax[3] == 30, "the argmax canvas");
+        CHECK(c.entropy[0] == 0.0f && c.entropy[2] == 0.5f && c.state->mean_entropy == 0.25f,
+              "a pin is certain, and does not count in the mean");
+        CHECK(c.accepted[0] && c.accepted[1] && !c.accepted[2] && c.accepted[3], "in order 0 1 3 2");
+        CHECK(c.ids[0] == 7 && c.ids[1] == 11 && c.ids[2] == ids[2] && c.ids[3] == 31,
+              "samples where accepted, random ids elsewhere");
+        CHECK(c.state->index == step + 1 && c.state->unchanged == step && c.state->converged == step,
+              "the same argmax canvas again, at step %d", step);
+    }
+    c.fixed[2] = true;
+    c.accepted[3] = false;
+    host_canvas_renoise(&o, &c);
+    CHECK(c.ids[0] == 7 && c.ids[1] == 11 && c.ids[2] == 20 && c.ids[3] == ids[3] && c.accepted[2],
+          "what is fixed is the argmax and accepted");
+    free(memory);
 }
 
 static void test_settled(void) {
@@ -157,8 +233,10 @@ int main(void) {
     test_philox();
     test_draws();
     test_accept();
+    test_order();
+    test_accept_nan();
     test_schedule_and_stop();
-    test_renoise();
+    test_step();
     test_settled();
     test_plateau();
     test_fault();

@@ -312,8 +312,9 @@ static void test_sampler(const both &b, int32_t n, bool pinned) {
         b.gpu->canvas_draw(b.gpu, &gpu, &s);
         same(plain.u, gpu.u, count * sizeof *plain.u, "u", step);
         same(plain.random_ids, gpu.random_ids, count * sizeof *plain.random_ids, "random ids", step);
-        for (int32_t i = 0; i < n; i++) { /* equal entropies too; the last steps say the same */
-            const float entropy = step >= 3 ? 0.01f : static_cast<float>(static_cast<int>(uniform() * 8.0)) / 16.0f;
+        for (int32_t i = 0; i < n; i++) { /* equal entropies, and rows without a number; the last steps say the same */
+            const int32_t drawn = static_cast<int32_t>(uniform() * (step == 1 ? 9.0 : 8.0));
+            const float entropy = step >= 3 ? 0.01f : drawn == 8 ? NAN : static_cast<float>(drawn) / 16.0f;
             plain.choices[i] = dg_choice{entropy, step >= 3 ? i : static_cast<int32_t>(uniform() * 1000.0),
                                          static_cast<int32_t>(uniform() * 1000.0)};
         }
@@ -323,6 +324,7 @@ static void test_sampler(const both &b, int32_t n, bool pinned) {
         same(plain.state, gpu.state, sizeof *plain.state, "the state", step);
         same(plain.argmax, gpu.argmax, count * sizeof *plain.argmax, "argmax", step);
         same(plain.entropy, gpu.entropy, count * sizeof *plain.entropy, "entropy", step);
+        same(plain.order, gpu.order, count * sizeof *plain.order, "the order of entropy", step);
         same(plain.accepted, gpu.accepted, count, "what is accepted", step);
         same(plain.ids, gpu.ids, count * sizeof *plain.ids, "the next canvas", step);
         for (int32_t i = 0; i < n; i += 2) plain.accepted[i] = true; /* a caller's word */
@@ -349,7 +351,7 @@ static void test(uint64_t seed) {
     for (bool exact : {true, false}) {
         test_head(exact, DG_Q8_0, several, 32, 0.05f, 1.0f); /* few likely ids */
         test_head(exact, DG_Q6_K, 300, 256, 0.05f, 0.3f);
-        test_head(exact, DG_F32, 2100, 32, 2.0f, 0.2f);      /* flat: groups overflow, rows are dense */
+        test_head(exact, DG_F32, 2100, 32, 2.0f, 0.2f); /* flat: groups overflow, rows are dense */
         test_head(exact, DG_BF16, 41, 48, 0.5f, 1.0f);
     }
     for (bool exact : {true, false}) test_parts(exact);
@@ -374,7 +376,7 @@ static void test(uint64_t seed) {
     for (int32_t format : {DG_F32, DG_BF16, DG_Q8_0})
         for (const both *either : {&b, &rounding}) test_odd_numbers(*either, format);
     test_dense();
-    for (int32_t n : {1, 20, 300})
+    for (int32_t n : {1, 20, 300, 1024})
         for (bool pinned : {false, true}) test_sampler(b, n, pinned && n > 1);
 }
 
