@@ -45,7 +45,7 @@ DG_HD static inline void canvas_accept(const canvas_buffers *c, const dg_samplin
     canvas_state *now = c->state;
     double sum = 0.0;
     for (int32_t i = 0; i < c->n; i++) sum += (double)c->entropy[i];
-    sampler_accept(c->entropy, c->order, c->n, s->entropy_bound, c->accepted);
+    sampler_accept(s, c->entropy, c->order, c->n, c->accepted);
     now->mean_entropy = (float)(sum / c->free);
     now->unchanged = changed || now->index == 0 ? 0 : now->unchanged + 1;
     now->converged = sampler_stop(s, now->unchanged, now->mean_entropy);

@@ -10,7 +10,7 @@ int dg_accept(const float *entropy, int32_t n, float bound, bool *accepted, dg_e
     int32_t *order = malloc(sizeof *order * (size_t)(n > 0 ? n : 1));
     if (!order) return fail(error, DG_ERROR_SYSTEM, "no memory for a canvas of %d tokens", n);
     for (int32_t i = 0; i < n; i++) order[sampler_place(entropy, n, i)] = i;
-    sampler_accept(entropy, order, n, bound, accepted);
+    accept_entropy_bound(&(dg_sampling){.entropy_bound = bound}, entropy, order, n, accepted);
     free(order);
     return DG_OK;
 }

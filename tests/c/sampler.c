@@ -227,6 +227,11 @@ static void test_options(void) {
     CHECK(dg_sampling_check(&s, &error) == DG_ERROR_USAGE && strstr(error.message, "steps"), "steps 0 is named");
     s.steps = 1, s.t_max = NAN;
     CHECK(dg_sampling_check(&s, &error) == DG_ERROR_USAGE && strstr(error.message, "t_max"), "NaN is named");
+    s.t_max = 1.0f;
+    s.sampler = DG_SAMPLER_COUNT;
+    CHECK(dg_sampling_check(&s, &error) == DG_ERROR_USAGE && strstr(error.message, "sampler"), "no such sampler");
+    CHECK(!dg_sampler_at(DG_SAMPLER_COUNT) && !strcmp(dg_sampler_at(DG_SAMPLER_ENTROPY_BOUND)->name, "entropy-bound"),
+          "samplers by number");
 }
 
 int main(void) {

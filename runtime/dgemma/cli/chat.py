@@ -18,6 +18,7 @@ from dgemma.cli.prompt_input import CtrlC, Lines, lines, unechoed
 from dgemma.errors import Error, UsageError
 from dgemma.events import Block, Result, Step
 from dgemma.model import Model
+from dgemma.options import Setting
 from dgemma.ui.terminal import one_line, tell
 
 LONGEST = 2048  # tokens of an answer, if --max-tokens says nothing
@@ -143,7 +144,7 @@ class Chat:
         """The seed of the last answer, or of the next."""
         return (int(self.used()["seed"]) + self._redraws) % 2**64
 
-    def used(self) -> dict[str, int | float]:
+    def used(self) -> dict[str, Setting]:
         """Return every generation option."""
         return self.model.settings(**{"max_tokens": LONGEST, **self.settings})
 
