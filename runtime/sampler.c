@@ -15,41 +15,11 @@ int dg_accept(const float *entropy, int32_t n, float bound, bool *accepted, dg_e
     return DG_OK;
 }
 
-bool sampler_settled(const dg_sampling *s, const float *entropy, const bool *changed, const int8_t *marks, int32_t n,
-                     int32_t *unchanged) {
-    bool same = true;
-    double sum = 0.0;
-    int32_t count = 0;
-    for (int32_t i = 0; i < n; i++)
-        if (marks[i] > MARK_NONE) {
-            same = same && !changed[i];
-            sum += (double)entropy[i];
-            count++;
-        }
-    *unchanged = same ? *unchanged + 1 : 0;
-    return s->settled && sampler_stop(s, *unchanged, count ? (float)(sum / count) : 0.0f);
-}
-
 /* A low is clear when it is below the last one by a tenth. */
 bool sampler_plateau(const dg_sampling *s, int32_t index, float mean_entropy, sampler_low *low) {
     if (index == 0 || mean_entropy < 0.9f * low->mean) *low = (sampler_low){mean_entropy, 0};
     else low->steps++;
     return s->plateau > 0 && low->steps >= s->plateau;
-}
-
-/* A loop is a last half of the canvas, all of it the answer's, with a period of at most an eighth: four times or
- * more. */
-dg_fault sampler_fault(const int32_t *ids, int32_t count, int32_t n, int32_t before, int32_t pad_id) {
-    int32_t real = before;
-    for (int32_t i = 0; i < count; i++) real += ids[i] != pad_id;
-    if (real == 0) return DG_FAULT_EMPTY;
-    const int32_t half = n / 2;
-    for (int32_t period = 1; count >= half && period <= n / 8; period++) {
-        int32_t i = count - half + period;
-        while (i < count && ids[i] == ids[i - period]) i++;
-        if (i == count) return DG_FAULT_LOOP;
-    }
-    return DG_FAULT_NONE;
 }
 
 void dg_draw(uint64_t seed, int32_t block, int32_t step, int32_t n, int32_t n_vocab, double *u, int32_t *ids) {

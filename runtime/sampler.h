@@ -80,14 +80,6 @@ DG_HD static inline bool sampler_stop(const dg_sampling *s, int32_t unchanged, f
     }
 }
 
-/* What a position of a canvas is to the answer. */
-enum { MARK_PIN = -1, MARK_NONE = 0, MARK_TOKEN = 1, MARK_END = 2 };
-
-/* The same test for the marked part of the canvas alone, tokens and ends. `unchanged` counts the steps before this
- * one in a row in which that part was the same; changed[n]: positions that have another argmax than the step before. */
-bool sampler_settled(const dg_sampling *s, const float *entropy, const bool *changed, const int8_t *marks, int32_t n,
-                     int32_t *unchanged);
-
 /* How long a canvas's mean entropy has been without a clear new low. */
 typedef struct sampler_low {
     float mean;
@@ -95,8 +87,5 @@ typedef struct sampler_low {
 } sampler_low;
 /* Counts a step, the first with index 0; true where the canvas is to be given up. */
 bool sampler_plateau(const dg_sampling *s, int32_t index, float mean_entropy, sampler_low *low);
-
-/* What is wrong with an answer whose canvas of n positions gave it ids[count], `before` tokens standing before them. */
-dg_fault sampler_fault(const int32_t *ids, int32_t count, int32_t n, int32_t before, int32_t pad_id);
 
 #endif

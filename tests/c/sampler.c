@@ -160,24 +160,6 @@ static void test_step(void) {
     free(memory);
 }
 
-static void test_settled(void) {
-    dg_sampling s = {.steps = 4, .settled = 1, .stability = 1, .confidence = 0.01f};
-    const float entropy[4] = {0.001f, 0.9f, 0.002f, 2.0f};
-    const int8_t marks[4] = {MARK_TOKEN, MARK_PIN, MARK_END, MARK_NONE};
-    bool changed[4] = {true, true, true, true};
-    int32_t unchanged = 0;
-    CHECK(!sampler_settled(&s, entropy, changed, marks, 4, &unchanged) && unchanged == 0,
-          "a first step is never stable");
-    changed[0] = changed[2] = false;
-    CHECK(sampler_settled(&s, entropy, changed, marks, 4, &unchanged),
-          "pins and what stands behind the end do not count");
-    s.settled = 0;
-    CHECK(!sampler_settled(&s, entropy, changed, marks, 4, &unchanged) && unchanged == 2, "off, it only counts");
-    s.settled = 1, s.confidence = 0.0015f;
-    CHECK(!sampler_settled(&s, entropy, changed, marks, 4, &unchanged),
-          "the mean of the part, 0.0015, has to be below the bound");
-}
-
 static void test_plateau(void) {
     dg_sampling s = {.plateau = 2};
     sampler_low low = {0};
@@ -187,21 +169,6 @@ static void test_plateau(void) {
     CHECK(!sampler_plateau(&s, 0, 5.0f, &low) && low.mean == 5.0f, "a canvas starts anew");
     s.plateau = 0;
     for (int i = 0; i < 9; i++) CHECK(!sampler_plateau(&s, 1, 5.0f, &low), "off");
-}
-
-static void test_fault(void) {
-    int32_t ids[64] = {0};
-    CHECK(sampler_fault(ids, 0, 64, 0, 0) == DG_FAULT_EMPTY && sampler_fault(ids, 9, 64, 0, 0) == DG_FAULT_EMPTY,
-          "nothing, or pad ids alone");
-    CHECK(sampler_fault(ids, 9, 64, 3, 0) == DG_FAULT_NONE && sampler_fault(ids, 0, 64, 3, 0) == DG_FAULT_NONE,
-          "an answer that ends in its second canvas");
-    for (int i = 0; i < 64; i++) ids[i] = i < 32 ? 100 + i : 7 + i % 8;
-    CHECK(sampler_fault(ids, 64, 64, 0, 0) == DG_FAULT_LOOP, "a last half of period 8");
-    CHECK(sampler_fault(ids, 63, 64, 0, 0) == DG_FAULT_NONE, "less than half of it");
-    ids[63] = 99;
-    CHECK(sampler_fault(ids, 64, 64, 0, 0) == DG_FAULT_NONE, "one token differs");
-    for (int i = 0; i < 64; i++) ids[i] = 7 + i % 9;
-    CHECK(sampler_fault(ids, 64, 64, 0, 0) == DG_FAULT_NONE, "a longer period is no loop");
 }
 
 static void test_efforts(void) {
@@ -242,9 +209,7 @@ int main(void) {
     test_accept_nan();
     test_schedule_and_stop();
     test_step();
-    test_settled();
     test_plateau();
-    test_fault();
     test_efforts();
     test_options();
     return check_done("sampler");
