@@ -125,6 +125,7 @@ def test_what_is_wrong_is_told_in_a_line_and_the_chat_goes_on(chatting: str, tmp
         "/seed -1": "seed must be",
         "/steps many": "/steps takes a whole number",
         "/settled 1": "/settled takes on or off",
+        "/sampler greedy": "sampler must be one of entropy-bound",
         "/effort lazy": "effort must be low, medium, high",
         "/regenerate": "nothing was said",
         "/edit": "nothing was said",

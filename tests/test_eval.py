@@ -349,6 +349,12 @@ def test_what_is_no_axis_is_refused(text):
         read_axes([text])
 
 
+def test_a_sampler_is_an_axis_by_name():
+    assert read_axes(["sampler=entropy-bound"]) == {"sampler": ["entropy-bound"]}
+    with pytest.raises(UsageError, match="sampler must be one of entropy-bound, not 'x'"):
+        read_axes(["sampler=x"])
+
+
 def test_the_front_is_what_nothing_beats():
     assert front([(1, 0.5), (2, 0.9), (2, 0.8), (3, 0.9), (4, 1.0), (1, 0.5)]) == {0, 1, 4, 5}
 

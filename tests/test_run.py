@@ -17,7 +17,7 @@ from terminal import RUN, on_terminal, screen
 import dgemma
 from dgemma.convert import convert
 from dgemma.model import bundled
-from dgemma.options import options
+from dgemma.options import options, samplers
 
 SUDOKU = Path(__file__).parent / "models" / "sudoku"
 FOREVER = ["--steps", "100000", "--confidence", "0"]
@@ -120,9 +120,15 @@ def test_bytes_that_are_no_text_do_not_stop_it() -> None:
 def test_every_generation_option_is_a_flag_and_reaches_the_model() -> None:
     flags = []
     for name, option in options().items():
-        flags += ["--" + name.replace("_", "-")] + ([] if option.flag else ["1"])
+        flags += ["--" + name.replace("_", "-")] + ([] if option.flag else [list(option.choices or ["1"])[-1]])
     told = json.loads(run("--json", *flags, given=PROMPT).stdout)
-    assert told["settings"] == dict.fromkeys(options(), 1)
+    assert told["settings"] == dict.fromkeys(options(), 1) | {"sampler": list(samplers())[-1]}
+
+
+def test_samplers_are_told_by_name_and_others_refused() -> None:
+    text = " ".join(run("--help").stdout.decode().split())
+    assert next(iter(samplers())) == "entropy-bound" and all(name in text for name in samplers())
+    assert "'greedy'" in (line := refused(2, "--sampler", "greedy", "-p", PROMPT)) and "entropy-bound" in line
 
 
 def test_an_effort_is_the_settings_that_its_help_names() -> None:

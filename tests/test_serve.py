@@ -102,7 +102,11 @@ def test_a_canvas_with_pins_is_kept(sudoku: Live, bundled: dgemma.Model) -> None
 def test_a_chat_is_what_the_model_generates_whole_or_streamed(live: Live, chat_model: dgemma.Model) -> None:
     expected = chat_model.generate([{"role": "user", "content": "why"}], seed=7, **SHORT)
     parts = read(chat_model.tokenizer, expected.ids)
-    given = {"seed": 7, "max_tokens": 70, "extra_body": {"diffusion": {"steps": 3, "events": None, "effort": None}}}
+    given = {
+        "seed": 7,
+        "max_tokens": 70,
+        "extra_body": {"diffusion": {"sampler": "entropy-bound", "steps": 3, "events": None, "effort": None}},
+    }
     answer = live.chat("why", **given)
     whole = answer.choices[0]
     calls = "".join(call.text for call in parts.calls)  # without tools in the request, they are text
@@ -246,6 +250,7 @@ def test_what_is_ignored_is_named(live: Live) -> None:
         ({"nonsense": 1}, "nonsense"),
         ({"diffusion": {"nonsense": 1}}, "diffusion.nonsense"),
         ({"diffusion": {"steps": 0}}, "diffusion.steps"),
+        ({"diffusion": {"sampler": "greedy"}}, "diffusion.sampler"),
         ({"diffusion": {"effort": "lazy"}}, "diffusion.effort"),
         ({"diffusion": {"seed": 1}, "seed": 1}, "seed"),
         ({"seed": -1}, "seed"),

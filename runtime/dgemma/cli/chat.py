@@ -18,6 +18,7 @@ from dgemma.cli.prompt_input import CtrlC, Lines, lines, unechoed
 from dgemma.errors import Error, UsageError
 from dgemma.events import Block, Result, Step
 from dgemma.model import Model
+from dgemma.options import Setting
 from dgemma.ui.terminal import one_line, tell
 
 LONGEST = 2048  # the most tokens of an answer without --max-tokens
@@ -143,7 +144,7 @@ class Chat:
         """The seed of the last answer; before the first answer, of that one."""
         return (int(self.used()["seed"]) + self._redraws) % 2**64
 
-    def used(self) -> dict[str, int | float]:
+    def used(self) -> dict[str, Setting]:
         """Return all generation options with their values."""
         return self.model.settings(**{"max_tokens": LONGEST, **self.settings})
 

@@ -67,7 +67,8 @@ def option_fields(but: Sequence[str] = ()) -> dict[str, Any]:
     fields: dict[str, Any] = {}
     for option in (each for name, each in options().items() if name not in but):
         kind: Any = bool if option.flag else float if option.real else int
-        bounds: dict[str, Any] = {} if option.flag else {"ge": option.least, "le": option.most}
+        kind = Literal[tuple(option.choices)] if option.choices else kind
+        bounds: dict[str, Any] = {} if option.flag or option.choices else {"ge": option.least, "le": option.most}
         fields[option.name] = (Annotated[kind, Field(description=option.help, **bounds)] | None, None)
     return fields
 
