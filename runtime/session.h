@@ -1,4 +1,4 @@
-/* A session: a timeline of tokens over a model, with the keys and values of what was encoded. */
+/* A session: the tokens that were encoded, with their keys and values. */
 #ifndef DG_SESSION_H
 #define DG_SESSION_H
 
@@ -8,15 +8,15 @@ struct dg_session {
     dg_model *model;
     int32_t context, length, rows;
     void **k, **v; /* per layer [context + canvas_length][n_head_kv][head_dim]; rows past length are free */
-    scratch scratch; /* for `rows` rows */
-    scratch shared; /* for passes with other sessions' rows that this one comes first in */
-    int64_t shared_rows; /* that `shared` is for: as many as were needed so far */
-    void *memory; /* the caches */
+    scratch scratch; /* for passes of this session alone, of up to `rows` rows */
+    scratch shared; /* for passes with rows of other sessions, in which this session is the first */
+    int64_t shared_rows; /* the rows that `shared` has memory for */
+    void *memory; /* the memory of k and v */
     size_t bytes;
-    int64_t counted; /* bytes that this session takes of the model's budget */
+    int64_t counted; /* the bytes of this session that are counted in the model's budget */
 };
 
-/* The scratch of a pass of n rows that this session comes first in: its own, or kept for the next such pass. */
+/* The scratch for a pass of n rows in which this session is the first: its own, or `shared`. */
 int session_scratch(dg_session *s, int64_t n, scratch **out, dg_error *error);
 
 #endif
