@@ -130,7 +130,7 @@ fuzz-python: all ## fuzz what Python parses in the same way (installs coverage, 
 
 HOURS   ?= 2
 soak: all ## generate, converse and serve for HOURS=2: the same tokens in every round, memory and file descriptors flat
-	$(BIN)/python tests/soak.py --hours $(HOURS)
+	$(BIN)/python tests/measure soak --hours $(HOURS)
 
 # Tests of the operations elsewhere: $(call elsewhere,folder,compiler,flags,what runs a program,tests). The tests themselves
 # at -O1: gcc 12 for Arm stops with an internal error above it.
@@ -165,9 +165,9 @@ LOWEST_TESTS = $(patsubst %,tests/test_%.py,serve template hub info record termi
 test-lowest: all ## the parts that call other packages, with the lowest versions of pyproject.toml, in build/lowest
 	@rm -rf $(LOWEST) && mkdir -p $(LOWEST)
 	$(PYTHON) -m venv $(LOWEST)/venv
-	$(BIN)/python tests/lowest.py pins > $(LOWEST)/pins.txt
+	$(BIN)/python tests/support/lowest_versions.py pins > $(LOWEST)/pins.txt
 	env -u PIP_CONSTRAINT PYTHONWARNINGS=ignore $(LOWEST)/venv/bin/python -m pip install --quiet --constraint $(LOWEST)/pins.txt --editable '.[test]'
-	$(LOWEST)/venv/bin/python tests/lowest.py imports
+	$(LOWEST)/venv/bin/python tests/support/lowest_versions.py imports
 	$(LOWEST)/venv/bin/python -m pytest -q -m "not oracle and not cuda" $(LOWEST_TESTS)
 
 test-oracle: all ## compare logits and canvases with transformers, live (installs torch)
@@ -182,17 +182,17 @@ bench: all ## time the real shapes with random weights: 6 layers and all 30 (20 
 	$(BENCH) --canvases 2 -o tests/bench/26b-a4b-30-layers.json
 
 bench-ram: all ## what RAM budgets of 4, 8 and 12 GB make of a step, beside a plain map; writes a file of 16.8 GB to the cache
-	$(BIN)/python tests/measure_ram.py --cache $(BENCH_CACHE)
+	$(BIN)/python tests/measure ram --cache $(BENCH_CACHE)
 
 bench-serve: all ## what dg-serve bears and costs: overhead, first bytes, 32 clients for a minute, some of them killed
-	$(BIN)/python tests/measure_serve.py --json tests/bench/serve.json
+	$(BIN)/python tests/measure serve --json tests/bench/serve.json
 
 bench-convert: all ## how fast dg-convert is and how much memory it takes, on 2 GiB in the real shapes
-	$(BIN)/python tests/measure_convert.py
+	$(BIN)/python tests/measure convert
 
 bench-quality: all ## the quality tables of the bundled checkpoints, into tests/bench: types, calibration, settings
-	$(BIN)/python tests/measure_types.py
-	$(BIN)/python tests/measure_quality.py
+	$(BIN)/python tests/measure weight_types
+	$(BIN)/python tests/measure quality
 	$(BIN)/dg-eval --task sudoku --count 100 --seeds 5 -o tests/bench/quality-sudoku.json
 
 docs: all ## write what is derived in README.md and docs/: figures from tests/bench, docs/commands.md from --help
@@ -392,15 +392,15 @@ $(BUILD)/gpu/%_test: tests/cuda/%_test.cu tests/cuda/harness.h $(BUILD)/libdgemm
 	@mkdir -p $(@D)
 	$(CUDA_HOME)/bin/nvcc $(NVCC_FLAGS) -Itests/cuda $(foreach t,$(TARGETS),-gencode arch=compute_$(t),code=sm_$(t)) $< $(BUILD)/libdgemma.a -L$(CUDA_HOME)/lib -Xcompiler -pthread -lm -o $@
 
-# GPU_TABLE: options of tests/measure_gpu.py, such as '--types q4_k_m' where the disk has no room for 50 GB of bf16.
+# GPU_TABLE: options of tests/measure/gpu.py, such as '--types q4_k_m' where the disk has no room for 50 GB of bf16.
 gpu-check: ## on a machine with a GPU: kernels against the reference, compute-sanitizer, whole models, and a table of figures
 	@$(MAKE) --no-print-directory CUDA=1 all $(GPU_TESTS)
 	@set -e; for t in $(GPU_TESTS); do $$t; done
 	@if command -v compute-sanitizer >/dev/null; then set -e; for t in $(GPU_TESTS); do for tool in memcheck racecheck; do \
 		compute-sanitizer --tool $$tool --error-exitcode 1 $$t races; done; done; else echo 'not run: compute-sanitizer is not on the path' >&2; fi
 	$(BIN)/python -m pytest -q -m cuda tests/test_cuda.py
-	@set -e; for b in cpu cuda; do echo "Sudoku, $$b"; $(BIN)/python tests/solve_rate.py --backend $$b --seeds 1; done
-	$(BIN)/python tests/measure_gpu.py --cache $(BENCH_CACHE) --json tests/bench/gpu.json $(GPU_TABLE)
+	@set -e; for b in cpu cuda; do echo "Sudoku, $$b"; $(BIN)/python tests/measure solve_rate --backend $$b --seeds 1; done
+	$(BIN)/python tests/measure gpu --cache $(BENCH_CACHE) --json tests/bench/gpu.json $(GPU_TABLE)
 
 # ---- shipping it ----
 wheel: $(READY) ## a wheel and a source archive in dist/

@@ -247,7 +247,7 @@ def _weights(path: Path, name: str, squares: NDArray[np.float64]) -> NDArray[np.
     A column is weighed by the root of its mean square. The mean square itself would minimise the error of outputs if
     inputs were independent. They are not, and half of their squares comes from their means: measured on the bundled
     model, in six orders of its hidden dimensions, the root gave the lower divergence at four bits
-    (tests/measure_types.py).
+    (tests/measure/weight_types.py).
     """
     if squares.size == 0 or not np.isfinite(squares).all() or (squares < 0).any():
         raise FormatError(f"{path}: {name}: expected finite sums of squares")

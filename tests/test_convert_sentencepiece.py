@@ -8,8 +8,8 @@ from typing import Any
 import gguf
 import pytest
 import sentencepiece
-from checkpoints import write_checkpoint, write_json
-from converting import refused, run
+from support.checkpoints import write_checkpoint, write_json
+from support.converting import refused, run
 
 import dgemma
 from dgemma.convert import convert

@@ -13,10 +13,10 @@ from typing import Any
 
 import gguf
 import pytest
-from checkpoints import write_checkpoint, write_json
-from converting import edit_json, refused, run
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.checkpoints import write_checkpoint, write_json
+from support.converting import edit_json, refused, run
 from tokenizers import Tokenizer as Reference
 
 import dgemma

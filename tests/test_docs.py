@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from solve_rate import puzzles
+from measure.solve_rate import puzzles
 
 from dgemma.model import bundled
 from dgemma_start import COMMANDS

@@ -22,8 +22,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from openai.types import completion_create_params as text_params
 from openai.types.chat import completion_create_params as chat_params
-from serving import PATIENCE, Live, get, post, serving, soon
 from starlette.requests import Request
+from support.serving import PATIENCE, Live, get, post, serving, soon
 
 import dgemma
 from dgemma.chat.answer_parser import Delta, read

@@ -6,7 +6,7 @@ has among those that the sampler makes at these lengths, whose log is about minu
 they were accepted. Together: the log likelihood of all texts of these lengths, estimated from a sample of one.
 
 Of 480 holes of the bundled tidy, 431 had the right text at one of the lengths tried: this finds it in all of those, the
-lowest mean entropy per token in 343 (tests/measure_lengths.py --count 20, with other rules).
+lowest mean entropy per token in 343 (tests/measure/lengths.py --count 20, with other rules).
 """
 
 from __future__ import annotations
