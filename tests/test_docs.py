@@ -107,7 +107,8 @@ def test_flags_of_commands_exist(page):
 
 @pytest.mark.parametrize("page", WRITTEN, ids=name_of)
 def test_targets_of_make_exist(page):
-    targets = set(re.findall(r"^([a-z-]+):(?!=)", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    rules = [ROOT / "Makefile", *(ROOT / "tests").glob("*/rules.mk")]
+    targets = {name for file in rules for name in re.findall(r"^([a-z-]+):(?!=)", file.read_text(), re.MULTILINE)}
     for line in commands(page):
         if line == "make" or line.startswith("make "):
             asked = {word for word in line.split()[1:] if re.fullmatch(r"[a-z-]+", word)}
