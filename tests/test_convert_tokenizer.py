@@ -385,6 +385,17 @@ def test_what_the_runtime_does_not_read_is_refused_before_any_weight_is_read(tmp
     assert not (tmp_path / "out.gguf").exists()
 
 
+def test_a_token_that_the_runtime_does_not_read_is_refused_before_it_is_merged(
+    tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Merging newlines takes the square of their number."""
+    monkeypatch.setattr("dgemma.convert.steps.merged", lambda *_: pytest.fail("it is merged"))
+    write_checkpoint(tmp_path / "in", layers=1)
+    edit_json(tmp_path / "in" / "tokenizer.json", rename("\n" * 1_000_000))
+    err = refused(capsys, 1, tmp_path / "in", "-o", tmp_path / "out.gguf")
+    assert "in/tokenizer.json: token " in err and "has 1000000 bytes, more than the 1024 there may be" in err
+
+
 @given(st.data())
 @settings(max_examples=250, deadline=None)
 def test_any_tokenizer_is_refused_or_gives_the_same_ids(
