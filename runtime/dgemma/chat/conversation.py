@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 BUSY = "this conversation is answering; finish its stream or close it first"
 
-Told: TypeAlias = Step | Block | Delta | Result
+ConversationEvent: TypeAlias = Step | Block | Delta | Result
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,7 @@ class Reply:
     reused: int  # of them: they were in the cache
 
 
-def taken_apart(events: Generator[Event, None, None], reader: Reader) -> Generator[Told, None, None]:
+def taken_apart(events: Generator[Event, None, None], reader: Reader) -> Generator[ConversationEvent, None, None]:
     """Yield the events of a stream, and behind each Block the Deltas of the answer that it makes final."""
     with closing(events):
         for event in events:
@@ -143,7 +143,7 @@ class Conversation:
             del self.messages[-1]
         return self.unanswered
 
-    def stream(self, *, on_encode: OnEncode | None = None, **options: Any) -> Generator[Told, None, None]:
+    def stream(self, *, on_encode: OnEncode | None = None, **options: Any) -> Generator[ConversationEvent, None, None]:
         """Answer the last message: yield Steps, Blocks and Deltas as they happen, then the Result.
 
         The answer joins the messages, and `last` tells of it. So does what is committed of one that is left early, if
@@ -160,7 +160,7 @@ class Conversation:
 
     def _stream(
         self, ids: list[int], on_encode: OnEncode | None, options: dict[str, Any]
-    ) -> Generator[Told, None, None]:
+    ) -> Generator[ConversationEvent, None, None]:
         tokenizer = self.model.tokenizer
         reader = Reader.behind(tokenizer, ids, marks=tokenizer.chat_template is not None)
         if not self._busy.acquire(blocking=False):
