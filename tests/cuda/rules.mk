@@ -1,5 +1,5 @@
-# Kernels and backend as C++ over the emulation of tests/cuda, in three variants: as it is, with ASan and UBSan, and with
-# the hooks of the race checker. Each has the whole library, its backends.c with the backend.
+# Kernels and backend as C++ over the emulation of tests/cuda, in three variants: as it is, with ASan and UBSan, and
+# with the hooks of the race checker. Each has the whole library, its backends.c with the backend.
 CXX       ?= c++
 EMULATED   = $(BUILD)/cuda
 EMU_FLAGS  = -std=c++17 -fPIC -ffp-contract=off -fno-threadsafe-statics -Wall -Wextra -Wshadow -Wundef \
