@@ -16,9 +16,10 @@ WARN     = -Wall -Wextra -Wconversion -Wshadow -Wpointer-arith -Wstrict-prototyp
 ALL      = -std=c11 -fPIC -ffp-contract=off -fvisibility=hidden -pthread -Iquants -Iruntime \
            -DDG_VERSION='"$(VERSION)"' $(WARN) $(CFLAGS)
 # The builds that watch what the tests do, each in a folder of its own.
-WATCHED  = asan tsan
+WATCHED  = asan tsan coverage
 asan     = -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer
 tsan     = -O1 -g -fsanitize=thread
+coverage = -O1 -g --coverage -fprofile-update=atomic
 
 # Sources that are compiled once per instruction set of isa.def, with its flags, and chosen at run time.
 # isa_lines: the command that prints what its argument makes of each line of the list, for the compiler's target.

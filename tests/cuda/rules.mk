@@ -49,18 +49,21 @@ $(EMU_PACKAGE)/_native.abi3.so: $(BUILD)/native.c $(EMU_objects_plain)
 	$(CXX) -shared -fPIC $(EMU_plain) $(PYTHON_INCLUDE) -Iquants -Iruntime -x c $(BUILD)/native.c -x none \
 		$(EMU_objects_plain) -lm -pthread $(EMU_link_plain) -o $@
 
-# $(call emulated,variants): their test programs, built and run.
-emulated = $(MAKE) --no-print-directory PYTHON=$(BIN)/python $(foreach v,$(1),$(EMU_TESTS:%=$(EMULATED)/$(v)/%)); \
-	set -e; for v in $(1); do for t in $(EMU_TESTS); do $(EMULATED)/$$v/$$t $$v; done; done
+# $(call emulated,variants): their test programs, to be made with EMU_MAKE. $(call run_emulated,variants) runs them.
+EMU_MAKE     = $(MAKE) --no-print-directory PYTHON=$(BIN)/python
+emulated     = $(foreach v,$(1),$(EMU_TESTS:%=$(EMULATED)/$(v)/%))
+run_emulated = set -e; for v in $(1); do for t in $(EMU_TESTS); do $(EMULATED)/$$v/$$t $$v; done; done
 
 # Threads and copies run in other orders as well.
 test-cuda-emulated: all cuda-toolkit ## CUDA kernels and backend on the CPU, against the reference; whole models
-	+@$(call emulated,plain)
-	@$(MAKE) --no-print-directory PYTHON=$(BIN)/python $(EMU_PACKAGE)/_native.abi3.so
+	+@$(EMU_MAKE) $(call emulated,plain)
+	@$(call run_emulated,plain)
+	+@$(EMU_MAKE) $(EMU_PACKAGE)/_native.abi3.so
 	DG_SHIM=1 PYTHONPATH=$(EMULATED)/python $(BIN)/python -m pytest -q -m cuda tests/test_cuda.py
 
 test-cuda-watched: all cuda-toolkit ## the same kernels under ASan and UBSan, and under the race checker (longer)
-	+@$(call emulated,asan races)
+	+@$(EMU_MAKE) $(call emulated,asan races)
+	@$(call run_emulated,asan races)
 
 # The same tests on a GPU: the programs link with nvcc as they are. Those of the emulation alone are not among them.
 GPU_TESTS = $(patsubst %,$(BUILD)/gpu/%,$(filter-out shim_test lost_test,$(EMU_TESTS)))

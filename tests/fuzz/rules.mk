@@ -8,10 +8,12 @@ refused    = $(if $(filter-out quants,$(1)),$(REFUSED)) # decoders ask nothing o
 fuzz-replay: $(REPLAYS) ## the fuzz targets on their corpora, and on MUTATIONS=1500 of them; a run of 20 s is a hang
 	@set -e; for t in $(FUZZERS); do FUZZ_SECONDS=20 $(BUILD)/asan/fuzz/$$t $(MUTATIONS) tests/fuzz/corpus/$$t/*; done
 
-REPLAY_HEADERS = $(wildcard tests/fuzz/*.h) tests/c/refused.h
-$(BUILD)/asan/fuzz/%: tests/fuzz/%.c tests/fuzz/replay.c $(REPLAY_HEADERS) $(asan_OBJECTS)
-	@mkdir -p $(@D)
-	$(CC) $(ALL) $(asan) -Itests/c $< tests/fuzz/replay.c $(asan_OBJECTS) $(call refused,$(@F)) -lm -o $@
+define REPLAY
+$(BUILD)/$(1)/fuzz/%: tests/fuzz/%.c tests/fuzz/replay.c $(wildcard tests/fuzz/*.h) tests/c/refused.h $($(1)_OBJECTS)
+	@mkdir -p $$(@D)
+	$$(CC) $$(ALL) $($(1)) -Itests/c $$< tests/fuzz/replay.c $$($(1)_OBJECTS) $$(call refused,$$(@F)) -lm -o $$@
+endef
+$(foreach watched,asan coverage,$(eval $(call REPLAY,$(watched))))
 
 N    ?= 100000
 FILES = $(wildcard tests/fuzz/corpus/gguf/* tests/fuzz/corpus/model/*)
