@@ -243,7 +243,7 @@ def _weights(path: Path, name: str, squares: NDArray[np.float64]) -> NDArray[np.
     The weight of a column is the root of its mean square. The mean square itself would minimise the error of outputs if
     inputs were independent. They are not, and half of their mean square comes from their means. In a test with the
     bundled model and six orders of its hidden dimensions, the root gave the lower divergence at four bits
-    (tests/measure_types.py).
+    (tests/measure/weight_types.py).
     """
     if squares.size == 0 or not np.isfinite(squares).all() or (squares < 0).any():
         raise FormatError(f"{path}: {name}: expected finite sums of squares")

@@ -9,6 +9,7 @@ from typing import Any
 
 from dgemma.convert.added import Settings, add_special, read_settings, text_of
 from dgemma.convert.chat_template import with_tokens
+from dgemma.convert.opening import refuse_long_tokens
 from dgemma.convert.safetensors import read_json
 from dgemma.convert.steps import Tokenizer
 from dgemma.convert.tokenizer_model import from_sentencepiece
@@ -50,6 +51,7 @@ def _from_json(file: Path, n_vocab: int, settings: Settings) -> Vocabulary:
         text, i = entry["content"], entry["id"]
         _put(file, tokens, i, text)
         types[i] = CONTROL if entry.get("special") and text not in VISIBLE else USER_DEFINED
+    refuse_long_tokens(file, tokens, types)
     merges = model.get("merges") or []
     if not isinstance(merges, list):
         raise FormatError(f"{file}: merges is no list")

@@ -10,6 +10,7 @@ from typing import Any
 from sentencepiece import SentencePieceProcessor, set_min_log_level
 
 from dgemma.convert.added import Settings, add_special
+from dgemma.convert.opening import refuse_long_tokens
 from dgemma.convert.steps import SPACE, merged
 from dgemma.convert.vocabulary import BYTE, CONTROL, NORMAL, SPECIAL, USER_DEFINED, VISIBLE, Vocabulary, fill, is_byte
 from dgemma.errors import FormatError
@@ -43,6 +44,7 @@ def _vocabulary(file: Path, pieces: Any, n_vocab: int, settings: Settings) -> Vo
         raise FormatError(f"{file}: {n} pieces, more than vocab_size in config.json, {n_vocab}")
     tokens: list[str | None] = [pieces.id_to_piece(i) for i in range(n)]
     types = [_type(pieces, i) for i in range(n)]
+    refuse_long_tokens(file, tokens, types)
     scores = [pieces.get_score(i) for i in range(n)]
     # The scores of a BPE model are whole numbers, minus the rank of a merge; those of a unigram model are log
     # probabilities.

@@ -198,7 +198,7 @@ def served_load() -> str:
 
 
 def made(run: Any) -> str:
-    """Return the line with the date, commit and machine of a file of dg-eval or of tests/measure_types.py."""
+    """Return the line with the date, commit and machine of a file of dg-eval or of tests/measure/weight_types.py."""
     threads = "1 thread" if run["threads"] == 1 else f"{run['threads']} threads"
     return f"\n{run['date']}, commit {run['commit']}, {run['processor']}, {run['backend']}, {threads}.\n"
 

@@ -12,9 +12,9 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from commands import Inside
 from hypothesis import given
 from hypothesis import strategies as st
+from support.commands import Inside
 
 import dgemma
 from dgemma.cli.eval import main

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
-from terminal import RUN, on_terminal, screen
+from support.terminal import RUN, on_terminal, screen
 
 import dgemma
 from dgemma.convert import convert

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from cases import Case
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from solve_rate import puzzles
+from measure.solve_rate import puzzles
+from support.cases import Case
 
 import dgemma
 from dgemma._native import ffi, lib

@@ -7,7 +7,7 @@ from contextlib import closing
 from typing import Any
 
 from dgemma.chat.answer_parser import Delta
-from dgemma.chat.conversation import Conversation, Reply, Told
+from dgemma.chat.conversation import Conversation, ConversationEvent, Reply
 from dgemma.chat.template import no_template
 from dgemma.cli import FAILURE
 from dgemma.cli.answer import Watch
@@ -119,7 +119,7 @@ class Chat:
             if stopped == "loop":
                 self.tell("it was a loop; /regenerate draws another, and with /max-tokens N it is let go on")
 
-    def _show(self, events: Iterator[Told], shown: Silent, watch: Watch, ctrl_c: CtrlC) -> str:
+    def _show(self, events: Iterator[ConversationEvent], shown: Silent, watch: Watch, ctrl_c: CtrlC) -> str:
         """Show an answer while it is generated. Returns what stopped it: "Ctrl-C", a "loop", or ""."""
         looped = False
         with Speaker(shown, end_line=True) as speaker:
