@@ -61,8 +61,9 @@ PARALLEL = $(if $(filter -j%,$(MAKEFLAGS)),,-j$(JOBS))
 # The packages that building and running need. pip mostly waits for the network and the disk, so the C library is
 # compiled at the same time; the install then finds it built. It builds in the same environment: no second one is made.
 # The pip of $(PYTHON) installs pip with the rest where it is new enough (22.3), in half the time of venv's own.
-NEEDS = 'pip>=21.3' $(shell awk '/^(requires|dependencies) = \[/ { on = 1 } on { print } /\]$$/ { on = 0 }' pyproject.toml \
-        | sed 's/^[a-z]* = \[//; s/\]$$//; s/,/ /g')
+NEEDS = 'pip>=21.3' $(shell \
+	awk '/^(requires|dependencies) = \[/ { on = 1 } on { print } /\]$$/ { on = 0 }' pyproject.toml \
+	| sed 's/^[a-z]* = \[//; s/\]$$//; s/,/ /g')
 .PHONY: library-and-needs
 library-and-needs: $(VENV)/.needs $(BUILD)/libdgemma.a
 
