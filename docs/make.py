@@ -90,7 +90,7 @@ def word_by_word() -> str:
     theirs = told["theirs"][0]["tokens_per_second"]
     return (
         f"- On two CPU cores, writing token by token is faster: llama.cpp makes {number(theirs)} tokens/s, dgemma"
-        f" {number(ours)} (6 layers).\n"
+        f" {number(ours)} (6 layers, {STEPS} steps).\n"
     )
 
 
