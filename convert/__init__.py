@@ -45,8 +45,8 @@ __all__ = ["Conversion", "Deviation", "Plan", "convert", "plan"]
 class Conversion:
     """The result of a conversion.
 
-    `path` is the first of `paths`. `deviations` is empty unless they were asked for. `few` has (tensor, expert, tokens)
-    of each expert that saw few tokens: its importance was filled up with that of its layer.
+    `path` is the first of `paths`. `deviations` is empty without verify=True. `few` has (tensor, expert, tokens) for
+    each expert that few tokens were routed to: its importance was averaged with that of its layer.
     """
 
     path: Path
@@ -55,7 +55,7 @@ class Conversion:
     seconds: float
     deviations: list[Deviation]
     few: list[tuple[str, int, int]]
-    fidelity: Any = None  # a dgemma.eval.fidelity.Fidelity; a text: why there is none; None: not asked for
+    fidelity: Any = None  # a dgemma.eval.fidelity.Fidelity; a text that says why there is none; None without verify
 
 
 def plan(
@@ -67,10 +67,10 @@ def plan(
     calibrate: str | os.PathLike[str] | None = None,
     split_max_size: int | None = None,
 ) -> Plan:
-    """Return what convert() would do. No weight is read, nothing is written, and the model does not run."""
+    """Return the plan for convert(). No weight is read, nothing is written, and the model does not run."""
     refuse(imatrix, calibrate, None, None)
-    with TemporaryDirectory(prefix="dgemma-") as room:
-        path = local_headers(source, Path(room))
+    with TemporaryDirectory(prefix="dgemma-") as folder:
+        path = local_headers(source, Path(folder))
         with _system_errors(path), open_source(path) as opened:
             weights = None if imatrix is None else read_imatrix(Path(imatrix), opened.config.values["n_expert"])
             if calibrate is not None:
@@ -79,7 +79,7 @@ def plan(
             return _planned(opened, type, overrides, weights, split_max_size)
 
 
-@remember_refusals()  # the Hub is asked for the plan, and for the weights
+@remember_refusals()  # the Hub is asked twice: for the plan, and for the weights
 def convert(
     source: str | os.PathLike[str],
     out: str | os.PathLike[str],
@@ -100,17 +100,21 @@ def convert(
 ) -> Conversion:
     """Write the checkpoint in the folder `source`, or the GGUF file `source`, as the GGUF file `out`.
 
-    source: it may be hf:owner/name[@revision], whose files are fetched first (see dgemma.hub.download).
-    type: a recipe, see dg-convert --help. overrides: (glob over GGUF names, format) pairs on top of it; the last that
-    matches wins. imatrix: llama.cpp's file of how much each column is used; errors are weighed by it. calibrate: a
-    file of prompts, on which the checkpoint itself runs to measure that, until calibrate_tokens have gone through it
-    (see dgemma.convert.calibrate); save_imatrix: where to write what was measured, as llama.cpp does.
-    split_max_size: bytes; a larger file becomes OUT-00001-of-00003.gguf and so on. verify: compare the file with its
-    source afterwards, and remove it where it holds anything else; and, where this dgemma has dg-eval, both models'
-    distributions on fixed prompts, for which a folder's checkpoint needs a working file of bf16. threads: None takes
-    one per processor. force: replace existing files. progress: called with the bytes of the source that are done and
-    their total; calibrating: with the tokens that have gone through the model and their limit; say: what is being
-    compared. Files have their names only once all are complete, and their bytes are the same for any number of threads.
+    source: may also be hf:owner/name[@revision], whose files are downloaded first (see dgemma.hub.download).
+    type: a recipe, see dg-convert --help. overrides: pairs (glob over GGUF names, format) that change the recipe; the
+    last one that matches wins.
+    imatrix: llama.cpp's file of importance (how much each column of a matrix is used); errors are weighted by it.
+    calibrate: a file of prompts. The checkpoint answers them, and importance is measured, until calibrate_tokens tokens
+    have gone through the model (see dgemma.convert.calibrate). save_imatrix: a file for the measured importance, in
+    llama.cpp's format.
+    split_max_size: bytes; a larger file is split into OUT-00001-of-00003.gguf and so on.
+    verify: compare the written file with its source, and remove it where values differ that should be equal. Where
+    dg-eval is installed, also compare both models' distributions on fixed prompts; a folder's checkpoint needs a
+    temporary file of bf16 for that.
+    threads: None is one per processor. force: replace existing files.
+    progress: called with the bytes of the source that are done, and their total; calibrating: with the tokens that have
+    gone through the model, and their limit; say: with a line about the current comparison.
+    Files get their names only when all are complete. Their bytes are the same for any number of threads.
     """
     if threads is not None and threads < 1:
         raise UsageError(f"threads: expected at least 1, found {threads}")
@@ -131,14 +135,16 @@ def convert(
         refuse_target(Path(os.path.realpath(save_imatrix)), force, Path(source), IMATRIX)
     if calibrate is not None:
         numbered_prompts(Path(calibrate))
-    if os.fspath(source).startswith(PREFIX):  # what is wrong is found before the weights are fetched
+    if os.fspath(source).startswith(PREFIX):  # finds errors before the weights are downloaded
         plan(source, type, overrides, imatrix=imatrix, calibrate=calibrate, split_max_size=split_max_size)
     path = local_source(source)
     started = time.monotonic()
     with _system_errors(path), open_source(path) as opened:
         weights = None if imatrix is None else read_imatrix(Path(imatrix), opened.config.values["n_expert"])
         if calibrate is not None:
-            first = make_plan(opened, type, overrides, split_max_size)  # refuses wrong arguments before the long work
+            first = make_plan(
+                opened, type, overrides, split_max_size
+            )  # raises for wrong arguments before the long work
             for part_path in part_paths(target, len(first.parts)):
                 refuse_target(part_path, force, path)
             refuse_full_disk(target, sum(part.file_bytes for part in first.parts))
@@ -191,7 +197,7 @@ def convert(
 
 
 def _check_prompts(source: Source, path: Path) -> list[Prompt]:
-    """Return the prompts to calibrate with, each of which the model can be asked."""
+    """Return the prompts for calibration. Raises FormatError for a prompt that does not fit the model."""
     found = numbered_prompts(path)
     check_prompts(path, found, source.tokenizer(), source.config.values["context_length"])
     return [prompt for _, prompt in found]
@@ -220,7 +226,7 @@ def _measured(
     progress: Callable[[int, int], None] | None,
     calibrating: Callable[[int, int], None] | None,
 ) -> Measured:
-    """Run the source and return what was measured. A folder runs from a working file beside the target."""
+    """Run the source on the prompts, and return the sums. A folder is converted to a temporary file for that."""
     needed = wanted(source.config)
     if not source.path.is_dir():
         return measure(source.path, prompts, needed, tokens, threads, calibrating)
@@ -236,7 +242,7 @@ def _processors() -> int:
 
 @contextmanager
 def _system_errors(source: Path) -> Iterator[None]:
-    """Turn what the operating system refuses about the source into an Error that names the file."""
+    """Turn errors of the operating system in the block into SystemFailure, with the name of the file."""
     try:
         yield
     except OSError as problem:

@@ -1,4 +1,4 @@
-"""Read the files beside tokenizer.json or tokenizer.model, which name more special tokens and settings of tokens."""
+"""Read the files beside tokenizer.json or tokenizer.model that define more special tokens, and settings of tokens."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from dgemma.errors import FormatError
 NAMED, UNNAMED, OLD = "model_specific_special_tokens", "extra_special_tokens", "additional_special_tokens"
 FLAGS = ("lstrip", "rstrip", "single_word", "normalized", "special")
 
-# The values of tokenizer_class with which transformers does what tokenizer.json says; with others it makes other steps.
+# With these values of tokenizer_class, transformers follows tokenizer.json; with others it replaces steps of it.
 CLASSES = ("PreTrainedTokenizerFast", "TokenizersBackend", "GemmaTokenizer", "GemmaTokenizerFast")
 
 
 @dataclass(frozen=True)
 class Settings:
-    """The values of tokenizer_config.json, and what counts of the older files beside it."""
+    """The values of tokenizer_config.json, joined with those of the older files beside it."""
 
     file: Path
     values: dict[str, Any]
     legacy: Path  # special_tokens_map.json
     of_legacy: frozenset[str]  # the keys whose values are from special_tokens_map.json
     added_file: Path
-    added: dict[str, Any]  # text -> id, as added_tokens.json has it
+    added: dict[str, Any]  # text -> id, from added_tokens.json
 
     def where(self, key: str) -> Path:
         return self.legacy if key in self.of_legacy else self.file
@@ -36,7 +36,7 @@ class Settings:
 def read_settings(folder: Path) -> Settings:
     """Read the settings as transformers does.
 
-    The older files count where tokenizer_config.json has no added_tokens_decoder.
+    The older files are used only where tokenizer_config.json has no added_tokens_decoder.
     """
     file, legacy, added_file = (
         folder / name for name in ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
@@ -66,9 +66,9 @@ def _check_class(file: Path, found: Any) -> None:
 
 
 def _joined(values: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
-    """Join two sets of settings, of which the second wins.
+    """Join two sets of settings; where both have a key, the second wins.
 
-    Special tokens come by name or in lists. The list under the oldest key counts where there is no other.
+    Special tokens are given by name or in lists. The list under the key OLD is used only where there is no other.
     """
     joined = {key: value for key, value in {**values, **more}.items() if key not in (NAMED, UNNAMED, OLD)}
     named = dict(found) if isinstance(found := values.get(NAMED), dict) else {}
@@ -92,10 +92,10 @@ def text_of(token: Any) -> Any:
 def add_special(
     settings: Settings, added: Sequence[dict[str, Any]], vocab: Mapping[str, int], n_vocab: int, notes: list[str]
 ) -> list[dict[str, Any]]:
-    """Return the added tokens as transformers has them.
+    """Return the added tokens as in transformers: with the settings of added_tokens_decoder and added_tokens.json.
 
-    They have the settings of added_tokens_decoder and of added_tokens.json, and the tokens that are called special are
-    among them. A note tells of a special token that has no id and can have none below n_vocab.
+    Special tokens that the settings name are added too. For one that has no id, and can get none below n_vocab, a note
+    is added to `notes`.
     """
     if settings.values.get("split_special_tokens"):
         raise FormatError(

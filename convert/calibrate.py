@@ -1,7 +1,7 @@
-"""Measure how much each column of a matrix is used, by running the model on the prompts of a file.
+"""Measure importance, that is how much each column of a matrix is used, by running the model on the prompts of a file.
 
-Each prompt is answered by a real denoising trajectory. This and fidelity_check.py are the places of the converter that
-run a model, both through dgemma's Python API.
+The model answers each prompt by a complete denoising trajectory. Only this module and fidelity_check.py of the
+converter run a model, both through dgemma's Python API.
 """
 
 from __future__ import annotations
@@ -29,28 +29,28 @@ from dgemma.files.regular import open_regular, read_regular
 from dgemma.model import Messages, Model, Prompt
 from dgemma.tokenizer import Tokenizer
 
-TOKENS = 50_000  # tokens that go through the model, unless the caller gives another limit
-# The type of the working file from which a folder's checkpoint runs: half of bf16's bytes, and several times as fast.
+TOKENS = 50_000  # the default limit of tokens that go through the model
+# A folder's checkpoint runs from a temporary file of this type: half of bf16's bytes, and several times as fast.
 WORKING_TYPE = "q8_0"
-# Keys that change the prompt in a line of --batch or --task, and are not read here.
+# Keys that change the prompt in a line of --batch or --task, but are refused here.
 UNREAD = ("system", "thinking", "tools", "raw", "fill")
 
 
 @dataclass(frozen=True)
 class Measured:
-    """The result of a calibration: sums by matrix, passes over a canvas, its length, and the tokens of all passes."""
+    """The result of a calibration."""
 
-    sums: dict[str, Sums]
-    passes: int
+    sums: dict[str, Sums]  # by the name of a matrix
+    passes: int  # denoising steps
     canvas_length: int
-    tokens: int
+    tokens: int  # tokens of all prompts and steps
 
 
 def read_prompts(path: Path) -> list[Prompt]:
-    """Return the prompts of a file. Raises FormatError for anything else.
+    """Return the prompts of a file. Raises FormatError where it is no such file.
 
-    A .jsonl has an object {"prompt": text} or {"messages": [...]} per line. In any other text file blank lines part the
-    prompts.
+    A .jsonl file has an object {"prompt": text} or {"messages": [...]} per line. In any other text file, prompts are
+    separated by blank lines.
     """
     return [prompt for _, prompt in numbered_prompts(path)]
 
@@ -77,7 +77,7 @@ def _text(path: Path) -> str:
 
 
 def _paragraphs(text: str) -> Iterator[tuple[int, str]]:
-    """Yield the paragraphs of a text, which blank lines part, each with the number of its first line."""
+    """Yield (number of the first line, paragraph) of a text; paragraphs are separated by blank lines."""
     first, lines = 0, list[str]()
     for number, line in enumerate([*text.split("\n"), ""], 1):
         if line.strip(" \t"):
@@ -89,7 +89,7 @@ def _paragraphs(text: str) -> Iterator[tuple[int, str]]:
 
 
 def check_prompts(path: Path, prompts: Sequence[tuple[int, Prompt]], tokenizer: Tokenizer, context: int) -> None:
-    """Raise FormatError for a prompt that the model could not be asked, before it runs."""
+    """Raise FormatError for a prompt that is too long or that the chat template refuses, before the model runs."""
     for number, prompt in prompts:
         try:
             length = len(_ids(tokenizer, prompt))
@@ -124,11 +124,11 @@ def measure(
     threads: int,
     progress: Callable[[int, int], None] | None = None,
 ) -> Measured:
-    """Run the GGUF file `path` on the prompts, and return what was measured.
+    """Run the GGUF file `path` on the prompts, and return the sums.
 
-    Every prompt is encoded and answered with one canvas, prompt i with seed i and the file's own sampler, so that all
-    levels of noise and the self-conditioning are met as often as in use. The run ends with the prompts, or with the
-    step at which `tokens` have gone through the layers.
+    Each prompt is encoded and answered with one canvas, prompt i with seed i and the file's sampling settings, so that
+    levels of noise and self-conditioning are as frequent as in normal use. The run ends after the last prompt, or at
+    the step at which `tokens` tokens have gone through the layers.
     """
     limit, done, passes = tokens or TOKENS, 0, 0
     with SourceModel(path, threads=threads) as model, _observed(model) as observed:
@@ -156,20 +156,20 @@ def measure(
 
 
 def _ids(tokenizer: Tokenizer, prompt: Prompt) -> list[int]:
-    """Return the ids of a prompt as dg-run has them: text is a user's message where the file has a chat template."""
+    """Return the ids of a prompt as dg-run does: with a chat template, a text is the message of a user."""
     if isinstance(prompt, str) and tokenizer.chat_template is not None:
         prompt = [{"role": "user", "content": prompt}]
     return tokenizer.prompt(prompt) if isinstance(prompt, str) else tokenizer.chat(cast(Messages, prompt))
 
 
 def _names(want: Wanted, there: set[str]) -> Sequence[str]:
-    """Return the names that the file has for a matrix: its own, or those of its halves."""
+    """Return the name of a matrix in the file, or the names of its two halves."""
     return () if want.is_float else (want.gguf,) if want.gguf in there else want.halves
 
 
 @contextmanager
 def _observed(model: Model) -> Iterator[Any]:
-    """Yield the `dg_model *` while it sums the inputs of its matrices."""
+    """Yield the `dg_model *`; during the block it sums the inputs of its matrices."""
     pointer, error = model._open_handle().pointer, new_error()
     check(lib.dg_moments_start(pointer, error), error)
     try:

@@ -1,4 +1,4 @@
-"""Prepare a checkpoint's chat template for a GGUF file: there it writes the same as with the checkpoint's tokenizer."""
+"""Prepare a checkpoint's chat template for a GGUF file, so that it writes the same text as in transformers."""
 
 from __future__ import annotations
 
@@ -25,10 +25,9 @@ TRIALS: dict[str, dict[str, Any]] = {
 
 
 def with_tokens(template: str, settings: dict[str, Any]) -> str:
-    """Return the template, with assignments at its beginning for tokens that GGUF files have no key for.
+    """Return the template, with assignments before it for the tokens that it uses and GGUF files have no key for.
 
-    These are tokens that the template names, such as sep_token and image_token: transformers gives a template all
-    tokens that the tokenizer's files name.
+    Such tokens are sep_token and image_token: transformers gives a template all tokens of the tokenizer's files.
     """
     tokens = _named(settings)
     used = [name for name in tokens if name not in IN_METADATA and re.search(rf"\b{re.escape(name)}\b", template)]
@@ -42,10 +41,11 @@ def _named(settings: dict[str, Any]) -> dict[str, str]:
 
 
 def try_out(where: Path, tokenizer: Tokenizer) -> list[str]:
-    """Try a template on conversations that people have, and return notes on what does not work.
+    """Try a template on typical conversations, and return notes on problems.
 
-    There is a note for each conversation that it refuses, or of which it leaves out text. The first that takes too long
-    ends the trial. Raises FormatError for what is no Jinja template, and for one that writes no conversation.
+    There is a note for each conversation that the template refuses, or whose text it leaves out. After the first that
+    takes too long, no others are tried. Raises FormatError for a text that is no Jinja template, and for a template
+    that refuses all conversations.
     """
     notes: list[str] = []
     refusals: list[UsageError] = []

@@ -1,4 +1,4 @@
-"""The command dg-convert, which writes a checkpoint as a GGUF file."""
+"""dg-convert: writes a checkpoint as a GGUF file."""
 
 from __future__ import annotations
 
@@ -23,16 +23,17 @@ TYPES = "\n".join(f"  {name:<11}{recipe.size:<10}{recipe.help}" for name, recipe
 
 HELP = f"""Writes a DiffusionGemma checkpoint as a GGUF file, or a GGUF file in other formats.
 
-SOURCE is a folder as Hugging Face has them: config.json, tokenizer.json (or tokenizer.model), and model.safetensors or
-its shards, in bf16, f16 or f32. The vision tower is left out. Or it is a GGUF file of any types, whose metadata is
-kept; of a split one, the first part. From one that is quantised already, errors add up: start from bf16 if you can.
-Or hf:owner/name[@revision], a repository of the Hugging Face Hub that has either (pip install 'dgemma[hub]'): it is
-fetched into the Hub's cache, from where it broke off if it did; of GGUF files hf:owner/name:TYPE says which.
+SOURCE is a folder in the form of Hugging Face: config.json, tokenizer.json (or tokenizer.model), and model.safetensors
+or its shards, in bf16, f16 or f32. The vision tower is left out. SOURCE may also be a GGUF file of any types (of a
+split file, the first part); its metadata is kept. If its weights are quantised already, the errors add up: start from
+bf16 if you can. Or SOURCE is hf:owner/name[@revision], a repository of the Hugging Face Hub with either of them (pip
+install 'dgemma[hub]'). It is downloaded into the Hub's cache, and an interrupted download is resumed;
+hf:owner/name:TYPE chooses one of several GGUF files.
 
 \b
   dg-convert diffusiongemma-26B-A4B-it -o dg.gguf               4.5 bits a weight, 15.7 GiB
   dg-convert diffusiongemma-26B-A4B-it -o dg-q8.gguf --type q8_0
-  dg-convert dg-bf16.gguf -o dg.gguf --verify                   and how far it is from its source
+  dg-convert dg-bf16.gguf -o dg.gguf --verify                   and compare it with its source
   dg-convert checkpoint -o out.gguf --dry-run                   what it would write, and how much
   dg-convert checkpoint -o out.gguf --set 'blk.*.attn_v.weight=q8_0' --set 'token_embd.weight=bf16'
   dg-convert checkpoint -o out.gguf --split-max-size 4G         out-00001-of-00004.gguf and so on
@@ -41,26 +42,26 @@ fetched into the Hub's cache, from where it broke off if it did; of GGUF files h
 Types, with the size of diffusiongemma-26B-A4B's file:
 {TYPES}
 
-A type is a recipe: norms, scales and the router are always F32, the embedding and some layers get more bits, and rows
-that do not divide into a format's blocks fall back to a format that they fit. --set changes single tensors: PATTERN is
-a glob over names as --dry-run prints them, TYPE a format such as q4_k or f16; the last that matches a tensor wins.
+A type is a recipe: norms, scales and the router are always F32, the embedding and some layers get more bits, and a
+tensor whose rows do not divide into the format's blocks gets another format that fits. --set changes single tensors:
+PATTERN is a glob over names as printed by --dry-run, TYPE a format such as q4_k or f16; the last one that matches wins.
 
---imatrix FILE takes how much each column of a matrix is used, as llama.cpp's llama-imatrix measures it on a text (GGUF,
-or the older .dat), and spends the same bits where they count: sizes stay, errors move to columns that matter less.
+--imatrix FILE reads the importance of the columns of each matrix, as llama.cpp's llama-imatrix measures it on a text
+(GGUF, or the older .dat). The file's size stays the same, but errors become smaller in columns that are used more.
 
---calibrate TEXTS measures that on the checkpoint itself: it is run behind each prompt of a text file, which blank lines
-part, or of a .jsonl ({{"prompt": ...}} or {{"messages": [...]}} a line), through whole denoising trajectories. What
-inputs are on average is measured too, and kept in --save-imatrix: the errors of a row then cancel out. The checkpoint
-of a folder runs from a working file of q8_0 beside FILE, which needs that much room for so long. An expert that saw
-fewer than {FEW} tokens is filled up with its layer's mean, and told.
+--calibrate TEXTS measures importance with the checkpoint itself, which answers prompts by complete denoising
+trajectories. TEXTS is a text file with blank lines between prompts, or a .jsonl file with {{"prompt": ...}} or
+{{"messages": [...]}} per line. The mean of each input is measured too: with it, errors of a row are made to cancel
+out. --save-imatrix saves both. The checkpoint of a folder runs from a temporary file of q8_0 beside FILE, which needs
+disk space. The importance of an expert with fewer than {FEW} tokens is averaged with its layer's, and it is listed.
 
-A file has its name only when it is complete, and parts only when all are. The exit status is 0 when it is there, 1 for
-a failure, 2 for wrong usage, 130 after Ctrl-C; the last three leave nothing behind.
+A file gets its name only when it is complete, and parts only when all are. The exit status is 0 when the file is
+written, 1 for a failure, 2 for wrong usage, 130 after Ctrl-C; after a failure or Ctrl-C no new file is left.
 """
 
 
 def pairs(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> list[tuple[str, str]]:
-    """Return PATTERN=TYPE as pairs, cut at the last =."""
+    """Split each PATTERN=TYPE at its last =; a callback of click."""
     for value in values:
         pattern, equals, name = value.rpartition("=")
         if not (pattern and equals and name):
@@ -80,25 +81,25 @@ def pairs(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -
     metavar="TYPE",
     help="The recipe.",
 )
-@click.option("--set", "overrides", multiple=True, callback=pairs, metavar="PATTERN=TYPE", help="May be repeated.")
-@click.option("--imatrix", type=InputPath(), metavar="FILE", help="Weigh errors by importance.")
-@click.option("--calibrate", type=InputPath(), metavar="TEXTS", help="Measure importance: run the model.")
+@click.option("--set", "overrides", multiple=True, callback=pairs, metavar="PATTERN=TYPE", help="Repeatable.")
+@click.option("--imatrix", type=InputPath(), metavar="FILE", help="Weight errors by importance.")
+@click.option("--calibrate", type=InputPath(), metavar="TEXTS", help="Measure importance by running the model.")
 @click.option(
     "--calibrate-tokens",
     type=click.IntRange(min=1),
     metavar="N",
-    help=f"Let at most so many go through the model; default: {TOKENS}.",
+    help=f"The most tokens that go through the model; default: {TOKENS}.",
 )
 @click.option(
     "--save-imatrix",
     type=OutputFile(IMATRIX),
     metavar="FILE",
-    help="Keep what --calibrate measured, for --imatrix.",
+    help="Save what --calibrate measured, for --imatrix.",
 )
-@click.option("--split-max-size", type=Size(), metavar="SIZE", help="Files of at most so much, as 500M or 4G.")
 @click.option(
-    "--verify", is_flag=True, help="Compare the file with its source: the tensors that lost most, and what it says."
+    "--split-max-size", type=Size(), metavar="SIZE", help="Split into files of at most this size, such as 4G."
 )
+@click.option("--verify", is_flag=True, help="Compare the file with its source: errors of tensors, and distributions.")
 @click.option("--json", "as_json_", is_flag=True, help="Print all figures of --verify as JSON.")
 @click.option("--threads", type=click.IntRange(min=1), metavar="N", help="Default: one per processor.")
 @click.option("--dry-run", is_flag=True, help="Print the plan; read no weights, write nothing.")

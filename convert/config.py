@@ -1,4 +1,4 @@
-"""Read config.json and generation_config.json into the numbers of the runtime's configuration, named as its fields."""
+"""Read config.json and generation_config.json into values for the fields of the runtime's configuration."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from dgemma.native.metadata import keys, limits
 
 MODEL_TYPE = "diffusion_gemma"
 
-# What the runtime takes for granted: an option of config.json's text_config, and the values it may have.
+# Options of config.json's text_config that the runtime assumes, with the values that they may have.
 FIXED: dict[str, tuple[Any, ...]] = {
     "hidden_activation": ("gelu_pytorch_tanh",),
     "attention_bias": (False, None),
@@ -53,10 +53,11 @@ WITHOUT_EFFECT |= {
     "chunk_size_feed_forward",
 }
 WITHOUT_EFFECT |= {"experts_implementation", "attn_implementation", "router_aux_loss_coef", "output_router_logits"}
-WITHOUT_EFFECT |= {"vocab_size_per_layer_input", "sliding_window_pattern"}  # of 0 columns; layer_types says it
+WITHOUT_EFFECT |= {"vocab_size_per_layer_input"}  # its matrix has 0 columns here
+WITHOUT_EFFECT |= {"sliding_window_pattern"}  # layer_types has the same information
 EMPTY: tuple[Any, ...] = (None, False, 0, "", [], {})
 
-# The keys of generation_config.json for the sampler's settings. The library has the published values of missing ones.
+# Keys of generation_config.json for the sampler's settings. The library has default values for missing ones.
 SAMPLING = {
     "steps": "max_denoising_steps",
     "stability": "stability_threshold",
@@ -65,7 +66,7 @@ SAMPLING = {
     "confidence": "confidence_threshold",
 }
 
-# The rope_parameters of a config.json that has none, and the head_dim of its full layers.
+# Defaults for a config.json without rope_parameters, and without global_head_dim (head_dim of full layers).
 ROPE: dict[str, dict[str, Any]] = {
     "sliding_attention": {"rope_type": "default", "rope_theta": 10_000.0},
     "full_attention": {"rope_type": "proportional", "partial_rotary_factor": 0.25, "rope_theta": 1_000_000.0},
@@ -75,13 +76,13 @@ GLOBAL_HEAD_DIM = 512
 
 @dataclass(frozen=True)
 class Config:
-    """The `values` by field of dg_config (a list for one value per layer), and what else the files say."""
+    """The configuration of a checkpoint."""
 
-    values: dict[str, Any]
-    rotary_factor: float  # of full layers
+    values: dict[str, Any]  # by field of dg_config; a list for one value per layer
+    rotary_factor: float  # the share of pairs that are rotated in full layers
     end_ids: list[int]  # [] where neither file names one
-    special_ids: dict[str, int]  # "bos", "eos", "pad" -> id, as far as config.json names them
-    name: str
+    special_ids: dict[str, int]  # "bos", "eos", "pad" -> id, those that config.json names
+    name: str  # the model's name
 
     def native(self) -> Any:
         """Return a `dg_config *` with these values."""
@@ -95,7 +96,7 @@ class Config:
 
 
 class Section:
-    """An object of a JSON file. Its values are checked when they are read."""
+    """An object of a JSON file, with methods that check a value and return it."""
 
     def __init__(self, where: str, values: Any) -> None:
         if not isinstance(values, dict):
@@ -115,7 +116,7 @@ class Section:
     def number(self, key: str, absent: float | None = None, above: float = 0.0, or_equal: bool = False) -> float:
         value = self.values.get(key)
         value = absent if value is None else value
-        # Written as 32-bit floats, which end at 3.4e38; NaN compares false.
+        # The file has float32 values, whose largest is 3.4e38; comparisons with NaN are false.
         if type(value) not in (int, float) or not (above < value < 3.4e38 or (or_equal and value == above)):
             raise self.wrong(key, f"a number {'of at least' if or_equal else 'above'} {above:g}")
         return float(value)
@@ -126,7 +127,7 @@ class Section:
             raise FormatError(f"{self.where}: {key} is {self.values[key]!r}; the runtime knows only {expected}")
 
     def known(self, keys: Collection[str]) -> None:
-        """Refuse any other key: it may change the numbers in a way that the runtime does not know."""
+        """Raise FormatError for any other key: it may change the model in a way that the runtime does not support."""
         for key, value in self.values.items():
             aside = key in keys or key.startswith(("_", "unsloth")) or key.endswith("_token_id")
             if not aside and value not in EMPTY:
@@ -138,7 +139,7 @@ class Section:
 
 
 def read_config(folder: Path) -> Config:
-    """Return the configuration of a checkpoint. Refuse by name what the runtime cannot express."""
+    """Return the configuration of a checkpoint. Raises FormatError for options that the runtime does not support."""
     file = folder / "config.json"
     top = Section(str(file), read_json(file))
     if (found := top.values.get("model_type")) != MODEL_TYPE:
@@ -293,7 +294,7 @@ def _apply_per_layer(text: Section, layers: list[dict[str, int]]) -> None:
 
 
 def _rope(text: Section, kind: str) -> tuple[float, float]:
-    """Return rope_theta and the share of pairs that turn."""
+    """Return rope_theta and the share of pairs that are rotated."""
     parameters = text.values.get("rope_parameters")
     everything = text.section("rope_parameters") if parameters is not None else Section(text.where, ROPE)
     rope = everything.section(kind)
@@ -339,7 +340,7 @@ def _end_ids(section: Section, n_vocab: int) -> list[int]:
 
 
 def _name(folder: Path, recorded: Any) -> str:
-    """Return the model's name: what config.json recorded, else the folder's, or in the Hub's cache the repository's."""
+    """Return the model's name: from config.json, or else the folder's (in the Hub's cache the repository's)."""
     if isinstance(recorded, str) and recorded.strip("/ "):
         return recorded.strip("/ ").split("/")[-1]
     folder = Path(os.path.realpath(folder))  # resolve() raises at a link to itself

@@ -1,4 +1,4 @@
-"""Encode weights from the source's type to the file's: slice by slice, on all threads, in the order of the file."""
+"""Encode weights from the source's types to the file's, slice by slice on several threads, in the file's order."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
     from dgemma.convert.plan import Planned
     from dgemma.convert.source import Source
 
-HELD = 60_000.0  # a size up to which every format can hold a value, whatever else is in the block
-SLICE_VALUES = 1 << 20  # about the values that one task reads and encodes: whole rows
+HELD = 60_000.0  # every format can hold values up to this size, with any others in the same block
+SLICE_VALUES = 1 << 20  # about the number of values that one task reads and encodes; always complete rows
 
 
 def encoded(
     source: Source, tensors: Sequence[Planned], threads: int, importance: Importance | None = None
 ) -> Generator[tuple[Any, int], None, None]:
-    """Yield the tensors' bytes in order, padded to the alignment, each piece with the count of source bytes read."""
+    """Yield (bytes, source bytes that were read) in the file's order; tensors are padded to the alignment."""
     pool = ThreadPoolExecutor(threads, thread_name_prefix="dg-convert")
     waiting: deque[tuple[Future[Any], int, int]] = deque()  # result, source bytes, padding behind it
     try:
@@ -53,7 +53,11 @@ def _finished(waiting: deque[tuple[Future[Any], int, int]]) -> Iterator[tuple[An
 
 
 class Slice:
-    """Whole rows of a tensor: `count` values from number `at` on; in their source they start at number `start`."""
+    """Complete rows of a tensor.
+
+    at, count: the index of the first value in the tensor, and the number of values. start: the index of the first value
+    in the source tensor; offset, bytes: the same in bytes of the source.
+    """
 
     __slots__ = ("at", "bytes", "count", "offset", "source", "start")
 
@@ -66,7 +70,7 @@ class Slice:
 
 
 def slices(tensor: Planned) -> Iterator[tuple[Slice, bool]]:
-    """Yield a tensor's slices in order, each with whether it is the last."""
+    """Yield (slice, whether it is the last) for a tensor, in order."""
     row, at = tensor.want.dims[0], 0
     step = row * max(1, SLICE_VALUES // row)
     for source, start, count in tensor.runs():
@@ -77,12 +81,12 @@ def slices(tensor: Planned) -> Iterator[tuple[Slice, bool]]:
 
 
 def place(shape: Sequence[int], number: int) -> list[int]:
-    """Return the index, slowest dimension first, of value `number` of a tensor of this shape."""
+    """Return the indices of value `number` of a tensor, slowest dimension first."""
     return [int(i) for i in np.unravel_index(number, tuple(shape))]
 
 
 def source_values(source: Source, tensor: Planned, piece: Slice) -> tuple[Any, NDArray[np.float32]]:
-    """Return the bytes of a slice in the source, and its values."""
+    """Return the bytes of a slice in the source, and its decoded values."""
     if piece.source is None:
         assert tensor.made is not None
         made = tensor.made[piece.offset : piece.offset + piece.count]
@@ -128,7 +132,10 @@ def _weighed(tensor: Planned, piece: Slice, values: NDArray[np.float32], columns
 def _too_large(
     source: SourceTensor, start: int, values: NDArray[np.float32], lost: int, to: formats.Format
 ) -> FormatError:
-    """Of the block that came out not finite, the value that made it so."""
+    """Return the error for a value that is too large for a format: the largest of the block that is not finite.
+
+    lost: the index of the first value that is not finite after encoding.
+    """
     first = lost // to.block * to.block
     at = first + int(np.abs(values[first : first + to.block]).argmax())
     value = float(values[at])
@@ -140,11 +147,11 @@ def _too_large(
     )
 
 
-STANDS = 1e30  # divides a frequency so that nothing is left of it: the pair does not turn
+STANDS = 1e30  # a frequency divided by this is 0 in effect: the pair is not rotated
 
 
 def rope_freqs(config: Config) -> NDArray[np.float32]:
-    """Return what divides each frequency of full layers: 1 for the pairs that turn, STANDS for the others."""
+    """Return the divisors of the frequencies of full layers: 1 for pairs that are rotated, STANDS for the others."""
     head_dim = config.values["head_dim"]
     factors = np.full(head_dim // 2, STANDS, np.float32)
     factors[: int(config.rotary_factor * head_dim // 2)] = 1.0

@@ -1,4 +1,4 @@
-"""Compare what a new file answers with what its source answers: dg-eval's fidelity, on prompts that never change."""
+"""Compare the answers and distributions of a new file and its source: dg-eval's fidelity, on fixed prompts."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from typing import Any
 from dgemma.convert.writer import working_file
 from dgemma.errors import SystemFailure, UsageError
 
-PROMPTS = 4  # of the shipped ones; each needs a denoising trajectory of the source and two of the file
-BASE_TYPE = "bf16"  # the type of the working file from which a folder's checkpoint runs
+PROMPTS = 4  # the number of prompts; each needs a denoising trajectory of the source and two of the file
+BASE_TYPE = "bf16"  # a folder's checkpoint runs from a temporary file of this type
 
 Say = Callable[[str], None]
 MakeBase = Callable[[Path], object]  # writes the source as a GGUF file
 
 
 def present() -> bool:
-    """Return whether this dgemma has dg-eval."""
+    """Return whether dg-eval is installed."""
     try:
         return find_spec("dgemma.eval.fidelity") is not None
     except ModuleNotFoundError:
@@ -29,7 +29,7 @@ def present() -> bool:
 def check_fidelity(source: Path, out: Path, target: Path, threads: int, make_base: MakeBase | None, say: Say) -> Any:
     """Return a dgemma.eval.fidelity.Fidelity of the file `out`, or the reason why it could not be measured.
 
-    make_base: writes a working file, beside the target, of a source that does not run as it is.
+    make_base: converts the source to a temporary GGUF file, where it cannot run as it is; None where it can.
     """
     from dgemma.eval.fidelity import fidelity
 
@@ -37,7 +37,7 @@ def check_fidelity(source: Path, out: Path, target: Path, threads: int, make_bas
         with _base(source, target, make_base, say) as base:
             return fidelity(out, base, count=PROMPTS, model={"threads": threads}, say=say)
     except (SystemFailure, UsageError) as reason:
-        # Such as no room for the working file, or no prompt that the vocabulary can encode.
+        # For example, there is no disk space for the temporary file, or the vocabulary can encode no prompt.
         return str(reason)
 
 

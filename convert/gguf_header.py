@@ -19,7 +19,7 @@ from dgemma.native.formats import Format
 
 ALIGNMENT = GGUF_DEFAULT_ALIGNMENT
 
-# The package's type of each kind of value in metadata.def; an array has its elements' kind with an S.
+# The gguf package's type for each kind of value in metadata.def; the kind of an array is its elements' with an S.
 VALUE_TYPES = {
     "U8": GGUFValueType.UINT8,
     "I8": GGUFValueType.INT8,
@@ -66,16 +66,16 @@ def header_bytes(pairs: Iterable[Pair], tensors: Iterable[TensorInfo]) -> int:
 
 
 def encode_values(pairs: Iterable[Pair]) -> list[Pair]:
-    """Return the pairs with their values as a file has them. Whoever builds two headers packs long arrays once."""
+    """Return the pairs with encoded values, so that long arrays are encoded once even for several headers."""
     return [pair if pair.kind == ENCODED else Pair(pair.key, ENCODED, _encoded(pair)) for pair in pairs]
 
 
 class _Encoded(bytes):
-    """A value as a file has it: the number of its type, then its bytes."""
+    """An encoded value, as in a file: the number of its type, then its bytes."""
 
 
 class _HeaderWriter(GGUFWriter):
-    """The package's writer, which here writes to memory, and takes values that are encoded already."""
+    """The gguf package's writer, changed to write to memory and to accept encoded values."""
 
     def __init__(self) -> None:
         super().__init__(None, "")
@@ -109,11 +109,11 @@ def _unpadded(pairs: Iterable[Pair], tensors: Iterable[TensorInfo]) -> bytes:
 
 
 def _encoded(pair: Pair) -> bytes:
-    """Return a value as a file has it."""
+    """Return the value of a pair, encoded as in a file."""
     is_array = pair.kind not in VALUE_TYPES
     element = VALUE_TYPES[pair.kind.removesuffix("S")] if is_array else None
     value_type = GGUFValueType.ARRAY if is_array else VALUE_TYPES[pair.kind]
-    if is_array and not pair.value:  # which the package refuses to write
+    if is_array and not pair.value:  # the package refuses to write empty arrays
         return struct.pack("<IIQ", value_type, element, 0)
     try:
         return bytes(GGUFWriter(None, "")._pack_val(pair.value, value_type, add_vtype=True, sub_type=element))

@@ -1,4 +1,4 @@
-"""Read and write importance: how much each column of a matrix is used, as in the imatrix files of llama.cpp."""
+"""Read and write importance, that is how much each column of a matrix is used, in llama.cpp's imatrix files."""
 
 from __future__ import annotations
 
@@ -23,41 +23,37 @@ from dgemma.native import formats
 from dgemma.native.formats import Format
 
 LOSSLESS = ("F32", "F16", "BF16")  # types that sums may have
-LEAST, MOST = 1e-4, 1e4  # bounds of a weight, relative to the mean: no column weighs nothing
-STEADY = 0.1  # share of the mean variance that is added to each: a column that hardly varied may vary in use
-FEW = 256  # an expert that saw fewer rows is filled up with its layer's mean
+LEAST, MOST = 1e-4, 1e4  # bounds of a weight, relative to the mean; so no weight is 0
+STEADY = 0.1  # this share of the mean variance is added to each: a column that was constant may vary in normal use
+FEW = 256  # the mean of an expert with fewer rows is filled up with rows of its layer's mean
 
 
 class Sums(NamedTuple):
-    """Sums over the inputs of a matrix, or of each of a layer's experts.
+    """Sums over the inputs of a matrix, for each of a layer's experts; experts is 1 for other matrices."""
 
-    squares: of the inputs [experts, columns]. counts: the rows that were summed [experts]. inputs: of the inputs
-    themselves [experts, columns], or None where a file does not have them.
-    """
-
-    squares: NDArray[np.float32]
-    counts: NDArray[np.float32]
-    inputs: NDArray[np.float32] | None = None
+    squares: NDArray[np.float32]  # [experts, columns] sums of the squared inputs
+    counts: NDArray[np.float32]  # [experts] the number of rows that were summed
+    inputs: NDArray[np.float32] | None = None  # [experts, columns] sums of the inputs; None where a file has none
 
 
 class Columns(NamedTuple):
-    """The importance of a matrix's columns, or of each of a layer's experts. Shapes are [1 or experts, columns]."""
+    """The importance of the columns of a matrix, for each of a layer's experts: arrays [experts or 1, columns]."""
 
-    weights: NDArray[np.float32]  # of squared errors, around 1
-    mean: NDArray[np.float32] | None  # of the inputs; None where a file does not have it
-    pull: NDArray[np.float32] | None  # mean / variance, see quants/rows.c
+    weights: NDArray[np.float32]  # weights of squared errors, around 1
+    mean: NDArray[np.float32] | None  # means of the inputs; None where a file does not have them
+    pull: NDArray[np.float32] | None  # means over variances of the inputs: see quants/rows.c
 
     def encode(self, to: Format, rows: NDArray[np.float32], expert: int) -> NDArray[np.uint8]:
-        """Return the blocks of rows [n, columns] of one expert; the expert is 0 where there are none."""
+        """Encode rows [n, columns] of one expert to blocks. expert: 0 for a matrix without experts."""
         if self.mean is None or self.pull is None or to.block == 1:
             return to.encode(rows, self.weights[expert])
         return to.encode_rows(rows, self.weights[expert], self.mean[expert], self.pull[expert])
 
 
 class Importance:
-    """What is known of columns, by the name of a GGUF tensor.
+    """The importance of the columns of a model's tensors.
 
-    few: (tensor, expert, rows) of each expert that saw fewer than FEW rows, where that is known.
+    few: (tensor, expert, rows) for each expert with fewer than FEW rows, where the rows are known.
     """
 
     def __init__(self, path: Path, columns: dict[str, Columns], dataset: str, chunks: int) -> None:
@@ -66,14 +62,14 @@ class Importance:
         self._columns = columns
 
     def of(self, want: Wanted) -> Columns | None:
-        """Return what is known of a tensor's columns, for all or per expert; None where nothing is.
+        """Return the Columns of a tensor, or None where they are not known.
 
-        A fused tensor has the inputs of either of its halves.
+        The two halves of a fused tensor have the same inputs, so either of them will do.
         """
         return next((self._columns[name] for name in (want.gguf, *want.halves) if name in self._columns), None)
 
     def bind(self, needed: Sequence[Wanted]) -> int:
-        """Check the shapes for all tensors, and return how many are known."""
+        """Check the shapes for all tensors, and return the number of tensors with known importance."""
         found = 0
         for want in needed:
             known = self.of(want)
@@ -91,7 +87,7 @@ class Importance:
         return found
 
     def pairs(self, found: int) -> list[Pair]:
-        """Return the keys by which a quantised file tells of it."""
+        """Return the metadata about the importance for a quantised file."""
         return [
             Pair("quantize.imatrix.file", "STRING", readable(self.path.name)),
             Pair("quantize.imatrix.dataset", "STRING", self.dataset),
@@ -101,7 +97,7 @@ class Importance:
 
 
 def read_imatrix(path: Path, n_expert: int) -> Importance:
-    """Read a GGUF file, or the older .dat. n_expert: among how many experts the numbers of a .dat are divided."""
+    """Read a GGUF file, or the older .dat. n_expert: the number of experts, which a .dat does not have."""
     if read_regular(path, 4) != b"GGUF":
         return _from_dat(path, read_regular(path), n_expert)
     with File(path) as file:
@@ -132,7 +128,7 @@ def read_imatrix(path: Path, n_expert: int) -> Importance:
 
 
 def importance_of(path: Path, found: Mapping[str, Sums], dataset: str, chunks: int) -> Importance:
-    """Return what sums say of each column. path: the file that messages name."""
+    """Return the importance that follows from sums. path: the file for error messages."""
     importance = Importance(path, {}, dataset, chunks)
     for name, sums in found.items():
         importance._columns[name] = _columns(path, name, sums)
@@ -143,7 +139,7 @@ def importance_of(path: Path, found: Mapping[str, Sums], dataset: str, chunks: i
 
 
 def unmeasured(path: Path, needed: Sequence[Wanted]) -> Importance:
-    """Return an importance of the shape that measuring will give, for a plan."""
+    """Return an Importance of ones in place of a measured one, for a plan."""
     sizes = {want.gguf: want.dims[0] for want in needed if not want.is_float}
     return Importance(
         path, {n: Columns(np.ones((1, size), np.float32), None, None) for n, size in sizes.items()}, path.name, 0
@@ -171,10 +167,10 @@ def _columns(path: Path, name: str, sums: Sums) -> Columns:
 
 
 def _filled_up(sums: NDArray[np.float64], counts: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the means per column.
+    """Return the means of the columns.
 
-    For an expert e that saw n_e < FEW rows they are (S_e + (FEW - n_e) m) / FEW, where S_e are its sums and m is the
-    mean of all rows of its layer. So each row that it saw counts, and an expert that saw nothing has the mean.
+    For an expert e with n_e < FEW rows the means are (S_e + (FEW - n_e) m) / FEW, where S_e are its sums and m is the
+    mean of all rows of its layer. So each of its rows counts, and an expert without rows has the layer's mean.
     """
     n = counts[:, None]
     if not n.any():
@@ -188,7 +184,7 @@ def _filled_up(sums: NDArray[np.float64], counts: NDArray[np.float64]) -> NDArra
 def write_imatrix(
     path: Path, found: Mapping[str, Sums], dataset: str, chunks: int, chunk_size: int, force: bool
 ) -> None:
-    """Write the sums as llama.cpp's GGUF file. chunk_size: the rows of a chunk."""
+    """Write the sums as a GGUF file of llama.cpp's form. chunk_size: the rows of a chunk."""
     pairs = [
         Pair(Keys.General.TYPE, "STRING", GGUFType.IMATRIX),
         Pair(Keys.IMatrix.DATASETS, "STRINGS", [dataset]),
@@ -242,12 +238,12 @@ def _from_dat(path: Path, data: bytes, n_expert: int) -> Importance:
 
 
 def _weights(path: Path, name: str, squares: NDArray[np.float64]) -> NDArray[np.float32]:
-    """Return weights of columns, around 1 in each row. In a row of zeros, an expert that was never used, all are 1.
+    """Return the weights of columns, around 1 in each row; all 1 in a row of zeros (an expert that was never used).
 
-    A column is weighed by the root of its mean square. The mean square itself would minimise the error of outputs if
-    inputs were independent. They are not, and half of their squares comes from their means: measured on the bundled
-    model, in six orders of its hidden dimensions, the root gave the lower divergence at four bits
-    (tests/measure_types.py).
+    The weight of a column is the root of its mean square. The mean square itself would minimise the error of outputs if
+    inputs were independent. They are not, and half of their mean square comes from their means. In a test with the
+    bundled model and six orders of its hidden dimensions, the root gave the lower divergence at four bits
+    (tests/measure/weight_types.py).
     """
     if squares.size == 0 or not np.isfinite(squares).all() or (squares < 0).any():
         raise FormatError(f"{path}: {name}: expected finite sums of squares")

@@ -1,4 +1,4 @@
-"""Gather the metadata of a new file. The library lists keys, kinds and their order; the values are found here."""
+"""Gather the metadata of a new file. The library lists the keys, their kinds and order; this module has the values."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from dgemma.native.metadata import keys
 TOKENIZER_MODEL = "gemma4"
 ENCODED = "ENCODED"
 
-# Keys, or beginnings of keys, that tell of a file and not of its model.
+# Keys, or beginnings of keys, that describe a file and not its model.
 OF_A_FILE = (Keys.General.ALIGNMENT, "split.", "quantize.")
 
 
@@ -26,8 +26,8 @@ OF_A_FILE = (Keys.General.ALIGNMENT, "split.", "quantize.")
 class Pair:
     """A key of a GGUF file with its value.
 
-    kind: one of file.KINDS; one of them with an S, for an array; or ENCODED, for a value as a file has it, which is the
-    number of its type and then its bytes.
+    kind: one of gguf_file.KINDS; one of them with an S, for an array; or ENCODED, for an encoded value: the number of
+    its type, then its bytes.
     """
 
     key: str
@@ -62,7 +62,7 @@ def metadata(config: Config, vocabulary: Vocabulary, needed: Sequence[Wanted], f
 
 
 def carried(file: File, file_type: int) -> list[Pair]:
-    """Return the metadata of a file for a new one in other formats."""
+    """Return the metadata of a GGUF file for a new file in other formats."""
     fresh = {keys()["quantization_version"].key: GGML_QUANT_VERSION, keys()["file_type"].key: file_type}
     pairs = [
         Pair(key, "U32", fresh.pop(key)) if key in fresh else Pair(key, ENCODED, value.encoded)
@@ -80,7 +80,7 @@ def size_label(needed: Sequence[Wanted], n_expert: int) -> str:
 
 
 def _rounded(count: int) -> str:
-    """Return a count with two digits at least, as other writers of this key round it."""
+    """Return a count with at least two digits, rounded as by the gguf package."""
     for scale, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "K")):
         if count > scale or letter == "K":
             break

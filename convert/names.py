@@ -1,4 +1,4 @@
-"""Tell which tensors a GGUF file holds, in file order, and where each comes from. The library has the list."""
+"""List the tensors of a GGUF file in file order, and find each in the source. The list itself is the library's."""
 
 from __future__ import annotations
 
@@ -13,27 +13,29 @@ from dgemma.convert.config import Config
 from dgemma.convert.safetensors import DTYPES, SourceTensor
 from dgemma.errors import FormatError
 
-# The tensors of the vision tower, which checkpoints hold and no GGUF file does.
+# Names of tensors of the vision tower: checkpoints have them, GGUF files do not.
 UNNEEDED = ("model.encoder.vision_tower.", "model.encoder.embed_vision.")
-# Other names of tied weights: a checkpoint has such a weight under one of the names, or under both.
+# Prefixes of tied weights: a checkpoint has such a weight under one of the two names, or under both.
 TIED = {"model.decoder.embed_tokens.": "lm_head.", "model.decoder.": "model.encoder.language_model."}
-ONE_OF_A_KIND = "model.decoder.self_conditioning."  # not tied: the encoder has none
+ONE_OF_A_KIND = "model.decoder.self_conditioning."  # not tied: the encoder has no self-conditioning
 
-HEAD = ffi.string(lib.dg_head_name()).decode()  # the output head, in files that have one beside the embedding or alone
+HEAD = ffi.string(
+    lib.dg_head_name()
+).decode()  # the output head, in files that have it besides or instead of token_embd
 
-# The tensors that older files have in place of a fused one, in the order of their rows in it.
+# Tensors of older files that are halves of a fused one, in the order of their rows in it.
 HALVES = {"ffn_gate_up_exps": ("ffn_gate_exps", "ffn_up_exps")}
 
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """A tensor of the new file: `dims` fastest first, `layer` -1 at top level, `hf` "" if the converter makes it."""
+    """A tensor of the new file."""
 
-    gguf: str
-    hf: str
-    kind: str  # as tensors.def has it: FLOATS, MATRIX, TABLE or MADE
-    layer: int
-    dims: tuple[int, ...]
+    gguf: str  # its name in GGUF files
+    hf: str  # its name in checkpoints; "" if the converter makes it
+    kind: str  # its kind in tensors.def: FLOATS, MATRIX, TABLE or MADE
+    layer: int  # -1 for tensors outside of layers
+    dims: tuple[int, ...]  # the dimension that varies fastest is first
 
     @property
     def count(self) -> int:
@@ -41,7 +43,7 @@ class Wanted:
 
     @property
     def halves(self) -> tuple[str, ...]:
-        """Return the names of the tensors that older files have in its place; most tensors have none."""
+        """Return the names of the two tensors that older files have in its place; () for most tensors."""
         return next((tuple(self.gguf.replace(f, h) for h in of) for f, of in HALVES.items() if f in self.gguf), ())
 
     @property
@@ -51,7 +53,7 @@ class Wanted:
 
 
 def wanted(config: Config) -> list[Wanted]:
-    """Return all tensors in the order of the file: those at top level by name, then each layer's by name."""
+    """Return all tensors in the file's order: those outside of layers by name, then those of each layer by name."""
     native, dims = config.native(), ffi.new("int64_t[3]")
 
     def entries() -> Iterator[Wanted]:
@@ -69,19 +71,17 @@ def wanted(config: Config) -> list[Wanted]:
 
 
 class Origins(NamedTuple):
-    """The places of a file's tensors in the source.
+    """The source tensors for the tensors of the new file."""
 
-    `of` has the places of a tensor by its GGUF name, and none of the tensors that the converter makes. Where there are
-    several places, each has a part of every expert's rows, in turn.
-    """
-
+    # By GGUF name, without tensors that the converter makes. If there are several, each has a part of every expert's
+    # rows, in this order.
     of: dict[str, tuple[SourceTensor, ...]]
     copies: list[tuple[SourceTensor, SourceTensor]]  # pairs that must hold the same values
-    left_out: int  # tensors of the source that are in no GGUF file
+    left_out: int  # the number of source tensors that GGUF files do not have
 
 
 def match(tensors: dict[str, SourceTensor], needed: Sequence[Wanted], folder: Path) -> Origins:
-    """Return where each needed tensor lies. Raises FormatError for a missing or unknown tensor, or another shape."""
+    """Return the Origins of the needed tensors. Raises FormatError for a missing or unknown tensor or a wrong shape."""
     origins = Origins({}, [], 0)
     own = {want.hf for want in needed}
     seen: set[str] = set()
@@ -104,7 +104,7 @@ def match(tensors: dict[str, SourceTensor], needed: Sequence[Wanted], folder: Pa
 
 
 def _names(name: str, own: set[str]) -> Iterator[str]:
-    """Yield a weight's name and those of its tied copies. own: names of weights that are no copies."""
+    """Yield the name of a weight and the names of its tied copies. own: names of weights that are no copies."""
     yield name
     for original, copy in TIED.items():
         other = copy + name.removeprefix(original)

@@ -1,4 +1,4 @@
-"""Plan a conversion: every tensor's source, format and place in the file, and the headers."""
+"""Plan a conversion: the source, format and offset of each tensor, and the headers of the files."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ from dgemma.units import size_text
 
 @dataclass(frozen=True, slots=True)
 class Planned:
-    """A tensor of the new file. Its values are `made` or in `sources`; `offset` counts from its part's data section."""
+    """A tensor of the new file, with its values' source."""
 
     want: Wanted
-    sources: tuple[SourceTensor, ...]
-    made: NDArray[Any] | None
+    sources: tuple[SourceTensor, ...]  # () for a tensor that the converter makes
+    made: NDArray[Any] | None  # the values of a tensor that the converter makes
     format: Format
-    offset: int
+    offset: int  # bytes from the beginning of the data section
     bytes: int
 
     @property
@@ -45,7 +45,7 @@ class Planned:
         return "+".join(dict.fromkeys(source.dtype for source in self.sources)) or "made"
 
     def runs(self) -> Iterator[tuple[SourceTensor | None, int, int]]:
-        """Yield (source, its first value, count of values) in the tensor's order. Sources take turns by expert."""
+        """Yield (source, index of its first value, count of values) in the tensor's order: the parts of each expert."""
         if len(self.sources) <= 1:
             yield self.sources[0] if self.sources else None, 0, self.want.count
             return
@@ -57,7 +57,7 @@ class Planned:
 
 @dataclass(frozen=True)
 class Part:
-    """One file to write: the only one, or a part of a split one."""
+    """A file to write: the only one, or a part of a split file."""
 
     header: bytes
     tensors: list[Planned]
@@ -73,15 +73,15 @@ class Part:
 
 @dataclass(frozen=True)
 class Plan:
-    """All that a conversion will do."""
+    """A complete description of a conversion."""
 
     source: Path
     type: str
     config: Config
     parts: list[Part]
-    copies: list[tuple[SourceTensor, SourceTensor]]  # pairs of the source that must be equal: the first is taken
-    left_out: int  # tensors of the source that no GGUF file holds, without copies
-    notes: list[str]  # what people should know of the source
+    copies: list[tuple[SourceTensor, SourceTensor]]  # pairs of the source that must be equal; the first is used
+    left_out: int  # the number of source tensors that GGUF files do not have, without copies
+    notes: list[str]  # notes on the source for the user
 
     @property
     def tensors(self) -> list[Planned]:
@@ -108,7 +108,7 @@ class Plan:
         return sum(one.bytes + other.bytes for one, other in self.copies)
 
     def histogram(self) -> dict[str, tuple[int, int]]:
-        """Return the count of tensors and their bytes per format, the most bytes first."""
+        """Return the number of tensors and their bytes in each format, sorted by bytes."""
         counts: Counter[str] = Counter()
         sizes: Counter[str] = Counter()
         for tensor in self.tensors:
@@ -124,7 +124,7 @@ def make_plan(
     split_max_size: int | None = None,
     more: Sequence[Pair] = (),
 ) -> Plan:
-    """Read the small files of the source, and decide everything. No weight is read. more: further metadata."""
+    """Return the plan. Only the small files of the source are read, no weights. more: further metadata."""
     chosen = recipe.find(type)
     needed = wanted(source.config)
     origins = source.origins(needed)
@@ -161,7 +161,7 @@ def _split_pairs(i: int, n: int, n_tensors: int) -> list[Pair]:
 
 
 def _grouped(pairs: list[Pair], tensors: list[Planned], most: int) -> list[list[Planned]]:
-    """Return the tensors in order, in groups whose files stay within `most` bytes."""
+    """Return the tensors in order, in groups for files of at most `most` bytes."""
     groups: list[list[Planned]] = []
     room = 0
     for tensor in tensors:
@@ -169,7 +169,7 @@ def _grouped(pairs: list[Pair], tensors: list[Planned], most: int) -> list[list[
         needs = entry + aligned(tensor.bytes)
         if not groups or needs > room:
             keys = (pairs if not groups else []) + _split_pairs(0, 0, 0)
-            room = most - header_bytes(keys, []) - (ALIGNMENT - 1)  # at most so much padding is behind the header
+            room = most - header_bytes(keys, []) - (ALIGNMENT - 1)  # the header is padded by at most ALIGNMENT - 1
             groups.append([])
         if needs > room:
             raise UsageError(

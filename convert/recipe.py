@@ -1,4 +1,4 @@
-"""Choose the format of each tensor: the recipes of llama-quantize, with its rules per layer and its fall-backs."""
+"""Choose the format of each tensor, by the recipes of llama-quantize with their rules for layers and fall-backs."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from dgemma.convert.names import Wanted
 from dgemma.errors import UsageError
 from dgemma.native import formats
 
-# A tensor whose rows do not divide into a format's blocks gets the fall-back, and where that does not fit either, F16.
+# A tensor whose rows do not divide into a format's blocks gets the fall-back; if that does not fit either, F16.
 FALLBACK = {"Q6_K": "Q8_0", "Q5_K": "Q5_1", "Q4_K": "Q5_0"}
 LAST_RESORT = "F16"
 
-# The numbers of general.file_type, by names such as Q4_K_M: the package has them as ALL_F32, MOSTLY_Q4_K_M and so on.
+# The numbers of general.file_type, by names such as Q4_K_M; in the gguf package they are MOSTLY_Q4_K_M and so on.
 FILE_TYPES = {file_type.name.partition("_")[2]: int(file_type) for file_type in LlamaFileType}
 
 
 def more_bits(i: int, n: int) -> bool:
-    """Return whether layer i of n matters more: one of the first and last eighth, or every third between them."""
+    """Return whether layer i of n gets more bits: the first and last eighth of the layers, and every third between."""
     return i < n // 8 or i >= 7 * n // 8 or (i - n // 8) % 3 == 2
 
 
@@ -33,7 +33,7 @@ def _same(base: str) -> Rule:
 
 
 def _mixed(base: str) -> Rule:
-    """Return the rule of _M recipes: attn_v and the down projections of the layers that matter more get Q6_K."""
+    """Return the rule of _M recipes: in the layers of more_bits, attn_v and the down projections get Q6_K."""
 
     def rule(want: Wanted, i: int, n: int) -> str:
         return "Q6_K" if (_is_value(want) or _is_down(want)) and more_bits(i, n) else base
@@ -51,7 +51,7 @@ def _first(base: str, values: int) -> Rule:
 
 
 def _dense8(experts: str) -> Rule:
-    """Return a rule of our own: experts, of which a token meets a sixteenth, get few bits; all else gets eight."""
+    """Return a rule of dgemma's: experts, of which a token uses one in sixteen, get few bits; all others get Q8_0."""
     return lambda want, i, n: experts if "_exps." in want.gguf else "Q8_0"
 
 
@@ -65,12 +65,12 @@ def _is_down(want: Wanted) -> bool:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A choice of formats. `rule` gives that of a matrix, which is number i of the n with its name."""
+    """A choice of formats for all tensors."""
 
-    like: str  # the type that general.file_type names; of our own recipes the nearest other
+    like: str  # the type for general.file_type; for recipes of dgemma's the most similar one
     table: str  # the format of the embedding, which is also the output head
-    rule: Rule
-    size: str  # of the published checkpoint's file
+    rule: Rule  # rule(want, i, n) returns the format of a matrix: the i-th of n with its name
+    size: str  # the size of the published checkpoint's file
     help: str
 
     @property
@@ -111,9 +111,9 @@ def find(name: str) -> Recipe:
 
 
 def assign(needed: Sequence[Wanted], recipe: Recipe, overrides: Sequence[tuple[str, str]]) -> dict[str, formats.Format]:
-    """Return each tensor's format by its GGUF name. overrides: (glob, format name); the last that matches wins."""
+    """Return the format of each tensor, by GGUF name. overrides: (glob, format name); the last that matches wins."""
     chosen: dict[str, formats.Format] = {}
-    seen: dict[str, int] = {}  # tensors of each name so far: not every layer has an attn_v
+    seen: dict[str, int] = {}  # the number of tensors with this name so far; not every layer has an attn_v
     totals: dict[str, int] = {}
     for want in needed:
         totals[_stem(want)] = totals.get(_stem(want), 0) + 1

@@ -1,4 +1,4 @@
-"""Format what dg-convert tells: the plan, what was done, and how near the file is to its source."""
+"""Format the output of dg-convert: the plan, a summary, and how close the file is to its source."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def summary(done: Plan) -> str:
 
 
 def deviations(done: Conversion) -> str:
-    """Return a table of the tensors that lost most, the worst first, and how many lost nothing."""
+    """Return a table of the tensors with the largest errors, and the number of tensors without errors."""
     lossy = [d for d in done.deviations if d.max_error > 0]
     exact = f"{len(done.deviations) - len(lossy)} of {len(done.deviations)} tensors hold exactly the source's values"
     if not lossy:
@@ -60,7 +60,7 @@ def deviations(done: Conversion) -> str:
 
 
 def _fidelity(done: Conversion) -> list[str]:
-    """Return a line on what dg-eval measured of both models' answers."""
+    """Return a line with the result of dg-eval's comparison of the file and its source."""
     f = done.fidelity
     if f is None or isinstance(f, str):
         return [f"what it says was not compared: {f}"] if f else []
@@ -69,7 +69,7 @@ def _fidelity(done: Conversion) -> list[str]:
 
 
 def few(done: Conversion) -> str:
-    """Return one line with the experts that saw few tokens, by layer."""
+    """Return one line with the experts that few tokens were routed to, by layer."""
     names: dict[str, list[str]] = {}
     for name, expert, tokens in done.few:
         names.setdefault(name.removesuffix(".weight"), []).append(f"{expert} ({tokens})")

@@ -1,4 +1,4 @@
-"""Read checkpoints in safetensors files: headers are read and checked at once, values slice by slice when asked for."""
+"""Read checkpoints in safetensors files: headers are read and checked when they are opened, values on demand."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from typing import Any
 from dgemma.errors import FormatError
 from dgemma.files.regular import open_regular, read_regular
 
-# The types a weight may have, with the bytes of one value.
+# Types of weights that can be converted, with the bytes of one value.
 DTYPES = {"BF16": 2, "F16": 2, "F32": 4}
-# Other types that a file may hold beside the weights; their lengths are checked all the same.
+# Types of other tensors in a file; their lengths are checked too.
 OTHER_DTYPES = {"BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "I16": 2, "U16": 2, "I32": 4, "U32": 4}
 OTHER_DTYPES |= {"I64": 8, "U64": 8, "F64": 8}
 
@@ -25,13 +25,13 @@ MOST_HEADER_BYTES = 100_000_000
 
 @dataclass(frozen=True, slots=True)
 class SourceTensor:
-    """The place of a tensor: `shape` slowest first, `offset` from the file's start, `dtype` the name of a format."""
+    """A tensor of a source, and where its data is."""
 
     name: str
     file: Path
-    dtype: str
-    shape: tuple[int, ...]
-    offset: int
+    dtype: str  # the name of a format
+    shape: tuple[int, ...]  # the dimension that varies slowest is first
+    offset: int  # bytes from the beginning of the file
     bytes: int
 
     @property
@@ -40,7 +40,7 @@ class SourceTensor:
 
 
 class Checkpoint:
-    """The tensors, by name, of one or many safetensors files: a context manager that holds the files open."""
+    """The tensors of one or several safetensors files, by name; a context manager that keeps the files open."""
 
     def __init__(self, folder: Path) -> None:
         self.tensors: dict[str, SourceTensor] = {}
@@ -100,7 +100,7 @@ def read_json(file: Path) -> dict[str, Any]:
 
 
 def _shards(folder: Path) -> dict[Path, set[str]]:
-    """Return the files of a checkpoint, each with the tensors that the index promises there."""
+    """Return the files of a checkpoint, each with the tensors that should be in it by the index."""
     whole, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
     if os.path.lexists(whole):
         return {whole: set()}

@@ -25,15 +25,15 @@ from dgemma.tokenizer import Tokenizer
 
 
 class Source(ABC):
-    """The model that is converted. A context manager that holds its files open."""
+    """The model that is converted; a context manager that keeps its files open."""
 
     path: Path
     config: Config
-    notes: list[str]  # what people should know of the source; pairs() fills it
+    notes: list[str]  # notes on the source for the user; pairs() adds them
 
     @abstractmethod
     def origins(self, needed: Sequence[Wanted]) -> Origins:
-        """Return where each needed tensor lies."""
+        """Return the source tensors for the needed tensors."""
 
     @abstractmethod
     def pairs(self, needed: Sequence[Wanted], file_type: int) -> list[Pair]:
@@ -97,7 +97,7 @@ class Folder(Source):
 
 
 class SourceModel(Model):
-    """A model whose file may have its embedding twice, once as the output head: the conversion compares them."""
+    """A model whose file may have the embedding a second time, as the output head; the conversion compares both."""
 
     _head_copy = True
 

@@ -1,10 +1,11 @@
-"""Compare the steps of a tokenizer.json with what the runtime does with a text, and refuse one that gives other ids.
+"""Check that the steps of a tokenizer.json give the same ids as the runtime's tokenizer; refuse the file if not.
 
-The message names the step and what it would change. Steps are judged by what they do: one that does nothing is allowed.
+The message names the step and its effect. A step without any effect is allowed.
 
-The runtime cuts out added tokens, leftmost and longest first; replaces ' ' by U+2581; splits runs of newlines from the
-rest; takes a run of newlines that is a token as that; and applies merges to the characters of all else. Characters that
-are no token become their bytes' tokens, or where there are none, neighbours together the unknown token.
+The runtime cuts out added tokens, the leftmost and longest first; replaces ' ' by U+2581; separates runs of newlines
+from other text; turns a run of newlines into one token if the vocabulary has it; and applies merges to the characters
+of all other text. Characters without a token become the tokens of their bytes; in a vocabulary without such tokens,
+neighbouring ones together become the unknown token.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ TOP |= {"model"}
 MODEL = {"type", "vocab", "merges", "dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix"}
 MODEL |= {"fuse_unk", "byte_fallback", "ignore_merges", "cache_capacity"}
 
-# Patterns of a Split that match nothing where there is no space, and those that match runs of newlines.
+# NEEDS_SPACE: patterns of a Split that match only where there is a space. NEWLINES: patterns for runs of newlines.
 NEEDS_SPACE = {" ", " +", "[ ]", "[ ]+", "( )", "( )+", "( +)", r"\ ", r"\ +"}
 NEWLINES = {"\n+", r"\n+", "[\n]+", r"[\n]+", "(\n+)", r"(\n+)"}
 NEWLINES |= {f"[^{n}]+|{n}+" for n in ("\n", r"\n")} | {f"[^{n}]+|[{n}]+" for n in ("\n", r"\n")}
@@ -38,7 +39,7 @@ class Tokenizer:
     def __init__(
         self, file: Path, top: Mapping[str, Any], added: Sequence[Step], merges: Sequence[str], bytes_: set[str]
     ) -> None:
-        """Take merges as "left right", as GGUF files have them. bytes_: the vocabulary's tokens of bytes."""
+        """Take the parts of a tokenizer.json. merges: "left right" each. bytes_: the tokens that stand for bytes."""
         self.file, self.top, self.model = file, top, top["model"]
         self.added, self.merges, self.bytes = added, merges, bytes_
 
@@ -46,7 +47,7 @@ class Tokenizer:
         raise FormatError(f"{self.file}: {what}: {effect}")
 
     def check(self) -> None:
-        """Raise FormatError where texts would get other ids, or ids another text, than the runtime gives them."""
+        """Raise FormatError where the ids of a text, or the text of ids, would differ from the runtime's."""
         for name in [*self.top.keys() - TOP, *self.model.keys() - MODEL]:
             self.refuse(name, "the converter does not know what it does")
         self._lengths()
@@ -59,14 +60,14 @@ class Tokenizer:
         truncation, padding = self.top.get("truncation"), self.top.get("padding")
         if truncation is not None:
             self.refuse(
-                f"truncation {_told(truncation)}", "it cuts off long texts, and the runtime does not; remove it"
+                f"truncation {_described(truncation)}", "it cuts off long texts, and the runtime does not; remove it"
             )
         if padding is not None and (
             not isinstance(padding, dict)
             or padding.get("strategy") != "BatchLongest"
             or padding.get("pad_to_multiple_of") is not None
         ):
-            self.refuse(f"padding {_told(padding)}", "it makes texts longer, and the runtime does not; remove it")
+            self.refuse(f"padding {_described(padding)}", "it makes texts longer, and the runtime does not; remove it")
 
     def _model(self) -> None:
         model = self.model
@@ -92,7 +93,7 @@ class Tokenizer:
                 f"{min(self.bytes)} is a token and {missing} is none",
                 "unknown characters would come before or behind others than in the runtime; expected all 256, or none",
             )
-        if not self.bytes:  # then there may be unknown characters
+        if not self.bytes:  # without tokens for bytes, characters may be unknown
             unk = model.get("unk_token")
             if not isinstance(unk, str) or unk not in model["vocab"]:
                 self.refuse(
@@ -107,20 +108,20 @@ class Tokenizer:
     # ---- From text to pieces ----
 
     def _text(self) -> bool:
-        """Follow normalizer and pre_tokenizer, and return whether runs of newlines are split from the rest."""
+        """Check normalizer and pre_tokenizer, and return whether runs of newlines are separated from other text."""
         spaced = isolated = False
         for step in self._steps("normalizer", "normalizers"):
             if _replaces(step, " ", SPACE) or (spaced and _literal(step) and " " in _literal(step)):
                 spaced = True
             elif not (step.get("type") == "Strip" and step.get("strip_left") is step.get("strip_right") is False):
-                self.refuse(f"normalizer {_told(step)}", "the runtime replaces ' ' by U+2581 and changes no more")
+                self.refuse(f"normalizer {_described(step)}", "the runtime replaces ' ' by U+2581 and changes no more")
         for step in self._steps("pre_tokenizer", "pretokenizers"):
             if _is_metaspace(step) and step.get("split") is False:
                 spaced = True
             elif step.get("type") == "Split" and _splits_newlines(step):
                 isolated = True
             elif not (step.get("type") == "Split" and spaced and not step.get("invert") and _needs_space(step)):
-                self.refuse(f"pre_tokenizer {_told(step)}", "it splits texts where the runtime does not")
+                self.refuse(f"pre_tokenizer {_described(step)}", "it splits texts where the runtime does not")
         if not spaced:
             self.refuse("normalizer", "no step replaces ' ' by U+2581, which the runtime does")
         return isolated
@@ -171,7 +172,7 @@ class Tokenizer:
                 late.append(text)
             else:
                 early.append(text)
-        for text in late:  # normalized tokens are looked for in what the others leave
+        for text in late:  # normalized tokens are searched for in the text between the other ones
             for other in early:
                 ends = (text.endswith(other[:n]) for n in range(1, min(len(other), len(text))))
                 if other in text or any(ends):
@@ -194,12 +195,12 @@ class Tokenizer:
                 fused = True
             elif not (kind == "Strip" and step.get("start") == step.get("stop") == 0):
                 self.refuse(
-                    f"decoder {_told(step)}",
+                    f"decoder {_described(step)}",
                     "the runtime makes spaces of U+2581, then text of bytes, and changes no more",
                 )
         if not spaced or (self.bytes and not bytes_):
             missing = "U+2581 would stay in texts" if not spaced else "bytes would stay tokens in texts"
-            self.refuse(f"decoder {_told(self.top.get('decoder'))}", f"{missing}, and in the runtime they do not")
+            self.refuse(f"decoder {_described(self.top.get('decoder'))}", f"{missing}, and in the runtime they do not")
 
     def around(self) -> tuple[list[int], list[int]] | None:
         """Return the ids that the post_processor puts before and behind a text; None without a post_processor."""
@@ -212,7 +213,7 @@ class Tokenizer:
                 first, last = self._template(step)
                 before, behind = first + before, behind + last
             elif step.get("type") != "ByteLevel":  # it moves offsets and changes no id
-                self.refuse(f"post_processor {_told(step)}", "the runtime puts <bos> before a text, or nothing")
+                self.refuse(f"post_processor {_described(step)}", "the runtime puts <bos> before a text, or nothing")
         return before, behind
 
     def _template(self, step: Step) -> tuple[list[int], list[int]]:
@@ -253,8 +254,8 @@ class Tokenizer:
             waiting.extend(reversed(inner))
 
 
-def _told(step: Any) -> str:
-    """Return a step as text, such as 'Split' of {'Regex': '[a-z]'}."""
+def _described(step: Any) -> str:
+    """Return a description of a step, such as 'Split' of {'Regex': '[a-z]'}."""
     if not isinstance(step, dict):
         return repr(step)
     if not isinstance(step.get("type"), str):
@@ -264,7 +265,7 @@ def _told(step: Any) -> str:
 
 
 def _literal(step: Step) -> str:
-    """Return the text that a Replace looks for, or "" where it is a regular expression or no Replace."""
+    """Return the text that a Replace step searches for; "" for a regular expression or another step."""
     pattern = step.get("pattern")
     if step.get("type") != "Replace" or not isinstance(pattern, dict):
         return ""
@@ -278,7 +279,7 @@ def _replaces(step: Step, old: str, new: str) -> bool:
 
 
 def _is_metaspace(step: Step) -> bool:
-    """Return whether a step is a Metaspace that puts nothing in front."""
+    """Return whether a step is a Metaspace that adds no space before the text."""
     right = step.get("type") == "Metaspace" and step.get("replacement") == SPACE
     return right and step.get("prepend_scheme") == "never" and not step.get("add_prefix_space")
 
@@ -294,7 +295,7 @@ def _needs_space(step: Step) -> bool:
 
 
 def _splits_newlines(step: Step) -> bool:
-    """Return whether a Split makes pieces of the runs of newlines and of what is between them."""
+    """Return whether a Split step makes pieces of runs of newlines and of the texts between them."""
     pattern = step.get("pattern")
     if not isinstance(pattern, dict) or step.get("invert"):
         return False
@@ -304,7 +305,7 @@ def _splits_newlines(step: Step) -> bool:
 
 
 def merged(text: str, ranks: Mapping[tuple[str, str], int]) -> list[str]:
-    """Return the parts that merges, lowest rank first, make of a text."""
+    """Return the tokens of a text after all merges, lowest rank first."""
     parts = list(text)
     while True:
         pairs = [(ranks[pair], i) for i, pair in enumerate(pairwise(parts)) if pair in ranks]

@@ -1,4 +1,4 @@
-"""Compare weights that a checkpoint holds twice: the runtime has only one of them, so both must be equal."""
+"""Compare weights that a source has twice: only one of the two is kept, so both must be equal."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def compare_copies(
 
 
 def _compare(source: Source, one: SourceTensor, other: SourceTensor, start: int, count: int) -> int:
-    """Compare `count` values from number `start` on, and return the bytes that were read."""
+    """Compare `count` values from index `start` on, and return the number of bytes that were read."""
     kept = [formats.by_name(tensor.dtype) for tensor in (one, other)]
     data = [
         source.read(tensor, start // stored.block * stored.bytes, count // stored.block * stored.bytes)

@@ -1,4 +1,4 @@
-"""Read the vocabulary of a checkpoint: tokenizer.json, or else tokenizer.model, and the files beside it."""
+"""Read the vocabulary of a checkpoint from tokenizer.json, or else tokenizer.model, and the files beside it."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 
 from dgemma.convert.added import Settings, add_special, read_settings, text_of
 from dgemma.convert.chat_template import with_tokens
+from dgemma.convert.opening import refuse_long_tokens
 from dgemma.convert.safetensors import read_json
 from dgemma.convert.steps import Tokenizer
 from dgemma.convert.tokenizer_model import from_sentencepiece
@@ -18,7 +19,7 @@ from dgemma.files.regular import read_regular
 
 
 def read_vocabulary(folder: Path, n_vocab: int, config_ids: dict[str, int]) -> Vocabulary:
-    """Return the vocabulary. config_ids: special ids of config.json, where the tokenizer's files name none."""
+    """Return the vocabulary. config_ids: the special ids of config.json, used where the tokenizer's files have none."""
     settings = read_settings(folder)
     if os.path.lexists(folder / "tokenizer.json"):
         vocabulary = _from_json(folder / "tokenizer.json", n_vocab, settings)
@@ -50,6 +51,7 @@ def _from_json(file: Path, n_vocab: int, settings: Settings) -> Vocabulary:
         text, i = entry["content"], entry["id"]
         _put(file, tokens, i, text)
         types[i] = CONTROL if entry.get("special") and text not in VISIBLE else USER_DEFINED
+    refuse_long_tokens(file, tokens, types)
     merges = model.get("merges") or []
     if not isinstance(merges, list):
         raise FormatError(f"{file}: merges is no list")
@@ -64,7 +66,7 @@ def _from_json(file: Path, n_vocab: int, settings: Settings) -> Vocabulary:
 
 
 def _begin(folder: Path, vocabulary: Vocabulary, add_bos: Any) -> None:
-    """Set whether <bos> goes before a text: the post_processor says it, as in transformers, else add_bos_token."""
+    """Set whether <bos> is put before a text: by the post_processor, as in transformers, or else by add_bos_token."""
     asked = add_bos if isinstance(add_bos, bool) else None
     vocabulary.add_bos = asked is not False
     told = "add_bos_token of tokenizer_config.json is false"
@@ -113,7 +115,7 @@ def _put(file: Path, tokens: list[str | None], i: Any, text: Any) -> None:
 
 
 def _merges(file: Path, merges: Iterable[Any]) -> Iterator[str]:
-    """Yield merges of either form, "left right" or ["left", "right"], as "left right"."""
+    """Yield each merge as "left right"; it may also be given as ["left", "right"]."""
     for rank, merge in enumerate(merges):
         if isinstance(merge, str):
             text = merge
@@ -129,7 +131,7 @@ def _merges(file: Path, merges: Iterable[Any]) -> Iterator[str]:
 
 
 def _add_special_ids(vocabulary: Vocabulary, settings: Settings, config_ids: dict[str, int]) -> None:
-    """Set each special id by the first that names it: settings, the tokenizer's model, config.json, the usual text."""
+    """Set each special id by the first of these that has it: settings, tokenizer's model, config.json, usual text."""
     index = {token: i for i, token in enumerate(vocabulary.tokens)}
     found = {name: index[text] for name, text in SPECIAL.items() if text in index}
     found |= config_ids | vocabulary.ids
@@ -150,7 +152,7 @@ def _add_special_ids(vocabulary: Vocabulary, settings: Settings, config_ids: dic
 
 
 def _chat_template(folder: Path, settings: dict[str, Any], notes: list[str]) -> str | None:
-    """Return the chat template, of several the default one. A note tells of one that cannot be taken."""
+    """Return the chat template, or the default one of several. A note is added where there is one but of no use."""
     file = folder / "chat_template.jinja"
     if os.path.lexists(file):
         try:

@@ -1,4 +1,4 @@
-"""Read tokenizer.model, through the package sentencepiece."""
+"""Read tokenizer.model with the package sentencepiece."""
 
 from __future__ import annotations
 
@@ -10,18 +10,24 @@ from typing import Any
 from sentencepiece import SentencePieceProcessor, set_min_log_level
 
 from dgemma.convert.added import Settings, add_special
+from dgemma.convert.opening import refuse_long_tokens
 from dgemma.convert.steps import SPACE, merged
 from dgemma.convert.vocabulary import BYTE, CONTROL, NORMAL, SPECIAL, USER_DEFINED, VISIBLE, Vocabulary, fill, is_byte
 from dgemma.errors import FormatError
 from dgemma.files.regular import read_regular
 
-COMPOSED = ("e\u0301", "\u1100\u1161\u11a8", "\u0915\u093c", "\u304b\u3099")  # characters that normal forms join
+COMPOSED = (
+    "e\u0301",
+    "\u1100\u1161\u11a8",
+    "\u0915\u093c",
+    "\u304b\u3099",
+)  # sequences that Unicode normalization joins
 
-FATAL = 3  # messages of the package below this log level are not shown; it tells of odd pieces on standard error
+FATAL = 3  # the package's log level from which messages are shown; it warns of unusual pieces on standard error
 
 
 def from_sentencepiece(file: Path, n_vocab: int, settings: Settings) -> Vocabulary:
-    """Return the vocabulary of `file`. Raises FormatError for a damaged file, or one that the runtime cannot follow."""
+    """Return the vocabulary of `file`. Raises FormatError where it is damaged or the runtime does not support it."""
     data = read_regular(file)
     if not data:  # the package opens an empty file, and fails later
         raise FormatError(f"{file}: not a SentencePiece model (it is empty)")
@@ -38,8 +44,10 @@ def _vocabulary(file: Path, pieces: Any, n_vocab: int, settings: Settings) -> Vo
         raise FormatError(f"{file}: {n} pieces, more than vocab_size in config.json, {n_vocab}")
     tokens: list[str | None] = [pieces.id_to_piece(i) for i in range(n)]
     types = [_type(pieces, i) for i in range(n)]
+    refuse_long_tokens(file, tokens, types)
     scores = [pieces.get_score(i) for i in range(n)]
-    # The scores of a BPE model number its merges, downwards; those of a unigram model are logarithms of probabilities.
+    # The scores of a BPE model are whole numbers, minus the rank of a merge; those of a unigram model are log
+    # probabilities.
     if not all(scores[i].is_integer() for i in range(n) if types[i] == NORMAL):
         raise FormatError(f"{file}: not a BPE model, which is the only kind that the runtime knows")
     if odd := next((t for t, kind in zip(tokens, types, strict=False) if kind != BYTE and is_byte(t or "")), None):
@@ -61,7 +69,7 @@ def _vocabulary(file: Path, pieces: Any, n_vocab: int, settings: Settings) -> Vo
 
 
 def _check_added(vocabulary: Vocabulary, settings: Settings) -> None:
-    """Raise FormatError where other files make a token special that tokenizer.model has as ordinary text."""
+    """Raise FormatError where other files make a special token of one that is ordinary text in tokenizer.model."""
     ids = {text: i for i, text in enumerate(vocabulary.tokens)}
     added = [{"content": text, "id": i} for text, i in ids.items() if vocabulary.types[i] in (CONTROL, USER_DEFINED)]
     known = {entry["content"] for entry in added}
@@ -72,7 +80,7 @@ def _check_added(vocabulary: Vocabulary, settings: Settings) -> None:
 
 
 def _check_normalizer(file: Path, pieces: Any) -> None:
-    """Raise FormatError unless each space becomes U+2581 and every other character stays, alone and behind others."""
+    """Raise FormatError unless spaces become U+2581 and all other characters stay the same, also in sequences."""
     probe = "  a  b "
     if pieces.normalize(probe) != probe.replace(" ", SPACE):
         raise FormatError(f"{file}: it puts a space in front or folds spaces, which the runtime does not know")
@@ -84,9 +92,9 @@ def _check_normalizer(file: Path, pieces: Any) -> None:
 
 
 def _check_user_defined(file: Path, pieces: Any, types: list[int], merges: list[str]) -> None:
-    """Raise FormatError for a user-defined piece with spaces that no merges make.
+    """Raise FormatError for a user-defined piece with spaces that is not the result of merges.
 
-    The package finds such a piece whole; the runtime merges it from its parts.
+    sentencepiece finds such a piece in a text directly; the runtime makes it from its parts by merges.
     """
     ranks: dict[tuple[str, str], int] = {}
     for rank, merge in enumerate(merges):
@@ -115,7 +123,7 @@ def _type(pieces: Any, i: int) -> int:
 
 
 def _merges(tokens: list[Any], types: list[int], scores: list[float]) -> Iterator[str]:
-    """Yield every way to make a piece of two others: pieces of the best score first, among equals the longest."""
+    """Yield all merges of two pieces into a third: pieces with the highest score first, then the longest."""
     ids = {token: i for i, token in enumerate(tokens) if types[i] == NORMAL}
     for token in sorted((t for t in ids if len(t) > 1), key=lambda t: (-scores[ids[t]], -len(t), ids[t])):
         splits = [

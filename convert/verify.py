@@ -1,4 +1,4 @@
-"""Measure how far a file's values are from its source's."""
+"""Measure the errors of a file's values against those of its source."""
 
 from __future__ import annotations
 
@@ -22,27 +22,27 @@ from dgemma.files.gguf_file import File
 
 @dataclass(frozen=True)
 class Deviation:
-    """The errors of one tensor: their root mean square, divided by that of the values, and the largest."""
+    """The errors of one tensor."""
 
     name: str
     format: str
     source_format: str
-    relative_rmse: float
-    max_error: float
+    relative_rmse: float  # root mean square of the errors over that of the values
+    max_error: float  # the largest absolute error
 
 
 class Sums(NamedTuple):
     """Sums over a slice of a tensor, and its largest error."""
 
-    errors: float  # squared
-    values: float  # squared
-    largest: float
+    errors: float  # sum of the squared errors
+    values: float  # sum of the squared values
+    largest: float  # the largest absolute error
 
 
 def verify(source: Source, plan: Plan, path: Path, threads: int, progress: Callable[[int], None]) -> list[Deviation]:
     """Read the file back, and compare every tensor. progress: called with the bytes of the source that were read.
 
-    Raises FormatError where a tensor lost something that its format can hold.
+    Raises FormatError where a tensor has errors although its format can hold the source's values.
     """
     found = []
     with File(path) as file:

@@ -1,4 +1,4 @@
-"""Files that get their names only once they are complete."""
+"""Write files that get their names only once they are complete."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ MAGIC = GGUF_MAGIC.to_bytes(4, "little")
 
 
 def gguf_kind(name: str, type: str, unreadable: bool) -> Kind:
-    """Return the kind of GGUF files with this general.type.
+    """Return the Kind of GGUF files with this general.type.
 
-    unreadable: whether a file with a damaged header, or a later part of a split file, counts as one.
+    unreadable: whether a file with a damaged header, or a later part of a split file, is of this kind too.
     """
 
     def holds(path: Path) -> bool:
@@ -64,7 +64,7 @@ def _set_of(path: Path) -> Path:
 
 
 def part_paths(target: Path, count: int) -> list[Path]:
-    """Return the names of the parts of a split file, as llama.cpp has them; for one part, the target's own."""
+    """Return the paths of the parts of a split file, named as in llama.cpp; for one part, the target."""
     if count == 1:
         return [target]
     stem = target.name.removesuffix(".gguf")
@@ -73,7 +73,7 @@ def part_paths(target: Path, count: int) -> list[Path]:
 
 @contextlib.contextmanager
 def folder_lock(folder: Path) -> Iterator[None]:
-    """Wait until no other conversion names its files in this folder, so that the parts of two never mix."""
+    """Hold a lock on the folder in which files get their names, so that parts of two conversions never mix."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         with contextlib.suppress(OSError):  # some file systems have no locks
@@ -84,7 +84,7 @@ def folder_lock(folder: Path) -> Iterator[None]:
 
 
 def remove_stale(target: Path) -> None:
-    """Remove what dead runs left beside a target: temporary files that no process has locked."""
+    """Remove temporary files of killed runs beside a target: those that no process has locked."""
     for path in unfinished(target):
         with contextlib.suppress(OSError):
             locked = path / LOCK if path.is_dir() else path
@@ -101,10 +101,10 @@ def remove_stale(target: Path) -> None:
 
 @contextlib.contextmanager
 def working_file(target: Path) -> Iterator[Path]:
-    """Yield a name for a file that is needed while the target is made.
+    """Yield the path for a temporary file, which is needed while the target is made.
 
-    It lies in a new folder beside the target, which is removed afterwards with all that is in it. A locked file in the
-    folder tells that its writer lives.
+    It is in a new folder beside the target, which is removed afterwards. A locked file in this folder shows to other
+    runs that it is in use.
     """
     remove_stale(target)
     folder = beside(target)
@@ -120,9 +120,9 @@ def working_file(target: Path) -> Iterator[Path]:
 
 
 class NewFile:
-    """A file that is written beside its target, under another name until it is complete. A failure leaves no trace.
+    """A file that is written under a temporary name beside its target until it is complete; removed after a failure.
 
-    The temporary file is locked while its writer lives: one that can be locked is a dead run's, and is removed.
+    The temporary file is locked by its writer: one that can be locked was left by a killed run, and is removed.
     """
 
     def __init__(self, target: Path, size: int, kind: Kind | None = MODEL) -> None:
@@ -146,14 +146,14 @@ class NewFile:
                 view = view[os.write(self._descriptor, view) :]
 
     def commit(self, force: bool) -> None:
-        """Give the complete file its name, with everything safely on disk."""
+        """Put the complete file on the disk, and give it its name."""
         with folder_lock(self.target.parent):
             self.finish(force)
             self.rename(force)
             self.sync_folder()
 
     def finish(self, force: bool) -> None:
-        """Put the complete file on disk, not yet under its name."""
+        """Put the complete file on the disk, still under its temporary name."""
         with self._named_errors():
             os.fsync(self._descriptor)
         if self.target.exists() and not force:
@@ -161,7 +161,7 @@ class NewFile:
         check_kind(self.target, self._kind)
 
     def rename(self, force: bool) -> None:
-        """Give the file its name; without `force` only where nothing has that name."""
+        """Give the file its name; without `force` only where no file has this name."""
         with self._named_errors():
             if not force:
                 try:
@@ -174,7 +174,7 @@ class NewFile:
             os.replace(self._temporary, self.target)
 
     def withdraw(self) -> None:
-        """Take the name away again, if it is still this file's."""
+        """Remove the file again, if the name is still this file's."""
         with contextlib.suppress(FileNotFoundError):
             found = os.stat(self.target, follow_symlinks=False)
             if (found.st_dev, found.st_ino) == self._identity:
@@ -205,10 +205,10 @@ class NewFile:
 
 
 class NewFiles:
-    """The parts of one file. None has its name before all are complete.
+    """The parts of one file. No part gets its name before all are complete.
 
-    The first part, without which none can be opened, gets its name last; an old one loses it first. So old and new
-    parts never meet.
+    The first part, without which no other can be opened, gets its name last, and an old first part is removed first.
+    So old and new parts are never read together.
     """
 
     def __init__(self, targets: Sequence[Path], sizes: Sequence[int]) -> None:
@@ -234,7 +234,7 @@ class NewFiles:
             self._named.clear()
 
     def withdraw(self) -> None:
-        """Take the names away again, unless another conversion has given them to its own files meanwhile."""
+        """Remove the parts again, except where another conversion has replaced them meanwhile."""
         with folder_lock(self.files[0].target.parent):
             for file in self.files:
                 file.withdraw()
@@ -245,7 +245,7 @@ class NewFiles:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._stack.__exit__(kind, error, at)
         if len(self.files) > 1:
-            for file in self._named:  # commit() was cut off
+            for file in self._named:  # commit() was interrupted
                 file.withdraw()
 
 

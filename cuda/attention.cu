@@ -1,5 +1,5 @@
-/* Attention over a cache, keys in blocks, softmax as it goes. Two kernels: one in binary16 on tensor cores for the
- * usual head sizes, and one in float32 for any size, any architecture and exact computation. */
+/* Attention over a cache, block by block of keys, with an online softmax. There are two kernels: one in binary16 on
+ * tensor cores for the usual head sizes, and one in float32 for other sizes, other GPUs and exact computation. */
 #include "cuda.h"
 
 constexpr int THREADS = 128;

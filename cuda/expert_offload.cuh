@@ -1,5 +1,6 @@
-/* The places of a layer's experts: all in their tensors, or as a plan has them: in the device's memory, on their way
- * there through a ring of buffers, or left to the CPU, which computes them at the same time. */
+/* Where a layer's experts are: without a plan, all are in their tensors on the device. With a plan, some stay in the
+ * device's memory, some are copied there through a ring of buffers, and the CPU computes the others at the same time.
+ */
 #ifndef DG_CUDA_EXPERT_OFFLOAD_H
 #define DG_CUDA_EXPERT_OFFLOAD_H
 
@@ -44,8 +45,8 @@ expert_matrix expert_matrix_of(const layer_offload *h, const tensor *w, int whic
 /* All that the device computes of a layer. */
 portion portion_here(const layer_offload *h, int32_t n_expert);
 
-/* The CPU's part of the op, beside what the device does between the two calls: y[n][d] = its experts' share of the
- * sum. */
+/* The CPU's part of the operation, which runs at the same time as the device's work between the two calls: y[n][d] is
+ * the sum over the CPU's experts. */
 bool begin_beside(const launch &t, const layer_offload *h, float *y, const float *x, const int32_t *experts,
                   const float *weights, int64_t n, int64_t k);
 void end_beside(const launch &t);

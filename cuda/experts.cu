@@ -1,15 +1,17 @@
-/* The experts op: which kernels multiply which formats. */
+/* The operation `experts`: its kernels, and the choice of a kernel for each format. */
 #include "naive.cuh"
 #include "half_tile.cuh"
 
-/* Tiles of an expert's pairs: of 64 rows of gate and up side by side, in one warp's hands, or of 64 rows of down. */
+/* A pair is a token and one of its experts. pair_tile computes 64 rows of gate and the same 64 rows of up for some
+ * pairs of an expert, so that each warp has both values of a row. down_tile computes 64 rows of down. */
 template <class C, bool TENSOR, int NT> using pair_tile = tile<C, TENSOR, 4, 1, 2, NT, TENSOR ? 3 : 2>;
 template <class C, bool TENSOR, int NT> using down_tile = tile<C, TENSOR, 4, 1, 1, NT, TENSOR ? 4 : 2>;
-/* two rows of four lanes that write together meet no bank twice */
+/* Floats from one token to the next in shared memory: with this padding, threads that write together use different
+ * banks. */
 constexpr int PAIR_ROWS = 64, HIDDEN_PITCH = PAIR_ROWS + 4;
 
-/* hidden = gelu(gate x) * up x of each place in the order's pairs, [places][rows]: in floats, or rounded for blocks
- * of 32. */
+/* hidden[place][rows] = gelu(gate x) * up x for each pair, in the order of o.pairs. The result is written to `hidden`
+ * as floats or, where that is NULL, to quantized_hidden, rounded to int8 with a scale for every 32 columns. */
 template <class C, bool TENSOR, int NT>
 __global__ void DG_HOT(128, pair_tile<C, TENSOR, NT>::BLOCKS)
     gate_up_kernel(float *hidden, quantized quantized_hidden, typename pair_tile<C, TENSOR, NT>::input x,
@@ -29,7 +31,7 @@ __global__ void DG_HOT(128, pair_tile<C, TENSOR, NT>::BLOCKS)
         typename T::sums sums;
         T::run(
             sums, scratch, x, cols,
-            [&](int i) { /* 16 rows of gate, the same of up, and so on */
+            [&](int i) { /* rows alternate: 16 rows of gate, the same 16 of up, the next 16 of gate */
                          const int32_t row = first_row + i / 32 * 16 + i % 16;
                          return (i / 16 % 2 ? ups : gates) + (row < rows ? row : rows - 1) * row_bytes;
             },
@@ -41,7 +43,7 @@ __global__ void DG_HOT(128, pair_tile<C, TENSOR, NT>::BLOCKS)
                     gelu_tanh(sums.sum[0][n][i]) * sums.sum[1][n][i];
         });
         block_sync();
-        /* eight lanes a sub-block */
+        /* Eight threads write a sub-block of 32 columns, four values each. */
         for (int item = threadIdx.x / 8; item < T::TOKENS * (PAIR_ROWS / SUB); item += T::THREADS / 8) {
             const int token = item / (PAIR_ROWS / SUB),
                       from = item % (PAIR_ROWS / SUB) * SUB + static_cast<int>(threadIdx.x % 8) * 4;
@@ -67,7 +69,7 @@ __global__ void DG_HOT(128, pair_tile<C, TENSOR, NT>::BLOCKS)
     }
 }
 
-/* out[pair][rows] = down hidden */
+/* out[pair][rows] = down hidden, for each pair. */
 template <class C, bool TENSOR, int NT>
 __global__ void DG_HOT(128, down_tile<C, TENSOR, NT>::BLOCKS)
     down_kernel(float *out, typename down_tile<C, TENSOR, NT>::input hidden, expert_matrix down, expert_order o,
@@ -92,7 +94,7 @@ __global__ void DG_HOT(128, down_tile<C, TENSOR, NT>::BLOCKS)
     }
 }
 
-/* One call of the op, and its pieces of the work memory. */
+/* The arguments of one call of the operation, and its parts of the work memory. */
 struct mixture {
     const launch &t;
     const tensor *gate, *up, *down;
@@ -123,26 +125,29 @@ static void start_down(const mixture &m, portion some, const typename down_tile<
               static_cast<int32_t>(m.down->rows), m.down->row_bytes, static_cast<int32_t>(m.down->cols));
 }
 
-/* The hidden values as down takes them: rounded already, or now. */
-template <class C> static auto taken(const launch &t, const mixture &m, C format, bool in_place, void *memory) {
+/* Returns the hidden values as the input of down: they were rounded by gate_up_kernel (in_place), or are rounded now.
+ */
+template <class C> static auto input_of_down(const launch &t, const mixture &m, C format, bool in_place, void *memory) {
     if constexpr (C::BLOCKS)
         if (in_place) return m.quantized_hidden;
     return round_input(t, format, memory, m.hidden, m.n * m.k, m.down->cols);
 }
 
-/* Pairs in a tile: where experts have few, most of a higher tile would be empty; lower ones read the weights more
- * often. */
-constexpr int32_t LOW = 16, HIGH = 32;
-static int32_t height_for(int64_t pairs, int64_t n_expert) { return 4 * pairs >= 3 * LOW * n_expert ? HIGH : LOW; }
+/* The number of pairs in a tile. Large tiles read the weights less often, but are mostly empty where experts have few
+ * pairs. */
+constexpr int32_t SMALL_TILE = 16, LARGE_TILE = 32;
+static int32_t tile_pairs(int64_t pairs, int64_t n_expert) {
+    return 4 * pairs >= 3 * SMALL_TILE * n_expert ? LARGE_TILE : SMALL_TILE;
+}
 
 static bool tiled_experts(const launch &t, float *y, const float *x, const tensor *gate, const tensor *up,
                           const tensor *down, const int32_t *experts, const float *weights, int64_t n, int64_t k,
                           void *work) {
-    bool in_place = false; /* hidden values are rounded where they are made */
+    bool in_place = false; /* whether gate_up_kernel rounds the hidden values */
     if (gate->format != up->format || !for_tiles(t.g, gate, [](auto) {}) ||
         !for_tiles(t.g, down, [&](auto format) { in_place = decltype(format)::BLOCKS && !decltype(format)::INTEGER; }))
         return false;
-    const int32_t height = height_for(n * k, gate->experts);
+    const int32_t pairs_per_tile = tile_pairs(n * k, gate->experts);
     const bool tensor_cores = t.g->architecture >= 80;
     mixture m = {t,
                  gate,
@@ -151,7 +156,7 @@ static bool tiled_experts(const launch &t, float *y, const float *x, const tenso
                  layer_offload_of(t.g, gate),
                  n,
                  k,
-                 order_experts(t, work, experts, n * k, gate->experts, height),
+                 order_experts(t, work, experts, n * k, gate->experts, pairs_per_tile),
                  nullptr,
                  nullptr,
                  {}};
@@ -169,18 +174,21 @@ static bool tiled_experts(const launch &t, float *y, const float *x, const tenso
             float *const hidden = in_place ? nullptr : m.hidden;
             const auto r = input_in(format, room_x, n, gate->cols);
             if (tensor_cores)
-                height == LOW ? start_gate_up<C, true, LOW / 8>(m, some, r, hidden)
-                              : start_gate_up<C, true, HIGH / 8>(m, some, r, hidden);
+                pairs_per_tile == SMALL_TILE ? start_gate_up<C, true, SMALL_TILE / 8>(m, some, r, hidden)
+                                             : start_gate_up<C, true, LARGE_TILE / 8>(m, some, r, hidden);
             else
-                height == LOW ? start_gate_up<C, false, LOW / 8>(m, some, r, hidden)
-                              : start_gate_up<C, false, HIGH / 8>(m, some, r, hidden);
+                pairs_per_tile == SMALL_TILE ? start_gate_up<C, false, SMALL_TILE / 8>(m, some, r, hidden)
+                                             : start_gate_up<C, false, LARGE_TILE / 8>(m, some, r, hidden);
         });
         for_tiles(t.g, down, [&](auto format) {
             using C = decltype(format);
-            const auto r = taken(t, m, format, in_place, room_hidden);
+            const auto r = input_of_down(t, m, format, in_place, room_hidden);
             if (tensor_cores)
-                height == LOW ? start_down<C, true, LOW / 8>(m, some, r) : start_down<C, true, HIGH / 8>(m, some, r);
-            else height == LOW ? start_down<C, false, LOW / 8>(m, some, r) : start_down<C, false, HIGH / 8>(m, some, r);
+                pairs_per_tile == SMALL_TILE ? start_down<C, true, SMALL_TILE / 8>(m, some, r)
+                                             : start_down<C, true, LARGE_TILE / 8>(m, some, r);
+            else
+                pairs_per_tile == SMALL_TILE ? start_down<C, false, SMALL_TILE / 8>(m, some, r)
+                                             : start_down<C, false, LARGE_TILE / 8>(m, some, r);
         });
     });
     if (beside) end_beside(t);

@@ -1,14 +1,14 @@
-/* A block's tile of a product with bfloat16 or binary16 weights: as tile.cuh, with both sides in 16 bits.
+/* A tile of a product with bfloat16 or binary16 weights: as in tile.cuh, but weights and activations have 16 bits.
  *
- * Activations are scaled by a power of two per row, which changes no bit of them, so that binary16 holds them
- * whatever their size, and rounded to the weights' type. Rows must be whole lines: columns a multiple of 8.
+ * Each row of activations is scaled by a power of two, which is exact, so that its values fit into binary16; then they
+ * are rounded to the weights' type. Rows must consist of whole lines: the columns must be a multiple of 8.
  */
 #ifndef DG_CUDA_HALF_TILE_H
 #define DG_CUDA_HALF_TILE_H
 
 #include "tile.cuh"
 
-/* columns; an odd number of lines meets no bank twice */
+/* HALF_STAGE in columns; rows are an odd number of 16-byte lines apart, so that 8 rows use different banks */
 constexpr int HALF_STAGE = 64, HALF_PITCH = HALF_STAGE + 8, LINE_HALVES = LINE / 2;
 
 template <bool BRAIN> struct halves { /* BRAIN: bfloat16 */

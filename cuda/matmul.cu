@@ -1,4 +1,4 @@
-/* The matmul op: which kernel multiplies which format. */
+/* The operation `matmul`: its kernels, and the choice of a kernel for each format. */
 #include "matmul.cuh"
 #include "naive.cuh"
 #include "half_tile.cuh"

@@ -1,4 +1,4 @@
-/* Products in float32 of weights of any format, decoded as they come: right for all shapes and exact, not fast. */
+/* Products in float32 with weights of any format, which are decoded on the fly: for all shapes and exact, but slow. */
 #ifndef DG_CUDA_NAIVE_H
 #define DG_CUDA_NAIVE_H
 
@@ -50,9 +50,9 @@ void naive_gathered(const launch &t, float *z, const float *x, const tensor *tab
 
 /* ---- Experts ---- */
 
-/* Which (token, slot) pairs go to which expert, made on the device: pairs[start[e] .. start[e + 1]) = token * k +
- * slot in rising order; tiles[i] = {expert, first place in pairs} of each run of at most `height` pairs, expert -1
- * past the last. */
+/* The (token, slot) pairs of each expert, computed on the device: pairs[start[e] .. start[e + 1]) = token * k + slot in
+ * rising order. tiles[i] = {expert, first place in pairs} for each run of at most `height` pairs; the expert is -1
+ * after the last run. */
 struct expert_order {
     int32_t *start; /* [n_expert + 1] */
     int32_t *pairs; /* [n * k] */

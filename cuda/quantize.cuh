@@ -1,11 +1,11 @@
-/* Activations, rounded once per matrix to what its weights' products take. */
+/* Rounding of activations for the products, once for each matrix. */
 #ifndef DG_CUDA_QUANTIZE_H
 #define DG_CUDA_QUANTIZE_H
 
 #include "unpack.cuh"
 
-/* STAGE columns of a row in int8; their pitch of nine lines meets no bank twice. What is past the row's end is zero,
- * or never read where a sub-block begins there. */
+/* STAGE columns of a row in int8. A stage has nine 16-byte lines, an odd number, so that 8 rows use different banks of
+ * shared memory. Columns past the row's end are zero; sub-blocks that begin there are never read. */
 struct alignas(LINE) quantized_stage {
     int8_t codes[STAGE]; /* -127..127 */
     union {
@@ -49,7 +49,8 @@ __device__ inline uint32_t round_four(const float (&v)[4], float peak) {
     }
     return codes;
 }
-/* NaN where either is: a scale that is none shows in all that is made with it, where a code would hide it. */
+/* The larger value, or NaN where one is NaN: a NaN in the scale reaches all results, while an int8 code would hide it.
+ */
 __device__ inline float larger_or_nan(float a, float b) { return a > b || a != a ? a : b; }
 __device__ inline float peak_of(const float (&v)[4]) {
     return larger_or_nan(larger_or_nan(fabsf(v[0]), fabsf(v[1])), larger_or_nan(fabsf(v[2]), fabsf(v[3])));

@@ -1,5 +1,5 @@
-/* A block's tile of softmax times the table: shares of rows by words, the rows of the table, in binary16 with
- * float32 sums.
+/* A tile of softmax times the table: the probabilities of rows times the embeddings of ids ("words", the rows of the
+ * table), in binary16 with float32 sums. A "share" is a probability before normalisation.
  *
  * WORDS of them at a time go through a ring in shared memory, STAGE columns of each as the file has them, with their
  * shares for ROWS rows. While tensor cores multiply one step, the next one's values are decoded, once for all rows.
@@ -104,7 +104,7 @@ struct softmax_task {
 template <class W> struct softmax_tile {
     static constexpr int THREADS = 128, ROWS = 128, WORDS = 32, SIDE = 64, MT = SIDE / 16, NT = SIDE / 8;
     static constexpr int RING = W::PITCH > 4 * STAGE ? 3 : 4; /* what 99 KiB hold */
-    /* odd numbers of lines meet no bank twice */
+    /* odd numbers of 16-byte lines: rows that are read together use different banks */
     static constexpr int SHARES_PITCH = WORDS + 8, VALUES_PITCH = STAGE + 8;
     static_assert(THREADS == WORDS * STAGE_SUBS && ROWS == 2 * SIDE && STAGE == 2 * SIDE,
                   "a thread per sub-block, a warp per quarter");
@@ -200,7 +200,7 @@ private:
     }
 
     __device__ static void decode(scratch *r, const softmax_task &a, int stage, int columns, int step, float unit) {
-        /* eight lanes that write together meet no bank twice */
+        /* the eight lanes that write together use different banks */
         const int word = warp_id() * 8 + lane_id() % 8, j = lane_id() / 8;
         if (j * SUB >= columns) return;
         float v[SUB];

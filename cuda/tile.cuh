@@ -1,21 +1,30 @@
-/* A block's tile of a product with quantised weights: weight rows times rounded activations, in int8.
+/* A tile: the part of a product of quantised weights and rounded activations (int8) that one thread block computes.
  *
- * Stages of STAGE columns go through a ring in shared memory, as the file has them, while those before are
- * multiplied. Weights are the rows of the tensor cores' products and tokens their columns: a warp takes MT times 16
- * rows and NT times 8 tokens. A lane holds, of product [m][n], rows l / 4 (0, 1) and l / 4 + 8 (2, 3) of tokens 2 (l
- * % 4) and the next. Each number is summed in one order, whatever the tile: integers exactly, and floats stage after
- * stage.
+ * Stages of STAGE columns are copied into a ring in shared memory, as they are in the file, while earlier stages are
+ * multiplied. In a product of the tensor cores, weights are the rows and tokens are the columns. A warp computes
+ * MT x NT products [m][n] of 16 rows and 8 tokens each. Lane l (0 .. 31) of the warp holds four numbers i of each
+ * product:
+ *
+ *                     token 2 (l % 4)   token 2 (l % 4) + 1
+ *     row l / 4            i = 0               i = 1
+ *     row l / 4 + 8        i = 2               i = 3
+ *
+ * so for example, lanes 0 to 3 hold row 0:    tokens 0 1 | 2 3 | 4 5 | 6 7
+ *                 lanes 4 to 7 hold row 1:    tokens 0 1 | 2 3 | 4 5 | 6 7
+ *
+ * The order of additions is the same for any tile: sums of integers are exact, and floats are added stage by stage.
  */
 #ifndef DG_CUDA_TILE_H
 #define DG_CUDA_TILE_H
 
 #include "quantize.cuh"
 
-/* Which numbers a lane has. */
+/* The sizes of a tile, and the numbers that a lane holds. */
 template <int WARPS_M, int WARPS_N, int MT, int NT> struct tile_places {
     static constexpr int ROWS = WARPS_M * MT * 16, TOKENS = WARPS_N * NT * 8, THREADS = WARPS_M * WARPS_N * WARP;
 
-    /* f(row, token, m, n, i) for each of the lane's numbers sum[m][n][i]; row and token as run() counts them */
+    /* Calls f(row, token, m, n, i) for each number sum[m][n][i] of the lane. row and token are counted within the tile.
+     */
     template <class F> __device__ static void each(F f) {
         const int lane = lane_id();
         const int row = warp_id() / WARPS_N * (MT * 16) + lane / 4,
@@ -26,8 +35,8 @@ template <int WARPS_M, int WARPS_N, int MT, int NT> struct tile_places {
     }
 };
 
-/* Adds a float and a product; starts at what, as a float's bits, is 1.5 * 2^23: a sum of up to 2^22 is its distance
- * from there. */
+/* Conversion of an integer sum to a float without an instruction for it: the sum starts at EXACT_START, which as the
+ * bits of a float is 1.5 * 2^23 = 12582912. A sum of up to 2^22 is then the difference of that float and 12582912. */
 constexpr int32_t EXACT_START = 0x4b400000;
 __device__ inline float exact_float(int32_t sum) { return bits_to_float(static_cast<uint32_t>(sum)) - 12582912.0f; }
 __device__ inline int32_t signed_byte(uint32_t four, int i) { return static_cast<int32_t>(four << (24 - 8 * i)) >> 24; }
@@ -41,10 +50,10 @@ template <class C, bool TENSOR, int WARPS_M, int WARPS_N, int MT, int NT, int RI
     using places = tile_places<WARPS_M, WARPS_N, MT, NT>;
     using input = quantized;
     static constexpr int ROWS = places::ROWS, TOKENS = places::TOKENS, THREADS = places::THREADS;
-    static constexpr int BLOCKS = !TENSOR ? 1 : MT == 1 ? 4 : 2; /* that registers are to last for */
+    static constexpr int BLOCKS = !TENSOR ? 1 : MT == 1 ? 4 : 2; /* thread blocks per multiprocessor, for registers */
     struct sums {
-        float sum[MT][NT][4];
-        int32_t whole[MT][NT][4]; /* K-quants: of the 256 columns that are under way */
+        float sum[MT][NT][4];     /* the result so far */
+        int32_t whole[MT][NT][4]; /* for K-quants: the integer sums of the current 256 columns */
     };
 
     /* Shared memory. */
@@ -56,8 +65,9 @@ template <class C, bool TENSOR, int WARPS_M, int WARPS_N, int MT, int NT, int RI
         int32_t tokens[TOKENS];
     };
 
-    /* sum = rows row_of(0 .. ROWS) of weights (their addresses) by rows token_of(0 .. TOKENS) of x; neither may be
-     * off the end. All threads of the block come here, and may use the scratch afterwards. */
+    /* Computes the tile: row_of(i) returns the address of weight row i (0 .. ROWS - 1), token_of(i) the row of x for
+     * token i (0 .. TOKENS - 1); both must be valid for all i. All threads of the block call this, and may use the
+     * scratch memory afterwards. */
     template <class W, class X>
     __device__ static void run(sums &s, scratch *r, const quantized &x, int cols, W row_of, X token_of) {
         const int subs = cols / SUB;
@@ -86,6 +96,7 @@ template <class C, bool TENSOR, int WARPS_M, int WARPS_N, int MT, int NT, int RI
         block_sync();
     }
 
+    /* Starts the copies of a stage of weights and activations to shared memory. subs: sub-blocks of a row. */
     __device__ static void fetch(scratch *r, const quantized &x, int stage, int subs) {
         const int at = stage % RING, left = subs - stage * STAGE_SUBS;
         DG_UNROLL for (int first = 0; first < ROWS * C::CHUNKS; first += THREADS) {
@@ -110,12 +121,12 @@ template <class C, bool TENSOR, int WARPS_M, int WARPS_N, int MT, int NT, int RI
                               x.scales + static_cast<int64_t>(r->tokens[i]) * (x.n_stages / 2) + stage / 2);
     }
 
-    /* left: sub-blocks from this stage on */
+    /* Multiplies a stage and adds it to the sums. left: the sub-blocks from this stage to the end of the row. */
     __device__ static void multiply(sums &s, const scratch *r, int stage, int left) {
         const int at = stage % RING, lane = lane_id(), group = lane / 4, t = lane % 4;
         const int row = warp_id() / WARPS_N * (MT * 16) + group, first = warp_id() % WARPS_N * (NT * 8);
         const quantized_stage *const x = &r->x[at][first];
-        bytes p[MT][2], origin[MT][2]; /* of the lane's rows */
+        bytes p[MT][2], origin[MT][2]; /* the lane's rows in shared memory, and in device memory */
         DG_UNROLL for (int m = 0; m < MT; m++) DG_UNROLL
             for (int h = 0; h < 2; h++) {
                 p[m][h] = r->weights[at][row + 16 * m + 8 * h];
@@ -143,7 +154,7 @@ template <class C, bool TENSOR, int WARPS_M, int WARPS_N, int MT, int NT, int RI
         }
     }
 
-    /* One sub-block's integer sums, or with scales of 16 columns its halves', into the tile's. */
+    /* Adds the integer sums of a sub-block j to the tile's sums; with scales for 16 columns, of half a sub-block. */
     __device__ static void take(sums &s, int m, int n, int j, const int32_t (&product)[4], const stage_scales (&k)[2],
                                 int side) {
         DG_UNROLL for (int i = 0; i < 4; i++) {
@@ -177,7 +188,7 @@ template <class C, bool TENSOR, int WARPS_M, int WARPS_N, int MT, int NT, int RI
                     }
             }
             DG_UNROLL for (int n = 0; n < NT; n++) {
-                uint32_t both[4]; /* lanes name tokens lane % 8, a quarter of 64 columns each */
+                uint32_t both[4]; /* each lane gives the address of token lane % 8, at quarter lane / 8 of 64 columns */
                 load_matrices(both, x[8 * n + lane % 8].codes + pair * SUB + lane / 8 * LINE);
                 DG_UNROLL for (int jj = 0; jj < 2; jj++) {
                     const int j = pair + jj;
@@ -200,7 +211,7 @@ template <class C, bool TENSOR, int WARPS_M, int WARPS_N, int MT, int NT, int RI
                     } else {
                         const float scale[2] = {x[8 * n + 2 * t].scales[j], x[8 * n + 2 * t + 1].scales[j]};
                         float sum[2] = {0.0f, 0.0f};
-                        if constexpr (C::OFFSETS) { /* the columns' sums, as a product with ones */
+                        if constexpr (C::OFFSETS) { /* the sums of the activations, as a product with ones */
                             const uint32_t ones[4] = {ONES, ONES, ONES, ONES};
                             int32_t all[4] = {EXACT_START, EXACT_START, EXACT_START, EXACT_START};
                             mma_s8(all, ones, b);
@@ -221,11 +232,11 @@ template <class C, bool TENSOR, int WARPS_M, int WARPS_N, int MT, int NT, int RI
         }
     }
 
-    /* The same numbers without tensor cores: a lane's own four products of each, a whole sub-block at a time. */
+    /* Computes the same numbers without tensor cores: each lane its own four numbers, one sub-block at a time. */
     __device__ static void with_dp4a(sums &s, const bytes (&p)[MT][2], const bytes (&origin)[MT][2],
                                      const stage_scales (&k)[MT][2], const quantized_stage *x, int stage, int left) {
         const int t = lane_id() % 4, count = left < STAGE_SUBS ? left : STAGE_SUBS;
-        for (int j = 0; j < count; j++) { /* not unrolled, for want of registers */
+        for (int j = 0; j < count; j++) { /* not unrolled: that would need too many registers */
             uint32_t a[MT][2][8];
             float d[MT][2], offset[MT][2];
             DG_UNROLL for (int m = 0; m < MT; m++) DG_UNROLL
@@ -275,8 +286,9 @@ template <class C, bool TENSOR, int WARPS_M, int WARPS_N, int MT, int NT, int RI
         }
     }
 
-    /* sum -= minimums times the activations' sums of four sub-blocks. With tensor cores one product of 16 columns
-     * makes all of (high + low) (high + low), both in two bfloat16: what is lost is below 2^-16 of it. */
+    /* Subtracts minimums times the sums of the activations, for the four sub-blocks of a stage. With tensor cores, each
+     * factor is split into two bfloat16, high + low, and one product of 16 columns computes
+     * (high + low) (high + low); the relative error is below 2^-16. */
     __device__ static void minimums(sums &s, const stage_scales (&k)[MT][2], const quantized_stage *x) {
         const int t = lane_id() % 4, group = lane_id() / 4;
         if constexpr (TENSOR) {

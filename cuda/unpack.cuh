@@ -1,9 +1,13 @@
-/* Quantised weights as int8 codes: how a stage of a row, STAGE columns of it, comes to shared memory as the file has
- * it, and how its codes and scales are taken out there.
+/* Quantised weights as int8 codes. A stage is STAGE columns of a row. It is copied to shared memory as it is in the
+ * file; its codes and scales are unpacked from there.
  *
- * A row's start is aligned to 2 bytes only. So a stage is copied in pieces of whole 16-byte lines of device memory,
- * CHUNKS of them, PITCH bytes: an odd number of lines, so that rows of aligned pieces meet no bank twice. What of a
- * stage lies where follows from the low bits of the row's address.
+ * Rows are aligned to 2 bytes only, but copies need 16-byte lines. So all 16-byte lines that a stage touches are
+ * copied: CHUNKS lines, PITCH bytes apart from the next row. The low bits of the row's address say where in the first
+ * line the stage begins (skew()).
+ *
+ * Shared memory has 32 banks of 4 bytes, and two threads that read different words of one bank wait for each other.
+ * PITCH is an odd number of 16-byte lines, so that 8 rows begin in 8 different groups of 4 banks: 8 threads that read
+ * the same line of 8 rows never use a bank twice.
  */
 #ifndef DG_CUDA_UNPACK_H
 #define DG_CUDA_UNPACK_H
@@ -26,25 +30,26 @@ __device__ inline float half_at(bytes p) {
     return __half2float(__ushort_as_half(static_cast<unsigned short>(two_bytes(p))));
 }
 
-/* Four codes in a word; a byte b of bits 0.. is made b - 16 (5 bits), b - 8 (4 bits) or b - 32 (6 bits) without
- * borrows. */
+/* A word holds four codes, one per byte. To make a stored code b signed, it becomes b - 8 (4 bits), b - 16 (5 bits) or
+ * b - 32 (6 bits), in all four bytes at once and without a borrow from one byte to the next. */
 constexpr uint32_t NIBBLES = 0x0f0f0f0fu, ONES = 0x01010101u;
 __device__ inline uint32_t bits_apart(uint32_t four) { return (four & 15u) * 0x00204081u & ONES; } /* bit i to byte i */
 __device__ inline uint32_t less_8(uint32_t q) { return (q & 0x07070707u) | (~q & 0x08080808u) * 0x1fu; }
 __device__ inline uint32_t less_32(uint32_t q) { return (q & 0x1f1f1f1fu) | (~q & 0x20202020u) * 7u; }
 
-/* What all have:
- *   INTEGER       scales of sub-blocks are integers under one float d per 256 columns: codes_of_x::scales
- *   MINIMUMS      and so are minimums; else OFFSETS: a float minimum per sub-block
- *   BLOCKS        false for what is no code at all (half_tile.cuh)
+/* Members of each codes_of_* type:
+ *   INTEGER       sub-blocks have integer scales, and 256 columns share a float d: see scales()
+ *   MINIMUMS      sub-blocks have integer minimums too, and 256 columns share a float dmin
+ *   OFFSETS       each sub-block has a float minimum: see offset()
+ *   BLOCKS        false for floats, which have no codes (half_tile.cuh)
  *   SUM_COLUMNS   columns that share a scale, 32 or 16
- *   chunk()       where the c-th line of a stage comes from; false: not needed. subs: sub-blocks of the stage that the
- *                 row has
- *   codes()       of sub-block j: columns 4 t .. + 3 and 16 + 4 t .. + 3
- *   p, row        a stage in shared memory; the row's address in device memory
+ *   chunk()       sets *from to the address of line c of a stage in device memory; false: the line is not needed. subs:
+ *                 the number of sub-blocks of the row in this stage
+ *   codes()       the codes of sub-block j: *low has columns 4 t .. 4 t + 3, *high 16 + 4 t .. 16 + 4 t + 3
+ * Parameters: p is the stage in shared memory, row the address of the row in device memory.
  */
 
-/* ---- Blocks of 32, a float scale each ---- */
+/* ---- Formats with blocks of 32 columns, each with a float scale ---- */
 
 template <class FORMAT> struct codes_of_32 {
     using block = typename FORMAT::block;
@@ -82,7 +87,7 @@ struct codes_of_q4_0 : codes_of_32<of_q4_0> {
 };
 
 struct codes_of_iq4_nl : codes_of_32<of_iq4_nl> {
-    /* Of the levels, four to a word: those that the four nibbles in the low half of `four` name. */
+    /* The levels for the four nibbles in the low half of `four`, one per byte. */
     __device__ static uint32_t levels(uint32_t four) {
         /* iq4_level(0..7), (8..15) */
         const uint32_t low = pick_bytes(0xbfad9881u, 0xf6eaddcfu, four),
@@ -91,7 +96,7 @@ struct codes_of_iq4_nl : codes_of_32<of_iq4_nl> {
     }
     __device__ static void codes(bytes p, bytes row, int stage, int j, int t, uint32_t *low, uint32_t *high) {
         const uint32_t q = four_bytes(at(p, row, stage, j) + offsetof(block, q) + 4 * t);
-        /* low and high halves of two bytes each */
+        /* first: the levels of bytes 0 and 1 of q, low and high nibble of each; second: of bytes 2 and 3 */
         const uint32_t first = levels(q & 0xffffu), second = levels(q >> 16);
         *low = pick_bytes(first, second, 0x6420u);
         *high = pick_bytes(first, second, 0x7531u);
@@ -109,7 +114,7 @@ struct codes_of_q5_0 : codes_of_32<of_q5_0> {
 };
 
 struct codes_of_q5_1 : codes_of_32<of_q5_1> {
-    static constexpr bool OFFSETS = true; /* hides the above */
+    static constexpr bool OFFSETS = true; /* hides the member of codes_of_32 */
     __device__ static float offset(bytes p, bytes row, int stage, int j) {
         return half_at(at(p, row, stage, j) + offsetof(block, m));
     }
@@ -122,16 +127,16 @@ struct codes_of_q5_1 : codes_of_32<of_q5_1> {
     }
 };
 
-/* ---- Blocks of 256: a stage is half of one ---- */
+/* ---- Formats with blocks of 256 columns: a stage is half of a block ---- */
 
-/* The scales of a row's stage: integer scales, one per byte (of 32 columns, or of 16 each), minimums likewise, and the
- * floats over them. */
+/* The scales of a row's stage. */
 struct stage_scales {
-    uint32_t scale[2], min;
-    float d, dmin;
+    uint32_t scale[2]; /* integer scales, one per byte, each for 32 columns or for 16 */
+    uint32_t min; /* integer minimums, one per byte, each for 32 columns */
+    float d, dmin; /* the factors of all scales and of all minimums */
 };
 
-/* scale_and_min() of four sub-blocks at once. */
+/* scale_and_min() of quants/ for four sub-blocks at once; which: the half of the block. */
 __device__ inline stage_scales scales_of_k(bytes p, int which) {
     const uint32_t d = word(p), first = word(p + 4), second = word(p + 8), third = word(p + 12);
     stage_scales s;
@@ -181,10 +186,10 @@ struct codes_of_q5_k {
     }
 };
 
-struct codes_of_q6_k { /* blocks of 210 bytes: three pieces, each from a line's start */
+struct codes_of_q6_k { /* a block has 210 bytes; its three arrays are copied separately, each from a line's start */
     using block = block_q6_k;
     static constexpr bool INTEGER = true, MINIMUMS = false, OFFSETS = false, BLOCKS = true;
-    /* lines before the second and third piece */
+    /* the lines in shared memory at which the second and the third array begin */
     static constexpr int HIGH = 5, REST = 8, CHUNKS = 10, PITCH = 11 * LINE, SUM_COLUMNS = 16;
 
     __device__ static bytes low_of(bytes row, int stage) {
@@ -220,7 +225,7 @@ struct codes_of_q6_k { /* blocks of 210 bytes: three pieces, each from a line's 
     }
 };
 
-/* Calls f(codes_of_...()) for a format that has codes; false for the others. */
+/* Calls f(codes_of_...()) for a format with codes; returns false for other formats. */
 template <class F> static inline bool for_codes(int32_t format, F f) {
     switch (format) {
     case DG_Q4_K: f(codes_of_q4_k()); return true;

@@ -1,7 +1,8 @@
 """Write the derived parts of README.md and docs/ (`make docs`). With --check, name the pages that are not current.
 
-A page has blocks between the lines `<!-- figures: NAME -->` and `<!-- end -->`. Between them stands the text that
-BLOCKS[NAME] returns, made from the JSON files under tests/bench. docs/commands.md is made from the commands' --help.
+A page has blocks, which begin with a line `<!-- figures: NAME -->` and end with `<!-- end -->`. The text between them
+is what BLOCKS[NAME] returns, made from the JSON files under tests/bench. docs/commands.md is made from the commands'
+--help.
 """
 
 from __future__ import annotations
@@ -22,21 +23,21 @@ from dgemma_start import COMMANDS
 ROOT = Path(__file__).resolve().parents[1]
 BENCH = ROOT / "tests" / "bench"
 BLOCK = re.compile(r"(<!-- figures: ([a-z0-9-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
-BACKENDS = re.compile(r"(--backend NAME\s+auto), or one of: [^.]*\.")  # which differ by build
+BACKENDS = re.compile(r"(--backend NAME\s+auto), or one of: [^.]*\.")  # the list of backends differs between builds
 GIB, MIB, GIGA, KILO_NATS = 2**30, 2**20, 1e9, 1e3
-STEPS = 16  # of a canvas, where a time is predicted from that of a step
+STEPS = 16  # steps of a canvas, for times that are predicted from the time of a step
 
 BLOCKS: dict[str, Callable[[], str]] = {}
 
 
 def block(make: Callable[[], str]) -> Callable[[], str]:
-    """Enter a function into BLOCKS, under its name with hyphens."""
+    """Add a function to BLOCKS, under its name with hyphens."""
     BLOCKS[make.__name__.replace("_", "-")] = make
     return make
 
 
 def load(name: str) -> Any:
-    """Return what tests/bench/NAME.json holds."""
+    """Return the value in tests/bench/NAME.json."""
     return json.loads((BENCH / f"{name}.json").read_text())
 
 
@@ -48,7 +49,7 @@ def table(head: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
 
 
 def number(value: float, digits: int = 2) -> str:
-    """Return a value with so many significant digits, without an exponent."""
+    """Return a value with `digits` significant digits, without an exponent."""
     if value == 0 or value >= 10**digits:
         return f"{value:.0f}"
     return f"{value:#.{digits}g}".rstrip(".")
@@ -63,7 +64,7 @@ def percent(share: float) -> str:
 
 @block
 def real_model() -> str:
-    """Say what the 26B model takes on a CPU: mapped, and within budgets of RAM."""
+    """Return the memory and time of the 26B model on a CPU: with the file mapped, and within budgets of RAM."""
     whole = load("26b-a4b-30-layers-avx2")
     disk = f"{sum(whole['model']['bytes'].values()) / GIB:.1f}"
     step, minutes = whole["step"]["seconds"]["median"], whole["canvas"]["seconds"] / 60
@@ -76,22 +77,20 @@ def real_model() -> str:
         rows.append([*cells, f"{STEPS * step / 60:.1f} (predicted)"])
     head = ["memory, GiB (measured)", "file", "disk, GiB", "flags", "one step, s", "256 tokens, minutes"]
     machine, clock = whole["machine"], whole["clock_hz"] / GIGA
-    note = (
-        f"Random weights, {machine['processors']} cores of an {machine['processor']} at {clock:.1f} GHz, AVX2, no GPU."
-    )
-    note += f" Memory is the peak. {whole['canvas']['tokens']} tokens are {STEPS} steps here."
+    note = f"Random weights, {machine['processors']} cores of an {machine['processor']} at {clock:.1f} GHz with"
+    note += f" AVX2, no GPU. Memory is the peak. {whole['canvas']['tokens']} tokens take {STEPS} steps."
     return f"{table(head, rows)}\n{note}\n"
 
 
 @block
 def word_by_word() -> str:
-    """Compare with a program that writes word by word."""
+    """Compare the speed with llama.cpp, which writes one token after the other."""
     told = load("26b-a4b-6-layers-llama-cpp")["against"]["writing"]
     ours = next(row for row in told["ours"] if row["steps"] == STEPS)["tokens_per_second"]
     theirs = told["theirs"][0]["tokens_per_second"]
     return (
-        f"- On two CPU cores, writing word by word is faster: {number(theirs)} tokens/s by llama.cpp,"
-        f" {number(ours)} here ({STEPS} steps, 6 layers).\n"
+        f"- On two CPU cores, writing token by token is faster: llama.cpp makes {number(theirs)} tokens/s, dgemma"
+        f" {number(ours)} (6 layers, {STEPS} steps).\n"
     )
 
 
@@ -112,12 +111,12 @@ def ram() -> str:
 
 @block
 def steps() -> str:
-    """Tell the time of one step, with six layers and with all."""
+    """Return the time of one step and more, with six layers and with all."""
     runs = [load("26b-a4b-6-layers-avx2"), load("26b-a4b-30-layers-avx2")]
     rows = [
         ["one step, s", *(f"{run['step']['seconds']['median']:.2f}" for run in runs)],
         ["likely words per position", *(f"{run['step']['exp_entropy']:.1f}" for run in runs)],
-        ["one step on flat logits, s", *(f"{run['flat']['seconds']['median']:.2f}" for run in runs)],
+        ["one step with flat logits, s", *(f"{run['flat']['seconds']['median']:.2f}" for run in runs)],
         *(
             [f"encoding {runs[0]['encoding'][i]['tokens']} tokens, s"]
             + [f"{run['encoding'][i]['seconds']['median']:.2f}" for run in runs]
@@ -125,8 +124,8 @@ def steps() -> str:
         ),
         ["16 steps, s", *(f"{run['canvas']['seconds']:.1f}" for run in runs)],
         ["16 steps, tokens/s", *(f"{run['canvas']['tokens_per_second']:.1f}" for run in runs)],
-        ["two canvases in one step, over one after the other", *(f"{run['together']['ratio']:.2f}" for run in runs)],
-        ["memory beside the mapped file, GiB", *(f"{run['memory']['anonymous'] / GIB:.2f}" for run in runs)],
+        ["two canvases in one step, over one by one", *(f"{run['together']['ratio']:.2f}" for run in runs)],
+        ["memory without the mapped file, GiB", *(f"{run['memory']['anonymous'] / GIB:.2f}" for run in runs)],
         ["weights that a step reads, GiB", *(f"{run['step']['bytes'] / GIB:.1f}" for run in runs)],
     ]
     return table(["AVX2", *(f"{run['model']['layers']} layers" for run in runs)], rows)
@@ -154,14 +153,14 @@ def against_llama_cpp() -> str:
 
 @block
 def writing() -> str:
-    """Tokens per second of canvases and of decoding word by word."""
+    """Return tokens per second of canvases, and of llama.cpp's decoding."""
     told = load("26b-a4b-6-layers-llama-cpp")["against"]["writing"]
     rows = []
     for row in told["ours"]:
         rows.append([f"dgemma, canvas of {told['canvas']}, {row['steps']} steps", number(row["tokens_per_second"])])
     for row in told["theirs"]:
         users = "1 user" if row["batch"] == 1 else f"{row['batch']} users"
-        rows.append([f"llama.cpp, word by word, {users}", number(row["tokens_per_second"])])
+        rows.append([f"llama.cpp, token by token, {users}", number(row["tokens_per_second"])])
     return table(["6 layers", "tokens/s"], rows)
 
 
@@ -199,7 +198,7 @@ def served_load() -> str:
 
 
 def made(run: Any) -> str:
-    """Return the line that tells when and where a file of dg-eval or of tests/measure_types.py was made."""
+    """Return the line with the date, commit and machine of a file of dg-eval or of tests/measure/weight_types.py."""
     threads = "1 thread" if run["threads"] == 1 else f"{run['threads']} threads"
     return f"\n{run['date']}, commit {run['commit']}, {run['processor']}, {run['backend']}, {threads}.\n"
 
@@ -247,7 +246,7 @@ def calibration() -> str:
 
 @block
 def settings() -> str:
-    """Hard Sudokus by the budget of steps and the entropy bound."""
+    """Return the shares of hard Sudokus that are solved, by the limit of steps and the entropy bound."""
     run, rows = load("quality-settings"), []
     for each in run["sweep"]:
         score, chosen = each["score"], each["settings"]
@@ -263,9 +262,7 @@ def approximations() -> str:
         shares = [percent(each[way]["right"]["share"]) for way in ("off", "on")]
         used = "on" if each["default"] else "off"
         rows.append([f"{each['name']}: {each['what']}", used, *shares, f"{each['times_as_fast']:.2f}"])
-    return table(
-        ["what is done for speed", "default", "solved without, %", "solved with, %", "times as fast"], rows
-    ) + made(run)
+    return table(["approximation", "default", "solved without, %", "solved with, %", "times as fast"], rows) + made(run)
 
 
 @block
@@ -277,7 +274,7 @@ def tidy() -> str:
 
 
 def earlier(page: str) -> str:
-    """Return the figures of a page that were noted without the file of their run."""
+    """Return the figures of a page whose runs left no file."""
     figures = [row for row in load("earlier")["figures"] if row["page"] == page]
     return table(["what", "figure"], [[row["what"], f"{row['figure']} {row['unit']}"] for row in figures])
 
@@ -296,24 +293,24 @@ def earlier_performance() -> str:
 
 
 def commands() -> str:
-    """docs/commands.md."""
+    """Return the text of docs/commands.md."""
     text = [
         "# Commands\n",
-        "Made from `--help` of each command by `make docs`: do not edit it. `--backend NAME` takes the backends of",
-        "your build, and `--help` lists them: `cpu` and `reference`, `cpu-avx2` and others by processor, and `cuda`",
-        "after `make CUDA=1`.\n",
+        "`make docs` makes this page from each command's `--help`: do not edit it. `--help` lists the backends of your",
+        "build for `--backend NAME`: `cpu` and `reference`, others such as `cpu-avx2` by processor, and `cuda` after",
+        "`make CUDA=1`.\n",
     ]
     for name, module in sorted(COMMANDS.items()):
         command = importlib.import_module(module).main
         width = {"max_content_width": 100, "terminal_width": 100}
         context = click.Context(command, info_name=name, **(command.context_settings | width))
-        said = BACKENDS.sub(r"\1, or a backend by name.", command.get_help(context))
-        text += [f"## {name}\n", "```text", said.rstrip(), "```\n"]
+        help_text = BACKENDS.sub(r"\1, or a backend by name.", command.get_help(context))
+        text += [f"## {name}\n", "```text", help_text.rstrip(), "```\n"]
     return "\n".join(text)
 
 
 def pages() -> dict[Path, str]:
-    """Return what each page should hold."""
+    """Return the text that each page should have."""
     wanted = {ROOT / "docs" / "commands.md": commands()}
     for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
         if page not in wanted:

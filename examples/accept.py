@@ -1,4 +1,4 @@
-"""A rule of your own for what a step keeps: here the most certain tenth of the canvas, then two tenths, and so on."""
+"""Your own rule for the tokens that a step keeps: here the most certain tenth of the canvas, then two, and so on."""
 
 from pathlib import Path
 

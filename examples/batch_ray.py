@@ -1,7 +1,7 @@
-"""The lines of a file answered on all machines of a Ray cluster: batch_ray.py MODEL.gguf PROMPTS.jsonl ANSWERS.jsonl
+"""Answer the lines of a file on all machines of a Ray cluster: batch_ray.py MODEL.gguf PROMPTS.jsonl ANSWERS.jsonl
 
-Requests and answers are those of `dg-run --batch`. MODEL must be found under its name on every machine; hf:owner/name
-is. Each worker has a model of its own and as many processors as it is given: --workers N --cpus M (of each).
+Requests and answers are those of `dg-run --batch`. MODEL must have the same path on every machine, or be hf:owner/name.
+Each worker opens the model for itself: --workers N is the number of workers, --cpus M the processors of each.
 Needs ray[data] (pip install 'dgemma[ray]'); `ray.init()` joins the cluster that RAY_ADDRESS names, or starts one here.
 """
 
@@ -33,7 +33,7 @@ def main() -> None:
     given = parser.parse_args()
     ray.init()
     ray.data.DataContext.get_current().execution_options.preserve_order = True
-    # Reading takes no processor of its own: the workers may have them all.
+    # No processor is reserved for reading: the workers may have all of them.
     lines = ray.data.read_text(given.prompts, ray_remote_args={"num_cpus": 0})
     answers = lines.map(
         Answerer,
@@ -41,7 +41,7 @@ def main() -> None:
         compute=ray.data.ActorPoolStrategy(size=given.workers),
         num_cpus=given.cpus,
     )
-    with open(given.answers, "x", encoding="utf-8", errors="replace") as out:  # which replaces nothing
+    with open(given.answers, "x", encoding="utf-8", errors="replace") as out:  # "x": an existing file is not replaced
         for row in answers.iter_rows():
             out.write(row["answer"] + "\n")
 

@@ -1,6 +1,6 @@
-"""One passage of a text, rewritten: edit.py prints the change as a diff; the bundled model sorts a few words.
+"""Rewrite one passage of a text: edit.py prints the change as a diff; the bundled model sorts a few words.
 
-With a model of yours: edit.py MODEL.gguf TEXT PASSAGE INSTRUCTION
+With your own model: edit.py MODEL.gguf TEXT PASSAGE INSTRUCTION
 """
 
 import sys

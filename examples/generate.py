@@ -1,4 +1,4 @@
-"""One answer: generate.py [MODEL.gguf [PROMPT]]; without a model, the bundled one solves a Sudoku."""
+"""Answer one prompt: generate.py [MODEL.gguf [PROMPT]]; without a model, the bundled one solves a Sudoku."""
 
 import sys
 from pathlib import Path

@@ -1,6 +1,6 @@
-"""Holes in a text, filled around what stands: infill.py; a bundled model finishes a table and a Sudoku.
+"""Fill holes in a text, and keep the rest: infill.py; the bundled models complete a table and a Sudoku.
 
-With a model of yours: infill.py MODEL.gguf 'Dear [[...]], thank you for [[8]].'
+With your own model: infill.py MODEL.gguf 'Dear [[...]], thank you for [[8]].'
 """
 
 import sys
@@ -21,6 +21,6 @@ with dgemma.Model(path) as model:
     for trial in filled.trials:
         print(f"holes of {trial.lengths} tokens: entropy {trial.mean_entropy:.4f} per token", file=sys.stderr)
 
-if path == bundled("tidy"):  # that one was trained without pins, so they count as certain tokens
+if path == bundled("tidy"):  # the Sudoku model was trained without pins: let them count as certain tokens
     with dgemma.Model() as model:
         print(model.fill(GRID.replace(".", "[[1]]"), prompt=GRID, pins_conditioned=True).text, end="")

@@ -1,4 +1,4 @@
-"""The mathematics by hand: a canvas denoised step by step from its logits, with a sampler of a few lines of NumPy."""
+"""Denoise a canvas step by step from its logits, with a sampler in a few lines of NumPy."""
 
 from pathlib import Path
 
@@ -21,7 +21,7 @@ with dgemma.Model() as model, model.session() as session:
         entropy = -(p * np.log(np.maximum(p, 1e-30))).sum(-1)  # nats
         if entropy.mean() < 0.005:
             break
-        # keep the most certain, as many as have an entropy of 0.1 together; all others are noise again
+        # Keep the most certain positions, up to a sum of entropies of 0.1; all others get random ids again.
         order = np.argsort(entropy, kind="stable")
         kept = order[np.cumsum(entropy[order]) - entropy[order] <= 0.1]
         canvas = random.integers(0, n_vocab, n)

@@ -1,4 +1,4 @@
-"""A canvas while it settles, left as soon as the first row is certain: stream.py [MODEL.gguf [PROMPT]]."""
+"""Watch a canvas, and stop as soon as its first row is certain: stream.py [MODEL.gguf [PROMPT]]."""
 
 import sys
 from pathlib import Path
@@ -17,4 +17,4 @@ with dgemma.Model(sys.argv[1] if len(sys.argv) > 1 else None) as model:
         text = model.tokenizer.decode(event.canvas[:FIRST]).rstrip()
         print(f"step {event.index}: {text} (entropy {event.entropy[:FIRST].mean():.4f} nats per token)")
         if event.entropy[:FIRST].mean() < 0.001:
-            break  # the stream is closed, and what it held is freed
+            break  # the stream is closed, and its memory is freed

@@ -1,4 +1,4 @@
-/* The table of weight formats: how values are stored in blocks, and how to read and write them. */
+/* The table of weight formats: sizes of blocks, and functions that decode and encode them. */
 #ifndef DG_FORMATS_H
 #define DG_FORMATS_H
 
@@ -38,16 +38,16 @@ const dg_format *dg_type_find(int32_t id);
 /* The number of the first value of the blocks that is infinite or NaN, or -1. */
 int64_t dg_first_not_finite(const dg_format *f, const void *blocks, int64_t n_blocks);
 
-/* What is known of a matrix's inputs, per column. */
+/* Statistics of a matrix's inputs, for each column. */
 typedef struct dg_columns {
     const float *importance; /* as an encoder takes it */
     const float *mean;
     /* mean / variance, of one sign with the mean or 0: how much of other columns' errors it takes up */
     const float *pull;
 } dg_columns;
-/* values[n_rows][n_cols] -> blocks, as f->encode, and so that what the errors of a row add to its product with the
- * means cancels out from block to block. f encodes; n_cols is a whole number of blocks. A row does not depend on
- * others. */
+/* Encodes values[n_rows][n_cols] as f->encode does, and chooses the errors of a row so that they nearly cancel out in
+ * its product with the columns' means. f must encode; n_cols is a whole number of blocks. The result of a row does not
+ * depend on other rows. */
 void dg_encode_rows(const dg_format *f, const float *values, void *blocks, int64_t n_rows, int64_t n_cols,
                     const dg_columns *of);
 

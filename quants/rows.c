@@ -1,14 +1,14 @@
-/* Rows of a matrix whose inputs have means. A row's errors e add sum(mean * e) to every output: an encoder that
- * looks at one block knows nothing of it. Here each block is encoded as if the sum so far could still be made up
- * for: with variances v of the inputs, what minimises sum(v * e^2) + (off + sum(mean * e))^2 over the columns to
- * come is e = -off / (1 + sum(mean^2 / v)) * mean / v, by which their values are moved before they are rounded. */
+/* Encodes rows of a matrix whose inputs have means. The errors e of a row add sum(mean * e) to every output, which an
+ * encoder of single blocks cannot see. Here the blocks of a row are encoded in order, and `off` is this sum so far.
+ * Over the columns that follow, with variances v of their inputs, sum(v * e^2) + (off + sum(mean * e))^2 is smallest
+ * for e = -off / (1 + sum(mean^2 / v)) * mean / v. Their values are moved by this e before they are rounded. */
 #include <string.h>
 
 #include "formats.h"
 #include "tiny.h"
 
 enum {
-    ROWS = 4 /* side by side, as many as the encoders search at once */,
+    ROWS = 4 /* rows that are encoded together: as many as an encoder searches at once */,
     MOST_BLOCK = 256,
     MOST_BYTES = 2 * MOST_BLOCK
 };
@@ -26,7 +26,7 @@ static double absorbed(const float *mean, const float *pull, int64_t n) {
     return sum;
 }
 
-/* Block b of n rows; rest: what its columns and those behind it absorb. */
+/* Encodes block b of n rows. rest: sum(mean^2 / v) over its columns and those behind it. */
 static void encode_block(const dg_format *f, const float *values, uint8_t *blocks, int64_t n, int64_t n_cols, int64_t b,
                          const dg_columns *of, double rest, side_by_side *s) {
     const int64_t size = f->block, at = b * size, row_bytes = n_cols / size * f->bytes;

@@ -1,5 +1,5 @@
-/* The search for scales. It works on four sub-blocks side by side, one per lane of a vector, so that sums run down the
- * lanes and nothing branches. Vectors are the compiler's own (gcc, clang): four floats on every processor. */
+/* The search for scales. It processes four sub-blocks at once, one in each lane of a vector, so that no code branches
+ * on a value. The vector type is an extension of gcc and clang: four floats on every processor. */
 #ifndef DG_SEARCH_H
 #define DG_SEARCH_H
 #include <stddef.h>
@@ -37,10 +37,10 @@ static inline void lanes_load(const float *values, int n, lanes *x) {
     }
 }
 
-/* A half-precision scale of which `largest` is `steps` times; infinite where that is more than a half holds. */
+/* The half-precision scale largest / steps; infinite where it is too large for half precision. */
 static inline uint16_t scale_for(float largest, float steps) { return half_from_float(largest / steps); }
 
-/* The same of what may be NULL: returns x, or NULL. */
+/* Does the same for values that may be NULL: returns x, or NULL. */
 static inline const lanes *lanes_load_weights(const float *importance, int n, lanes *x) {
     if (!importance) return NULL;
     lanes_load(importance, n, x);

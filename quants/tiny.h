@@ -1,4 +1,4 @@
-/* Values so small that a half-precision scale may be far from what it stands for. */
+/* Values so small that the rounding of a half-precision scale may be large. */
 #ifndef DG_TINY_H
 #define DG_TINY_H
 

@@ -9,11 +9,11 @@ void canvas_lay_out(canvas_buffers *c, int32_t n, int32_t n_vocab, void *memory)
     c->entropy = carve(memory, &c->bytes, n, sizeof *c->entropy);
     c->accepted = carve(memory, &c->bytes, n, sizeof *c->accepted);
     c->ids = carve(memory, &c->bytes, n, sizeof *c->ids);
-    c->told = c->bytes;
+    c->host_bytes = c->bytes;
     c->fixed = carve(memory, &c->bytes, n, sizeof *c->fixed);
     c->pins = carve(memory, &c->bytes, n, sizeof *c->pins);
     c->random_ids = carve(memory, &c->bytes, n, sizeof *c->random_ids);
     c->u = carve(memory, &c->bytes, n, sizeof *c->u);
     c->choices = carve(memory, &c->bytes, n, sizeof *c->choices);
-    c->order = carve(memory, &c->bytes, 2 * n, sizeof *c->order);
+    c->order = carve(memory, &c->bytes, n, sizeof *c->order);
 }

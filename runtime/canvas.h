@@ -23,13 +23,13 @@ typedef struct canvas_buffers {
     float *entropy;      /* [n] */
     bool *accepted;      /* [n] */
     int32_t *ids;        /* [n] what the decoder sees next */
-    size_t told;         /* bytes of the five above, which lie side by side: what the host is told of a step */
+    size_t host_bytes;   /* of the five above, which lie side by side: what the host copies after each step */
     bool *fixed;         /* [n] positions that stay as they are from here on: pins, and what is final */
     bool *pins;          /* [n] positions whose ids stay as they are, where there are pins */
     int32_t *random_ids; /* [n] of the step */
     double *u;           /* [n] */
     dg_choice *choices;  /* [n] */
-    int32_t *order;      /* [2 n] */
+    int32_t *order;      /* [n] positions in the order of entropy */
     size_t bytes;
     void *memory;
 } canvas_buffers;

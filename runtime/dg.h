@@ -57,6 +57,7 @@ enum { DG_MAX_LAYERS = 256, DG_MAX_END_IDS = 16 };
 #define DG_MEMBER_F32 float
 #define DG_MEMBER_BOOL int32_t
 #define DG_MEMBER_U64 uint64_t
+#define DG_MEMBER_SAMPLER int32_t
 
 /* The numbers of metadata.def (its comments give each key), and what follows from the file. */
 typedef struct dg_config {
@@ -107,11 +108,23 @@ int32_t dg_tensor_dims(int32_t i, const dg_config *config, int32_t layer, int64_
 /* One line of options.def. */
 typedef struct dg_option {
     const char *name;
-    const char *kind; /* "I32", "F32", "U64", "BOOL" */
+    const char *kind; /* "I32", "F32", "U64", "BOOL", "SAMPLER" */
     double least, most;
     const char *help;
 } dg_option;
 const dg_option *dg_option_at(int32_t i); /* NULL past the end */
+
+/* One line of samplers.def. Its number is what the option `sampler` holds: DG_SAMPLER_ENTROPY_BOUND, ... */
+enum {
+#define DG_SAMPLER(ID, name, temperature, accept, stop, help) DG_SAMPLER_##ID,
+#include "samplers.def"
+#undef DG_SAMPLER
+    DG_SAMPLER_COUNT
+};
+typedef struct dg_sampler {
+    const char *name, *help;
+} dg_sampler;
+const dg_sampler *dg_sampler_at(int32_t i); /* NULL past the end */
 
 /* One line of efforts.def. */
 typedef struct dg_effort {
@@ -349,8 +362,8 @@ typedef struct dg_choice {
 /* z: float32 [n, n_vocab]; u, out: [n]. */
 void dg_choose(const float *z, int64_t n, int64_t n_vocab, const double *u, dg_choice *out);
 
-/* Which positions the entropy bound accepts: those before which, in order of entropy (the lower position first among
- * equals), the entropies sum to at most `bound`. entropy: float32 [n]; accepted: [n]. */
+/* Which positions the entropy bound accepts: those before which, in order of entropy (NaN last, the lower position
+ * first among equals), the entropies sum to at most `bound`. entropy: float32 [n]; accepted: [n]. */
 int dg_accept(const float *entropy, int32_t n, float bound, bool *accepted, dg_error *error);
 
 /* The random draws of one step: u[n] in (0, 1) for the samples, ids[n] uniform over n_vocab for the renoise. They

@@ -11,7 +11,7 @@
 static const float *floats(const tensor *t) { return (const float *)(const void *)(t->placed ? t->placed : t->data); }
 static float number(const tensor *t) { return *(const float *)(const void *)t->data; }
 
-/* ---- Where numbers end: what is checked for NaN and infinity ---- */
+/* ---- Checks for NaN and infinity ---- */
 
 typedef enum finite_check {
 #define DG_FINITE_CHECK(name, always, what) CHECK_##name,
@@ -59,7 +59,8 @@ static int report_nonfinite(const pass *p, dg_error *error) {
                 finite_checks[at].what);
 }
 
-/* What a pass is worth: a file that went away meanwhile leaves zeros, a backend that was lost anything. */
+/* Whether the results of a pass are valid: after a file shrank they may come from zeros, and after a backend failed
+ * they may be anything. */
 static int verdict(const pass *p, dg_error *error) {
     int status = gguf_check(p->model->file, error);
     if (status == DG_OK) status = ops_status(p->model->ops, error);
@@ -212,7 +213,7 @@ static bool encode(const pass *p, const int32_t *ids, bool output) {
     return true;
 }
 
-/* A pass through so many layers' experts takes its turn, and ends it. */
+/* Begins a pass of the stream, for this number of layers, and ends it. */
 static void begin(const pass *p, int32_t layers) {
     const dg_model *m = p->model;
     m->ops->begin_pass(m->ops, layers, p->scratch->nonfinite);
@@ -264,7 +265,7 @@ static void self_condition(const pass *p) {
     profile_part = PART_elementwise;
 }
 
-/* scratch.x, for who asked to look */
+/* Copies scratch.x to p->hidden, if the caller wants hidden states. */
 static void show(const pass *p, int32_t l) {
     const dg_model *m = p->model;
     const int64_t n = p->n * m->config.d_model;
@@ -320,7 +321,7 @@ static void output_norm(const pass *p, int64_t first, int64_t n) {
                      c->d_model, c->rms_eps);
 }
 
-/* Which of the two it was, the norm of rows or what the head made of them. */
+/* Finds whether the output norm of rows or the head produced the NaN or infinity. */
 static int report_head(pass p, int64_t rows, dg_error *error) {
     p.closely = true;
     set_nonfinite(&p, 0);

@@ -1,4 +1,4 @@
-/* A pass: the rows of one or more sessions go through the layers together. */
+/* A pass: the rows (tokens or canvases) of one or more sessions go through the layers together. */
 #ifndef DG_FORWARD_H
 #define DG_FORWARD_H
 
@@ -13,25 +13,25 @@ typedef struct pass_part {
     const self_cond *last;
 } pass_part;
 
-/* The rows of the parts, one part after another. Experts and matrices see all rows; attention keeps the sessions
- * apart. */
+/* The rows of all parts, one part after the other. Matrices and experts are applied to all rows together, attention to
+ * each session separately. */
 typedef struct pass {
     const dg_model *model;
     scratch *scratch;
     const pass_part *parts;
     int32_t n_parts;
     int64_t n;     /* rows of all parts */
-    /* NULL, or [n_layer + 1][n][d_model]: the decoder writes what each layer reads, and the last output */
+    /* NULL, or [n_layer + 1][n][d_model]: the decoder writes the input of each layer and the output of the last one */
     float *hidden;
-    bool closely;  /* everything in finite_checks.def is checked */
-    bool later;    /* what was found is asked for once the step is over: forward_verdict */
+    bool closely; /* everything in finite_checks.def is checked */
+    bool later; /* the result of the checks is read by forward_verdict after the step, not at the end of the pass */
 } pass;
 
 /* A pass fails where weights cannot be read (DG_ERROR_SYSTEM), or where NaN or infinity comes up (DG_ERROR_NUMBERS,
- * naming the layer and what was computed). What a failed pass leaves in its scratch is of no use. */
+ * naming the layer and what was computed). The scratch memory of a failed pass has no valid content. */
 
-/* Runs ids[n] through the encoder behind each part's length, leaves their keys and values in the caches and, if asked,
- * the last layer's output in scratch.x. Does not move lengths. */
+/* Runs ids[n] through the encoder, behind each part's length. Writes their keys and values to the caches and, with
+ * `output`, the last layer's output to scratch.x. Does not change the lengths. */
 int forward_encode(const pass *p, const int32_t *ids, bool output, dg_error *error);
 /* Runs the canvases of scratch.ids through the decoder behind each part's length; the output is in scratch.x. */
 int forward_denoise(const pass *p, dg_error *error);

@@ -2,6 +2,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "answer.h"
 #include "error.h"
 #include "forward.h"
 #include "sampler.h"
@@ -15,13 +16,13 @@ struct dg_generator {
     dg_sampling options;
     phase phase;
     int32_t n;              /* length of this canvas */
-    int32_t most;           /* of any canvas */
+    int32_t canvas_length;  /* of any canvas, at most */
     int32_t index;          /* of the next step in this canvas */
     int32_t given_up;       /* steps of this canvas's draws before a retry */
     int32_t settled;        /* steps in a row whose answer's part of the argmax canvas was the last one's */
     sampler_low low;
     bool converged;
-    bool stepped;           /* nothing happened since the last step */
+    bool stepped;           /* the last event was a STEP */
     int32_t pad_id;
     dg_start start;         /* the caller's, copied; n is 0 without one */
     int32_t at;             /* where in it this canvas begins */
@@ -33,11 +34,11 @@ struct dg_generator {
     int32_t *before;        /* [n] the argmax canvas of the step before */
     bool *changed;          /* [n] positions whose argmax is not that */
     canvas_buffers canvas;     /* where ops work */
-    canvas_buffers seen;       /* what the host is told of it after each step */
+    canvas_buffers seen;       /* the host's copy of its first arrays, after each step */
     self_cond self_cond;              /* what the last step leaves for the next */
     recording recording;    /* of this canvas's steps after the first, behind so many tokens */
     int32_t recorded_at;
-    int32_t *ids;           /* [max blocks * most] the answer */
+    int32_t *ids;           /* [max blocks * canvas_length] the answer */
     int32_t *places;        /* the same, where there is a start: of each id */
     dg_block *blocks;
     dg_result result;
@@ -91,14 +92,14 @@ int dg_generator_fill(dg_session *session, const dg_sampling *sampling, const dg
     if (!g) return fail(error, DG_ERROR_SYSTEM, "no memory for a canvas");
     const ops *o = session->model->ops;
     const size_t size = (size_t)n;
-    *g = (dg_generator){.session = session, .options = *sampling, .n = (int32_t)n, .most = (int32_t)n};
+    *g = (dg_generator){.session = session, .options = *sampling, .n = (int32_t)n, .canvas_length = (int32_t)n};
     g->options.max_tokens = tokens;
     g->pad_id = dg_tokenizer_vocab(dg_model_tokenizer(session->model))->pad_id;
     void *memory = NULL;
     canvas_lay_out(&g->canvas, g->n, c->n_vocab, NULL);
     o->reserve(o, &memory, g->canvas.bytes);
     canvas_lay_out(&g->canvas, g->n, c->n_vocab, memory);
-    canvas_lay_out(&g->seen, g->n, c->n_vocab, calloc(1, g->canvas.told));
+    canvas_lay_out(&g->seen, g->n, c->n_vocab, calloc(1, g->canvas.host_bytes));
     self_cond_lay_out(&g->self_cond, n, c->n_vocab, c->d_model, o->lazy, NULL);
     memory = NULL;
     o->reserve(o, &memory, g->self_cond.bytes);
@@ -152,18 +153,12 @@ const dg_result *dg_generator_result(dg_generator *g) { return &g->result; }
 
 static int32_t smaller(int32_t a, int32_t b) { return a < b ? a : b; }
 
-static bool is_end(const dg_config *c, int32_t id) {
-    for (int32_t i = 0; i < c->n_end_ids; i++)
-        if (c->end_ids[i] == id) return true;
-    return false;
-}
-
-/* Noise, and the start's pins upon it. */
+/* A canvas of random ids, with the start's pins in their places. */
 static void start_canvas(dg_generator *g) {
     const ops *o = g->session->model->ops;
-    g->n = g->most;
-    if (g->start.n) g->n = smaller(g->most, g->start.n - g->at);
-    else if (g->options.short_canvas) g->n = smaller(g->most, g->options.max_tokens - g->result.n_ids);
+    g->n = g->canvas_length;
+    if (g->start.n) g->n = smaller(g->canvas_length, g->start.n - g->at);
+    else if (g->options.short_canvas) g->n = smaller(g->canvas_length, g->options.max_tokens - g->result.n_ids);
     canvas_buffers *c = &g->canvas;
     c->n = c->free = g->n;
     g->committed = g->n_final = 0;
@@ -195,45 +190,29 @@ static int32_t answer_room(const dg_generator *g) {
     return g->start.n ? g->n : smaller(g->n, g->options.max_tokens - g->result.n_ids);
 }
 
-/* Marks what the answer has of the argmax canvas: pins; and in each hole (a free canvas is one) what stands before its
- * first end id. Returns where the end id of a hole stands that the canvas ends with, or -1. */
+/* Marks what the answer has of the argmax canvas, as answer_mark does. */
 static int32_t mark_answer(dg_generator *g) {
-    const dg_config *c = &g->session->model->config;
-    const int32_t n = answer_room(g);
-    int32_t end = -1;
-    for (int32_t i = 0; i < g->n; i++) {
-        const int32_t id = g->seen.argmax[i];
-        if (g->pins[i]) {
-            end = -1;
-            g->marks[i] = MARK_PIN;
-        } else if (end >= 0 || i >= n) {
-            g->marks[i] = MARK_NONE;
-        } else if (is_end(c, id)) {
-            end = i;
-            g->marks[i] = MARK_END;
-        } else {
-            g->marks[i] = g->start.n && id == g->pad_id ? MARK_NONE : MARK_TOKEN;
-        }
-    }
-    return end;
+    return answer_mark(g->marks, g->seen.argmax, g->pins, g->n, answer_room(g), &g->session->model->config,
+                       g->start.n ? g->pad_id : -1);
 }
 
 /* With `commit`: the beginning of the canvas is final as far as it has settled, and stays what it is at every later
  * step. What stands behind the end of a hole says nothing. Returns whether all of the answer in this canvas is
  * final. */
-static bool commit_beginning(dg_generator *g, bool *more) {
-    *more = false;
+static bool commit_beginning(dg_generator *g, bool *newly_fixed) {
+    *newly_fixed = false;
     if (g->options.commit <= 0.0f) return false;
     const int32_t n = answer_room(g);
     const canvas_buffers *c = &g->seen;
     bool ended = false;
     int32_t i = 0;
-    for (g->n_final = 0; i < n; i++) {
+    g->n_final = 0;
+    for (; i < n; i++) {
         ended = ended && !g->pins[i];
         if (ended) continue;
         if (!g->fixed[i]) {
             if (g->changed[i] || !(c->entropy[i] <= g->options.commit)) break;
-            g->fixed[i] = *more = true;
+            g->fixed[i] = *newly_fixed = true;
         }
         if (g->marks[i] == MARK_PIN || g->marks[i] == MARK_TOKEN) g->ids[g->result.n_ids + g->n_final++] = c->argmax[i];
         ended = g->marks[i] == MARK_END;
@@ -251,17 +230,17 @@ static void renoise(dg_generator *g) {
     o->download(o, g->seen.ids, g->canvas.ids, (size_t)g->n * sizeof *g->seen.ids);
 }
 
-/* Makes the stop tests that are about the answer, of a step that was brought to the host. */
-static void tell(dg_generator *g, dg_event *event) {
+/* After a step that was brought to the host: makes the stop tests that are about the answer, and the event. */
+static void end_step(dg_generator *g, dg_event *event) {
     const ops *o = g->session->model->ops;
     const canvas_buffers *c = &g->seen;
-    bool more;
+    bool newly_fixed;
     for (int32_t i = 0; i < g->n; i++) g->changed[i] = g->index == 0 || g->before[i] != c->argmax[i];
     mark_answer(g);
-    const bool answered = sampler_settled(&g->options, c->entropy, g->changed, g->marks, g->n, &g->settled);
-    const bool final = commit_beginning(g, &more);
-    const bool hopeless = sampler_plateau(&g->options, g->index, c->state->mean_entropy, &g->low);
-    if (more) {
+    const bool answered = answer_settled(&g->options, c->entropy, g->changed, g->marks, g->n, &g->settled);
+    const bool final = commit_beginning(g, &newly_fixed);
+    const bool plateau = sampler_plateau(&g->options, g->index, c->state->mean_entropy, &g->low);
+    if (newly_fixed) {
         o->upload(o, g->canvas.fixed, g->fixed, (size_t)g->n * sizeof *g->fixed);
         renoise(g);
     }
@@ -284,7 +263,7 @@ static void tell(dg_generator *g, dg_event *event) {
     };
     g->index++;
     g->stepped = true;
-    g->phase = g->converged || hopeless || g->index == g->options.steps ? PHASE_COMMIT : PHASE_STEP;
+    g->phase = g->converged || plateau || g->index == g->options.steps ? PHASE_COMMIT : PHASE_STEP;
 }
 
 int dg_generator_accept(dg_generator *g, const bool *accepted, dg_error *error) {
@@ -322,7 +301,7 @@ static int fetch(dg_generator *const *g, int32_t count, const pass *p, dg_error 
     if (p->later && !argmax) return fail(error, DG_ERROR_SYSTEM, "no memory for a step");
     for (int32_t i = 0; i < count; i++) {
         memcpy(g[i]->before, g[i]->seen.argmax, (size_t)g[i]->n * sizeof *argmax);
-        o->download(o, g[i]->seen.memory, g[i]->canvas.memory, g[i]->canvas.told);
+        o->download(o, g[i]->seen.memory, g[i]->canvas.memory, g[i]->canvas.host_bytes);
         if (argmax) memcpy(argmax + first, g[i]->seen.argmax, (size_t)g[i]->n * sizeof *argmax);
         first += g[i]->n;
     }
@@ -333,7 +312,7 @@ static int fetch(dg_generator *const *g, int32_t count, const pass *p, dg_error 
 }
 
 /* One step of several generators, in one pass. */
-static int steps(dg_generator *const *g, int32_t count, dg_event *events, dg_error *error) {
+static int step_together(dg_generator *const *g, int32_t count, dg_event *events, dg_error *error) {
     dg_model *model = g[0]->session->model;
     const ops *o = model->ops;
     pass_part *parts = calloc((size_t)count, sizeof *parts);
@@ -349,16 +328,16 @@ static int steps(dg_generator *const *g, int32_t count, dg_event *events, dg_err
     if (status == DG_OK) {
         const pass p = {
             .model = model, .scratch = r, .parts = parts, .n_parts = count, .n = n, .later = o->device != NULL};
-        const bool alike = count == 1 && g[0]->index > 0; /* a first step has no self-conditioning */
+        const bool recordable = count == 1 && g[0]->index > 0; /* a first step has no self-conditioning */
         bool replayed = false;
-        if (alike && g[0]->recorded_at != g[0]->session->length) o->graph_free(o, &g[0]->recording);
+        if (recordable && g[0]->recorded_at != g[0]->session->length) o->graph_free(o, &g[0]->recording);
         g[0]->recorded_at = g[0]->session->length;
-        if (alike) o->graph_begin(o, &g[0]->recording, &replayed);
+        if (recordable) o->graph_begin(o, &g[0]->recording, &replayed);
         if (!replayed) status = step_ops(g, count, &p, heads, error);
-        if (alike && !replayed) o->graph_end(o, &g[0]->recording);
-        if (alike && status != DG_OK) o->graph_free(o, &g[0]->recording); /* it may hold half a step */
+        if (recordable && !replayed) o->graph_end(o, &g[0]->recording);
+        if (recordable && status != DG_OK) o->graph_free(o, &g[0]->recording); /* it may hold half a step */
         if (status == DG_OK) status = fetch(g, count, &p, error);
-        for (int32_t i = 0; status == DG_OK && i < count; i++) tell(g[i], &events[i]);
+        for (int32_t i = 0; status == DG_OK && i < count; i++) end_step(g[i], &events[i]);
         if (status == DG_OK) status = ops_status(o, error);
     }
     free(heads);
@@ -377,7 +356,7 @@ static dg_fault read_answer(dg_generator *g, dg_block *block, int32_t *end) {
         if (g->places) g->places[r->n_ids + block->tokens] = g->at + i;
         g->ids[r->n_ids + block->tokens++] = g->seen.argmax[i];
     }
-    return g->start.n ? DG_FAULT_NONE : sampler_fault(g->ids + r->n_ids, block->tokens, g->n, r->n_ids, g->pad_id);
+    return g->start.n ? DG_FAULT_NONE : answer_fault(g->ids + r->n_ids, block->tokens, g->n, r->n_ids, g->pad_id);
 }
 
 static void commit(dg_generator *g, const dg_block *block, int32_t end, dg_event *event) {
@@ -413,7 +392,7 @@ static void commit(dg_generator *g, const dg_block *block, int32_t end, dg_event
     g->phase = done ? PHASE_DONE : PHASE_NEXT;
 }
 
-/* Commits the canvas, or prepares another draw of it: then there is no event. */
+/* Commits the canvas and returns true; or prepares to draw it again from the next seed: then there is no event. */
 static bool commit_or_retry(dg_generator *g, dg_event *event) {
     dg_block block;
     int32_t end;
@@ -446,7 +425,7 @@ static int advance(dg_generator *g, dg_event *event, bool *at_step, dg_error *er
         if (status != DG_OK) return status;
     }
     if (g->phase != PHASE_STEP) start_canvas(g);
-    if (g->canvas.free == 0) { /* all is given */
+    if (g->canvas.free == 0) { /* all is pinned: no step is needed */
         commit_or_retry(g, event);
         return DG_OK;
     }
@@ -475,7 +454,7 @@ int dg_generators_next(dg_generator *const *generators, int32_t count, dg_event 
             places[n++] = i;
         }
     }
-    if (status == DG_OK && n > 0) status = steps(ready, n, taken, error);
+    if (status == DG_OK && n > 0) status = step_together(ready, n, taken, error);
     for (int32_t i = 0; status == DG_OK && i < n; i++) events[places[i]] = taken[i];
     free(ready);
     free(taken);
@@ -500,7 +479,8 @@ int dg_generate(dg_session *session, const dg_sampling *sampling, dg_on_event on
     owned_result *owned = calloc(1, sizeof *owned);
     if (!owned) return fail(error, DG_ERROR_SYSTEM, "no memory for a result");
     int status = dg_generator_new(session, sampling, &owned->generator, error);
-    for (dg_event event = {0}; status == DG_OK && event.kind != DG_EVENT_DONE;) {
+    dg_event event = {0};
+    while (status == DG_OK && event.kind != DG_EVENT_DONE) {
         status = dg_generator_next(owned->generator, &event, error);
         if (status == DG_OK && on_event && !on_event(&event, user))
             status = fail(error, DG_ERROR_STOPPED, "stopped by the caller");

@@ -10,10 +10,10 @@
 
 enum {
     GGUF_ALIGNMENT = 32,
-    MOST_VALUES = 1 << 16, /* a key is looked for among all of them */
+    MOST_VALUES = 1 << 16, /* the most keys: a search for a key goes through all of them */
 };
 
-/* Kinds by their number in files; 0 bytes: of variable size. */
+/* Types of values by their number in files; 0 bytes: the size varies. */
 static const struct {
     gguf_kind kind;
     uint32_t bytes;
@@ -33,7 +33,7 @@ static uint64_t load_u64(const uint8_t *at) {
     return v;
 }
 
-/* A cursor over the map that refuses to pass its end. */
+/* A cursor over the mapped file, which never passes its end. */
 typedef struct reader {
     const gguf *file;
     uint64_t at;
@@ -124,8 +124,8 @@ static bool take_tensor(reader *r, gguf_tensor *t, uint64_t *offset) {
     if (r->failed) return false;
     t->type = (int32_t)id;
     t->format = dg_type_find(t->type);
-    if (!t->format) return true; /* of a size that nobody knows: whoever wants its values refuses it */
-    if (t->dims[0] % t->format->block) return true; /* so is that of rows which are no whole number of blocks */
+    if (!t->format) return true; /* unknown size: the tensor is refused when its values are used */
+    if (t->dims[0] % t->format->block) return true; /* rows are no whole number of blocks: the same */
     const uint64_t blocks = values / (uint64_t)t->format->block;
     if (blocks > INT64_MAX / (uint64_t)t->format->bytes) return damaged(r, "a tensor with an impossible size");
     t->bytes = blocks * (uint64_t)t->format->bytes;
@@ -146,7 +146,7 @@ static int by_place(const void *a, const void *b) {
 static bool overlap(const gguf_tensor *a, const gguf_tensor *b) { return b->data < a->data + a->bytes; }
 static bool same_name(const gguf_tensor *a, const gguf_tensor *b) { return by_name(a, b) == 0; }
 
-/* Refuses tensors of which two, neighbours in this order, do not go together. */
+/* Sorts tensors by an order, and fails for the first two neighbours that must not be in one file. */
 static int refuse_pairs(const gguf *file, int (*order)(const void *, const void *),
                         bool (*refused)(const gguf_tensor *, const gguf_tensor *), const char *what, dg_error *error) {
     gguf_tensor *sorted = malloc((file->n_tensors + 1) * sizeof *sorted);
@@ -170,13 +170,13 @@ static int parse(gguf *file, dg_error *error) {
     file->n_tensors = take_u64(&r, "the header ends early");
     file->n_values = take_u64(&r, "the header ends early");
     if (r.failed) return DG_ERROR_FORMAT;
-    if (version > 0 && version << 16 == 0) /* the last two bytes are zero in every version that there is */
+    if (version > 0 && version << 16 == 0) /* only the upper two bytes are set: a version number in big-endian order */
         return fail(error, DG_ERROR_FORMAT, "%s: a big-endian GGUF file; this build reads little-endian ones",
                     file->path);
     if (version < 2 || version > 3)
         return fail(error, DG_ERROR_FORMAT, "%s: GGUF version %u; this build reads 2 and 3, little-endian", file->path,
                     version);
-    /* the least a value or a tensor takes bounds how many there can be, before memory is taken for them */
+    /* The smallest size of a value and of a tensor bounds their numbers, before memory is allocated for them. */
     if (file->n_values > file->size / 13 || file->n_tensors > file->size / 32 || file->n_values > MOST_VALUES) {
         damaged(&r, "more entries claimed than the file has room for, or than there may be");
         return DG_ERROR_FORMAT;
@@ -238,7 +238,7 @@ static int open_one(const char *path, gguf **out, dg_error *error) {
 enum { MOST_PARTS = 99999, SUFFIX = sizeof "-00001-of-00003.gguf" - 1 };
 
 typedef struct part_numbers {
-    int64_t no, count, tensors; /* tensors: of all parts, -1 where the file does not say */
+    int64_t no, count, tensors; /* tensors: the number in all parts; -1 where the file does not say */
 } part_numbers;
 
 static int read_numbers(const gguf *file, part_numbers *out, dg_error *error) {
@@ -264,7 +264,7 @@ static void name_suffix(char *at, int64_t no, int64_t count) {
     snprintf(at, SUFFIX + 1, "-%05d-of-%05d.gguf", (int)(no + 1), (int)count);
 }
 
-/* Opens part `no` and checks that it is the one that the first part means. */
+/* Opens part `no`, and checks that it belongs to the first part. */
 static int open_part(gguf *first, const part_numbers *of, char *path, int64_t no, dg_error *error) {
     name_suffix(path + strlen(path) - SUFFIX, no, of->count);
     gguf *part;
@@ -283,7 +283,7 @@ static int open_part(gguf *first, const part_numbers *of, char *path, int64_t no
     return DG_OK;
 }
 
-/* The tensors of all parts in one list. */
+/* Joins the tensors of all parts to one list. */
 static int join(gguf *first, const part_numbers *of, dg_error *error) {
     uint64_t n = first->n_tensors;
     for (int32_t i = 0; i < first->n_others; i++) n += first->others[i]->n_tensors;

@@ -22,7 +22,7 @@ typedef enum gguf_kind {
     GGUF_KINDS
 } gguf_kind;
 
-typedef struct gguf_text { /* not terminated */
+typedef struct gguf_text { /* without a null byte at its end */
     const char *at;
     uint64_t n;
 } gguf_text;
@@ -31,19 +31,19 @@ typedef struct gguf_value {
     gguf_text key;
     gguf_kind kind;        /* GGUF_ARRAY: an array of `element` */
     gguf_kind element;
-    uint64_t count;        /* of an array; 1 otherwise */
+    uint64_t count;        /* the number of elements of an array; 1 for other values */
     const uint8_t *data;   /* the value or the first element, unaligned, little-endian */
-    uint64_t bytes;        /* that it takes in the file, all elements */
+    uint64_t bytes;        /* the bytes of all elements in the file */
 } gguf_value;
 
 typedef struct gguf_tensor {
     gguf_text name;
     int32_t type;          /* its number in the file */
-    const dg_format *format; /* NULL: nobody knows the number; without decode: this build does not read the type */
+    const dg_format *format; /* NULL: the type is unknown; without decode: this build does not read the type */
     int32_t n_dims;
     int64_t dims[4];       /* fastest first; unused ones are 1 */
     const uint8_t *data;
-    uint64_t bytes;        /* 0 where nobody knows the type */
+    uint64_t bytes;        /* 0 where the type is unknown */
 } gguf_tensor;
 
 typedef struct gguf {
@@ -55,17 +55,17 @@ typedef struct gguf {
     uint64_t n_values, n_tensors;
     gguf_value *values;
     gguf_tensor *tensors;
-    struct gguf **others;  /* [n_others] the further parts of a split file; tensors are listed above */
+    struct gguf **others;  /* [n_others] the other parts of a split file; their tensors are in the list above */
     int32_t n_others;
 } gguf;
 
 /* Opens a file, and all other parts where it is the first of a split one. */
 int gguf_open(const char *path, gguf **out, dg_error *error);
 void gguf_close(gguf *file);
-/* DG_ERROR_SYSTEM where the file, or a part of it, shrank or could not be read since: what was read of it may be
- * zeros. */
+/* Fails with DG_ERROR_SYSTEM where the file, or a part of it, shrank or could not be read since it was opened: the data
+ * that was read may then be zeros. */
 int gguf_check(const gguf *file, dg_error *error);
-/* The same for what came to `status` while it was read: the zeros may have shown as any error. */
+/* Does the same after a function that read the file returned `status`: zeros may have caused any error. */
 int gguf_verdict(const gguf *file, int status, dg_error *error);
 
 /* The value of this key, or NULL. */

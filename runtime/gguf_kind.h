@@ -1,4 +1,4 @@
-/* Which GGUF files hold a model that this runtime knows. */
+/* Recognises GGUF files with a model that this runtime can run. */
 #ifndef DG_GGUF_KIND_H
 #define DG_GGUF_KIND_H
 

@@ -29,6 +29,12 @@ static const dg_option options[] = {
 #undef DG_OPTION
 };
 
+static const dg_sampler samplers[] = {
+#define DG_SAMPLER(ID, name, temperature, accept, stop, help) {name, help},
+#include "samplers.def"
+#undef DG_SAMPLER
+};
+
 static const dg_effort efforts[] = {
 #define DG_SET(option, value) #option " "
 #define DG_EFFORT(name, settings, help) {#name, help, "" settings},
@@ -44,6 +50,7 @@ const dg_limit *dg_limit_at(int32_t i) { return AT(limits, i); }
 const dg_tensor_entry *dg_tensor_entry_at(int32_t i) { return AT(tensors, i); }
 const char *dg_head_name(void) { return "output.weight"; }
 const dg_option *dg_option_at(int32_t i) { return AT(options, i); }
+const dg_sampler *dg_sampler_at(int32_t i) { return AT(samplers, i); }
 const dg_effort *dg_effort_at(int32_t i) { return AT(efforts, i); }
 
 int32_t dg_tensor_dims(int32_t i, const dg_config *c, int32_t l, int64_t dims[3]) {

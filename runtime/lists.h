@@ -1,4 +1,4 @@
-/* The lists of this folder as C tables, for what the runtime itself derives from them. */
+/* The lists of this folder (*.def) as C tables, for the runtime itself. */
 #ifndef DG_LISTS_H
 #define DG_LISTS_H
 

@@ -4,7 +4,7 @@
 
 #include "error.h"
 
-/* How a file begins from byte `at` on, and what it then is. The first that fits. */
+/* The bytes of a kind of file from byte `at` on, and its name. The first line that fits is used. */
 #define BEGINS(at, bytes, what) {at, sizeof bytes - 1, bytes, what}
 static const struct {
     uint64_t at, n;

@@ -4,7 +4,7 @@
 
 #include "dg.h"
 
-/* Fails with DG_ERROR_FORMAT, saying what a file of these bytes[n] seems to be. */
+/* Fails with DG_ERROR_FORMAT. The message says what kind of file begins with these bytes[n]. */
 int magic_fail(const char *path, const uint8_t *bytes, uint64_t n, dg_error *error);
 
 #endif

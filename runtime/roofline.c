@@ -1,4 +1,4 @@
-/* What the machine can do at best: chains of instructions in registers, and a walk through memory. */
+/* Measures the machine's limits: chains of instructions on registers, reading of memory, and reading of a disk. */
 #include <stdlib.h>
 
 #include "os.h"

@@ -6,53 +6,13 @@
 #include "error.h"
 #include "random.h"
 
-/* Merge sort: stable, so that the lower position comes first among equals. */
-static void sort_by_entropy(const float *entropy, int32_t *order, int32_t *scratch, int32_t n) {
-    if (n < 2) return;
-    const int32_t half = n / 2;
-    sort_by_entropy(entropy, order, scratch, half);
-    sort_by_entropy(entropy, order + half, scratch, n - half);
-    for (int32_t i = 0; i < half; i++) scratch[i] = order[i];
-    for (int32_t i = 0, j = half, to = 0; i < half; to++)
-        order[to] = j < n && entropy[order[j]] < entropy[scratch[i]] ? order[j++] : scratch[i++];
-}
-
-void sampler_accept(const float *entropy, int32_t n, float bound, bool *accepted, int32_t *order) {
-    for (int32_t i = 0; i < n; i++) order[i] = i;
-    sort_by_entropy(entropy, order, order + n, n);
-    double before = 0.0;
-    for (int32_t i = 0; i < n; i++) {
-        accepted[order[i]] = before <= (double)bound;
-        before += (double)entropy[order[i]];
-    }
-}
-
 int dg_accept(const float *entropy, int32_t n, float bound, bool *accepted, dg_error *error) {
-    int32_t *order = malloc(sizeof *order * 2 * (size_t)(n > 0 ? n : 1));
+    int32_t *order = malloc(sizeof *order * (size_t)(n > 0 ? n : 1));
     if (!order) return fail(error, DG_ERROR_SYSTEM, "no memory for a canvas of %d tokens", n);
-    sampler_accept(entropy, n, bound, accepted, order);
+    for (int32_t i = 0; i < n; i++) order[sampler_place(entropy, n, i)] = i;
+    accept_entropy_bound(&(dg_sampling){.entropy_bound = bound}, entropy, order, n, accepted);
     free(order);
     return DG_OK;
-}
-
-void sampler_renoise(int32_t *canvas, int32_t n, const dg_choice *choices, const bool *accepted,
-                     const int32_t *random_ids) {
-    for (int32_t i = 0; i < n; i++) canvas[i] = accepted[i] ? choices[i].sample : random_ids[i];
-}
-
-bool sampler_settled(const dg_sampling *s, const float *entropy, const bool *changed, const int8_t *marks, int32_t n,
-                     int32_t *unchanged) {
-    bool same = true;
-    double sum = 0.0;
-    int32_t count = 0;
-    for (int32_t i = 0; i < n; i++)
-        if (marks[i] > MARK_NONE) {
-            same = same && !changed[i];
-            sum += (double)entropy[i];
-            count++;
-        }
-    *unchanged = same ? *unchanged + 1 : 0;
-    return s->settled && sampler_stop(s, *unchanged, count ? (float)(sum / count) : 0.0f);
 }
 
 /* A low is clear when it is below the last one by a tenth. */
@@ -60,21 +20,6 @@ bool sampler_plateau(const dg_sampling *s, int32_t index, float mean_entropy, sa
     if (index == 0 || mean_entropy < 0.9f * low->mean) *low = (sampler_low){mean_entropy, 0};
     else low->steps++;
     return s->plateau > 0 && low->steps >= s->plateau;
-}
-
-/* A loop is a last half of the canvas, all of it the answer's, with a period of at most an eighth: four times or
- * more. */
-dg_fault sampler_fault(const int32_t *ids, int32_t count, int32_t n, int32_t before, int32_t pad_id) {
-    int32_t real = before;
-    for (int32_t i = 0; i < count; i++) real += ids[i] != pad_id;
-    if (real == 0) return DG_FAULT_EMPTY;
-    const int32_t half = n / 2;
-    for (int32_t period = 1; count >= half && period <= n / 8; period++) {
-        int32_t i = count - half + period;
-        while (i < count && ids[i] == ids[i - period]) i++;
-        if (i == count) return DG_FAULT_LOOP;
-    }
-    return DG_FAULT_NONE;
 }
 
 void dg_draw(uint64_t seed, int32_t block, int32_t step, int32_t n, int32_t n_vocab, double *u, int32_t *ids) {

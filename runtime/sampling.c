@@ -6,6 +6,7 @@ void dg_sampling_default(const dg_model *model, dg_sampling *s) {
     const dg_config *c = &model->config;
     *s = (dg_sampling){
         .max_tokens = 0,
+        .sampler = DG_SAMPLER_ENTROPY_BOUND,
         .steps = c->steps,
         .entropy_bound = c->entropy_bound,
         .t_min = c->t_min,
@@ -33,6 +34,7 @@ int dg_sampling_check(const dg_sampling *s, dg_error *error) {
 #define CHECK_I32 "%s: expected a whole number from %.0f to %.0f, got %.0f"
 #define CHECK_U64 CHECK_I32
 #define CHECK_BOOL CHECK_I32
+#define CHECK_SAMPLER "%s: expected the number of a sampler, from %.0f to %.0f, got %.0f"
 #define CHECK_F32 "%s: expected a number from %g to %g, got %g"
 #define DG_OPTION(kind, name, least, most, help)                                    \
     if (!((double)s->name >= (double)(least) && (double)s->name <= (double)(most))) \

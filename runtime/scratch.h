@@ -1,10 +1,10 @@
-/* Memory of sessions and passes: how it is laid out, and how many bytes it takes. */
+/* The memory of sessions and passes: its layout, and its size in bytes. */
 #ifndef DG_SCRATCH_H
 #define DG_SCRATCH_H
 
 #include "model.h"
 
-/* The arrays that a pass of up to n rows works in. Float32 unless said. */
+/* The arrays for a pass of up to n rows. */
 typedef struct scratch {
     float *x, *h, *a;          /* [n][d_model] residual stream, normed input, stream after attention */
     float *q, *o;              /* [n][d_q] of the widest layer */
@@ -13,7 +13,7 @@ typedef struct scratch {
     float *dense, *sparse;     /* [n][d_model] outputs of the dense and the expert FFN */
     float *scores, *shares;    /* [n][n_expert], [n][n_expert_used] */
     int32_t *experts;          /* [n][n_expert_used] */
-    int32_t *ids;              /* [n] what the pass reads */
+    int32_t *ids;              /* [n] the input of the pass */
     void *products;            /* matmul_work() and self_condition_work() bytes */
     void *mixture;             /* experts_work() bytes */
     float *vocabulary;         /* work of the self_condition_dense, self_condition and logits ops */
@@ -26,7 +26,7 @@ typedef struct scratch {
 int scratch_new(const dg_model *model, int64_t n, scratch *s, dg_error *error);
 void scratch_free(const dg_model *model, scratch *s);
 
-/* The most rows of a pass that a session makes alone: a canvas, or a stretch of a prompt. */
+/* The most rows of a pass of one session: a canvas, or a chunk of a prompt. */
 int32_t scratch_rows(const dg_model *model);
 
 /* Lays out the keys and values of a session of `context` tokens: k[n_layer] and v[n_layer]. Returns the bytes they

@@ -1,4 +1,4 @@
-/* A session: a timeline of tokens over a model, with the keys and values of what was encoded. */
+/* A session: the tokens that were encoded, with their keys and values. */
 #ifndef DG_SESSION_H
 #define DG_SESSION_H
 
@@ -10,10 +10,10 @@ struct dg_session {
     dg_model *model;
     int32_t context, length, rows;
     void **k, **v; /* per layer [context + canvas_length][n_head_kv][head_dim]; rows past length are free */
-    scratch scratch; /* for `rows` rows */
-    scratch shared; /* for passes with other sessions' rows that this one comes first in */
-    int64_t shared_rows; /* that `shared` is for: as many as were needed so far */
-    void *memory; /* the caches */
+    scratch scratch; /* for passes of this session alone, of up to `rows` rows */
+    scratch shared; /* for passes with rows of other sessions, in which this session is the first */
+    int64_t shared_rows; /* the rows that `shared` has memory for */
+    void *memory; /* the memory of k and v */
     size_t bytes;
     int64_t counted; /* bytes that this session takes of the model's budget */
     atomic_bool stop; /* dg_session_stop's */

@@ -1,7 +1,8 @@
 /* Gemma's BPE with byte fallback. Results equal those of the `tokenizers` package (see tests/test_tokenizer.py).
  *
- * Nothing of the vocabulary is copied: two hash tables point into the file's map, and a merge's place in the file is
- * its rank. Encoding goes: special tokens | runs of newlines and the text between | characters, merged with a heap. */
+ * The vocabulary is not copied: two hash tables point into the mapped file, and the rank of a merge is its place in the
+ * file. A text is encoded in three steps: special tokens are cut out; the rest is split into runs of newlines and the
+ * text between them; the characters of each are merged, in the order of a heap. */
 #include "tokenizer.h"
 
 #include <limits.h>
@@ -15,13 +16,13 @@
 enum kind { NORMAL = 1, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE };
 
 #define BLANK "\xE2\x96\x81"      /* U+2581 stands for ' ' */
-#define BROKEN "\xEF\xBF\xBD"     /* U+FFFD stands for what is not UTF-8 */
+#define BROKEN "\xEF\xBF\xBD"     /* U+FFFD replaces bytes that are not UTF-8 */
 #define NONE UINT32_MAX
 
-/* ---- A hash table of numbers: what they stand for is compared by whoever looks them up -------------------------- */
+/* ---- A hash table of numbers, with open addressing: callers compare what a number stands for -------------------- */
 
 typedef struct slot {
-    uint32_t hash, value; /* value NONE: empty */
+    uint32_t hash, value; /* value NONE: the slot is empty */
 } slot;
 
 typedef struct table {
@@ -63,28 +64,28 @@ static uint32_t hash_pair(uint32_t left, uint32_t right) {
     return (uint32_t)(mix(mix((uint64_t)left << 32 | right)) >> 16);
 }
 
-/* The longest search in a table that is half full, for what is there and for what is not: chance makes a quarter of
- * this (60 in Gemma's vocabulary), so whoever needs more made it so. */
+/* The most slots that a search in a half-full table may look at. By chance the longest search takes a quarter of this
+ * (60 slots in Gemma's vocabulary). A vocabulary that needs more was made to be slow, and is refused. */
 enum { MOST_PROBES = 256 };
 
-/* A search for what is absent runs to the end of a cluster: whether none is too long. */
+/* Whether all clusters (runs of full slots) are short: a search for an absent entry goes to the end of a cluster. */
 static bool short_clusters(const table *t) {
     uint32_t length = 0;
-    for (uint64_t i = 0; i <= (uint64_t)t->mask + MOST_PROBES; i++) { /* one may go on at the beginning */
+    for (uint64_t i = 0; i <= (uint64_t)t->mask + MOST_PROBES; i++) { /* a cluster may wrap around to slot 0 */
         length = t->slots[i & t->mask].value == NONE ? 0 : length + 1;
         if (length > MOST_PROBES) return false;
     }
     return true;
 }
 
-/* Bytes of a token: what a text costs per byte, where a file is made so that tokens of all lengths nearly fit. */
+/* The most bytes of a token. It bounds the time per byte of text for files whose tokens are made to match almost. */
 enum { MOST_BYTES = 1024 };
 
-/* Where a special token's text leads, byte after byte. */
+/* A node of the prefix tree of special tokens: an edge leads to it for each next byte of a token's text. */
 typedef struct node {
     uint32_t parent;
-    uint8_t byte;
-    int32_t id; /* of the token that ends here, or -1 */
+    uint8_t byte; /* the byte that leads here from the parent */
+    int32_t id;   /* the token that ends here, or -1 */
 } node;
 
 /* ---- The tokenizer ---------------------------------------------------------------------------------------------- */
@@ -95,15 +96,15 @@ struct dg_tokenizer {
     gguf *owned;          /* the same, where dg_tokenizer_open opened it */
     char *chat_template;
     const uint8_t *tokens, *merges; /* the arrays' first elements, in the map */
-    const gguf_value *types; /* as the file has them */
+    const gguf_value *types; /* token_type of the file */
     uint32_t *token_at;   /* [n_vocab] offset of each token in its array */
-    uint8_t *kinds;       /* [n_vocab] as they are taken: see take_marks */
+    uint8_t *kinds;       /* [n_vocab] the types that are used: see take_marks */
     table ids;            /* token text -> id */
-    table ranks;          /* merge -> offset in its array, which grows as the rank does */
+    table ranks;          /* merge -> its offset in the file's array, which is used as its rank */
     size_t longest_token, longest_merge;
-    int32_t byte_ids[256]; /* or -1 */
+    int32_t byte_ids[256]; /* the token of each byte, or -1 */
     bool begins_special[256];
-    node *nodes;          /* of the tree of special tokens; the first is its root */
+    node *nodes;          /* the prefix tree of special tokens; the first node is its root */
     uint32_t n_nodes;
     table children;       /* (node, byte) -> node */
 };
@@ -155,7 +156,8 @@ static int no_memory(const gguf *file, dg_error *error) {
     return fail(error, DG_ERROR_SYSTEM, "%s: no memory for its tokenizer", file->path);
 }
 
-/* An array of such elements, of `count` unless that is 0. *out is NULL where a file may and does lack it. */
+/* Finds an array with elements of this kind, and with `count` of them unless that is 0. *out is NULL for an optional
+ * array that the file does not have. */
 static int find_array(const gguf *file, key_id key, gguf_kind element, uint64_t count, bool required,
                       const gguf_value **out, dg_error *error) {
     const gguf_value *value = *out = gguf_find(file, key_name(key));
@@ -234,12 +236,12 @@ static const struct {
 };
 enum { MARKS = sizeof marks / sizeof *marks, IF_WRITTEN = 2 };
 
-/* Whether a kind that a file gives a token makes it ordinary text. */
+/* Whether a token of this type is ordinary text. */
 static bool text_kind(int64_t kind, gguf_text text) {
     return kind == NORMAL || kind == UNUSED || (kind == BYTE && byte_of(text) < 0);
 }
 
-/* <|name>, <name|> or <|name|>. */
+/* Whether a text has the form <|name>, <name|> or <|name|>. */
 static bool looks_like_mark(gguf_text text) {
     if (text.n < 4 || text.at[0] != '<' || text.at[text.n - 1] != '>') return false;
     const bool left = text.at[1] == '|', right = text.at[text.n - 2] == '|';
@@ -252,7 +254,7 @@ static bool looks_like_mark(gguf_text text) {
     return name;
 }
 
-/* The id of a mark, or -1 where the vocabulary has no such token or means something else by it. */
+/* The id of a mark, or -1 where the vocabulary has no such token, or uses it for something else. */
 static int32_t find_mark(const dg_tokenizer *t, int32_t i) {
     const bool markup = strcmp(marks[i].text, "</s>") == 0 && tokenizer_find(t, "<|tool_response>") >= 0;
     return markup ? -1 : tokenizer_find(t, marks[i].text);
@@ -268,7 +270,7 @@ bool tokenizer_end_mark(const dg_tokenizer *t, int32_t i, int32_t *id, bool *alw
     return true;
 }
 
-/* Tokens that are marks are taken as marks, whatever the file calls them. */
+/* Gives marks their types, whatever the file's types are: see marks.def. */
 static void take_marks(dg_tokenizer *t) {
     for (int32_t i = 0; i < MARKS; i++) {
         const int32_t id = find_mark(t, i);
@@ -284,7 +286,7 @@ static void take_marks(dg_tokenizer *t) {
 
 static bool special_kind(uint8_t kind) { return kind == CONTROL || kind == USER_DEFINED || kind == UNKNOWN; }
 
-/* The slot of a node's child, or the empty one where it would be; NULL where the search takes too long. */
+/* The slot of a node's child, or the empty slot for it; NULL where the search takes too long. */
 static slot *child_slot(const dg_tokenizer *t, uint32_t parent, uint8_t byte) {
     const uint32_t hash = hash_pair(parent, byte);
     uint32_t probes = 0;
@@ -297,7 +299,7 @@ static slot *child_slot(const dg_tokenizer *t, uint32_t parent, uint8_t byte) {
     return NULL;
 }
 
-/* The tree of special tokens, so that a text is passed once for all of them. */
+/* Builds the prefix tree of special tokens, with which all of them are found in one pass over a text. */
 static int plant_specials(const gguf *file, dg_tokenizer *t, dg_error *error) {
     uint64_t bytes = 0;
     for (int32_t id = 0; id < t->vocab.n_vocab; id++)
@@ -308,7 +310,8 @@ static int plant_specials(const gguf *file, dg_tokenizer *t, dg_error *error) {
     for (int32_t id = 0; id < t->vocab.n_vocab; id++) {
         if (!special_kind(t->kinds[id])) continue;
         const gguf_text text = string_at(t->tokens, t->token_at[id]);
-        if (text.n == 0 || find_text(t, text.at, (size_t)text.n) != id) continue; /* of equals, the first encodes */
+        if (text.n == 0 || find_text(t, text.at, (size_t)text.n) != id)
+            continue; /* of equal texts, the first is used */
         uint32_t at = 0;
         for (uint64_t i = 0; i < text.n; i++) {
             slot *s = child_slot(t, at, (uint8_t)text.at[i]);
@@ -360,7 +363,7 @@ static int read_tokens(const gguf *file, dg_tokenizer *t, dg_error *error) {
             return fail(error, DG_ERROR_FORMAT, "%s: %s of token %d is none of 1 to 6", file->path,
                         key_name(KEY_token_type), (int)id);
         if ((kind == NORMAL || kind == UNUSED) && byte_of(text) >= 0) kind = BYTE;
-        /* Some files mark the quotes of tool calls as control tokens, which would drop them from the text. */
+        /* Some files give the quotes of tool calls the type of control tokens, which are left out of texts. */
         if (kind == CONTROL && gguf_text_is(text, "<|\"|>")) kind = USER_DEFINED;
         t->kinds[id] = (uint8_t)kind;
 
@@ -371,7 +374,7 @@ static int read_tokens(const gguf *file, dg_tokenizer *t, dg_error *error) {
             gguf_text other = string_at(t->tokens, t->token_at[t->ids.slots[i].value]);
             if (other.n == text.n && memcmp(other.at, text.at, (size_t)text.n) == 0) break;
         }
-        /* Of equals, the first encodes. */
+        /* Of equal texts, the first is used to encode. */
         if (t->ids.slots[i].value == NONE) t->ids.slots[i] = (slot){hash, (uint32_t)id};
     }
     if (!short_clusters(&t->ids)) return crafted(file, KEY_tokens, error);
@@ -396,7 +399,7 @@ static int read_merges(const gguf *file, dg_tokenizer *t, dg_error *error) {
     const gguf_value *merges;
     int status = find_array(file, KEY_merges, GGUF_STRING, 0, false, &merges, error);
     if (status != DG_OK) return status;
-    uint64_t n = merges == NULL ? 0 : merges->count; /* a vocabulary of characters has none */
+    uint64_t n = merges == NULL ? 0 : merges->count; /* a vocabulary of single characters has no merges */
     if (!table_new(&t->ranks, n)) return no_memory(file, error);
     if (n == 0) return DG_OK;
 
@@ -417,7 +420,7 @@ static int read_merges(const gguf *file, dg_tokenizer *t, dg_error *error) {
             gguf_text other = string_at(t->merges, t->ranks.slots[i].value);
             if (other.n == text.n && memcmp(other.at, text.at, (size_t)text.n) == 0) break;
         }
-        t->ranks.slots[i] = (slot){hash, offset}; /* of equals, the last counts */
+        t->ranks.slots[i] = (slot){hash, offset}; /* of equal merges, the last one is used */
     }
     return short_clusters(&t->ranks) ? DG_OK : crafted(file, KEY_merges, error);
 }
@@ -434,7 +437,7 @@ static int read_all(const gguf *file, dg_tokenizer *t, dg_error *error) {
         return fail(error, DG_ERROR_FORMAT, "%s: no %s: the file holds no vocabulary", file->path,
                     key_name(KEY_tokenizer_model));
     if (!gguf_text_is(name, "gemma4")) {
-        bool plain = name.n <= 64; /* the message is one line, whatever the file says */
+        bool plain = name.n <= 64; /* whether the text may be in a message, which has one line */
         for (uint64_t i = 0; plain && i < name.n; i++) plain = name.at[i] >= ' ' && name.at[i] <= '~';
         return fail(error, DG_ERROR_FORMAT, "%s: %s is '%.*s', expected 'gemma4'", file->path,
                     key_name(KEY_tokenizer_model), plain ? (int)name.n : 1, plain ? name.at : "?");
@@ -491,13 +494,13 @@ int dg_tokenizer_open(const char *path, dg_tokenizer **out, dg_error *error) {
 
 /* ---- UTF-8 ------------------------------------------------------------------------------------------------------ */
 
-/* Length of the character in front of at[n], n > 0; where there is none, minus the length of the longest piece that
- * could have begun one: what becomes one U+FFFD. */
+/* The bytes of the character at at[0], of n > 0 bytes. Where it is not valid UTF-8: minus the length of the longest
+ * beginning of a character, which becomes one U+FFFD. */
 static int utf8_next(const char *at, size_t n) {
     const uint8_t *s = (const uint8_t *)at;
     if (s[0] < 0x80) return 1;
     int length = s[0] < 0xC2 ? 0 : s[0] < 0xE0 ? 2 : s[0] < 0xF0 ? 3 : s[0] < 0xF5 ? 4 : 0;
-    /* The second byte's range keeps out overlong forms, surrogates and what lies above U+10FFFF. */
+    /* The range of the second byte excludes overlong forms, surrogates and characters above U+10FFFF. */
     uint8_t least = s[0] == 0xE0 ? 0xA0 : s[0] == 0xF0 ? 0x90 : 0x80;
     uint8_t most = s[0] == 0xED ? 0x9F : s[0] == 0xF4 ? 0x8F : 0xBF;
     for (int i = 1; i < length; i++) {
@@ -517,7 +520,7 @@ static bool utf8_valid(const char *at, size_t n) {
     return true;
 }
 
-/* A copy with U+FFFD for what is not UTF-8, or NULL without memory. */
+/* A copy of a text with U+FFFD in place of invalid bytes; NULL without memory. */
 static char *utf8_repair(const char *at, size_t n, size_t *n_out) {
     char *copy = n > SIZE_MAX / 3 ? NULL : malloc(3 * n);
     size_t k = 0;
@@ -535,30 +538,31 @@ static char *utf8_repair(const char *at, size_t n, size_t *n_out) {
 /* ---- Encoding --------------------------------------------------------------------------------------------------- */
 
 typedef struct symbol {
-    uint32_t prev, next; /* or NONE */
-    uint32_t at, n;      /* its bytes in encoder.text; n is 0 once it is merged into another */
+    uint32_t prev, next; /* the neighbours, or NONE */
+    uint32_t at, n;      /* its bytes in encoder.text; n is 0 after it was merged into another */
     uint32_t hash;
-    int32_t id;          /* or -1: a character that is no token, and is never merged */
+    int32_t id;          /* its token; -1: a character without a token, which is never merged */
 } symbol;
 
 typedef struct candidate {
-    uint32_t rank, left; /* the lowest rank goes first, and of equals the leftmost */
-    uint32_t n;          /* bytes of both symbols together: if they differ by now, one was merged with another */
+    uint32_t rank, left; /* merges are done lowest rank first; of equal ranks, the leftmost first */
+    uint32_t n;          /* bytes of both symbols; where they have another number now, one was merged meanwhile */
 } candidate;
 
 typedef struct encoder {
     const dg_tokenizer *t;
-    char *text;       /* the run being encoded, ' ' replaced */
+    char *text;       /* the run that is encoded, with ' ' replaced */
     symbol *symbols;
     candidate *heap;
-    size_t text_size, symbols_size, heap_size; /* how many there is room for */
+    size_t text_size, symbols_size, heap_size; /* the capacities of the arrays */
     size_t n_heap;
     int32_t *ids;
     size_t capacity, n_ids;
-    bool after_unknown; /* the last id stands for unknown characters, and so may for those that follow */
+    bool
+        after_unknown; /* whether the last id is the unknown token, which also stands for unknown characters after it */
 } encoder;
 
-/* Makes room for n elements; the old ones are kept. */
+/* Grows an array to at least n elements, and keeps the old ones. */
 static bool grow(void *array, size_t *size, size_t n, size_t element) {
     if (n <= *size) return true;
     if (n > SIZE_MAX / element / 2) return false;
@@ -605,7 +609,7 @@ static void sift_up(candidate *heap, size_t i) {
     heap[i] = moving;
 }
 
-/* The rank of merging a symbol with the next, or NONE. */
+/* The rank of the merge of a symbol with the next one, or NONE. */
 static uint32_t find_merge(const encoder *e, uint32_t left) {
     const dg_tokenizer *t = e->t;
     const symbol *a = &e->symbols[left];
@@ -647,7 +651,7 @@ static bool merge_symbols(encoder *e) {
         if (a->n + b->n != top.n) continue;
         uint32_t hash = hash_text(e->text + a->at, top.n);
         int32_t id = find_token(e->t, e->text + a->at, top.n, hash);
-        if (id < 0) continue; /* a merge into what is no token */
+        if (id < 0) continue; /* the merged text is no token */
         a->n = top.n;
         a->hash = hash;
         a->id = id;
@@ -665,7 +669,7 @@ static bool merge_symbols(encoder *e) {
     return true;
 }
 
-/* A run of newlines, or of anything else. */
+/* Encodes a run of newlines, or a run without newlines. */
 static bool encode_run(encoder *e, const char *at, size_t n) {
     if (at[0] == '\n') {
         int32_t id = find_text(e->t, at, n);
@@ -676,7 +680,7 @@ static bool encode_run(encoder *e, const char *at, size_t n) {
         return false;
     uint32_t n_symbols = 0, k = 0;
     for (size_t i = 0; i < n;) {
-        const int length = utf8_next(at + i, n - i); /* below 0 behind a special token that ended amid a character */
+        const int length = utf8_next(at + i, n - i); /* below 0 after a special token that ended inside a character */
         const size_t from = (size_t)(length < 0 ? -length : length);
         size_t to = from;
         if (at[i] == ' ') memcpy(e->text + k, BLANK, to = 3);
@@ -704,7 +708,7 @@ static bool encode_run(encoder *e, const char *at, size_t n) {
     return true;
 }
 
-/* Text without special tokens. */
+/* Encodes a text without special tokens. */
 static bool encode_plain(encoder *e, const char *at, size_t n) {
     e->after_unknown = false;
     for (size_t begin = 0, end; begin < n; begin = end) {
@@ -714,7 +718,7 @@ static bool encode_plain(encoder *e, const char *at, size_t n) {
     return true;
 }
 
-/* The longest special token in front of at[n], or -1. */
+/* The longest special token with which the text at[n] begins, or -1. */
 static int32_t find_special(const dg_tokenizer *t, const char *at, size_t n, bool control, size_t *length) {
     int32_t found = -1;
     if (!t->begins_special[(uint8_t)at[0]]) return found;
@@ -791,7 +795,7 @@ static void put_token(decoder *d, gguf_text token) {
     }
 }
 
-/* Neighbouring byte tokens: their text, or where that is not UTF-8, one U+FFFD for each of them (as `tokenizers`). */
+/* Decodes neighbouring byte tokens: their text or, where it is not UTF-8, a U+FFFD for each, as `tokenizers` does. */
 static void put_bytes(decoder *d, const char *bytes, size_t n) {
     if (utf8_valid(bytes, n)) put(d, bytes, n);
     else

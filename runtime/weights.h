@@ -11,11 +11,11 @@ typedef struct tensor {
     const dg_format *format;
     const uint8_t *data;
     int64_t cols, rows, experts;
-    int64_t row_bytes, expert_bytes; /* from one row, or one expert, to the next */
-    /* the matrices of the first n_repacked experts in the form that the backend likes best */
+    int64_t row_bytes, expert_bytes; /* bytes from one row, or one expert, to the next */
+    /* the matrices of the first n_repacked experts, in the layout that the backend reads fastest */
     const uint8_t *repacked;
     int64_t n_repacked;
-    /* [experts] where each lies, `shift` bytes before its first row; NULL: as data has them */
+    /* [experts] addresses, `shift` bytes before each expert's first row; NULL: the experts are in data */
     const uint8_t *const *at;
     int64_t shift;
     const uint8_t *placed;           /* the backend's copy, laid out like data; NULL: it reads data */
@@ -80,7 +80,7 @@ typedef struct weight_walk {
     top_weights *top;
     layer *layers;
     const dg_config *config;
-    int32_t line, layer; /* of the tensor that weight_next gave; layer 0 for those outside of layers */
+    int32_t line, layer; /* those of the last tensor of weight_next; layer is 0 for tensors outside of layers */
     bool begun;
 } weight_walk;
 

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import signal
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from hypothesis import settings
-
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent / "fuzz")]  # whose modules are scripts too
 
 # A shell that runs the tests in the background has them ignore Ctrl-C, and nohup SIGHUP: so would every command that
 # they start.
@@ -65,7 +61,7 @@ CHAT_TEMPLATE = """{{ bos_token }}{% if enable_thinking or tools or messages[0].
 @pytest.fixture(scope="session")
 def chatting(tmp_path_factory):
     """The path of a model of random weights that knows the marks of turns, thoughts and calls."""
-    from checkpoints import write_checkpoint
+    from support.checkpoints import write_checkpoint
 
     from dgemma.convert import convert
 

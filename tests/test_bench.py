@@ -12,8 +12,8 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-from commands import Inside
 from gguf import GGUFReader, dequantize
+from support.commands import Inside
 
 import dgemma
 from dgemma.bench import synthetic

@@ -13,9 +13,9 @@ from typing import Any
 import gguf
 import numpy as np
 import pytest
-from checkpoints import FULL, read_safetensors_header, write_checkpoint, write_raw_safetensors
-from converting import leftovers, refused, run
-from measure_types import BENCHES, calibrated
+from measure.weight_types import BENCHES, calibrated
+from support.checkpoints import FULL, read_safetensors_header, write_checkpoint, write_raw_safetensors
+from support.converting import leftovers, refused, run
 
 import dgemma
 from dgemma._native import lib
@@ -231,8 +231,10 @@ def test_a_run_that_is_told_to_end_leaves_nothing(how: int, folder: Path, texts:
 
 
 def test_calibrated_files_are_nearer_on_puzzles_that_were_not_seen(tmp_path: Path) -> None:
-    """Mean KL of the bundled Sudoku model over two orders of its hidden dimensions. tests/measure_types.py measures
-    over twelve: calibrated is 0.51 of plain for q4_0, 0.56 for iq4_nl, and less in each of the twelve.
+    """Mean KL of the bundled Sudoku model over two orders of its hidden dimensions.
+
+    tests/measure/weight_types.py measures over twelve: calibrated is 0.51 of plain for q4_0, 0.56 for iq4_nl, and
+    less in each of the twelve.
     """
     for found in calibrated(BENCHES[0], tmp_path, count=1, n_orders=2, threads=1, tokens=20_000):
         assert sum(found.calibrated) < 0.9 * sum(found.plain), found

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from terminal import RUN, Typing, on_terminal, screen
+from support.terminal import RUN, Typing, on_terminal, screen
 
 import dgemma
 from dgemma.chat.answer_parser import read
@@ -125,6 +125,7 @@ def test_what_is_wrong_is_told_in_a_line_and_the_chat_goes_on(chatting: str, tmp
         "/seed -1": "seed must be",
         "/steps many": "/steps takes a whole number",
         "/settled 1": "/settled takes on or off",
+        "/sampler greedy": "sampler must be one of entropy-bound",
         "/effort lazy": "effort must be low, medium, high",
         "/regenerate": "nothing was said",
         "/edit": "nothing was said",
@@ -244,7 +245,7 @@ def test_ctrl_c_while_the_line_is_being_set_up_breaks_nothing(
     chatting: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "hasty.py").write_text(HASTY)
-    monkeypatch.setattr("terminal.RUN", [sys.executable, str(tmp_path / "hasty.py")])
+    monkeypatch.setattr("support.terminal.RUN", [sys.executable, str(tmp_path / "hasty.py")])
     with Typing(chatting, "--chat", *SHORT) as chat:
         chat.wait("/help lists the commands")
         chat.type("/seed 7\r")
@@ -355,7 +356,7 @@ def test_on_a_terminal_a_thought_is_dimmed_then_folded_and_lines_are_printed_as_
     chatting: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "thinker.py").write_text(THINKER)
-    monkeypatch.setattr("terminal.RUN", [sys.executable, str(tmp_path / "thinker.py")])
+    monkeypatch.setattr("support.terminal.RUN", [sys.executable, str(tmp_path / "thinker.py")])
     flags = [chatting, "--think", "--visual", "-p", "why"]
     code, written = on_terminal(*flags)
     assert code == 0

@@ -8,11 +8,10 @@ import sys
 import threading
 import time
 import weakref
-from pathlib import Path
 
-import closing
 import numpy as np
 import pytest
+from support import closing
 
 import dgemma
 from dgemma.files.gguf_file import File
@@ -25,7 +24,7 @@ LONG = 300  # seconds after which a process is taken to hang, on however busy a 
 @pytest.mark.parametrize("name", closing.CLASSES)
 def test_closing_beside_every_method_frees_nothing_that_is_in_use(name: str) -> None:
     """A crash is told with the line that each thread was at."""
-    script = Path(__file__).with_name("closing.py")
+    script = closing.__file__
     done = subprocess.run([sys.executable, script, name], capture_output=True, text=True, timeout=LONG, check=False)
     assert done.returncode == 0, f"status {done.returncode}\n{done.stdout}{done.stderr[-4000:]}"
     assert int(done.stdout.split()[0]) > 0

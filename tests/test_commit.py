@@ -63,7 +63,7 @@ def test_it_is_final_before_the_canvas_is_and_the_canvas_ends_with_the_answer(ti
 
 def test_holes_are_final_from_the_front_as_well(tidy: dgemma.Model) -> None:
     holes = next(h for h in tasks.holes("infill", "upper", 5))
-    from success_rate import canvas_of, prompt_of
+    from measure.success_rate import canvas_of, prompt_of
 
     given = canvas_of(tidy, holes)
     *events, result = tidy.stream(prompt_of(tidy, holes.case), **given, commit=0.5)

@@ -14,7 +14,7 @@ from typing import Any
 import gguf
 import numpy as np
 import pytest
-from checkpoints import (
+from support.checkpoints import (
     MARKS,
     REAL,
     SPECIAL,
@@ -27,7 +27,7 @@ from checkpoints import (
     write_raw_safetensors,
     write_tokenizer,
 )
-from converting import edit_json, leftovers, refused, run
+from support.converting import edit_json, leftovers, refused, run
 
 import dgemma
 from dgemma._native import ffi, lib

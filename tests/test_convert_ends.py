@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from checkpoints import write_checkpoint
-from converting import leftovers
+from support.checkpoints import write_checkpoint
+from support.converting import leftovers
 
 import dgemma
 from dgemma.convert import convert

@@ -12,8 +12,8 @@ from typing import Any
 import gguf
 import numpy as np
 import pytest
-from checkpoints import write_checkpoint
-from converting import leftovers, refused, run
+from support.checkpoints import write_checkpoint
+from support.converting import leftovers, refused, run
 
 import dgemma
 from dgemma.convert import convert, plan

@@ -8,8 +8,8 @@ from typing import Any
 import gguf
 import numpy as np
 import pytest
-from checkpoints import read_safetensors_header, write_checkpoint, write_raw_safetensors
-from converting import leftovers, refused, run
+from support.checkpoints import read_safetensors_header, write_checkpoint, write_raw_safetensors
+from support.converting import leftovers, refused, run
 
 import dgemma
 from dgemma.convert import convert, plan

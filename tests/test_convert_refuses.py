@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from checkpoints import FULL, SLIDING, read_safetensors_header, write_checkpoint, write_raw_safetensors
-from converting import edit_json, leftovers, refused
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.checkpoints import FULL, SLIDING, read_safetensors_header, write_checkpoint, write_raw_safetensors
+from support.converting import edit_json, leftovers, refused
 
 import dgemma
 from dgemma.convert import convert

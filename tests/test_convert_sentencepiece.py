@@ -8,8 +8,9 @@ from typing import Any
 import gguf
 import pytest
 import sentencepiece
-from checkpoints import write_checkpoint, write_json
-from converting import refused, run
+from fuzz import parser_seeds
+from support.checkpoints import write_checkpoint, write_json
+from support.converting import refused, run
 
 import dgemma
 from dgemma.convert import convert
@@ -113,6 +114,17 @@ def test_the_package_prints_nothing_of_an_odd_piece(spm_checkpoint: Path, capfd:
     file.write_bytes(odd)
     status, _, err = run(capfd, spm_checkpoint, "-o", spm_checkpoint / "out.gguf")
     assert status == 0 and err.count("\n") == 1 and err.startswith(f"{spm_checkpoint / 'out.gguf'}: q4_k_m"), err
+
+
+def test_a_piece_that_the_runtime_does_not_read_is_refused_before_its_merges_are_sought(
+    spm_checkpoint: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are sought in the square of its length."""
+    monkeypatch.setattr("dgemma.convert.tokenizer_model._merges", lambda *_: pytest.fail("merges are sought"))
+    long = parser_seeds._piece(b"ab" * 3500, -4.0)
+    (spm_checkpoint / "tokenizer.model").write_bytes(parser_seeds.sentencepiece()["seed-whole"] + long)
+    err = refused(capsys, 1, spm_checkpoint, "-o", spm_checkpoint / "out.gguf")
+    assert "tokenizer.model: token 10 has 7000 bytes, more than the 1024 there may be" in err
 
 
 @pytest.mark.parametrize(

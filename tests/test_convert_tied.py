@@ -10,10 +10,10 @@ from typing import Any
 import gguf
 import numpy as np
 import pytest
-from checkpoints import stored, write_checkpoint, write_safetensors
-from converting import add_tensor, edit_json, leftovers, refused, rename_tensor, run, tensor_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.checkpoints import stored, write_checkpoint, write_safetensors
+from support.converting import add_tensor, edit_json, leftovers, refused, rename_tensor, run, tensor_of
 
 import dgemma
 from dgemma.convert import convert, plan

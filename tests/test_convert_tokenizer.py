@@ -13,10 +13,10 @@ from typing import Any
 
 import gguf
 import pytest
-from checkpoints import write_checkpoint, write_json
-from converting import edit_json, refused, run
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.checkpoints import write_checkpoint, write_json
+from support.converting import edit_json, refused, run
 from tokenizers import Tokenizer as Reference
 
 import dgemma
@@ -383,6 +383,17 @@ def test_what_the_runtime_does_not_read_is_refused_before_any_weight_is_read(tmp
         err = refused(capsys, 1, tmp_path / "in", *more)
         assert "in/tokenizer.json: token " in err and "has 1500 bytes, more than the 1024" in err
     assert not (tmp_path / "out.gguf").exists()
+
+
+def test_a_token_that_the_runtime_does_not_read_is_refused_before_it_is_merged(
+    tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Merging newlines takes the square of their number."""
+    monkeypatch.setattr("dgemma.convert.steps.merged", lambda *_: pytest.fail("it is merged"))
+    write_checkpoint(tmp_path / "in", layers=1)
+    edit_json(tmp_path / "in" / "tokenizer.json", rename("\n" * 1_000_000))
+    err = refused(capsys, 1, tmp_path / "in", "-o", tmp_path / "out.gguf")
+    assert "in/tokenizer.json: token " in err and "has 1000000 bytes, more than the 1024 there may be" in err
 
 
 @given(st.data())

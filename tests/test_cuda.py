@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cases import GOLDEN, Case, Ours, relative_error, trajectory
+from support.cases import GOLDEN, Case, Ours, relative_error, trajectory
 from test_numbers import WHERE, damage, offsets  # noqa: F401
 
 import dgemma

@@ -11,8 +11,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
-from solve_rate import puzzles
+from measure.solve_rate import puzzles
 
 from dgemma.model import bundled
 from dgemma_start import COMMANDS
@@ -105,9 +106,32 @@ def test_flags_of_commands_exist(page):
             assert set(given) <= {*known, "--help"}, line
 
 
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_explains_every_field_that_it_lists(name):
+    """Each in two columns or more: a name, and what it is."""
+    command = importlib.import_module(COMMANDS[name]).main
+    text = command.get_help(click.Context(command, info_name=name, **command.context_settings))
+    assert text.count("\n") > 20
+    assert [line for line in text.splitlines() if re.search(r"\s(None|Undefined)$", line)] == []
+    assert [param.name for param in command.params if isinstance(param, click.Option) and not param.help] == []
+
+
+def test_lines_have_at_most_120_columns():
+    """Of what no formatter lays out; a row of a table is a line."""
+    folder = ROOT / "runtime" / "dgemma" / "serve" / "page"
+    files = [ROOT / name for name in ("Makefile", "pyproject.toml", ".ci/run", ".pre-commit-config.yaml")]
+    files += [*(ROOT / "tests").glob("*/rules.mk"), *(ROOT / ".github").rglob("*.y*ml"), *PAGES]
+    files += [*(ROOT / "tests" / "models").glob("*/README.md")]
+    files += [file for kind in ("html", "css", "js") for file in folder.glob(f"*.{kind}")]
+    assert len(files) > 30
+    lines = [(name_of(file), line) for file in files for line in file.read_text().splitlines()]
+    assert [each for each in lines if len(each[1]) > 120 and not each[1].startswith("|")] == []
+
+
 @pytest.mark.parametrize("page", WRITTEN, ids=name_of)
 def test_targets_of_make_exist(page):
-    targets = set(re.findall(r"^([a-z-]+):(?!=)", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    rules = [ROOT / "Makefile", *(ROOT / "tests").glob("*/rules.mk")]
+    targets = {name for file in rules for name in re.findall(r"^([a-z-]+):(?!=)", file.read_text(), re.MULTILINE)}
     for line in commands(page):
         if line == "make" or line.startswith("make "):
             asked = {word for word in line.split()[1:] if re.fullmatch(r"[a-z-]+", word)}

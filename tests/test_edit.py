@@ -11,9 +11,9 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from cases import Case
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.cases import Case
 from test_fill import refusal
 from test_run import run
 

@@ -12,9 +12,9 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from commands import Inside
 from hypothesis import given
 from hypothesis import strategies as st
+from support.commands import Inside
 
 import dgemma
 from dgemma.cli.eval import main
@@ -347,6 +347,12 @@ def test_axes_are_read_and_combined():
 def test_what_is_no_axis_is_refused(text):
     with pytest.raises(UsageError, match=r"steps|sweep"):
         read_axes([text])
+
+
+def test_a_sampler_is_an_axis_by_name():
+    assert read_axes(["sampler=entropy-bound"]) == {"sampler": ["entropy-bound"]}
+    with pytest.raises(UsageError, match="sampler must be one of entropy-bound, not 'x'"):
+        read_axes(["sampler=x"])
 
 
 def test_the_front_is_what_nothing_beats():

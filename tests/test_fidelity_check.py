@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from converting import leftovers, run
+from support.converting import leftovers, run
 
 from dgemma.convert import convert
 from dgemma.errors import SystemFailure

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cases import Case
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from solve_rate import puzzles
+from measure.solve_rate import puzzles
+from support.cases import Case
 from test_run import run
 
 import dgemma

@@ -12,11 +12,11 @@ from typing import Any
 import gguf
 import numpy as np
 import pytest
-from checkpoints import write_safetensors
-from commands import Inside
 from fuzz.seeds import TOKENS, TYPES
 from fuzz.seeds import model as write_model
 from gguf import GGMLQuantizationType as Type
+from support.checkpoints import write_safetensors
+from support.commands import Inside
 
 import dgemma
 from dgemma.cli.info import main as info_main

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cases import GOLDEN, Case, Ours, relative_error, trajectory
+from support.cases import GOLDEN, Case, Ours, relative_error, trajectory
 
 import dgemma
 

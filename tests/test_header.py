@@ -8,7 +8,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from solve_rate import puzzles
+from measure.solve_rate import puzzles
 
 from dgemma.model import bundled as bundled_path
 

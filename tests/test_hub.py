@@ -13,10 +13,10 @@ from pathlib import Path
 
 import huggingface_hub.constants
 import pytest
-from checkpoints import write_checkpoint
-from hub_server import Hub, serving
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from support.checkpoints import write_checkpoint
+from support.hub_server import Hub, serving
 
 import dgemma.hub.download
 from dgemma.convert import convert

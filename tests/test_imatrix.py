@@ -9,8 +9,8 @@ from typing import Any
 import gguf
 import numpy as np
 import pytest
-from checkpoints import write_checkpoint
-from converting import leftovers, refused, run
+from support.checkpoints import write_checkpoint
+from support.converting import leftovers, refused, run
 
 from dgemma.convert import convert
 from dgemma.convert.imatrix import FEW, Sums, importance_of, read_imatrix, write_imatrix

@@ -9,8 +9,8 @@ from typing import Any
 import gguf
 import numpy as np
 import pytest
-from checkpoints import TEMPLATE, write_checkpoint
-from commands import Inside
+from support.checkpoints import TEMPLATE, write_checkpoint
+from support.commands import Inside
 
 from dgemma.cli import inspect as facts_module
 from dgemma.cli.info import main

@@ -9,7 +9,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import claims
 import gguf
 import numpy as np
 import odd
@@ -17,6 +16,7 @@ import pytest
 from fuzz.seeds import vocabulary
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from measure import claims
 
 import dgemma
 from dgemma.files.gguf_file import File
@@ -259,11 +259,8 @@ GOES_WITH = {"n_expert_used": {"n_expert": 128}}  # else another rule refuses it
 
 def used(path: Path, context: int = 0) -> tuple[int, int, list[str]]:
     """What a session of the file takes by what the library says, what a step took of memory, and why it was refused."""
-    script = Path(claims.__file__)
-    environment = dict(os.environ, PYTHONPATH=os.pathsep.join([str(script.parent), str(script.parent / "fuzz")]))
-    done = subprocess.run(
-        [sys.executable, script, path, str(context)], capture_output=True, text=True, check=True, env=environment
-    )
+    command = [sys.executable, Path(claims.__file__).parent, "claims", path, str(context)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
     told, taken, *refusal = done.stdout.splitlines()
     return int(told), int(taken), refusal
 

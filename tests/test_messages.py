@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from checkpoints import write_checkpoint
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel
+from support.checkpoints import write_checkpoint
 
 import dgemma
 from dgemma.batch import Batch

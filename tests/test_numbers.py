@@ -9,8 +9,8 @@ from pathlib import Path
 import gguf
 import numpy as np
 import pytest
-from commands import Inside
 from fuzz.seeds import model as write_model
+from support.commands import Inside
 
 import dgemma
 from dgemma.cli.run import main as run

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cases import GOLDEN, Case, Ours, drawn, relative_error, trajectory
+from measure.solve_rate import puzzles
 from models.tidy import tasks
-from solve_rate import puzzles
+from support.cases import GOLDEN, Case, Ours, drawn, relative_error, trajectory
 
 import dgemma
 from dgemma._native import ffi, lib
@@ -22,7 +22,7 @@ SUDOKU, TIDY = (Path(__file__).parent / "models" / name for name in ("sudoku", "
 def hugging_face():
     pytest.importorskip("torch")
     pytest.importorskip("transformers.models.diffusion_gemma")
-    import hugging_face
+    from support import hugging_face
 
     return hugging_face
 

@@ -20,7 +20,7 @@ from typing import Any
 
 import click
 import pytest
-from commands import Inside
+from support.commands import Inside
 
 import dgemma
 from dgemma.bench.synthetic import Synthetic, make

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 from models.tidy import tasks
-from serving import PATIENCE, Live, get, serving
+from support.serving import PATIENCE, Live, get, serving
 
 import dgemma
 from dgemma.model import bundled

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
-from fuzz import parsers
+from fuzz import parser_seeds, parsers
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-sys.path.insert(0, str(Path(parsers.__file__).parent))
-import parser_seeds
 
 CORPUS = Path(parsers.__file__).parent / "corpus"
 FILES = [(name, file) for name in parsers.TARGETS for file in sorted((CORPUS / name).iterdir())]

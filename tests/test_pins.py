@@ -7,8 +7,8 @@ from itertools import pairwise
 import gguf
 import numpy as np
 import pytest
-from cases import Case
-from solve_rate import puzzles
+from measure.solve_rate import puzzles
+from support.cases import Case
 from test_sampler import accept, choose, draws
 
 import dgemma

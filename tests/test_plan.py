@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from commands import Inside
+from support.commands import Inside
 
 from dgemma.bench.plan import described, find_machine, machines, plan, rates
 from dgemma.bench.synthetic import Synthetic, blueprint

@@ -168,7 +168,11 @@ def test_options_are_those_of_the_library(model: dgemma.Model) -> None:
     published = {"steps": 48, "entropy_bound": 0.1, "t_min": 0.4, "t_max": 0.8, "stability": 1, "confidence": 0.005}
     own = {"plateau": 0, "settled": False, "short_canvas": False, "pins_conditioned": False, "retries": 0}
     own["commit"] = 0
-    assert used == {"max_tokens": 96, **published, "seed": 0, **own} == model.settings(effort="reference")
+    assert (
+        used
+        == {"max_tokens": 96, "sampler": "entropy-bound", **published, "seed": 0, **own}
+        == model.settings(effort="reference")
+    )
     assert model.settings(**dict.fromkeys(used)) == used  # None is the default
     assert model.settings(**used) == used
     assert model.settings(seed=2**64 - 1)["seed"] == 2**64 - 1
@@ -214,14 +218,17 @@ def test_an_unknown_option_is_named_beside_the_known(model: dgemma.Model) -> Non
         ("confidence", -1e-9),
         ("seed", -1),
         ("seed", 2**64),
+        ("sampler", "greedy"),
     ],
 )
-def test_a_value_out_of_range_is_refused_by_name(model: dgemma.Model, name: str, value: float) -> None:
+def test_a_value_out_of_range_is_refused_by_name(model: dgemma.Model, name: str, value: float | str) -> None:
     with pytest.raises(dgemma.UsageError, match=f"^{name} must be "):
         model.stream(EASY, **{name: value})
 
 
-@pytest.mark.parametrize(("name", "value"), [("steps", 2.5), ("steps", "4"), ("t_min", "0.4"), ("seed", True)])
+@pytest.mark.parametrize(
+    ("name", "value"), [("steps", 2.5), ("steps", "4"), ("t_min", "0.4"), ("seed", True), ("sampler", 0)]
+)
 def test_a_value_of_another_type_is_refused_by_name(model: dgemma.Model, name: str, value: object) -> None:
     with pytest.raises(TypeError, match=f"^{name} must be a"):
         model.generate(EASY, **{name: value})

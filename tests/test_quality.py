@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from solve_rate import puzzles, solve_rate
+from measure.solve_rate import puzzles, solve_rate
 
 import dgemma
 
@@ -43,7 +43,7 @@ def test_argmax_agrees_along_trajectories(backend, exact):
 
 @pytest.mark.parametrize("backend", FAST)
 def test_puzzles_are_solved_as_often(backend, exact):
-    """A short form of the comparison; solve_rate.py has the long one."""
+    """A short form of the comparison; tests/measure/solve_rate.py has the long one."""
     with dgemma.Model(backend=backend) as fast:
         rates = [solve_rate(model, 44, count=20) for model in (exact, fast)]
     assert abs(rates[0].solved - rates[1].solved) <= 1, rates

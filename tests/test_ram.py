@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from solve_rate import puzzles
+from measure.solve_rate import puzzles
 from test_convert_gguf import halves, rewritten
 
 import dgemma

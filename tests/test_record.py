@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.cells import cell_len
-from terminal import RUN, on_terminal
+from support.terminal import RUN, on_terminal
 
 import dgemma
 from dgemma.cli.frames import LOOKS, Cell, Frame, Framer, lines, shown, sparkline

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from checkpoints import write_checkpoint
-from commands import Inside
-from converting import refused
+from support.checkpoints import write_checkpoint
+from support.commands import Inside
+from support.converting import refused
 
 import dgemma
 from dgemma.bench.plan import find_machine

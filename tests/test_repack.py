@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from solve_rate import puzzles
+from measure.solve_rate import puzzles
 
 import dgemma
 from dgemma.cli.run import main

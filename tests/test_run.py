@@ -13,13 +13,13 @@ import time
 from pathlib import Path
 
 import pytest
-from cases import Case
-from terminal import RUN, on_terminal, screen
+from support.cases import Case
+from support.terminal import RUN, on_terminal, screen
 
 import dgemma
 from dgemma.convert import convert
 from dgemma.model import bundled
-from dgemma.options import options
+from dgemma.options import options, samplers
 
 SUDOKU = Path(__file__).parent / "models" / "sudoku"
 FOREVER = ["--steps", "100000", "--confidence", "0"]
@@ -122,9 +122,15 @@ def test_bytes_that_are_no_text_do_not_stop_it() -> None:
 def test_every_generation_option_is_a_flag_and_reaches_the_model() -> None:
     flags = []
     for name, option in options().items():
-        flags += ["--" + name.replace("_", "-")] + ([] if option.flag else ["1"])
+        flags += ["--" + name.replace("_", "-")] + ([] if option.flag else [list(option.choices or ["1"])[-1]])
     told = json.loads(run("--json", *flags, given=PROMPT).stdout)
-    assert told["settings"] == dict.fromkeys(options(), 1)
+    assert told["settings"] == dict.fromkeys(options(), 1) | {"sampler": list(samplers())[-1]}
+
+
+def test_samplers_are_told_by_name_and_others_refused() -> None:
+    text = " ".join(run("--help").stdout.decode().split())
+    assert next(iter(samplers())) == "entropy-bound" and all(name in text for name in samplers())
+    assert "'greedy'" in (line := refused(2, "--sampler", "greedy", "-p", PROMPT)) and "entropy-bound" in line
 
 
 def test_an_effort_is_the_settings_that_its_help_names() -> None:
@@ -357,7 +363,7 @@ def test_the_clock_ticks_ctrl_c_is_acknowledged_at_once_and_the_second_ends_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: list[str]
 ) -> None:
     (tmp_path / "stuck.py").write_text(STUCK)
-    monkeypatch.setattr("terminal.RUN", [sys.executable, str(tmp_path / "stuck.py")])
+    monkeypatch.setattr("support.terminal.RUN", [sys.executable, str(tmp_path / "stuck.py")])
     code, written = on_terminal("-p", PROMPT, *flags, stop_at=["· 3 s", "stopping"])
     assert code == 130 and "· 2 s" in written and "Traceback" not in written
     assert screen(written) == [""] and written.count("\x1b[?25l") == written.count("\x1b[?25h")

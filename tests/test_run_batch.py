@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from commands import Inside
 from models.tidy import tasks
+from support.commands import Inside
 
 import dgemma
 from dgemma.batch import Batch

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from cases import Case
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from solve_rate import puzzles
+from measure.solve_rate import puzzles
+from support.cases import Case
 
 import dgemma
 from dgemma._native import ffi, lib
@@ -112,28 +112,32 @@ def test_choice_is_entropy_argmax_and_inverse_cdf(z, seed):
         assert choice.entropy == pytest.approx(entropy[i], abs=1e-6)
 
 
+def accepted(entropy: np.ndarray, bound: float) -> np.ndarray:
+    """Ask the library."""
+    out, error = np.zeros(len(entropy), np.bool_), ffi.new("dg_error *")
+    arrays = ffi.from_buffer("float[]", entropy), len(entropy), bound, ffi.from_buffer("bool[]", out)
+    assert lib.dg_accept(*arrays, error) == lib.DG_OK
+    return out
+
+
 # few different values: many ties
-entropies = st.lists(st.sampled_from([0.0, 0.01, 0.03, 0.05, 0.1, 2.0]), min_size=1, max_size=64)
+entropies = st.lists(st.sampled_from([0.0, 0.01, 0.03, 0.05, 0.1, 2.0, np.inf, np.nan]), min_size=1, max_size=64)
 
 
 @settings(max_examples=300)
 @given(entropies, st.sampled_from([0.0, 0.03, 0.1, 0.25, 1e9]))
 def test_acceptance_is_by_entropy_then_position(entropy, bound):
+    """NaN comes last."""
     array = np.array(entropy, np.float32)
-    accepted = np.zeros(len(array), np.bool_)
-    error = ffi.new("dg_error *")
-    status = lib.dg_accept(
-        ffi.from_buffer("float[]", array), len(array), bound, ffi.from_buffer("bool[]", accepted), error
-    )
-    assert status == 0
-    assert (accepted == accept(array, bound)).all()
+    assert (accepted(array, bound) == accept(array, bound)).all()
 
 
-def test_most_certain_position_is_always_accepted():
+@pytest.mark.parametrize("n", [1, 20, 1024])
+def test_most_certain_position_is_always_accepted(n):
     """Nothing stands before it, so even a bound of 0 lets it through: a canvas always moves."""
     for seed in range(50):
-        entropy = np.random.default_rng(seed).uniform(0.5, 3, 20).astype(np.float32)
-        assert accept(entropy, 0.0).sum() == 1
+        entropy = np.random.default_rng(seed).uniform(0.5, 3, n).astype(np.float32)
+        assert np.flatnonzero(accepted(entropy, 0.0)).tolist() == [entropy.argmin()]
 
 
 def test_draws_do_not_depend_on_their_neighbours():

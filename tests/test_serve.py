@@ -22,23 +22,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 from openai.types import completion_create_params as text_params
 from openai.types.chat import completion_create_params as chat_params
-from serving import PATIENCE, Live, get, post, serving, soon
 from starlette.requests import Request
+from support.serving import PATIENCE, Live, get, post, serving, soon
 
 import dgemma
 from dgemma.chat.answer_parser import Delta, read
 from dgemma.options import options
-from dgemma.serve.app import Answering
+from dgemma.serve.app import ActiveRequest
 from dgemma.serve.auth import is_loopback
 from dgemma.serve.edits import EditDiffusion, EditRequest
 from dgemma.serve.errors import Refusal
-from dgemma.serve.generation import Turns
+from dgemma.serve.generation import WorkerEvents
 from dgemma.serve.lifecycle import listen
 from dgemma.serve.metrics import Metrics
 from dgemma.serve.parameters import PARAMETERS, parameters
 from dgemma.serve.requests import ChatRequest, Diffusion, TextRequest
 from dgemma.serve.sessions import Pool
-from dgemma.serve.stops import Stops
+from dgemma.serve.stops import StopFilter
 from dgemma.serve.worker import Job, Worker
 
 PUZZLE = (Path(__file__).parent / "models" / "sudoku" / "puzzle.txt").read_text()
@@ -102,7 +102,11 @@ def test_a_canvas_with_pins_is_kept(sudoku: Live, bundled: dgemma.Model) -> None
 def test_a_chat_is_what_the_model_generates_whole_or_streamed(live: Live, chat_model: dgemma.Model) -> None:
     expected = chat_model.generate([{"role": "user", "content": "why"}], seed=7, **SHORT)
     parts = read(chat_model.tokenizer, expected.ids)
-    given = {"seed": 7, "max_tokens": 70, "extra_body": {"diffusion": {"steps": 3, "events": None, "effort": None}}}
+    given = {
+        "seed": 7,
+        "max_tokens": 70,
+        "extra_body": {"diffusion": {"sampler": "entropy-bound", "steps": 3, "events": None, "effort": None}},
+    }
     answer = live.chat("why", **given)
     whole = answer.choices[0]
     calls = "".join(call.text for call in parts.calls)  # without tools in the request, they are text
@@ -200,8 +204,8 @@ def test_an_answer_ends_before_a_stop_text(live: Live, chat_model: dgemma.Model,
 @given(st.lists(st.text("ab", max_size=4)), st.lists(st.text("ab", min_size=1, max_size=4), max_size=3))
 def test_stops_do_not_depend_on_how_a_text_is_cut(parts: list[str], stops: list[str]) -> None:
     def heard(pieces: list[str]) -> str:
-        waits = Stops(tuple(stops))
-        told = [delta.text for piece in pieces for delta in waits.hear([Delta("text", piece)])]
+        waits = StopFilter(tuple(stops))
+        told = [delta.text for piece in pieces for delta in waits.feed([Delta("text", piece)])]
         return "".join(told + ([] if waits.hit else [delta.text for delta in waits.finish()]))
 
     text = "".join(parts)
@@ -246,6 +250,7 @@ def test_what_is_ignored_is_named(live: Live) -> None:
         ({"nonsense": 1}, "nonsense"),
         ({"diffusion": {"nonsense": 1}}, "diffusion.nonsense"),
         ({"diffusion": {"steps": 0}}, "diffusion.steps"),
+        ({"diffusion": {"sampler": "greedy"}}, "diffusion.sampler"),
         ({"diffusion": {"effort": "lazy"}}, "diffusion.effort"),
         ({"diffusion": {"seed": 1}, "seed": 1}, "seed"),
         ({"seed": -1}, "seed"),
@@ -363,7 +368,7 @@ def test_what_a_request_held_goes_with_it(live: Live) -> None:
     """At once, not when Python next looks for cycles: that is seldom, and a refused body may be megabytes."""
 
     def held() -> int:
-        return sum(isinstance(each, (Answering, Job, Refusal, Request)) for each in gc.get_objects())
+        return sum(isinstance(each, (ActiveRequest, Job, Refusal, Request)) for each in gc.get_objects())
 
     asked = {"model": live.model, "messages": [{"role": "user", "content": "why"}], "max_tokens": 70}
     streamed = {**asked, "stream": True}
@@ -476,7 +481,7 @@ def test_who_asks_much_does_not_keep_others_waiting(chat_model: dgemma.Model) ->
     gates = {name: threading.Event() for name in ("first", "a1", "a2", "a3", "b1", "c1")}
 
     def job(name: str, client: str) -> Job:
-        def begin(session: dgemma.Session, waited: float) -> Turns:
+        def begin(session: dgemma.Session, waited: float) -> WorkerEvents:
             begun.append(name)
             assert gates[name].wait(PATIENCE)
             yield from ()
@@ -503,21 +508,21 @@ def test_the_longest_beginning_wins_within_the_budget(chat_model: dgemma.Model) 
     kept = {}
     for text in ("the sky is blue and why", "you are a model with it"):
         ids = chat_model.prompt_ids([{"role": "user", "content": text}])
-        slot = pool.take(ids, 64)
+        slot = pool.acquire(ids, 64)
         assert slot is not None
         slot.session.prompt(ids)
-        slot.held = slot.session.length
+        slot.peak = slot.session.length
         kept[text] = (slot, ids)
-        pool.give(slot)
+        pool.release(slot)
     for slot, ids in kept.values():
-        assert pool.take([*ids, 20], 64) is slot
-        pool.give(slot)
-    first, second = (pool.take(ids, 64) for _, ids in kept.values())
-    assert first is not second and pool.take([2], 64) is None, "a third beside two is beyond the budget"
+        assert pool.acquire([*ids, 20], 64) is slot
+        pool.release(slot)
+    first, second = (pool.acquire(ids, 64) for _, ids in kept.values())
+    assert first is not second and pool.acquire([2], 64) is None, "a third beside two is beyond the budget"
     assert pool.bytes <= 2.5 * one
-    pool.give(second)
-    pool.give(first)
-    third = pool.take([2], 64)
+    pool.release(second)
+    pool.release(first)
+    third = pool.acquire([2], 64)
     assert third is first and third.session.length == 0, "the one used longest ago gives its memory"
     assert pool.bytes <= 2.5 * one
     pool.close()

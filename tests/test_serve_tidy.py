@@ -12,7 +12,7 @@ import httpx
 import openai
 import pytest
 from models.tidy import tasks
-from serving import Live, post, serving
+from support.serving import Live, post, serving
 
 import dgemma
 from dgemma.model import bundled

@@ -12,8 +12,8 @@ from contextlib import aclosing
 
 import numpy as np
 import pytest
-from cases import Case
-from solve_rate import puzzles
+from measure.solve_rate import puzzles
+from support.cases import Case
 from test_sampler import accept
 
 import dgemma

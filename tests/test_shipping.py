@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from lowest import pins, required
+from support.lowest_versions import pins, required
 
 import dgemma
 from dgemma import _native

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from solve_rate import puzzles
+from measure.solve_rate import puzzles
 
 import dgemma
 

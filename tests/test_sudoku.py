@@ -5,14 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from solve_rate import puzzles, solve_rate
+from measure.solve_rate import puzzles, solve_rate
 
 from dgemma.convert import convert
 from dgemma.model import bundled as bundled_path
 
 SUDOKU = Path(__file__).parent / "models" / "sudoku"
 
-# blanks: least solved of 20, most mean steps. The whole table over 100 puzzles and 5 seeds: solve_rate.py.
+# blanks: least solved of 20, most mean steps. tests/measure/solve_rate.py has the table of 100 puzzles and 5 seeds.
 SHORT = {20: (20, 2.3), 30: (20, 2.5), 36: (20, 3.0), 40: (19, 5.0), 44: (18, 7.5), 48: (16, 20.0)}
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from checkpoints import write_checkpoint
+from support.checkpoints import write_checkpoint
 
 import dgemma
 from dgemma.chat.template import Renderer, render

@@ -19,11 +19,11 @@ from unittest import mock
 import gguf
 import numpy as np
 import pytest
-from checkpoints import write_checkpoint
 from conftest import CHAT_TEMPLATE
 from hypothesis import given
 from hypothesis import strategies as st
-from terminal import INSTALLED, Typing, environment, on_terminal, streams
+from support.checkpoints import write_checkpoint
+from support.terminal import INSTALLED, Typing, environment, on_terminal, streams
 
 import dgemma
 from dgemma.chat.answer_parser import Delta, Reader

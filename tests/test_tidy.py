@@ -6,8 +6,8 @@ from itertools import islice
 from pathlib import Path
 
 import pytest
+from measure.success_rate import FORMS, names, success_rate
 from models.tidy import shipped, tasks
-from success_rate import FORMS, names, success_rate
 
 import dgemma
 from dgemma.convert import convert
@@ -18,7 +18,7 @@ TIDY = Path(__file__).parent / "models" / "tidy"
 
 @pytest.mark.parametrize(("form", "task"), [(form, task) for form in FORMS for task in names(form)])
 def test_it_does_what_it_was_trained_for(tidy: dgemma.Model, form: str, task: str) -> None:
-    """Held-out cases; the whole table over 100 of each and three seeds: success_rate.py."""
+    """Held-out cases; the whole table over 100 of each and three seeds: tests/measure/success_rate.py."""
     rate = success_rate(tidy, task, form, count=10)
     assert rate.right >= 8, f"{rate.right} of {rate.tries}: {rate.first_wrong}"
 

@@ -1,5 +1,5 @@
-/* The CPU backends: what they share, the plain C reference of every other op, and what each instruction set
- * replaces. */
+/* The CPU backends: operations that all share, the plain C reference of all others, and the faster versions that each
+ * instruction set has. */
 #ifndef DG_CPU_H
 #define DG_CPU_H
 
@@ -10,8 +10,8 @@
 #include "ops.def"
 #undef DG_OP
 
-/* An instruction set of isa.def. `simd` replaces, in a table that holds the reference's functions, what the set does
- * faster in float32; `gemm` then the products that round activations to 8 bits. */
+/* An instruction set of isa.def. In a table with the reference's functions, `simd` replaces those that the set computes
+ * faster in float32; then `gemm` replaces the products that round activations to 8 bits. */
 typedef void (*ops_install)(ops *o);
 typedef struct isa {
     const char *backend; /* "cpu-avx2" */
@@ -26,18 +26,18 @@ const isa *isa_usable(int32_t i);
 #include "isa.def"
 #undef DG_ISA
 
-/* Attention takes (query, head) rows and keys in blocks: of rows as many as stay in L2 with the keys, at most ROWS. */
+/* Attention processes (query, head) rows and keys in blocks: as many rows as fit into L2 together with the keys. */
 enum { ATTENTION_ROWS = 240, ATTENTION_KEYS = 128, ATTENTION_ROW_FLOATS = 120 * 512 };
 static inline int64_t attention_rows(int64_t dim) {
     return dim * ATTENTION_ROWS <= ATTENTION_ROW_FLOATS ? ATTENTION_ROWS : (ATTENTION_ROW_FLOATS / dim + 11) / 12 * 12;
 }
 
-/* Floats of scratch that this needs. */
+/* The floats of scratch memory that attention needs. */
 static inline int64_t attention_scratch(int64_t dim) {
     return (2 * ATTENTION_KEYS + dim) * attention_rows(dim) + ATTENTION_KEYS * ((dim + 63) / 64 * 64);
 }
 
-/* Which (token, slot) pairs go to which expert: pairs[start[e] .. start[e + 1]) = token * k + slot, in rising order. */
+/* The (token, slot) pairs of each expert: pairs[start[e] .. start[e + 1]) = token * k + slot, in rising order. */
 typedef struct expert_groups {
     int32_t *start; /* [n_expert + 1] */
     int32_t *pairs; /* [n * k] */
@@ -49,11 +49,11 @@ typedef struct expert_groups {
     char *rest;     /* of the work: what is left for whoever groups */
 } expert_groups;
 
-/* Carves the groups out of the experts op's work and fills start and pairs. */
+/* Places the groups in the work memory of the operation `experts`, and fills start and pairs. */
 expert_groups group_by_expert(void *work, const int32_t *experts, int64_t n, int64_t k, int64_t d_model,
                               int64_t d_expert, int64_t n_expert);
 
-/* Puts the experts to compute now into g->list and returns how many; 0: all are done. */
+/* Writes the experts to compute now to g->list, and returns their number; 0: all are done. */
 int32_t next_experts(const expert_feed *feed, expert_groups *g);
 
 /* y[i][d] = sum over slots, in order, of weights[i][s] * out[i * k + s][d] */

@@ -8,9 +8,9 @@
 #include "carve.h"
 
 enum {
-    STRIPS = 4, /* of GEMM_ROWS rows: what a thread takes at a time */
-    AHEAD = 2,  /* column blocks between asking for the weights and using them */
-    TOGETHER = 16, /* rows whose scales share a cache line: a thread rounds them all */
+    STRIPS = 4,    /* strips of GEMM_ROWS rows that a thread computes at a time */
+    AHEAD = 2,     /* column blocks between the prefetch of weights and their use */
+    TOGETHER = 16, /* rows whose scales share a cache line: one thread rounds them all */
 };
 
 static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -32,7 +32,7 @@ static int64_t depth_of(const gemm_kernel *k, int64_t cols) {
 
 /* ---- Activations ---- */
 
-/* Carves off the front of *at. */
+/* Takes the memory at *at, and moves *at behind it. */
 static void *take(char **at, int64_t items, size_t bytes) {
     void *here = *at;
     *at += carve_bytes(items, bytes);
@@ -77,7 +77,7 @@ gemm_input gemm_quantise(const ops *o, const gemm_kernel *k, const float *values
 
 /* ---- Panels ---- */
 
-/* Where the rows of a strip lie: each for itself, or repacked, `together` in one. */
+/* The addresses of a strip's rows: one for each row or, repacked, one for `together` rows. */
 typedef struct sources {
     const uint8_t *rows[GEMM_ROWS];
     int64_t count, together;
@@ -96,12 +96,12 @@ static sources sources_of(const gemm_strip *s) {
     return from;
 }
 
-/* Asks for one column block of a strip, a cache line at a time: its first half of rows, or its second. More at once
- * than the processor can wait for would hold up what it computes. */
+/* Prefetches one column block of a strip, for the first or the second half of its rows. More prefetches at once than
+ * the processor can track would stall the computation. */
 static void prefetch(const sources *from, int64_t at, int64_t bytes, int half) {
     for (int64_t r = half * from->count / 2; r < (half + 1) * from->count / 2; r++)
         for (int64_t i = 0; i < bytes * from->together; i += 64)
-            __builtin_prefetch(from->rows[r] + at * from->together + i, 0, 2); /* to L2: L1 is full of the panel */
+            __builtin_prefetch(from->rows[r] + at * from->together + i, 0, 2); /* into L2: the panel fills L1 */
 }
 
 void gemm_product(const gemm_kernel *k, gemm_panel *p, const gemm_strip *s, const gemm_strip *next, const gemm_input *x,
@@ -121,7 +121,7 @@ void gemm_product(const gemm_kernel *k, gemm_panel *p, const gemm_strip *s, cons
     }
 }
 
-/* Sums of a panel's rows, fewer at a matrix's end. */
+/* Copies the sums of a panel's rows to y; at the end of a matrix there are fewer than GEMM_ROWS. */
 static void put(float *y, const float *acc, int64_t rows) {
     if (rows >= GEMM_ROWS) memcpy(y, acc, GEMM_ROWS * sizeof *y); /* a constant size: a few moves */
     else memcpy(y, acc, (size_t)rows * sizeof *y);

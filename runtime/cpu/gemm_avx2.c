@@ -1,5 +1,5 @@
-/* Integer products on AVX2: unsigned codes times signed activations, summed in int16 as deep as the codes allow,
- * widened by a multiplication with the scale itself.
+/* Integer products on AVX2: unsigned codes times signed activations are summed in int16 over as many columns as the
+ * size of the codes allows; the multiplication by the scale then widens the sums to int32.
  *
  * int16 sums wrap, so only a sub-block's final sum must fit. With codes up to 15 or centred on an offset of 16, 32
  * columns do (16 products of at most 16 * 127 per lane); with an offset of 32, or codes up to 31, 16 columns do.

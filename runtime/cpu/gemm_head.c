@@ -1,8 +1,11 @@
-/* The output head in one pass that stores no logits: each thread multiplies a group of the vocabulary, chunk by
- * chunk, and keeps per row and chunk the peak and two sums, and per row and group the likely ids. From these come
- * entropy, argmax, the draw, and what self-conditioning needs, with the share of what was left out known exactly.
+/* The output head and self-conditioning with quantised weights, without storing logits.
  *
- * Nothing depends on which thread passes which group, so the results are the same for any number of threads.
+ * The vocabulary is cut into groups, and a group into chunks. A thread computes the logits of one group, chunk by
+ * chunk. For each row and chunk it stores the largest logit (the peak) and two sums, and for each row and group the
+ * likely ids. From these, entropy, argmax and the sampled id of a row are computed, and for self-conditioning the
+ * probabilities of the likely ids; the probability of all other ids together is known exactly.
+ *
+ * No result depends on which thread computes which group, so results are the same for any number of threads.
  */
 #include <math.h>
 #include <stdatomic.h>
@@ -12,25 +15,27 @@
 #include "gemm.h"
 #include "self_condition.h"
 
-/* An id is likely when it is within this of the row's peak, in nats: enough for the certificate below where a row
- * hesitates between a dozen words (normal logits: 600 ids are kept where e^entropy is 8). A chunk that stays
- * NEGLIGIBLE nats below the row's peak adds less than 1e-12 to its sums and is passed over. */
+/* An id is likely if its logit is at most REACH nats below the row's peak. This is enough for the error bound in
+ * condition_item() where a row has about a dozen probable tokens (for normally distributed logits: 600 ids are kept
+ * where e^entropy is 8). A chunk whose peak is NEGLIGIBLE nats below the row's adds less than 1e-12 to the row's sums,
+ * and is skipped. */
 #define REACH 15.0f
 #define NEGLIGIBLE 40.0f
 
 static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
-typedef struct heading {
+/* The arguments of gemm_head(). */
+typedef struct head_args {
     const ops *o;
     const gemm_kernel *k;
     const tensor *table;
-    const gemm_input *x; /* the rows of all parts */
+    const gemm_input *x; /* [n] the rows of all parts */
     const head_part *parts;
-    int64_t n;
-    float cap;
-} heading;
+    int64_t n; /* rows of all parts */
+    float cap; /* softcap */
+} head_args;
 
-/* A row of x: the i-th of a part. */
+/* Row i of a part. */
 typedef struct head_row {
     const head_part *part;
     self_cond *s;
@@ -38,7 +43,7 @@ typedef struct head_row {
     float slope; /* 1 / temperature */
 } head_row;
 
-static head_row row_at(const heading *a, int64_t row) {
+static head_row row_at(const head_args *a, int64_t row) {
     const head_part *p = a->parts;
     while (row >= p->n) {
         row -= p->n;
@@ -47,16 +52,19 @@ static head_row row_at(const heading *a, int64_t row) {
     return (head_row){p, p->next, row, 1.0f / *p->temperature};
 }
 
-static float squashed(const heading *a, float logit, float slope) { return a->cap * tanhf(logit / a->cap) * slope; }
+/* A logit after softcap, divided by the temperature. */
+static float squashed(const head_args *a, float logit, float slope) { return a->cap * tanhf(logit / a->cap) * slope; }
 
-/* Of two likely ids, whether the first is the one to let go: the smaller, of equals the later. */
+/* Whether likely id i is dropped before j: the one with the smaller logit; of equal ones, the larger id. */
 static bool lesser(const self_cond_list *l, int32_t i, int32_t j) {
     return l->z[i] < l->z[j] || (l->z[i] == l->z[j] && l->ids[i] > l->ids[j]);
 }
 
-/* Moves the item at the top of a heap, the least of it first, down to its place. */
-static void sift(self_cond_list *l, int32_t at) {
-    for (int32_t child; (child = 2 * at + 1) < SELF_COND_GROUP_IDS; at = child) {
+/* Moves item `at` of a binary heap, whose smallest item is first, down to where it belongs. */
+static void sift_down(self_cond_list *l, int32_t at) {
+    for (;;) {
+        int32_t child = 2 * at + 1;
+        if (child >= SELF_COND_GROUP_IDS) return;
         if (child + 1 < SELF_COND_GROUP_IDS && lesser(l, child + 1, child)) child++;
         if (!lesser(l, child, at)) return;
         const int32_t id = l->ids[at];
@@ -65,43 +73,47 @@ static void sift(self_cond_list *l, int32_t at) {
         l->z[at] = l->z[child];
         l->ids[child] = id;
         l->z[child] = z;
+        at = child;
     }
 }
 
-/* Keeps the SELF_COND_GROUP_IDS largest; of equals those that came first. A full list is a heap. */
+/* Adds an id to a list, which keeps the SELF_COND_GROUP_IDS largest logits; of equal ones, those that were added
+ * first. Once a list is full, it is a heap. */
 static void keep(self_cond_list *l, int32_t id, float z) {
     if (l->count < SELF_COND_GROUP_IDS) {
         l->ids[l->count] = id;
         l->z[l->count++] = z;
-        for (int32_t i = SELF_COND_GROUP_IDS / 2 - 1; l->count == SELF_COND_GROUP_IDS && i >= 0; i--) sift(l, i);
+        if (l->count < SELF_COND_GROUP_IDS) return;
+        for (int32_t i = SELF_COND_GROUP_IDS / 2 - 1; i >= 0; i--) sift_down(l, i);
     } else if (z > l->z[0]) {
         l->ids[0] = id;
         l->z[0] = z;
-        sift(l, 0);
+        sift_down(l, 0);
     }
 }
 
-/* One row of a chunk: z[count] are its logits. */
-static void pass_row(const heading *a, head_row r, int64_t chunk, float *z, int64_t count, float *group_peak) {
+/* Computes the peak, the sums and the likely ids of a row in a chunk; z[count] are the raw logits, which are changed.
+ * group_peak: the largest scaled logit of the row in this group so far. */
+static void pass_row(const head_args *a, head_row r, int64_t chunk, float *z, int64_t count, float *group_peak) {
     self_cond *s = r.s;
     self_cond_part *sums = &s->parts[chunk * s->n + r.i];
     sums->peak = squashed(a, a->o->gemm->peak(z, count), r.slope); /* softcap is monotone, and NaN stays NaN */
     sums->total = sums->moment = 0.0f;
     const float floor = s->floors[r.i] > *group_peak ? s->floors[r.i] : *group_peak;
-    if (!(sums->peak >= floor - NEGLIGIBLE)) return; /* NaN too */
+    if (!(sums->peak >= floor - NEGLIGIBLE)) return; /* also where the peak is NaN */
     a->o->gemm->squash(z, count, a->cap, r.slope);
     sums->peak = a->o->gemm->peak(z, count);
     a->o->gemm->sums(z, count, sums->peak, &sums->total, &sums->moment);
     if (sums->peak > *group_peak) *group_peak = sums->peak;
-    const float bar = (floor > sums->peak ? floor : sums->peak) - REACH;
-    if (sums->peak < bar) return;
+    const float least_likely = (floor > sums->peak ? floor : sums->peak) - REACH;
+    if (sums->peak < least_likely) return;
     self_cond_list *list = &s->lists[chunk * SELF_COND_CHUNK / SELF_COND_GROUP * s->n + r.i];
     for (int64_t v = 0; v < count; v++)
-        if (z[v] >= bar) keep(list, (int32_t)(chunk * SELF_COND_CHUNK + v), z[v]);
+        if (z[v] >= least_likely) keep(list, (int32_t)(chunk * SELF_COND_CHUNK + v), z[v]);
 }
 
-/* Logits of a chunk for some rows of x: z[i][SELF_COND_CHUNK]. */
-static void chunk_logits(const heading *a, const gemm_scratch *r, int64_t chunk, const int32_t *tokens, int64_t n,
+/* Computes the raw logits of a chunk for the rows tokens[n] of x: z[n][SELF_COND_CHUNK]. */
+static void chunk_logits(const head_args *a, const gemm_scratch *r, int64_t chunk, const int32_t *tokens, int64_t n,
                          float *z) {
     const int64_t begin = chunk * SELF_COND_CHUNK, end = least(begin + SELF_COND_CHUNK, a->table->rows);
     for (int64_t row = begin; row < end; row += GEMM_ROWS) {
@@ -112,8 +124,9 @@ static void chunk_logits(const heading *a, const gemm_scratch *r, int64_t chunk,
     }
 }
 
+/* Computes one group of the vocabulary for all rows. */
 static void group_item(void *arg, int64_t group, int32_t thread) {
-    const heading *a = arg;
+    const head_args *a = arg;
     const gemm_scratch r = gemm_scratch_for(a->o, thread);
     const int64_t end = least((group + 1) * SELF_COND_GROUP, a->table->rows);
     for (int64_t from = 0; from < a->n; from += GEMM_HEAD_ROWS) {
@@ -135,9 +148,10 @@ static void group_item(void *arg, int64_t group, int32_t thread) {
     }
 }
 
-/* What a row's peak is at least: the scaled logit of the last step's best id, if there was one. */
+/* Computes a lower bound of a row's peak: the scaled logit of the id that was best at the last step, if there was one.
+ */
 static void floor_item(void *arg, int64_t row, int32_t thread) {
-    const heading *a = arg;
+    const head_args *a = arg;
     const head_row at = row_at(a, row);
     at.s->floors[at.i] = -INFINITY;
     if (!at.s->started || at.s->argmax[at.i] < 0) return;
@@ -148,7 +162,8 @@ static void floor_item(void *arg, int64_t row, int32_t thread) {
     at.s->floors[at.i] = squashed(a, r.acc[id % GEMM_ROWS], at.slope);
 }
 
-/* A row from its parts: entropy, argmax, where the draw falls, and the likely ids' shares. */
+/* Merges the results of all chunks of a row: entropy, argmax, the chunk of the sampled id, and the probabilities of the
+ * likely ids. */
 static void merge_item(void *arg, int64_t row, int32_t thread) {
     const head_row at = row_at(arg, row);
     self_cond *s = at.s;
@@ -176,16 +191,16 @@ static void merge_item(void *arg, int64_t row, int32_t thread) {
         total += (double)p->total * scale;
         moment += ((double)p->moment + (double)p->total * below) * scale;
     }
-    const double aim = at.part->u[i] * total;
+    const double target = at.part->u[i] * total; /* the sampled id is the first whose cumulative sum passes this */
     double sum = 0.0;
     s->chunks[i] = -1;
     for (int64_t c = 0; c < chunks && s->chunks[i] < 0; c++) {
         const self_cond_part *p = &s->parts[c * s->n + i];
         if (p->total == 0.0f) continue;
         const double scale = exp((double)p->peak - (double)peak), share = (double)p->total * scale;
-        if (sum + share > aim) {
+        if (sum + share > target) {
             s->chunks[i] = (int32_t)c;
-            s->aims[i] = (aim - sum) / scale;
+            s->aims[i] = (target - sum) / scale;
         }
         sum += share;
     }
@@ -210,9 +225,9 @@ static void merge_item(void *arg, int64_t row, int32_t thread) {
     at.part->out[i] = (dg_choice){entropy > 0.0 ? (float)entropy : 0.0f, best, best};
 }
 
-/* The draw of a row within its chunk: the first id at which the sum passes the aim. */
+/* Finds the sampled id of a row in its chunk: the first one at which the cumulative sum passes s->aims. */
 static void draw_item(void *arg, int64_t row, int32_t thread) {
-    const heading *a = arg;
+    const head_args *a = arg;
     const head_row at = row_at(a, row);
     const self_cond *s = at.s;
     const int64_t chunk = s->chunks[at.i], count = least(SELF_COND_CHUNK, s->n_vocab - chunk * SELF_COND_CHUNK);
@@ -240,7 +255,7 @@ void gemm_head(const ops *o, const head_part *parts, int32_t n_parts, const floa
     }
     char *at = work;
     const gemm_input rounded = gemm_quantise(o, k, x, n, table->cols, &at);
-    heading a = {o, k, table, &rounded, parts, n, cap};
+    head_args a = {o, k, table, &rounded, parts, n, cap};
     for (const head_part *p = parts; p < parts + n_parts; p++) {
         p->next->cap = cap;
         p->next->temperature = p->temperature;
@@ -256,29 +271,31 @@ void gemm_head(const ops *o, const head_part *parts, int32_t n_parts, const floa
 
 /* ---- Self-conditioning ---- */
 
-typedef struct softening {
+/* The arguments of gemm_self_condition(). */
+typedef struct condition_args {
     const ops *o;
-    float *y;
+    float *y; /* [n][table->cols] the result */
     const self_cond *s;
-    const tensor *table;
+    const tensor *table; /* the embedding */
     float scale;
-    double longest;      /* of the table's rows */
-    double *norms;       /* [items] squared, per stretch of the table */
-    bool *dense;         /* [n] rows whose certificate fails */
-} softening;
+    double longest; /* the largest norm of a row of the table */
+    double *norms;  /* [items] for every NORM_ROWS rows of the table the largest squared norm */
+    bool *dense;    /* [n] rows whose error bound exceeds the tolerance */
+} condition_args;
 
-enum { STRETCH = 4096 };
+enum { NORM_ROWS = 4096 };
 
-static float *row_of(const softening *a, int32_t thread, int64_t id) {
+/* Decodes a row of the table into the thread's scratch memory. */
+static float *row_of(const condition_args *a, int32_t thread, int64_t id) {
     float *row = a->o->scratch + thread * a->o->scratch_floats;
     a->o->gemm->decode(a->table, id, row);
     return row;
 }
 
 static void norm_item(void *arg, int64_t item, int32_t thread) {
-    const softening *a = arg;
+    const condition_args *a = arg;
     a->norms[item] = 0.0;
-    for (int64_t id = item * STRETCH; id < least((item + 1) * STRETCH, a->table->rows); id++) {
+    for (int64_t id = item * NORM_ROWS; id < least((item + 1) * NORM_ROWS, a->table->rows); id++) {
         const float *row = row_of(a, thread, id);
         float lanes[8] = {0.0f};
         int64_t j = 0;
@@ -291,28 +308,31 @@ static void norm_item(void *arg, int64_t item, int32_t thread) {
     }
 }
 
-/* The length of the table's longest row: once per model, as long as a step's self-conditioning takes or less. */
-static double longest_row(softening *a, void *work) {
-    _Atomic double *known = &((ops *)(uintptr_t)a->o)->longest; /* the one thing of a table that is found out later */
+/* The largest norm of a row of the table. It is computed once per model, in at most the time of one self-conditioning.
+ */
+static double longest_row(condition_args *a, void *work) {
+    _Atomic double *known = &((ops *)(uintptr_t)a->o)->longest; /* const is cast away: it is computed on first use */
     double longest = atomic_load(known);
     if (longest > 0.0) return longest;
-    const int64_t items = (a->table->rows + STRETCH - 1) / STRETCH;
+    const int64_t items = (a->table->rows + NORM_ROWS - 1) / NORM_ROWS;
     a->norms = work;
     pool_run(a->o->pool, norm_item, a, items);
     for (int64_t i = 0; i < items; i++) longest = fmax(longest, a->norms[i]);
-    longest = sqrt(longest) * (1.0 + 1e-5); /* more than its own rounding */
+    longest = sqrt(longest) * (1.0 + 1e-5); /* rounded up by more than its rounding error: it must be a bound */
     atomic_store(known, longest);
     return longest;
 }
 
-/* Likely words lie anywhere in the table: the next one's lines are on their way while this one is added. */
-static void ask_for(const tensor *table, int64_t row) {
+/* Prefetches a row of the table: rows of likely ids lie anywhere in it, and the next one is loaded while this one is
+ * added. */
+static void prefetch_row(const tensor *table, int64_t row) {
     const uint8_t *at = tensor_row(table, 0, row);
     for (int64_t i = 0; i < table->row_bytes; i += 64) __builtin_prefetch(at + i, 0, 2);
 }
 
-static void blend_item(void *arg, int64_t i, int32_t thread) {
-    const softening *a = arg;
+/* Computes a row as the sum of the embeddings of its likely ids, and whether its error may exceed the tolerance. */
+static void condition_item(void *arg, int64_t i, int32_t thread) {
+    const condition_args *a = arg;
     const int64_t d = a->table->cols;
     float *y = a->y + i * d;
     memset(y, 0, (size_t)d * sizeof *y);
@@ -324,12 +344,13 @@ static void blend_item(void *arg, int64_t i, int32_t thread) {
     }
     const int32_t *ids = a->s->ids + i * SELF_COND_IDS, count = a->s->counts[i];
     for (int32_t j = 0; j < count; j++) {
-        if (j + 1 < count) ask_for(a->table, ids[j + 1]);
+        if (j + 1 < count) prefetch_row(a->table, ids[j + 1]);
         a->o->gemm->blend(a->table, ids[j], a->s->shares[i * SELF_COND_IDS + j] * a->scale, y);
     }
     double square = 0.0;
     for (int64_t c = 0; c < d; c++) square += (double)y[c] * (double)y[c];
-    /* the embedding may be off by that part of its length; a row that may be off by more is computed densely */
+    /* The tolerance is relative to the norm of the sum. Ids that were left out add at most `dropped` times the longest
+     * row. A row with a larger bound is computed with the whole vocabulary. */
     a->dense[i] = a->o->tolerance < 0.0f ||
                   a->s->dropped[i] * a->longest * (double)a->scale > (double)a->o->tolerance * sqrt(square);
 }
@@ -340,12 +361,12 @@ void gemm_self_condition(const ops *o, float *y, const self_cond *s, const tenso
         o->float_self_condition(o, y, s, table, n, scale, work, scratch);
         return;
     }
-    softening a = {.o = o, .y = y, .s = s, .table = table, .scale = scale};
+    condition_args a = {.o = o, .y = y, .s = s, .table = table, .scale = scale};
     a.longest = longest_row(&a, work);
     a.dense = work;
-    pool_run(o->pool, blend_item, &a, n);
+    pool_run(o->pool, condition_item, &a, n);
 
-    /* the rows that may be off by more: side by side at the front of scratch, through the whole vocabulary */
+    /* Computes the dense rows with the whole vocabulary; they are first gathered in scratch memory. */
     char *at = (char *)work + (n + 63) / 64 * 64;
     int64_t *rows = (int64_t *)(void *)at, n_dense = 0;
     at += (n * (int64_t)sizeof *rows + 63) / 64 * 64;

@@ -1,5 +1,5 @@
-/* Activations to 8 or 13 bits with AVX2. Who includes this defines
- * put_starts(pairs, start16, start32): what accumulators start at, from the sums over 16 columns (of columns 4g, 4g + 1
+/* Rounds activations to 8 or 13 bits with AVX2. The file that includes this defines
+ * put_starts(pairs, start16, start32): the start of accumulators, from the sums over 16 columns (of columns 4g, 4g + 1
  * in the lower and of 4g + 2, 4g + 3 in the upper 16 bits of every 32, one half of the vector per 16 columns).
  */
 #ifndef DG_GEMM_QUANTISE_AVX2_H

@@ -1,6 +1,6 @@
-/* The codes and scales of a row's column block, per format, in plain C that compilers vectorise. `at` is the first
- * block, codes[depth] go to memory, the scales of row r straight into the panel. Included by each instruction set's
- * products.
+/* Unpacks the codes and scales of a row's column block, for each format, in plain C that compilers vectorise. `at` is
+ * the first block; codes[depth] are written to memory, and the scales of row r to the panel. Each instruction set's
+ * products include this file.
  */
 #ifndef DG_GEMM_ROWS_H
 #define DG_GEMM_ROWS_H
@@ -16,7 +16,7 @@
 #include "q6_k.h"
 #include "q8_0.h"
 
-/* All codes that are stored with an offset here count from it: the products start at -offset * sum. */
+/* Codes that are stored with an offset: the products start at -offset * (sum of the activations). */
 enum { OFFSET_SUB_32 = 16, OFFSET_SUB_16 = 32 };
 
 static inline void set_scale(gemm_panel *p, int sub, int r, int scale) {

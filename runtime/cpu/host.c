@@ -3,9 +3,9 @@
 #include <stdatomic.h>
 #include <string.h>
 
+#include "canvas_position.h"
 #include "carve.h"
 #include "cpu.h"
-#include "sampler.h"
 
 /* ---- Memory: ops work in the caller's ---- */
 
@@ -172,42 +172,25 @@ void combine_experts(const ops *o, float *y, const float *out, const float *weig
 
 void host_canvas_init(const ops *o, canvas_buffers *c, uint64_t seed, int32_t block) {
     (void)o;
-    dg_draw(seed, block, 0, c->n, c->n_vocab, c->u, c->random_ids);
-    for (int32_t i = 0; i < c->n; i++)
-        if (c->free == c->n || !c->pins[i]) c->ids[i] = c->random_ids[i];
     *c->state = (canvas_state){.seed = seed, .block = block};
+    for (int32_t i = 0; i < c->n; i++) canvas_init_at(c, c->state, i);
 }
 
 void host_canvas_draw(const ops *o, canvas_buffers *c, const dg_sampling *s) {
     (void)o;
-    canvas_state *now = c->state;
-    now->temperature = sampler_temperature(s, now->index);
-    dg_draw(now->seed, now->block, now->index + 1, c->n, c->n_vocab, c->u, c->random_ids);
+    c->state->temperature = sampler_temperature(s, c->state->index);
+    for (int32_t i = 0; i < c->n; i++) canvas_draw_at(c, c->state, c->state->index + 1, i);
 }
 
 void host_canvas_step(const ops *o, canvas_buffers *c, const dg_sampling *s) {
-    canvas_state *now = c->state;
-    bool same = now->index > 0;
-    double sum = 0.0;
-    for (int32_t i = 0; i < c->n; i++) {
-        if (c->fixed[i]) c->choices[i] = (dg_choice){0.0f, c->ids[i], c->ids[i]};
-        same = same && c->argmax[i] == c->choices[i].argmax;
-        c->argmax[i] = c->choices[i].argmax;
-        c->entropy[i] = c->choices[i].entropy;
-        sum += (double)c->entropy[i];
-    }
-    now->mean_entropy = (float)(sum / c->free);
-    now->unchanged = same ? now->unchanged + 1 : 0;
-    now->converged = sampler_stop(s, now->unchanged, now->mean_entropy);
-    sampler_accept(c->entropy, c->n, s->entropy_bound, c->accepted, c->order);
-    for (int32_t i = 0; i < c->n; i++) c->accepted[i] = c->accepted[i] || c->fixed[i];
+    bool changed = false;
+    for (int32_t i = 0; i < c->n; i++) changed = canvas_take_at(c, i) || changed;
+    for (int32_t i = 0; i < c->n; i++) canvas_order_at(c, i);
+    canvas_accept(c, s, changed);
     o->canvas_renoise(o, c);
-    now->index++;
 }
 
 void host_canvas_renoise(const ops *o, canvas_buffers *c) {
     (void)o;
-    sampler_renoise(c->ids, c->n, c->choices, c->accepted, c->random_ids);
-    for (int32_t i = 0; i < c->n; i++)
-        if (c->fixed[i]) c->ids[i] = c->argmax[i];
+    for (int32_t i = 0; i < c->n; i++) canvas_next_at(c, i);
 }

@@ -1,4 +1,4 @@
-/* What each instruction set of isa.def needs of the processor, and what it puts into the table. */
+/* The instruction sets of isa.def: whether this processor has them, and their functions for the table of operations. */
 #include "cpu.h"
 
 #if defined(__x86_64__)

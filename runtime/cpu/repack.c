@@ -29,7 +29,7 @@ static int64_t expert_bytes(const ops *o, const layer *l) {
     return bytes;
 }
 
-/* Gives back the pages that this matrix alone lies on; the file has them still. */
+/* Frees the pages of the mapped file that have only this matrix; they can be read from the file again. */
 static void let_go(const tensor *w, int64_t expert) {
     const uintptr_t begin = (uintptr_t)tensor_row(w, expert, 0), end = (uintptr_t)tensor_row(w, expert, w->rows);
     const uintptr_t first = (begin + LARGEST_PAGE - 1) / LARGEST_PAGE * LARGEST_PAGE,

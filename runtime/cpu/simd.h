@@ -1,5 +1,5 @@
-/* LANES float32 at a time, under the same names for every instruction set; the flags that a file is compiled with
- * choose the set. Included by code that is compiled once per set alone. */
+/* Vectors of LANES float32, with the same names for every instruction set. The compiler's flags choose the set. Only
+ * files that are compiled once for each set include this. */
 #ifndef DG_SIMD_H
 #define DG_SIMD_H
 

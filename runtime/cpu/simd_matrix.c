@@ -1,4 +1,5 @@
-/* Products of weights in float32: a panel of weight rows is decoded and packed, and all rows of x pass it. */
+/* Products of weights in float32: a panel of weight rows is decoded and packed once, and multiplied by all rows of x.
+ */
 #include <string.h>
 
 #include "simd_math.h"

@@ -7,9 +7,9 @@
 #include "simd_tile.h"
 
 enum {
-    CHUNK = 1024,  /* vocabulary per partial sum of a choice */
-    WORDS = 64,    /* vocabulary rows per block of self-conditioning */
-    STRETCH = 256, /* and columns: a whole number of any format's blocks and of panels */
+    CHUNK = 1024,  /* ids per partial sum of a choice */
+    WORDS = 64,    /* rows of the embedding per block of self-conditioning */
+    STRETCH = 256, /* columns per block: a whole number of any format's blocks and of panels */
 };
 
 /* e^(z - peak), 0 in lanes from n on. */
@@ -44,7 +44,7 @@ static sums row_sums(const float *z, int64_t n, float peak) {
     return all;
 }
 
-/* The first token at which the running sum passes `aim`, or -1: first the chunk, then the token. */
+/* The first id at which the cumulative sum passes `aim`, or -1. The chunk is found first, then the id in it. */
 static int64_t draw(const float *z, int64_t n_vocab, float peak, double aim) {
     double below = 0.0;
     for (int64_t c = 0; c < n_vocab; c += CHUNK) {
@@ -120,7 +120,7 @@ static void share_item(void *arg, int64_t i, int32_t thread) {
     }
 }
 
-/* A stretch of columns of y = p table: a block of the vocabulary is decoded once for all rows. */
+/* Computes STRETCH columns of y = p table; each block of the embedding is decoded once for all rows. */
 static void blend_item(void *arg, int64_t item, int32_t thread) {
     const conditioning *a = arg;
     const tensor *t = a->table;

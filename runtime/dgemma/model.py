@@ -23,7 +23,7 @@ from dgemma.events import Result
 from dgemma.files.routing import prefer_routed, save_routing
 from dgemma.hub.download import local_model
 from dgemma.native.handle import Handle, give_lock
-from dgemma.options import sampling_for, settings_of
+from dgemma.options import Setting, sampling_for, settings_of
 from dgemma.session import (
     USUAL_CONTEXT,
     Accept,
@@ -246,7 +246,7 @@ class Model:
             return None
         return Traffic(**{field.name: getattr(out, field.name) for field in fields(Traffic)})
 
-    def settings(self, **options: Any) -> dict[str, int | float]:
+    def settings(self, **options: Any) -> dict[str, Setting]:
         """Return all options as generate(**options) uses them: those that are not given have the file's values."""
         return settings_of(sampling_for(self._open_handle().pointer, options))
 
@@ -299,9 +299,9 @@ class Model:
 
         The options are options.def's:
 
-        max_tokens steps entropy_bound t_min t_max stability confidence seed plateau settled short_canvas retries
-        commit, and effort, a name for several ("low", "medium", "high", "reference": see dgemma.efforts()); None stands
-        for the file's value.
+        max_tokens sampler steps entropy_bound t_min t_max stability confidence seed plateau settled short_canvas
+        pins_conditioned retries commit, and effort, a name for several ("low", "medium", "high", "reference": see
+        dgemma.efforts()); None stands for the file's value.
 
         canvas, pinned: ids [n] and bool [n], n of any length, for a text that is given in part. Pinned ids stay what
         they are at every step; the ids at the other positions are ignored, and these positions are denoised. A run of

@@ -1,11 +1,11 @@
-"""Generation options and efforts, as the library lists them (options.def and efforts.def)."""
+"""Generation options and efforts, as the library lists them (options.def, samplers.def and efforts.def)."""
 
 from __future__ import annotations
 
 import operator
 import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from numbers import Real
 from typing import Any
@@ -16,10 +16,16 @@ from dgemma._native import ffi, lib
 from dgemma.config import shortest
 from dgemma.errors import UsageError, check, new_error
 
+Setting = int | float | str  # the value of an option
+
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """One generation option: a bool if `flag`, a number if `real`, otherwise a whole number; in least .. most."""
+    """One generation option.
+
+    Its value is a bool if `flag`, one of `choices` if there are any, a number if `real`, otherwise a whole number
+    in least .. most.
+    """
 
     name: str
     real: bool
@@ -27,14 +33,21 @@ class Option:
     least: float
     most: float
     help: str
+    choices: dict[str, str] = field(default_factory=dict)  # by name, what each is
 
-    def read(self, value: Any) -> int | float:
+    def read(self, value: Any) -> Setting:
         """Return a checked value. Raises TypeError for another type, UsageError for a number out of range."""
         number: int | float
         if self.flag:
             if not isinstance(value, (bool, np.bool_)):
                 raise TypeError(f"{self.name} must be True or False, not {value!r}")
             return bool(value)
+        if self.choices:
+            if not isinstance(value, str):
+                raise TypeError(f"{self.name} must be a name, {self.range}, not {value!r}")
+            if value not in self.choices:
+                raise UsageError(f"{self.name} must be {self.range}, not {value!r}")
+            return value
         try:
             if isinstance(value, bool):
                 raise TypeError
@@ -51,9 +64,23 @@ class Option:
         """The range in words: "at least 1", "0 to 1000"."""
         if self.flag:
             return "yes or no"
+        if self.choices:
+            return f"one of {', '.join(self.choices)}"
         if self.most >= 1e9:
             return f"at least {self.least:g}"
         return f"{self.least:g} to {self.most:g}"
+
+    def stored(self, value: Setting) -> int | float:
+        """Return a value as dg_sampling holds it: a choice by its number."""
+        return list(self.choices).index(value) if isinstance(value, str) else value
+
+    def loaded(self, number: Any) -> Setting:
+        """Return what dg_sampling holds as a value."""
+        if self.choices:
+            return list(self.choices)[int(number)]
+        if self.real:
+            return shortest(number)
+        return bool(number) if self.flag else int(number)
 
 
 @cache
@@ -64,7 +91,16 @@ def options() -> dict[str, Option]:
         name, kind, text = (ffi.string(item).decode() for item in (entry.name, entry.kind, entry.help))
         # As a double, the largest number of 64 bits is rounded up by one.
         most = min(int(entry.most), 2**64 - 1) if kind == "U64" else entry.most
-        table[name] = Option(name, kind == "F32", kind == "BOOL", entry.least, most, text)
+        choices = samplers() if kind == "SAMPLER" else {}
+        table[name] = Option(name, kind == "F32", kind == "BOOL", entry.least, most, text, choices)
+    return table
+
+
+def samplers() -> dict[str, str]:
+    """Return what each sampler does, by name, in the library's order."""
+    table: dict[str, str] = {}
+    while entry := lib.dg_sampler_at(len(table)):
+        table[ffi.string(entry.name).decode()] = ffi.string(entry.help).decode()
     return table
 
 
@@ -73,12 +109,14 @@ class Effort:
     """A name for several settings; options that it does not set have the file's values."""
 
     name: str
-    settings: dict[str, int | float]
+    settings: dict[str, Setting]
     help: str
 
     def __str__(self) -> str:
         """Return its settings in words: "steps 24, settled 1"."""
-        return ", ".join(f"{name} {value:g}" for name, value in self.settings.items())
+        return ", ".join(
+            f"{name} {value if isinstance(value, str) else f'{value:g}'}" for name, value in self.settings.items()
+        )
 
 
 def new_seed() -> int:
@@ -129,13 +167,12 @@ def sampling_for(model: Any, given: Mapping[str, Any]) -> Any:
             if chosen.get(name, value) != value:
                 raise UsageError(f"{name} {given[name]!r} is not of the published sampler, the reference effort")
     for name, value in {"seed": new_seed(), **chosen}.items():
-        setattr(sampling, name, value)
+        setattr(sampling, name, known[name].stored(value))
     error = new_error()
     check(lib.dg_sampling_check(sampling, error), error)
     return sampling
 
 
-def settings_of(sampling: Any) -> dict[str, int | float]:
+def settings_of(sampling: Any) -> dict[str, Setting]:
     """Return a `dg_sampling *` as a dict of all options."""
-    kinds = {o.name: shortest if o.real else bool if o.flag else int for o in options().values()}
-    return {name: kind(getattr(sampling, name)) for name, kind in kinds.items()}
+    return {name: option.loaded(getattr(sampling, name)) for name, option in options().items()}

@@ -1,8 +1,8 @@
-/* Decides where experts live and where they are computed (placement.h has the model of time).
+/* Decides where experts are kept and where they are computed (placement.h has the model of time).
  *
- * Layers whose blocks are of one size are a class. With shares of a layer's experts as unknowns the best plan is a
- * linear program, solved for every sensible depth of the rings; its solution is cut to whole blocks, and what room
- * that leaves is given to the layers that gain by it.
+ * Layers with blocks of the same size are a class. The shares of a layer's experts are the unknowns of a linear
+ * program, which is solved for each useful depth of the rings. Its solution is rounded down to whole blocks, and the
+ * memory that this leaves is given to the layers that become faster by it.
  */
 #include "placement.h"
 
@@ -15,13 +15,13 @@
 #define GIB 1073741824.0
 #define MIB (1 << 20)
 enum {
-    RAM_PROCESS = 256 * MIB,  /* code, tokenizer, Python */
-    VRAM_PROCESS = 384 * MIB, /* driver and kernels */
-    RING_LEAST = 4,           /* blocks: one is filled, one used, and two take up jitter */
-    RING_GOOD = 128 * MIB,    /* below it reads are short, and the disk pauses while portions are computed */
-    RING_SHARE = 32,          /* or that part of all experts, if it is less */
+    RAM_PROCESS = 256 * MIB,  /* bytes for code, tokenizer and Python */
+    VRAM_PROCESS = 384 * MIB, /* bytes for driver and kernels */
+    RING_LEAST = 4,           /* blocks: one is being filled, one is used, and two absorb variations */
+    RING_GOOD = 128 * MIB,    /* bytes; in a smaller ring reads are short, and the disk waits for the computation */
+    RING_SHARE = 32,          /* all experts / RING_SHARE is used instead of RING_GOOD where it is less */
     MOST_CLASSES = 16,        /* a real file has two or three sizes of blocks */
-    RING_DEPTHS = 8,          /* RING_LEAST, twice that, ...; and no ring */
+    RING_DEPTHS = 8,          /* depths to try: RING_LEAST, twice that, and so on; also no ring */
 };
 
 /* ---- Lists ---- */
@@ -72,11 +72,12 @@ void placement_order(const int64_t *tokens, int32_t n, int32_t *order) {
 
 /* ---- The model of time ---- */
 
+/* Whether CPU and GPU both compute in a layer, so that inputs and results are copied between them. */
 static bool hands_over(const int32_t count[DG_WAYS], bool gpu) {
     return gpu && count[DG_WAY_RAM_CPU] + count[DG_WAY_DISK_CPU] > 0;
 }
 
-/* What the queues have to do for one layer: its blocks by way. */
+/* Computes the bytes or operations of each queue for one layer. count: the layer's blocks by way. */
 static void layer_amounts(const dg_demand *d, bool gpu, int32_t l, const int32_t count[DG_WAYS],
                           double amount[DG_QUEUES]) {
     const double bytes = (double)d->block_bytes[l], work = d->block_ops;
@@ -84,7 +85,7 @@ static void layer_amounts(const dg_demand *d, bool gpu, int32_t l, const int32_t
                  copied = count[DG_WAY_RAM_GPU] + count[DG_WAY_DISK_GPU];
     const double kept = count[DG_WAY_RAM_GPU] + count[DG_WAY_RAM_CPU], on_gpu = copied + count[DG_WAY_VRAM];
     amount[DG_QUEUE_DISK] = disk * bytes;
-    amount[DG_QUEUE_HOST] = (kept + 2 * disk) * bytes; /* what comes from disk is written first */
+    amount[DG_QUEUE_HOST] = (kept + 2 * disk) * bytes; /* blocks from the disk are written to memory, then read */
     amount[DG_QUEUE_PCIE] = copied * bytes + (hands_over(count, gpu) ? (double)d->pass_bytes : 0.0);
     amount[DG_QUEUE_CPU] = (count[DG_WAY_RAM_CPU] + count[DG_WAY_DISK_CPU]) * work;
     amount[DG_QUEUE_GPU] = on_gpu * work;
@@ -99,13 +100,13 @@ static double seconds_of(const dg_machine *m, int32_t queue, double amount) {
     return amount > 0 ? amount / rate[queue] : 0.0;
 }
 
-/* Seconds for work that is not experts. */
+/* The seconds for work that is not experts: operations `work`, or reading `bytes`, whichever takes longer. */
 static double serial_time(const dg_machine *m, bool gpu, double work, double bytes) {
     return larger(seconds_of(m, gpu ? DG_QUEUE_GPU : DG_QUEUE_CPU, work),
                   seconds_of(m, gpu ? DG_QUEUE_GPU_MEMORY : DG_QUEUE_HOST, bytes));
 }
 
-/* How much of a layer's copying was done when its experts begin. */
+/* The seconds of a queue's work for a layer that are done before the layer's experts begin: limited by the ring. */
 static double head_start(const dg_demand *d, const dg_machine *m, const dg_plan *p, int32_t queue) {
     const int64_t ring = queue == DG_QUEUE_DISK ? p->ram_ring : queue == DG_QUEUE_PCIE ? p->vram_ring : 0;
     if (ring == 0) return 0.0;
@@ -117,16 +118,17 @@ static double top_time(const dg_demand *d, const dg_machine *m, bool gpu) {
     return serial_time(m, gpu, d->top_ops, (double)d->top_bytes);
 }
 
-/* Between two steps there is more time to fill the ring than between two layers: what the first of them gain by
- * that. */
+/* The seconds that the first layers of a step gain: between two steps there is more time to fill the ring than between
+ * two layers. */
 static double first_start(const dg_demand *d, const dg_machine *m, const dg_plan *p) {
     return larger(0.0, smaller(top_time(d, m, p->gpu), seconds_of(m, DG_QUEUE_DISK, (double)p->ram_ring)) -
                            head_start(d, m, p, DG_QUEUE_DISK));
 }
 
-static const double WAITS = 5e-5; /* seconds of a layer until CPU and GPU each know that the other is done */
+static const double WAITS = 5e-5; /* seconds in each layer until CPU and GPU are notified that the other is done */
 
-/* Beside the GPU the CPU gets its inputs late, and hands its outputs over before the layer ends. */
+/* The seconds of a layer's experts: those of the slowest queue. When the GPU works too, the CPU gets its inputs late,
+ * and must return its results before the layer ends. */
 static double layer_time(const dg_demand *d, const dg_machine *m, bool gpu, const double start[DG_QUEUES], int32_t l,
                          const int32_t count[DG_WAYS]) {
     double amount[DG_QUEUES], worst = 0.0;
@@ -191,13 +193,14 @@ dg_way dg_plan_way(const dg_plan *p, int32_t l, int32_t expert) {
 
 /* ---- Linear programs ---- */
 
-/* maximise c x with A x <= b, x >= 0, where b >= 0: the simplex method from x = 0. The tableau has a row for each of
- * n_row constraints, then the objective; n_col columns of unknowns, then the right side. */
+/* A linear program: maximise c x with A x <= b and x >= 0, where b >= 0. It is solved by the simplex method, which
+ * starts at x = 0. The tableau has a row for each constraint, then the objective; it has a column for each nonbasic
+ * variable, then the right side. Variables below n_col are x, the others are slacks. */
 typedef struct program {
     int32_t n_row, n_col;
-    double *at;      /* [n_row + 1][n_col + 1] */
-    int32_t *row_is; /* [n_row] the unknown that a row gives: below n_col one of x, else a slack */
-    int32_t *col_is; /* [n_col] the unknown that is zero */
+    double *at;      /* [n_row + 1][n_col + 1] the tableau */
+    int32_t *row_is; /* [n_row] the basic variable of a row: its value is on the right side */
+    int32_t *col_is; /* [n_col] the nonbasic variable of a column: its value is 0 */
 } program;
 
 static double *cell(const program *p, int32_t row, int32_t col) {
@@ -224,6 +227,7 @@ static void program_free(program *p) {
     free(p->col_is);
 }
 
+/* Exchanges the basic variable of a row with the nonbasic variable of a column. */
 static void pivot(program *p, int32_t row, int32_t col) {
     const double by = *cell(p, row, col);
     for (int32_t c = 0; c <= p->n_col; c++) *cell(p, row, c) /= c == col ? 1.0 : by;
@@ -240,7 +244,8 @@ static void pivot(program *p, int32_t row, int32_t col) {
     p->col_is[col] = was;
 }
 
-/* Bland's rule: of what may enter or leave, the lowest number, so it ends. */
+/* Solves the program. Bland's rule: of the variables that may enter or leave the basis, the one with the lowest number
+ * does. With it the method always ends. */
 static void program_solve(program *p) {
     const double zero = 1e-11;
     for (;;) {
@@ -258,7 +263,7 @@ static void program_solve(program *p) {
             const double cross = *cell(p, r, p->n_col) * *cell(p, row, col) - *cell(p, row, p->n_col) * by;
             if (cross < 0 || (cross == 0 && p->row_is[r] < p->row_is[row])) row = r;
         }
-        if (row < 0) return; /* cannot be: every unknown is bounded */
+        if (row < 0) return; /* does not happen: every variable is bounded */
         pivot(p, row, col);
     }
 }
@@ -271,45 +276,56 @@ static double program_value(const program *p, int32_t unknown) {
 
 /* ---- Shares ---- */
 
-/* Layers of one block size; of its experts the shares that live in VRAM, in RAM, and that are copied to the GPU. The
- * rest of those not in VRAM is computed by the CPU, and what is in neither memory is on disk; it does not matter
- * which of the copied come from where. */
+/* Layers with one block size, and the shares of a layer's experts. Experts that are neither in VRAM nor copied to the
+ * GPU are computed by the CPU; experts that are in no memory are read from the disk. */
 typedef struct class {
-    int64_t block_bytes;
-    int32_t layers;
-    double vram, ram, copied;
+    int64_t block_bytes; /* bytes of one expert */
+    int32_t layers;      /* the number of layers */
+    double vram;         /* share of the experts that are kept in VRAM */
+    double ram;          /* share of the experts that are kept in RAM */
+    double copied;       /* share of the experts that are copied to the GPU at every step, from RAM or from disk */
 } class;
 
-enum { SHARE_VRAM, SHARE_RAM, SHARE_COPIED, SHARE_SAVED, UNKNOWNS };
+/* The unknowns of a class in the linear program. */
 enum {
-    ROW_DISK,
+    SHARE_VRAM,
+    SHARE_RAM,
+    SHARE_COPIED,
+    SHARE_SAVED, /* time of a layer that is saved, against the time with all experts on disk and the CPU alone */
+    UNKNOWNS
+};
+/* The constraints of a class. */
+enum {
+    ROW_DISK, /* the six queues: a layer takes at least the time of each */
     ROW_HOST,
     ROW_PCIE,
     ROW_GPU,
     ROW_GPU_MEMORY,
     ROW_CPU,
-    ROW_PLACES,
-    ROW_COMPUTED,
-    ROW_COPIED,
-    ROW_SAVED,
+    ROW_PLACES,   /* vram + ram <= 1 */
+    ROW_COMPUTED, /* vram + copied <= 1 */
+    ROW_COPIED,   /* copied <= 1, or <= 0 without a ring in VRAM */
+    ROW_SAVED,    /* saved <= the time with all experts on disk */
     ROWS
 };
-static const double IDLE = 1e6; /* times as slow as it is: a CPU that is used where nothing else can be */
-static const double WORTH = 0.97; /* of the time of one processor alone: what two together must come below */
-static const double SHORT = 1.1; /* times as slow as the model of time says: with a ring below RING_GOOD */
-static const double TIE = 1e-7; /* what shares in memory are worth where they save no time */
+static const double IDLE = 1e6;   /* the CPU is this many times slower in plans that use it only where they must */
+static const double WORTH = 0.97; /* CPU and GPU together must take less than this share of the time of one alone */
+static const double SHORT = 1.1;  /* a plan with a ring below RING_GOOD is taken to be this many times slower */
+static const double TIE = 1e-7;   /* the value of a share in memory that saves no time, so that memory is used */
 
 typedef struct search {
     const dg_demand *d;
     const dg_machine *m;
     int32_t n_class;
     class classes[MOST_CLASSES];
-    int32_t of[DG_MAX_LAYERS]; /* each layer's class */
-    bool gpu, copies; /* used at all; to stream blocks to */
-    double start[DG_QUEUES];
-    int64_t ram, vram; /* room for blocks */
+    int32_t of[DG_MAX_LAYERS]; /* [n_layer] the class of each layer */
+    bool gpu;                  /* whether the GPU is used */
+    bool copies;               /* whether VRAM has a ring of buffers for copied blocks */
+    double start[DG_QUEUES];   /* head_start() of each queue, in seconds */
+    int64_t ram, vram;         /* bytes that are left for blocks that are kept */
 } search;
 
+/* Sets a constraint of the class whose unknowns begin at column `base`: the four coefficients, and the right side. */
 static void set(const program *p, int32_t row, int32_t base, double vram, double ram, double copied, double saved,
                 double most) {
     *cell(p, row, base + SHARE_VRAM) = vram;
@@ -319,7 +335,9 @@ static void set(const program *p, int32_t row, int32_t base, double vram, double
     *cell(p, row, p->n_col) = most;
 }
 
-/* Finds the shares; *seconds is the sum over layers. Times are in units of one reading of a layer. */
+/* Finds the best shares of each class; *seconds is the time of the experts of all layers. In the program, times are in
+ * units of reading all experts of a layer from RAM. After the constraints of the classes there are two more, for the
+ * bytes in VRAM and in RAM, and the objective. */
 static bool find_shares(search *s, double *seconds) {
     const dg_demand *d = s->d;
     const dg_machine *m = s->m;
@@ -330,13 +348,14 @@ static bool find_shares(search *s, double *seconds) {
         unit = larger(unit, seconds_of(m, DG_QUEUE_HOST, bytes));
     }
     program p;
-    const int32_t n_col = UNKNOWNS * s->n_class, last = ROWS * s->n_class;
-    if (!program_new(last + 2, n_col, &p)) {
+    const int32_t n_col = UNKNOWNS * s->n_class, vram_row = ROWS * s->n_class, ram_row = vram_row + 1,
+                  objective = ram_row + 1;
+    if (!program_new(objective, n_col, &p)) {
         program_free(&p);
         return false;
     }
-    *cell(&p, last, n_col) = (double)s->vram / all;
-    *cell(&p, last + 1, n_col) = (double)s->ram / all;
+    *cell(&p, vram_row, n_col) = (double)s->vram / all;
+    *cell(&p, ram_row, n_col) = (double)s->ram / all;
     *seconds = 0.0;
     for (int32_t k = 0; k < s->n_class; k++) {
         const class *c = &s->classes[k];
@@ -352,7 +371,8 @@ static bool find_shares(search *s, double *seconds) {
             t[q] = used ? seconds_of(m, q, whole[q]) / unit : 0.0;
             start[q] = s->start[q] / unit;
         }
-        /* the time of a layer is `most` less what is saved */
+        /* `most` is the time of a layer with all experts on disk and the CPU alone; SHARE_SAVED is subtracted from it
+         */
         const double disk = t[DG_QUEUE_DISK], host = t[DG_QUEUE_HOST], cpu = t[DG_QUEUE_CPU];
         const double most = larger(larger(disk - start[DG_QUEUE_DISK], 2 * host), cpu);
         *seconds += c->layers * most * unit;
@@ -367,12 +387,12 @@ static bool find_shares(search *s, double *seconds) {
         set(&p, row + ROW_COPIED, x, 0, 0, 1, 0, s->copies ? 1 : 0);
         set(&p, row + ROW_SAVED, x, 0, 0, 0, 1, most);
         const double weight = bytes * c->layers / all;
-        *cell(&p, last, x + SHARE_VRAM) = weight;
-        *cell(&p, last + 1, x + SHARE_RAM) = weight;
-        *cell(&p, last + 2, x + SHARE_VRAM) = *cell(&p, last + 2, x + SHARE_RAM) = TIE * weight;
-        *cell(&p, last + 2, x + SHARE_SAVED) = c->layers;
+        *cell(&p, vram_row, x + SHARE_VRAM) = weight;
+        *cell(&p, ram_row, x + SHARE_RAM) = weight;
+        *cell(&p, objective, x + SHARE_VRAM) = *cell(&p, objective, x + SHARE_RAM) = TIE * weight;
+        *cell(&p, objective, x + SHARE_SAVED) = c->layers;
     }
-    /* of a rounding error */
+    /* a right side may be below 0 by a rounding error */
     for (int32_t r = 0; r < p.n_row; r++) *cell(&p, r, n_col) = larger(*cell(&p, r, n_col), 0.0);
     program_solve(&p);
     for (int32_t k = 0; k < s->n_class; k++) {
@@ -388,8 +408,8 @@ static bool find_shares(search *s, double *seconds) {
 
 /* ---- Whole blocks ---- */
 
-/* A layer's blocks by way, from how many live in VRAM and RAM and are copied: as few of the copied as can be from
- * disk. */
+/* Computes the blocks of a layer by way, from the numbers of blocks that are in VRAM, in RAM, and copied to the GPU.
+ * Copied blocks come from RAM, as far as there are enough, and the others from disk. */
 static void ways_of(int32_t n, int32_t vram, int32_t ram, int32_t copied, int32_t count[DG_WAYS]) {
     const int32_t from_ram = copied < ram ? copied : ram;
     count[DG_WAY_VRAM] = vram;
@@ -399,7 +419,7 @@ static void ways_of(int32_t n, int32_t vram, int32_t ram, int32_t copied, int32_
     count[DG_WAY_DISK_CPU] = n - vram - ram - (copied - from_ram);
 }
 
-/* What a layer takes, and as a tie break a trace of all queues' work. */
+/* The seconds of a layer; to break ties, a tiny part of the work of all queues is added. */
 static double cost(const search *s, int32_t l, int32_t vram, int32_t ram, int32_t copied) {
     int32_t count[DG_WAYS];
     double amount[DG_QUEUES], trace = 0.0;
@@ -409,8 +429,8 @@ static double cost(const search *s, int32_t l, int32_t vram, int32_t ram, int32_
     return layer_time(s->d, s->m, s->gpu, s->start, l, count) + 1e-9 * trace;
 }
 
-/* The best number to copy of a layer's blocks that are not in VRAM: the cost is convex in it, but falls where the
- * CPU has nothing left to do. */
+/* Returns the best number of blocks to copy to the GPU. The cost is convex in this number, except that it drops where
+ * the CPU has nothing left to do; so a bisection is compared with that end. */
 static int32_t best_copied(const search *s, int32_t l, int32_t vram, int32_t ram, double *seconds) {
     const int32_t all = s->copies ? s->d->n_expert - vram : 0;
     int32_t from = 0, to = all;
@@ -426,19 +446,21 @@ static int32_t best_copied(const search *s, int32_t l, int32_t vram, int32_t ram
     return all;
 }
 
+/* The whole blocks of a layer: in VRAM, in RAM, and copied to the GPU. */
 typedef struct cut {
     int32_t vram, ram, copied;
     double seconds;
 } cut;
 
-/* The j-th of n parts of `whole`, as even as can be. */
+/* Returns the size of part j when `whole` is divided into n parts that are as equal as possible. */
 static int32_t part_of(int64_t whole, int32_t j, int32_t n) { return (int32_t)((j + 1) * whole / n - j * whole / n); }
 
-/* Cuts the shares to whole blocks, and gives room that is left to whoever gains. False without memory. */
+/* Rounds the shares down to whole blocks. Then moves single blocks of layers into memory that is left, or between VRAM
+ * and RAM, as long as a layer becomes faster. False where there is no memory. */
 static bool cut_shares(search *s, dg_plan *p) {
     static const struct {
         int32_t vram, ram;
-    } moves[] = {{1, 0}, {1, -1}, {0, 1}, {-1, 1}, {-1, 0}};
+    } moves[] = {{1, 0}, {1, -1}, {0, 1}, {-1, 1}, {-1, 0}}; /* changes of the blocks in VRAM and in RAM */
     const dg_demand *d = s->d;
     cut *cuts = calloc((size_t)d->n_layer, sizeof *cuts);
     int32_t seen[MOST_CLASSES] = {0};
@@ -487,8 +509,9 @@ static bool cut_shares(search *s, dg_plan *p) {
 
 /* ---- The search ---- */
 
-/* Layers of a size that finds no class any more join the one nearest to it, which then counts as the smaller: the bound
- * stays one. */
+/* Finds the classes of all layers. When there are MOST_CLASSES, a layer with another block size joins the class with
+ * the nearest size. The class then has the smaller size, so that the time of the linear program remains a lower bound.
+ */
 static void find_classes(search *s) {
     const dg_demand *d = s->d;
     s->n_class = 0;
@@ -519,7 +542,7 @@ static bool uses(const dg_plan *p, const dg_demand *d, dg_way a, dg_way b) {
     return false;
 }
 
-/* The largest block, and all of them. */
+/* Computes the bytes of the largest block, and of all blocks. */
 static void block_sizes(const dg_demand *d, int64_t *block, int64_t *all) {
     *block = *all = 0;
     for (int32_t l = 0; l < d->n_layer; l++) {
@@ -536,18 +559,18 @@ int64_t placement_least_ram(const dg_demand *d, int64_t vram) {
     return smaller_of(cpu, fixed_ram(d, true) + (left < all ? ring : 0));
 }
 
-/* The processors that compute experts: the CPU alone; the GPU alone, as far as it can; both, where that is worth it. */
+/* The processors that compute experts: the CPU alone; the GPU, and the CPU only where it must; or both. */
 enum { USE_CPU, USE_GPU, USE_BOTH };
 
-/* Every depth of both rings, with and without the GPU; *plan is the fastest that fits. */
+/* Tries each depth of both rings, with and without the GPU; *plan is the fastest plan that fits. */
 static bool search_plans(search *s, const dg_machine *m, int64_t ram, int64_t vram, dg_plan *plan) {
     const dg_demand *d = s->d;
     dg_machine idle_cpu = *m;
     idle_cpu.cpu_ops /= IDLE;
     int64_t block, all;
     double least = INFINITY;
-    double best = INFINITY; /* seconds of *plan, more than it says where its ring is short */
-    bool alone = false;
+    double best = INFINITY; /* seconds of *plan, times SHORT where its ring is small */
+    bool alone = false;     /* whether one processor alone computes experts in *plan */
     block_sizes(d, &block, &all);
     const int64_t enough = smaller_of(RING_GOOD, all / RING_SHARE);
     plan->seconds = INFINITY;
@@ -599,7 +622,7 @@ static int check_machine(const dg_machine *m, dg_error *error) {
     return DG_OK;
 }
 
-/* A budget given, or the rest of what there is. */
+/* Sets *out to the budget that is given, or without one (below 0) to the machine's memory less a margin. */
 static int budget_bytes(const char *what, const dg_machine *m, double has, bool vram, int64_t given, int64_t *out,
                         dg_error *error) {
     *out = given >= 0 ? given : (int64_t)has - dg_plan_margin(has, vram);

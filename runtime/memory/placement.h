@@ -1,21 +1,23 @@
-/* The one planner of RAM and VRAM: pure arithmetic, for machines that are there and for those that are described.
+/* The planner for RAM and VRAM. It only calculates, for this machine or for one that is described by numbers.
  *
- * The model of time. Layers follow one another: first what is not experts (serial), then a layer's experts, when all
- * queues work at once and the slowest decides. Copies from disk and to the GPU run on through the serial part of the
- * next layer as far as their ring of buffers is deep. So
+ * The model of time: Layers run one after the other. In each layer, the work that is not experts comes first (serial).
+ * Then all queues work on the layer's experts at the same time, and the slowest queue determines the time. Reading from
+ * the disk and copying to the GPU continue during the serial part of the next layer, as far as their ring of buffers
+ * has room: this is their head start. So
  *     step = serial + sum over layers of max over queues (work of the layer / rate - head start of the queue)
- * less what the disk's first head start is longer than the others, as the output head takes longer than a layer.
+ * The disk's first head start in a step is longer, because the output head takes longer than a layer: the time that
+ * this saves is subtracted.
  */
 #ifndef DG_PLACEMENT_H
 #define DG_PLACEMENT_H
 
 #include "dg.h"
 
-/* What a GPU has to hold beside experts, with driver and kernels. */
+/* The bytes that a GPU has to hold besides experts, including driver and kernels. */
 int64_t placement_fixed_vram(const dg_demand *d);
-/* order[n] = a layer's experts, those of most tokens first, the lower number first among equals. */
+/* Sorts the experts of a layer by their tokens, most first; of equal ones, the lower number first: order[n]. */
 void placement_order(const int64_t *tokens, int32_t n, int32_t *order);
-/* The smallest budget of RAM beside this one of VRAM. */
+/* The smallest possible budget of RAM, given this budget of VRAM. */
 int64_t placement_least_ram(const dg_demand *d, int64_t vram);
 
 #endif

@@ -8,9 +8,9 @@
 #include "error.h"
 
 enum {
-    TRIES = 8,              /* reads in a row that bring nothing further */
+    TRIES = 8,              /* a read fails after so many tries in a row without a new byte */
     LARGE_PAGE = 1 << 21,
-    PORTION = 16,           /* experts that stay, handed out at a time: between two, what has arrived is looked for */
+    PORTION = 16, /* experts in memory that are returned at a time; between two portions new ones may arrive */
 };
 
 /* Bytes of the file that are read together; of a matrix, those of experts [from, to). */
@@ -25,7 +25,7 @@ typedef struct job {
     int32_t layer;
     bool streamed, done; /* done: what stays, and is there */
     int32_t first, count; /* of s->list */
-    int32_t run, n_runs;  /* of s->runs */
+    int32_t run, n_runs; /* of s->runs */
 } job;
 
 typedef struct slot {
@@ -36,17 +36,17 @@ struct stream {
     int32_t n_layer, n_expert, n_parts, n_ranges;
     uint8_t **homes;
     char **names;
-    stream_range *ranges;     /* in order of layer, part, offset */
+    stream_range *ranges; /* in order of layer, part, offset */
     stream_matrix *matrices;
     stream_reader reader;
     int64_t granule;
-    const uint8_t **at;       /* [n_layer][STREAM_MATRICES][n_expert] */
+    const uint8_t **at; /* [n_layer][STREAM_MATRICES][n_expert] */
 
     /* What was asked for, what holds since the last pass began, and what is there. */
     bool *asked, *keep, *there, *range_there;
     int64_t asked_bytes, slot_bytes;
     int32_t asked_slots, n_slots;
-    bool placed;              /* what was asked for holds */
+    bool placed; /* what was asked for holds */
 
     /* Made from it: jobs in the order of a pass. Job j of cycle c is number c * n_jobs + j. */
     job *jobs;
@@ -65,14 +65,14 @@ struct stream {
     atomic_bool closing;
     bool busy, reading, failed;
     dg_error error;
-    int64_t next;             /* job that the thread takes next */
-    int64_t cycle;            /* of the pass; -1 before the first */
-    int32_t limit;            /* layers of this pass whose experts are used */
+    int64_t next; /* job that the thread takes next */
+    int64_t cycle; /* of the pass; -1 before the first */
+    int32_t limit; /* layers of this pass whose experts are used */
     int64_t filled, taken, released; /* buffers: so far */
-    bool *hits;               /* [n_expert] of hits_layer, in this pass */
-    int32_t hits_layer;       /* -1: not known */
-    bool *wanted;             /* [n_expert] the thread's own copy */
-    uint8_t *ends;            /* two granules of the thread's own */
+    bool *hits; /* [n_expert] of hits_layer, in this pass */
+    int32_t hits_layer; /* -1: not known */
+    bool *wanted; /* [n_expert] the thread's own copy */
+    uint8_t *ends; /* two granules of the thread's own */
     dg_traffic traffic;
 
     /* The pass's own. */
@@ -125,8 +125,8 @@ static void add_run(stream *s, run r) {
     if (r.bytes) s->runs[s->n_runs++] = r;
 }
 
-/* The runs of experts list[first .. first + count) of a layer, neighbours joined, one after another in a buffer.
- * Returns the room that they take there. write: into s->runs. */
+/* Computes the runs for experts list[first .. first + count) of a layer: neighbours in the file are one run, and runs
+ * follow each other in a buffer. Returns their bytes in the buffer. write: whether to write them to s->runs. */
 static int64_t lay_runs(stream *s, int32_t l, int32_t first, int32_t count, bool write) {
     int64_t place = 0;
     for (int32_t i = 0; i < STREAM_MATRICES; i++) {
@@ -163,7 +163,7 @@ static void add_ranges(stream *s, int32_t l) {
     j->n_runs = s->n_runs - j->run;
 }
 
-/* Jobs for experts of one kind: list entries that are (kept, there), as many at a time as `fits`. */
+/* Makes jobs for the experts of a list that are `kept` and `there` as given; a job has as many experts as fit. */
 static void add_experts(stream *s, int32_t l, bool keep, bool there) {
     int32_t first = s->n_list;
     for (int32_t e = 0; e < s->n_expert; e++) {
@@ -179,7 +179,7 @@ static void add_experts(stream *s, int32_t l, bool keep, bool there) {
     if (s->n_list > first) add_job(s, l, !keep, there, first, s->n_list - first);
 }
 
-/* Gives back the memory of experts that stay no longer. */
+/* Frees the memory of experts that no longer stay. */
 static void let_go(stream *s) {
     for (int32_t l = 0; l < s->n_layer; l++)
         for (int32_t e = 0; e < s->n_expert; e++) {
@@ -196,7 +196,7 @@ static void let_go(stream *s) {
         }
 }
 
-/* Large pages where a whole one stays. */
+/* Asks for large pages in memory that stays, where a whole large page fits. */
 static void ask_large(stream *s) {
     for (int32_t j = 0; j < s->n_jobs; j++)
         for (int32_t r = s->jobs[j].run; !s->jobs[j].streamed && r < s->jobs[j].run + s->jobs[j].n_runs; r++) {
@@ -217,7 +217,7 @@ static int64_t resident(const stream *s) {
     return sum;
 }
 
-/* Makes jobs of what is to stay and what is there. The thread is not reading. */
+/* Makes all jobs, by which experts stay and which were read already. The thread must not be reading. */
 static bool make_jobs(stream *s) {
     memcpy(s->keep, s->asked, (size_t)s->n_layer * (size_t)s->n_expert * sizeof *s->keep);
     let_go(s);
@@ -261,8 +261,7 @@ static bool make_jobs(stream *s) {
 
 /* ---- The thread ---- */
 
-/* Reads bytes [offset, offset + bytes) of a part, and what of their granules lies beside them, to where the first
- * granule belongs. */
+/* Reads the whole granules that have bytes [offset, offset + bytes) of a part, to the address of the first granule. */
 static int read_bytes(stream *s, int32_t file, int64_t offset, int64_t bytes, uint8_t *to, int64_t *total,
                       dg_error *error) {
     const int64_t begin = down(s, offset), end = up(s, offset + bytes), need = offset + bytes;
@@ -289,8 +288,8 @@ static int read_bytes(stream *s, int32_t file, int64_t offset, int64_t bytes, ui
     return DG_OK;
 }
 
-/* Less than two granules of a part to their home, without touching what lies beside them: others may be reading
- * that. */
+/* Reads less than two granules of a part to their place, without writing to bytes before and after them, which other
+ * threads may be reading. */
 static int read_end(stream *s, int32_t file, int64_t offset, int64_t bytes, int64_t *total, dg_error *error) {
     if (!bytes) return DG_OK;
     const int status = read_bytes(s, file, offset, bytes, s->ends, total, error);
@@ -306,7 +305,8 @@ static int read_home(stream *s, int32_t file, int64_t offset, int64_t bytes, int
     return status == DG_OK ? read_end(s, file, last, end - last, total, error) : status;
 }
 
-/* One run, to `base` + its place or home; of a buffer's run only the experts that are wanted, if that is known. */
+/* Reads one run, to its place in the buffer `base` or to its home; into a buffer only the experts that are used, if it
+ * is known which. */
 static int read_run(stream *s, const run *r, uint8_t *base, const bool *wanted, int64_t *total, dg_error *error) {
     if (!base) return read_home(s, r->part, r->offset, r->bytes, total, error);
     if (!wanted) return read_bytes(s, r->part, r->offset, r->bytes, base + r->place, total, error);
@@ -335,7 +335,7 @@ static int read_job(stream *s, const job *j, uint8_t *base, const bool *wanted, 
     return status;
 }
 
-/* The job to do now, or NULL: nothing is to do, or no buffer is free. Moves s->next to it. */
+/* The next job for the thread, and moves s->next to it; NULL: there is none now, or no buffer is free. */
 static job *job_to_do(stream *s) {
     if (s->failed || s->cycle < 0) return NULL;
     for (int32_t seen = 0; seen <= s->n_jobs; seen++) {
@@ -398,7 +398,7 @@ static void work(void *arg) {
 
 /* ---- Passes ---- */
 
-/* Waits until something changes, and counts how long. */
+/* Waits until the thread or a pass reports a change, and adds the time to the traffic. */
 static void wait_for_thread(stream *s) {
     const uint64_t began = os_nanoseconds();
     monitor_wake(s->m);
@@ -406,14 +406,15 @@ static void wait_for_thread(stream *s) {
     s->traffic.waited += 1e-9 * (double)(os_nanoseconds() - began);
 }
 
-/* Buffers filled for what comes before this job of the pass are free again: of a pass that ended early, or of a
- * layer whose experts were left out. */
+/* Frees the buffers that were filled for jobs before this one: of a pass that ended early, or of a layer whose experts
+ * were not used. */
 static void drop_stale(stream *s, int32_t before) {
     while (s->taken < s->filled && s->slots[s->taken % s->n_slots].sequence < s->cycle * s->n_jobs + before)
         s->released = ++s->taken;
 }
 
-/* In a forked process nobody reads, and nobody is within a pass. What was being read comes again. */
+/* Resets the state in a forked process: it has no reading thread, and no pass is running. Reads that were running at
+ * the fork are repeated. */
 static void begin_anew(stream *s) {
     os_thread_join(s->thread);
     s->thread = NULL;
@@ -460,7 +461,7 @@ static int32_t give(stream *s, const job *j, int32_t *out, int32_t count) {
     return count + j->count;
 }
 
-/* Where the experts of a job lie in a buffer. */
+/* Sets the addresses of a job's experts in its buffer. */
 static void set_addresses(stream *s, const job *j, const uint8_t *base) {
     for (int32_t i = j->run; i < j->run + j->n_runs; i++) {
         const run *r = &s->runs[i];
@@ -475,7 +476,7 @@ static int32_t next_portion(void *self, int32_t *out) {
     stream *s = self;
     int32_t count = 0;
     monitor_enter(s->m);
-    s->released = s->taken; /* what was given before is done with */
+    s->released = s->taken; /* the caller no longer uses the buffers that it got before */
     monitor_wake(s->m);
     while (!s->failed && count == 0) {
         drop_stale(s, s->at_ring);
@@ -514,7 +515,7 @@ int stream_end(stream *s, dg_error *error) {
     s->released = s->taken;
     s->hits_layer = -1;
     const int64_t first = (s->cycle + 1) * s->n_jobs;
-    if (s->next < first) s->next = first; /* what this pass left out is not read for nothing */
+    if (s->next < first) s->next = first; /* jobs that this pass skipped are not read */
     int status = DG_OK;
     if (s->failed) status = fail(error, (dg_status)s->error.status, "%s", s->error.message);
     else s->traffic.passes++;
@@ -557,7 +558,7 @@ static int by_place(const void *a, const void *b) {
     return (x->offset > y->offset) - (x->offset < y->offset);
 }
 
-/* Ranges that share a granule, or meet in one, are one. */
+/* Joins ranges that share a granule. */
 static void join_ranges(stream *s) {
     qsort(s->ranges, (size_t)s->n_ranges, sizeof *s->ranges, by_place);
     int32_t n = 0;

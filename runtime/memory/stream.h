@@ -1,45 +1,51 @@
-/* Weights that are not all in memory: some stay once they were read, the rest comes through a ring of buffers that
- * one thread fills ahead, in the order in which every pass needs it: layer after layer, and then the first again.
+/* Streams weights that do not all fit into memory. Some stay in memory after they were read. The others are read into a
+ * ring of buffers: a thread fills it ahead, in the order in which each pass needs them, layer by layer, and then from
+ * the first layer again.
  *
- * An expert that stays in memory has a fixed address; it is read when a pass first needs it. A pass begins, waits for
- * each layer's own weights, takes that layer's experts portion by portion as they arrive, and ends; passes take turns.
- * A read that fails ends the pass with an error; the next one tries again.
+ * An expert that stays has a fixed address; it is read when a pass first needs it. A pass begins, waits for the weights
+ * of each layer that are not experts, takes the layer's experts portion by portion as they arrive, and ends. Only one
+ * pass runs at a time. If a read fails, the pass ends with an error; the next pass tries again.
  */
 #ifndef DG_STREAM_H
 #define DG_STREAM_H
 
 #include "ops.h"
 
-enum { STREAM_MATRICES = 3, STREAM_PIECE = 1 << 23 }; /* of an expert, at most; bytes of one read */
+enum {
+    STREAM_MATRICES = 3, /* the most matrices of an expert */
+    STREAM_PIECE = 1 << 23, /* the most bytes of one read */
+};
 
-/* Where the bytes come from: os_file, or what a test puts there. */
+/* The source of the bytes: os_file, or a test's own. */
 typedef struct stream_reader {
-    /* As os_file_read, of one of the file's parts. */
+    /* Reads from a part of the file, as os_file_read does. */
     int64_t (*read)(void *self, int32_t part, void *to, int64_t bytes, int64_t offset);
-    /* Whether it is still what it was: a status and a message. */
+    /* Fails where a part of the file was changed since it was opened. */
     int (*check)(void *self, int32_t part, dg_error *error);
     /* Whether reads go through the page cache, where each byte is copied once more; NULL: never. */
     bool (*copies)(void *self, int32_t part);
-    void *self;
+    void *self; /* the first argument of these functions */
 } stream_reader;
 
-/* Bytes of a part that stay. layer -1: needed before the first layer. */
+/* Bytes of a part that stay in memory: weights that are not experts. */
 typedef struct stream_range {
-    int32_t layer, part;
+    int32_t layer; /* the layer that needs them; -1: they are needed before the first layer */
+    int32_t part;
     int64_t offset, bytes;
 } stream_range;
 
-/* A layer's matrices of all experts, one after another, `bytes` each; 0: there is none. */
+/* One matrix of all experts of a layer, one expert after the other. */
 typedef struct stream_matrix {
     int32_t part;
-    int64_t offset, bytes;
+    int64_t offset; /* of expert 0 in the part */
+    int64_t bytes; /* of one expert; 0: the layer has no such matrix */
 } stream_matrix;
 
 typedef struct stream_layout {
     int32_t n_layer, n_expert, n_parts, n_ranges;
-    uint8_t *const *homes;       /* [n_parts] where a part's first byte belongs; whole granules, zero until written */
-    const char *const *names;    /* [n_parts] for messages */
-    const stream_range *ranges;  /* [n_ranges] */
+    uint8_t *const *homes; /* [n_parts] the address for a part's first byte; whole granules, zero until written */
+    const char *const *names; /* [n_parts] for messages */
+    const stream_range *ranges; /* [n_ranges] */
     const stream_matrix *matrices; /* [n_layer][STREAM_MATRICES] */
 } stream_layout;
 
@@ -49,28 +55,29 @@ stream *stream_new(const stream_layout *layout, const stream_reader *reader);
 /* Ends the thread. No pass may be running. */
 void stream_free(stream *s);
 
-/* From the next pass on these experts stay, keep[n_layer][n_expert], and the others come through a ring of n_slots
- * buffers of slot_bytes, each at least stream_block_bytes(). Memory of those that stayed before is given back.
- * n_slots 0: all stay. */
+/* From the next pass on, the experts keep[n_layer][n_expert] stay in memory, and the others are read into a ring of
+ * n_slots buffers of slot_bytes bytes, at least stream_block_bytes(). Memory of experts that no longer stay is freed.
+ * n_slots 0: all experts stay. */
 void stream_place(stream *s, const bool *keep, int64_t slot_bytes, int32_t n_slots);
-/* Most bytes of a buffer that one expert of a layer can take, that any can, and that all ranges can. */
+/* The most bytes in a buffer for one expert of a layer, for one expert of any layer, and for all ranges. */
 int64_t stream_expert_bytes(const stream *s, int32_t layer);
 int64_t stream_block_bytes(const stream *s);
 int64_t stream_range_bytes(const stream *s);
 
-/* [n_expert] where each expert's matrix lies once it was handed out. */
+/* [n_expert] the address of each expert's matrix, valid after stream_experts() has returned the expert. */
 const uint8_t *const *stream_at(const stream *s, int32_t layer, int32_t matrix);
 
-/* Waits for its turn. layers: how many of the model's have their experts used in this pass. */
+/* Begins a pass, after other passes have ended. layers: the number of layers whose experts this pass uses. */
 void stream_begin(stream *s, int32_t layers);
-/* Waits for a layer's own weights (-1: for those before the first). False after a failure. */
+/* Waits for the weights of a layer that are not experts (-1: for those before the first layer). False after a failure.
+ */
 bool stream_layer(stream *s, int32_t layer);
-/* Experts of this layer, of which experts[n] are used: the feed of the experts op. */
+/* The feed for the operation `experts`: the experts of a layer as they arrive. experts[n]: the ones that are used. */
 expert_feed stream_experts(stream *s, int32_t layer, const int32_t *experts, int64_t n);
-/* Ends the turn; DG_OK, or what failed in this pass. */
+/* Ends a pass; returns DG_OK, or the error of the pass. */
 int stream_end(stream *s, dg_error *error);
 
-/* Since the stream began. */
+/* Counts of bytes and seconds since stream_new(). */
 void stream_traffic(stream *s, dg_traffic *out);
 
 #endif

@@ -2,10 +2,12 @@
 #include "sampler.h"
 
 #include <math.h>
+#include <stdlib.h>
 #include <string.h>
 
+#include "canvas_position.h"
 #include "check.h"
-#include "random.h"
+#include "cpu/cpu.h"
 
 static void test_philox(void) { /* known answers of the Random123 library */
     uint32_t zero[4] = {0, 0, 0, 0}, ones[4] = {~0u, ~0u, ~0u, ~0u},
@@ -74,32 +76,88 @@ static void test_schedule_and_stop(void) {
     CHECK(sampler_temperature(&s, 0) > 0.0f, "temperature 0 is a small one");
 }
 
-static void test_renoise(void) {
-    int32_t canvas[3] = {1, 2, 3};
-    const dg_choice choices[3] = {{0.0f, 10, 11}, {0.0f, 20, 21}, {0.0f, 30, 31}};
-    const bool accepted[3] = {true, false, true};
-    const int32_t random_ids[3] = {7, 8, 9};
-    sampler_renoise(canvas, 3, choices, accepted, random_ids);
-    CHECK(canvas[0] == 11 && canvas[1] == 8 && canvas[2] == 31, "samples where accepted, noise elsewhere: %d %d %d",
-          canvas[0], canvas[1], canvas[2]);
+/* Positions by place: the lower entropy first, NaN last, the lower position among equals. */
+static void test_order(void) {
+    static float entropy[1024];
+    static int32_t order[1024];
+    const float values[] = {0.25f, 0.0f, NAN, 2.0f, -0.0f, INFINITY, 0.25f, 1e-30f};
+    const int32_t sizes[] = {1, 2, 3, 8, 97, 256, 1024};
+    for (size_t size = 0; size < sizeof sizes / sizeof *sizes; size++) {
+        const int32_t n = sizes[size];
+        for (int32_t i = 0; i < n; i++) {
+            uint32_t random[4] = {(uint32_t)i, 0, 0, 0};
+            philox((uint64_t)n, random);
+            entropy[i] = values[random[0] % 8];
+            order[i] = -1;
+        }
+        for (int32_t i = 0; i < n; i++) {
+            const int32_t place = sampler_place(entropy, n, i);
+            CHECK(place >= 0 && place < n && order[place] < 0, "%d positions: place %d of position %d", n, place, i);
+            order[place] = i;
+        }
+        for (int32_t place = 1; place < n; place++) {
+            const float a = entropy[order[place - 1]], b = entropy[order[place]];
+            const bool lower = a < b || (isnan(b) && !isnan(a)), equal = a == b || (isnan(a) && isnan(b));
+            CHECK(lower || (equal && order[place - 1] < order[place]), "%d positions: %g at %d before %g at %d", n,
+                  (double)a, order[place - 1], (double)b, order[place]);
+        }
+    }
 }
 
-static void test_settled(void) {
-    dg_sampling s = {.steps = 4, .settled = 1, .stability = 1, .confidence = 0.01f};
-    const float entropy[4] = {0.001f, 0.9f, 0.002f, 2.0f};
-    const int8_t marks[4] = {MARK_TOKEN, MARK_PIN, MARK_END, MARK_NONE};
-    bool changed[4] = {true, true, true, true};
-    int32_t unchanged = 0;
-    CHECK(!sampler_settled(&s, entropy, changed, marks, 4, &unchanged) && unchanged == 0,
-          "a first step is never stable");
-    changed[0] = changed[2] = false;
-    CHECK(sampler_settled(&s, entropy, changed, marks, 4, &unchanged),
-          "pins and what stands behind the end do not count");
-    s.settled = 0;
-    CHECK(!sampler_settled(&s, entropy, changed, marks, 4, &unchanged) && unchanged == 2, "off, it only counts");
-    s.settled = 1, s.confidence = 0.0015f;
-    CHECK(!sampler_settled(&s, entropy, changed, marks, 4, &unchanged),
-          "the mean of the part, 0.0015, has to be below the bound");
+static void test_accept_nan(void) {
+    const float entropy[4] = {NAN, 0.06f, NAN, 0.06f};
+    bool accepted[4];
+    dg_error error;
+    dg_accept(entropy, 4, 0.2f, accepted, &error); /* in order 1 3 0 2, before them 0 .06 .12 NaN */
+    CHECK(accepted[1] && accepted[3] && accepted[0] && !accepted[2], "what stands behind NaN is not accepted");
+    dg_accept(entropy, 1, 0.0f, accepted, &error);
+    CHECK(accepted[0], "nothing stands before the only position");
+    CHECK(dg_accept(entropy, 0, 0.0f, accepted, &error) == DG_OK, "no position");
+}
+
+enum { POSITIONS = 4, WORDS = 50 };
+
+/* One step of a canvas of four: of the others, position 1 is certain, 3 is less so, and 2 is out of the bound. */
+static void test_step(void) {
+    const ops o = {.canvas_renoise = host_canvas_renoise};
+    const dg_sampling s = {
+        .steps = 4, .entropy_bound = 0.1f, .t_min = 0.4f, .t_max = 0.8f, .stability = 1, .confidence = 1.0f};
+    const dg_choice choices[POSITIONS] = {{9.0f, 40, 41}, {0.0f, 10, 11}, {0.5f, 20, 21}, {0.25f, 30, 31}};
+    canvas_buffers c;
+    double u[POSITIONS];
+    int32_t ids[POSITIONS];
+    canvas_lay_out(&c, POSITIONS, WORDS, NULL);
+    void *memory = calloc(1, c.bytes);
+    canvas_lay_out(&c, POSITIONS, WORDS, memory);
+    c.pins[0] = c.fixed[0] = true;
+    c.free = 3;
+    c.ids[0] = 7;
+    host_canvas_init(&o, &c, 5, 2);
+    dg_draw(5, 2, 0, POSITIONS, WORDS, u, ids);
+    CHECK(c.ids[0] == 7 && memcmp(c.ids + 1, ids + 1, 3 * sizeof *ids) == 0, "a pin, and random ids beside it");
+    for (int32_t step = 0; step < 2; step++) {
+        host_canvas_draw(&o, &c, &s);
+        dg_draw(5, 2, step + 1, POSITIONS, WORDS, u, ids);
+        CHECK(memcmp(c.u, u, sizeof u) == 0 && memcmp(c.random_ids, ids, sizeof ids) == 0, "the draws of step %d",
+              step);
+        CHECK(c.state->temperature == sampler_temperature(&s, step), "the temperature of step %d", step);
+        memcpy(c.choices, choices, sizeof choices);
+        host_canvas_step(&o, &c, &s);
+        CHECK(c.argmax[0] == 7 && c.argmax[1] == 10 && c.argmax[2] == 20 && c.argmax[3] == 30, "the argmax canvas");
+        CHECK(c.entropy[0] == 0.0f && c.entropy[2] == 0.5f && c.state->mean_entropy == 0.25f,
+              "a pin is certain, and does not count in the mean");
+        CHECK(c.accepted[0] && c.accepted[1] && !c.accepted[2] && c.accepted[3], "in order 0 1 3 2");
+        CHECK(c.ids[0] == 7 && c.ids[1] == 11 && c.ids[2] == ids[2] && c.ids[3] == 31,
+              "samples where accepted, random ids elsewhere");
+        CHECK(c.state->index == step + 1 && c.state->unchanged == step && c.state->converged == step,
+              "the same argmax canvas again, at step %d", step);
+    }
+    c.fixed[2] = true;
+    c.accepted[3] = false;
+    host_canvas_renoise(&o, &c);
+    CHECK(c.ids[0] == 7 && c.ids[1] == 11 && c.ids[2] == 20 && c.ids[3] == ids[3] && c.accepted[2],
+          "what is fixed is the argmax and accepted");
+    free(memory);
 }
 
 static void test_plateau(void) {
@@ -111,21 +169,6 @@ static void test_plateau(void) {
     CHECK(!sampler_plateau(&s, 0, 5.0f, &low) && low.mean == 5.0f, "a canvas starts anew");
     s.plateau = 0;
     for (int i = 0; i < 9; i++) CHECK(!sampler_plateau(&s, 1, 5.0f, &low), "off");
-}
-
-static void test_fault(void) {
-    int32_t ids[64] = {0};
-    CHECK(sampler_fault(ids, 0, 64, 0, 0) == DG_FAULT_EMPTY && sampler_fault(ids, 9, 64, 0, 0) == DG_FAULT_EMPTY,
-          "nothing, or pad ids alone");
-    CHECK(sampler_fault(ids, 9, 64, 3, 0) == DG_FAULT_NONE && sampler_fault(ids, 0, 64, 3, 0) == DG_FAULT_NONE,
-          "an answer that ends in its second canvas");
-    for (int i = 0; i < 64; i++) ids[i] = i < 32 ? 100 + i : 7 + i % 8;
-    CHECK(sampler_fault(ids, 64, 64, 0, 0) == DG_FAULT_LOOP, "a last half of period 8");
-    CHECK(sampler_fault(ids, 63, 64, 0, 0) == DG_FAULT_NONE, "less than half of it");
-    ids[63] = 99;
-    CHECK(sampler_fault(ids, 64, 64, 0, 0) == DG_FAULT_NONE, "one token differs");
-    for (int i = 0; i < 64; i++) ids[i] = 7 + i % 9;
-    CHECK(sampler_fault(ids, 64, 64, 0, 0) == DG_FAULT_NONE, "a longer period is no loop");
 }
 
 static void test_efforts(void) {
@@ -151,17 +194,22 @@ static void test_options(void) {
     CHECK(dg_sampling_check(&s, &error) == DG_ERROR_USAGE && strstr(error.message, "steps"), "steps 0 is named");
     s.steps = 1, s.t_max = NAN;
     CHECK(dg_sampling_check(&s, &error) == DG_ERROR_USAGE && strstr(error.message, "t_max"), "NaN is named");
+    s.t_max = 1.0f;
+    s.sampler = DG_SAMPLER_COUNT;
+    CHECK(dg_sampling_check(&s, &error) == DG_ERROR_USAGE && strstr(error.message, "sampler"), "no such sampler");
+    CHECK(!dg_sampler_at(DG_SAMPLER_COUNT) && !strcmp(dg_sampler_at(DG_SAMPLER_ENTROPY_BOUND)->name, "entropy-bound"),
+          "samplers by number");
 }
 
 int main(void) {
     test_philox();
     test_draws();
     test_accept();
+    test_order();
+    test_accept_nan();
     test_schedule_and_stop();
-    test_renoise();
-    test_settled();
+    test_step();
     test_plateau();
-    test_fault();
     test_efforts();
     test_options();
     return check_done("sampler");

@@ -98,6 +98,24 @@ struct weight {
     weight(const weight &) = delete;
 };
 
+/* Room of the head op on both sides. */
+struct self_cond_pair {
+    const both &b;
+    self_cond plain, gpu;
+    self_cond_pair(const both &side, int64_t n, int64_t n_vocab, int64_t d)
+        : b(side), plain(self_cond_new(n, n_vocab, d)) {
+        void *memory = nullptr;
+        self_cond_lay_out(&gpu, n, n_vocab, d, false, nullptr);
+        b.gpu->reserve(b.gpu, &memory, gpu.bytes);
+        self_cond_lay_out(&gpu, n, n_vocab, d, false, memory);
+    }
+    ~self_cond_pair() {
+        b.gpu->release(b.gpu, gpu.memory, gpu.bytes);
+        self_cond_free(&plain);
+    }
+    self_cond_pair(const self_cond_pair &) = delete;
+};
+
 /* Runs test() for the variant of argv[1]: many seeds plainly, fewer where it takes longer. */
 static inline int run_seeds(const char *room, int argc, char **argv, void (*test)(uint64_t seed)) {
     const char *variant = argc > 1 ? argv[1] : "plain";

@@ -12,8 +12,8 @@ import numpy as np
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
 
-from cases import GOLDEN, trajectory  # noqa: E402
-from hugging_face import Theirs, load  # noqa: E402
+from support.cases import GOLDEN, trajectory  # noqa: E402
+from support.hugging_face import Theirs, load  # noqa: E402
 
 for case in GOLDEN:
     with tempfile.TemporaryDirectory() as folder:

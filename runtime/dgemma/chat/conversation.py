@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 BUSY = "this conversation is answering; finish its stream or close it first"
 
-Told: TypeAlias = Step | Block | Delta | Result
+ConversationEvent: TypeAlias = Step | Block | Delta | Result
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,7 @@ class Reply:
     reused: int  # tokens of the prompt that the session held already
 
 
-def with_deltas(events: Generator[Event, None, None], reader: Reader) -> Generator[Told, None, None]:
+def with_deltas(events: Generator[Event, None, None], reader: Reader) -> Generator[ConversationEvent, None, None]:
     """Yield the events of a stream, and after each Block the Deltas for the ids of that block."""
     with closing(events):
         for event in events:
@@ -143,7 +143,7 @@ class Conversation:
             del self.messages[-1]
         return self.unanswered
 
-    def stream(self, *, on_encode: OnEncode | None = None, **options: Any) -> Generator[Told, None, None]:
+    def stream(self, *, on_encode: OnEncode | None = None, **options: Any) -> Generator[ConversationEvent, None, None]:
         """Answer the last message: yield Steps, Blocks and Deltas as they happen, then the Result.
 
         The answer is added to the messages, and `last` is its Reply. Of a stream that is stopped early, the finished
@@ -160,7 +160,7 @@ class Conversation:
 
     def _stream(
         self, ids: list[int], on_encode: OnEncode | None, options: dict[str, Any]
-    ) -> Generator[Told, None, None]:
+    ) -> Generator[ConversationEvent, None, None]:
         tokenizer = self.model.tokenizer
         reader = Reader.behind(tokenizer, ids, marks=tokenizer.chat_template is not None)
         if not self._busy.acquire(blocking=False):

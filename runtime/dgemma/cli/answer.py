@@ -17,6 +17,7 @@ from dgemma.cli.record.recorder import Recorder
 from dgemma.cli.running import traffic_facts
 from dgemma.events import Block, Result, Step
 from dgemma.model import Model
+from dgemma.options import Setting
 from dgemma.session import Prompt
 
 
@@ -74,7 +75,7 @@ def work(
     raise AssertionError("a stream ends with a Result")
 
 
-def as_object(model: Model, result: Result, reader: Reader, settings: dict[str, int | float]) -> dict[str, Any]:
+def as_object(model: Model, result: Result, reader: Reader, settings: dict[str, Setting]) -> dict[str, Any]:
     """Return the object that --json prints."""
     parts = reader.answer
     fields = {**asdict(result), "text": parts.text, "thinking": parts.thinking}

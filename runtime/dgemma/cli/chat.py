@@ -7,7 +7,7 @@ from contextlib import closing
 from typing import Any
 
 from dgemma.chat.answer_parser import Delta
-from dgemma.chat.conversation import Conversation, Reply, Told
+from dgemma.chat.conversation import Conversation, ConversationEvent, Reply
 from dgemma.chat.template import no_template
 from dgemma.cli import FAILURE
 from dgemma.cli.answer import Watch
@@ -19,7 +19,7 @@ from dgemma.cli.prompt_input import Lines, lines, unechoed
 from dgemma.errors import Error, Stopped, UsageError
 from dgemma.events import Block, Step
 from dgemma.model import Model
-from dgemma.options import new_seed
+from dgemma.options import Setting, new_seed
 from dgemma.ui.terminal import one_line, tell
 
 
@@ -113,7 +113,7 @@ class Chat:
             if stopped == "loop":
                 self.tell("it was a loop; /regenerate draws another, and with /max-tokens N it is let go on")
 
-    def _show(self, events: Iterator[Told], shown: Silent, watch: Watch) -> str:
+    def _show(self, events: Iterator[ConversationEvent], shown: Silent, watch: Watch) -> str:
         """Show an answer as it comes. Returns what ended it early: a "loop", or nothing."""
         looped = False
         with Speaker(shown, end_line=True) as speaker:
@@ -136,7 +136,7 @@ class Chat:
         """The seed of the last answer; before the first answer, of that one."""
         return (int(self.used()["seed"]) + self._redraws) % 2**64
 
-    def used(self) -> dict[str, int | float]:
+    def used(self) -> dict[str, Setting]:
         """Return all generation options with their values."""
         return self.model.settings(**{"seed": self._seed, **self.settings})
 

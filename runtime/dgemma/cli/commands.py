@@ -127,7 +127,7 @@ def _option(option: Option) -> Action:
             return
         value: Any = {"on": True, "off": False}.get(text) if option.flag else text
         try:
-            value = value if option.flag else float(text) if option.real else int(text)
+            value = value if option.flag or option.choices else float(text) if option.real else int(text)
             chat.change({option.name: option.read(value)})
         except (TypeError, ValueError):
             kind = "on or off" if option.flag else "a number" if option.real else "a whole number"
@@ -137,7 +137,7 @@ def _option(option: Option) -> Action:
 
 
 for _each in options().values():
-    _takes = "on|off" if _each.flag else "F" if _each.real else "N"
+    _takes = "on|off" if _each.flag else "NAME" if _each.choices else "F" if _each.real else "N"
     command("/" + _each.name.replace("_", "-"), _takes, _each.help)(_option(_each))
 
 

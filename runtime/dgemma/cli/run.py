@@ -26,7 +26,7 @@ from dgemma.files.output import check_target
 from dgemma.files.routing import ROUTING, routing_path
 from dgemma.model import Model
 from dgemma.native.metadata import keys
-from dgemma.options import REFERENCE, Option, efforts, new_seed, options
+from dgemma.options import REFERENCE, Option, Setting, efforts, new_seed, options
 from dgemma.session import Prompt
 from dgemma.units import size
 
@@ -71,10 +71,10 @@ GUIDE = f"""dg-run needs a prompt. The model that comes with dgemma solves Sudok
 With a model of yours: dg-run model.gguf -p 'Why is the sky blue?'     All about it: dg-run --help"""
 
 
-def number(option: Option) -> Callable[[click.Context, click.Parameter, str | None], int | float | None]:
+def number(option: Option) -> Callable[[click.Context, click.Parameter, str | None], Setting | None]:
     """Return a callback of click that parses the value of a generation option and checks its range."""
 
-    def read(ctx: click.Context, param: click.Parameter, value: str | None) -> int | float | None:
+    def read(ctx: click.Context, param: click.Parameter, value: str | None) -> Setting | None:
         try:
             return None if value is None else option.read(float(value) if option.real else int(value))
         except UsageError:
@@ -110,6 +110,11 @@ def generation_options(command: Callable[..., Any]) -> Callable[..., Any]:
         flag, metavar = "--" + name.replace("_", "-"), "F" if option.real else "N"
         if option.flag:
             command = click.option(flag, name, is_flag=True, default=None, help=sentence(option.help) + ".")(command)
+            continue
+        if option.choices:
+            each = "; ".join(f"{choice}: {text}" for choice, text in option.choices.items())
+            text = f"{sentence(option.help)}. {each}. Default: {next(iter(option.choices))}."
+            command = click.option(flag, name, type=click.Choice(list(option.choices)), help=text)(command)
             continue
         default = defaults.get(name, "the file’s" if name in keys() else "0")
         text = f"{option.help}. {option.range.capitalize()}; default: {default}."

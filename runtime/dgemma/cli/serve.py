@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import textwrap
+from collections.abc import Iterable
 from typing import Any
 
 import click
@@ -20,37 +22,37 @@ try:
     from dgemma.serve.auth import Guard, is_loopback
     from dgemma.serve.edits import EditDiffusion
     from dgemma.serve.lifecycle import Running, listen, log_to_stderr, return_large_blocks
-    from dgemma.serve.parameters import told
+    from dgemma.serve.parameters import PARAMETERS
     from dgemma.serve.requests import Diffusion
 except ImportError as missing:  # the command names the package when it runs
     MISSING: ImportError | None = missing
 else:
     MISSING = None
 
-
-def indented(text: str) -> str:
-    return "\b\n" + "\n".join("  " + line for line in text.splitlines())
+WIDTH = 78  # of the tables in --help
 
 
-def own_fields() -> str:
-    """Return a line for each field of requests that dgemma adds to OpenAI's."""
+def table(rows: Iterable[tuple[str, str | None]], indent: int) -> str:
+    """Return rows of a name and a text in two columns, the texts filled to the width of a page of --help."""
+    return "\n".join(
+        textwrap.fill(
+            f"{text}", WIDTH, initial_indent=f"{' ' * indent}{name:<24}", subsequent_indent=" " * (indent + 24)
+        )
+        for name, text in rows
+    )
+
+
+def help_of_requests() -> str:
+    """Return what --help says about the JSON of requests."""
+    lines = ["\b", "Parameters of requests:"]
+    for what in ("used", "ignored", "refused"):
+        lines += [f"  {what}:", table(((p.name, p.why) for p in PARAMETERS if p.what == what), indent=4)]
     fields = {**Diffusion.model_fields, **EditDiffusion.model_fields}
-    return "\n".join(f"{name:<18}{field.description}" for name, field in fields.items())
+    lines += ["", "\b", 'Fields of "diffusion" in requests:']
+    return "\n".join([*lines, table(((name, field.description) for name, field in fields.items()), indent=2)])
 
 
 def help_text() -> str:
-    parameters = (
-        ""
-        if MISSING
-        else f"""\b
-Parameters of requests:
-{indented(told())[2:]}
-
-\b
-Fields of "diffusion" in requests:
-{indented(own_fields())[2:]}
-"""
-    )
     return f"""Serves a DiffusionGemma model: a web page at / to chat, watch the canvas and edit texts; OpenAI's API:
 /v1/chat/completions, /v1/completions and /v1/edits (rewrites a passage of a text), streaming or not, and /v1/models;
 /health; and /metrics for Prometheus.
@@ -66,7 +68,7 @@ It listens on this machine only. With --host for another address it needs --api-
 Requests are worked on in turn, one step at a time; when the queue is full, a request gets status 429. If the prompt of
 a request begins like an earlier one, only the rest is encoded. After Ctrl-C, running requests have --grace to finish.
 
-{parameters}"""
+{"" if MISSING else help_of_requests()}"""
 
 
 @click.command(cls=Command, name="dg-serve", help=help_text(), context_settings={"help_option_names": ["-h", "--help"]})

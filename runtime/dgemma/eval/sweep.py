@@ -68,6 +68,8 @@ def read_value(name: str, value: str) -> Any:
         if value not in ("yes", "no"):
             raise UsageError(f"--sweep: {name}: {value!r} is not yes or no")
         return value == "yes"
+    if option.choices:
+        return option.read(value)
     try:
         number = float(value) if option.real else int(value)
     except ValueError:

@@ -7,7 +7,7 @@ entropies that the tokens had when they were accepted. So the score estimates, f
 all texts of these lengths together (importance sampling).
 
 In a test with 480 holes and the bundled tidy, one of the tried lengths gave the right text for 431 holes. This score
-chose it in all of these, the lowest mean entropy per token in 343 (tests/measure_lengths.py --count 20, which also has
+chose it in all of these, the lowest mean entropy per token in 343 (tests/measure/lengths.py --count 20, which also has
 other rules).
 """
 

@@ -30,10 +30,10 @@ from dgemma.files import json_lines
 from dgemma.model import Model
 from dgemma.options import efforts, options
 from dgemma.serve.auth import Guard
-from dgemma.serve.edits import EditReply, EditWork, read_edit, rewrites
-from dgemma.serve.errors import Refusal, refusal_of, wrong
+from dgemma.serve.edits import EditReply, EditWork, edit_events, read_edit
+from dgemma.serve.errors import Refusal, bad_request, refusal_of
 from dgemma.serve.event_queue import EventQueue
-from dgemma.serve.generation import CanvasStep, Told, answers
+from dgemma.serve.generation import CanvasStep, WorkerEvent, answer_events
 from dgemma.serve.metrics import Metrics
 from dgemma.serve.openai import Reply
 from dgemma.serve.page import page_files
@@ -48,8 +48,8 @@ ENDPOINTS: dict[str, Endpoint] = {
     "/v1/completions": "completions",
     "/v1/edits": "edits",
 }
-ALIVE = 15.0  # seconds of silence in a stream before a comment says that it goes on
-CLOSED = 499  # the status in figures of a request whose client left
+KEEPALIVE = 15.0  # seconds of silence in a stream before a comment is sent, so that nobody takes it for broken
+CLIENT_LEFT = 499  # the status in figures of a request whose client left
 
 
 @dataclass(frozen=True)
@@ -101,8 +101,8 @@ class Server:
                 response: Response = await handler(request)
                 status = response.status_code
             except ClientDisconnect:
-                status, response = CLOSED, Response(status_code=CLOSED)
-                self.metrics.left.inc()
+                status, response = CLIENT_LEFT, Response(status_code=CLIENT_LEFT)
+                self.metrics.disconnects.inc()
             except Exception as failure:
                 refusal = self._refused(failure)
                 status = refusal.status
@@ -143,7 +143,7 @@ class Server:
             return Response(status_code=304, headers=found.headers)
         return Response(found.body, headers=found.headers)
 
-    def _card(self) -> dict[str, Any]:
+    def _model_card(self) -> dict[str, Any]:
         config = self.model.config
         defaults = self.model.settings()
         own = {
@@ -156,12 +156,12 @@ class Server:
         return {"id": self.name, "object": "model", "created": self._created, "owned_by": "dgemma", "diffusion": own}
 
     async def _models(self, request: Request) -> Response:
-        return JSONResponse({"object": "list", "data": [self._card()]})
+        return JSONResponse({"object": "list", "data": [self._model_card()]})
 
     async def _one_model(self, request: Request) -> Response:
         if request.path_params["name"] != self.name:
             raise Refusal(404, f"there is no such model here; {self.name!r} is served", "model_not_found", "model")
-        return JSONResponse(self._card())
+        return JSONResponse(self._model_card())
 
     async def _complete(self, endpoint: Endpoint, path: str, request: Request) -> Response:
         self.worker.refuse_if_full()
@@ -171,28 +171,28 @@ class Server:
         about = (self.model.tokenizer, self.name, self._fingerprint)
         reply = EditReply(work, *about) if isinstance(work, EditWork) else Reply(work, *about)
         client = f"{request.client.host if request.client else ''} {work.user}"
-        answer = Answering(self, work, reply, client, min(given, default=None), path)
+        answer = ActiveRequest(self, work, reply, client, min(given, default=None), path)
         headers = {"X-Request-Id": reply.id, "Cache-Control": "no-store"}
         if work.ignored:
             headers["X-Ignored-Parameters"] = ", ".join(work.ignored)
         if work.stream:
-            return Events(answer, headers)
+            return EventStreamResponse(answer, headers)
         return JSONResponse(await answer.whole(request.receive), headers=headers)
 
     def _read(self, endpoint: Endpoint, body: bytes) -> Work | EditWork:
         try:
             given = from_json(body, allow_inf_nan=False)
         except ValueError:
-            raise wrong("the body is no JSON", code="invalid_json") from None
+            raise bad_request("the body is no JSON", code="invalid_json") from None
         if endpoint == "edits":
             return read_edit(given, self.model, self.name, self._limits.context)
         return read_request(endpoint, given, self.model, self.name, self._limits.context)
 
-    def ended(self, answer: Answering, status: int) -> None:
+    def ended(self, answer: ActiveRequest, status: int) -> None:
         """Log a request in one line: figures, no text."""
         reply, job = answer.reply, answer.job
-        if status == CLOSED and answer.work.stream:  # the others are counted where their answer fails
-            self.metrics.left.inc()
+        if status == CLIENT_LEFT and answer.work.stream:  # the others are counted where their answer fails
+            self.metrics.disconnects.inc()
         self.metrics.waited.observe(job.waited)
         log.info(
             "%s %d %s: %d prompt tokens (%d cached), %d answer tokens, %d steps, waited %.2f s, worked %.2f s",
@@ -201,8 +201,8 @@ class Server:
         )
 
 
-class Answering:
-    """One request at the worker, as asyncio's thread sees it.
+class ActiveRequest:
+    """One request at the worker, for asyncio's thread.
 
     It is submitted at once: raises a Refusal if the queue is full.
     """
@@ -219,38 +219,39 @@ class Answering:
         self._server, self.work, self.reply, self.path = server, work, reply, path
         self._until = None if deadline is None else monotonic() + deadline
         self.began = monotonic()
-        self._inbox = inbox = EventQueue(server.metrics, work.stream)
+        self._queue = queue = EventQueue(server.metrics, work.stream)
         if isinstance(work, EditWork):
-            self.job = Job(work.prompt, work.need, partial(rewrites, work), client, inbox.hear)
+            self.job = Job(work.prompt, work.need, partial(edit_events, work), client, queue.put)
         else:
-            self.job = Job(work.prompts[0], work.need, partial(answers, work), client, inbox.hear)
+            self.job = Job(work.prompts[0], work.need, partial(answer_events, work), client, queue.put)
         server.worker.submit(self.job)
 
-    def leave(self) -> None:
-        if not self._inbox.over:
-            self._server.worker.leave(self.job)
+    def cancel(self) -> None:
+        """Have the worker stop, where it is still at work."""
+        if not self._queue.finished:
+            self._server.worker.cancel(self.job)
 
-    async def _heard(self, receive: Receive, patience: float | None = None) -> AsyncGenerator[list[Told], None]:
-        """Yield what the worker tells, as much at a time as there is: nothing after so many seconds of silence.
+    async def _batches(self, receive: Receive, timeout: float | None = None) -> AsyncGenerator[list[WorkerEvent], None]:
+        """Yield the worker's events, as many at a time as there are; none after `timeout` seconds of silence.
 
         Raises what the request fails with, and ClientDisconnect when nobody waits for it any more.
         """
-        inbox, gone = self._inbox, asyncio.ensure_future(_gone(receive))
+        queue, gone = self._queue, asyncio.ensure_future(_disconnected(receive))
         try:
             while True:
                 left = None if self._until is None else max(0.0, self._until - monotonic())
-                wait = min((each for each in (left, patience) if each is not None), default=None)
-                await asyncio.wait([inbox.bell, gone], timeout=wait, return_when=asyncio.FIRST_COMPLETED)
+                wait = min((each for each in (left, timeout) if each is not None), default=None)
+                await asyncio.wait([queue.ready, gone], timeout=wait, return_when=asyncio.FIRST_COMPLETED)
                 if gone.done():
                     raise ClientDisconnect
-                if self._until is not None and monotonic() >= self._until and not inbox.over:
+                if self._until is not None and monotonic() >= self._until and not queue.finished:
                     raise Refusal(504, "the deadline of the request has passed", "deadline_exceeded")
-                silent = not inbox.bell.done()
-                taken = inbox.take()
-                news = [told for told in taken if told is not None and not isinstance(told, Exception)]
-                if news or silent:
-                    yield news
-                if len(news) < len(taken):  # the last event is the end
+                silent = not queue.ready.done()
+                taken = queue.take()
+                events = [event for event in taken if event is not None and not isinstance(event, Exception)]
+                if events or silent:
+                    yield events
+                if len(events) < len(taken):  # the last event is the end
                     if isinstance(end := taken[-1], Exception):
                         raise end
                     return
@@ -258,13 +259,13 @@ class Answering:
             gone.cancel()
 
     async def whole(self, receive: Receive) -> dict[str, Any]:
-        """Return the whole answer. Raises as _heard() does."""
-        status = CLOSED
+        """Return the whole answer. Raises as _batches() does."""
+        status = CLIENT_LEFT
         try:
-            async with aclosing(self._heard(receive)) as heard:
-                async for news in heard:
-                    for told in news:
-                        for _ in self.reply.hear(told):
+            async with aclosing(self._batches(receive)) as batches:
+                async for events in batches:
+                    for event in events:
+                        for _ in self.reply.chunks(event):
                             pass
             status = 200
             return self.reply.whole()
@@ -273,18 +274,18 @@ class Answering:
                 status = refusal_of(failure).status
             raise
         finally:
-            self.leave()
+            self.cancel()
             self._server.ended(self, status)
 
     async def stream(self, receive: Receive) -> AsyncGenerator[bytes, None]:
         """Yield server-sent events; an error is one too, as the status is sent already."""
-        status = CLOSED
+        status = CLIENT_LEFT
         try:
-            async with aclosing(self._heard(receive, ALIVE)) as heard:
-                async for news in heard:
-                    if piece := b"".join(map(self._events, news)) if news else b": still at it\n\n":
+            async with aclosing(self._batches(receive, KEEPALIVE)) as batches:
+                async for events in batches:
+                    if piece := b"".join(map(self._encoded, events)) if events else b": still at it\n\n":
                         yield piece
-            yield b"".join(map(_event, self.reply.last())) + b"data: [DONE]\n\n"
+            yield b"".join(map(_event, self.reply.final_chunks())) + b"data: [DONE]\n\n"
             status = 200
         except ClientDisconnect:
             pass
@@ -293,19 +294,19 @@ class Answering:
             status = refusal.status
             yield _event(refusal.body())
         finally:
-            self.leave()
+            self.cancel()
             self._server._count(self.path, status, self.began)
             self._server.ended(self, status)
 
-    def _events(self, told: Told) -> bytes:
-        name = "canvas" if isinstance(told, CanvasStep) else None
-        return b"".join(_event(chunk, name) for chunk in self.reply.hear(told))
+    def _encoded(self, event: WorkerEvent) -> bytes:
+        name = "canvas" if isinstance(event, CanvasStep) else None
+        return b"".join(_event(chunk, name) for chunk in self.reply.chunks(event))
 
 
-class Events(StreamingResponse):
-    """The stream of a request's events, which ends with the request, however that ends."""
+class EventStreamResponse(StreamingResponse):
+    """A response of server-sent events. Its end cancels the request, where that is still at work."""
 
-    def __init__(self, answer: Answering, headers: dict[str, str]) -> None:
+    def __init__(self, answer: ActiveRequest, headers: dict[str, str]) -> None:
         super().__init__((), headers=headers, media_type="text/event-stream")
         self._answer = answer
 
@@ -314,7 +315,7 @@ class Events(StreamingResponse):
             async with aclosing(self._answer.stream(receive)) as self.body_iterator:
                 await self.stream_response(send)
         finally:
-            self._answer.leave()  # the generator may never have begun
+            self._answer.cancel()  # the generator may never have begun
 
 
 def _event(data: dict[str, Any], name: str | None = None) -> bytes:
@@ -322,7 +323,7 @@ def _event(data: dict[str, Any], name: str | None = None) -> bytes:
     return f"{head}data: {json_lines.as_line(data, compact=True)}\n\n".encode("utf-8", "replace")
 
 
-async def _gone(receive: Receive) -> None:
+async def _disconnected(receive: Receive) -> None:
     """Wait until the client has gone."""
     while (await receive())["type"] != "http.disconnect":
         pass

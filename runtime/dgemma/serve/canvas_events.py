@@ -1,4 +1,4 @@
-"""Makes the canvas events of a stream, for clients that watch an answer settle."""
+"""Makes the canvas events of a stream, for clients that show the denoising steps."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from dgemma.serve.generation import CanvasStep
 from dgemma.tokenizer import Tokenizer
 
 
-class Canvases:
+class CanvasEvents:
     """Makes the events of one request."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         self._detokenizer: Detokenizer | None = None
 
-    def told(self, told: CanvasStep) -> dict[str, Any]:
+    def event(self, event: CanvasStep) -> dict[str, Any]:
         """Return the event of a step: of each token its id, text and entropy in nats, and whether it was accepted."""
-        step = told.step
+        step = event.step
         self._detokenizer = self._detokenizer or Detokenizer(self._tokenizer)
         ids = step.canvas.tolist()
-        event = {
-            "choice": told.choice,
+        found = {
+            "choice": event.choice,
             "block": step.block,
             "step": step.index,
             "place": step.place,
@@ -36,14 +36,14 @@ class Canvases:
             "accepted": step.accepted.tolist(),
             "final": len(step.final),
         }
-        if told.end is not None:
-            event["end"] = told.end
-        if told.draft is not None:
-            event["draft"] = _draft(told.draft)
-        if told.tried is not None:
-            pinned = told.tried.pinned[step.place : step.place + len(ids)]
-            event |= {"trial": told.tried.trial, "pinned": pinned}
-        return event
+        if event.end is not None:
+            found["end"] = event.end
+        if event.draft is not None:
+            found["draft"] = _draft(event.draft)
+        if event.trial_step is not None:
+            pinned = event.trial_step.pinned[step.place : step.place + len(ids)]
+            found |= {"trial": event.trial_step.trial, "pinned": pinned}
+        return found
 
     def _mark(self, token: int) -> str:
         """Return the name of a control token; nothing for a byte whose text stands with its neighbour."""

@@ -1,4 +1,4 @@
-"""Errors of requests, in the shape that OpenAI's clients read."""
+"""Errors of requests, as OpenAI's JSON."""
 
 from __future__ import annotations
 
@@ -29,20 +29,20 @@ class Refusal(Exception):
         return self.headers | ({} if self.retry is None else {"Retry-After": str(self.retry)})
 
 
-def wrong(message: str, param: str | None = None, code: str | None = None) -> Refusal:
-    """Return the refusal of a request that makes no sense."""
+def bad_request(message: str, param: str | None = None, code: str | None = None) -> Refusal:
+    """Return the refusal of a request with a mistake: status 400."""
     return Refusal(400, message, code, param)
 
 
 def refusal_of(failure: Exception) -> Refusal:
     """Return the refusal that a failure becomes.
 
-    Of a failure that was not foreseen it tells the kind alone, as its text may be a user's.
+    An unforeseen failure is named by its type alone, as its text may hold a user's.
     """
     if isinstance(failure, Refusal):
         return failure
     if isinstance(failure, UsageError):
-        return wrong(str(failure))
+        return bad_request(str(failure))
     if isinstance(failure, MemoryBudgetError):
         return Refusal(503, str(failure), "no_memory", retry=10)
     if isinstance(failure, Error):

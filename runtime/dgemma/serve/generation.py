@@ -1,4 +1,4 @@
-"""Generates a request's answers in small turns; between two turns another request may have its own."""
+"""Generates a request's answers as a stream of events; between two of them another request may be worked on."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from dgemma.events import Block, Result, Step
 from dgemma.infill.edit import Edited
 from dgemma.infill.fill import TrialStep
 from dgemma.serve.requests import Work
-from dgemma.serve.stops import Stops
+from dgemma.serve.stops import StopFilter
 from dgemma.session import CHUNK, Session
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
-class Began:
+class PromptEncoded:
     """The prompt is encoded."""
 
     prompt: int  # tokens
@@ -35,11 +35,11 @@ class CanvasStep:
     step: Step
     draft: Answer | None  # the rest of the answer if the canvas stayed as it is; None where it has pins
     end: int | None = None  # where its first end id stands, without pins
-    tried: TrialStep | None = None  # the step of an edit
+    trial_step: TrialStep | None = None  # the step of an edit
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
+class AnswerDelta:
     """More of an answer is final."""
 
     choice: int
@@ -47,7 +47,7 @@ class Said:
 
 
 @dataclass(frozen=True, slots=True)
-class Ended:
+class AnswerFinished:
     """An answer is over."""
 
     choice: int
@@ -57,48 +57,47 @@ class Ended:
 
 
 @dataclass(frozen=True, slots=True)
-class Rewritten:
+class PassageRewritten:
     """A passage is rewritten."""
 
     edited: Edited
 
 
-Told: TypeAlias = Began | CanvasStep | Said | Rewritten | Ended
-Turns: TypeAlias = Generator[Told | None, None, None]  # None: a turn with nothing to tell
+WorkerEvent: TypeAlias = PromptEncoded | CanvasStep | AnswerDelta | PassageRewritten | AnswerFinished
+WorkerEvents: TypeAlias = Generator[WorkerEvent | None, None, None]  # None: some work is done, without an event
 
 
-def answers(work: Work, session: Session, waited: float) -> Turns:
-    """Yield what there is to tell of all answers to all prompts.
+def answer_events(work: Work, session: Session, waited: float) -> WorkerEvents:
+    """Yield the events of all answers to all prompts.
 
-    Closed, it stops within one step, and the session can be used again. waited: seconds before the first turn, for the
-    figures.
+    Closed, it stops within one step, and the session can be used again. waited: seconds in the queue, for the figures.
     """
     for at, prompt in enumerate(work.prompts):
         cached = session.shared(prompt)
         session.rewind(cached)
-        clock = Clock()
+        stopwatch = Stopwatch()
         for start in range(cached, len(prompt), CHUNK):
-            with clock:
+            with stopwatch:
                 session.encode(prompt[start : start + CHUNK])
             yield None
-        yield Began(len(prompt), cached)
+        yield PromptEncoded(len(prompt), cached)
         for i in range(work.n):
-            seconds = {"waiting": waited, "prompt": clock.seconds}
+            seconds = {"waiting": waited, "prompt": stopwatch.seconds}
             yield from _answer(work, session, prompt, work.seed + i, at * work.n + i, seconds)
-            waited = clock.seconds = 0.0
+            waited = stopwatch.seconds = 0.0
 
 
 def _answer(
     work: Work, session: Session, prompt: list[int], seed: int, choice: int, seconds: dict[str, float]
-) -> Turns:
+) -> WorkerEvents:
     reader = Reader.behind(session.model.tokenizer, prompt, work.marks)
-    stops = Stops(work.stops)
-    clock = Clock()
+    stops = StopFilter(work.stops)
+    stopwatch = Stopwatch()
     tokens = steps = 0
-    sent = 0  # tokens of this canvas that are told already
+    sent = 0  # tokens of this canvas that events had already
     calls, converged, reason, fault = False, True, "stop", None
     with closing(session.stream(prompt, seed=seed, **work.settings)) as events:
-        for event in clock.times(events):
+        for event in stopwatch.times(events):
             new: list[int] = []
             deltas: list[Delta] = []
             if isinstance(event, Step):
@@ -107,11 +106,11 @@ def _answer(
                 new, sent = event.ids[sent:], 0
                 converged, fault = converged and event.converged, fault or event.fault
             else:
-                deltas += stops.hear(reader.finish())
+                deltas += stops.feed(reader.finish())
                 seed, reason = event.seed, event.finish_reason
             # Tokens are read one by one if a stop text may end the answer: those behind it do not count.
             for ids in ([token] for token in new) if work.stops else [new]:
-                deltas += stops.hear(reader.feed(ids))
+                deltas += stops.feed(reader.feed(ids))
                 tokens += len(ids)
                 if stops.hit:
                     break
@@ -119,15 +118,15 @@ def _answer(
                 deltas += stops.finish()
             for delta in _joined(deltas):
                 calls = calls or (work.calls and delta.kind == "call")
-                yield Said(choice, delta)
+                yield AnswerDelta(choice, delta)
             if stops.hit:
                 reason = "stop"
                 break
-            if isinstance(event, Step):  # yielded last: another request may have its turn then
+            if isinstance(event, Step):  # yielded last: another request may be worked on then
                 yield _canvas(work, session, reader, choice, event) if work.events else None
     figures: dict[str, Any] = {"seed": seed, "steps": steps, "converged": converged, "fault": fault}
-    figures["seconds"] = {what: round(time, 6) for what, time in {**seconds, "steps": clock.seconds}.items()}
-    yield Ended(choice, "tool_calls" if calls and reason == "stop" else reason, tokens, figures)
+    figures["seconds"] = {what: round(time, 6) for what, time in {**seconds, "steps": stopwatch.seconds}.items()}
+    yield AnswerFinished(choice, "tool_calls" if calls and reason == "stop" else reason, tokens, figures)
 
 
 def _canvas(work: Work, session: Session, reader: Reader, choice: int, step: Step) -> CanvasStep:
@@ -138,8 +137,8 @@ def _canvas(work: Work, session: Session, reader: Reader, choice: int, step: Ste
     return CanvasStep(choice, step, reader.peek(ids[len(step.final) : end]), end)
 
 
-class Clock:
-    """Measures seconds of work, without what others do between its parts."""
+class Stopwatch:
+    """Adds up the seconds of work, without the time between its parts."""
 
     def __init__(self) -> None:
         self.seconds = 0.0

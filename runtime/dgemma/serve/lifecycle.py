@@ -1,4 +1,4 @@
-"""Runs the application in uvicorn: addresses, signals, and an end that answers every request."""
+"""Runs the application in uvicorn: addresses, signals, and a shutdown that answers every request."""
 
 from __future__ import annotations
 

@@ -6,20 +6,22 @@ from collections.abc import Callable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from dgemma.serve.generation import Began, Ended, Told
+from dgemma.serve.generation import AnswerFinished, PromptEncoded, WorkerEvent
 
 SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 
 
 class Metrics:
-    """The metrics of one server; hear() counts what its worker tells."""
+    """The metrics of one server; record() counts the worker's events."""
 
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry()
         self.requests = Counter(
             "dgemma_requests", "Requests, by the status of their answer.", ["path", "status"], registry=registry
         )
-        self.left = Counter("dgemma_requests_left", "Requests whose client left before the end.", registry=registry)
+        self.disconnects = Counter(
+            "dgemma_requests_left", "Requests whose client left before the end.", registry=registry
+        )
         self.seconds = Histogram(
             "dgemma_request_seconds", "From a request to its end.", ["path"], buckets=SECONDS, registry=registry
         )
@@ -38,8 +40,8 @@ class Metrics:
         self._steps = Counter("dgemma_steps", "Denoising steps of finished answers.", registry=registry)
         self._ended = Counter("dgemma_answers", "Answers, by why they ended.", ["finish_reason"], registry=registry)
 
-    def watch(self, waiting: Callable[[], int], running: Callable[[], int], tokens: Callable[[], int]) -> None:
-        """Set the functions that are asked whenever the figures are."""
+    def add_gauges(self, waiting: Callable[[], int], running: Callable[[], int], tokens: Callable[[], int]) -> None:
+        """Add gauges whose values these functions return whenever the metrics are read."""
         for name, help_text, ask in (
             ("dgemma_requests_waiting", "Requests in the queue.", waiting),
             ("dgemma_requests_running", "Requests that have turns.", running),
@@ -47,14 +49,14 @@ class Metrics:
         ):
             Gauge(name, help_text, registry=self.registry).set_function(ask)
 
-    def hear(self, told: Told) -> None:
-        if isinstance(told, Began):
-            self._prompt.inc(told.prompt)
-            self._cached.inc(told.cached)
-        elif isinstance(told, Ended):
-            self._answer.inc(told.tokens)
-            self._steps.inc(told.figures["steps"])
-            self._ended.labels(told.reason).inc()
+    def record(self, event: WorkerEvent) -> None:
+        if isinstance(event, PromptEncoded):
+            self._prompt.inc(event.prompt)
+            self._cached.inc(event.cached)
+        elif isinstance(event, AnswerFinished):
+            self._answer.inc(event.tokens)
+            self._steps.inc(event.figures["steps"])
+            self._ended.labels(event.reason).inc()
 
     def text(self) -> bytes:
         return generate_latest(self.registry)

@@ -1,4 +1,4 @@
-"""Writes answers in the shapes that OpenAI's clients read: whole, or as chunks of a stream."""
+"""Writes answers as OpenAI's JSON: whole, or as chunks of a stream."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from dgemma.chat.answer_parser import Delta, ToolCall
-from dgemma.serve.canvas_events import Canvases
-from dgemma.serve.generation import Began, CanvasStep, Ended, Said, Told
+from dgemma.serve.canvas_events import CanvasEvents
+from dgemma.serve.generation import AnswerDelta, AnswerFinished, CanvasStep, PromptEncoded, WorkerEvent
 from dgemma.serve.requests import Work
 from dgemma.tokenizer import Tokenizer
 
@@ -18,11 +18,11 @@ from dgemma.tokenizer import Tokenizer
 class Reply:
     """The answer to one request.
 
-    Give hear() what the worker tells, and send the chunks that it returns; or call whole() at the end.
+    Pass each of the worker's events to chunks(), and send what it yields; or call whole() at the end.
     """
 
     def __init__(self, work: Work, tokenizer: Tokenizer, model: str, fingerprint: str) -> None:
-        self._work, self._canvases = work, Canvases(tokenizer)
+        self._work, self._canvases = work, CanvasEvents(tokenizer)
         chat = work.endpoint == "chat"
         self.id = f"{'chatcmpl' if chat else 'cmpl'}-{secrets.token_hex(12)}"
         self._head = {"id": self.id, "created": int(time.time()), "model": model, "system_fingerprint": fingerprint}
@@ -30,33 +30,33 @@ class Reply:
         self._choices: list[_Choice] = []
         self.prompt = self.cached = self.tokens = self.steps = 0
 
-    def hear(self, told: Told) -> Iterator[dict[str, Any]]:
+    def chunks(self, event: WorkerEvent) -> Iterator[dict[str, Any]]:
         """Yield the chunks that tell the client of an event."""
-        if isinstance(told, Began):
-            self.prompt += told.prompt
-            self.cached += told.cached
+        if isinstance(event, PromptEncoded):
+            self.prompt += event.prompt
+            self.cached += event.cached
             for _ in range(self._work.n):
                 self._choices.append(_Choice(len(self._choices)))
                 if self._work.endpoint == "chat":
                     yield self._chunk(self._choices[-1].index, {"role": "assistant", "content": ""})
             return
-        if not isinstance(told, (CanvasStep, Said, Ended)):
+        if not isinstance(event, (CanvasStep, AnswerDelta, AnswerFinished)):
             return
-        choice = self._choices[told.choice]
-        if isinstance(told, CanvasStep):
-            yield {**self._head, "object": self._chunk_object, "choices": [], "canvas": self._canvases.told(told)}
-        elif isinstance(told, Ended):
-            choice.reason, choice.figures = told.reason, told.figures
-            self.tokens += told.tokens
-            self.steps += told.figures["steps"]
-            yield self._chunk(choice.index, {}, told.reason, told.figures)
+        choice = self._choices[event.choice]
+        if isinstance(event, CanvasStep):
+            yield {**self._head, "object": self._chunk_object, "choices": [], "canvas": self._canvases.event(event)}
+        elif isinstance(event, AnswerFinished):
+            choice.reason, choice.figures = event.reason, event.figures
+            self.tokens += event.tokens
+            self.steps += event.figures["steps"]
+            yield self._chunk(choice.index, {}, event.reason, event.figures)
         elif self._work.endpoint == "completions":
-            choice.text += told.delta.text
-            yield self._chunk(choice.index, told.delta.text)
+            choice.text += event.delta.text
+            yield self._chunk(choice.index, event.delta.text)
         else:
-            yield self._chunk(choice.index, choice.hear(told.delta, self._work.calls))
+            yield self._chunk(choice.index, choice.add(event.delta, self._work.calls))
 
-    def last(self) -> Iterator[dict[str, Any]]:
+    def final_chunks(self) -> Iterator[dict[str, Any]]:
         """Yield the chunk behind all choices, if it was asked for."""
         if self._work.usage:
             yield {**self._head, "object": self._chunk_object, "choices": [], "usage": self.usage()}
@@ -110,10 +110,10 @@ class _Choice:
         self.reason = "stop"
         self.figures: dict[str, Any] = {}
 
-    def hear(self, delta: Delta, calls: bool) -> dict[str, Any]:
+    def add(self, delta: Delta, calls: bool) -> dict[str, Any]:
         """Return the delta of a chunk.
 
-        calls: calls of tools are told as such; else they are text.
+        calls: tool calls are sent as such; else they are text.
         """
         if delta.kind == "thinking":
             self.thinking += delta.text

@@ -1,4 +1,4 @@
-"""The list of what OpenAI's requests may hold, and what becomes of each.
+"""The parameters of OpenAI's requests, and whether each is used, ignored or refused.
 
 --help, checks and tests are made from it.
 """
@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from dgemma.serve.errors import wrong
+from dgemma.serve.errors import bad_request
 
 Endpoint = Literal["chat", "completions", "edits"]
 ALL: tuple[Endpoint, ...] = ("chat", "completions", "edits")
@@ -114,18 +114,18 @@ def parameters(endpoint: Endpoint) -> dict[str, Parameter]:
     return {parameter.name: parameter for parameter in PARAMETERS if endpoint in parameter.of}
 
 
-def sift(endpoint: Endpoint, body: Any) -> tuple[dict[str, Any], list[str]]:
+def split_parameters(endpoint: Endpoint, body: Any) -> tuple[dict[str, Any], list[str]]:
     """Return what of a request is used, and the names of what is ignored.
 
     Raises a Refusal for what is refused or unknown.
     """
     if not isinstance(body, Mapping):
-        raise wrong("a request is a JSON object")
+        raise bad_request("a request is a JSON object")
     known, used, ignored = parameters(endpoint), dict[str, Any](), list[str]()
     for name, value in body.items():
         parameter = known.get(name)
         if parameter is None:
-            raise wrong(f"there is no parameter {name!r}", name, "unknown_parameter")
+            raise bad_request(f"there is no parameter {name!r}", name, "unknown_parameter")
         if value is None:
             continue
         if parameter.what == "used":
@@ -133,14 +133,5 @@ def sift(endpoint: Endpoint, body: Any) -> tuple[dict[str, Any], list[str]]:
         elif parameter.what == "ignored":
             ignored.append(name)
         elif not any(value == each and isinstance(value, bool) == isinstance(each, bool) for each in parameter.neutral):
-            raise wrong(f"{name} is not supported: {parameter.why}", name, "unsupported_parameter")
+            raise bad_request(f"{name} is not supported: {parameter.why}", name, "unsupported_parameter")
     return used, ignored
-
-
-def told() -> str:
-    """Return the list of parameters for --help, a line each."""
-    lines: list[str] = []
-    for what in ("used", "ignored", "refused"):
-        lines.append(f"{what}:")
-        lines += [f"  {p.name:<24}{p.why}" for p in PARAMETERS if p.what == what]
-    return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""Sessions that requests use in turn: a request that begins like one before reuses what that encoded."""
+"""A pool of sessions: a request with the prefix of an earlier one reuses what that encoded."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ class Slot:
     """A session of the pool, and what is known of it."""
 
     session: Session
-    held: int = 0  # the most tokens that it has held: its memory
+    peak: int = 0  # the most tokens that it has held: its memory
     prompt: int = 0  # tokens of the last prompt, which the same conversation begins with
-    used: int = 0  # the number of the take that used it last
+    used: int = 0  # the number of the request that used it last
 
 
 class Pool:
@@ -31,34 +31,34 @@ class Pool:
         self._model, self._context, self._budget = model, context, budget
         self._idle: list[Slot] = []
         self._taken: dict[Slot, int] = {}  # sessions in use, with the tokens that each may need
-        self._takes = 0
+        self._acquired = 0
         self.tokens = 0  # tokens kept in sessions that nobody uses; any thread may read it
 
     @property
     def bytes(self) -> int:
         """What all sessions take, or may take while they are used."""
-        tokens = [slot.held for slot in self._idle] + [max(slot.held, need) for slot, need in self._taken.items()]
+        tokens = [slot.peak for slot in self._idle] + [max(slot.peak, need) for slot, need in self._taken.items()]
         return sum(map(self._model.session_bytes, tokens))
 
-    def take(self, prompt: list[int], need: int) -> Slot | None:
+    def acquire(self, prompt: list[int], need: int) -> Slot | None:
         """Take a session for a prompt and its answer; None while those that are used leave no room."""
-        used = sum(self._model.session_bytes(max(slot.held, n)) for slot, n in self._taken.items())
+        used = sum(self._model.session_bytes(max(slot.peak, n)) for slot, n in self._taken.items())
         if self._taken and used + self._model.session_bytes(need) > self._budget:
             return None
         slot = self._best(prompt)
-        if slot is not None and self._worth(slot, prompt):
+        if slot is not None and self._worth_reusing(slot, prompt):
             self._idle.remove(slot)
         else:
             slot = self._new(need)
             if slot is None:
                 return None
-        self._takes += 1
-        slot.prompt, slot.used = len(prompt), self._takes
+        self._acquired += 1
+        slot.prompt, slot.used = len(prompt), self._acquired
         self._taken[slot] = need
         self._make_room()
         return slot
 
-    def give(self, slot: Slot, broken: bool = False) -> None:
+    def release(self, slot: Slot, broken: bool = False) -> None:
         """Give a session back: its request is done."""
         del self._taken[slot]
         if broken:
@@ -75,7 +75,7 @@ class Pool:
     def _best(self, prompt: list[int]) -> Slot | None:
         return max(self._idle, key=lambda slot: (slot.session.shared(prompt), -slot.used), default=None)
 
-    def _worth(self, slot: Slot, prompt: list[int]) -> bool:
+    def _worth_reusing(self, slot: Slot, prompt: list[int]) -> bool:
         """Return whether as much is reused as another conversation would lose."""
         shared = slot.session.shared(prompt)
         return shared >= max(1, min(slot.prompt, slot.session.length) - shared)

@@ -8,7 +8,7 @@ from dataclasses import replace
 from dgemma.chat.answer_parser import Delta
 
 
-class Stops:
+class StopFilter:
     """Passes deltas on, and holds back what may become a stop text. Thoughts are not searched. `hit`: one was found."""
 
     def __init__(self, texts: tuple[str, ...]) -> None:
@@ -16,7 +16,7 @@ class Stops:
         self._held = ""
         self.hit = False
 
-    def hear(self, deltas: Iterable[Delta]) -> Iterator[Delta]:
+    def feed(self, deltas: Iterable[Delta]) -> Iterator[Delta]:
         for delta in deltas:
             if self.hit:
                 return

@@ -1,6 +1,6 @@
-"""The one thread that runs a model for the server.
+"""The one thread that runs a model for the server: a bounded queue, and round-robin scheduling.
 
-It has a bounded queue, serves clients fairly, and lets requests take turns step by step.
+Clients take turns in the queue, and requests at work take turns step by step.
 """
 
 from __future__ import annotations
@@ -14,29 +14,29 @@ from typing import TypeAlias
 
 from dgemma.model import Model
 from dgemma.serve.errors import Refusal, refusal_of
-from dgemma.serve.generation import CanvasStep, Told, Turns
+from dgemma.serve.generation import CanvasStep, WorkerEvent, WorkerEvents
 from dgemma.serve.metrics import Metrics
 from dgemma.serve.sessions import Pool, Slot
 from dgemma.session import Session
 
-Hear: TypeAlias = Callable[[Told | Exception | None], None]  # None: the answer is over
+OnEvent: TypeAlias = Callable[[WorkerEvent | Exception | None], None]  # None: the answer is over
 
 
 @dataclass(eq=False)
 class Job:
-    """A request at work. The worker's thread calls `hear`, with None or an exception last."""
+    """A request at work. The worker's thread calls `on_event`, with None or an exception last."""
 
-    prompt: list[int]  # the session that holds most of it is taken
+    prompt: list[int]  # chooses the session: the one that holds most of it
     need: int  # tokens of context
-    begin: Callable[[Session, float], Turns]  # with the seconds that it waited
+    begin: Callable[[Session, float], WorkerEvents]  # starts it, given the seconds that it waited
     client: str  # turns are shared between these
-    hear: Hear
-    left: threading.Event = field(default_factory=threading.Event)
-    came: float = field(default_factory=monotonic)
+    on_event: OnEvent
+    cancelled: threading.Event = field(default_factory=threading.Event)
+    submitted: float = field(default_factory=monotonic)
     waited: float = 0.0  # seconds in the queue
     seconds: float = 0.0  # of work
     slot: Slot | None = None
-    turns: Turns | None = None
+    events: WorkerEvents | None = None
 
 
 class Worker:
@@ -47,14 +47,14 @@ class Worker:
 
     def __init__(self, model: Model, pool: Pool, metrics: Metrics, queue: int, together: int) -> None:
         self._model, self._pool, self._metrics = model, pool, metrics
-        self._most, self._together = queue, together
+        self._queue_limit, self._together = queue, together
         self._waiting: OrderedDict[str, deque[Job]] = OrderedDict()  # by client; the first has the next turn
         self._running: deque[Job] = deque()
         self._changed = threading.Condition()
         self._draining = self._closed = False
         self._at_work = 0  # those in _running, and the one whose turn it is
         self._mean = 1.0  # moving mean of the seconds of a request
-        metrics.watch(self.waiting, lambda: self._at_work, lambda: pool.tokens)
+        metrics.add_gauges(self.waiting, lambda: self._at_work, lambda: pool.tokens)
         self._thread = threading.Thread(target=self._work, name="dg-serve worker", daemon=True)
         self._thread.start()
 
@@ -70,9 +70,9 @@ class Worker:
         """Raise a Refusal where no request would be taken."""
         if self._draining:
             raise Refusal(503, "the server is shutting down", "shutting_down", retry=5)
-        if self.waiting() >= self._most:
+        if self.waiting() >= self._queue_limit:
             wait = max(1, min(600, round(self._mean * (self.waiting() + 1))))
-            raise Refusal(429, f"{self._most} requests wait already; try again later", "queue_full", retry=wait)
+            raise Refusal(429, f"{self._queue_limit} requests wait already; try again later", "queue_full", retry=wait)
 
     def submit(self, job: Job) -> None:
         with self._changed:
@@ -80,9 +80,9 @@ class Worker:
             self._waiting.setdefault(job.client, deque()).append(job)
             self._changed.notify()
 
-    def leave(self, job: Job) -> None:
+    def cancel(self, job: Job) -> None:
         """End a request within one step: nobody waits for it any more."""
-        job.left.set()
+        job.cancelled.set()
         with self._changed:
             jobs = self._waiting.get(job.client)
             if jobs is not None and job in jobs:
@@ -97,7 +97,7 @@ class Worker:
             self._draining = True
             waiting, self._waiting = [job for jobs in self._waiting.values() for job in jobs], OrderedDict()
         for job in waiting:
-            job.hear(Refusal(503, "the server is shutting down", "shutting_down", retry=5))
+            job.on_event(Refusal(503, "the server is shutting down", "shutting_down", retry=5))
 
     def close(self) -> None:
         """End within one step; requests at work fail with 503."""
@@ -141,7 +141,7 @@ class Worker:
 
     def _admit(self, job: Job) -> None:
         try:
-            job.slot = self._pool.take(job.prompt, job.need)
+            job.slot = self._pool.acquire(job.prompt, job.need)
         except Exception as failure:
             self._end(job, refusal_of(failure))
             return
@@ -150,21 +150,21 @@ class Worker:
                 self._waiting.setdefault(job.client, deque()).appendleft(job)
                 self._waiting.move_to_end(job.client, last=False)
             return
-        job.waited = monotonic() - job.came
-        job.turns = job.begin(job.slot.session, job.waited)
+        job.waited = monotonic() - job.submitted
+        job.events = job.begin(job.slot.session, job.waited)
         self._at_work += 1
         self._running.append(job)
 
     def _turn(self, job: Job) -> None:
         """Do one step of a request, or one stretch of its prompt."""
-        if job.left.is_set():
+        if job.cancelled.is_set():
             self._end(job, None)
             return
-        assert job.turns is not None
+        assert job.events is not None
         began = perf_counter()
         ended, failure = False, None
         try:
-            ended = self._go_on(job, job.turns)
+            ended = self._advance(job, job.events)
         except Exception as problem:
             failure = problem
         job.seconds += perf_counter() - began
@@ -173,24 +173,24 @@ class Worker:
         else:
             self._running.append(job)
 
-    def _go_on(self, job: Job, turns: Turns) -> bool:
+    def _advance(self, job: Job, events: WorkerEvents) -> bool:
         """Work until a step is over, and tell what it made final. Returns whether that was the last."""
         assert job.slot is not None
-        for told in turns:
-            job.slot.held = max(job.slot.held, job.slot.session.length)
-            if told is not None:
-                self._metrics.hear(told)
-                job.hear(told)
-            if told is None or isinstance(told, CanvasStep) or job.left.is_set():
+        for event in events:
+            job.slot.peak = max(job.slot.peak, job.slot.session.length)
+            if event is not None:
+                self._metrics.record(event)
+                job.on_event(event)
+            if event is None or isinstance(event, CanvasStep) or job.cancelled.is_set():
                 return False
         return True
 
     def _end(self, job: Job, failure: Exception | None) -> None:
-        if job.turns is not None:
-            job.turns.close()
+        if job.events is not None:
+            job.events.close()
         if job.slot is not None:
-            self._pool.give(job.slot, broken=failure is not None)
+            self._pool.release(job.slot, broken=failure is not None)
             job.slot = None
             self._at_work -= 1
             self._mean += (job.seconds - self._mean) / 8
-        job.hear(failure)
+        job.on_event(failure)

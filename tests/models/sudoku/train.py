@@ -17,6 +17,7 @@ canvas the solved grid, <eos> and padding. What mattered:
 import argparse
 import json
 import shutil
+import sys
 import time
 from pathlib import Path
 
@@ -25,11 +26,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from net import Net
+
 HERE = Path(__file__).parent
 CONFIG = json.loads((HERE / "config.json").read_text())
-TEXT = CONFIG["text_config"]
 IDS = json.loads((HERE / "tokenizer.json").read_text())["model"]["vocab"]
-VOCAB, HIDDEN, CANVAS = TEXT["vocab_size"], TEXT["hidden_size"], CONFIG["canvas_length"]
+CANVAS, VOCAB = CONFIG["canvas_length"], CONFIG["text_config"]["vocab_size"]
 EXPORT_SECONDS = 60  # kept back from the training time for the export and the evaluation
 START = time.monotonic()
 
@@ -139,6 +142,7 @@ def shuffle(rng: np.random.Generator, solution: np.ndarray, blank: np.ndarray) -
 CELL_AT = CELL // 9 * 10 + CELL % 9  # offset of a cell in the text
 DIGIT_IDS = np.array([IDS["."], *(IDS[str(digit)] for digit in range(1, 10))])
 PROMPT = 91  # <bos> and the text
+LENGTHS = torch.tensor([PROMPT])  # of all prompts of a batch
 
 
 def tokens(cells: np.ndarray) -> np.ndarray:
@@ -189,162 +193,6 @@ class Batch:
                 self.fill(row, chain)
 
 
-# ---- the network: DiffusionGemma's text half, named as in transformers, so that the state dict is the checkpoint ----
-
-
-def rms(x: Tensor) -> Tensor:
-    return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + TEXT["rms_norm_eps"])
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    a, b = x.chunk(2, -1)
-    return torch.cat([a * cos - b * sin, b * cos + a * sin], -1)
-
-
-def linear(inputs: int, outputs: int) -> nn.Linear:
-    layer = nn.Linear(inputs, outputs, bias=False)
-    nn.init.normal_(layer.weight, std=inputs**-0.5)
-    return layer
-
-
-class Norm(nn.Module):
-    def __init__(self, size: int, value: float = 1.0):
-        super().__init__()
-        self.weight = nn.Parameter(torch.full((size,), value))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return rms(x) * self.weight
-
-
-class Mlp(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.gate_proj, self.up_proj = (linear(HIDDEN, TEXT["intermediate_size"]) for _ in range(2))
-        self.down_proj = linear(TEXT["intermediate_size"], HIDDEN)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(F.gelu(self.gate_proj(x), approximate="tanh") * self.up_proj(x))
-
-
-class Attention(nn.Module):
-    def __init__(self, full: bool):
-        super().__init__()
-        self.size = TEXT["global_head_dim"] if full else TEXT["head_dim"]
-        heads = TEXT["num_attention_heads"]
-        kv_heads = TEXT["num_global_key_value_heads" if full else "num_key_value_heads"]
-        self.group = heads // kv_heads
-        self.q_proj, self.k_proj = linear(HIDDEN, heads * self.size), linear(HIDDEN, kv_heads * self.size)
-        self.v_proj = None if full else linear(HIDDEN, kv_heads * self.size)  # full layers: values are the raw keys
-        self.o_proj = linear(heads * self.size, HIDDEN)
-        self.q_norm, self.k_norm = (Norm(self.size, self.size**-0.25) for _ in range(2))
-        rope = TEXT["rope_parameters"]["full_attention" if full else "sliding_attention"]
-        turning = int(rope.get("partial_rotary_factor", 1.0) * self.size / 2)
-        pairs = torch.arange(self.size // 2)
-        speed = torch.where(pairs < turning, rope["rope_theta"] ** (-2.0 * pairs / self.size), 0.0)
-        angle = torch.arange(PROMPT + CANVAS)[:, None] * speed
-        self.register_buffer("cos", angle.cos()[:, None], persistent=False)  # [tokens, 1, size / 2]
-        self.register_buffer("sin", angle.sin()[:, None], persistent=False)
-
-    def keys_values(self, x: Tensor, start: int) -> tuple[Tensor, Tensor]:
-        span = slice(start, start + x.shape[1])
-        k = self.k_proj(x).unflatten(-1, (-1, self.size))
-        v = k if self.v_proj is None else self.v_proj(x).unflatten(-1, (-1, self.size))
-        return rotate(self.k_norm(k), self.cos[span], self.sin[span]), rms(v)
-
-    def forward(self, x: Tensor, k: Tensor, v: Tensor, start: int, causal: bool) -> Tensor:
-        """x [batch, canvas, hidden]; k, v [batch, tokens, heads, size]. The sliding window covers the whole prompt."""
-        span = slice(start, start + x.shape[1])
-        q = rotate(self.q_norm(self.q_proj(x).unflatten(-1, (-1, self.size))), self.cos[span], self.sin[span])
-        k, v = (t.repeat_interleave(self.group, 2).transpose(1, 2) for t in (k, v))
-        out = F.scaled_dot_product_attention(q.transpose(1, 2), k, v, is_causal=causal, scale=1.0)
-        return self.o_proj(out.transpose(1, 2).flatten(2))
-
-
-class Router(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.proj = linear(HIDDEN, TEXT["num_experts"])
-        self.scale = nn.Parameter(torch.ones(HIDDEN))
-        self.per_expert_scale = nn.Parameter(torch.ones(TEXT["num_experts"]))
-
-    def forward(self, normed: Tensor) -> tuple[Tensor, Tensor]:
-        """Weights of the experts, zero outside the top k; and a loss that is least when all are used alike."""
-        probs = self.proj(normed * self.scale * HIDDEN**-0.5).softmax(-1)
-        top = probs >= probs.topk(TEXT["top_k_experts"], -1).values[..., -1:]
-        weights = torch.where(top, probs, 0.0)
-        balance = (top.flatten(0, 1).float().mean(0) * probs.flatten(0, 1).mean(0)).sum()
-        return weights / weights.sum(-1, keepdim=True) * self.per_expert_scale, balance
-
-
-class Experts(nn.Module):
-    def __init__(self):
-        super().__init__()
-        count, size = TEXT["num_experts"], TEXT["moe_intermediate_size"]
-        self.gate_up_proj = nn.Parameter(torch.randn(count, 2 * size, HIDDEN) * HIDDEN**-0.5)
-        self.down_proj = nn.Parameter(torch.randn(count, HIDDEN, size) * size**-0.5)
-
-    def forward(self, x: Tensor, weights: Tensor) -> Tensor:
-        """All experts as two dense products: cheaper than gathering tokens at this size."""
-        gate, up = F.linear(x, self.gate_up_proj.flatten(0, 1)).unflatten(-1, (len(self.down_proj), -1)).chunk(2, -1)
-        hidden = F.gelu(gate, approximate="tanh") * up * weights[..., None]
-        return F.linear(hidden.flatten(-2), self.down_proj.transpose(0, 1).flatten(1))
-
-
-class Layer(nn.Module):
-    def __init__(self, full: bool):
-        super().__init__()
-        self.self_attn, self.mlp, self.router, self.experts = Attention(full), Mlp(), Router(), Experts()
-        self.input_layernorm, self.post_attention_layernorm = Norm(HIDDEN), Norm(HIDDEN)
-        self.pre_feedforward_layernorm, self.post_feedforward_layernorm = Norm(HIDDEN), Norm(HIDDEN)
-        self.pre_feedforward_layernorm_2 = Norm(HIDDEN)
-        self.post_feedforward_layernorm_1, self.post_feedforward_layernorm_2 = Norm(HIDDEN), Norm(HIDDEN)
-
-    def forward(self, x: Tensor, past: tuple[Tensor, Tensor] | None, last: bool = False):
-        """Encoder (no past) or decoder (reads past): hidden state, keys and values, balance loss."""
-        start = 0 if past is None else PROMPT
-        h = self.input_layernorm(x)
-        k, v = self.self_attn.keys_values(h, start)
-        if past is None and last:  # the encoder is there for the keys and values only
-            return x, (k, v), 0.0
-        if past is not None:
-            k, v = torch.cat([past[0], k], 1), torch.cat([past[1], v], 1)
-        x = x + self.post_attention_layernorm(self.self_attn(h, k, v, start, past is None))
-        dense = self.post_feedforward_layernorm_1(self.mlp(self.pre_feedforward_layernorm(x)))
-        weights, balance = self.router(rms(x))
-        sparse = self.post_feedforward_layernorm_2(self.experts(self.pre_feedforward_layernorm_2(x), weights))
-        return x + self.post_feedforward_layernorm(dense + sparse), (k, v), balance
-
-
-class Net(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.embed_tokens = nn.Embedding(VOCAB, HIDDEN)
-        nn.init.normal_(self.embed_tokens.weight, std=HIDDEN**-0.5)
-        self.self_conditioning = Mlp()
-        self.self_conditioning.pre_norm = Norm(HIDDEN)
-        self.layers = nn.ModuleList(Layer(kind == "full_attention") for kind in TEXT["layer_types"])
-        self.norm = Norm(HIDDEN)
-
-    def encode(self, prompt: Tensor) -> list[tuple[Tensor, Tensor]]:
-        x, cache = self.embed_tokens(prompt) * HIDDEN**0.5, []
-        for layer in self.layers:
-            x, keys_values, _ = layer(x, None, layer is self.layers[-1])
-            cache.append(keys_values)
-        return cache
-
-    def decode(self, canvas: Tensor, cache: list[tuple[Tensor, Tensor]], condition: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits [batch, canvas, vocabulary] and the balance loss."""
-        x = self.embed_tokens(canvas) * HIDDEN**0.5
-        guess = condition @ self.embed_tokens.weight * HIDDEN**0.5
-        x = rms(x + self.self_conditioning(self.self_conditioning.pre_norm(guess)))
-        total = 0.0
-        for layer, past in zip(self.layers, cache, strict=True):
-            x, _, balance = layer(x, past)
-            total = total + balance
-        cap = TEXT["final_logit_softcapping"]
-        return cap * torch.tanh(F.linear(self.norm(x), self.embed_tokens.weight) / cap), total
-
-
 # ---- training ----
 
 
@@ -362,13 +210,13 @@ def sampler_step(logits: Tensor, temperature: Tensor) -> tuple[Tensor, Tensor, T
 
 def train_step(net: Net, batch: Batch) -> tuple[Tensor, list[float]]:
     """Loss of two chained passes; of each, cross entropy and accuracy on blank, wrong cells outside the chains."""
-    cache = net.encode(batch.prompt)
+    cache = net.keys_values(batch.prompt)
     temperature = 0.5 + 0.35 * torch.rand(len(batch.prompt), 1, 1)
     weight = torch.where(batch.blank, 1.0, 0.15)
     canvas, condition = batch.canvas, batch.condition
     loss, stats, previous = 0.0, [], None
     for turn in range(2):
-        logits, balance = net.decode(canvas, cache, condition)
+        logits, balance = net.decode(canvas, cache, LENGTHS, condition)
         errors = F.cross_entropy(logits.transpose(1, 2), batch.target, reduction="none")
         loss = loss + (errors * weight).sum() / weight.sum() + 0.007 * balance
         best = logits.argmax(-1)
@@ -464,9 +312,9 @@ def export(weights: dict[str, Tensor], out: Path) -> nn.Module:
 @torch.no_grad()
 def check(net: Net, model: nn.Module, batch: Batch) -> None:
     """The exported model and the training network compute the same logits, with and without self-conditioning."""
-    cache, condition, previous = net.encode(batch.prompt), torch.zeros_like(batch.condition), None
+    cache, condition, previous = net.keys_values(batch.prompt), torch.zeros_like(batch.condition), None
     for turn in ("first pass", "with self-conditioning"):
-        ours = net.decode(batch.canvas, cache, condition)[0]
+        ours = net.decode(batch.canvas, cache, LENGTHS, condition)[0]
         theirs = model(batch.prompt, decoder_input_ids=batch.canvas, self_conditioning_logits=previous).logits
         condition, previous = (ours / 0.6).softmax(-1), theirs / 0.6
         off = (ours - theirs).abs().max().item()
@@ -511,7 +359,7 @@ def main() -> None:
 
     puzzles = make_puzzles(args.seed, args.grids, args.blanks[1])
     log(f"{args.grids} grids made, with {puzzles[1].sum(1).min()} to {puzzles[1].sum(1).max()} cells that can be blank")
-    net, batch = Net(), Batch(args.batch, args.seed, puzzles, args.blanks)
+    net, batch = Net(CONFIG, PROMPT + CANVAS), Batch(args.batch, args.seed, puzzles, args.blanks)
     for layer in net.layers:  # layers of one kind share their code
         layer.compile(dynamic=False)
     batch.prepare(chains=0)
@@ -521,7 +369,7 @@ def main() -> None:
     weights = train(net, batch, START + 60 * args.minutes - EXPORT_SECONDS - time.monotonic(), args.rate)
 
     model = export(weights, args.out)
-    net = Net()
+    net = Net(CONFIG, PROMPT + CANVAS)
     net.load_state_dict({name: weight.bfloat16().float() for name, weight in weights.items()})
     check(net, model, batch)
     torch.manual_seed(args.seed)

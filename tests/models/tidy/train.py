@@ -16,6 +16,7 @@ import argparse
 import json
 import multiprocessing
 import random
+import sys
 import time
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -25,10 +26,16 @@ import tasks
 import torch
 import torch.nn.functional as F
 from jinja2.sandbox import ImmutableSandboxedEnvironment
-from net import CANVAS, HERE, VOCAB, Net
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from net import Net
+
+HERE = Path(__file__).parent
+CONFIG = json.loads((HERE / "config.json").read_text())
+CANVAS, VOCAB = CONFIG["canvas_length"], CONFIG["text_config"]["vocab_size"]
+POSITIONS = 512  # the longest prompt and its canvas
 TOKENIZER = Tokenizer.from_file(str(HERE / "tokenizer.json"))
 PAD, EOS, BOS = (TOKENIZER.token_to_id(text) for text in ("<pad>", "<eos>", "<bos>"))
 SETTINGS = json.loads((HERE / "generation_config.json").read_text())
@@ -276,7 +283,7 @@ class Training:
     """
 
     def __init__(self, args: argparse.Namespace):
-        self.args, self.net = args, Net(LENGTHS[-1])
+        self.args, self.net = args, Net(CONFIG, POSITIONS, LENGTHS[-1])
         if args.init:
             self.net.load_state_dict(torch.load(args.init))
         self.named = dict(self.net.named_parameters())
@@ -417,7 +424,7 @@ def right(batch: Batch, out: Tensor, end_ids: list[int]) -> Tensor:
 
 
 def with_weights(weights: dict[str, Tensor]) -> Net:
-    net = Net()
+    net = Net(CONFIG, POSITIONS)
     net.load_state_dict({name: weight.bfloat16().float() for name, weight in weights.items()})
     return net.eval()
 

@@ -31,22 +31,29 @@ export class CanvasView {
     this.chosen = -1;
     this.tokens = element("div.tokens", {
       tabindex: 0, role: "group", "aria-label": "Tokens of the canvas; arrow keys tell about each",
-      onkeydown: (event) => this.walk(event), onmousemove: (event) => this.point(event), onmouseleave: () => this.choose(-1),
+      onkeydown: (event) => this.walk(event), onmousemove: (event) => this.point(event),
+      onmouseleave: () => this.choose(-1),
     });
     this.slider = element("input", {
       type: "range", min: 0, max: 0, value: 0, "aria-label": "Step", id: `${id}-step`,
       oninput: () => { this.pause(); this.following = false; this.show(Number(this.slider.value)); },
     });
-    this.button = element("button.icon", { type: "button", "aria-label": "Replay", title: "Replay", onclick: () => this.replay() }, symbol("M7 4.5v11l8.5-5.5z"));
+    const replay = { type: "button", "aria-label": "Replay", title: "Replay", onclick: () => this.replay() };
+    this.button = element("button.icon", replay, symbol("M7 4.5v11l8.5-5.5z"));
     this.status = element("output.quiet", { for: `${id}-step` });
     this.readout = element("p.readout.quiet", { "aria-live": "polite" });
     this.title = element("span", {}, "Settling");
-    this.spark = drawing("svg", { class: "spark", viewBox: "0 0 100 20", preserveAspectRatio: "none", "aria-hidden": "true" }, drawing("polyline"));
-    this.element = element("details.canvas", { open: true, ontoggle: () => { if (this.element.open && this.ended) this.element.scrollIntoView({ block: "nearest" }); } },
+    const curve = { class: "spark", viewBox: "0 0 100 20", preserveAspectRatio: "none", "aria-hidden": "true" };
+    this.spark = drawing("svg", curve, drawing("polyline"));
+    const seen = () => { if (this.element.open && this.ended) this.element.scrollIntoView({ block: "nearest" }); };
+    this.element = element("details.canvas", { open: true, ontoggle: seen },
       element("summary", {}, this.title, this.spark),
       this.tokens,
       element("div.controls", {}, this.button, this.slider, this.status),
-      element("div.row", {}, this.readout, element("span.legend-line", {}, element("span.quiet", {}, "certain"), element("span.legend", { "aria-hidden": "true" }), element("span.quiet", {}, "uncertain"))));
+      element("div.row", {}, this.readout, element("span.legend-line", {},
+        element("span.quiet", {}, "certain"),
+        element("span.legend", { "aria-hidden": "true" }),
+        element("span.quiet", {}, "uncertain"))));
     this.draw = paced((index) => this.paint(index));
   }
 
@@ -81,8 +88,10 @@ export class CanvasView {
     [...this.tokens.children].forEach((span, i) =>
       dress(span, text[i], entropy[i], accepted[i], { final: i < step.final, behind: i > end }));
     const kept = accepted.filter(Boolean).length;
-    this.status.textContent = `${index + 1} of ${this.steps.length} · entropy ${step.mean_entropy.toFixed(3)} · ${kept} of ${text.length} accepted`;
-    this.slider.setAttribute("aria-valuetext", `Canvas ${step.block + 1}, step ${step.step + 1}: ${this.status.textContent}`);
+    const mean = `entropy ${step.mean_entropy.toFixed(3)}`;
+    this.status.textContent = `${index + 1} of ${this.steps.length} · ${mean} · ${kept} of ${text.length} accepted`;
+    const number = `Canvas ${step.block + 1}, step ${step.step + 1}`;
+    this.slider.setAttribute("aria-valuetext", `${number}: ${this.status.textContent}`);
     this.sketch(index);
     if (this.chosen >= 0) this.choose(Math.min(this.chosen, text.length - 1));
   }
@@ -137,8 +146,10 @@ export class CanvasView {
     if (index < 0 || !step) { this.readout.textContent = ""; return; }
     this.tokens.children[index]?.classList.add("chosen");
     const written = JSON.stringify(step.text[index]);
-    this.readout.textContent = `${index + 1}: ${written} · ${step.entropy[index].toFixed(3)} nats · ${index < step.final ? "final" : step.accepted[index] ? "accepted" : "open"}`;
+    const state = index < step.final ? "final" : step.accepted[index] ? "accepted" : "open";
+    this.readout.textContent = `${index + 1}: ${written} · ${step.entropy[index].toFixed(3)} nats · ${state}`;
   }
 }
 
-const symbol = (path) => drawing("svg", { viewBox: "0 0 20 20", "aria-hidden": "true" }, drawing("path", { class: "solid", d: path }));
+const symbol = (path) => drawing("svg", { viewBox: "0 0 20 20", "aria-hidden": "true" },
+  drawing("path", { class: "solid", d: path }));

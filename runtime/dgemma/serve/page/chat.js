@@ -89,9 +89,15 @@ export class Chat {
     this.running = null;
     this.list = $("messages");
     this.box = $("ask");
-    $("composer").addEventListener("submit", (event) => { event.preventDefault(); if (this.running) this.stop(); else this.send(); });
+    $("composer").addEventListener("submit", (event) => {
+      event.preventDefault();
+      if (this.running) this.stop(); else this.send();
+    });
     this.box.addEventListener("keydown", (event) => {
-      if (event.key === "Enter" && !event.shiftKey && !event.isComposing) { event.preventDefault(); if (!this.running) this.send(); }
+      if (event.key === "Enter" && !event.shiftKey && !event.isComposing) {
+        event.preventDefault();
+        if (!this.running) this.send();
+      }
       if (event.key === "Escape" && this.running) this.stop();
     });
     this.box.addEventListener("input", () => { this.fit(); tab.set("ask", this.box.value); });
@@ -176,13 +182,17 @@ export class Chat {
     const began = performance.now();
     try {
       const { system } = this.settings.values;
-      const said = this.messages.filter(({ error, content }) => !error || content).map(({ role, content }) => ({ role, content }));
+      const said = this.messages.filter(({ error, content }) => !error || content)
+        .map(({ role, content }) => ({ role, content }));
       const messages = system && this.settings.own.chat ? [{ role: "system", content: system }, ...said] : said;
-      for await (const chunk of stream("/v1/chat/completions", { messages, ...this.settings.fields("chat", again) }, control.signal)) {
+      const body = { messages, ...this.settings.fields("chat", again) };
+      for await (const chunk of stream("/v1/chat/completions", body, control.signal)) {
         if (chunk.canvas) view.step(chunk.canvas);
         const [choice] = chunk.choices;
         if (choice?.delta) view.hear(choice.delta);
-        if (choice?.finish_reason) Object.assign(message, { reason: choice.finish_reason, diffusion: choice.diffusion });
+        if (choice?.finish_reason) {
+          Object.assign(message, { reason: choice.finish_reason, diffusion: choice.diffusion });
+        }
         if (chunk.usage) message.usage = chunk.usage;
       }
       message.wall = (performance.now() - began) / 1000;
@@ -205,13 +215,17 @@ export class Chat {
 
   // What stands below an answer.
   finish(view, message) {
-    const again = (label) => element("button.small", { type: "button", onclick: () => this.again(view, message) }, label);
+    const press = { type: "button", onclick: () => this.again(view, message) };
+    const again = (label) => element("button.small", press, label);
     if (message.error) {
-      view.rest.append(element("div.notice.error", { role: "alert" }, element("p", {}, sentence(message.error.text)), this.retry(again("Try again"), message.error)));
+      view.rest.append(element("div.notice.error", { role: "alert" },
+        element("p", {}, sentence(message.error.text)), this.retry(again("Try again"), message.error)));
       return;
     }
     if (message.stopped) view.rest.append(element("p.notice.quiet", {}, "Stopped."));
-    if (!message.content.trim() && !message.stopped) view.rest.append(element("p.notice.quiet", {}, "An empty answer."));
+    if (!message.content.trim() && !message.stopped) {
+      view.rest.append(element("p.notice.quiet", {}, "An empty answer."));
+    }
     if (message.diffusion) view.rest.append(figures(message));
     const copy = element("button.small", {
       type: "button", onclick: async () => { await navigator.clipboard.writeText(message.content); say("Copied"); },

@@ -14,22 +14,32 @@ export class Editor {
     this.running = null;
     this.past = [];
     this.text = element("textarea.page-text", {
-      id: "text", "aria-label": "Text", spellcheck: "false", placeholder: "Write or paste a text. Select a passage, and say below what is to become of it.",
+      id: "text", "aria-label": "Text", spellcheck: "false",
+      placeholder: "Write or paste a text. Select a passage, and say below what is to become of it.",
       oninput: () => this.changed(), onscroll: () => this.mirror(),
     });
     this.back = element("div.page-text.behind-text", { "aria-hidden": "true" });
-    this.review = element("div.page-text.review", { tabindex: -1, hidden: true, role: "group", "aria-label": "The rewrite, in place" });
+    const group = { tabindex: -1, hidden: true, role: "group", "aria-label": "The rewrite, in place" };
+    this.review = element("div.page-text.review", group);
     this.sheet = element("div.sheet", {}, this.back, this.text, this.review);
-    this.instruction = element("input", { id: "instruction", "aria-label": "Instruction", placeholder: "What is to be done, such as: Correct the spelling.", autocomplete: "off", oninput: () => this.keep() });
+    this.instruction = element("input", {
+      id: "instruction", "aria-label": "Instruction", placeholder: "What is to be done, such as: Correct the spelling.",
+      autocomplete: "off", oninput: () => this.keep(),
+    });
     this.go = element("button.primary", { type: "submit" }, "Rewrite");
     this.about = element("p.quiet.hint", { "aria-live": "polite" });
     this.undo = element("button", { type: "button", onclick: () => this.takeBack(), disabled: true }, "Undo");
-    this.form = element("form.composer", { "aria-label": "Rewrite", onsubmit: (event) => { event.preventDefault(); if (this.running) this.running.abort(); else this.rewrite(); } },
+    const submitted = (event) => {
+      event.preventDefault();
+      if (this.running) this.running.abort(); else this.rewrite();
+    };
+    this.form = element("form.composer", { "aria-label": "Rewrite", onsubmit: submitted },
       this.instruction, this.undo, this.go, this.about);
     this.accept = element("button.primary", { type: "button", onclick: () => this.decide(true) }, "Accept");
     this.reject = element("button", { type: "button", onclick: () => this.decide(false) }, "Reject");
     this.another = element("button", { type: "button", onclick: () => this.rewrite(this.again + 1) }, "Another");
-    this.verdict = element("div.verdict", { role: "group", "aria-label": "The rewrite", hidden: true }, this.accept, this.reject, this.another);
+    this.verdict = element("div.verdict", { role: "group", "aria-label": "The rewrite", hidden: true },
+      this.accept, this.reject, this.another);
     this.told = element("div.told");
     place.append(element("div.scroll", {}, element("div.column", {}, this.sheet, this.verdict, this.told)), this.form);
     document.addEventListener("selectionchange", () => { if (document.activeElement === this.text) this.mark(); });
@@ -56,7 +66,8 @@ export class Editor {
     const { selectionStart: start, selectionEnd: end, value } = this.text;
     this.span = start === end ? [0, value.length] : [start, end];
     this.selected = start !== end;
-    const what = this.selected ? `${count(points(value.slice(start, end)), "character")} selected` : "Nothing is selected: the whole text is rewritten";
+    const what = this.selected ? `${count(points(value.slice(start, end)), "character")} selected`
+      : "Nothing is selected: the whole text is rewritten";
     this.about.textContent = value ? what : "";
     this.mirror();
   }
@@ -64,7 +75,8 @@ export class Editor {
   // The selection stays visible while the instruction is typed.
   mirror() {
     const { value } = this.text, [start, end] = this.span;
-    const marked = this.selected ? [value.slice(0, start), element("mark", {}, value.slice(start, end)), value.slice(end)] : [value];
+    const marked = this.selected
+      ? [value.slice(0, start), element("mark", {}, value.slice(start, end)), value.slice(end)] : [value];
     this.back.replaceChildren(...marked, "\n");
     this.text.style.height = "auto";
     this.text.style.height = `${Math.max(this.text.scrollHeight, 220)}px`;
@@ -74,11 +86,16 @@ export class Editor {
     this.again = again;
     const input = this.text.value, [start, end] = this.span, instruction = this.instruction.value;
     if (!input.trim()) { this.text.focus(); return; }
-    if (!instruction.trim()) { this.instruction.focus(); this.about.textContent = "Say what is to be done with it."; return; }
+    if (!instruction.trim()) {
+      this.instruction.focus();
+      this.about.textContent = "Say what is to be done with it.";
+      return;
+    }
     const control = this.running = new AbortController();
     this.result = null;
     this.hole = element("ins.forming");
-    this.review.replaceChildren(input.slice(0, start), element("del", {}, input.slice(start, end)), this.hole, input.slice(end));
+    const removed = element("del", {}, input.slice(start, end));
+    this.review.replaceChildren(input.slice(0, start), removed, this.hole, input.slice(end));
     this.mode("running");
     say("Rewriting");
     const fields = this.settings.fields("edit", again);
@@ -158,7 +175,11 @@ export class Editor {
     this.go.classList.toggle("stop", now === "running");
     this.go.disabled = now === "deciding";
     this.undo.disabled = !writing || this.past.length === 0;
-    if (now === "running") { this.told.replaceChildren(); this.about.textContent = "Reading"; this.review.scrollIntoView({ block: "nearest" }); }
+    if (now === "running") {
+      this.told.replaceChildren();
+      this.about.textContent = "Reading";
+      this.review.scrollIntoView({ block: "nearest" });
+    }
     if (now === "deciding") this.about.textContent = "Accept, reject, or draw another";
     if (writing) this.mark();
   }

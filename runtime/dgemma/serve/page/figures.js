@@ -15,6 +15,7 @@ export function figures({ usage, diffusion, wall, reason }) {
   spent.others = Math.max(0, wall - spent.waiting - spent.prompt - spent.steps);
   const total = PARTS.reduce((sum, [name]) => sum + spent[name], 0) || 1;
   const speed = usage && spent.steps > 0 ? usage.completion_tokens / spent.steps : 0;
+  const cached = usage?.prompt_tokens_details?.cached_tokens;
   const facts = [
     usage ? count(usage.completion_tokens, "token") : null,
     count(diffusion.steps, "step"),
@@ -22,7 +23,7 @@ export function figures({ usage, diffusion, wall, reason }) {
     diffusion.converged ? "converged" : "not converged",
     reason === "length" ? "cut at the most tokens" : null,
     diffusion.fault ? { empty: "an empty answer", loop: "ends in a loop" }[diffusion.fault] : null,
-    usage?.prompt_tokens_details?.cached_tokens ? `${usage.prompt_tokens_details.cached_tokens} of ${usage.prompt_tokens} prompt tokens reused` : null,
+    cached ? `${cached} of ${usage.prompt_tokens} prompt tokens reused` : null,
     `seed ${diffusion.seed}`,
   ].filter(Boolean);
   const told = PARTS.map(([name, what]) => `${seconds(spent[name])} ${what}`);
@@ -33,7 +34,10 @@ export function figures({ usage, diffusion, wall, reason }) {
     bar.append(part);
   }
   const legend = element("ul.spent-legend", { "aria-hidden": "true" },
-    ...PARTS.map(([name, what], i) => spent[name] / total < 0.002 ? null : element("li", {}, element(`span.key.part-${name}`), told[i])));
+    ...PARTS.map(([name, what], i) =>
+      spent[name] / total < 0.002 ? null : element("li", {}, element(`span.key.part-${name}`), told[i])));
   const list = element("ul.facts", { "aria-label": "Figures" }, ...facts.map((fact) => element("li", {}, fact)));
-  return element("div.figures", {}, list, element("details", { ontoggle: (event) => event.target.scrollIntoView({ block: "nearest" }) }, element("summary", {}, `${seconds(wall)} in all`), bar, legend));
+  const seen = (event) => event.target.scrollIntoView({ block: "nearest" });
+  const summary = element("summary", {}, `${seconds(wall)} in all`);
+  return element("div.figures", {}, list, element("details", { ontoggle: seen }, summary, bar, legend));
 }

@@ -15,7 +15,9 @@ function theme(name) {
   browser.set("theme", name);
 }
 theme(browser.get("theme", ""));
-$("theme").addEventListener("click", () => theme(THEMES[(THEMES.indexOf(browser.get("theme", "")) + 1) % THEMES.length]));
+$("theme").addEventListener("click", () => {
+  theme(THEMES[(THEMES.indexOf(browser.get("theme", "")) + 1) % THEMES.length]);
+});
 
 onKeyWanted((wrong) => new Promise((resolve) => {
   const error = $("key-error");
@@ -66,5 +68,6 @@ async function start() {
 start().catch((failure) => {
   if (!(failure instanceof Failure)) console.error(failure);
   const text = failure instanceof Failure ? failure.message : "Something went wrong in this page.";
-  $("empty").replaceChildren(element("div.notice.error", { role: "alert" }, element("p", {}, text), element("button", { onclick: () => location.reload() }, "Try again")));
+  const reload = element("button", { onclick: () => location.reload() }, "Try again");
+  $("empty").replaceChildren(element("div.notice.error", { role: "alert" }, element("p", {}, text), reload));
 });

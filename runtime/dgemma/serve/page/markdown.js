@@ -8,8 +8,8 @@ const marked = new Marked({ gfm: true, breaks: true, async: false });
 marked.use({ renderer: { checkbox: ({ checked }) => (checked ? "☑ " : "☐ ") } });
 
 const ALLOWED = {
-  ALLOWED_TAGS: ("p br hr h1 h2 h3 h4 h5 h6 em strong del s code pre blockquote ul ol li table thead tbody tr th td a sup sub"
-    + " kbd details summary").split(" "),
+  ALLOWED_TAGS: ("p br hr h1 h2 h3 h4 h5 h6 em strong del s code pre blockquote ul ol li table thead tbody tr th td a"
+    + " sup sub kbd details summary").split(" "),
   ALLOWED_ATTR: ["href", "title", "align", "class", "start", "open"],
   ALLOWED_URI_REGEXP: /^(?:https?:|mailto:|#)/i,
   ALLOW_DATA_ATTR: false,

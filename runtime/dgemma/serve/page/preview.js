@@ -14,7 +14,8 @@ export function htmlOf(text) {
 export class Preview {
   constructor() {
     this.frame = element("iframe", { sandbox: "allow-scripts", src: "preview.html", title: "Preview of the answer" });
-    this.element = element("figure.preview", {}, element("figcaption.quiet", {}, "Preview. Scripts and network are off."), this.frame);
+    const caption = element("figcaption.quiet", {}, "Preview. Scripts and network are off.");
+    this.element = element("figure.preview", {}, caption, this.frame);
     this.html = null;
     this.ready = false;
     this.heard = (event) => {

@@ -36,7 +36,7 @@ import httpx
 import dgemma
 from dgemma.model import bundled
 
-PUZZLE = (Path(__file__).parent / "models" / "sudoku" / "puzzle.txt").read_text()
+PUZZLE = (Path(__file__).parents[1] / "models" / "sudoku" / "puzzle.txt").read_text()
 SORT, UPPER = "Sort:\nfig\nkiwi\napple", "Upper case: soak"
 MOST = 0.01  # that memory may grow by
 CACHE = "8M"  # of dg-serve: a few sessions, so that they give way to each other

@@ -1,6 +1,6 @@
 """What a RAM budget makes of a step: bytes, seconds and memory, beside a plain map of the file under the same limit.
 
-python tests/measure_ram.py [MODEL] [--ram 4G --ram 8G ...] [--steps N] [--cache DIR] [--json FILE]
+python tests/measure ram [MODEL] [--ram 4G --ram 8G ...] [--steps N] [--cache DIR] [--json FILE]
 
 Without MODEL it is the whole published shape with random weights, 16.8 GB, made once in DIR. Every row is a process of
 its own; first a step in memory, the file mapped and in the page cache, where it fits. Per step: bytes read over those
@@ -133,7 +133,7 @@ def plainly(path: Path, ram: int, steps: int) -> dict[str, Any] | None:
     with Limit(ram) as limit:
         if limit.join is None:
             return None
-        command = [sys.executable, __file__, str(path), "--steps", str(steps), "--child"]
+        command = [sys.executable, str(Path(__file__).parent), "ram", str(path), "--steps", str(steps), "--child"]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, preexec_fn=limit.join, check=False)
     told: dict[str, Any] | None = json.loads(done.stdout) if done.returncode == 0 else None
     return told

@@ -1,6 +1,6 @@
 """How fast dg-convert is and how much memory it takes, on a checkpoint in the real model's names and shapes.
 
-python tests/measure_convert.py [TYPE ...]      2 GiB of random bf16 weights in shards, made anew; one processor
+python tests/measure convert [TYPE ...]      2 GiB of random bf16 weights in shards, made anew; one processor
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from checkpoints import REAL, SLIDING, bf16_bits, shapes, write_json, write_tokenizer
+from support.checkpoints import REAL, SLIDING, bf16_bits, shapes, write_json, write_tokenizer
 
 # One layer, and a quarter of the vocabulary, so that experts are most of the file.
 SHAPE = REAL | {"vocab_size": 65536, "num_hidden_layers": 1, "layer_types": [SLIDING]}

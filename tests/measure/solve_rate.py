@@ -1,4 +1,4 @@
-"""How many Sudokus a file solves, by number of blanks: `python tests/solve_rate.py [MODEL.gguf] --seeds 5`.
+"""How many Sudokus a file solves, by number of blanks: `python tests/measure solve_rate [MODEL.gguf] --seeds 5`.
 
 With --pinned the clues are also pinned on the canvas; with --set NAME=VALUE, other options, such as --set effort=low;
 with --blanks 54, that level alone.
@@ -17,7 +17,7 @@ import click
 import dgemma
 
 LEVELS = (20, 30, 36, 40, 44, 48, 51, 54)
-PUZZLES = Path(__file__).parent / "models" / "sudoku" / "puzzles_test.txt"
+PUZZLES = Path(__file__).parents[1] / "models" / "sudoku" / "puzzles_test.txt"
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,7 @@
-"""How often a file gets the tasks of tests/models/tidy right: `python tests/success_rate.py [MODEL.gguf] --seeds 3`."""
+"""How often a file gets the tasks of tests/models/tidy right.
+
+python tests/measure success_rate [MODEL.gguf] --seeds 3
+"""
 
 from __future__ import annotations
 
@@ -7,8 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import click
+from measure.solve_rate import settings_of
 from models.tidy import tasks
-from solve_rate import settings_of
 
 import dgemma
 from dgemma.model import bundled

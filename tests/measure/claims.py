@@ -1,7 +1,7 @@
 """Model files that claim more than they hold: the header of any sizes, and tensors of zeros that take no disk.
 
-python tests/claims.py FILE CONTEXT uses one in a process of its own, and tells what that took: first the bytes that a
-session takes by what the library says (0: it was refused), then those that were taken once it had made a step.
+python tests/measure claims FILE CONTEXT uses one in a process of its own, and tells what that took: first the bytes
+that a session takes by what the library says (0: it was refused), then those that were taken once it had made a step.
 """
 
 from __future__ import annotations

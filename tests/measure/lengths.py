@@ -1,4 +1,4 @@
-"""How often a rule for holes of unknown length finds the right text: `python tests/measure_lengths.py [MODEL.gguf]`.
+"""How often a rule for holes of unknown length finds the right text: `python tests/measure lengths [MODEL.gguf]`.
 
 Holes of the held-out cases of tests/models/tidy, as `dg-run --fill` ([[...]]) and --edit meet them: each length is
 tried once, and of these trials every rule below chooses one. `possible`: the right text is among them.
@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 import click
 import numpy as np
+from measure.success_rate import names
 from models.tidy import tasks
-from success_rate import names
 
 import dgemma
 from dgemma.infill.edit import lengths_for

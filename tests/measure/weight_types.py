@@ -22,10 +22,10 @@ from typing import Any
 
 import click
 import numpy as np
-from checkpoints import read_safetensors_header, write_raw_safetensors
+from measure.solve_rate import puzzles, solve_rate
+from measure.success_rate import success_rate
 from models.tidy import tasks
-from solve_rate import puzzles, solve_rate
-from success_rate import success_rate
+from support.checkpoints import read_safetensors_header, write_raw_safetensors
 
 import dgemma
 from dgemma.convert import Conversion, convert
@@ -41,7 +41,7 @@ from dgemma.eval.report import about
 from dgemma.model import bundled
 from dgemma.units import size_text
 
-HERE = Path(__file__).parent
+TESTS = Path(__file__).parents[1]
 LEVELS = (20, 30, 36, 40, 44, 48, 51, 54)  # blanks
 TASKS = [name for name in tasks.TASKS if name not in ("tool", "reply", "think", "again")]  # of one message each
 CALIBRATING = 12  # puzzles of each level, the last ones; as many messages
@@ -64,7 +64,7 @@ class Bench:
 
     @property
     def folder(self) -> Path:
-        return HERE / "models" / self.name
+        return TESTS / "models" / self.name
 
 
 def sudokus(count: int) -> Prompts:
@@ -270,7 +270,7 @@ CALIBRATED_HEAD = ["type", "stored", "KL", "calibrated", "gained", "ratio", "nea
 
 
 @click.command()
-@click.option("--out", type=click.Path(path_type=Path), default=HERE / "bench", show_default=True, help="The folder.")
+@click.option("--out", type=click.Path(path_type=Path), default=TESTS / "bench", show_default=True, help="The folder.")
 @click.option("--model", "names", multiple=True, type=click.Choice([b.name for b in BENCHES]), help="Default: both.")
 @click.option("--prompts", default=4, show_default=True, help="Held-out prompts of each level or task, for KL.")
 @click.option("--count", default=20, show_default=True, help="Held-out tasks of each level or kind, to be solved.")

@@ -1,4 +1,4 @@
-"""What dg-serve bears and costs: python tests/measure_serve.py [--json FILE] [--seconds 60]
+"""What dg-serve bears and costs: python tests/measure serve [--json FILE] [--seconds 60]
 
 Three things, against a server that is a process of its own:
 
@@ -38,8 +38,8 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from checkpoints import write_checkpoint
 from models.tidy import tasks
+from support.checkpoints import write_checkpoint
 
 from dgemma.convert import convert
 from dgemma.model import bundled

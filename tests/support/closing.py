@@ -1,8 +1,8 @@
-"""Closes what threads are using: python tests/closing.py Model. Run in a process of its own, since what goes wrong
-there may end it. Every public method and property of the class is tried, as the class itself lists them.
+"""Closes what threads are using: python tests/support/closing.py Model.
 
-First each of its calls into the library in turn is held up, and what it uses is closed meanwhile; then all of them race
-with close().
+Run in a process of its own, since what goes wrong there may end it. Every public method and property of the class is
+tried, as the class itself lists them. First each of its calls into the library in turn is held up, and what it uses is
+closed meanwhile; then all of them race with close().
 """
 
 from __future__ import annotations
@@ -181,7 +181,7 @@ def use(subject: Any, name: str) -> None:
         if parameter.kind is parameter.VAR_KEYWORD:
             given |= FEW if "canvas" not in given else {"steps": 1}
         elif parameter.default is parameter.empty or (parameter.name in ALWAYS and not left_out):
-            assert parameter.name in SAMPLES, f"{name}(): tests/closing.py has no sample for {parameter.name!r}"
+            assert parameter.name in SAMPLES, f"{name}(): tests/support/closing.py has no sample for {parameter.name!r}"
             given[parameter.name] = SAMPLES[parameter.name](subject)
     drain(found(**given))
 

@@ -1,7 +1,7 @@
 """The lowest versions that pyproject.toml allows (make test-lowest).
 
-    python tests/lowest.py pins       a line "name==version" for each requirement that a test environment installs
-    python tests/lowest.py imports    imports every module of the package
+    python tests/support/lowest_versions.py pins       a line "name==version" for each requirement of the tests
+    python tests/support/lowest_versions.py imports    imports every module of the package
 
 A bound is what comes behind >=; what is asked for with == is left to pip.
 """
@@ -18,7 +18,7 @@ from pathlib import Path
 import dgemma
 import dgemma.convert
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 BOUND = re.compile(r"([A-Za-z0-9_.-]+)(?:\[[a-z,]+\])?>=([0-9.]+)")
 LARGE = {"lm_eval", "llama_cpp"}  # packages of extras that are too large, or are compiled: not installed by the tests
 

@@ -1,4 +1,4 @@
-"""What settings and approximations cost the bundled Sudoku model: part of `make bench-quality`, as measure_types.py.
+"""What settings and approximations cost the bundled Sudoku model: part of `make bench-quality`, as weight_types.py.
 
 On the hard levels, settings by quality and time, drawn, and approximations; how near q8_0 comes to float32, layer by
 layer; what `tidy`, the other bundled model, gets right. The tables go to standard output, figures and pictures to a
@@ -17,14 +17,14 @@ from dgemma.cli.eval import main as dg_eval
 from dgemma.convert import convert
 from dgemma.model import bundled
 
-HERE = Path(__file__).parent
-SUDOKU = HERE / "models" / "sudoku"
+TESTS = Path(__file__).parents[1]
+SUDOKU = TESTS / "models" / "sudoku"
 SWEEP = ["--sweep", "steps=4,8,16,32,48", "--sweep", "entropy_bound=0.05,0.1,0.3"]
 HARD = [flag for blanks in (44, 48, 51, 54) for flag in ("--level", f"{blanks} blanks")]  # the others are all solved
 
 
 @click.command()
-@click.option("--out", type=click.Path(path_type=Path), default=HERE / "bench", show_default=True, help="The folder.")
+@click.option("--out", type=click.Path(path_type=Path), default=TESTS / "bench", show_default=True, help="The folder.")
 @click.option("--count", default=50, show_default=True, help="Most puzzles per level.")
 @click.option("--seeds", default=1, show_default=True)
 def main(out: Path, count: int, seeds: int) -> None:

@@ -1,6 +1,6 @@
 """What a GPU makes of the published shape: the table of figures that dgemma promises for one.
 
-python tests/measure_gpu.py [--shape 26b-a4b] [--layers N] [--types q4_k_m,q8_0,bf16] [--vram 8G] [--long 8192]
+python tests/measure gpu [--shape 26b-a4b] [--layers N] [--types q4_k_m,q8_0,bf16] [--vram 8G] [--long 8192]
                             [--runs N] [--cache DIR] [--json FILE]
 
 Every row is dg-bench on random weights of one type, in a process of its own: a recorded step beside its floor, the

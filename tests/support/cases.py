@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-from checkpoints import FULL, SLIDING, write_checkpoint
+from support.checkpoints import FULL, SLIDING, write_checkpoint
 
 from dgemma.convert import convert
 

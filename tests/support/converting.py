@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from checkpoints import read_safetensors_header, write_json, write_raw_safetensors
-from commands import Inside
+from support.checkpoints import read_safetensors_header, write_json, write_raw_safetensors
+from support.commands import Inside
 
 from dgemma.convert.cli import main
 
