@@ -32,22 +32,15 @@ static int64_t depth_of(const gemm_kernel *k, int64_t cols) {
 
 /* ---- Activations ---- */
 
-/* Carves off the front of *at. */
-static void *take(char **at, int64_t items, size_t bytes) {
-    void *here = *at;
-    *at += carve_bytes(items, bytes);
-    return here;
-}
-
 static gemm_input lay_out(const gemm_kernel *k, int64_t n, int64_t cols, char **work) {
     gemm_input x = {.n = n, .cols = cols, .depth = depth_of(k, cols), .wide = k->wide};
     x.step = k->k_quant ? x.depth : x.depth % 64 ? 32 : 64;
-    x.codes = take(work, n * cols, k->wide ? 2 : 1);
-    x.scales = take(work, n * cols / x.step, sizeof(float));
-    x.sums = take(work, n * cols / 32, sizeof(float));
-    x.sums16 = take(work, n * cols / 32, sizeof(int16_t));
-    x.start16 = take(work, n * cols / 16, sizeof(int32_t));
-    x.start32 = take(work, n * cols / 32, sizeof(int32_t));
+    x.codes = carve_off(work, n * cols, k->wide ? 2 : 1);
+    x.scales = carve_off(work, n * cols / x.step, sizeof(float));
+    x.sums = carve_off(work, n * cols / 32, sizeof(float));
+    x.sums16 = carve_off(work, n * cols / 32, sizeof(int16_t));
+    x.start16 = carve_off(work, n * cols / 16, sizeof(int32_t));
+    x.start32 = carve_off(work, n * cols / 32, sizeof(int32_t));
     return x;
 }
 
@@ -244,7 +237,7 @@ void gemm_experts(const ops *o, float *y, const float *x, const tensor *gate, co
     mixture a = {.o = o, .k = k_in, .k_down = k_down, .gate = gate, .up = up, .down = down};
     a.g = group_by_expert(work, experts, n, k, down->rows, gate->rows, gate->experts);
     char *at = a.g.rest;
-    a.tokens = take(&at, n * k, sizeof *a.tokens);
+    a.tokens = carve_off(&at, n * k, sizeof *a.tokens);
     for (int64_t p = 0; p < n * k; p++) a.tokens[p] = a.g.pairs[p] / (int32_t)k;
     a.x = gemm_quantise(o, k_in, x, n, gate->cols, &at);
     a.hidden = lay_out(k_down, n * k, down->cols, &at);

@@ -122,14 +122,12 @@ size_t experts_work(int64_t n, int64_t k, int64_t d_model, int64_t d_expert, int
 
 expert_groups group_by_expert(void *work, const int32_t *experts, int64_t n, int64_t k, int64_t d_model,
                               int64_t d_expert, int64_t n_expert) {
-    size_t used = 0;
-    expert_groups g = {.n_expert = (int32_t)n_expert};
-    g.list = carve(work, &used, n_expert + 1, sizeof *g.list);
-    g.start = carve(work, &used, n_expert + 1, sizeof *g.start);
-    g.pairs = carve(work, &used, n * k, sizeof *g.pairs);
-    g.hidden = carve(work, &used, n * k * d_expert, sizeof *g.hidden);
-    g.out = carve(work, &used, n * k * d_model, sizeof *g.out);
-    g.rest = (char *)work + used;
+    expert_groups g = {.n_expert = (int32_t)n_expert, .rest = work};
+    g.list = carve_off(&g.rest, n_expert + 1, sizeof *g.list);
+    g.start = carve_off(&g.rest, n_expert + 1, sizeof *g.start);
+    g.pairs = carve_off(&g.rest, n * k, sizeof *g.pairs);
+    g.hidden = carve_off(&g.rest, n * k * d_expert, sizeof *g.hidden);
+    g.out = carve_off(&g.rest, n * k * d_model, sizeof *g.out);
     memset(g.start, 0, (size_t)(n_expert + 1) * sizeof *g.start);
     for (int64_t p = 0; p < n * k; p++) g.start[experts[p] + 1]++;
     for (int64_t e = 0; e < n_expert; e++) g.start[e + 1] += g.start[e];
