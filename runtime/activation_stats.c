@@ -58,7 +58,8 @@ static void observe(const ops *o, slot *s, int64_t expert, const float *x, int64
     if (!s || n == 0) return;
     const int64_t cols = s->w->cols;
     double *sums = s->sums + expert * 2 * cols;
-    pool_run(o->pool, add_strip, &(adding){x, sums, sums + cols, n, cols}, (cols + STRIP - 1) / STRIP);
+    pool_run(o->pool, add_strip, &(adding){.x = x, .sums = sums, .squares = sums + cols, .n = n, .cols = cols},
+             (cols + STRIP - 1) / STRIP);
     s->counts[expert] += n;
 }
 

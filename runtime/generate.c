@@ -56,7 +56,7 @@ static bool copy_start(dg_generator *g, const dg_start *start, size_t places) {
     const size_t n = (size_t)start->n;
     int32_t *ids = malloc(n * sizeof *ids);
     bool *pinned = malloc(n * sizeof *pinned);
-    g->start = (dg_start){ids, pinned, start->n};
+    g->start = (dg_start){.ids = ids, .pinned = pinned, .n = start->n};
     g->places = malloc(places * sizeof *g->places);
     if (!ids || !pinned || !g->places) return false;
     memcpy(ids, start->ids, n * sizeof *ids);
@@ -300,7 +300,8 @@ static int step_ops(dg_generator *const *g, int32_t count, const pass *p, head_p
     for (int32_t i = 0; i < count; i++) {
         canvas_buffers *c = &g[i]->canvas;
         o->canvas_draw(o, c, &g[i]->options);
-        heads[i] = (head_part){c->n, &c->state->temperature, c->u, c->choices, &g[i]->self_cond};
+        heads[i] = (head_part){
+            .n = c->n, .temperature = &c->state->temperature, .u = c->u, .out = c->choices, .next = &g[i]->self_cond};
     }
     status = forward_choose(p, heads, error);
     for (int32_t i = 0; status == DG_OK && i < count; i++) o->canvas_step(o, &g[i]->canvas, &g[i]->options);

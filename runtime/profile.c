@@ -103,6 +103,6 @@ bool dg_profile_read(const dg_model *model, int32_t i, dg_profile_entry *entry) 
 
 bool dg_part_at(int32_t i, dg_part *out) {
     if (i < 0 || i >= PARTS) return false;
-    *out = (dg_part){parts[i].name, parts[i].covers};
+    *out = (dg_part){.name = parts[i].name, .covers = parts[i].covers};
     return true;
 }

@@ -94,7 +94,11 @@ static void route_row(void *arg, int64_t i, int32_t thread) {
 
 void host_route(const ops *o, int32_t *experts, float *weights, const float *logits, const float *scale, int64_t n,
                 int64_t n_expert, int64_t k) {
-    pool_run(o->pool, route_row, &(routing){experts, weights, logits, scale, n_expert, k}, n);
+    pool_run(
+        o->pool, route_row,
+        &(routing){
+            .experts = experts, .weights = weights, .logits = logits, .scale = scale, .n_expert = n_expert, .k = k},
+        n);
 }
 
 /* ---- Sizes of work ---- */
@@ -163,7 +167,7 @@ static void combine_row(void *arg, int64_t i, int32_t thread) {
 }
 
 void combine_experts(const ops *o, float *y, const float *out, const float *weights, int64_t n, int64_t k, int64_t d) {
-    pool_run(o->pool, combine_row, &(combining){y, out, weights, k, d}, n);
+    pool_run(o->pool, combine_row, &(combining){.y = y, .out = out, .weights = weights, .k = k, .d = d}, n);
 }
 
 /* ---- Canvases ---- */
@@ -188,7 +192,7 @@ void host_canvas_step(const ops *o, canvas_buffers *c, const dg_sampling *s) {
     bool same = now->index > 0;
     double sum = 0.0;
     for (int32_t i = 0; i < c->n; i++) {
-        if (c->fixed[i]) c->choices[i] = (dg_choice){0.0f, c->ids[i], c->ids[i]};
+        if (c->fixed[i]) c->choices[i] = (dg_choice){.entropy = 0.0f, .argmax = c->ids[i], .sample = c->ids[i]};
         same = same && c->argmax[i] == c->choices[i].argmax;
         c->argmax[i] = c->choices[i].argmax;
         c->entropy[i] = c->choices[i].entropy;

@@ -48,11 +48,16 @@ static bool saved(unsigned files) {
 #undef DG_ISA
 
 static const isa sets[] = {
-#define DG_ISA(name, float_code, products, flags, usable) \
-    {"cpu-" #name, has_##name, simd_install_##float_code, gemm_install_##name},
+#define DG_ISA(name, float_code, products, flags, condition) \
+    {                                                        \
+        .backend = "cpu-" #name,                             \
+        .usable = has_##name,                                \
+        .simd = simd_install_##float_code,                   \
+        .gemm = gemm_install_##name,                         \
+    },
 #include "isa.def"
 #undef DG_ISA
-    {NULL, NULL, NULL, NULL},
+    {.backend = NULL}, /* an array is never empty, and an architecture may have no set */
 };
 enum { SETS = sizeof sets / sizeof *sets - 1 };
 

@@ -181,7 +181,7 @@ int32_t budget_context(const dg_model *m, int32_t most) {
 
 static void add_matrix(const dg_model *m, const tensor *t, int64_t rows, stream_matrix *to) {
     const int32_t i = part_with(m, t->data);
-    *to = (stream_matrix){i, t->data - part_of(m, i)->map, rows * t->row_bytes};
+    *to = (stream_matrix){.part = i, .offset = t->data - part_of(m, i)->map, .bytes = rows * t->row_bytes};
 }
 
 static bool is_expert_data(const dg_model *m, const uint8_t *data) {
@@ -218,7 +218,7 @@ static int start_stream(dg_model *m, dg_error *error) {
                             .matrices = matrices};
     int status =
         homes && names && ranges && matrices ? DG_OK : fail(error, DG_ERROR_SYSTEM, "%s: no memory", m->file->path);
-    const stream_reader reader = {read_part, check_part, copies_part, b->files};
+    const stream_reader reader = {.read = read_part, .check = check_part, .copies = copies_part, .self = b->files};
     for (int32_t i = 0; status == DG_OK && i < b->n_parts; i++) {
         const gguf *file = part_of(m, i);
         homes[i] = (uint8_t *)(uintptr_t)file->map;
@@ -231,7 +231,8 @@ static int start_stream(dg_model *m, dg_error *error) {
         const gguf_tensor *t = &m->file->tensors[i];
         const int32_t l = layer_of(t), at = part_with(m, t->data);
         if (l >= n_layer || is_expert_data(m, t->data)) continue; /* not of the layers that run; an expert's */
-        ranges[layout.n_ranges++] = (stream_range){l, at, t->data - part_of(m, at)->map, (int64_t)t->bytes};
+        ranges[layout.n_ranges++] =
+            (stream_range){.layer = l, .part = at, .offset = t->data - part_of(m, at)->map, .bytes = (int64_t)t->bytes};
     }
     for (int32_t l = 0; status == DG_OK && l < n_layer; l++) {
         const struct layer *w = &m->layers[l];
