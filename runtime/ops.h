@@ -80,6 +80,17 @@ typedef struct recording {
 #include "ops.def"
 #undef DG_OP
 
+/* The operations alone. */
+typedef struct op_table {
+#define DG_OP(name, arguments, names) op_##name name;
+#include "ops.def"
+#undef DG_OP
+} op_table;
+
+/* What can be laid over the operations (op_layers.h), from the backend up: the profile's times and counts are those of
+ * operations as they are called. */
+typedef enum op_layer_id { OP_LAYER_ACTIVATION_STATS, OP_LAYER_PROFILE, OP_LAYERS } op_layer_id;
+
 struct ops {
     char name[64];
     int32_t key_bytes;    /* of a number in a cache of keys or values */
@@ -89,8 +100,7 @@ struct ops {
     pool *pool;
     float *scratch;       /* [threads][scratch_floats], 64-byte aligned; each thread's own while an op runs */
     int64_t scratch_floats;
-    struct profile *profile; /* NULL unless dg_profile_start put its wrappers into this table */
-    struct activation_stats *stats; /* the same of dg_moments_start */
+    struct op_layer *layers[OP_LAYERS]; /* those that are on; else NULL */
 #define DG_OP(name, arguments, names) op_##name name;
 #include "ops.def"
 #undef DG_OP
@@ -105,6 +115,13 @@ struct ops {
     _Atomic double longest; /* length of the embedding's longest row, 0 until someone asked */
     float tolerance;        /* dg_model_options' */
 };
+
+/* Whether a layer watches each operation: then a backend does each by itself, and neither records nor replays any. */
+static inline bool ops_layered(const ops *o) {
+    for (int i = 0; i < OP_LAYERS; i++)
+        if (o->layers[i]) return true;
+    return false;
+}
 
 /* Makes the table of the backend that the options ask for, with a pool of its own. */
 int ops_new(const dg_model_options *options, const dg_config *config, ops **out, dg_error *error);
