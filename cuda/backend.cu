@@ -200,7 +200,6 @@ int cuda_open(ops *o, bool exact, dg_error *error) {
 #include "ops.def"
 #undef DG_OP
     o->key_bytes = exact ? sizeof(float) : sizeof(__half);
-    o->lazy = false;
     snprintf(o->name, sizeof o->name, "cuda (%.40s)", properties.name);
     return DG_OK;
 }

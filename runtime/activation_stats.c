@@ -175,7 +175,7 @@ static void put_observed(op_table *table) {
 
 int dg_moments_start(dg_model *model, dg_error *error) {
     ops *o = model->ops;
-    if (o->device)
+    if (o->backend->own_memory)
         return fail(error, DG_ERROR_USAGE, "a model can be observed on the CPU alone, and this one is on %s", o->name);
     if (model->stream)
         return fail(error, DG_ERROR_USAGE, "a model under a RAM budget cannot be observed: its experts pass by once");

@@ -154,6 +154,8 @@ const char *dg_model_backend(const dg_model *model);
 int32_t dg_model_threads(const dg_model *model);
 /* The i-th backend of this build, best first, or NULL past the end. */
 const char *dg_backend_name(int32_t i);
+/* Whether the i-th works in memory of its own: then a budget of it, dg_model_options' vram, can be asked for. */
+bool dg_backend_has_vram(int32_t i);
 
 /* Tokens that each expert was chosen for since the model was opened: counts[n_layer][n_expert]. */
 void dg_model_routing(const dg_model *model, int64_t *counts);

@@ -92,10 +92,10 @@ int dg_generator_fill(dg_session *session, const dg_sampling *sampling, const dg
     o->reserve(o, &memory, g->canvas.bytes);
     canvas_lay_out(&g->canvas, g->n, c->n_vocab, memory);
     canvas_lay_out(&g->seen, g->n, c->n_vocab, calloc(1, g->canvas.told));
-    self_cond_lay_out(&g->self_cond, n, c->n_vocab, c->d_model, o->lazy, NULL);
+    self_cond_lay_out(&g->self_cond, n, c->n_vocab, c->d_model, o->backend->lazy, NULL);
     memory = NULL;
     o->reserve(o, &memory, g->self_cond.bytes);
-    self_cond_lay_out(&g->self_cond, n, c->n_vocab, c->d_model, o->lazy, memory);
+    self_cond_lay_out(&g->self_cond, n, c->n_vocab, c->d_model, o->backend->lazy, memory);
     g->before = malloc(size * sizeof *g->before);
     g->changed = malloc(size * sizeof *g->changed);
     g->pins = calloc(size, sizeof *g->pins);
@@ -342,7 +342,7 @@ static int steps(dg_generator *const *g, int32_t count, dg_event *events, dg_err
                                 : fail(error, DG_ERROR_SYSTEM, "no memory for a step");
     if (status == DG_OK) {
         const pass p = {
-            .model = model, .scratch = r, .parts = parts, .n_parts = count, .n = n, .later = o->device != NULL};
+            .model = model, .scratch = r, .parts = parts, .n_parts = count, .n = n, .later = o->backend->asynchronous};
         const bool alike = count == 1 && g[0]->index > 0; /* a first step has no self-conditioning */
         bool replayed = false;
         if (alike && g[0]->recorded_at != g[0]->session->length) o->graph_free(o, &g[0]->recording);

@@ -160,17 +160,26 @@ static void place_weights(dg_model *m) {
         if (t->data && !weight_of_experts(&at, t)) m->ops->place(m->ops, t);
 }
 
+static int refuse_vram(const ops *o, dg_error *error) {
+    char backends[100] = "";
+    for (int32_t i = 0; ops_with_vram(i); i++) {
+        const size_t length = strlen(backends);
+        snprintf(backends + length, sizeof backends - length, "%s%s", i ? " or " : "", ops_with_vram(i));
+    }
+    return fail(error, DG_ERROR_USAGE, "vram: %s computes in RAM; a budget of VRAM is for the backend %s", o->name,
+                backends);
+}
+
 /* Brings weights to where ops read them; experts follow with the first session. */
 static int place_all(dg_model *m, const dg_model_options *options, dg_error *error) {
     if (options->vram < 0)
         return fail(error, DG_ERROR_USAGE, "vram: expected a number of bytes, got %lld", (long long)options->vram);
-    if (!m->ops->device && options->vram)
-        return fail(error, DG_ERROR_USAGE, "vram: %s computes in RAM; a budget of VRAM is for --backend cuda",
-                    m->ops->name);
-    if (!m->ops->device) return DG_OK;
+    const bool own_memory = m->ops->backend->own_memory;
+    if (!own_memory && options->vram) return refuse_vram(m->ops, error);
+    if (!own_memory) return DG_OK;
     if (options->ram)
         return fail(error, DG_ERROR_USAGE,
-                    "ram: a budget of RAM is for the CPU, and the backend is %s; its own is --vram", m->ops->name);
+                    "ram: a budget of RAM is for the CPU, and the backend is %s; its own is vram", m->ops->name);
     const int status = vram_open(m, options->vram, device_bytes(m), error);
     if (status != DG_OK) return status;
     place_weights(m);

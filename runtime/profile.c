@@ -57,7 +57,7 @@ static void book(profile *p, op_id op, uint64_t began) {
 }
 
 static void wait_until_done(const ops *o, const profile *p) {
-    if (o->device) p->layer.below.download(o, NULL, NULL, 0);
+    if (o->backend->asynchronous) p->layer.below.download(o, NULL, NULL, 0);
 }
 
 #define DG_OP(name, arguments, names)                \

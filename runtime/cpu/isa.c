@@ -47,22 +47,15 @@ static bool saved(unsigned files) {
 #include "isa.def"
 #undef DG_ISA
 
-static const isa sets[] = {
-#define DG_ISA(name, float_code, products, flags, condition) \
-    {                                                        \
-        .backend = "cpu-" #name,                             \
-        .usable = has_##name,                                \
-        .simd = simd_install_##float_code,                   \
-        .gemm = gemm_install_##name,                         \
+const isa isas[ISAS + 1] = {
+#define DG_ISA(id, float_code, products, flags, condition) \
+    {                                                      \
+        .name = #id,                                       \
+        .usable = has_##id,                                \
+        .simd = simd_install_##float_code,                 \
+        .gemm = gemm_install_##id,                         \
     },
 #include "isa.def"
 #undef DG_ISA
-    {.backend = NULL}, /* an array is never empty, and an architecture may have no set */
+    {.name = NULL},
 };
-enum { SETS = sizeof sets / sizeof *sets - 1 };
-
-const isa *isa_usable(int32_t i) {
-    for (int32_t s = SETS - 1; s >= 0; s--)
-        if (sets[s].usable() && i-- == 0) return &sets[s];
-    return NULL;
-}
