@@ -86,15 +86,15 @@ void cuda_copy(const ops *o, void *to, const void *from, size_t bytes) {
 void cuda_graph_begin(const ops *o, recording *r, bool *replayed) {
     gpu *g = gpu_of(o);
     g->lock();
-    *replayed = r->graph != nullptr && !o->profile && !watched(g);
+    *replayed = r->graph != nullptr && !ops_layered(o) && !watched(g);
     if (*replayed) {
         if (g->failure == cudaSuccess)
             gpu_check(g, cudaGraphLaunch(static_cast<cudaGraphExec_t>(r->graph), g->stream), "graph_begin");
         g->unlock();
         return;
     }
-    /* the mutex is held until graph_end; while parts are timed, each op runs by itself */
-    g->recording = g->failure == cudaSuccess && !r->graph && !o->profile && !watched(g) &&
+    /* the mutex is held until graph_end */
+    g->recording = g->failure == cudaSuccess && !r->graph && !ops_layered(o) && !watched(g) &&
                    gpu_check(g, cudaStreamBeginCapture(g->stream, cudaStreamCaptureModeThreadLocal), "graph_begin");
 }
 
@@ -200,7 +200,6 @@ int cuda_open(ops *o, bool exact, dg_error *error) {
 #include "ops.def"
 #undef DG_OP
     o->key_bytes = exact ? sizeof(float) : sizeof(__half);
-    o->lazy = false;
     snprintf(o->name, sizeof o->name, "cuda (%.40s)", properties.name);
     return DG_OK;
 }

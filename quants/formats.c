@@ -40,32 +40,48 @@ static void keep_tiny(const dg_format *f, encoder *encode, const float *values, 
     }
 }
 
+/* Each format's place in the table. */
+enum {
+#define DG_FORMAT(NAME, id, stem, block, encodes) AT_##NAME,
+#include "formats.def"
+#undef DG_FORMAT
+    FORMATS
+};
+static const dg_format formats[FORMATS];
+
 #define DG_ENCODER_0(stem) NULL
 #define DG_ENCODER_1(stem) stem##_keeping
 #define DG_KEEPING_0(stem, at)
 #define DG_KEEPING_1(stem, at)                                                                                 \
     static void stem##_keeping(const float *values, void *blocks, int64_t n_blocks, const float *importance) { \
         stem##_encode(values, blocks, n_blocks, importance);                                                   \
-        keep_tiny(dg_format_find(at), stem##_encode, values, blocks, n_blocks, importance);                    \
+        keep_tiny(&formats[at], stem##_encode, values, blocks, n_blocks, importance);                          \
     }
-#define DG_FORMAT(NAME, id, stem, block, encodes) DG_KEEPING_##encodes(stem, id)
+#define DG_FORMAT(NAME, id, stem, block, encodes) DG_KEEPING_##encodes(stem, AT_##NAME)
 #include "formats.def"
 #undef DG_FORMAT
 
-static const dg_format formats[] = {
-#define DG_FORMAT(NAME, id, stem, block, encodes) \
-    {#NAME, id, block, sizeof(block_##stem), stem##_decode_blocks, DG_ENCODER_##encodes(stem)},
+static const dg_format formats[FORMATS] = {
+#define DG_FORMAT(NAME, number, stem, per_block, encodes) \
+    {                                                     \
+        .name = #NAME,                                    \
+        .id = number,                                     \
+        .block = per_block,                               \
+        .bytes = sizeof(block_##stem),                    \
+        .decode = stem##_decode_blocks,                   \
+        .encode = DG_ENCODER_##encodes(stem),             \
+    },
 #include "formats.def"
 #undef DG_FORMAT
 };
 
 static const dg_format unread[] = {
-#define DG_UNREAD(NAME, id, block, bytes) {#NAME, id, block, bytes, NULL, NULL},
+#define DG_UNREAD(NAME, number, per_block, size) {.name = #NAME, .id = number, .block = per_block, .bytes = size},
 #include "unread.def"
 #undef DG_UNREAD
 };
 
-int32_t dg_format_count(void) { return (int32_t)(sizeof formats / sizeof *formats); }
+int32_t dg_format_count(void) { return FORMATS; }
 
 const dg_format *dg_format_at(int32_t i) { return i >= 0 && i < dg_format_count() ? &formats[i] : NULL; }
 

@@ -40,14 +40,14 @@ static inline void affine_try(const lanes *x, const lanes *weights, affine_total
 
 static inline affine_fit affine_search(const lanes *x, const lanes *weights, float top) {
     lanes low = all_lanes(0.0f), high = x[0];
-    affine_totals of = {low, low};
+    affine_totals of = {.weight = low, .wx = low};
     for (int i = 0; i < 32; i++) {
         low = choose(x[i] < low, x[i], low);
         high = choose(x[i] > high, x[i], high);
         of.weight += weights ? weights[i] : all_lanes(1.0f);
         of.wx += weights ? weights[i] * x[i] : x[i];
     }
-    affine_fit best = {{0}, {0}, {0}};
+    affine_fit best = {.scale = {0}, .min = {0}, .error = {0}};
     const lanes unit = ratio(all_lanes(1.0f), high - low);
     /* tried: steps a little wider or narrower than the range asks for, then twice the best fit so far */
     for (int t = 0; t < 8; t++) affine_try(x, weights, of, top, -low, (top - 2.0f + 0.4f * (float)t) * unit, &best);

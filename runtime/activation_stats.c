@@ -1,11 +1,11 @@
-/* Sums the inputs of each matrix by column, for calibration. While a model is observed, wrappers take the
- * place of the operations that multiply by a matrix; otherwise nothing is there and nothing costs. */
+/* Sums the inputs of each matrix by column, for calibration: a layer over the operations that multiply by a matrix. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "error.h"
 #include "model.h"
+#include "op_layers.h"
 
 enum { STRIP = 64 /* columns that a thread adds up at a time */ };
 
@@ -18,7 +18,7 @@ typedef struct slot {
 } slot;
 
 typedef struct activation_stats {
-    ops plain; /* the table as it was */
+    op_layer layer;
     slot *slots;
     int32_t n_slots;
     bool within; /* an operation made of others is observed once */
@@ -28,6 +28,8 @@ typedef struct activation_stats {
     float *x, *gate, *up;
     void *work;
 } activation_stats;
+
+static activation_stats *stats_of(const ops *o) { return (activation_stats *)o->layers[OP_LAYER_ACTIVATION_STATS]; }
 
 static slot *slot_of(const activation_stats *m, const tensor *w) {
     for (int32_t i = 0; i < m->n_slots; i++)
@@ -58,22 +60,23 @@ static void observe(const ops *o, slot *s, int64_t expert, const float *x, int64
     if (!s || n == 0) return;
     const int64_t cols = s->w->cols;
     double *sums = s->sums + expert * 2 * cols;
-    pool_run(o->pool, add_strip, &(adding){x, sums, sums + cols, n, cols}, (cols + STRIP - 1) / STRIP);
+    pool_run(o->pool, add_strip, &(adding){.x = x, .sums = sums, .squares = sums + cols, .n = n, .cols = cols},
+             (cols + STRIP - 1) / STRIP);
     s->counts[expert] += n;
 }
 
 static void observed_matmul(const ops *o, float *y, const float *x, const tensor *w, int64_t n, void *work) {
-    activation_stats *m = o->stats;
+    activation_stats *m = stats_of(o);
     if (!m->within) observe(o, slot_of(m, w), 0, x, n);
-    m->plain.matmul(o, y, x, w, n, work);
+    m->layer.below.matmul(o, y, x, w, n, work);
 }
 
 static void observed_head(const ops *o, const head_part *parts, int32_t n_parts, const float *x, const tensor *table,
                           int64_t n, float cap, void *work) {
-    activation_stats *m = o->stats;
+    activation_stats *m = stats_of(o);
     observe(o, slot_of(m, table), 0, x, n);
     m->within = true;
-    m->plain.head(o, parts, n_parts, x, table, n, cap, work);
+    m->layer.below.head(o, parts, n_parts, x, table, n, cap, work);
     m->within = false;
 }
 
@@ -109,7 +112,7 @@ static tensor of_expert(const tensor *w, int64_t expert) {
 static void observed_experts(const ops *o, float *y, const float *x, const tensor *gate, const tensor *up,
                              const tensor *down, const int32_t *experts, const float *weights, int64_t n, int64_t k,
                              const expert_feed *feed, void *work) {
-    activation_stats *m = o->stats;
+    activation_stats *m = stats_of(o);
     const int64_t d = gate->cols;
     for (int64_t e = 0; e < gate->experts && make_room(m, gate, n); e++) {
         int64_t rows = 0;
@@ -119,13 +122,13 @@ static void observed_experts(const ops *o, float *y, const float *x, const tenso
         observe(o, slot_of(m, gate), e, m->x, rows);
         observe(o, slot_of(m, up), e, m->x, rows);
         const tensor its_gate = of_expert(gate, e), its_up = of_expert(up, e);
-        m->plain.matmul(o, m->gate, m->x, &its_gate, rows, m->work);
-        m->plain.matmul(o, m->up, m->x, &its_up, rows, m->work);
-        m->plain.gelu_mul(o, m->gate, m->gate, m->up, rows * gate->rows);
+        m->layer.below.matmul(o, m->gate, m->x, &its_gate, rows, m->work);
+        m->layer.below.matmul(o, m->up, m->x, &its_up, rows, m->work);
+        m->layer.below.gelu_mul(o, m->gate, m->gate, m->up, rows * gate->rows);
         observe(o, slot_of(m, down), e, m->gate, rows);
     }
     m->within = true;
-    m->plain.experts(o, y, x, gate, up, down, experts, weights, n, k, feed, work);
+    m->layer.below.experts(o, y, x, gate, up, down, experts, weights, n, k, feed, work);
     m->within = false;
 }
 
@@ -154,9 +157,7 @@ static int add_slots(dg_model *model, activation_stats *m, dg_error *error) {
     return status;
 }
 
-static void activation_stats_free(ops *o) {
-    activation_stats *m = o->stats;
-    if (!m) return;
+static void activation_stats_free(activation_stats *m) {
     for (int32_t i = 0; i < m->n_slots; i++) {
         free(m->slots[i].sums);
         free(m->slots[i].counts);
@@ -164,46 +165,45 @@ static void activation_stats_free(ops *o) {
     free(m->slots);
     free_scratch(m);
     free(m);
-    o->stats = NULL;
+}
+
+static void put_observed(op_table *table) {
+    table->matmul = observed_matmul;
+    table->experts = observed_experts;
+    table->head = observed_head;
 }
 
 int dg_moments_start(dg_model *model, dg_error *error) {
     ops *o = model->ops;
-    if (o->profile) return fail(error, DG_ERROR_USAGE, "a model cannot be profiled and observed at the same time");
-    if (o->device)
+    if (o->backend->own_memory)
         return fail(error, DG_ERROR_USAGE, "a model can be observed on the CPU alone, and this one is on %s", o->name);
     if (model->stream)
         return fail(error, DG_ERROR_USAGE, "a model under a RAM budget cannot be observed: its experts pass by once");
     dg_moments_stop(model);
     activation_stats *m = calloc(1, sizeof *m);
     if (m) m->slots = calloc((size_t)(WEIGHT_LINES * (model->config.n_layer + 1)), sizeof *m->slots);
-    o->stats = m;
     if (!m) return fail(error, DG_ERROR_SYSTEM, "no memory to observe a model");
-    m->plain = *o;
+    m->layer.replace = put_observed;
     const int status =
         m->slots ? add_slots(model, m, error) : fail(error, DG_ERROR_SYSTEM, "no memory to observe a model");
     if (status != DG_OK) {
-        activation_stats_free(o);
+        activation_stats_free(m);
         return status;
     }
-    o->matmul = observed_matmul;
-    o->experts = observed_experts;
-    o->head = observed_head;
+    op_layer_start(o, OP_LAYER_ACTIVATION_STATS, &m->layer);
     return DG_OK;
 }
 
 void dg_moments_stop(dg_model *model) {
-    ops *o = model->ops;
-    if (!o->stats) return;
-    o->matmul = o->stats->plain.matmul;
-    o->experts = o->stats->plain.experts;
-    o->head = o->stats->plain.head;
-    activation_stats_free(o);
+    activation_stats *m = stats_of(model->ops);
+    if (!m) return;
+    op_layer_stop(model->ops, OP_LAYER_ACTIVATION_STATS);
+    activation_stats_free(m);
 }
 
 int dg_moments_read(const dg_model *model, const char *name, int32_t expert, double *sums, double *squares,
                     int64_t *count, dg_error *error) {
-    const activation_stats *m = model->ops->stats;
+    const activation_stats *m = stats_of(model->ops);
     if (!m) return fail(error, DG_ERROR_USAGE, "this model is not observed");
     if (m->failed) return fail(error, DG_ERROR_SYSTEM, "no memory to observe a model");
     for (int32_t i = 0; i < m->n_slots; i++) {

@@ -19,4 +19,11 @@ static inline void *carve(void *memory, size_t *used, int64_t items, size_t size
     return at;
 }
 
+/* Returns the next items * size bytes at *at, which there are, and moves *at behind them. */
+static inline void *carve_off(char **at, int64_t items, size_t size) {
+    void *here = *at;
+    *at += carve_bytes(items, size);
+    return here;
+}
+
 #endif

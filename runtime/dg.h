@@ -167,6 +167,8 @@ const char *dg_model_backend(const dg_model *model);
 int32_t dg_model_threads(const dg_model *model);
 /* The i-th backend of this build, best first, or NULL past the end. */
 const char *dg_backend_name(int32_t i);
+/* Whether the i-th works in memory of its own: then a budget of it, dg_model_options' vram, can be asked for. */
+bool dg_backend_has_vram(int32_t i);
 
 /* Tokens that each expert was chosen for since the model was opened: counts[n_layer][n_expert]. */
 void dg_model_routing(const dg_model *model, int64_t *counts);
@@ -467,15 +469,15 @@ typedef struct dg_profile_entry {
     double seconds;
     int64_t calls;
 } dg_profile_entry;
-/* Takes the time of every operation from here on, from zero. Start and stop only while no session of the model
- * works. */
+/* Takes the time of every operation from here on, from zero; while the model is observed too, with what that takes.
+ * Start and stop only while no session of the model works. */
 int dg_profile_start(dg_model *model, dg_error *error);
 void dg_profile_stop(dg_model *model);
 /* The i-th entry; false past the end, and where the model is not profiled. */
 bool dg_profile_read(const dg_model *model, int32_t i, dg_profile_entry *entry);
 
 /* Observes, from zero, what every matrix is multiplied with: for calibration. It takes about twice the time of a pass.
- * Not while the model is profiled; start and stop only while no session works, which then take turns. */
+ * Start and stop only while no session works, which then take turns. */
 int dg_moments_start(dg_model *model, dg_error *error);
 void dg_moments_stop(dg_model *model);
 /* Reads the sums of the matrix of this name, of one expert (0 where there are none): sums[cols] and squares[cols] are

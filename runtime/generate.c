@@ -57,7 +57,7 @@ static bool copy_start(dg_generator *g, const dg_start *start, size_t places) {
     const size_t n = (size_t)start->n;
     int32_t *ids = malloc(n * sizeof *ids);
     bool *pinned = malloc(n * sizeof *pinned);
-    g->start = (dg_start){ids, pinned, start->n};
+    g->start = (dg_start){.ids = ids, .pinned = pinned, .n = start->n};
     g->places = malloc(places * sizeof *g->places);
     if (!ids || !pinned || !g->places) return false;
     memcpy(ids, start->ids, n * sizeof *ids);
@@ -100,10 +100,10 @@ int dg_generator_fill(dg_session *session, const dg_sampling *sampling, const dg
     o->reserve(o, &memory, g->canvas.bytes);
     canvas_lay_out(&g->canvas, g->n, c->n_vocab, memory);
     canvas_lay_out(&g->seen, g->n, c->n_vocab, calloc(1, g->canvas.host_bytes));
-    self_cond_lay_out(&g->self_cond, n, c->n_vocab, c->d_model, o->lazy, NULL);
+    self_cond_lay_out(&g->self_cond, n, c->n_vocab, c->d_model, o->backend->lazy, NULL);
     memory = NULL;
     o->reserve(o, &memory, g->self_cond.bytes);
-    self_cond_lay_out(&g->self_cond, n, c->n_vocab, c->d_model, o->lazy, memory);
+    self_cond_lay_out(&g->self_cond, n, c->n_vocab, c->d_model, o->backend->lazy, memory);
     g->before = malloc(size * sizeof *g->before);
     g->changed = malloc(size * sizeof *g->changed);
     g->pins = calloc(size, sizeof *g->pins);
@@ -286,7 +286,8 @@ static int step_ops(dg_generator *const *g, int32_t count, const pass *p, head_p
     for (int32_t i = 0; i < count; i++) {
         canvas_buffers *c = &g[i]->canvas;
         o->canvas_draw(o, c, &g[i]->options);
-        heads[i] = (head_part){c->n, &c->state->temperature, c->u, c->choices, &g[i]->self_cond};
+        heads[i] = (head_part){
+            .n = c->n, .temperature = &c->state->temperature, .u = c->u, .out = c->choices, .next = &g[i]->self_cond};
     }
     status = forward_choose(p, heads, error);
     for (int32_t i = 0; status == DG_OK && i < count; i++) o->canvas_step(o, &g[i]->canvas, &g[i]->options);
@@ -327,7 +328,7 @@ static int step_together(dg_generator *const *g, int32_t count, dg_event *events
                                 : fail(error, DG_ERROR_SYSTEM, "no memory for a step");
     if (status == DG_OK) {
         const pass p = {
-            .model = model, .scratch = r, .parts = parts, .n_parts = count, .n = n, .later = o->device != NULL};
+            .model = model, .scratch = r, .parts = parts, .n_parts = count, .n = n, .later = o->backend->asynchronous};
         const bool recordable = count == 1 && g[0]->index > 0; /* a first step has no self-conditioning */
         bool replayed = false;
         if (recordable && g[0]->recorded_at != g[0]->session->length) o->graph_free(o, &g[0]->recording);

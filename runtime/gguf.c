@@ -459,7 +459,13 @@ int32_t dg_file_parts(const dg_file *file) { return file->n_others + 1; }
 bool dg_file_value_at(const dg_file *file, int32_t i, dg_file_value *out) {
     if (i < 0 || (uint64_t)i >= file->n_values) return false;
     const gguf_value *v = &file->values[i];
-    *out = (dg_file_value){v->key.at, v->key.n, (int32_t)v->kind, (int32_t)v->element, v->count, v->data, v->bytes};
+    *out = (dg_file_value){.key = v->key.at,
+                           .key_bytes = v->key.n,
+                           .kind = (int32_t)v->kind,
+                           .element = (int32_t)v->element,
+                           .count = v->count,
+                           .data = v->data,
+                           .bytes = v->bytes};
     return true;
 }
 
@@ -467,6 +473,12 @@ bool dg_file_tensor_at(const dg_file *file, int32_t i, dg_file_tensor *out) {
     if (i < 0 || (uint64_t)i >= file->n_tensors) return false;
     const gguf_tensor *t = &file->tensors[i];
     const int64_t *d = t->dims;
-    *out = (dg_file_tensor){t->name.at, t->name.n, t->type, t->n_dims, {d[0], d[1], d[2], d[3]}, t->data, t->bytes};
+    *out = (dg_file_tensor){.name = t->name.at,
+                            .name_bytes = t->name.n,
+                            .type = t->type,
+                            .n_dims = t->n_dims,
+                            .dims = {d[0], d[1], d[2], d[3]},
+                            .data = t->data,
+                            .bytes = t->bytes};
     return true;
 }

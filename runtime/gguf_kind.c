@@ -29,7 +29,7 @@ static const char *other_than_model(const gguf *file, gguf_text type, gguf_text 
     if (gguf_text_is(type, "mmproj") || gguf_text_is(architecture, "clip"))
         return "a projector of images or sound (mmproj), which goes beside a model and is none";
     if (gguf_text_is(type, "imatrix") || gguf_find(file, "imatrix.datasets"))
-        return "an importance matrix, not a model: it is for dg-convert --imatrix";
+        return "an importance matrix, not a model: dg-convert takes it beside a checkpoint";
     return NULL;
 }
 

@@ -4,27 +4,32 @@
 #include "weights.h"
 
 static const dg_key keys[] = {
-#define DG_REQUIRED_KEY(kind, field, key) {#field, key, #kind, true, false, true, 0},
-#define DG_KEY(kind, field, key, absent) {#field, key, #kind, true, false, false, absent},
-#define DG_LAYER_KEY(kind, field, key) {#field, key, #kind, true, true, true, 0},
-#define DG_TEXT(kind, field, key) {#field, key, #kind, false, false, false, 0},
+#define DG_REQUIRED_KEY(type, name, text) \
+    {.field = #name, .key = text, .kind = #type, .in_config = true, .required = true},
+#define DG_KEY(type, name, text, without) \
+    {.field = #name, .key = text, .kind = #type, .in_config = true, .absent = without},
+#define DG_LAYER_KEY(type, name, text) \
+    {.field = #name, .key = text, .kind = #type, .in_config = true, .per_layer = true, .required = true},
+#define DG_TEXT(type, name, text) {.field = #name, .key = text, .kind = #type},
 #include "metadata.def"
 };
 
 static const dg_limit limits[] = {
-#define DG_LIMIT(field, named, least, most) {#field, #named, least, most},
+#define DG_LIMIT(name, key, from, to) {.field = #name, .named = #key, .least = from, .most = to},
 #include "limits.def"
 #undef DG_LIMIT
 };
 
 static const dg_tensor_entry tensors[] = {
-#define DG_TENSOR(scope, kind, field, gguf, hf, n0, n1, n2) {#scope, #kind, #field, gguf, hf},
+#define DG_TENSOR(of, type, name, in_gguf, in_hf, n0, n1, n2) \
+    {.scope = #of, .kind = #type, .field = #name, .gguf = in_gguf, .hf = in_hf},
 #include "tensors.def"
 #undef DG_TENSOR
 };
 
 static const dg_option options[] = {
-#define DG_OPTION(kind, name, least, most, help) {#name, #kind, (double)(least), (double)(most), help},
+#define DG_OPTION(type, id, from, to, text) \
+    {.name = #id, .kind = #type, .least = (double)(from), .most = (double)(to), .help = text},
 #include "options.def"
 #undef DG_OPTION
 };
@@ -37,7 +42,7 @@ static const dg_sampler samplers[] = {
 
 static const dg_effort efforts[] = {
 #define DG_SET(option, value) #option " "
-#define DG_EFFORT(name, settings, help) {#name, help, "" settings},
+#define DG_EFFORT(id, settings, text) {.name = #id, .help = text, .sets = "" settings},
 #include "efforts.def"
 #undef DG_EFFORT
 #undef DG_SET

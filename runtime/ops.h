@@ -80,17 +80,49 @@ typedef struct recording {
 #include "ops.def"
 #undef DG_OP
 
+/* The operations alone. */
+typedef struct op_table {
+#define DG_OP(name, arguments, names) op_##name name;
+#include "ops.def"
+#undef DG_OP
+} op_table;
+
+/* What can be laid over the operations (op_layers.h), from the backend up: the profile's times and counts are those of
+ * operations as they are called. */
+typedef enum op_layer_id { OP_LAYER_ACTIVATION_STATS, OP_LAYER_PROFILE, OP_LAYERS } op_layer_id;
+
+/* A backend: a row of backends.c. Functions that may be NULL are those of what it does not have. */
+typedef struct backend {
+    const char *name;           /* as options ask for it */
+    bool (*usable)(void);       /* this build and this machine have it; NULL: always */
+    bool explains;              /* open says why where it is not usable */
+    bool own_memory;            /* ops work in memory of its own, and experts that it does not hold are the CPU's */
+    bool asynchronous;          /* ops return before their work is done; download waits for it */
+    bool lazy;                  /* reserved memory that is never touched costs nothing */
+    /* Fills the table, and its name where that says more than the row's. exact: activations are never rounded. */
+    int (*open)(ops *o, bool exact, dg_error *error);
+    void (*close)(ops *o);      /* may be NULL; called also where open failed */
+    int (*status)(const ops *o, dg_error *error); /* may be NULL: ops cannot fail */
+    /* May be NULL: ops_repack, with memory[bytes] for the caller to release. */
+    int (*repack)(const ops *o, layer *layers, int32_t n_layer, int64_t budget, uint8_t **memory, size_t *bytes,
+                  dg_error *error);
+    /* May be NULL: as the functions of ops_ below. */
+    bool (*overlap_watch)(const ops *o, bool watch);
+    bool (*overlap_read)(const ops *o, dg_overlap *out);
+    bool (*measure)(const ops *o, dg_device_rates *out);
+    void (*rated)(const ops *o, dg_machine *machine);
+} backend;
+
 struct ops {
     char name[64];
+    const backend *backend;
     int32_t key_bytes;    /* of a number in a cache of keys or values */
-    bool lazy;            /* reserved memory that is never touched costs nothing */
     void *device;         /* the backend's own */
-    const ops *beside;    /* of a device: the CPU's table, with the same pool */
+    const ops *beside;    /* where the backend has memory of its own: the CPU's table, with the same pool */
     pool *pool;
     float *scratch;       /* [threads][scratch_floats], 64-byte aligned; each thread's own while an op runs */
     int64_t scratch_floats;
-    struct profile *profile; /* NULL unless dg_profile_start put its wrappers into this table */
-    struct activation_stats *stats; /* the same of dg_moments_start */
+    struct op_layer *layers[OP_LAYERS]; /* those that are on; else NULL */
 #define DG_OP(name, arguments, names) op_##name name;
 #include "ops.def"
 #undef DG_OP
@@ -106,8 +138,17 @@ struct ops {
     float tolerance;        /* dg_model_options' */
 };
 
+/* Whether a layer watches each operation: then a backend does each by itself, and neither records nor replays any. */
+static inline bool ops_layered(const ops *o) {
+    for (int i = 0; i < OP_LAYERS; i++)
+        if (o->layers[i]) return true;
+    return false;
+}
+
 /* Makes the table of the backend that the options ask for, with a pool of its own. */
 int ops_new(const dg_model_options *options, const dg_config *config, ops **out, dg_error *error);
+/* The i-th name of a backend that has memory of its own, whether it can be used here or not; NULL past the end. */
+const char *ops_with_vram(int32_t i);
 void ops_free(ops *o);
 /* As dg_overlap_watch and dg_overlap_read; false where there is no device, or nothing placed on it yet. */
 bool ops_overlap_watch(const ops *o, bool watch);

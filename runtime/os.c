@@ -191,10 +191,10 @@ struct pool {
     int64_t n_items;
 };
 
-struct monitor {
+struct os_mutex {
     pthread_mutex_t lock;
-    pthread_cond_t bell;
-    monitor *next;
+    pthread_cond_t changed;
+    os_mutex *next;
 };
 
 /* ---- Forks: a child has none of its parent's threads, and every lock as it stood ---- */
@@ -202,7 +202,7 @@ struct monitor {
 static atomic_int generation; /* of processes: how many forks lie behind this one */
 static pthread_mutex_t lists = PTHREAD_MUTEX_INITIALIZER; /* of the two that follow, the oldest first */
 static pool *pools;
-static monitor *monitors;
+static os_mutex *mutexes;
 
 #define LINK(list, item)               \
     do {                               \
@@ -232,26 +232,26 @@ static void make_pool_locks(pool *p) {
     atomic_store(&p->sleepers, 0);
 }
 
-static void make_monitor_locks(monitor *m) {
+static void make_mutex(os_mutex *m) {
     pthread_mutex_init(&m->lock, NULL);
-    pthread_cond_init(&m->bell, NULL);
+    pthread_cond_init(&m->changed, NULL);
 }
 
-/* Nobody is inside a monitor while the process forks: what it guards is whole in the child. */
+/* No other thread holds a mutex while the process forks: what it guards is whole in the child. */
 static void before_fork(void) {
     pthread_mutex_lock(&lists);
-    for (monitor *m = monitors; m; m = m->next) pthread_mutex_lock(&m->lock);
+    for (os_mutex *m = mutexes; m; m = m->next) pthread_mutex_lock(&m->lock);
 }
 
 static void behind_fork(void) {
-    for (monitor *m = monitors; m; m = m->next) pthread_mutex_unlock(&m->lock);
+    for (os_mutex *m = mutexes; m; m = m->next) pthread_mutex_unlock(&m->lock);
     pthread_mutex_unlock(&lists);
 }
 
 static void in_child(void) {
     atomic_fetch_add(&generation, 1);
     for (pool *p = pools; p; p = p->next) make_pool_locks(p);
-    for (monitor *m = monitors; m; m = m->next) make_monitor_locks(m);
+    for (os_mutex *m = mutexes; m; m = m->next) make_mutex(m);
     pthread_mutex_unlock(&lists);
 }
 
@@ -408,23 +408,23 @@ void os_thread_join(os_thread *t) {
 
 bool os_thread_runs(const os_thread *t) { return t->generation == atomic_load(&generation); }
 
-monitor *monitor_new(void) {
-    monitor *m = calloc(1, sizeof *m);
+os_mutex *os_mutex_new(void) {
+    os_mutex *m = calloc(1, sizeof *m);
     if (!m) return NULL;
-    make_monitor_locks(m);
-    LINK(monitors, m);
+    make_mutex(m);
+    LINK(mutexes, m);
     return m;
 }
 
-void monitor_free(monitor *m) {
+void os_mutex_free(os_mutex *m) {
     if (!m) return;
-    UNLINK(monitors, m);
-    pthread_cond_destroy(&m->bell);
+    UNLINK(mutexes, m);
+    pthread_cond_destroy(&m->changed);
     pthread_mutex_destroy(&m->lock);
     free(m);
 }
 
-void monitor_enter(monitor *m) { pthread_mutex_lock(&m->lock); }
-void monitor_leave(monitor *m) { pthread_mutex_unlock(&m->lock); }
-void monitor_wait(monitor *m) { pthread_cond_wait(&m->bell, &m->lock); }
-void monitor_wake(monitor *m) { pthread_cond_broadcast(&m->bell); }
+void os_mutex_lock(os_mutex *m) { pthread_mutex_lock(&m->lock); }
+void os_mutex_unlock(os_mutex *m) { pthread_mutex_unlock(&m->lock); }
+void os_mutex_wait(os_mutex *m) { pthread_cond_wait(&m->changed, &m->lock); }
+void os_mutex_wake_all(os_mutex *m) { pthread_cond_broadcast(&m->changed); }

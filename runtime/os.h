@@ -1,4 +1,4 @@
-/* All that the project asks of an operating system. Pools, threads and monitors outlive a fork: see each. */
+/* All that the project asks of an operating system. Pools, threads and mutexes outlive a fork: see each. */
 #ifndef DG_OS_H
 #define DG_OS_H
 
@@ -77,14 +77,14 @@ bool os_thread_runs(const os_thread *t);
 
 int32_t os_forks(void); /* that lie behind this process: another number than before in a forked one */
 
-/* A lock, and a bell for those who wait inside for something to change. A fork waits until nobody is inside; so who
- * enters one within another enters the older one first. Free in the forked process. */
-typedef struct monitor monitor;
-monitor *monitor_new(void); /* NULL without memory */
-void monitor_free(monitor *m);
-void monitor_enter(monitor *m);
-void monitor_leave(monitor *m);
-void monitor_wait(monitor *m); /* until monitor_wake; others may enter meanwhile */
-void monitor_wake(monitor *m); /* all who wait */
+/* A mutex with one condition variable. A fork waits until no thread holds it, and then finds what it guards whole; so
+ * a thread that takes one while it holds another takes the older one first. It is free in the forked process. */
+typedef struct os_mutex os_mutex;
+os_mutex *os_mutex_new(void); /* NULL without memory */
+void os_mutex_free(os_mutex *m);
+void os_mutex_lock(os_mutex *m);
+void os_mutex_unlock(os_mutex *m);
+void os_mutex_wait(os_mutex *m); /* on the condition variable, until os_mutex_wake_all; others may lock meanwhile */
+void os_mutex_wake_all(os_mutex *m);
 
 #endif

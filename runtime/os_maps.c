@@ -119,7 +119,10 @@ static int64_t nanoseconds_of(const struct stat *info) {
 }
 
 os_identity os_identity_of(const struct stat *info) {
-    return (os_identity){(uint64_t)info->st_dev, (uint64_t)info->st_ino, (uint64_t)info->st_size, nanoseconds_of(info)};
+    return (os_identity){.device = (uint64_t)info->st_dev,
+                         .inode = (uint64_t)info->st_ino,
+                         .bytes = (uint64_t)info->st_size,
+                         .changed = nanoseconds_of(info)};
 }
 
 int os_map(const char *path, const uint8_t **map, uint64_t *size, os_identity *identity, dg_error *error) {

@@ -59,7 +59,7 @@ static int check_canvas(const dg_session *s, const int32_t *canvas, int32_t n, c
 
 int dg_denoise(dg_session *s, const int32_t *canvas, int32_t n, const float *condition, float *logits,
                dg_error *error) {
-    const dg_canvas one = {s, canvas, n, condition, logits};
+    const dg_canvas one = {.session = s, .canvas = canvas, .n = n, .condition = condition, .logits = logits};
     return dg_denoise_batch(&one, 1, error);
 }
 

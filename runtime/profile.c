@@ -5,6 +5,7 @@
 
 #include "error.h"
 #include "model.h"
+#include "op_layers.h"
 
 _Thread_local part profile_part;
 static _Thread_local int depth; /* an operation made of others is booked once, as itself */
@@ -31,7 +32,7 @@ static const struct {
 };
 
 typedef struct profile {
-    ops plain; /* the table as the backend made it */
+    op_layer layer;
     atomic_ullong nanoseconds[PARTS][OPS], calls[PARTS][OPS];
 } profile;
 
@@ -47,49 +48,55 @@ static part part_of(part stage, op_id op) {
     }
 }
 
+static profile *profile_of(const ops *o) { return (profile *)o->layers[OP_LAYER_PROFILE]; }
+
 static void book(profile *p, op_id op, uint64_t began) {
     const part at = part_of(profile_part, op);
     atomic_fetch_add(&p->nanoseconds[at][op], os_nanoseconds() - began);
     atomic_fetch_add(&p->calls[at][op], 1);
 }
 
-#define DG_OP(name, arguments, names)                                                                     \
-    static void timed_##name arguments {                                                                  \
-        const uint64_t began = os_nanoseconds();                                                          \
-        depth++;                                                                                          \
-        o->profile->plain.name names;                                                                     \
-        if (o->device && depth == 1) o->profile->plain.download(o, NULL, NULL, 0); /* until it is done */ \
-        if (--depth == 0) book(o->profile, OP_##name, began);                                             \
+static void wait_until_done(const ops *o, const profile *p) {
+    if (o->backend->asynchronous) p->layer.below.download(o, NULL, NULL, 0);
+}
+
+#define DG_OP(name, arguments, names)                \
+    static void timed_##name arguments {             \
+        profile *its = profile_of(o);                \
+        const uint64_t began = os_nanoseconds();     \
+        depth++;                                     \
+        its->layer.below.name names;                 \
+        if (depth == 1) wait_until_done(o, its);     \
+        depth--;                                     \
+        if (depth == 0) book(its, OP_##name, began); \
     }
 #include "ops.def"
 #undef DG_OP
 
+static void put_timed(op_table *table) {
+#define DG_OP(name, arguments, names) table->name = timed_##name;
+#include "ops.def"
+#undef DG_OP
+}
+
 int dg_profile_start(dg_model *model, dg_error *error) {
-    ops *o = model->ops;
-    if (o->stats) return fail(error, DG_ERROR_USAGE, "a model cannot be profiled and observed at the same time");
     dg_profile_stop(model);
     profile *p = calloc(1, sizeof *p);
     if (!p) return fail(error, DG_ERROR_SYSTEM, "no memory for a profile");
-    p->plain = *o;
-    o->profile = p;
-#define DG_OP(name, arguments, names) o->name = timed_##name;
-#include "ops.def"
-#undef DG_OP
+    p->layer.replace = put_timed;
+    op_layer_start(model->ops, OP_LAYER_PROFILE, &p->layer);
     return DG_OK;
 }
 
 void dg_profile_stop(dg_model *model) {
-    ops *o = model->ops;
-    if (!o->profile) return;
-#define DG_OP(name, arguments, names) o->name = o->profile->plain.name;
-#include "ops.def"
-#undef DG_OP
-    free(o->profile);
-    o->profile = NULL;
+    profile *p = profile_of(model->ops);
+    if (!p) return;
+    op_layer_stop(model->ops, OP_LAYER_PROFILE);
+    free(p);
 }
 
 bool dg_profile_read(const dg_model *model, int32_t i, dg_profile_entry *entry) {
-    profile *p = model->ops->profile;
+    profile *p = profile_of(model->ops);
     if (!p || i < 0 || i >= PARTS * OPS) return false;
     const int32_t at = i / OPS, op = i % OPS;
     *entry = (dg_profile_entry){
@@ -103,6 +110,6 @@ bool dg_profile_read(const dg_model *model, int32_t i, dg_profile_entry *entry) 
 
 bool dg_part_at(int32_t i, dg_part *out) {
     if (i < 0 || i >= PARTS) return false;
-    *out = (dg_part){parts[i].name, parts[i].covers};
+    *out = (dg_part){.name = parts[i].name, .covers = parts[i].covers};
     return true;
 }

@@ -1,5 +1,5 @@
-/* Measures the time of each part of a pass. While a model is profiled, its table of operations is one of wrappers, made
- * from ops.def, that take the time of the real ones; otherwise nothing is there and nothing costs. */
+/* Measures the time of each part of a pass: a layer over the operations, made from ops.def, that takes the time of
+ * each. */
 #ifndef DG_PROFILE_H
 #define DG_PROFILE_H
 

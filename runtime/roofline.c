@@ -174,10 +174,12 @@ static const struct {
     double (*work)(void *arg, int64_t item); /* does one item's work and returns how much it was */
 } peaks[] = {
 #if defined(__x86_64__)
-    {"int8", "avx2 maddubs", has_avx2, chain_maddubs}, {"int8", "avx512 dpbusd", has_vnni, chain_dpbusd},
-    {"float32", "avx2 fma", has_fma, chain_fma},       {"float32", "avx512 fma", has_avx512, chain_fma512},
+    {.kind = "int8", .instructions = "avx2 maddubs", .exists = has_avx2, .work = chain_maddubs},
+    {.kind = "int8", .instructions = "avx512 dpbusd", .exists = has_vnni, .work = chain_dpbusd},
+    {.kind = "float32", .instructions = "avx2 fma", .exists = has_fma, .work = chain_fma},
+    {.kind = "float32", .instructions = "avx512 fma", .exists = has_avx512, .work = chain_fma512},
 #endif
-    {"memory", "read", always, read_memory},
+    {.kind = "memory", .instructions = "read", .exists = always, .work = read_memory},
 };
 enum { PEAKS = sizeof peaks / sizeof *peaks };
 
@@ -218,7 +220,7 @@ bool dg_peak_measure(int32_t i, int32_t threads, dg_peak *out) {
     const size_t bytes = memory ? (size_t)STRETCHES * STRETCH : 1;
     const int64_t most = memory ? STRETCHES : (int64_t)ITEMS * threads;
     char *buffer = os_reserve(bytes);
-    measuring a = {peaks[at].work, buffer, calloc((size_t)most, sizeof(double))};
+    measuring a = {.work = peaks[at].work, .arg = buffer, .done = calloc((size_t)most, sizeof(double))};
     pool *one = pool_new(1), *all = pool_new(threads);
     if (buffer && a.done && one && all) {
         if (memory)

@@ -11,7 +11,7 @@ static int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 static void lay_out(const dg_model *m, int64_t n, scratch *s) {
     const dg_config *c = &m->config;
     const int64_t d = c->d_model;
-    const int64_t wide = m->ops->lazy ? c->n_vocab : smaller(c->n_vocab, SELF_COND_STRETCH);
+    const int64_t wide = m->ops->backend->lazy ? c->n_vocab : smaller(c->n_vocab, SELF_COND_STRETCH);
     int64_t d_q = 0, d_kv = 0;
     for (int32_t l = 0; l < c->n_layer; l++) {
         d_q = larger(d_q, config_d_q(c, l));
@@ -52,7 +52,7 @@ int scratch_new(const dg_model *model, int64_t n, scratch *s, dg_error *error) {
     if (lost != DG_OK) return lost;
     if (!s->memory)
         return fail(error, DG_ERROR_SYSTEM, "no memory for a pass of %lld rows: %llu bytes%s", (long long)n,
-                    (unsigned long long)s->bytes, o->lazy ? " of address space" : "");
+                    (unsigned long long)s->bytes, o->backend->lazy ? " of address space" : "");
     lay_out(model, n, s);
     return DG_OK;
 }
@@ -90,7 +90,7 @@ int64_t scratch_canvas_bytes(const dg_model *model) {
     const dg_config *c = &model->config;
     self_cond s;
     canvas_buffers r;
-    self_cond_lay_out(&s, c->canvas_length, c->n_vocab, c->d_model, model->ops->lazy, NULL);
+    self_cond_lay_out(&s, c->canvas_length, c->n_vocab, c->d_model, model->ops->backend->lazy, NULL);
     canvas_lay_out(&r, c->canvas_length, c->n_vocab, NULL);
     return (int64_t)(s.bytes + r.bytes);
 }

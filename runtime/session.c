@@ -51,7 +51,7 @@ int dg_session_new(dg_model *model, int32_t context, dg_session **out, dg_error 
     }
     if (status == DG_OK && !s->memory)
         status = fail(error, DG_ERROR_SYSTEM, "no memory for a session of %d tokens: %llu bytes%s", context,
-                      (unsigned long long)s->bytes, model->ops->lazy ? " of address space" : "");
+                      (unsigned long long)s->bytes, model->ops->backend->lazy ? " of address space" : "");
     if (status != DG_OK) {
         dg_session_free(s);
         return status;

@@ -306,7 +306,7 @@ static int plant_specials(const gguf *file, dg_tokenizer *t, dg_error *error) {
         bytes += special_kind(t->kinds[id]) ? string_at(t->tokens, t->token_at[id]).n : 0;
     t->nodes = bytes < NONE ? malloc(((size_t)bytes + 1) * sizeof *t->nodes) : NULL;
     if (t->nodes == NULL || !table_new(&t->children, bytes)) return no_memory(file, error);
-    t->nodes[t->n_nodes++] = (node){NONE, 0, -1};
+    t->nodes[t->n_nodes++] = (node){.parent = NONE, .byte = 0, .id = -1};
     for (int32_t id = 0; id < t->vocab.n_vocab; id++) {
         if (!special_kind(t->kinds[id])) continue;
         const gguf_text text = string_at(t->tokens, t->token_at[id]);
@@ -317,8 +317,8 @@ static int plant_specials(const gguf *file, dg_tokenizer *t, dg_error *error) {
             slot *s = child_slot(t, at, (uint8_t)text.at[i]);
             if (s == NULL) return crafted(file, KEY_tokens, error);
             if (s->value == NONE) {
-                *s = (slot){hash_pair(at, (uint8_t)text.at[i]), t->n_nodes};
-                t->nodes[t->n_nodes++] = (node){at, (uint8_t)text.at[i], -1};
+                *s = (slot){.hash = hash_pair(at, (uint8_t)text.at[i]), .value = t->n_nodes};
+                t->nodes[t->n_nodes++] = (node){.parent = at, .byte = (uint8_t)text.at[i], .id = -1};
             }
             at = s->value;
         }
@@ -375,7 +375,7 @@ static int read_tokens(const gguf *file, dg_tokenizer *t, dg_error *error) {
             if (other.n == text.n && memcmp(other.at, text.at, (size_t)text.n) == 0) break;
         }
         /* Of equal texts, the first is used to encode. */
-        if (t->ids.slots[i].value == NONE) t->ids.slots[i] = (slot){hash, (uint32_t)id};
+        if (t->ids.slots[i].value == NONE) t->ids.slots[i] = (slot){.hash = hash, .value = (uint32_t)id};
     }
     if (!short_clusters(&t->ids)) return crafted(file, KEY_tokens, error);
     take_marks(t);
@@ -420,7 +420,7 @@ static int read_merges(const gguf *file, dg_tokenizer *t, dg_error *error) {
             gguf_text other = string_at(t->merges, t->ranks.slots[i].value);
             if (other.n == text.n && memcmp(other.at, text.at, (size_t)text.n) == 0) break;
         }
-        t->ranks.slots[i] = (slot){hash, offset}; /* of equal merges, the last one is used */
+        t->ranks.slots[i] = (slot){.hash = hash, .value = offset}; /* of equal merges, the last one is used */
     }
     return short_clusters(&t->ranks) ? DG_OK : crafted(file, KEY_merges, error);
 }
@@ -634,7 +634,7 @@ static bool push_merge(encoder *e, uint32_t left) {
     if (rank == NONE) return true;
     if (!grow(&e->heap, &e->heap_size, e->n_heap + 1, sizeof *e->heap)) return false;
     uint32_t n = e->symbols[left].n + e->symbols[e->symbols[left].next].n;
-    e->heap[e->n_heap] = (candidate){rank, left, n};
+    e->heap[e->n_heap] = (candidate){.rank = rank, .left = left, .n = n};
     e->n_heap++;
     return true;
 }
@@ -686,8 +686,12 @@ static bool encode_run(encoder *e, const char *at, size_t n) {
         if (at[i] == ' ') memcpy(e->text + k, BLANK, to = 3);
         else memcpy(e->text + k, at + i, from);
         uint32_t hash = hash_text(e->text + k, to);
-        e->symbols[n_symbols] =
-            (symbol){n_symbols - 1, n_symbols + 1, k, (uint32_t)to, hash, find_token(e->t, e->text + k, to, hash)};
+        e->symbols[n_symbols] = (symbol){.prev = n_symbols - 1,
+                                         .next = n_symbols + 1,
+                                         .at = k,
+                                         .n = (uint32_t)to,
+                                         .hash = hash,
+                                         .id = find_token(e->t, e->text + k, to, hash)};
         n_symbols++;
         k += (uint32_t)to;
         i += from;
@@ -811,7 +815,7 @@ int dg_detokenize(const dg_tokenizer *tokenizer, const int32_t *ids, size_t n_id
                         (int)tokenizer->vocab.n_vocab);
     char *bytes = malloc(n_ids + 1);
     if (bytes == NULL) return fail(error, DG_ERROR_SYSTEM, "no memory for the text of %zu tokens", n_ids);
-    decoder d = {text, capacity, 0};
+    decoder d = {.text = text, .capacity = capacity, .n = 0};
     size_t pending = 0;
     for (size_t i = 0; i < n_ids; i++) {
         uint8_t kind = tokenizer->kinds[ids[i]];

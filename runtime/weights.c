@@ -5,8 +5,8 @@ const weight_line weight_lines[WEIGHT_LINES] = {
 #define HOLDER_LAYER layer
 #define HOLDER_SLIDING layer
 #define HOLDER_SPLIT layer
-#define DG_TENSOR(scope, kind, field, gguf, hf, n0, n1, n2) \
-    {WEIGHT_##scope, WEIGHT_##kind, offsetof(HOLDER_##scope, field)},
+#define DG_TENSOR(of, type, field, gguf, hf, n0, n1, n2) \
+    {.scope = WEIGHT_##of, .kind = WEIGHT_##type, .offset = offsetof(HOLDER_##of, field)},
 #include "tensors.def"
 #undef DG_TENSOR
 };

@@ -275,7 +275,7 @@ def test_a_budget_of_vram_is_kept_or_refused(files):
     with pytest.raises(dgemma.UsageError, match="vram"):
         dgemma.Model(file, backend="cpu", vram="1G")
     for vram in (None, "1G"):  # a RAM budget's experts come from the disk, and no plan of a device's has them there
-        with pytest.raises(dgemma.UsageError, match=r"a budget of RAM is for the CPU.*its own is --vram"):
+        with pytest.raises(dgemma.UsageError, match=r"a budget of RAM is for the CPU.*its own is vram"):
             dgemma.Model(file, backend="cuda", ram="1G", vram=vram)
 
 

@@ -14,13 +14,18 @@
  * faster in float32; then `gemm` replaces the products that round activations to 8 bits. */
 typedef void (*ops_install)(ops *o);
 typedef struct isa {
-    const char *backend; /* "cpu-avx2" */
-    bool (*usable)(void);
+    const char *name; /* "avx2" */
+    bool (*usable)(void); /* this processor and its operating system have it */
     ops_install simd, gemm;
 } isa;
 
-/* The i-th instruction set that this build and this processor have, best first, or NULL past the end. */
-const isa *isa_usable(int32_t i);
+typedef enum isa_id {
+#define DG_ISA(name, float_code, products, flags, usable) ISA_##name,
+#include "isa.def"
+#undef DG_ISA
+    ISAS
+} isa_id;
+extern const isa isas[ISAS + 1]; /* best first; the last is no set, for architectures without any */
 
 #define DG_ISA(name, float_code, products, flags, usable) void simd_install_##name(ops *o), gemm_install_##name(ops *o);
 #include "isa.def"

@@ -32,22 +32,15 @@ static int64_t depth_of(const gemm_kernel *k, int64_t cols) {
 
 /* ---- Activations ---- */
 
-/* Takes the memory at *at, and moves *at behind it. */
-static void *take(char **at, int64_t items, size_t bytes) {
-    void *here = *at;
-    *at += carve_bytes(items, bytes);
-    return here;
-}
-
 static gemm_input lay_out(const gemm_kernel *k, int64_t n, int64_t cols, char **work) {
     gemm_input x = {.n = n, .cols = cols, .depth = depth_of(k, cols), .wide = k->wide};
     x.step = k->k_quant ? x.depth : x.depth % 64 ? 32 : 64;
-    x.codes = take(work, n * cols, k->wide ? 2 : 1);
-    x.scales = take(work, n * cols / x.step, sizeof(float));
-    x.sums = take(work, n * cols / 32, sizeof(float));
-    x.sums16 = take(work, n * cols / 32, sizeof(int16_t));
-    x.start16 = take(work, n * cols / 16, sizeof(int32_t));
-    x.start32 = take(work, n * cols / 32, sizeof(int32_t));
+    x.codes = carve_off(work, n * cols, k->wide ? 2 : 1);
+    x.scales = carve_off(work, n * cols / x.step, sizeof(float));
+    x.sums = carve_off(work, n * cols / 32, sizeof(float));
+    x.sums16 = carve_off(work, n * cols / 32, sizeof(int16_t));
+    x.start16 = carve_off(work, n * cols / 16, sizeof(int32_t));
+    x.start32 = carve_off(work, n * cols / 32, sizeof(int32_t));
     return x;
 }
 
@@ -71,7 +64,8 @@ static void quantise_some(void *arg, int64_t item, int32_t thread) {
 gemm_input gemm_quantise(const ops *o, const gemm_kernel *k, const float *values, int64_t n, int64_t cols,
                          char **work) {
     const gemm_input x = lay_out(k, n, cols, work);
-    pool_run(o->pool, quantise_some, &(rounding){o->gemm, &x, values}, (n + TOGETHER - 1) / TOGETHER);
+    pool_run(o->pool, quantise_some, &(rounding){.set = o->gemm, .x = &x, .values = values},
+             (n + TOGETHER - 1) / TOGETHER);
     return x;
 }
 
@@ -131,7 +125,8 @@ gemm_scratch gemm_scratch_for(const ops *o, int32_t thread) {
     float *at = o->scratch + thread * o->scratch_floats;
     gemm_panel *panel = (gemm_panel *)(void *)at;
     at += (sizeof *panel + 63) / 64 * 64 / sizeof(float);
-    return (gemm_scratch){panel, at, at + GEMM_TOKENS * GEMM_ROWS, at + 2 * GEMM_TOKENS * GEMM_ROWS};
+    return (gemm_scratch){
+        .panel = panel, .acc = at, .other = at + GEMM_TOKENS * GEMM_ROWS, .tile = at + 2 * GEMM_TOKENS * GEMM_ROWS};
 }
 
 /* ---- matmul ---- */
@@ -156,7 +151,7 @@ static void matmul_item(void *arg, int64_t item, int32_t thread) {
             for (int64_t i = 0; i < n; i++) some[i] = (int32_t)(from + i);
         }
         for (int64_t row = item * STRIPS * GEMM_ROWS; row < end; row += GEMM_ROWS) {
-            const gemm_strip s = {a->w, 0, row}, next = {a->w, 0, row + GEMM_ROWS};
+            const gemm_strip s = {.w = a->w, .row = row}, next = {.w = a->w, .row = row + GEMM_ROWS};
             gemm_product(a->k, r.panel, &s, next.row < end ? &next : NULL, &a->x, tokens, n, r.acc);
             for (int64_t i = 0; i < n; i++) put(a->y + (from + i) * a->w->rows + row, r.acc + i * GEMM_ROWS, end - row);
         }
@@ -172,7 +167,7 @@ void gemm_matmul(const ops *o, float *y, const float *x, const tensor *w, int64_
         return;
     }
     char *at = work;
-    const multiplying a = {o, k, y, w, gemm_quantise(o, k, x, n, w->cols, &at)};
+    const multiplying a = {.o = o, .k = k, .y = y, .w = w, .x = gemm_quantise(o, k, x, n, w->cols, &at)};
     pool_run(o->pool, matmul_item, (void *)(uintptr_t)&a, items_of(w->rows));
 }
 
@@ -196,7 +191,8 @@ static void gate_up_item(void *arg, int64_t item, int32_t thread) {
     for (int64_t from = a->g.start[e]; from < a->g.start[e + 1]; from += GEMM_TOKENS) {
         const int64_t n = least(GEMM_TOKENS, a->g.start[e + 1] - from);
         for (int64_t row = begin; row < end; row += GEMM_ROWS) {
-            const gemm_strip gate = {a->gate, e, row}, up = {a->up, e, row}, next = {a->gate, e, row + GEMM_ROWS};
+            const gemm_strip gate = {.w = a->gate, .expert = e, .row = row}, up = {.w = a->up, .expert = e, .row = row},
+                             next = {.w = a->gate, .expert = e, .row = row + GEMM_ROWS};
             gemm_product(a->k, r.panel, &gate, &up, &a->x, a->tokens + from, n, r.acc);
             gemm_product(a->k, r.panel, &up, next.row < end ? &next : NULL, &a->x, a->tokens + from, n, r.other);
             a->o->gemm->gelu_mul(r.acc, r.acc, r.other, n * GEMM_ROWS);
@@ -216,7 +212,8 @@ static void down_item(void *arg, int64_t item, int32_t thread) {
         int32_t places[GEMM_TOKENS];
         for (int64_t i = 0; i < n; i++) places[i] = (int32_t)(from + i);
         for (int64_t row = begin; row < end; row += GEMM_ROWS) {
-            const gemm_strip s = {a->down, e, row}, next = {a->down, e, row + GEMM_ROWS};
+            const gemm_strip s = {.w = a->down, .expert = e, .row = row},
+                             next = {.w = a->down, .expert = e, .row = row + GEMM_ROWS};
             gemm_product(a->k_down, r.panel, &s, next.row < end ? &next : NULL, &a->hidden, places, n, r.acc);
             for (int64_t i = 0; i < n; i++)
                 put(a->g.out + a->g.pairs[from + i] * a->down->rows + row, r.acc + i * GEMM_ROWS, end - row);
@@ -229,7 +226,7 @@ static void quantise_hidden(void *arg, int64_t item, int32_t thread) {
     const mixture *a = arg;
     const int64_t e = a->g.list[item];
     (void)thread;
-    const rounding r = {a->o->gemm, &a->hidden, a->g.hidden};
+    const rounding r = {.set = a->o->gemm, .x = &a->hidden, .values = a->g.hidden};
     for (int64_t i = a->g.start[e]; i < a->g.start[e + 1]; i++) quantise_row(&r, i);
 }
 
@@ -244,7 +241,7 @@ void gemm_experts(const ops *o, float *y, const float *x, const tensor *gate, co
     mixture a = {.o = o, .k = k_in, .k_down = k_down, .gate = gate, .up = up, .down = down};
     a.g = group_by_expert(work, experts, n, k, down->rows, gate->rows, gate->experts);
     char *at = a.g.rest;
-    a.tokens = take(&at, n * k, sizeof *a.tokens);
+    a.tokens = carve_off(&at, n * k, sizeof *a.tokens);
     for (int64_t p = 0; p < n * k; p++) a.tokens[p] = a.g.pairs[p] / (int32_t)k;
     a.x = gemm_quantise(o, k_in, x, n, gate->cols, &at);
     a.hidden = lay_out(k_down, n * k, down->cols, &at);

@@ -88,41 +88,41 @@ typedef struct gemm_token {
 
 static inline gemm_token gemm_token_of(const gemm_input *x, int64_t b, int64_t i, float *acc) {
     const int64_t row = b * x->n + i;
-    return (gemm_token){
-        x->codes + row * x->depth * (x->wide ? 2 : 1),
-        x->scales + row * (x->depth / x->step),
-        x->sums + row * (x->depth / 32),
-        x->sums16 + row * (x->depth / 32),
-        x->start16 + row * (x->depth / 16),
-        x->start32 + row * (x->depth / 32),
-        acc,
-    };
+    return (gemm_token){.codes = x->codes + row * x->depth * (x->wide ? 2 : 1),
+                        .scales = x->scales + row * (x->depth / x->step),
+                        .sums = x->sums + row * (x->depth / 32),
+                        .sums16 = x->sums16 + row * (x->depth / 32),
+                        .start16 = x->start16 + row * (x->depth / 16),
+                        .start32 = x->start32 + row * (x->depth / 32),
+                        .acc = acc};
 }
 
-/* multiply_<name>: passes the tokens in as few tiles as hold TILE each, all about as large: one token alone would
- * wait for its own sums. tile(t) works on k[0 .. t), t a constant of 1 .. TILE. */
-#define GEMM_MULTIPLY(name, tile)                                                                                      \
+/* Sets k to the next of the tokens [i, n) and returns how many they are, at most `tile`. So many that all tiles are
+ * about as large: one token alone would wait for its own sums. */
+static inline int64_t gemm_next_tile(gemm_token *k, int64_t tile, const gemm_input *x, int64_t b, const int32_t *tokens,
+                                     int64_t i, int64_t n, float *acc) {
+    const int64_t tiles = (n - i + tile - 1) / tile, count = (n - i + tiles - 1) / tiles;
+    for (int64_t t = i; t < i + count; t++) k[t - i] = gemm_token_of(x, b, tokens ? tokens[t] : t, acc + t * GEMM_ROWS);
+    return count;
+}
+
+/* multiply_<name>, a gemm_kernel's multiply, of tile(count), which is for the tokens k[0 .. count): a constant, so that
+ * sums stay in registers. cases: for the TILE of the file, GEMM_CASES_4 or GEMM_CASES_8. */
+#define GEMM_MULTIPLY(name, tile, cases)                                                                               \
     static void multiply_##name(const gemm_panel *p, const gemm_input *x, int64_t b, const int32_t *tokens, int64_t n, \
                                 float *acc) {                                                                          \
-        int64_t i = 0;                                                                                                 \
-        for (int64_t left = (n + TILE - 1) / TILE; left > 0; left--) {                                                 \
-            gemm_token k[8];                                                                                           \
-            const int64_t count = (n - i + left - 1) / left;                                                           \
-            for (int t = 0; t < count; t++)                                                                            \
-                k[t] = gemm_token_of(x, b, tokens ? tokens[i + t] : i + t, acc + (i + t) * GEMM_ROWS);                 \
-            switch (count) {                                                                                           \
-            case 1: tile(1); break;                                                                                    \
-            case 2: tile(2); break;                                                                                    \
-            case 3: tile(3); break;                                                                                    \
-            case 4: tile(4); break;                                                                                    \
-            case 5: tile(TILE < 5 ? 4 : 5); break; /* not reached with tiles of 4 */                                   \
-            case 6: tile(TILE < 5 ? 4 : 6); break;                                                                     \
-            case 7: tile(TILE < 5 ? 4 : 7); break;                                                                     \
-            default: tile(TILE < 5 ? 4 : 8);                                                                           \
-            }                                                                                                          \
-            i += count;                                                                                                \
+        gemm_token k[TILE];                                                                                            \
+        int64_t count;                                                                                                 \
+        for (int64_t i = 0; i < n; i += count) {                                                                       \
+            count = gemm_next_tile(k, TILE, x, b, tokens, i, n, acc);                                                  \
+            switch (count) { cases(tile) }                                                                             \
         }                                                                                                              \
     }
+#define GEMM_CASE(tile, count) \
+    case count: tile(count); break;
+#define GEMM_CASES_4(tile) GEMM_CASE(tile, 1) GEMM_CASE(tile, 2) GEMM_CASE(tile, 3) GEMM_CASE(tile, 4)
+#define GEMM_CASES_8(tile) \
+    GEMM_CASES_4(tile) GEMM_CASE(tile, 5) GEMM_CASE(tile, 6) GEMM_CASE(tile, 7) GEMM_CASE(tile, 8)
 
 /* ---- The order of a product, the same for every instruction set (gemm.c) ---- */
 

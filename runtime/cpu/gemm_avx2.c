@@ -136,12 +136,12 @@ INLINE void block_tile(const gemm_panel *p, const gemm_token *k, int tokens, int
 #define BLOCK(t) block_tile(p, k, t, x->step, false, false)
 #define BLOCK_MIN(t) block_tile(p, k, t, x->step, true, false)
 #define WIDE(t) block_tile(p, k, t, x->step, false, true)
-GEMM_MULTIPLY(q4_k, K_Q4)
-GEMM_MULTIPLY(q5_k, K_Q5)
-GEMM_MULTIPLY(q6_k, K_Q6)
-GEMM_MULTIPLY(block, BLOCK)
-GEMM_MULTIPLY(block_min, BLOCK_MIN)
-GEMM_MULTIPLY(wide, WIDE)
+GEMM_MULTIPLY(q4_k, K_Q4, GEMM_CASES_4)
+GEMM_MULTIPLY(q5_k, K_Q5, GEMM_CASES_4)
+GEMM_MULTIPLY(q6_k, K_Q6, GEMM_CASES_4)
+GEMM_MULTIPLY(block, BLOCK, GEMM_CASES_4)
+GEMM_MULTIPLY(block_min, BLOCK_MIN, GEMM_CASES_4)
+GEMM_MULTIPLY(wide, WIDE, GEMM_CASES_4)
 
 /* Signed codes of 8 bits become int16: group g of 4 columns, two vectors of column pairs. */
 static inline void put_signed(gemm_panel *p, int h, int64_t g, __m256i codes) {
@@ -176,7 +176,14 @@ static inline void put_starts(__m256i pairs, int32_t *start16, int32_t *start32)
 
 #include "gemm_quantise_avx2.h"
 void gemm_install_avx2(ops *o) {
-    static const gemm_set set = {
-        kernels, sizeof kernels / sizeof *kernels, quantise, gelu_mul, peak_of, squash, sums_of, decode_row, blend_row};
+    static const gemm_set set = {.kernels = kernels,
+                                 .n_kernels = sizeof kernels / sizeof *kernels,
+                                 .quantise = quantise,
+                                 .gelu_mul = gelu_mul,
+                                 .peak = peak_of,
+                                 .squash = squash,
+                                 .sums = sums_of,
+                                 .decode = decode_row,
+                                 .blend = blend_row};
     gemm_install(o, &set);
 }

@@ -49,7 +49,7 @@ static head_row row_at(const head_args *a, int64_t row) {
         row -= p->n;
         p++;
     }
-    return (head_row){p, p->next, row, 1.0f / *p->temperature};
+    return (head_row){.part = p, .s = p->next, .i = row, .slope = 1.0f / *p->temperature};
 }
 
 /* A logit after softcap, divided by the temperature. */
@@ -117,7 +117,7 @@ static void chunk_logits(const head_args *a, const gemm_scratch *r, int64_t chun
                          float *z) {
     const int64_t begin = chunk * SELF_COND_CHUNK, end = least(begin + SELF_COND_CHUNK, a->table->rows);
     for (int64_t row = begin; row < end; row += GEMM_ROWS) {
-        const gemm_strip strip = {a->table, 0, row}, next = {a->table, 0, row + GEMM_ROWS};
+        const gemm_strip strip = {.w = a->table, .row = row}, next = {.w = a->table, .row = row + GEMM_ROWS};
         gemm_product(a->k, r->panel, &strip, next.row < a->table->rows ? &next : NULL, a->x, tokens, n, r->acc);
         for (int64_t i = 0; i < n; i++)
             memcpy(z + i * SELF_COND_CHUNK + row - begin, r->acc + i * GEMM_ROWS, GEMM_ROWS * sizeof *z);
@@ -157,7 +157,7 @@ static void floor_item(void *arg, int64_t row, int32_t thread) {
     if (!at.s->started || at.s->argmax[at.i] < 0) return;
     const gemm_scratch r = gemm_scratch_for(a->o, thread);
     const int32_t id = at.s->argmax[at.i], token = (int32_t)row;
-    const gemm_strip strip = {a->table, 0, id / GEMM_ROWS * GEMM_ROWS};
+    const gemm_strip strip = {.w = a->table, .row = id / GEMM_ROWS * GEMM_ROWS};
     gemm_product(a->k, r.panel, &strip, NULL, a->x, &token, 1, r.acc);
     at.s->floors[at.i] = squashed(a, r.acc[id % GEMM_ROWS], at.slope);
 }
@@ -181,7 +181,7 @@ static void merge_item(void *arg, int64_t row, int32_t thread) {
         s->chunks[i] = s->argmax[i] = -1;
         s->counts[i] = 0;
         s->dropped[i] = 0.0;
-        at.part->out[i] = (dg_choice){NAN, -1, -1};
+        at.part->out[i] = (dg_choice){.entropy = NAN, .argmax = -1, .sample = -1};
         return;
     }
     double total = 0.0, moment = 0.0;
@@ -222,7 +222,7 @@ static void merge_item(void *arg, int64_t row, int32_t thread) {
     s->dropped[i] = kept < 1.0 ? 1.0 - kept : 0.0;
     s->argmax[i] = best;
     const double entropy = log(total) - moment / total;
-    at.part->out[i] = (dg_choice){entropy > 0.0 ? (float)entropy : 0.0f, best, best};
+    at.part->out[i] = (dg_choice){.entropy = entropy > 0.0 ? (float)entropy : 0.0f, .argmax = best, .sample = best};
 }
 
 /* Finds the sampled id of a row in its chunk: the first one at which the cumulative sum passes s->aims. */
@@ -255,7 +255,7 @@ void gemm_head(const ops *o, const head_part *parts, int32_t n_parts, const floa
     }
     char *at = work;
     const gemm_input rounded = gemm_quantise(o, k, x, n, table->cols, &at);
-    head_args a = {o, k, table, &rounded, parts, n, cap};
+    head_args a = {.o = o, .k = k, .table = table, .x = &rounded, .parts = parts, .n = n, .cap = cap};
     for (const head_part *p = parts; p < parts + n_parts; p++) {
         p->next->cap = cap;
         p->next->temperature = p->temperature;

@@ -135,22 +135,22 @@ INLINE void block_tile(const gemm_panel *p, const gemm_token *k, int tokens, int
 #define K_16(t) k_tile(p, k, t, 16, false)
 #define BLOCK(t) block_tile(p, k, t, x->step, false)
 #define BLOCK_MIN(t) block_tile(p, k, t, x->step, true)
-GEMM_MULTIPLY(k_min_32, K_MIN_32)
-GEMM_MULTIPLY(k_min_16, K_MIN_16)
-GEMM_MULTIPLY(k_16, K_16)
-GEMM_MULTIPLY(block, BLOCK)
-GEMM_MULTIPLY(block_min, BLOCK_MIN)
+GEMM_MULTIPLY(k_min_32, K_MIN_32, GEMM_CASES_4)
+GEMM_MULTIPLY(k_min_16, K_MIN_16, GEMM_CASES_4)
+GEMM_MULTIPLY(k_16, K_16, GEMM_CASES_4)
+GEMM_MULTIPLY(block, BLOCK, GEMM_CASES_4)
+GEMM_MULTIPLY(block_min, BLOCK_MIN, GEMM_CASES_4)
 
 static const gemm_kernel kernels[] = {
-    {DG_Q4_K, true, false, unpack_q4_k, multiply_k_min_32, NULL, NULL},
-    {DG_Q5_K, true, false, unpack_q5_k, multiply_k_min_16, NULL, NULL},
-    {DG_Q6_K, true, false, unpack_q6_k, multiply_k_16, NULL, NULL},
-    {DG_Q5_0, false, false, unpack_q5_0, multiply_block, NULL, NULL},
-    {DG_Q5_1, false, false, unpack_q5_1, multiply_block_min, NULL, NULL},
-    {DG_Q4_0, false, false, unpack_q4_0, multiply_block, NULL, NULL},
-    {DG_Q8_0, false, false, unpack_q8_0, multiply_block, NULL, NULL},
-    {DG_IQ4_NL, false, false, unpack_iq4_nl, multiply_block, NULL, NULL},
-    {DG_IQ4_XS, false, false, unpack_iq4_xs, multiply_block, NULL, NULL},
+    {.format = DG_Q4_K, .k_quant = true, .unpack = unpack_q4_k, .multiply = multiply_k_min_32},
+    {.format = DG_Q5_K, .k_quant = true, .unpack = unpack_q5_k, .multiply = multiply_k_min_16},
+    {.format = DG_Q6_K, .k_quant = true, .unpack = unpack_q6_k, .multiply = multiply_k_16},
+    {.format = DG_Q5_0, .unpack = unpack_q5_0, .multiply = multiply_block},
+    {.format = DG_Q5_1, .unpack = unpack_q5_1, .multiply = multiply_block_min},
+    {.format = DG_Q4_0, .unpack = unpack_q4_0, .multiply = multiply_block},
+    {.format = DG_Q8_0, .unpack = unpack_q8_0, .multiply = multiply_block},
+    {.format = DG_IQ4_NL, .unpack = unpack_iq4_nl, .multiply = multiply_block},
+    {.format = DG_IQ4_XS, .unpack = unpack_iq4_xs, .multiply = multiply_block},
 };
 
 /* ---- Activations; codes are signed here, so accumulators start at nothing ---- */
@@ -177,7 +177,14 @@ static void quantise(const gemm_input *x, int64_t b, int64_t i, const float *val
 }
 
 void gemm_install_neon(ops *o) {
-    static const gemm_set set = {
-        kernels, sizeof kernels / sizeof *kernels, quantise, gelu_mul, peak_of, squash, sums_of, decode_row, blend_row};
+    static const gemm_set set = {.kernels = kernels,
+                                 .n_kernels = sizeof kernels / sizeof *kernels,
+                                 .quantise = quantise,
+                                 .gelu_mul = gelu_mul,
+                                 .peak = peak_of,
+                                 .squash = squash,
+                                 .sums = sums_of,
+                                 .decode = decode_row,
+                                 .blend = blend_row};
     gemm_install(o, &set);
 }

@@ -390,7 +390,15 @@ REPACK(iq4_nl, 1, 0, false)
 REPACK(iq4_xs, 2, 0, false)
 
 /* The kernel of a format: `of` names its product. */
-#define KERNEL(id, k_quant, wide, stem, of) \
-    {DG_##id, k_quant, wide, unpack_##stem, multiply_##of, repack_##stem, unpack_repacked_##stem}
+#define KERNEL(id, by_256, of_13_bits, stem, of)   \
+    {                                              \
+        .format = DG_##id,                         \
+        .k_quant = by_256,                         \
+        .wide = of_13_bits,                        \
+        .unpack = unpack_##stem,                   \
+        .multiply = multiply_##of,                 \
+        .repack = repack_##stem,                   \
+        .unpack_repacked = unpack_repacked_##stem, \
+    }
 
 #endif

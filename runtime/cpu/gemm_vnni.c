@@ -13,6 +13,7 @@
 enum { HALVES = GEMM_ROWS / LANES, TILE = LANES == 16 ? 8 : 4 };
 
 #ifdef VECTORS_OF_512
+#define CASES GEMM_CASES_8
 typedef __m512i vi;
 #define LOADI(at) _mm512_load_si512((const void *)(at))
 #define SETI(x) _mm512_set1_epi32(x)
@@ -22,6 +23,7 @@ typedef __m512i vi;
 #define SHIFT_DOWN(v, n) _mm512_srai_epi32(v, n)
 #define TO_FLOAT(v) _mm512_cvtepi32_ps(v)
 #else
+#define CASES GEMM_CASES_4
 typedef __m256i vi;
 #define LOADI(at) _mm256_load_si256((const __m256i *)(const void *)(at))
 #define SETI(x) _mm256_set1_epi32(x)
@@ -138,11 +140,11 @@ INLINE void block_tile(const gemm_panel *p, const gemm_token *k, int tokens, int
 #define BLOCK(t) block_tile(p, k, t, x->step, false, false)
 #define BLOCK_MIN(t) block_tile(p, k, t, x->step, true, false)
 #define SIGNED(t) block_tile(p, k, t, x->step, false, true)
-GEMM_MULTIPLY(k_min, K_Q4)
-GEMM_MULTIPLY(k_offset, K_Q6)
-GEMM_MULTIPLY(block, BLOCK)
-GEMM_MULTIPLY(block_min, BLOCK_MIN)
-GEMM_MULTIPLY(signed, SIGNED)
+GEMM_MULTIPLY(k_min, K_Q4, CASES)
+GEMM_MULTIPLY(k_offset, K_Q6, CASES)
+GEMM_MULTIPLY(block, BLOCK, CASES)
+GEMM_MULTIPLY(block_min, BLOCK_MIN, CASES)
+GEMM_MULTIPLY(signed, SIGNED, CASES)
 
 static inline void put_signed(gemm_panel *p, int h, int64_t g, __m256i codes) {
     put(p->codes + g * 64 + 32 * h, _mm256_xor_si256(codes, bytes(-128)));
@@ -171,7 +173,14 @@ static inline void put_starts(__m256i pairs, int32_t *start16, int32_t *start32)
 #define JOIN_(a, b) a##b
 #define JOIN(a, b) JOIN_(a, b)
 void JOIN(gemm_install_, ISA)(ops *o) {
-    static const gemm_set set = {
-        kernels, sizeof kernels / sizeof *kernels, quantise, gelu_mul, peak_of, squash, sums_of, decode_row, blend_row};
+    static const gemm_set set = {.kernels = kernels,
+                                 .n_kernels = sizeof kernels / sizeof *kernels,
+                                 .quantise = quantise,
+                                 .gelu_mul = gelu_mul,
+                                 .peak = peak_of,
+                                 .squash = squash,
+                                 .sums = sums_of,
+                                 .decode = decode_row,
+                                 .blend = blend_row};
     gemm_install(o, &set);
 }

@@ -94,7 +94,11 @@ static void route_row(void *arg, int64_t i, int32_t thread) {
 
 void host_route(const ops *o, int32_t *experts, float *weights, const float *logits, const float *scale, int64_t n,
                 int64_t n_expert, int64_t k) {
-    pool_run(o->pool, route_row, &(routing){experts, weights, logits, scale, n_expert, k}, n);
+    pool_run(
+        o->pool, route_row,
+        &(routing){
+            .experts = experts, .weights = weights, .logits = logits, .scale = scale, .n_expert = n_expert, .k = k},
+        n);
 }
 
 /* ---- Sizes of work ---- */
@@ -122,14 +126,12 @@ size_t experts_work(int64_t n, int64_t k, int64_t d_model, int64_t d_expert, int
 
 expert_groups group_by_expert(void *work, const int32_t *experts, int64_t n, int64_t k, int64_t d_model,
                               int64_t d_expert, int64_t n_expert) {
-    size_t used = 0;
-    expert_groups g = {.n_expert = (int32_t)n_expert};
-    g.list = carve(work, &used, n_expert + 1, sizeof *g.list);
-    g.start = carve(work, &used, n_expert + 1, sizeof *g.start);
-    g.pairs = carve(work, &used, n * k, sizeof *g.pairs);
-    g.hidden = carve(work, &used, n * k * d_expert, sizeof *g.hidden);
-    g.out = carve(work, &used, n * k * d_model, sizeof *g.out);
-    g.rest = (char *)work + used;
+    expert_groups g = {.n_expert = (int32_t)n_expert, .rest = work};
+    g.list = carve_off(&g.rest, n_expert + 1, sizeof *g.list);
+    g.start = carve_off(&g.rest, n_expert + 1, sizeof *g.start);
+    g.pairs = carve_off(&g.rest, n * k, sizeof *g.pairs);
+    g.hidden = carve_off(&g.rest, n * k * d_expert, sizeof *g.hidden);
+    g.out = carve_off(&g.rest, n * k * d_model, sizeof *g.out);
     memset(g.start, 0, (size_t)(n_expert + 1) * sizeof *g.start);
     for (int64_t p = 0; p < n * k; p++) g.start[experts[p] + 1]++;
     for (int64_t e = 0; e < n_expert; e++) g.start[e + 1] += g.start[e];
@@ -165,7 +167,7 @@ static void combine_row(void *arg, int64_t i, int32_t thread) {
 }
 
 void combine_experts(const ops *o, float *y, const float *out, const float *weights, int64_t n, int64_t k, int64_t d) {
-    pool_run(o->pool, combine_row, &(combining){y, out, weights, k, d}, n);
+    pool_run(o->pool, combine_row, &(combining){.y = y, .out = out, .weights = weights, .k = k, .d = d}, n);
 }
 
 /* ---- Canvases ---- */

@@ -47,17 +47,15 @@ static bool saved(unsigned files) {
 #include "isa.def"
 #undef DG_ISA
 
-static const isa sets[] = {
-#define DG_ISA(name, float_code, products, flags, usable) \
-    {"cpu-" #name, has_##name, simd_install_##float_code, gemm_install_##name},
+const isa isas[ISAS + 1] = {
+#define DG_ISA(id, float_code, products, flags, condition) \
+    {                                                      \
+        .name = #id,                                       \
+        .usable = has_##id,                                \
+        .simd = simd_install_##float_code,                 \
+        .gemm = gemm_install_##id,                         \
+    },
 #include "isa.def"
 #undef DG_ISA
-    {NULL, NULL, NULL, NULL},
+    {.name = NULL},
 };
-enum { SETS = sizeof sets / sizeof *sets - 1 };
-
-const isa *isa_usable(int32_t i) {
-    for (int32_t s = SETS - 1; s >= 0; s--)
-        if (sets[s].usable() && i-- == 0) return &sets[s];
-    return NULL;
-}

@@ -201,7 +201,8 @@ static void rope_row(void *arg, int64_t i, int32_t thread) {
 
 void reference_rope(const ops *o, float *x, int64_t n, int64_t heads, int64_t dim, int64_t first,
                     const float *inverse_frequency) {
-    pool_run(o->pool, rope_row, &(turning){x, heads, dim, first, inverse_frequency}, n);
+    pool_run(o->pool, rope_row,
+             &(turning){.x = x, .heads = heads, .dim = dim, .first = first, .inverse_frequency = inverse_frequency}, n);
 }
 
 typedef struct attending {
@@ -240,7 +241,8 @@ static void attention_item(void *arg, int64_t item, int32_t thread) {
 
 void reference_attention(const ops *o, float *y, const float *q, const attention_keys *keys, int64_t n, int64_t n_head,
                          int64_t dim) {
-    pool_run(o->pool, attention_item, &(attending){o, y, q, keys, n_head, dim}, n * n_head);
+    pool_run(o->pool, attention_item, &(attending){.o = o, .y = y, .q = q, .keys = keys, .n_head = n_head, .dim = dim},
+             n * n_head);
 }
 
 /* ---- Experts ---- */
@@ -278,7 +280,8 @@ static void expert_item(void *arg, int64_t item, int32_t thread) {
 void reference_experts(const ops *o, float *y, const float *x, const tensor *gate, const tensor *up, const tensor *down,
                        const int32_t *experts, const float *weights, int64_t n, int64_t k, const expert_feed *feed,
                        void *work) {
-    mixture a = {o, x, gate, up, down, group_by_expert(work, experts, n, k, gate->cols, gate->rows, gate->experts), k};
+    mixture a = {.o = o, .x = x, .gate = gate, .up = up, .down = down, .k = k};
+    a.g = group_by_expert(work, experts, n, k, gate->cols, gate->rows, gate->experts);
     for (int32_t count; (count = next_experts(feed, &a.g)) > 0;) pool_run(o->pool, expert_item, &a, count);
     combine_experts(o, y, a.g.out, weights, n, k, down->rows);
 }
@@ -299,7 +302,7 @@ static void choose_row(void *arg, int64_t i, int32_t thread) {
 }
 
 void reference_choose(const ops *o, dg_choice *out, const float *z, int64_t n, int64_t n_vocab, const double *u) {
-    pool_run(o->pool, choose_row, &(choosing){out, z, n_vocab, u}, n);
+    pool_run(o->pool, choose_row, &(choosing){.out = out, .z = z, .n_vocab = n_vocab, .u = u}, n);
 }
 
 typedef struct conditioning {
@@ -330,7 +333,7 @@ static void condition_row(void *arg, int64_t i, int32_t thread) {
 void reference_self_condition_dense(const ops *o, float *y, const float *z, const tensor *table, int64_t n, float scale,
                                     float *work) {
     (void)work;
-    pool_run(o->pool, condition_row, &(conditioning){o, y, z, table, scale}, n);
+    pool_run(o->pool, condition_row, &(conditioning){.o = o, .y = y, .z = z, .table = table, .scale = scale}, n);
 }
 
 void reference_logits(const ops *o, float *y, const float *x, const tensor *table, int64_t n, float cap,

@@ -47,7 +47,7 @@ typedef struct slice {
 static int64_t slices_of(const crowd *c, int64_t block, slice *s) {
     int64_t n = 0;
     for (int64_t i = 0; i < c->n; i += TILE) {
-        slice a = {i, least(TILE, c->n - i), KEYS, 0};
+        slice a = {.row = i, .rows = least(TILE, c->n - i), .from = KEYS, .to = 0};
         for (int64_t r = i; r < i + a.rows; r++) {
             a.from = least(a.from, most(c->from[r] - block, 0));
             a.to = most(a.to, least(c->to[r] - block, KEYS));
@@ -70,20 +70,22 @@ typedef struct coming {
 
 static coming fetch_during(const float *rows, int64_t stride, int64_t count, int64_t dim, int64_t tiles) {
     const int64_t line = 64, bytes = dim * (int64_t)sizeof(float);
-    return (coming){(const char *)rows,
-                    stride * (int64_t)sizeof(float),
-                    bytes,
-                    count,
-                    0,
-                    0,
-                    (count * (bytes + line) / line + tiles - 1) / most(tiles, 1)};
+    return (coming){.rows = (const char *)rows,
+                    .stride = stride * (int64_t)sizeof(float),
+                    .bytes = bytes,
+                    .count = count,
+                    .row = 0,
+                    .at = 0,
+                    .share = (count * (bytes + line) / line + tiles - 1) / most(tiles, 1)};
 }
 
 static inline void fetch(coming *f) {
     for (int64_t i = 0; i < f->share && f->row < f->count; i++) {
         __builtin_prefetch(f->rows + f->row * f->stride + f->at, 0, 2);
         f->at += 64;
-        if (f->at >= f->bytes) f->at = 0, f->row++;
+        if (f->at < f->bytes) continue;
+        f->at = 0;
+        f->row++;
     }
 }
 
@@ -95,7 +97,8 @@ static void score(crowd *c, const slice *s, int64_t n, const float *k, int64_t s
         for (int64_t j = 0; j < COLUMNS; j++) rows[j] = k + (at + j) * stride;
         pack_rows(packed, COLUMNS, rows, count - at, dim);
         for (int64_t d = 0; d < dim; d += DEPTH) {
-            const panel p = {packed + d * COLUMNS, least(DEPTH, dim - d), at, COLUMNS};
+            const panel p = {
+                .packed = packed + d * COLUMNS, .depth = least(DEPTH, dim - d), .at = at, .count = COLUMNS};
             for (int64_t i = 0; i < n; i++) {
                 fetch(next);
                 if (at >= s[i].from && at < s[i].to)
@@ -143,7 +146,10 @@ static void blend(crowd *c, const slice *s, int64_t n, const float *v, int64_t s
         memset(packed + d * KEYS + count * COLUMNS, 0, (size_t)((KEYS - count) * COLUMNS) * sizeof *packed);
         for (int64_t i = 0; i < n; i++) {
             fetch(next);
-            const panel p = {packed + d * KEYS + s[i].from * COLUMNS, s[i].to - s[i].from, d, least(COLUMNS, dim - d)};
+            const panel p = {.packed = packed + d * KEYS + s[i].from * COLUMNS,
+                             .depth = s[i].to - s[i].from,
+                             .at = d,
+                             .count = least(COLUMNS, dim - d)};
             tile(s[i].rows, &p, c->y + s[i].row, c->packed_p + s[i].row * KEYS + s[i].from * s[i].rows,
                  c->keep + s[i].row);
         }
@@ -207,6 +213,13 @@ void SIMD(attention)(const ops *o, float *y, const float *q, const attention_key
                   items = most(1, SHARE * pool_threads(o->pool) / keys->n_kv);
     const int64_t block = least(attention_rows(dim), most(LEAST, (rows + items - 1) / items)),
                   blocks = (rows + block - 1) / block;
-    attending a = {o, y, q, keys, n, n_head, dim, ((rows + blocks - 1) / blocks + TILE - 1) / TILE * TILE};
+    attending a = {.o = o,
+                   .y = y,
+                   .q = q,
+                   .keys = keys,
+                   .n = n,
+                   .n_head = n_head,
+                   .dim = dim,
+                   .block = ((rows + blocks - 1) / blocks + TILE - 1) / TILE * TILE};
     pool_run(o->pool, attention_item, &a, blocks * keys->n_kv);
 }

@@ -31,7 +31,7 @@ static void rows_item(void *arg, int64_t item, int32_t thread) {
 
 static void run_rows(const ops *o, void (*row)(const rows *a, int64_t i), rows a) {
     a.block = most(1, STRETCH / a.d);
-    pool_run(o->pool, rows_item, &(rows_work){a, row}, (a.n + a.block - 1) / a.block);
+    pool_run(o->pool, rows_item, &(rows_work){.a = a, .row = row}, (a.n + a.block - 1) / a.block);
 }
 
 static void scale_row(float *y, const float *x, const float *weight, int64_t d, float scale) {
@@ -124,19 +124,19 @@ static void run_elements(const ops *o, pool_work work, elements a) {
 }
 
 void SIMD(add)(const ops *o, float *y, const float *x, const float *add, int64_t n, int64_t d, float scale) {
-    run_elements(o, add_item, (elements){y, x, add, n * d, scale});
+    run_elements(o, add_item, (elements){.y = y, .x = x, .other = add, .n = n * d, .number = scale});
 }
 
 void SIMD(gelu_mul)(const ops *o, float *y, const float *gate, const float *up, int64_t n) {
-    run_elements(o, gelu_mul_item, (elements){y, gate, up, n, 0.0f});
+    run_elements(o, gelu_mul_item, (elements){.y = y, .x = gate, .other = up, .n = n, .number = 0.0f});
 }
 
 void SIMD(softcap)(const ops *o, float *x, int64_t n, float cap) {
-    run_elements(o, softcap_item, (elements){x, x, NULL, n, cap});
+    run_elements(o, softcap_item, (elements){.y = x, .x = x, .other = NULL, .n = n, .number = cap});
 }
 
 void SIMD(divide)(const ops *o, float *z, const float *x, int64_t n, float temperature) {
-    run_elements(o, divide_item, (elements){z, x, NULL, n, temperature});
+    run_elements(o, divide_item, (elements){.y = z, .x = x, .other = NULL, .n = n, .number = temperature});
 }
 
 /* ---- Watching ---- */
@@ -189,7 +189,8 @@ static void rope_item(void *arg, int64_t i, int32_t thread) {
 
 void SIMD(rope)(const ops *o, float *x, int64_t n, int64_t heads, int64_t dim, int64_t first,
                 const float *inverse_frequency) {
-    pool_run(o->pool, rope_item, &(turning){x, heads, dim, first, inverse_frequency}, n);
+    pool_run(o->pool, rope_item,
+             &(turning){.x = x, .heads = heads, .dim = dim, .first = first, .inverse_frequency = inverse_frequency}, n);
 }
 
 /* ---- The table ---- */

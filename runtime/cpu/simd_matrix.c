@@ -22,7 +22,7 @@ static panel weights_panel(const tensor *w, int64_t expert, int64_t row, int64_t
         f->decode(tensor_row(w, expert, row + r) + from / f->block * f->bytes, decoded + r * DEPTH, depth / f->block);
     }
     pack_rows(packed, COLUMNS, rows, count, depth);
-    return (panel){packed, depth, row, count};
+    return (panel){.packed = packed, .depth = depth, .at = row, .count = count};
 }
 
 /* Rows of a matrix: row i of `n` is row at[i] / divide of data, at NULL: row i. */
@@ -99,7 +99,11 @@ typedef struct mixture {
 static void pack_expert(void *arg, int64_t item, int32_t thread) {
     const mixture *a = arg;
     const int64_t e = a->g.list[item], first = a->g.start[e], d = a->gate->cols;
-    const strided x = {(float *)(uintptr_t)a->x, a->g.start[e + 1] - first, d, a->g.pairs + first, a->k};
+    const strided x = {.data = (float *)(uintptr_t)a->x,
+                       .n = a->g.start[e + 1] - first,
+                       .cols = d,
+                       .at = a->g.pairs + first,
+                       .divide = a->k};
     (void)thread;
     for (int64_t i = 0; i < x.n; i += TILE) pack_tile(a->packed + first * d, &x, i);
 }
@@ -149,7 +153,8 @@ static void down_item(void *arg, int64_t item, int32_t thread) {
     const mixture *a = arg;
     const int64_t e = a->g.list[item / a->panels], row = item % a->panels * COLUMNS, first = a->g.start[e],
                   cols = a->down->cols;
-    const strided y = {a->g.out, a->g.start[e + 1] - first, a->down->rows, a->g.pairs + first, 1};
+    const strided y = {
+        .data = a->g.out, .n = a->g.start[e + 1] - first, .cols = a->down->rows, .at = a->g.pairs + first, .divide = 1};
     float *packed = scratch_of(a->o, thread);
     for (int64_t from = 0; y.n > 0 && from < cols; from += DEPTH) {
         const panel p = weights_panel(a->down, e, row, from, packed, packed + PANEL);
@@ -160,8 +165,8 @@ static void down_item(void *arg, int64_t item, int32_t thread) {
 void SIMD(experts)(const ops *o, float *y, const float *x, const tensor *gate, const tensor *up, const tensor *down,
                    const int32_t *experts, const float *weights, int64_t n, int64_t k, const expert_feed *feed,
                    void *work) {
-    mixture a = {o,    gate, up, down, x, group_by_expert(work, experts, n, k, gate->cols, gate->rows, gate->experts),
-                 NULL, k,    0};
+    mixture a = {.o = o, .gate = gate, .up = up, .down = down, .x = x, .k = k};
+    a.g = group_by_expert(work, experts, n, k, gate->cols, gate->rows, gate->experts);
     a.packed = (float *)(void *)a.g.rest;
     for (int32_t count; (count = next_experts(feed, &a.g)) > 0;) {
         pool_run(o->pool, pack_expert, &a, count);

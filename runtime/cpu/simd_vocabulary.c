@@ -31,7 +31,7 @@ static sums chunk_sums(const float *z, int64_t n, float peak) {
         sum = vf_add(sum, e);
         moment = vf_fma(e, d, moment);
     }
-    return (sums){(double)vf_sum(sum), (double)vf_sum(moment)};
+    return (sums){.total = (double)vf_sum(sum), .weighted = (double)vf_sum(moment)};
 }
 
 static sums row_sums(const float *z, int64_t n, float peak) {
@@ -79,7 +79,7 @@ static void choose_item(void *arg, int64_t i, int32_t thread) {
     const float *z = a->z + i * a->n_vocab, peak = largest_of(z, a->n_vocab) + nothing_of(z, a->n_vocab);
     (void)thread;
     if (isnan(peak)) {
-        a->out[i] = (dg_choice){NAN, -1, -1};
+        a->out[i] = (dg_choice){.entropy = NAN, .argmax = -1, .sample = -1};
         return;
     }
     int64_t best = 0;
@@ -87,12 +87,13 @@ static void choose_item(void *arg, int64_t i, int32_t thread) {
     const sums s = row_sums(z, a->n_vocab, peak);
     const int64_t sample = draw(z, a->n_vocab, peak, a->u[i] * s.total);
     const double entropy = log(s.total) - s.weighted / s.total;
-    a->out[i] =
-        (dg_choice){entropy > 0.0 ? (float)entropy : 0.0f, (int32_t)best, (int32_t)(sample < 0 ? best : sample)};
+    a->out[i] = (dg_choice){.entropy = entropy > 0.0 ? (float)entropy : 0.0f,
+                            .argmax = (int32_t)best,
+                            .sample = (int32_t)(sample < 0 ? best : sample)};
 }
 
 void SIMD(choose)(const ops *o, dg_choice *out, const float *z, int64_t n, int64_t n_vocab, const double *u) {
-    pool_run(o->pool, choose_item, &(choosing){out, z, n_vocab, u}, n);
+    pool_run(o->pool, choose_item, &(choosing){.out = out, .z = z, .n_vocab = n_vocab, .u = u}, n);
 }
 
 /* ---- Self-conditioning ---- */
@@ -137,10 +138,14 @@ static void blend_item(void *arg, int64_t item, int32_t thread) {
             const int64_t rows = least(TILE, a->n - i);
             const float *p[TILE];
             float *y[TILE];
-            for (int64_t r = 0; r < rows; r++) p[r] = a->p + (i + r) * t->rows + v0, y[r] = a->y + (i + r) * t->cols;
+            for (int64_t r = 0; r < rows; r++) {
+                p[r] = a->p + (i + r) * t->rows + v0;
+                y[r] = a->y + (i + r) * t->cols;
+            }
             pack_rows(shares, rows, p, rows, n);
             for (int64_t c = 0; c < columns; c += COLUMNS) {
-                const panel block = {packed + c * WORDS, n, c0 + c, least(COLUMNS, columns - c)};
+                const panel block = {
+                    .packed = packed + c * WORDS, .depth = n, .at = c0 + c, .count = least(COLUMNS, columns - c)};
                 tile(rows, &block, y, shares, v0 ? WHOLE : NULL);
             }
         }
@@ -149,7 +154,7 @@ static void blend_item(void *arg, int64_t item, int32_t thread) {
 
 void SIMD(self_condition_dense)(const ops *o, float *y, const float *z, const tensor *table, int64_t n, float scale,
                                 float *work) {
-    conditioning a = {o, y, work, z, table, n, scale};
+    conditioning a = {.o = o, .y = y, .p = work, .z = z, .table = table, .n = n, .scale = scale};
     pool_run(o->pool, share_item, &a, n);
     pool_run(o->pool, blend_item, &a, (table->cols + STRETCH - 1) / STRETCH);
 }

@@ -143,7 +143,7 @@ class Model:
         self._threads = int(lib.dg_model_threads(out[0]))
         self._ram = int(options.ram) or None
         self._vram = int(options.vram) or None
-        if self._ram is not None or backend == "cuda":
+        if self._ram is not None or has_vram(backend):
             prefer_routed(self)
 
     def close(self) -> None:
@@ -443,3 +443,10 @@ def backends() -> list[str]:
     while name := lib.dg_backend_name(len(names)):
         names.append(ffi.string(name).decode())
     return names
+
+
+def has_vram(backend: str) -> bool:
+    """Return whether a backend works in memory of its own, which `vram` bounds; False for one that backends() lacks."""
+    names = backends()
+    at = 0 if backend == "auto" else names.index(backend) if backend in names else -1
+    return bool(lib.dg_backend_has_vram(at))

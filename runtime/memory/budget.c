@@ -32,7 +32,7 @@ struct budget {
     int64_t *prefer;              /* [n_layer][n_expert] tokens: those of most stay first */
     bool *keep;                   /* [n_layer][n_expert] */
     int32_t *order;               /* [n_expert] */
-    monitor *m;
+    os_mutex *mutex;
 };
 
 static int64_t read_part(void *self, int32_t i, void *to, int64_t bytes, int64_t offset) {
@@ -122,7 +122,7 @@ int budget_take(dg_model *m, int64_t bytes, const char *what, const char *parts,
     budget *b = m->budget;
     if (m->vram) return vram_take(m, bytes, what, error);
     if (!b) return take_free(bytes, what, parts, error);
-    monitor_enter(b->m);
+    os_mutex_lock(b->mutex);
     int status = DG_OK;
     const int64_t taken = b->taken + bytes;
     if (taken > b->reserved) {
@@ -141,7 +141,7 @@ int budget_take(dg_model *m, int64_t bytes, const char *what, const char *parts,
         }
     }
     if (status == DG_OK) b->taken = taken;
-    monitor_leave(b->m);
+    os_mutex_unlock(b->mutex);
     return status;
 }
 
@@ -150,9 +150,9 @@ void budget_give(dg_model *m, int64_t bytes) {
     if (m->vram) vram_give(m, bytes);
     else if (!b) granted -= bytes;
     if (!b) return;
-    monitor_enter(b->m);
+    os_mutex_lock(b->mutex);
     b->taken -= bytes;
-    monitor_leave(b->m);
+    os_mutex_unlock(b->mutex);
 }
 
 static bool holds(const budget *b, int64_t sessions) {
@@ -164,7 +164,7 @@ static bool holds(const budget *b, int64_t sessions) {
 int32_t budget_context(const dg_model *m, int32_t most) {
     const budget *b = m->budget;
     if (m->vram) return vram_context(m, most);
-    if (b) monitor_enter(b->m);
+    if (b) os_mutex_lock(b->mutex);
     const int64_t left = b ? 0 : free_beside(granted);
     int32_t from = 1;
     while (from < most) {
@@ -173,7 +173,7 @@ int32_t budget_context(const dg_model *m, int32_t most) {
         if (b ? holds(b, b->taken + bytes) : bytes <= left || left == 0) from = middle;
         else most = middle - 1;
     }
-    if (b) monitor_leave(b->m);
+    if (b) os_mutex_unlock(b->mutex);
     return from;
 }
 
@@ -181,7 +181,7 @@ int32_t budget_context(const dg_model *m, int32_t most) {
 
 static void add_matrix(const dg_model *m, const tensor *t, int64_t rows, stream_matrix *to) {
     const int32_t i = part_with(m, t->data);
-    *to = (stream_matrix){i, t->data - part_of(m, i)->map, rows * t->row_bytes};
+    *to = (stream_matrix){.part = i, .offset = t->data - part_of(m, i)->map, .bytes = rows * t->row_bytes};
 }
 
 static bool is_expert_data(const dg_model *m, const uint8_t *data) {
@@ -218,7 +218,7 @@ static int start_stream(dg_model *m, dg_error *error) {
                             .matrices = matrices};
     int status =
         homes && names && ranges && matrices ? DG_OK : fail(error, DG_ERROR_SYSTEM, "%s: no memory", m->file->path);
-    const stream_reader reader = {read_part, check_part, copies_part, b->files};
+    const stream_reader reader = {.read = read_part, .check = check_part, .copies = copies_part, .self = b->files};
     for (int32_t i = 0; status == DG_OK && i < b->n_parts; i++) {
         const gguf *file = part_of(m, i);
         homes[i] = (uint8_t *)(uintptr_t)file->map;
@@ -231,7 +231,8 @@ static int start_stream(dg_model *m, dg_error *error) {
         const gguf_tensor *t = &m->file->tensors[i];
         const int32_t l = layer_of(t), at = part_with(m, t->data);
         if (l >= n_layer || is_expert_data(m, t->data)) continue; /* not of the layers that run; an expert's */
-        ranges[layout.n_ranges++] = (stream_range){l, at, t->data - part_of(m, at)->map, (int64_t)t->bytes};
+        ranges[layout.n_ranges++] =
+            (stream_range){.layer = l, .part = at, .offset = t->data - part_of(m, at)->map, .bytes = (int64_t)t->bytes};
     }
     for (int32_t l = 0; status == DG_OK && l < n_layer; l++) {
         const struct layer *w = &m->layers[l];
@@ -281,8 +282,8 @@ int budget_open(dg_model *m, int64_t ram, dg_error *error) {
     b->prefer = calloc(experts, sizeof *b->prefer);
     b->keep = calloc(experts, sizeof *b->keep);
     b->order = calloc((size_t)c->n_expert, sizeof *b->order);
-    b->m = monitor_new();
-    int status = b->files && b->prefer && b->keep && b->order && b->m
+    b->mutex = os_mutex_new();
+    int status = b->files && b->prefer && b->keep && b->order && b->mutex
                      ? DG_OK
                      : fail(error, DG_ERROR_SYSTEM, "%s: no memory", m->file->path);
     for (int32_t i = 0; status == DG_OK && i < b->n_parts; i++)
@@ -322,7 +323,7 @@ void budget_free(dg_model *m) {
     m->stream = NULL;
     if (!b) return;
     for (int32_t i = 0; b->files && i < b->n_parts; i++) os_file_close(b->files[i]);
-    monitor_free(b->m);
+    os_mutex_free(b->mutex);
     free(b->files);
     free(b->prefer);
     free(b->keep);
@@ -337,9 +338,9 @@ bool budget_placed(const dg_model *m, dg_plan *out) {
     const budget *b = m->budget;
     if (m->vram) return vram_placed(m, out);
     if (!b) return false;
-    monitor_enter(b->m);
+    os_mutex_lock(b->mutex);
     *out = b->plan;
-    monitor_leave(b->m);
+    os_mutex_unlock(b->mutex);
     return true;
 }
 
@@ -347,10 +348,10 @@ void budget_prefer(dg_model *m, const int64_t *tokens) {
     budget *b = m->budget;
     if (m->vram) vram_prefer(m, tokens);
     if (!b) return;
-    monitor_enter(b->m);
+    os_mutex_lock(b->mutex);
     memcpy(b->prefer, tokens, (size_t)m->config.n_layer * (size_t)m->config.n_expert * sizeof *tokens);
     place(m);
-    monitor_leave(b->m);
+    os_mutex_unlock(b->mutex);
 }
 
 bool budget_traffic(const dg_model *m, dg_traffic *out) {

@@ -27,7 +27,8 @@ enum {
 /* ---- Lists ---- */
 
 static const dg_rate rates[] = {
-#define DG_RATE(field, unit, scale, optional, help) {#field, unit, scale, optional, help},
+#define DG_RATE(name, text, one, may_lack, about) \
+    {.field = #name, .unit = text, .scale = one, .optional = may_lack, .help = about},
 #include "plan.def"
 };
 static const size_t rate_offsets[] = {
@@ -35,17 +36,28 @@ static const size_t rate_offsets[] = {
 #include "plan.def"
 };
 static const dg_way_entry ways[] = {
-#define DG_WAY(name, lives, computed, how) {lives, computed, how},
+#define DG_WAY(name, where, by, text) {.lives = where, .computed = by, .how = text},
 #include "plan.def"
 };
 static const dg_queue_entry queues[] = {
-#define DG_QUEUE(name, text, covers) {text, covers},
+#define DG_QUEUE(id, text, about) {.name = text, .covers = about},
 #include "plan.def"
 };
 static const dg_machine machines[] = {
-#define DG_MACHINE(name, about, ram, vram, disk, host, pcie, gpu, cpu_ops, gpu_ops, source) \
-    {name,       about,      source,    ram * GIB,     vram * GIB,   disk * 1e9,            \
-     host * 1e9, pcie * 1e9, gpu * 1e9, cpu_ops * 1e9, gpu_ops * 1e9},
+#define DG_MACHINE(id, text, ram_gib, vram_gib, disk_gb, host_gb, pcie_gb, gpu_gb, cpu_gops, gpu_gops, from) \
+    {                                                                                                        \
+        .name = id,                                                                                          \
+        .about = text,                                                                                       \
+        .source = from,                                                                                      \
+        .ram = ram_gib * GIB,                                                                                \
+        .vram = vram_gib * GIB,                                                                              \
+        .disk = disk_gb * 1e9,                                                                               \
+        .host = host_gb * 1e9,                                                                               \
+        .pcie = pcie_gb * 1e9,                                                                               \
+        .gpu = gpu_gb * 1e9,                                                                                 \
+        .cpu_ops = cpu_gops * 1e9,                                                                           \
+        .gpu_ops = gpu_gops * 1e9,                                                                           \
+    },
 #include "machines.def"
 #undef DG_MACHINE
 };
@@ -460,7 +472,10 @@ static int32_t part_of(int64_t whole, int32_t j, int32_t n) { return (int32_t)((
 static bool cut_shares(search *s, dg_plan *p) {
     static const struct {
         int32_t vram, ram;
-    } moves[] = {{1, 0}, {1, -1}, {0, 1}, {-1, 1}, {-1, 0}}; /* changes of the blocks in VRAM and in RAM */
+    } moves[] = {
+        {.vram = 1, .ram = 0},  {.vram = 1, .ram = -1}, {.vram = 0, .ram = 1},
+        {.vram = -1, .ram = 1}, {.vram = -1, .ram = 0},
+    };
     const dg_demand *d = s->d;
     cut *cuts = calloc((size_t)d->n_layer, sizeof *cuts);
     int32_t seen[MOST_CLASSES] = {0};
@@ -484,7 +499,10 @@ static bool cut_shares(search *s, dg_plan *p) {
         moved = false;
         for (int32_t l = 0; l < d->n_layer; l++)
             for (size_t i = 0; i < sizeof moves / sizeof *moves; i++) {
-                cut c = {cuts[l].vram + moves[i].vram, cuts[l].ram + moves[i].ram, 0, 0.0};
+                cut c = {.vram = cuts[l].vram + moves[i].vram,
+                         .ram = cuts[l].ram + moves[i].ram,
+                         .copied = 0,
+                         .seconds = 0.0};
                 if (c.vram < 0 || c.ram < 0 || c.vram + c.ram > d->n_expert) continue;
                 const int64_t more_vram = moves[i].vram * d->block_bytes[l],
                               more_ram = moves[i].ram * d->block_bytes[l];

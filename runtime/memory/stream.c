@@ -1,3 +1,26 @@
+/* How it works. A placement says which experts stay in memory (kept) and which come through the ring (streamed). It is
+ * turned into jobs, in the order in which a pass needs them: of each layer first the ranges, then the kept experts,
+ * then the streamed ones. Job j of pass c has the number c * n_jobs + j, and the thread works at one number after
+ * another, up to the end of the pass after this one.
+ *
+ * A job that stays (ranges, kept experts) is done once. Where its read fails it is still not there, and a later pass
+ * has it again:
+ *
+ *     not there  --taken: next++-->  being read  --mark_there-->  there
+ *         ^                                                         |
+ *         +-- let_go: another placement does not keep the expert ---+
+ *
+ * A streamed job is done in every pass, in slot `filled % n_slots` of the ring. Slots go round:
+ *
+ *     free  --taken: next++-->  being filled  --filled++-->  full  --next_portion: taken++-->  in use
+ *      ^                             |                         |                                  |
+ *      +-- the read fails -----------+                         |                                  |
+ *      +-- drop_stale: the pass is past this job --------------+                                  |
+ *      +-- the pass asks for the next portion, or ends: released = taken -------------------------+
+ *
+ * So the slots [released, taken) are in use, [taken, filled) are full, and the thread waits while filled - released is
+ * n_slots. After a failure the thread waits too: the next pass frees all slots, and has its own jobs read.
+ */
 #include "stream.h"
 
 #include <errno.h>
@@ -28,54 +51,69 @@ typedef struct job {
     int32_t run, n_runs; /* of s->runs */
 } job;
 
-typedef struct slot {
-    int64_t sequence;
-} slot;
-
 struct stream {
+    /* The file's layout and how it is read: set once. */
     int32_t n_layer, n_expert, n_parts, n_ranges;
-    uint8_t **homes;
-    char **names;
-    stream_range *ranges; /* in order of layer, part, offset */
-    stream_matrix *matrices;
+    uint8_t **homes;          /* [n_parts] */
+    char **names;             /* [n_parts] */
+    stream_range *ranges;     /* [n_ranges] in order of layer, part, offset */
+    stream_matrix *matrices;  /* [n_layer][STREAM_MATRICES] */
     stream_reader reader;
     int64_t granule;
-    const uint8_t **at; /* [n_layer][STREAM_MATRICES][n_expert] */
 
-    /* What was asked for, what holds since the last pass began, and what is there. */
-    bool *asked, *keep, *there, *range_there;
-    int64_t asked_bytes, slot_bytes;
-    int32_t asked_slots, n_slots;
-    bool placed; /* what was asked for holds */
+    /* The placement that stream_place asks for; the next pass makes it hold. */
+    bool *asked;              /* [n_layer][n_expert] experts to keep */
+    int64_t asked_bytes;      /* of a slot */
+    int32_t asked_slots;
+    bool placed;              /* what was asked for holds */
 
-    /* Made from it: jobs in the order of a pass. Job j of cycle c is number c * n_jobs + j. */
+    /* The placement that holds, and what of it is in memory. */
+    bool *keep;               /* [n_layer][n_expert] */
+    bool *there;              /* [n_layer][n_expert] kept experts that were read */
+    bool *range_there;        /* [n_ranges] */
+    const uint8_t **at;       /* [n_layer][STREAM_MATRICES][n_expert] addresses of matrices */
+
+    /* Its jobs, in the order of a pass. */
     job *jobs;
-    run *runs;
-    int32_t *list;
+    run *runs;                /* of all jobs */
+    int32_t *list;            /* experts of all jobs */
     int32_t n_jobs, n_runs, n_list;
     /* [n_layer + 2] of layer - 1; its ranges come first, then experts that stay, then the others */
     int32_t *first_job;
-    uint8_t *ring;
-    size_t ring_bytes;
-    slot *slots;
 
-    /* Shared with the thread, under the monitor. */
-    monitor *m;
-    os_thread *thread;
-    atomic_bool closing;
-    bool busy, reading, failed;
-    dg_error error;
-    int64_t next; /* job that the thread takes next */
-    int64_t cycle; /* of the pass; -1 before the first */
-    int32_t limit; /* layers of this pass whose experts are used */
-    int64_t filled, taken, released; /* buffers: so far */
-    bool *hits; /* [n_expert] of hits_layer, in this pass */
-    int32_t hits_layer; /* -1: not known */
-    bool *wanted; /* [n_expert] the thread's own copy */
-    uint8_t *ends; /* two granules of the thread's own */
+    /* Its ring. */
+    uint8_t *ring;            /* [n_slots][slot_bytes] */
+    size_t ring_bytes;
+    int64_t slot_bytes;
+    int32_t n_slots;
+    int64_t *sequence;        /* [n_slots] the number of the job that filled each */
+
+    /* From here to the traffic: shared with the thread, guarded by the mutex. */
+    os_mutex *mutex;
+    os_thread *thread;        /* NULL before the first pass, and in a forked process */
+    atomic_bool closing;      /* also read without the mutex, between two reads of the file */
+    bool busy;                /* a pass has its turn */
+    bool reading;             /* the thread reads a job, without the mutex */
+    bool failed;              /* a read failed: nothing is read before the next pass */
+    dg_error error;           /* with what */
+
+    /* How far reading and the pass have come. */
+    int64_t next;             /* number of the job that the thread takes next */
+    int64_t cycle;            /* of the pass; -1 before the first */
+    int32_t limit;            /* layers of this pass whose experts are used */
+    int64_t filled, taken, released; /* slots so far, see above */
+
+    /* Which experts the pass uses of the layer that it is at: others are not read. */
+    bool *hits;               /* [n_expert] of hits_layer */
+    int32_t hits_layer;       /* -1: not known */
+
     dg_traffic traffic;
 
-    /* The pass's own. */
+    /* The thread's own. */
+    bool *wanted;             /* [n_expert] its copy of hits */
+    uint8_t *ends;            /* two granules */
+
+    /* The pass's own: the jobs of the layer that it has yet to take, of kept experts and of streamed ones. */
     int32_t at_home, end_home, at_ring, end_ring;
 };
 
@@ -134,8 +172,16 @@ static int64_t lay_runs(stream *s, int32_t l, int32_t first, int32_t count, bool
         for (int32_t k = 0; m->bytes && k < count;) {
             const int32_t from = s->list[first + k];
             int32_t to = from;
-            while (k < count && s->list[first + k] == to) k++, to++;
-            const run r = {m->part, i, from, to, m->offset + from * m->bytes, (to - from) * m->bytes, place};
+            for (; k < count && s->list[first + k] == to; k++) to++;
+            const run r = {
+                .part = m->part,
+                .matrix = i,
+                .from = from,
+                .to = to,
+                .offset = m->offset + from * m->bytes,
+                .bytes = (to - from) * m->bytes,
+                .place = place,
+            };
             place += run_room(s, &r);
             if (write) add_run(s, r);
         }
@@ -222,16 +268,16 @@ static bool make_jobs(stream *s) {
     memcpy(s->keep, s->asked, (size_t)s->n_layer * (size_t)s->n_expert * sizeof *s->keep);
     let_go(s);
     os_release(s->ring, s->ring_bytes);
-    free(s->slots);
+    free(s->sequence);
     s->slot_bytes = s->asked_bytes;
     s->n_slots = s->asked_slots;
     s->ring = NULL;
-    s->slots = NULL;
+    s->sequence = NULL;
     s->ring_bytes = (size_t)s->slot_bytes * (size_t)s->n_slots;
     if (s->n_slots) {
         s->ring = os_reserve(s->ring_bytes);
-        s->slots = calloc((size_t)s->n_slots, sizeof *s->slots);
-        if (!s->ring || !s->slots) return false;
+        s->sequence = calloc((size_t)s->n_slots, sizeof *s->sequence);
+        if (!s->ring || !s->sequence) return false;
         os_large_pages(s->ring, s->ring_bytes);
     }
     s->n_jobs = s->n_runs = s->n_list = 0;
@@ -362,11 +408,11 @@ static void mark_there(stream *s, job *j) {
 
 static void work(void *arg) {
     stream *s = arg;
-    monitor_enter(s->m);
+    os_mutex_lock(s->mutex);
     while (!atomic_load(&s->closing)) {
         job *j = job_to_do(s);
         if (!j) {
-            monitor_wait(s->m);
+            os_mutex_wait(s->mutex);
             continue;
         }
         const int64_t sequence = s->next++;
@@ -374,13 +420,13 @@ static void work(void *arg) {
         const bool known = j->streamed && sequence / s->n_jobs == s->cycle && s->hits_layer == j->layer;
         if (known) memcpy(s->wanted, s->hits, (size_t)s->n_expert * sizeof *s->wanted);
         s->reading = true;
-        monitor_leave(s->m);
+        os_mutex_unlock(s->mutex);
         int64_t total = 0;
         dg_error error = {0};
         const uint64_t began = os_nanoseconds();
         const int status = read_job(s, j, base, known ? s->wanted : NULL, &total, &error);
         const double took = 1e-9 * (double)(os_nanoseconds() - began);
-        monitor_enter(s->m);
+        os_mutex_lock(s->mutex);
         s->traffic.reading += took;
         s->reading = false;
         s->traffic.read += total;
@@ -389,11 +435,11 @@ static void work(void *arg) {
         if (status != DG_OK) {
             s->failed = true;
             s->error = error;
-        } else if (j->streamed) s->slots[s->filled++ % s->n_slots].sequence = sequence;
+        } else if (j->streamed) s->sequence[s->filled++ % s->n_slots] = sequence;
         else mark_there(s, j);
-        monitor_wake(s->m);
+        os_mutex_wake_all(s->mutex);
     }
-    monitor_leave(s->m);
+    os_mutex_unlock(s->mutex);
 }
 
 /* ---- Passes ---- */
@@ -401,15 +447,15 @@ static void work(void *arg) {
 /* Waits until the thread or a pass reports a change, and adds the time to the traffic. */
 static void wait_for_thread(stream *s) {
     const uint64_t began = os_nanoseconds();
-    monitor_wake(s->m);
-    monitor_wait(s->m);
+    os_mutex_wake_all(s->mutex);
+    os_mutex_wait(s->mutex);
     s->traffic.waited += 1e-9 * (double)(os_nanoseconds() - began);
 }
 
 /* Frees the buffers that were filled for jobs before this one: of a pass that ended early, or of a layer whose experts
  * were not used. */
 static void drop_stale(stream *s, int32_t before) {
-    while (s->taken < s->filled && s->slots[s->taken % s->n_slots].sequence < s->cycle * s->n_jobs + before)
+    while (s->taken < s->filled && s->sequence[s->taken % s->n_slots] < s->cycle * s->n_jobs + before)
         s->released = ++s->taken;
 }
 
@@ -423,36 +469,41 @@ static void begin_anew(stream *s) {
 }
 
 void stream_begin(stream *s, int32_t layers) {
-    monitor_enter(s->m);
+    os_mutex_lock(s->mutex);
     if (s->thread && !os_thread_runs(s->thread)) begin_anew(s);
-    while (s->busy) monitor_wait(s->m);
+    while (s->busy) os_mutex_wait(s->mutex);
     s->busy = true;
     if (!s->placed || s->failed) {
-        while (s->reading) monitor_wait(s->m);
+        while (s->reading) os_mutex_wait(s->mutex);
         s->failed = false;
         s->taken = s->released = s->filled;
         s->next = (s->cycle + 1) * s->n_jobs;
-        if (!s->placed && !make_jobs(s))
-            s->failed = true, fail(&s->error, DG_ERROR_SYSTEM, "no memory for a ring of %lld bytes",
-                                   (long long)s->slot_bytes * s->n_slots);
+        if (!s->placed && !make_jobs(s)) {
+            s->failed = true;
+            fail(&s->error, DG_ERROR_SYSTEM, "no memory for a ring of %lld bytes",
+                 (long long)s->slot_bytes * s->n_slots);
+        }
     }
-    if (!s->failed && !s->thread && !(s->thread = os_thread_start(work, s)))
-        s->failed = true, fail(&s->error, DG_ERROR_SYSTEM, "cannot start a thread that reads ahead");
+    if (!s->failed && !s->thread) s->thread = os_thread_start(work, s);
+    if (!s->failed && !s->thread) {
+        s->failed = true;
+        fail(&s->error, DG_ERROR_SYSTEM, "cannot start a thread that reads ahead");
+    }
     s->cycle++;
     s->limit = layers;
     s->hits_layer = -1;
     if (s->next < s->cycle * s->n_jobs) s->next = s->cycle * s->n_jobs;
     drop_stale(s, 0);
-    monitor_wake(s->m);
-    monitor_leave(s->m);
+    os_mutex_wake_all(s->mutex);
+    os_mutex_unlock(s->mutex);
 }
 
 bool stream_layer(stream *s, int32_t l) {
-    monitor_enter(s->m);
+    os_mutex_lock(s->mutex);
     if (!s->failed) drop_stale(s, s->first_job[l + 1]);
     while (!s->failed && !s->jobs[s->first_job[l + 1]].done) wait_for_thread(s);
     const bool there = !s->failed;
-    monitor_leave(s->m);
+    os_mutex_unlock(s->mutex);
     return there;
 }
 
@@ -475,9 +526,9 @@ static void set_addresses(stream *s, const job *j, const uint8_t *base) {
 static int32_t next_portion(void *self, int32_t *out) {
     stream *s = self;
     int32_t count = 0;
-    monitor_enter(s->m);
-    s->released = s->taken; /* the caller no longer uses the buffers that it got before */
-    monitor_wake(s->m);
+    os_mutex_lock(s->mutex);
+    s->released = s->taken; /* what was given before is done with */
+    os_mutex_wake_all(s->mutex);
     while (!s->failed && count == 0) {
         drop_stale(s, s->at_ring);
         const int32_t most = s->n_slots / 2 ? s->n_slots / 2 : 1;
@@ -492,12 +543,12 @@ static int32_t next_portion(void *self, int32_t *out) {
         if (count == 0) wait_for_thread(s);
     }
     if (s->failed) count = 0;
-    monitor_leave(s->m);
+    os_mutex_unlock(s->mutex);
     return count;
 }
 
 expert_feed stream_experts(stream *s, int32_t l, const int32_t *experts, int64_t n) {
-    monitor_enter(s->m);
+    os_mutex_lock(s->mutex);
     memset(s->hits, 0, (size_t)s->n_expert * sizeof *s->hits);
     for (int64_t i = 0; i < n; i++) s->hits[experts[i]] = true;
     s->hits_layer = l;
@@ -506,12 +557,12 @@ expert_feed stream_experts(stream *s, int32_t l, const int32_t *experts, int64_t
     s->at_ring = s->at_home;
     while (s->at_ring < s->end_ring && !s->jobs[s->at_ring].streamed) s->at_ring++;
     s->end_home = s->at_ring;
-    monitor_leave(s->m);
+    os_mutex_unlock(s->mutex);
     return (expert_feed){next_portion, s};
 }
 
 int stream_end(stream *s, dg_error *error) {
-    monitor_enter(s->m);
+    os_mutex_lock(s->mutex);
     s->released = s->taken;
     s->hits_layer = -1;
     const int64_t first = (s->cycle + 1) * s->n_jobs;
@@ -520,13 +571,13 @@ int stream_end(stream *s, dg_error *error) {
     if (s->failed) status = fail(error, (dg_status)s->error.status, "%s", s->error.message);
     else s->traffic.passes++;
     s->busy = false;
-    monitor_wake(s->m);
-    monitor_leave(s->m);
+    os_mutex_wake_all(s->mutex);
+    os_mutex_unlock(s->mutex);
     return status;
 }
 
 void stream_traffic(stream *s, dg_traffic *out) {
-    monitor_enter(s->m);
+    os_mutex_lock(s->mutex);
     *out = s->traffic;
     out->experts = out->streamed = 0;
     for (int64_t i = 0; i < (int64_t)s->n_layer * s->n_expert; i++) {
@@ -535,20 +586,20 @@ void stream_traffic(stream *s, dg_traffic *out) {
         out->experts += bytes;
         out->streamed += s->keep[i] ? 0 : bytes;
     }
-    monitor_leave(s->m);
+    os_mutex_unlock(s->mutex);
 }
 
 /* ---- Beginning and end ---- */
 
 void stream_place(stream *s, const bool *keep, int64_t slot_bytes, int32_t n_slots) {
-    monitor_enter(s->m);
+    os_mutex_lock(s->mutex);
     const size_t size = (size_t)s->n_layer * (size_t)s->n_expert * sizeof *keep;
     if (memcmp(s->asked, keep, size) != 0 || s->asked_bytes != down(s, slot_bytes) || s->asked_slots != n_slots)
         s->placed = false;
     memcpy(s->asked, keep, size);
     s->asked_bytes = down(s, slot_bytes);
     s->asked_slots = n_slots;
-    monitor_leave(s->m);
+    os_mutex_unlock(s->mutex);
 }
 
 static int by_place(const void *a, const void *b) {
@@ -613,9 +664,9 @@ stream *stream_new(const stream_layout *layout, const stream_reader *reader) {
     s->hits = calloc(width, sizeof *s->hits);
     s->wanted = calloc(width, sizeof *s->wanted);
     s->ends = os_reserve(2 * (size_t)s->granule);
-    s->m = monitor_new();
+    s->mutex = os_mutex_new();
     if (whole && s->ranges && s->matrices && s->at && s->asked && s->keep && s->there && s->range_there && s->jobs &&
-        s->runs && s->list && s->first_job && s->hits && s->wanted && s->ends && s->m) {
+        s->runs && s->list && s->first_job && s->hits && s->wanted && s->ends && s->mutex) {
         join_ranges(s);
         return s;
     }
@@ -626,18 +677,19 @@ stream *stream_new(const stream_layout *layout, const stream_reader *reader) {
 void stream_free(stream *s) {
     if (!s) return;
     if (s->thread) {
-        monitor_enter(s->m);
+        os_mutex_lock(s->mutex);
         atomic_store(&s->closing, true);
-        monitor_wake(s->m);
-        monitor_leave(s->m);
+        os_mutex_wake_all(s->mutex);
+        os_mutex_unlock(s->mutex);
         os_thread_join(s->thread);
     }
     os_release(s->ring, s->ring_bytes);
     os_release(s->ends, 2 * (size_t)s->granule);
     for (int32_t i = 0; s->names && i < s->n_parts; i++) free(s->names[i]);
-    monitor_free(s->m);
-    void *const all[] = {s->homes,       s->names, s->ranges, s->matrices, (void *)s->at, s->asked, s->keep, s->there,
-                         s->range_there, s->jobs,  s->runs,   s->list,     s->first_job,  s->slots, s->hits, s->wanted};
+    os_mutex_free(s->mutex);
+    void *const all[] = {s->homes,     s->names,    s->ranges,      s->matrices, (void *)s->at, s->asked,
+                         s->keep,      s->there,    s->range_there, s->jobs,     s->runs,       s->list,
+                         s->first_job, s->sequence, s->hits,        s->wanted};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) free(all[i]);
     free(s);
 }

@@ -26,7 +26,7 @@ typedef struct vram {
     dg_plan plan;
     int64_t *prefer;                /* [n_layer][n_expert] tokens: those of most stay first */
     int32_t *order;                 /* [n_layer][n_expert] the experts of each layer by that */
-    monitor *m;
+    os_mutex *mutex;
 } vram;
 
 /* What GPU and CPU are taken for: rates that are the same for every run and any number of threads, so that plans and
@@ -163,7 +163,7 @@ int vram_open(dg_model *m, int64_t bytes, int64_t weights, dg_error *error) {
     m->ops->available(m->ops, &available);
     vram *v = m->vram = calloc(1, sizeof *v);
     const size_t experts = (size_t)m->config.n_layer * (size_t)m->config.n_expert;
-    if (!v || !(v->m = monitor_new()) || !(v->prefer = calloc(experts, sizeof *v->prefer)) ||
+    if (!v || !(v->mutex = os_mutex_new()) || !(v->prefer = calloc(experts, sizeof *v->prefer)) ||
         !(v->order = calloc(experts, sizeof *v->order)))
         return fail(error, DG_ERROR_SYSTEM, "%s: no memory", m->file->path);
     v->bytes = bytes ? bytes : available - dg_plan_margin((double)available, true);
@@ -190,14 +190,14 @@ int vram_open(dg_model *m, int64_t bytes, int64_t weights, dg_error *error) {
 
 void vram_free(dg_model *m) {
     if (!m->vram) return;
-    monitor_free(m->vram->m);
+    os_mutex_free(m->vram->mutex);
     free(m->vram->prefer);
     free(m->vram->order);
     free(m->vram);
     m->vram = NULL;
 }
 
-/* With the monitor. */
+/* Takes a session of so many bytes, all sessions then being `taken`. The mutex is held. */
 static int take(dg_model *m, int64_t taken, int64_t bytes, const char *what, dg_error *error) {
     vram *v = m->vram;
     if (taken <= v->reserved) return DG_OK;
@@ -225,22 +225,22 @@ static int take(dg_model *m, int64_t taken, int64_t bytes, const char *what, dg_
 
 int vram_take(dg_model *m, int64_t bytes, const char *what, dg_error *error) {
     vram *v = m->vram;
-    monitor_enter(v->m);
+    os_mutex_lock(v->mutex);
     const int status = take(m, v->taken + bytes, bytes, what, error);
     if (status == DG_OK) v->taken += bytes;
-    monitor_leave(v->m);
+    os_mutex_unlock(v->mutex);
     return status;
 }
 
 void vram_give(dg_model *m, int64_t bytes) {
-    monitor_enter(m->vram->m);
+    os_mutex_lock(m->vram->mutex);
     m->vram->taken -= bytes;
-    monitor_leave(m->vram->m);
+    os_mutex_unlock(m->vram->mutex);
 }
 
 int32_t vram_context(const dg_model *m, int32_t most) {
     const vram *v = m->vram;
-    monitor_enter(v->m);
+    os_mutex_lock(v->mutex);
     int32_t from = 1;
     while (from < most) {
         const int32_t middle = from + (most - from + 1) / 2;
@@ -250,21 +250,21 @@ int32_t vram_context(const dg_model *m, int32_t most) {
         if (fits) from = middle;
         else most = middle - 1;
     }
-    monitor_leave(v->m);
+    os_mutex_unlock(v->mutex);
     return from;
 }
 
 void vram_prefer(dg_model *m, const int64_t *tokens) {
-    monitor_enter(m->vram->m);
+    os_mutex_lock(m->vram->mutex);
     memcpy(m->vram->prefer, tokens, (size_t)m->config.n_layer * (size_t)m->config.n_expert * sizeof *tokens);
-    monitor_leave(m->vram->m);
+    os_mutex_unlock(m->vram->mutex);
 }
 
 bool vram_placed(const dg_model *m, dg_plan *out) {
     const vram *v = m->vram;
-    monitor_enter(v->m);
+    os_mutex_lock(v->mutex);
     *out = v->plan;
     const bool placed = v->placed;
-    monitor_leave(v->m);
+    os_mutex_unlock(v->mutex);
     return placed;
 }

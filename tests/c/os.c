@@ -96,8 +96,8 @@ enum { FORKS = 400, PATIENCE = 60 }; /* seconds: a child that takes longer hangs
 
 static atomic_bool stop;
 static char mapped[64];
-static monitor *inside;
-static volatile int64_t first, second; /* the same for whoever is inside */
+static os_mutex *mutex;
+static volatile int64_t first, second; /* guarded by it: the same for whoever holds it */
 
 static void *open_and_close(void *arg) {
     while (!atomic_load(&stop)) {
@@ -110,12 +110,12 @@ static void *open_and_close(void *arg) {
 
 static void *change(void *arg) {
     while (!atomic_load(&stop)) {
-        monitor_enter(inside);
+        os_mutex_lock(mutex);
         first++;
         for (volatile int i = 0; i < 1000; i++) {
         }
         second++;
-        monitor_leave(inside);
+        os_mutex_unlock(mutex);
     }
     return arg;
 }
@@ -129,9 +129,9 @@ static int child(void) {
         if (os_map(mapped, &map, &size, NULL, NULL) != DG_OK) return 1;
         os_unmap(map, size);
     }
-    monitor_enter(inside);
+    os_mutex_lock(mutex);
     const bool same = first == second;
-    monitor_leave(inside);
+    os_mutex_unlock(mutex);
     return same ? 0 : 2;
 }
 
@@ -141,7 +141,7 @@ static void test_forks_beside_threads_that_hold_locks(void) {
     pthread_t threads[3];
     snprintf(mapped, sizeof mapped, "%s/mapped", folder);
     tell(folder, "mapped", "something");
-    inside = monitor_new();
+    mutex = os_mutex_new();
     for (int i = 0; i < 3; i++)
         if (pthread_create(&threads[i], NULL, i ? open_and_close : change, NULL) != 0) exit(1);
     for (int i = 0; i < FORKS && !hung; i++) {
@@ -155,10 +155,10 @@ static void test_forks_beside_threads_that_hold_locks(void) {
     }
     atomic_store(&stop, true);
     for (int i = 0; i < 3; i++) pthread_join(threads[i], NULL);
-    CHECK(!hung && !torn && !failed, "of %d children %d hung, %d found a monitor's state half changed, %d failed",
+    CHECK(!hung && !torn && !failed, "of %d children %d hung, %d found what a mutex guards half changed, %d failed",
           FORKS, hung, torn, failed);
     CHECK(os_forks() == before, "the parent counts %d forks", os_forks());
-    monitor_free(inside);
+    os_mutex_free(mutex);
     tell(folder, "mapped", NULL);
 }
 

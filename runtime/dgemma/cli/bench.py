@@ -27,7 +27,7 @@ from dgemma.convert.recipe import RECIPES
 from dgemma.files.json_lines import as_bytes
 from dgemma.files.output import json_kind, readable, write_whole
 from dgemma.hub.download import local_model
-from dgemma.model import Model, bundled
+from dgemma.model import Model, bundled, has_vram
 from dgemma.ui.charts import CHART, refuse_chart
 from dgemma.ui.progress import progress_bar, telling
 
@@ -166,7 +166,7 @@ def main(
     options: dict[str, Any] = {"backend": backend, "threads": threads, "exact": exact}
     with ExitStack() as stack:
         say = stack.enter_context(telling())
-        if vram is not None and backend == "cuda":  # before the model takes GPU memory
+        if vram is not None and has_vram(backend):  # before the model takes GPU memory
             say("this machine and its GPU, for a prediction")
             there = local_model(model) if model is not None else bundled()
             machine = apart(with_device, there, vram, **options)
