@@ -67,7 +67,7 @@ static int cuda_open(ops *o, bool exact, dg_error *error) {
 
 /* ---- The rows, best first ---- */
 
-static const backend rows[] = {
+static const ops_backend rows[] = {
     {.name = "cpu", .open = open_cpu, .repack = gemm_repack, .lazy = true},
 #define DG_ISA(id, float_code, products, flags, condition) \
     {.name = "cpu-" #id, .usable = has_##id, .open = open_##id, .repack = gemm_repack, .lazy = true},
