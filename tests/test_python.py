@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import dgemma
+from dgemma.model import has_vram
 from dgemma.options import options
 
 SUDOKU = Path(__file__).parent / "models" / "sudoku"
@@ -497,5 +498,10 @@ def test_cuda_says_why_it_cannot_run():
 
 
 def test_a_budget_of_vram_is_for_a_gpu():
-    with pytest.raises(dgemma.UsageError, match=r"vram: .* computes in RAM"):
+    with pytest.raises(dgemma.UsageError, match=r"vram: .* computes in RAM; .* is for the backend cuda$"):
         dgemma.Model(backend="cpu", vram="4G")
+
+
+def test_backends_of_the_cpu_have_no_memory_of_their_own():
+    with_vram = [name for name in ("auto", "abacus", *dgemma.backends()) if has_vram(name)]
+    assert with_vram == [name for name in dgemma.backends() if name == "cuda"]
