@@ -20,8 +20,9 @@ from dgemma.chat.messages import is_message
 from dgemma.config import Config
 from dgemma.errors import Error, UsageError, check, new_error
 from dgemma.events import Result
+from dgemma.files.bundled import bundled as bundled
 from dgemma.files.routing import prefer_routed, save_routing
-from dgemma.hub.download import local_model
+from dgemma.hub.models import local_model
 from dgemma.native.handle import Handle, give_lock
 from dgemma.options import sampling_for, settings_of
 from dgemma.session import (
@@ -47,7 +48,6 @@ if TYPE_CHECKING:
     from dgemma.infill.edit import Edited
     from dgemma.infill.fill import Filled, Pieces
 
-BUNDLED = ("sudoku", "tidy")
 Kept = TypeVar("Kept")
 
 
@@ -71,12 +71,13 @@ class Model:
 
     Threads may share it, each with its own session. After close() its methods raise Error. A forked process may go on
     with it, on threads of its own; where it is on a GPU it cannot, and is told so in a BackendError.
-    hf:owner/name[:TYPE] stands for a file of the Hugging Face Hub, fetched once: see dgemma.hub.download.
+    hf:owner/name[:TYPE] stands for a file of the Hugging Face Hub, fetched once: see dgemma.hub.models.
 
-    path: the file; None is the Sudoku model that comes with dgemma. backend: "auto", or a name of backends().
-    threads: None is one per processor that this process may use. exact: float32 throughout; otherwise activations are
-    rounded to 8 or 13 bits before they meet quantised weights, which is several times faster. repack: memory to spend,
-    in bytes or as "4G", on copies of experts that are faster to read; the tokens stay the same.
+    path: the file, or "tidy" or "sudoku", which come with dgemma (a file of such a name is "./tidy"); None is "sudoku".
+    backend: "auto", or a name of backends(). threads: None is one per processor that this process may use.
+    exact: float32 throughout; otherwise activations are rounded to 8 or 13 bits before they meet quantised weights,
+    which is several times faster. repack: memory to spend, in bytes or as "4G", on copies of experts that are faster to
+    read; the tokens stay the same.
     tolerance: how far what conditions the next step may be off, as a part of its length (0.001 unless given): where a
     bound is within it, likely tokens alone are summed.
     ram: the most memory that the process may hold, in bytes or as "8G"; experts that it does not hold are read again at
@@ -400,18 +401,6 @@ class Model:
     async def agenerate(self, prompt: Prompt, **given: Any) -> Result:
         """Generate as generate() does, for `await`; cancelled, it stops within one step."""
         return await last_of(self.astream(prompt, **given))
-
-
-def bundled(name: str = "sudoku") -> str:
-    """Return the path of a model that comes with dgemma: "sudoku", or "tidy", which chats and does small text tasks.
-
-    Raises UsageError for another name.
-    """
-    from importlib.resources import files
-
-    if name not in BUNDLED:
-        raise UsageError(f"no model {name!r} comes with dgemma; it has {' and '.join(BUNDLED)}")
-    return os.fspath(files("dgemma").joinpath("models", f"{name}-q8_0.gguf"))  # type: ignore[call-overload, no-any-return]
 
 
 def backends() -> list[str]:

@@ -47,6 +47,8 @@ SHAPES: dict[str, dict[str, Any]] = {
     ),
 }  # fmt: skip
 PERIOD = 6  # five sliding layers, one full
+VOCABULARY = 512  # tokens at least, so that bytes are among them
+SHAPE_NAMES = ", ".join(f"{name} of {shape['layers']} layers" for name, shape in SHAPES.items())
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,6 +249,16 @@ def make(folder: Path, model: Synthetic, progress: Callable[[int, int], None] | 
             if progress:
                 progress(done, total)
         file.commit(force=True)
+    return path
+
+
+def make_header(folder: Path, model: Synthetic) -> Path:
+    """Write the header of the model's file into one that is as long and has no weights; return its path."""
+    plan = blueprint(model)
+    path = folder / f"{model.name}.gguf"
+    with path.open("wb") as out:
+        out.write(plan.header)
+        out.truncate(plan.file_bytes)
     return path
 
 

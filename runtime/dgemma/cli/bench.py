@@ -18,23 +18,21 @@ from dgemma.bench.measure import FLAT, bench
 from dgemma.bench.plan import placed, this_machine, with_device
 from dgemma.bench.plot import plot, plot_writing, writing_path
 from dgemma.bench.report import markdown
-from dgemma.bench.synthetic import SHAPES, Synthetic, cache_folder, make
+from dgemma.bench.synthetic import SHAPE_NAMES, SHAPES, Synthetic, cache_folder, make
 from dgemma.cli import Command, version_option
-from dgemma.cli.files import InputFile, OutputFile
+from dgemma.cli.files import ModelFile, OutputFile
 from dgemma.cli.output import say_json, write
 from dgemma.cli.running import ram_option, running_options
 from dgemma.convert.recipe import RECIPES
 from dgemma.files.json_lines import as_bytes
 from dgemma.files.output import json_kind, readable, write_whole
-from dgemma.hub.download import local_model
+from dgemma.hub.models import local_model
 from dgemma.model import Model, bundled
 from dgemma.ui.charts import CHART, refuse_chart
 from dgemma.ui.progress import progress_bar, telling
 
 FIGURES = json_kind("figures of dg-bench", "schema", "machine", "peaks", "step")
 SHARP = 0.05  # at this temperature random logits leave as few words as a trained model's do
-
-NAMES = ", ".join(f"{name} of {shape['layers']} layers" for name, shape in SHAPES.items())
 
 HELP = f"""Times the parts of a denoising step and the encoding of a prompt, beside what the machine can do at best.
 
@@ -49,7 +47,7 @@ any other.
   dg-bench model.gguf -o figures.json --plot step.svg
 
 \b
-Shapes: {NAMES}
+Shapes: {SHAPE_NAMES}
 
 Operations are two per multiply-add, as the sizes of the model ask for them, whatever was really done; limits are
 measured in the same run. The tables go to standard output, in Markdown; --json prints all figures instead, and -o
@@ -59,7 +57,7 @@ pip install 'dgemma[bench]'. The exit status is 0, 1 for a failure, 2 for wrong 
 
 
 @click.command(cls=Command, name="dg-bench", help=HELP, context_settings={"help_option_names": ["-h", "--help"]})
-@click.argument("model", required=False, type=InputFile())
+@click.argument("model", required=False, type=ModelFile())
 @click.option("--shape", type=click.Choice(list(SHAPES)), metavar="NAME", help="Measure random weights of this shape.")
 @click.option("--layers", type=click.IntRange(1, 256), metavar="N", help="Of the shape; default: all there are.")
 @click.option(

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from dgemma.cli import Command, version_option
-from dgemma.cli.files import InputFile
+from dgemma.cli.files import ModelFile
 from dgemma.cli.running import Size, ram_option, running_options
 from dgemma.errors import UsageError
 from dgemma.model import Model
@@ -71,7 +71,7 @@ earlier one did encodes only what is new. Ctrl-C finishes what is at work, withi
 
 
 @click.command(cls=Command, name="dg-serve", help=help_text(), context_settings={"help_option_names": ["-h", "--help"]})
-@click.argument("model", required=False, type=InputFile())
+@click.argument("model", required=False, type=ModelFile())
 @click.option("--host", default="127.0.0.1", metavar="ADDRESS", help="Where to listen.")
 @click.option(
     "--port", type=click.IntRange(0, 65535), default=8080, show_default=True, metavar="N", help="0: any free one."

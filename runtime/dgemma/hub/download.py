@@ -1,6 +1,4 @@
-"""Fetches models from the Hugging Face Hub, by the name hf:owner/name.
-
-    dgemma.Model("hf:unsloth/diffusiongemma-26B-A4B-it-GGUF:Q4_K_M")
+"""Fetches files of a repository of the Hugging Face Hub.
 
 Files are kept in the Hub's own cache (HF_HOME), which other programs share, and fetched once: with HF_HUB_OFFLINE=1
 what is there is used, and so it is where the Hub cannot be asked or refuses, which a line on standard error then says.
@@ -39,8 +37,8 @@ from dgemma.hub.cache import (
     sha256,
     snapshot,
 )
-from dgemma.hub.names import PREFIX, Name, is_checkpoint, is_relative, lacks_parts, parse, small, weights
-from dgemma.hub.names import of_type as _of_type
+from dgemma.hub.headers import gguf_header
+from dgemma.hub.names import Name, is_relative
 from dgemma.ui.progress import progress_bar
 from dgemma.ui.terminal import one_line, tell
 from dgemma.units import size_text
@@ -51,72 +49,6 @@ ASKED = 10.0  # seconds that the Hub may take to list a repository
 LISTING = 64 << 20  # bytes of a repository's listing at most
 LARGEST = 1 << 62  # bytes of a file at most
 T = TypeVar("T")
-
-
-def local_model(path: str | os.PathLike[str]) -> str:
-    """Return the GGUF file that a MODEL stands for.
-
-    A path is itself; of hf:owner/name[@revision][:TYPE] it is the file of that type (its first part), fetched unless it
-    is in the cache. TYPE: as files are named, such as q4_k_m, or a whole file name. Raises UsageError where not exactly
-    one file fits, SystemFailure where it cannot be had.
-    """
-    text = os.fspath(path)
-    if not text.startswith(PREFIX):
-        return text
-    name = parse(text)
-    return os.fspath(_from_hub(name, lambda repository: repository.fetch(_of_type(name, repository.files))[0]))
-
-
-def local_source(path: str | os.PathLike[str]) -> Path:
-    """Return the folder or GGUF file that the SOURCE of a conversion stands for; see local_model.
-
-    Without a TYPE it is the checkpoint, where the repository has one.
-    """
-    text = os.fspath(path)
-    if not text.startswith(PREFIX):
-        return Path(text)
-    name = parse(text)
-    return _from_hub(name, lambda repository: _source(name, repository))
-
-
-def local_headers(path: str | os.PathLike[str], folder: Path) -> Path:
-    """Return what local_source returns, for a caller that reads no weights.
-
-    Of a checkpoint that is not in the cache the headers alone are fetched, into files in `folder` that are as long as
-    the real ones and otherwise empty.
-    """
-    text = os.fspath(path)
-    if not text.startswith(PREFIX):
-        return Path(text)
-    name = parse(text)
-
-    def headers(repository: _Repository) -> Path:
-        if name.type or not is_checkpoint(repository.files) or not repository.online:
-            return _source(name, repository)
-        out = folder / name.repository.rpartition("/")[2]
-        out.mkdir()
-        for file in repository.fetch(small(repository.files)):
-            shutil.copyfile(file, out / file.name)
-        for file_name in weights(repository.files):
-            repository.copy_header(file_name, out / file_name)
-        return out
-
-    return _from_hub(name, headers)
-
-
-def _source(name: Name, repository: _Repository) -> Path:
-    files = repository.files
-    lacking = lacks_parts(files) if is_checkpoint(files) else "config.json" in files and not _has_gguf(files)
-    if not name.type and not repository.online and lacking:  # a plan leaves config.json there and no weights
-        raise FormatError(f"{name}: some of its weights are not in the cache")
-    if name.type or not is_checkpoint(files):
-        return repository.fetch(_of_type(name, files))[0]
-    repository.fetch(small(files))  # first: whoever finds the weights finds them all
-    return repository.fetch(weights(files))[0].parent
-
-
-def _has_gguf(files: Sequence[str]) -> bool:
-    return any(file.lower().endswith(".gguf") for file in files)
 
 
 # ---- The Hub, or its cache ----
@@ -141,7 +73,7 @@ def remember_refusals() -> Iterator[None]:
         _refusals.reset(token)
 
 
-def _from_hub(name: Name, use: Callable[[_Repository], T]) -> T:
+def from_hub(name: Name, use: Callable[[Repository], T]) -> T:
     """Return what `use` makes of a repository.
 
     It is the Hub's, or where that cannot be asked or refuses, what the cache has.
@@ -162,7 +94,7 @@ def _from_hub(name: Name, use: Callable[[_Repository], T]) -> T:
     is_news = refused is None
     try:
         if refused is None:
-            return use(_Repository(name, *_listing(name)))
+            return use(Repository(name, *_listing(name)))
     except (_http_error(), OfflineModeIsEnabled, _Broken, _Strange, ValueError) as problem:
         refused = problem  # a ValueError: of an endpoint or a proxy that is none
     except OSError as problem:
@@ -177,7 +109,7 @@ def _from_hub(name: Name, use: Callable[[_Repository], T]) -> T:
     return result
 
 
-def _from_cache(name: Name, use: Callable[[_Repository], T], refused: Exception, is_news: bool) -> T:
+def _from_cache(name: Name, use: Callable[[Repository], T], refused: Exception, is_news: bool) -> T:
     from huggingface_hub.errors import OfflineModeIsEnabled
 
     offline, why = isinstance(refused, OfflineModeIsEnabled), _reason(name, refused)
@@ -186,7 +118,7 @@ def _from_cache(name: Name, use: Callable[[_Repository], T], refused: Exception,
     if found is None:
         raise kind(f"{name}: {why}; and it is not in the cache") from None
     try:
-        result = use(_Repository(name, None, dict.fromkeys(found[1]), found[0]))
+        result = use(Repository(name, None, dict.fromkeys(found[1]), found[0]))
     except Error as problem:
         if offline:
             raise
@@ -216,7 +148,7 @@ class _File:
     sha256: str | None  # large files have one
 
 
-class _Repository:
+class Repository:
     """The files of one commit; offline those that are in a folder of the cache."""
 
     def __init__(self, name: Name, commit: str | None, files: dict[str, Any], folder: Path | None = None) -> None:
@@ -236,10 +168,41 @@ class _Repository:
             assert self._folder is not None
             return [self._folder / file for file in wanted]
         about = [_about(file, self._files[file]) for file in wanted]  # all are checked before anything is fetched
+        self.check_disk(wanted)
         found = [self._fetch(file, of) for file, of in zip(wanted, about, strict=True)]
         self._link_known()
         remember(self._name, self._commit)
         return found
+
+    def size(self, file: str) -> int | None:
+        """Return the bytes of a file; None where the Hub does not tell."""
+        if self._folder is not None:
+            return (self._folder / file).stat().st_size
+        return _about(file, self._files[file]).size
+
+    def to_come(self, file: str) -> int:
+        """Return the bytes of a file that are still to be fetched, as far as the Hub tells its size."""
+        if self._commit is None:
+            return 0
+        of = _about(file, self._files[file])
+        if is_whole(snapshot(self._name, self._commit) / file, of.size):
+            return 0
+        if of.sha256 is None:
+            return of.size or 1
+        there = blob(self._name, of.sha256)
+        if is_whole(there, of.size):
+            return 0
+        partial = _partial(there)
+        return max((of.size or 1) - (partial.stat().st_size if partial.is_file() else 0), 1)
+
+    def check_disk(self, wanted: Sequence[str]) -> None:
+        """Raise SystemFailure where the disk has no room for what is still to come of these files."""
+        needed, free = sum(map(self.to_come, wanted)), free_disk(self._name)
+        if free is not None and needed > free[1]:
+            raise SystemFailure(
+                f"{self._name}: no space left for {wanted[0]}: {size_text(needed)} of it are still to come,"
+                f" {free[0]} has {size_text(free[1])}: make room (dg-models list), or set HF_HUB_CACHE to another disk"
+            )
 
     def _fetch(self, file: str, of: _File) -> Path:
         assert self._commit is not None
@@ -271,11 +234,20 @@ class _Repository:
                 if of.sha256 and is_whole(there := blob(self._name, of.sha256), of.size):
                     link(self._name, self._commit, file, there)
 
+    def copy_gguf_header(self, file: str, to: Path) -> None:
+        """Copy the header of a GGUF file into a file of the whole one's length."""
+        size = self._known_size(file)
+        try:
+            header = gguf_header(lambda start, count: self._read(file, start, count), size)
+        except FormatError as problem:
+            raise FormatError(f"{self._name}: {file}: {problem}") from None
+        with to.open("wb") as out:
+            out.write(header)
+            out.truncate(size)
+
     def copy_header(self, file: str, to: Path) -> None:
         """Copy the header of a safetensors file into a file of the whole one's length."""
-        size = _about(file, self._files[file]).size
-        if size is None:
-            raise _Strange(f"{file} has no size there")
+        size = self._known_size(file)
         length = int.from_bytes(self._read(file, 0, 8), "little")
         if not 2 <= length <= min(size, 100_000_000):
             raise FormatError(f"{self._name}: {file}: not a safetensors file")
@@ -283,7 +255,25 @@ class _Repository:
             out.write(length.to_bytes(8, "little") + self._read(file, 8, length))
             out.truncate(size)
 
+    def _known_size(self, file: str) -> int:
+        size = self.size(file)
+        if size is None:
+            raise _Strange(f"{file} has no size there")
+        return size
+
     def _read(self, file: str, start: int, count: int) -> bytes:
+        """Return bytes of a file. A connection that breaks is tried again."""
+        tries = 0
+        while True:
+            try:
+                return self._read_once(file, start, count)
+            except (_http_error(), _Broken) as problem:
+                tries += 1
+                _wait_or_raise(problem, tries)
+
+    def _read_once(self, file: str, start: int, count: int) -> bytes:
+        if not count:
+            return b""
         data = bytearray()
         with _get(self._url(file), f"bytes={start}-{start + count - 1}") as response:
             _check_place(response, start)
@@ -371,13 +361,11 @@ def _fetch_large(name: Name, file: str, of: _File, url: str) -> Path:
     if is_whole(to, of.size):
         return to
     to.parent.mkdir(parents=True, exist_ok=True)
-    partial = to.with_name(f"{to.name}.incomplete")
+    partial = _partial(to)
     with _locked(partial) as out, progress_bar(PurePosixPath(file).name) as progress:
         if is_whole(to, of.size):  # another process fetched it meanwhile
             partial.unlink()
             return to
-        if of.size is not None:
-            _refuse_full_disk(name, file, to.parent, of.size - out.tell())
         _download(url, of.size, out, progress)
         out.flush()
         os.fsync(out.fileno())
@@ -386,6 +374,21 @@ def _fetch_large(name: Name, file: str, of: _File, url: str) -> Path:
             raise _Strange(f"{file} came damaged, with SHA-256 {found} instead of {of.sha256}: try again")
         os.replace(partial, to)
     return to
+
+
+def _partial(to: Path) -> Path:
+    """Return where a blob is while it comes."""
+    return to.with_name(f"{to.name}.incomplete")
+
+
+def free_disk(name: Name) -> tuple[Path, int] | None:
+    """Return the folder of the cache, and the bytes that are free there; None where the system does not tell."""
+    folder = folder_of(name).parent
+    there = next(each for each in (folder, *folder.parents) if each.exists())
+    try:
+        return folder, shutil.disk_usage(there).free
+    except OSError:
+        return None
 
 
 @contextmanager
@@ -435,9 +438,14 @@ def _download(url: str, size: int | None, out: Any, progress: Callable[[int, int
                 raise _Broken(f"the connection ended at byte {out.tell()} of {size}")
         except (_http_error(), _Broken) as problem:
             tries = 1 if out.tell() > before else tries + 1
-            if tries >= TRIES or (_status(problem) or 500) < 500 or _leads_nowhere(problem):
-                raise
-            time.sleep(PAUSE * 2 ** (tries - 1))
+            _wait_or_raise(problem, tries)
+
+
+def _wait_or_raise(problem: Exception, tries: int) -> None:
+    """Wait before another try; raise what went wrong where none would help, or after the last."""
+    if tries >= TRIES or (_status(problem) or 500) < 500 or _leads_nowhere(problem):
+        raise problem
+    time.sleep(PAUSE * 2 ** (tries - 1))
 
 
 def _check_place(response: Any, start: int) -> None:
@@ -459,13 +467,6 @@ def _get(url: str, range_: str | None = None, timeout: float = 30) -> Iterator[A
     with get_session().stream("GET", url, headers=headers, follow_redirects=True, timeout=timeout) as response:
         hf_raise_for_status(response)
         yield response
-
-
-def _refuse_full_disk(name: Name, file: str, folder: Path, size: int) -> None:
-    if size > (free := shutil.disk_usage(folder).free):
-        raise SystemFailure(
-            f"{name}: no space left for {file}: it needs {size_text(size)}, {folder} has {size_text(free)}"
-        )
 
 
 # ---- Errors ----

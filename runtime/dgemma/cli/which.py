@@ -1,0 +1,164 @@
+"""Which file of a repository a machine can use: predicted from one header, before any download."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import click
+
+from dgemma.bench.plan import Machine, find_machine, plan, this_machine
+from dgemma.cli.files import standard_input
+from dgemma.errors import Error, FormatError, MemoryBudgetError
+from dgemma.hub.choice import Choice, Choices, choices
+from dgemma.hub.models import Header, model_header
+from dgemma.model import Model
+from dgemma.ui.progress import telling
+from dgemma.ui.terminal import is_terminal, one_line, tell
+from dgemma.units import size_text
+
+SLOWEST = 15.0  # seconds of a usable step at most: 256 tokens in 16 of them take four minutes
+ASKED = 10_000_000_000  # bytes of a download that is asked about before it begins
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a machine makes of a file of a repository."""
+
+    choice: Choice
+    seconds: float | None = None  # predicted, of a step
+    refusal: str | None = None  # why the file cannot be used; None: it can
+
+    @property
+    def usable(self) -> bool:
+        return self.refusal is None
+
+
+def verdicts(
+    found: Choices,
+    machine: str | None = None,
+    ram: int | None = None,
+    vram: int | None = None,
+    context: int | None = None,
+    say: Say = lambda line: None,
+) -> list[Verdict]:
+    """Return a verdict on each file. One header is read; the others' plans are made from it by their sizes."""
+    judged = {choice.file: _at_once(choice, found) for choice in found.files}
+    for base in sorted(found.files, key=lambda choice: (choice.to_come > 0, choice.bytes or 0)):
+        if judged[base.file] is not None or not base.bytes:
+            continue
+        say(f"the header of {base.file}")
+        try:
+            with model_header(base.name) as header, Model(header.path, backend="cpu", threads=1) as model:
+                where = _machine(header, machine, say)
+                for choice in found.files:
+                    if judged[choice.file] is None:
+                        scale = (choice.bytes or base.bytes) / base.bytes
+                        judged[choice.file] = _planned(choice, model, where, scale, ram, vram, context)
+            break
+        except FormatError as problem:
+            judged[base.file] = Verdict(base, refusal=str(problem).rpartition(f"{base.file}: ")[2])
+    return [judged[choice.file] or Verdict(choice, refusal="nothing is known of its size") for choice in found.files]
+
+
+def _at_once(choice: Choice, found: Choices) -> Verdict | None:
+    """Return the verdict on a file that nothing more need be known of."""
+    if choice.unread:
+        return Verdict(choice, refusal=f"this build does not read {choice.type}")
+    if found.free is not None and choice.to_come > found.free[1]:
+        return Verdict(choice, refusal=f"more than the {size_text(found.free[1])} that are free on the disk")
+    return None
+
+
+def _machine(header: Header, machine: str | None, say: Say) -> Machine:
+    if machine is not None:
+        return find_machine(machine)
+    say("this machine is measured")
+    return this_machine(header.path, header.is_whole)
+
+
+def _planned(
+    choice: Choice,
+    model: Model,
+    machine: Machine,
+    scale: float,
+    ram: int | None,
+    vram: int | None,
+    context: int | None,
+) -> Verdict:
+    try:
+        seconds = plan(model, machine, ram, vram, context, scale).seconds
+    except MemoryBudgetError as problem:
+        return Verdict(choice, refusal=str(problem))
+    slow = f"{seconds:.3g} s a step, more than {SLOWEST:g}" if seconds > SLOWEST else None
+    return Verdict(choice, seconds, slow)
+
+
+def table(found: Choices, judged: Sequence[Verdict] | None) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Return the columns and rows of a list of files, with verdicts if there are any."""
+    rows = []
+    for i, choice in enumerate(found.files):
+        size = size_text(choice.bytes) if choice.bytes is not None else "?"
+        row = (choice.type or "?", size, choice.file)
+        verdict = judged[i] if judged else _at_once(choice, found)
+        seconds = f"{verdict.seconds:.3g} s" if verdict and verdict.seconds is not None else ""
+        notes = [verdict.refusal] if verdict and verdict.refusal else ["usable"] if verdict else []
+        notes += ["in the cache"] if not choice.to_come else []
+        rows.append((*row, *([seconds] if judged else []), ", ".join(notes)))
+    return ("type", ">size", "file", *([">a step"] if judged else []), ""), rows
+
+
+def as_json(found: Choices, judged: Sequence[Verdict] | None) -> dict[str, Any]:
+    free = None if found.free is None else {"folder": str(found.free[0]), "bytes": found.free[1]}
+    files: list[dict[str, Any]] = []
+    for i, choice in enumerate(found.files):
+        told: dict[str, Any] = {name: getattr(choice, name) for name in ("name", "file", "type", "bytes", "to_come")}
+        verdict = judged[i] if judged else _at_once(choice, found)
+        told["refusal"] = verdict.refusal if verdict else None
+        files.append(told | ({"usable": judged[i].usable, "seconds": judged[i].seconds} if judged else {}))
+    return {"repository": found.name, "free": free, "files": files}
+
+
+# ---- For dg-run ----
+
+
+def choose(model: str | None, command: str, ram: int | None, yes: bool) -> str | None:
+    """Return the MODEL, or of a repository without a type the largest file that this machine's plan calls usable.
+
+    A line on standard error says why. On a terminal a large download is asked about first, unless `yes`. Raises Error
+    where none is usable, with all of them.
+    """
+    found = choices(model) if model is not None else None
+    if found is None:
+        return model
+    with telling() as say:
+        judged = verdicts(found, ram=ram, say=say)
+    best = next((verdict for verdict in judged if verdict.usable), None)
+    if best is None:
+        raise Error(f"{found.name}: none of its files is usable here: {'; '.join(map(_line, judged))}")
+    larger = judged[: judged.index(best)]
+    why = f"; not {'; not '.join(map(_line, larger))}" if larger else ""
+    tell(one_line(f"{command}: {best.choice.name} is the largest of {len(judged)} that is usable: {_line(best)}{why}"))
+    if best.choice.to_come >= ASKED and not yes:
+        _ask(best.choice, found)
+    return best.choice.name
+
+
+def _line(verdict: Verdict) -> str:
+    choice = verdict.choice
+    size = size_text(choice.bytes) if choice.bytes is not None else "of unknown size"
+    why = verdict.refusal or f"{verdict.seconds:.3g} s a step predicted"
+    return f"{choice.type or choice.file} ({size}): {why}"
+
+
+def _ask(choice: Choice, found: Choices) -> None:
+    """Ask before a download, where somebody can answer. Raises Error for a no."""
+    if not (is_terminal(standard_input()) and is_terminal(sys.stderr)):
+        return
+    where = f" into {found.free[0]}, which has {size_text(found.free[1])}" if found.free else ""
+    if not click.confirm(f"Fetch {size_text(choice.to_come)}{where}?", default=True, err=True):
+        raise Error(f"{choice.name} was not fetched")
