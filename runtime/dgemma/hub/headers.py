@@ -42,16 +42,16 @@ class _Pieces:
     def __init__(self, read: Read, size: int) -> None:
         self.data = bytearray()
         self.at = 0
-        self._read, self._size, self._next = read, size, FIRST
+        self.size, self._read, self._next = size, read, FIRST
 
     def need(self, end: int) -> None:
         """Have all bytes before `end`. Raises EOFError where the file is shorter."""
-        if end > self._size:
+        if end > self.size:
             raise EOFError
         if end > LONGEST:
             raise FormatError(f"its header is longer than {size_text(LONGEST)}")
         while len(self.data) < end:
-            count = min(self._next, self._size - len(self.data))
+            count = min(self._next, self.size - len(self.data))
             self.data += self._read(len(self.data), count)
             self._next = min(2 * self._next, LARGEST_PIECE)
 
@@ -79,6 +79,7 @@ U32, U64 = struct.Struct("<I"), struct.Struct("<Q")
 
 def _walk(pieces: _Pieces) -> None:
     """Go to the end of a header, or to where it is none."""
+    pieces.need(min(4, pieces.size))
     pieces.skip(4)
     if pieces.data[:4] != b"GGUF" or pieces.number(U32) not in (2, 3):
         return
