@@ -22,6 +22,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_hub import environment, failure
 
+import dgemma.cli.plan
 import dgemma.hub.download
 import dgemma.hub.models
 from dgemma.bench.plan import machines
@@ -91,7 +92,7 @@ def here(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """No machine is measured: all are a laptop of the library's list."""
-    monkeypatch.setattr(which, "this_machine", lambda *given: machines()["laptop-16gb"])
+    monkeypatch.setattr(dgemma.cli.plan, "this_machine", lambda *given: machines()["laptop-16gb"])
 
 
 def sent(hub: Hub) -> int:
@@ -181,8 +182,8 @@ def test_a_damaged_header_is_read_no_further_and_refused_by_the_reader(data: st.
 
 
 @pytest.mark.parametrize("length", [0, 3, 4, 23, 24, 1000, FIRST])
-def test_a_file_that_ends_in_its_header_is_read_to_its_end(length: int) -> None:
-    whole = hollow("q4_k_m").beginning[:length]
+def test_a_file_that_ends_in_its_header_is_read_to_its_end(length: int, large: dict[str, Hollow]) -> None:
+    whole = large["large-Q4_K_M.gguf"].beginning[:length]
     assert gguf_header(lambda start, count: whole[start : start + count], length) == whole
 
 
@@ -209,7 +210,8 @@ def test_a_file_that_is_no_model_is_refused_before_its_download(
 def test_a_type_that_is_not_read_is_refused_by_name_before_its_download(here: Hub, tmp_path: Path) -> None:
     file = in_type(here.repositories[LARGE]["large-Q4_K_M.gguf"], 16, "blk.3.attn_q.weight")  # type: ignore[arg-type]
     here.repositories[LARGE]["large-Q4_K_M.gguf"] = file
-    with pytest.raises(FormatError, match=r"large-Q4_K_M.gguf: tensor 'blk.3.attn_q.weight' is IQ2_XXS, which this"):
+    told = r"Q4_K_M.gguf: tensor 'blk.3.attn_q.weight' is IQ2_XXS, which this .*; dg-info hf:someone/large-GGUF lists"
+    with pytest.raises(FormatError, match=told):
         local_model(f"hf:{LARGE}:q4_k_m")
     assert sent(here) <= TRANSFERRED and nothing_is_left(tmp_path)
 
@@ -275,6 +277,12 @@ def test_the_largest_usable_file_runs_and_a_line_says_why(
     assert code == 0 and err.count("\n") == 1, err
     assert err.startswith(f"dg-run: hf:{SMALL}:BF16 is the largest of 4 that is usable: BF16 (")
     assert here.bytes_of("sudoku-bf16.gguf") and not here.bytes_of("sudoku-q8_0.gguf")
+
+    code, _, err = Inside(run.main, "dg-run").run(capsys, f"hf:{SMALL}", *ask)
+    assert (
+        code == 0
+        and err == f"dg-run: hf:{SMALL}:BF16 is in the cache; dg-info hf:{SMALL} --plan tells of the other files\n"
+    )
 
     shutil.rmtree(huggingface_hub.constants.HF_HUB_CACHE)
     free(monkeypatch, len(here.repositories[SMALL]["sudoku-bf16.gguf"]) - 1)

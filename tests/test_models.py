@@ -124,9 +124,7 @@ def test_a_removal_names_what_goes_and_takes_no_more(hub: Hub, cache: Path, caps
     assert {str(cache / name) for name in gone} == set(told["removed"]) and len(gone) == 2
     assert all(file in err for file in told["removed"])
     assert told["freed"] == len(hub.repositories[REPOSITORY]["sudoku-Q8_0.gguf"])
-    assert {name: kept for name, kept in everything(cache).items()} == {
-        n: k for n, k in before.items() if n not in gone
-    }
+    assert everything(cache) == {name: kept for name, kept in before.items() if name not in gone}
     assert NAME not in listed(capsys)
     assert "no model of that name is kept here" in COMMAND.refused(capsys, 2, "rm", NAME, "--yes")
     local_model(NAME)

@@ -4,7 +4,7 @@
 ...     ...
 
 Its weights are random, in the shapes and types of the other. It has fewer experts, each as large and met by as many
-tokens, and fewer words: what a step does per second stays, and the file has about a hundred megabytes.
+tokens, and fewer words: what a step does per second stays, and the file has a quarter of a gigabyte at most.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from dgemma.convert.names import Wanted, wanted
 from dgemma.files.gguf_file import File
 from dgemma.native.formats import Format, by_name
 
-WORDS = 1 << 14  # of the vocabulary at most
+WORDS = 1 << 16  # of the vocabulary at most
 FEWER = 8  # times fewer experts at most
 NEAREST = "Q4_K"  # stands for a format that only decodes
 

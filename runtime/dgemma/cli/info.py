@@ -20,7 +20,6 @@ from dgemma.cli.which import Verdict, verdicts
 from dgemma.hub.choice import Choices, choices
 from dgemma.hub.models import Header
 from dgemma.native.metadata import keys
-from dgemma.ui.progress import telling
 from dgemma.ui.terminal import is_terminal, shown
 from dgemma.units import size_text
 
@@ -75,8 +74,7 @@ def main(
     if routing and as_plan:
         raise click.UsageError("--routing and --plan tell different things; give one")
     if model is not None and shape is None and not routing and (several := choices(model)):
-        with telling() as say:
-            judged = verdicts(several, **flags, say=say) if as_plan else None
+        judged = verdicts(several, **flags) if as_plan else None
         if as_json:
             say_json(which.as_json(several, judged), indent=1)
         else:

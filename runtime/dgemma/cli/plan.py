@@ -18,6 +18,7 @@ from dgemma.cli.running import Size
 from dgemma.convert.recipe import RECIPES
 from dgemma.hub.models import Header, model_header
 from dgemma.model import Model
+from dgemma.ui.progress import telling
 from dgemma.units import size_text
 
 Section = tuple[str, tuple[str, ...], list[tuple[str, ...]]]  # title, columns (those of numbers begin with >), rows
@@ -77,8 +78,17 @@ def make_plan(
 ) -> Plan:
     """Make a plan from the file's header alone. has_weights: otherwise the file is no more than that."""
     with Model(os.fspath(path), backend="cpu", threads=1) as model:
-        where: Machine = this_machine(path, has_weights) if machine is None else find_machine(machine)
+        where = machine_of(path, has_weights, machine)
         return plan(model, where, ram, vram, context)
+
+
+def machine_of(path: Path, has_weights: bool, machine: str | None) -> Machine:
+    """Return the machine of a name or a file; of neither, this one, which is measured."""
+    if machine is not None:
+        return find_machine(machine)
+    with telling() as say:
+        say("measuring this machine, some seconds")
+        return this_machine(path, has_weights)
 
 
 @contextmanager

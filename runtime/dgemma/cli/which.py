@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import click
 
-from dgemma.bench.plan import Machine, find_machine, plan, this_machine
+from dgemma.bench.plan import Machine, plan
 from dgemma.cli.files import standard_input
+from dgemma.cli.plan import machine_of
 from dgemma.errors import Error, FormatError, MemoryBudgetError
 from dgemma.hub.choice import Choice, Choices, choices
-from dgemma.hub.models import Header, model_header
+from dgemma.hub.models import model_header
 from dgemma.model import Model
-from dgemma.ui.progress import telling
 from dgemma.ui.terminal import is_terminal, one_line, tell
 from dgemma.units import size_text
 
 SLOWEST = 15.0  # seconds of a usable step at most: 256 tokens in 16 of them take four minutes
 ASKED = 10_000_000_000  # bytes of a download that is asked about before it begins
-
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -44,17 +42,15 @@ def verdicts(
     ram: int | None = None,
     vram: int | None = None,
     context: int | None = None,
-    say: Say = lambda line: None,
 ) -> list[Verdict]:
     """Return a verdict on each file. One header is read; the others' plans are made from it by their sizes."""
     judged = {choice.file: _at_once(choice, found) for choice in found.files}
     for base in sorted(found.files, key=lambda choice: (choice.to_come > 0, choice.bytes or 0)):
         if judged[base.file] is not None or not base.bytes:
             continue
-        say(f"the header of {base.file}")
         try:
             with model_header(base.name) as header, Model(header.path, backend="cpu", threads=1) as model:
-                where = _machine(header, machine, say)
+                where = machine_of(header.path, header.is_whole, machine)
                 for choice in found.files:
                     if judged[choice.file] is None:
                         scale = (choice.bytes or base.bytes) / base.bytes
@@ -72,13 +68,6 @@ def _at_once(choice: Choice, found: Choices) -> Verdict | None:
     if found.free is not None and choice.to_come > found.free[1]:
         return Verdict(choice, refusal=f"more than the {size_text(found.free[1])} that are free on the disk")
     return None
-
-
-def _machine(header: Header, machine: str | None, say: Say) -> Machine:
-    if machine is not None:
-        return find_machine(machine)
-    say("this machine is measured")
-    return this_machine(header.path, header.is_whole)
 
 
 def _planned(
@@ -129,23 +118,31 @@ def as_json(found: Choices, judged: Sequence[Verdict] | None) -> dict[str, Any]:
 def choose(model: str | None, command: str, ram: int | None, yes: bool) -> str | None:
     """Return the MODEL, or of a repository without a type the largest file that this machine's plan calls usable.
 
-    A line on standard error says why. On a terminal a large download is asked about first, unless `yes`. Raises Error
-    where none is usable, with all of them.
+    Where files are in the cache, it is the largest of those. A line on standard error says why. On a terminal a large
+    download is asked about first, unless `yes`. Raises Error where none is usable, with all of them.
     """
-    found = choices(model) if model is not None else None
+    found = choices(model, least=1) if model is not None else None
     if found is None:
         return model
-    with telling() as say:
-        judged = verdicts(found, ram=ram, say=say)
-    best = next((verdict for verdict in judged if verdict.usable), None)
-    if best is None:
-        raise Error(f"{found.name}: none of its files is usable here: {'; '.join(map(_line, judged))}")
-    larger = judged[: judged.index(best)]
-    why = f"; not {'; not '.join(map(_line, larger))}" if larger else ""
-    tell(one_line(f"{command}: {best.choice.name} is the largest of {len(judged)} that is usable: {_line(best)}{why}"))
-    if best.choice.to_come >= ASKED and not yes:
-        _ask(best.choice, found)
-    return best.choice.name
+    if len(found.files) == 1:
+        chosen = found.files[0]
+    elif here := [choice for choice in found.files if not choice.to_come]:
+        chosen = here[0]
+        tell(
+            one_line(f"{command}: {chosen.name} is in the cache; dg-info {found.name} --plan tells of the other files")
+        )
+    else:
+        judged = verdicts(found, ram=ram)
+        best = next((verdict for verdict in judged if verdict.usable), None)
+        if best is None:
+            raise Error(f"{found.name}: none of its files is usable here: {'; '.join(map(_line, judged))}")
+        larger = judged[: judged.index(best)]
+        why = f"; not {'; not '.join(map(_line, larger))}" if larger else ""
+        chosen = best.choice
+        tell(one_line(f"{command}: {chosen.name} is the largest of {len(judged)} that is usable: {_line(best)}{why}"))
+    if chosen.to_come >= ASKED and not yes:
+        _ask(chosen, found)
+    return chosen.name
 
 
 def _line(verdict: Verdict) -> str:

@@ -36,13 +36,13 @@ class Choices:
     free: tuple[Path, int] | None  # the folder of the cache, and the bytes that are free there
 
 
-def choices(model: str | os.PathLike[str]) -> Choices | None:
-    """Return what a MODEL may stand for; None where it is no hf:owner/name without a type, or one file alone fits."""
+def choices(model: str | os.PathLike[str], least: int = 2) -> Choices | None:
+    """Return what a MODEL may stand for; None where it is no hf:owner/name without a type, or has too few files."""
     text = named(model)
     if not text.startswith(PREFIX) or (name := parse(text)).type is not None:
         return None
     found = from_hub(name, lambda repository: _choices(name, repository))
-    return Choices(str(name), found, free_disk(name)) if len(found) > 1 else None
+    return Choices(str(name), found, free_disk(name)) if len(found) >= least else None
 
 
 def _choices(name: Name, repository: Repository) -> list[Choice]:

@@ -20,7 +20,8 @@ from dgemma.errors import Error, FormatError, UsageError
 from dgemma.files.bundled import named, refuse_folder
 from dgemma.hub.download import Repository, free_disk, from_hub
 from dgemma.hub.headers import check_model
-from dgemma.hub.names import PREFIX, Name, is_checkpoint, lacks_parts, of_type, parse, small, weights
+from dgemma.hub.names import PREFIX, Name, is_checkpoint, lacks_parts, likely_models, of_type, parse, small, weights
+from dgemma.ui.progress import telling
 
 UNSEEN = 16 << 20  # bytes: a smaller download begins without a look at the header, which may be as long
 
@@ -46,7 +47,13 @@ def _whole(name: Name, repository: Repository) -> Path:
     if repository.online and sum(map(repository.to_come, files)) > UNSEEN:
         repository.check_disk(files)
         with TemporaryDirectory(prefix="dgemma-") as room, _names_of(name, Path(room)):
-            check_model(os.fspath(_copied(repository, files, Path(room))))
+            header = _copied(repository, files, Path(room))
+            try:
+                check_model(os.fspath(header))
+            except FormatError as problem:
+                others = len(likely_models(repository.files)) > 1
+                lists = f"; dg-info {Name(name.repository, name.revision, None)} lists the other files"
+                raise FormatError(f"{problem}{lists if others else ''}") from None
     return repository.fetch(files)[0]
 
 
@@ -91,10 +98,12 @@ def _header(name: Name, repository: Repository, room: Path) -> Header:
 def _copied(repository: Repository, files: Sequence[str], room: Path) -> Path:
     """Return a copy of the first file's header, beside those of the others."""
     folder = room / "headers"
-    for file in files:
-        to = folder / file
-        to.parent.mkdir(parents=True, exist_ok=True)
-        repository.copy_gguf_header(file, to)
+    with telling() as say:
+        for file in files:
+            say(f"reading the header of {file}")
+            to = folder / file
+            to.parent.mkdir(parents=True, exist_ok=True)
+            repository.copy_gguf_header(file, to)
     return folder / files[0]
 
 
