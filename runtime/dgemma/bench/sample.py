@@ -4,7 +4,8 @@
 ...     ...
 
 Its weights are random, in the shapes and types of the other. It has fewer experts, each as large and met by as many
-tokens, and fewer words: what a step does per second stays, and the file has a quarter of a gigabyte at most.
+tokens, and fewer words: what a step does per second stays, and the file is small: a quarter of a
+gigabyte for the real model in q4_k_m.
 """
 
 from __future__ import annotations

@@ -41,8 +41,8 @@ def listed(lines: Mapping[str, str]) -> str:
 HELP = f"""Measures what a file and a setting are worth: how near a file comes to another of the same model, and how
 often it does tasks right.
 
-MODELS are GGUF files, or hf:owner/name[:TYPE]; without one, the Sudoku model that comes with dgemma is measured. With
---against or --base, files are compared; tasks are done where there is --task, and without a base: then all shipped ones
+MODELS are GGUF files, or tidy or sudoku, which come with dgemma, or hf:owner/name[:TYPE]; without one, sudoku is
+measured. With --against or --base, files are compared; tasks are done where there is --task, and without a base: then all shipped ones
 that the model can read.
 
 \b

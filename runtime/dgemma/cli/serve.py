@@ -56,7 +56,7 @@ Fields of "diffusion" in requests:
 and OpenAI's API: /v1/chat/completions, /v1/completions and /v1/edits (a passage of a text, rewritten in place),
 streaming or not, /v1/models, /health and /metrics (for Prometheus).
 
-MODEL is a GGUF file, or hf:owner/name[:TYPE]. Without one, the Sudoku model that comes with dgemma is served.
+MODEL is a GGUF file, or tidy or sudoku, which come with dgemma, or hf:owner/name[:TYPE]. Without one, sudoku is served.
 
 \b
   dg-serve model.gguf                                  # then open http://127.0.0.1:8080
