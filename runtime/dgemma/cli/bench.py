@@ -37,8 +37,8 @@ SHARP = 0.05  # at this temperature random logits leave as few words as a traine
 HELP = f"""Times the parts of a denoising step and the encoding of a prompt, beside what the machine can do at best.
 
 MODEL is a GGUF file, or tidy or sudoku, which come with dgemma, or hf:owner/name[:TYPE]; without one, and without
---shape, sudoku is measured. --shape makes a model of random weights in true shapes and formats, once, and keeps it: a file like
-any other.
+--shape, sudoku is measured. --shape makes a model of random weights in true shapes and formats, once, and keeps it: a
+file like any other.
 
 \b
   dg-bench model.gguf

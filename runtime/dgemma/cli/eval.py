@@ -42,8 +42,8 @@ HELP = f"""Measures what a file and a setting are worth: how near a file comes t
 often it does tasks right.
 
 MODELS are GGUF files, or tidy or sudoku, which come with dgemma, or hf:owner/name[:TYPE]; without one, sudoku is
-measured. With --against or --base, files are compared; tasks are done where there is --task, and without a base: then all shipped ones
-that the model can read.
+measured. With --against or --base, files are compared; tasks are done where there is --task, and without a base: then
+all shipped ones that the model can read.
 
 \b
   dg-eval model-q4_k_m.gguf --against model-q8_0.gguf --layers

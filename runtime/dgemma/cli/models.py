@@ -26,15 +26,15 @@ HELP = """Lists the models that are kept on this machine, tells where one is, or
 
 These are the models that come with dgemma (tidy, sudoku), GGUF files and checkpoints of DiffusionGemma in the cache of
 the Hugging Face Hub (HF_HOME), which other programs share, downloads that were not finished there, and files that
-dg-bench --shape made. NAME is as list tells it. rm never touches what is not listed; a file that another commit in the
-cache has too stays on the disk. Without a terminal it needs --yes. The exit status is 0, 1 for a failure or a no, 2 for
-wrong usage.
+dg-bench --shape made. ACTION is list, path or rm, and NAME as list tells it. rm never touches what is not listed; a
+file that another commit in the cache has too stays on the disk. Without a terminal rm needs --yes. The exit status is 0,
+1 for a failure or a no, 2 for wrong usage.
 """
 ACTIONS = ("list", "path", "rm")
 
 
 @click.command(cls=Command, name="dg-models", help=HELP, context_settings={"help_option_names": ["-h", "--help"]})
-@click.argument("action", type=click.Choice(ACTIONS), metavar="list|path|rm")
+@click.argument("action", type=click.Choice(ACTIONS), metavar="ACTION")
 @click.argument("name", required=False)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON: of list all, of path and rm the one model.")
 @click.option("--yes", is_flag=True, envvar="DGEMMA_YES", help="Of rm: ask nothing.")
