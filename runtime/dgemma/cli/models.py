@@ -27,8 +27,8 @@ HELP = """Lists the models that are kept on this machine, tells where one is, or
 These are the models that come with dgemma (tidy, sudoku), GGUF files and checkpoints of DiffusionGemma in the cache of
 the Hugging Face Hub (HF_HOME), which other programs share, downloads that were not finished there, and files that
 dg-bench --shape made. ACTION is list, path or rm, and NAME as list tells it. rm never touches what is not listed; a
-file that another commit in the cache has too stays on the disk. Without a terminal rm needs --yes. The exit status is 0,
-1 for a failure or a no, 2 for wrong usage.
+file that another commit in the cache has too stays on the disk. Without a terminal rm needs --yes. The exit status is
+0, 1 for a failure or a no, 2 for wrong usage.
 """
 ACTIONS = ("list", "path", "rm")
 
