@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, TypeAlias
 
+PIECE = 1 << 20  # bytes that are written at once
 LARGE = 100_000  # bytes: larger files are told with their SHA-256, as the Hub tells what git-lfs keeps
 
 
@@ -139,7 +140,8 @@ class _Handler(BaseHTTPRequestHandler):
         stop = last + 1
         if self.command == "GET":
             stop = min(stop, self.hub.break_at.pop(name, stop), self.hub.stall_at.get(name, stop))
-            self.wfile.write(data[first:stop])
+            for start in range(first, stop, PIECE):
+                self.wfile.write(data[start : min(start + PIECE, stop)])
             self.wfile.flush()
         self.hub.sent.append((self.command, name, first, stop - first))
         if self.command == "GET" and stop <= last:

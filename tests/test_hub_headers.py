@@ -262,7 +262,8 @@ def test_the_list_says_what_a_machine_can_use(here: Hub, capsys: pytest.CaptureF
     given = (f"hf:{LARGE}", "--plan", *MACHINE, "--json")
     told = json.loads(Inside(info.main, "dg-info").run(capsys, *given)[1])
     assert sent(here) <= TRANSFERRED
-    assert [file["usable"] for file in told["files"]] == [True, True]
+    assert [file["usable"] for file in told["files"]] == [False, True]
+    assert "more than 1.5 times the fastest file's" in told["files"][0]["refusal"]
     slow, fast = (file["seconds"] for file in told["files"])
     assert slow > fast > 0
     exact = Inside(info.main, "dg-info").run(capsys, f"hf:{LARGE}:q8_0", "--plan", *MACHINE, "--json")[1]
@@ -295,7 +296,11 @@ def test_where_no_file_is_usable_all_are_told_with_the_reason(
 ) -> None:
     monkeypatch.setattr(which, "SLOWEST", 0.0)
     told = Inside(run.main, "dg-run").refused(capsys, 1, f"hf:{SMALL}", "-p", "12")
-    assert "none of its files is usable here: BF16 (" in told and "Q4_0 (" in told and "s a step, more than 0" in told
+    assert (
+        "none of its files is usable here; one runs all the same by its type: BF16 (" in told
+        and "Q4_0 (" in told
+        and "s a step, more than 0" in told
+    )
 
 
 @pytest.mark.parametrize(("answer", "flags"), [(True, []), (False, []), (None, ["--yes"])])

@@ -114,7 +114,8 @@ def files_page(found: Choices, judged: Sequence[Verdict] | None, console: Consol
     console.print()
     if found.free:
         line(console, f"{found.free[0]} has {size_text(found.free[1])} free.", "")
-    more = "dg-info or dg-run with a type, as " + found.files[-1].name
+    example = next((choice for choice in reversed(found.files) if not choice.unread), found.files[-1])
+    more = f"dg-info or dg-run with a type, as {example.name}"
     line(console, more if judged else f"--plan tells which are usable here; {more}", "")
 
 

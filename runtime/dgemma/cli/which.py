@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import click
@@ -19,7 +19,8 @@ from dgemma.model import Model
 from dgemma.ui.terminal import is_terminal, one_line, tell
 from dgemma.units import size_text
 
-SLOWEST = 15.0  # seconds of a usable step at most: 256 tokens in 16 of them take four minutes
+SLOWEST = 60.0  # seconds of a usable step at most: 256 tokens in 16 of them take a quarter of an hour
+SLOWER = 1.5  # times the step of the fastest file at most: a larger one would be read from the disk at every step
 ASKED = 10_000_000_000  # bytes of a download that is asked about before it begins
 
 
@@ -58,7 +59,20 @@ def verdicts(
             break
         except FormatError as problem:
             judged[base.file] = Verdict(base, refusal=str(problem).rpartition(f"{base.file}: ")[2])
-    return [judged[choice.file] or Verdict(choice, refusal="nothing is known of its size") for choice in found.files]
+    unknown = "nothing is known of its size"
+    return _compared([judged[choice.file] or Verdict(choice, refusal=unknown) for choice in found.files])
+
+
+def _compared(judged: list[Verdict]) -> list[Verdict]:
+    """Refuse files that are much slower than the fastest."""
+    fastest = min((verdict.seconds for verdict in judged if verdict.seconds is not None), default=0.0)
+    slow = f"more than {SLOWER:g} times the fastest file's"
+    return [
+        replace(each, refusal=f"{each.seconds:.3g} s a step, {slow}")
+        if each.usable and (each.seconds or 0) > SLOWER * fastest
+        else each
+        for each in judged
+    ]
 
 
 def _at_once(choice: Choice, found: Choices) -> Verdict | None:
@@ -135,7 +149,8 @@ def choose(model: str | None, command: str, ram: int | None, yes: bool) -> str |
         judged = verdicts(found, ram=ram)
         best = next((verdict for verdict in judged if verdict.usable), None)
         if best is None:
-            raise Error(f"{found.name}: none of its files is usable here: {'; '.join(map(_line, judged))}")
+            every = "; ".join(map(_line, judged))
+            raise Error(f"{found.name}: none of its files is usable here; one runs all the same by its type: {every}")
         larger = judged[: judged.index(best)]
         why = f"; not {'; not '.join(map(_line, larger))}" if larger else ""
         chosen = best.choice
