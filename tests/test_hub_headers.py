@@ -270,6 +270,20 @@ def test_the_list_says_what_a_machine_can_use(here: Hub, capsys: pytest.CaptureF
     assert slow == pytest.approx(json.loads(exact)["predicted"]["seconds"], rel=0.1)
 
 
+def test_a_file_that_fits_into_memory_comes_before_a_larger_one_that_does_not(
+    here: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On a slow processor both take as long, and the larger one reads the disk all the time."""
+    machine = tmp_path / "slow.json"
+    machine.write_text(json.dumps({"ram": 24, "disk": 100, "host": 100, "cpu_ops": 50}))
+    told = json.loads(
+        Inside(info.main, "dg-info").run(capsys, f"hf:{LARGE}", "--plan", "--machine", machine, "--json")[1]
+    )
+    large, small = told["files"]
+    assert large["seconds"] == pytest.approx(small["seconds"], rel=0.1) and small["usable"]
+    assert "read from the disk at each, which another is not" in large["refusal"]
+
+
 def test_the_largest_usable_file_runs_and_a_line_says_why(
     here: Hub, quick: None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -20,7 +20,7 @@ from dgemma.ui.terminal import is_terminal, one_line, tell
 from dgemma.units import size_text
 
 SLOWEST = 60.0  # seconds of a usable step at most: 256 tokens in 16 of them take a quarter of an hour
-SLOWER = 1.5  # times the step of the fastest file at most: a larger one would be read from the disk at every step
+SLOWER = 1.5  # times the fastest file's step at most
 ASKED = 10_000_000_000  # bytes of a download that is asked about before it begins
 
 
@@ -30,7 +30,8 @@ class Verdict:
 
     choice: Choice
     seconds: float | None = None  # predicted, of a step
-    refusal: str | None = None  # why the file cannot be used; None: it can
+    streams: bool = False  # a part of it is read from the disk at every step
+    refusal: str | None = None  # why the file is not used; None: it can be
 
     @property
     def usable(self) -> bool:
@@ -64,15 +65,19 @@ def verdicts(
 
 
 def _compared(judged: list[Verdict]) -> list[Verdict]:
-    """Refuse files that are much slower than the fastest."""
+    """Refuse files that are read from the disk where another is not, and those much slower than the fastest."""
     fastest = min((verdict.seconds for verdict in judged if verdict.seconds is not None), default=0.0)
-    slow = f"more than {SLOWER:g} times the fastest file's"
-    return [
-        replace(each, refusal=f"{each.seconds:.3g} s a step, {slow}")
-        if each.usable and (each.seconds or 0) > SLOWER * fastest
-        else each
-        for each in judged
-    ]
+    fits = any(verdict.usable and not verdict.streams for verdict in judged)
+
+    def refusal(verdict: Verdict) -> str | None:
+        if not verdict.usable or verdict.seconds is None:
+            return verdict.refusal
+        if fits and verdict.streams:
+            return f"{verdict.seconds:.3g} s a step, and read from the disk at each, which another is not"
+        slow = verdict.seconds > SLOWER * fastest
+        return f"{verdict.seconds:.3g} s a step, more than {SLOWER:g} times the fastest file's" if slow else None
+
+    return [replace(verdict, refusal=refusal(verdict)) for verdict in judged]
 
 
 def _at_once(choice: Choice, found: Choices) -> Verdict | None:
@@ -94,11 +99,12 @@ def _planned(
     context: int | None,
 ) -> Verdict:
     try:
-        seconds = plan(model, machine, ram, vram, context, scale).seconds
+        found = plan(model, machine, ram, vram, context, scale)
     except MemoryBudgetError as problem:
         return Verdict(choice, refusal=str(problem))
-    slow = f"{seconds:.3g} s a step, more than {SLOWEST:g}" if seconds > SLOWEST else None
-    return Verdict(choice, seconds, slow)
+    streams = any(way.lives == "disk" and sum(way.blocks) for way in found.ways)
+    slow = f"{found.seconds:.3g} s a step, more than {SLOWEST:g}" if found.seconds > SLOWEST else None
+    return Verdict(choice, found.seconds, streams, slow)
 
 
 def table(found: Choices, judged: Sequence[Verdict] | None) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
