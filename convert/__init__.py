@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from dgemma.convert import fidelity_check
@@ -34,7 +33,8 @@ from dgemma.convert.verify import Deviation, verify
 from dgemma.convert.writer import IMATRIX, NewFiles, part_paths, refuse_full_disk, refuse_target, working_file
 from dgemma.errors import FormatError, SystemFailure, UsageError
 from dgemma.files.output import check_distinct, check_target, readable
-from dgemma.hub.download import local_headers, local_source, remember_refusals
+from dgemma.hub.download import remember_refusals
+from dgemma.hub.models import local_source, source_headers
 from dgemma.hub.names import PREFIX
 from dgemma.model import Prompt
 
@@ -69,14 +69,12 @@ def plan(
 ) -> Plan:
     """Return the plan for convert(). No weight is read, nothing is written, and the model does not run."""
     refuse(imatrix, calibrate, None, None)
-    with TemporaryDirectory(prefix="dgemma-") as folder:
-        path = local_headers(source, Path(folder))
-        with _system_errors(path), open_source(path) as opened:
-            weights = None if imatrix is None else read_imatrix(Path(imatrix), opened.config.values["n_expert"])
-            if calibrate is not None:
-                _check_prompts(opened, Path(calibrate))
-                weights = unmeasured(Path(calibrate), wanted(opened.config))
-            return _planned(opened, type, overrides, weights, split_max_size)
+    with source_headers(source) as path, _system_errors(path), open_source(path) as opened:
+        weights = None if imatrix is None else read_imatrix(Path(imatrix), opened.config.values["n_expert"])
+        if calibrate is not None:
+            _check_prompts(opened, Path(calibrate))
+            weights = unmeasured(Path(calibrate), wanted(opened.config))
+        return _planned(opened, type, overrides, weights, split_max_size)
 
 
 @remember_refusals()  # the Hub is asked twice: for the plan, and for the weights

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from dgemma.cli import Command, version_option
-from dgemma.cli.files import InputFile, InputPath, OutputFile
+from dgemma.cli.files import InputPath, ModelFile, OutputFile
 from dgemma.cli.output import say_json, write
 from dgemma.cli.running import Size
 from dgemma.convert import convert, plan
@@ -70,7 +70,7 @@ def pairs(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -
 
 
 @click.command(cls=Command, name="dg-convert", help=HELP, context_settings={"help_option_names": ["-h", "--help"]})
-@click.argument("source", type=InputFile(folder=True))
+@click.argument("source", type=ModelFile(folder=True))
 @click.option("-o", "--out", "--output", "out", metavar="FILE", type=OutputFile(MODEL), help="The GGUF file to write.")
 @click.option(
     "--type",

@@ -15,5 +15,5 @@ if len(sys.argv) not in (1, 5):
 path, text, passage, instruction = sys.argv[1:] or OURS
 with dgemma.Model(path) as model:
     begin = text.index(passage)
-    edited = model.edit(text, (begin, begin + len(passage)), instruction)
+    edited = model.edit(text, (begin, begin + len(passage)), instruction, seed=0)
     print(edited.diff(), end="")

@@ -22,6 +22,7 @@ COMMANDS = {
     "dg-bench": "dgemma.cli.bench",
     "dg-eval": "dgemma.cli.eval",
     "dg-serve": "dgemma.cli.serve",
+    "dg-models": "dgemma.cli.models",
 }
 
 
@@ -47,6 +48,10 @@ def dg_eval() -> None:
 
 def dg_serve() -> None:
     _start("dg-serve")
+
+
+def dg_models() -> None:
+    _start("dg-models")
 
 
 def _start(command: str) -> None:

@@ -167,7 +167,7 @@ def test_wrong_prompts_and_options_are_refused(model: dgemma.Model, chat: Conver
     with pytest.raises(dgemma.UsageError, match="no message"):
         chat.stream()
     with pytest.raises(dgemma.UsageError, match="max_tokens"):
-        chat.ask("why", max_tokens=0)
+        chat.ask("why", max_tokens=-1)
     chat.ask("why", **SHORT)
 
 

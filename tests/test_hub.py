@@ -21,11 +21,13 @@ from support.hub_server import Hub, serving
 import dgemma.hub.download
 from dgemma.convert import convert
 from dgemma.errors import Error, FormatError, SystemFailure, UsageError
-from dgemma.hub.download import _of_type, local_model, parse
+from dgemma.hub.models import local_model
+from dgemma.hub.names import of_type, parse
 from dgemma.model import bundled
 
 GGUF, FOLDER = "someone/sudoku-GGUF", "someone/sudoku"
 FILE = "sudoku-Q8_0.gguf"
+ASK = ("-p", "12", "--raw", "--steps", "1", "--seed", "1", "--quiet")  # an answer at once, for dg-run
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
@@ -112,7 +114,7 @@ FILES = [
     ],
 )
 def test_a_type_finds_its_file(type_: str, found: str) -> None:
-    assert _of_type(parse(f"hf:a/b:{type_}"), FILES)[0] == found
+    assert of_type(parse(f"hf:a/b:{type_}"), FILES)[0] == found
 
 
 @pytest.mark.parametrize(
@@ -127,7 +129,7 @@ def test_a_type_finds_its_file(type_: str, found: str) -> None:
 )
 def test_what_fits_no_file_or_several_is_told_what_there_is(type_: str, kind: type[Exception], complaint: str) -> None:
     with pytest.raises(kind, match=complaint):
-        _of_type(parse(f"hf:a/b{type_}"), FILES)
+        of_type(parse(f"hf:a/b{type_}"), FILES)
 
 
 TYPES = ["Q4_0", "Q4_0_4_4", "Q4_K", "Q4_K_M", "Q4_K_S", "IQ4_NL", "IQ4_NL_XL", "UD-Q4_K_XL", "Q8_0", "F16", "BF16"]
@@ -165,10 +167,10 @@ def test_a_type_finds_its_files_and_nothing_else(models: dict[str, list[str]], d
     files = data.draw(st.permutations([*(file for own in models.values() for file in own), *beside, "README.md"]))
     asked = data.draw(st.sampled_from([type_, type_.lower(), type_.replace("_", "-"), type_.replace("_", ".")]))
     if type_ in models:
-        assert _of_type(parse(f"hf:a/b:{asked}"), files) == models[type_]
+        assert of_type(parse(f"hf:a/b:{asked}"), files) == models[type_]
     else:
         with pytest.raises(UsageError, match="no file is of that type"):
-            _of_type(parse(f"hf:a/b:{asked}"), files)
+            of_type(parse(f"hf:a/b:{asked}"), files)
 
 
 @given(repositories_by_type(), st.sampled_from(["-", "_", "."]))
@@ -176,7 +178,7 @@ def test_a_type_that_two_files_have_is_refused_with_both(models: dict[str, list[
     type_ = next(iter(models))
     files = [*(file for own in models.values() for file in own), f"other{sep}{type_}.gguf"]
     with pytest.raises(UsageError, match="several files fit") as refused:
-        _of_type(parse(f"hf:a/b:{type_}"), files)
+        of_type(parse(f"hf:a/b:{type_}"), files)
     assert f"other{sep}{type_}.gguf" in str(refused.value)
 
 
@@ -195,7 +197,7 @@ def test_a_type_that_two_files_have_is_refused_with_both(models: dict[str, list[
     ],
 )
 def test_a_file_is_found_among_others(files: list[str], type_: str, found: list[str]) -> None:
-    assert _of_type(parse(f"hf:a/b:{type_}" if type_ else "hf:a/b"), files) == found
+    assert of_type(parse(f"hf:a/b:{type_}" if type_ else "hf:a/b"), files) == found
 
 
 @pytest.mark.parametrize(
@@ -219,7 +221,7 @@ def test_a_file_is_found_among_others(files: list[str], type_: str, found: list[
 )
 def test_a_type_finds_a_file_with_words_behind_it(file: str, type_: str) -> None:
     files = ["model-Q2_K.gguf", "model-Q3_K_M-imat.gguf", "model-Q4_K_L.gguf", file]
-    assert _of_type(parse(f"hf:a/b:{type_}"), files) == [file]
+    assert of_type(parse(f"hf:a/b:{type_}"), files) == [file]
 
 
 TAILS = ["imat", "instruct", "v2", "it", "2", "v1.1", "fixed-2024", "4bit", "new"]
@@ -230,13 +232,13 @@ def test_words_behind_a_type_never_make_it_another(type_: str, asked: str, tail:
     """A file is found by its own type alone; where there is one without the words, that comes first."""
     file, plain = f"model-{type_}{sep}{tail}.gguf", f"model-{type_}.gguf"
     if asked == type_ or f"UD-{asked}" == type_:
-        assert _of_type(parse(f"hf:a/b:{asked}"), [file]) == [file]
-        assert _of_type(parse(f"hf:a/b:{asked}"), [file, plain]) == [plain]
+        assert of_type(parse(f"hf:a/b:{asked}"), [file]) == [file]
+        assert of_type(parse(f"hf:a/b:{asked}"), [file, plain]) == [plain]
         with pytest.raises(UsageError, match="several files fit"):
-            _of_type(parse(f"hf:a/b:{asked}"), [file, f"other-{type_}-x{tail}.gguf"])
+            of_type(parse(f"hf:a/b:{asked}"), [file, f"other-{type_}-x{tail}.gguf"])
     else:
         with pytest.raises(UsageError, match="no file is of that type") as refused:
-            _of_type(parse(f"hf:a/b:{asked}"), [file])
+            of_type(parse(f"hf:a/b:{asked}"), [file])
         assert file in str(refused.value)
 
 
@@ -259,7 +261,7 @@ def test_words_behind_a_type_never_make_it_another(type_: str, asked: str, tail:
 )
 def test_a_type_that_is_no_ones_or_not_one_s_alone_is_refused(files: list[str], type_: str, complaint: str) -> None:
     with pytest.raises((UsageError, FormatError), match=complaint):
-        _of_type(parse(f"hf:a/b:{type_}"), files)
+        of_type(parse(f"hf:a/b:{type_}"), files)
 
 
 # ---- Fetching ----
@@ -282,14 +284,14 @@ def test_every_command_and_python_take_it_and_fetch_it_once(run: Run, hub: Hub, 
 
 def test_the_second_use_needs_no_network(run: Run, hub: Hub, tmp_path: Path) -> None:
     name = f"hf:{GGUF}:q8_0"
-    assert "HF_HUB_OFFLINE" in failure(run("dg-info", name, HF_HUB_OFFLINE="1"), 1)
-    assert "cannot be fetched" in failure(run("dg-info", name, HF_ENDPOINT="http://127.0.0.1:9"), 1)
-    whole = run("dg-info", name).stdout
+    assert "HF_HUB_OFFLINE" in failure(run("dg-run", name, *ASK, HF_HUB_OFFLINE="1"), 1)
+    assert "cannot be fetched" in failure(run("dg-run", name, *ASK, HF_ENDPOINT="http://127.0.0.1:9"), 1)
+    whole = run("dg-run", name, *ASK).stdout
     asked = len(hub.sent)
-    assert run("dg-info", name, HF_HUB_OFFLINE="1").stdout == whole
-    assert run("dg-info", name, HF_ENDPOINT="http://127.0.0.1:9").stdout == whole
+    assert run("dg-run", name, *ASK, HF_HUB_OFFLINE="1").stdout == whole
+    assert run("dg-run", name, *ASK, HF_ENDPOINT="http://127.0.0.1:9").stdout == whole
     assert len(hub.sent) == asked
-    assert "there are sudoku-Q8_0.gguf" in failure(run("dg-info", f"hf:{GGUF}:q4_0", HF_HUB_OFFLINE="1"), 2)
+    assert "there are sudoku-Q8_0.gguf" in failure(run("dg-run", f"hf:{GGUF}:q4_0", *ASK, HF_HUB_OFFLINE="1"), 2)
 
 
 def test_parts_are_fetched_together(run: Run, hub: Hub) -> None:
@@ -303,13 +305,18 @@ def test_parts_are_fetched_together(run: Run, hub: Hub) -> None:
     [
         ("hf:someone/else", 1, "hf:someone/else: there is no such repository, or it is private"),
         (f"hf:{GGUF}@v2", 1, "the repository has no revision v2"),
-        (f"hf:{GGUF}", 2, "several files fit"),
         (f"hf:{GGUF}:q4_0", 2, "no file is of that type; there are BF16/split.gguf, sudoku-Q8_0.gguf"),
         (f"hf:{FOLDER}", 2, f"no GGUF file there, but a checkpoint: dg-convert hf:{FOLDER} -o FILE"),
     ],
 )
 def test_what_cannot_be_had_is_told_in_a_line(name: str, code: int, complaint: str, run: Run) -> None:
     assert complaint in failure(run("dg-info", name), code)
+
+
+def test_other_commands_and_python_refuse_several_files_with_the_list(run: Run, here: Hub) -> None:
+    assert "several files fit" in failure(run("dg-eval", f"hf:{GGUF}"), 2)
+    with pytest.raises(UsageError, match=r"several files fit.*: BF16/split.gguf, sudoku-Q8_0.gguf$"):
+        local_model(f"hf:{GGUF}")
 
 
 def test_without_huggingface_hub_one_line_says_what_to_install() -> None:
@@ -359,9 +366,9 @@ def test_what_the_cache_has_is_used_where_the_hub_refuses_and_a_line_says_so(
 
 
 def test_a_command_says_that_it_uses_the_cache(run: Run, hub: Hub) -> None:
-    whole = run("dg-info", f"hf:{GGUF}:q8_0").stdout
+    whole = run("dg-run", f"hf:{GGUF}:q8_0", *ASK).stdout
     hub.refuses["api"] = (429, {"Retry-After": "60"})
-    again = run("dg-info", f"hf:{GGUF}:q8_0")
+    again = run("dg-run", f"hf:{GGUF}:q8_0", *ASK)
     told = "too many requests: wait 60 s, or hf auth login (HTTP 429); what the cache has is used\n"
     assert (again.returncode, again.stdout, again.stderr) == (0, whole, f"hf:{GGUF}:q8_0: {told}")
 
@@ -399,10 +406,10 @@ def test_a_conversion_in_python_says_it_once_and_the_next_one_again(
 
 def test_a_file_of_an_earlier_commit_is_known_in_a_later_one(run: Run, hub: Hub) -> None:
     name = f"hf:{GGUF}:q8_0"
-    assert run("dg-info", name).returncode == 0
+    assert run("dg-run", name, *ASK).returncode == 0
     hub.repositories[GGUF]["README.md"] = b"A newer one."
-    assert run("dg-info", f"hf:{GGUF}:BF16/split.gguf").returncode == 0  # now main is the newer commit
-    assert run("dg-info", name, HF_HUB_OFFLINE="1").returncode == 0
+    assert run("dg-run", f"hf:{GGUF}:BF16/split.gguf", *ASK).returncode == 0  # now main is the newer commit
+    assert run("dg-run", name, *ASK, HF_HUB_OFFLINE="1").returncode == 0
     assert len(hub.bytes_of(FILE)) == 1
 
 
@@ -524,13 +531,13 @@ def test_whatever_a_ref_holds_a_hub_that_answers_is_used(here: Hub, tmp_path: Pa
 @pytest.mark.parametrize("offline", [False, True])
 def test_a_command_bears_a_damaged_ref(offline: bool, run: Run, hub: Hub, tmp_path: Path) -> None:
     name, ref = f"hf:{GGUF}:q8_0", ref_of(tmp_path / "home/hub")
-    whole = run("dg-info", name).stdout
+    whole = run("dg-run", name, *ASK).stdout
     ref.write_bytes(b"\xff")
     if offline:
-        told = failure(run("dg-info", name, HF_HUB_OFFLINE="1"), 1)
+        told = failure(run("dg-run", name, *ASK, HF_HUB_OFFLINE="1"), 1)
         assert "HF_HUB_OFFLINE is set; and it is not in the cache" in told
     else:
-        assert run("dg-info", name).stdout == whole and ref.read_text() == hub.commit(GGUF)
+        assert run("dg-run", name, *ASK).stdout == whole and ref.read_text() == hub.commit(GGUF)
 
 
 def empty_it(path: Path) -> None:
@@ -702,12 +709,12 @@ def test_what_the_cache_has_is_used_where_a_listing_makes_no_sense(
 
 def test_a_command_uses_the_cache_where_a_listing_makes_no_sense(run: Run, hub: Hub) -> None:
     hub.listing = listing(hub, BAD["a checksum that leads out"])
-    assert "not 64 hexadecimal digits" in failure(run("dg-info", f"hf:{GGUF}:q8_0"), 1)
+    assert "not 64 hexadecimal digits" in failure(run("dg-run", f"hf:{GGUF}:q8_0", *ASK), 1)
     hub.listing = None
-    whole = run("dg-info", f"hf:{GGUF}:q8_0").stdout
+    whole = run("dg-run", f"hf:{GGUF}:q8_0", *ASK).stdout
     for said in ("no JSON", "null for a list"):
         hub.listing = listing(hub, BAD[said])
-        again = run("dg-info", f"hf:{GGUF}:q8_0")
+        again = run("dg-run", f"hf:{GGUF}:q8_0", *ASK)
         assert (again.returncode, again.stdout) == (0, whole) and again.stderr.count("\n") == 1
 
 
@@ -802,14 +809,14 @@ def test_nothing_is_written_outside_of_the_cache_whatever_the_hub_says(
 
 def test_a_connection_that_ends_is_taken_up_where_it_ended(run: Run, hub: Hub, tmp_path: Path) -> None:
     hub.break_at[FILE] = 700_001
-    assert run("dg-info", f"hf:{GGUF}:q8_0").returncode == 0
+    assert run("dg-run", f"hf:{GGUF}:q8_0", *ASK).returncode == 0
     size = len(hub.repositories[GGUF][FILE])
     assert hub.bytes_of(FILE) == [(0, 700_001), (700_001, size - 700_001)]
 
 
 def test_a_process_that_dies_leaves_a_part_that_the_next_one_goes_on_from(run: Run, hub: Hub, tmp_path: Path) -> None:
     hub.stall_at[FILE] = 900_000
-    command = [str(Path(sys.executable).with_name("dg-info")), f"hf:{GGUF}:q8_0"]
+    command = [str(Path(sys.executable).with_name("dg-run")), f"hf:{GGUF}:q8_0", *ASK]
     with subprocess.Popen(command, env=environment(hub, tmp_path / "home"), stderr=subprocess.PIPE) as process:
         assert hub.stalled.wait(30)
         partial = tmp_path / "home/hub" / f"models--{GGUF.replace('/', '--')}/blobs"
@@ -817,10 +824,10 @@ def test_a_process_that_dies_leaves_a_part_that_the_next_one_goes_on_from(run: R
             assert process.poll() is None
         process.kill()
     assert [name.rpartition(".")[2] for name in blobs(tmp_path)] == ["incomplete"]
-    failure(run("dg-info", f"hf:{GGUF}:q8_0", HF_HUB_OFFLINE="1"), 1)  # a part is not taken for the whole
+    failure(run("dg-run", f"hf:{GGUF}:q8_0", *ASK, HF_HUB_OFFLINE="1"), 1)  # a part is not taken for the whole
 
     hub.stall_at.clear()
-    assert run("dg-info", f"hf:{GGUF}:q8_0").returncode == 0
+    assert run("dg-run", f"hf:{GGUF}:q8_0", *ASK).returncode == 0
     (_, first), (start, rest) = hub.bytes_of(FILE)
     assert first == 900_000 and 500_000 < start <= 900_000
     assert start + rest == len(hub.repositories[GGUF][FILE])
@@ -832,14 +839,14 @@ def test_a_part_that_was_damaged_is_thrown_away(run: Run, hub: Hub, tmp_path: Pa
     folder = tmp_path / "home/hub" / f"models--{GGUF.replace('/', '--')}/blobs"
     folder.mkdir(parents=True)
     (folder / f"{hashlib.sha256(data).hexdigest()}.incomplete").write_bytes(bytes(1000))
-    assert f"{FILE} came damaged" in failure(run("dg-info", f"hf:{GGUF}:q8_0"), 1)
+    assert f"{FILE} came damaged" in failure(run("dg-run", f"hf:{GGUF}:q8_0", *ASK), 1)
     assert blobs(tmp_path) == []
-    assert run("dg-info", f"hf:{GGUF}:q8_0").returncode == 0
+    assert run("dg-run", f"hf:{GGUF}:q8_0", *ASK).returncode == 0
 
 
 def test_a_server_without_ranges_sends_all_again(run: Run, hub: Hub, tmp_path: Path) -> None:
     hub.break_at[FILE], hub.ranges = 700_001, False
-    assert run("dg-info", f"hf:{GGUF}:q8_0").returncode == 0
+    assert run("dg-run", f"hf:{GGUF}:q8_0", *ASK).returncode == 0
     assert hub.bytes_of(FILE) == [(0, 700_001), (0, len(hub.repositories[GGUF][FILE]))]
 
 

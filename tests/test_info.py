@@ -122,7 +122,7 @@ def test_a_split_file_is_told_as_one(tmp_path: Path, capsys: pytest.CaptureFixtu
     [
         ([], 2, "MODEL"),
         (["{tmp}/none.gguf"], 1, "none.gguf: cannot open"),
-        (["{tmp}"], 1, "not a regular file"),
+        (["{tmp}"], 1, "a folder, not a GGUF file"),
         (["{tmp}/text"], 1, "text: not a GGUF file"),
         (["{tmp}/text", "--everything"], 2, "--everything"),
     ],

@@ -24,7 +24,7 @@ from support.commands import Inside
 
 import dgemma
 from dgemma.bench.synthetic import Synthetic, make
-from dgemma.cli import bench, eval, info, run, serve
+from dgemma.cli import bench, eval, info, models, run, serve
 from dgemma.cli.files import InputFile, OutputBeside, OutputFile
 from dgemma.convert import cli as convert
 from dgemma.convert.writer import NewFile, NewFiles
@@ -39,6 +39,7 @@ COMMANDS = {
     "dg-bench": bench.main,
     "dg-eval": eval.main,
     "dg-serve": serve.main,
+    "dg-models": models.main,
     "dg-convert": convert.main,
 }
 STRANGER = b"my notes\nkept for years"

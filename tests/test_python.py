@@ -171,7 +171,7 @@ def test_options_are_those_of_the_library(model: dgemma.Model) -> None:
     own["commit"] = 0
     assert (
         used
-        == {"max_tokens": 96, "sampler": "entropy-bound", **published, "seed": 0, **own}
+        == {"max_tokens": 0, "sampler": "entropy-bound", **published, "seed": 0, **own}
         == model.settings(effort="reference")
     )
     assert model.settings(**dict.fromkeys(used)) == used  # None is the default
@@ -208,7 +208,7 @@ def test_an_unknown_option_is_named_beside_the_known(model: dgemma.Model) -> Non
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("max_tokens", 0),
+        ("max_tokens", -1),
         ("max_tokens", 2**31),
         ("steps", 0),
         ("steps", 10**400),

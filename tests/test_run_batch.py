@@ -251,7 +251,7 @@ def test_a_refused_batch_leaves_even_a_half_line(tmp_path: Path, capsys: Any) ->
     assert RUN.run(capsys, *asked)[0] == 0
     for text in (out.read_bytes() + b'{"line": 2', out.read_bytes()[:-1]):
         out.write_bytes(text)
-        assert "seed 0, not 5" in RUN.refused(capsys, 2, *asked, "--seed", 5) and out.read_bytes() == text
+        assert "seed None, not 5" in RUN.refused(capsys, 2, *asked, "--seed", 5) and out.read_bytes() == text
 
 
 def test_a_last_line_without_its_end_is_kept_if_it_is_whole(tmp_path: Path, capsys: Any) -> None:

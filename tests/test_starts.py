@@ -15,7 +15,7 @@ from gguf import GGUFWriter
 from dgemma.convert import convert
 from dgemma.model import bundled
 
-COMMANDS = ["dg-convert", "dg-run", "dg-info", "dg-bench", "dg-eval", "dg-serve"]
+COMMANDS = ["dg-convert", "dg-run", "dg-info", "dg-bench", "dg-eval", "dg-serve", "dg-models"]
 PUZZLE = Path(__file__).parent / "models/sudoku/puzzle.txt"
 BUNDLED = Path(bundled())
 
@@ -76,6 +76,8 @@ def test_dg_info_tells_that_standard_output_is_closed(
         ("dg-run", ["-f", PUZZLE]),
         ("dg-run", ["-f", PUZZLE, "--json"]),
         ("dg-bench", ["--runs", "1"]),
+        ("dg-models", ["list"]),
+        ("dg-models", ["path", "tidy"]),
         ("dg-eval", ["--against", BUNDLED, "--prompts", "1"]),
     ],
 )

@@ -20,8 +20,9 @@ from dgemma.chat.messages import is_message
 from dgemma.config import Config
 from dgemma.errors import Error, UsageError, check, new_error
 from dgemma.events import Result
+from dgemma.files.bundled import bundled as bundled
 from dgemma.files.routing import prefer_routed, save_routing
-from dgemma.hub.download import local_model
+from dgemma.hub.models import local_model
 from dgemma.native.handle import Handle, give_lock
 from dgemma.options import Setting, sampling_for, settings_of
 from dgemma.session import (
@@ -49,7 +50,6 @@ if TYPE_CHECKING:
     from dgemma.infill.edit import Edited
     from dgemma.infill.fill import Filled, Pieces
 
-BUNDLED = ("sudoku", "tidy")
 Kept = TypeVar("Kept")
 
 
@@ -74,8 +74,8 @@ class Model:
     Threads may share a model, each with its own session. After close() its methods raise Error. A forked process may
     use a model on the CPU, with threads of its own; a model on a GPU raises BackendError there.
 
-    path: the GGUF file; None is the Sudoku model that comes with dgemma. hf:owner/name[:TYPE] is a file of the Hugging
-    Face Hub, which is downloaded once: see dgemma.hub.download.
+    path: the GGUF file, or "tidy" or "sudoku", which come with dgemma (a file of such a name is "./tidy"); None is
+    "sudoku". hf:owner/name[:TYPE] is a file of the Hugging Face Hub, which is downloaded once: see dgemma.hub.models.
     backend: "auto", or a name of backends().
     threads: the number of threads; None is one per processor that this process may use.
     exact: compute in float32 throughout. Otherwise activations are rounded to 8 or 13 bits before they are multiplied
@@ -423,18 +423,6 @@ class Model:
     async def agenerate(self, prompt: Prompt, **given: Any) -> Result:
         """Generate as generate() does, for `await`; cancelled, it stops within one step."""
         return await last_of(self.astream(prompt, **given))
-
-
-def bundled(name: str = "sudoku") -> str:
-    """Return the path of a model that comes with dgemma: "sudoku", or "tidy", which chats and does small text tasks.
-
-    Raises UsageError for another name.
-    """
-    from importlib.resources import files
-
-    if name not in BUNDLED:
-        raise UsageError(f"no model {name!r} comes with dgemma; it has {' and '.join(BUNDLED)}")
-    return os.fspath(files("dgemma").joinpath("models", f"{name}-q8_0.gguf"))  # type: ignore[call-overload, no-any-return]
 
 
 def backends() -> list[str]:

@@ -9,16 +9,34 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from typing import Any, TypeAlias
 
+PIECE = 1 << 20  # bytes that are written at once
 LARGE = 100_000  # bytes: larger files are told with their SHA-256, as the Hub tells what git-lfs keeps
+
+
+class Hollow:
+    """A file of any size that is zeros behind its beginning."""
+
+    def __init__(self, beginning: bytes, size: int) -> None:
+        self.beginning, self.size = beginning, size
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, part: slice) -> bytes:
+        first, stop, _ = part.indices(self.size)
+        return self.beginning[first:stop].ljust(stop - first, b"\0")
+
+
+File: TypeAlias = "bytes | Hollow"
 
 
 @dataclass
 class Hub:
     """`repositories`: files by name, by repository. `sent`: what was asked for and how many bytes of it were sent."""
 
-    repositories: dict[str, dict[str, bytes]]
+    repositories: dict[str, dict[str, File]]
     break_at: dict[str, int] = field(default_factory=dict)  # the next answer ends at this byte of the file
     stall_at: dict[str, int] = field(default_factory=dict)  # answers stop there and wait
     sent: list[tuple[str, str, int, int]] = field(default_factory=list)  # method, file, first byte, bytes
@@ -32,7 +50,7 @@ class Hub:
     url: str = ""
 
     def commit(self, repository: str) -> str:
-        text = json.dumps({n: hashlib.sha1(d).hexdigest() for n, d in self.repositories[repository].items()})
+        text = json.dumps({n: hashlib.sha1(_content(d)).hexdigest() for n, d in self.repositories[repository].items()})
         return hashlib.sha1(text.encode()).hexdigest()
 
     def bytes_of(self, file: str) -> list[tuple[int, int]]:
@@ -105,7 +123,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.end_headers()
 
-    def _file(self, name: str, files: dict[str, bytes], commit: str) -> None:
+    def _file(self, name: str, files: dict[str, File], commit: str) -> None:
         if name not in files:
             return self._json({"error": "no such file"}, 404, {"X-Error-Code": "EntryNotFound"})
         data, first, last = files[name], 0, len(files[name]) - 1
@@ -122,7 +140,8 @@ class _Handler(BaseHTTPRequestHandler):
         stop = last + 1
         if self.command == "GET":
             stop = min(stop, self.hub.break_at.pop(name, stop), self.hub.stall_at.get(name, stop))
-            self.wfile.write(data[first:stop])
+            for start in range(first, stop, PIECE):
+                self.wfile.write(data[start : min(start + PIECE, stop)])
             self.wfile.flush()
         self.hub.sent.append((self.command, name, first, stop - first))
         if self.command == "GET" and stop <= last:
@@ -133,10 +152,15 @@ class _Handler(BaseHTTPRequestHandler):
             self.connection.close()
 
 
-def _about(data: bytes) -> dict[str, Any]:
+def _content(data: File) -> bytes:
+    """What a checksum is made of. That of a hollow file is none of its own: nobody sends it whole."""
+    return data if isinstance(data, bytes) else data.beginning
+
+
+def _about(data: File) -> dict[str, Any]:
     """A file's entry in lists."""
-    told: dict[str, Any] = {"size": len(data), "oid": hashlib.sha1(data).hexdigest(), "blobId": "0" * 40}
+    told: dict[str, Any] = {"size": len(data), "oid": hashlib.sha1(_content(data)).hexdigest(), "blobId": "0" * 40}
     if len(data) > LARGE:
-        sha256 = hashlib.sha256(data).hexdigest()
+        sha256 = hashlib.sha256(_content(data)).hexdigest()
         told["lfs"] = {"oid": sha256, "sha256": sha256, "size": len(data), "pointerSize": 130}
     return told

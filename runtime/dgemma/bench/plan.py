@@ -173,10 +173,12 @@ def described(told: Any, path: str) -> Machine:
     return Machine(name, about, source, {r.field: told.get(r.field, 0) * r.scale for r in rates().values()})
 
 
-def this_machine(path: str | os.PathLike[str], **options: Any) -> Machine:
-    """Measure this machine for some seconds: its memory, the model's disk, and the speed of the first layer and head.
+def this_machine(path: str | os.PathLike[str], has_weights: bool = True, **options: Any) -> Machine:
+    """Measure this machine for some seconds.
 
-    options: arguments of Model. The machine is described without its GPU: see with_device.
+    Measured are memory, the disk that the model lies on, and how fast the model's first layer and its head are
+    computed. options: Model's. The machine has no GPU: see with_device. has_weights: otherwise the file is a header,
+    the disk is assumed, and what is computed are random weights of its shapes and types.
     """
     memory = measure_machine(0).best("memory")
     if not memory:
@@ -184,9 +186,18 @@ def this_machine(path: str | os.PathLike[str], **options: Any) -> Machine:
     ram = free_memory()
     if ram is None:
         raise Error("this system does not tell how much memory is free: describe it with --machine FILE")
-    disk = measure_disk(path)
-    speed = measure_speed(path, **options)
-    source = f"measured on the first layer{'' if disk else '; the disk is assumed, the file being too small to tell'}"
+    disk = measure_disk(path) if has_weights else None
+    if has_weights:
+        speed = measure_speed(path, **options)
+        source = (
+            f"measured on the first layer{'' if disk else '; the disk is assumed, the file being too small to tell'}"
+        )
+    else:
+        from dgemma.bench.sample import sample
+
+        with sample(path) as measured:
+            speed = measure_speed(measured, **options)
+        source = "measured on a layer of random weights; the disk is assumed until the file is there"
     given = {"ram": ram, "disk": disk or DISK, "host": memory, "cpu_ops": speed["experts"]}
     return Machine(
         "this machine",
@@ -248,15 +259,22 @@ def free_memory() -> int | None:
 
 
 def plan(
-    model: Model, machine: Machine, ram: int | None = None, vram: int | None = None, context: int | None = None
+    model: Model,
+    machine: Machine,
+    ram: int | None = None,
+    vram: int | None = None,
+    context: int | None = None,
+    scale: float = 1.0,
 ) -> Plan:
     """Return the fastest plan. ram, vram: budgets in bytes; None: the machine's memory, less a margin for other uses.
 
-    context: tokens whose keys and values are held. Raises MemoryBudgetError for a budget that is too small.
+    context: tokens whose keys and values are kept. scale: the bytes of the weights over this file's, for one of
+    another type. Raises MemoryBudgetError for a budget that cannot be kept.
     """
     config = model.config
     context = min(CONTEXT, config.context_length) if context is None else context
     error, demand, out = new_error(), _demand(model, machine, context), ffi.new("dg_plan *")
+    _resize(demand, scale)
     name = ffi.new("char[]", machine.name.encode(errors="replace"))
     native = ffi.new("dg_machine *", {"name": name, **machine.rates})
     budgets = [-1 if size is None else min(size, 1 << 62) for size in (ram, vram)]
@@ -283,6 +301,13 @@ def _demand(model: Model, machine: Machine, context: int) -> Any:
     demand.top_ops = machine.top * (work.pop("head") + work.pop("condition"))
     demand.layer_ops = machine.layers * sum(work.values())
     return demand
+
+
+def _resize(demand: Any, scale: float) -> None:
+    """Give a demand the weights of a type that takes `scale` times as many bytes."""
+    for layer in range(demand.n_layer):
+        demand.block_bytes[layer] = round(demand.block_bytes[layer] * scale)
+    demand.layer_bytes, demand.top_bytes = (round(size * scale) for size in (demand.layer_bytes, demand.top_bytes))
 
 
 def _read(out: Any, demand: Any, machine: Machine, tokens: int) -> Plan:

@@ -47,7 +47,9 @@ SHAPES: dict[str, dict[str, Any]] = {
         head_dim=(64, 128), sliding_window=16, n_vocab=512, canvas_length=32, context_length=2048,
     ),
 }  # fmt: skip
-PERIOD = 6  # five sliding layers, then a full one
+PERIOD = 6  # five sliding layers, one full
+VOCABULARY = 512  # tokens at least, so that bytes are among them
+SHAPE_NAMES = ", ".join(f"{name} of {shape['layers']} layers" for name, shape in SHAPES.items())
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,6 +251,16 @@ def make(folder: Path, model: Synthetic, progress: Callable[[int, int], None] | 
             if progress:
                 progress(done, total)
         file.commit(force=True)
+    return path
+
+
+def make_header(folder: Path, model: Synthetic) -> Path:
+    """Write the header of the model's file into one that is as long and has no weights; return its path."""
+    plan = blueprint(model)
+    path = folder / f"{model.name}.gguf"
+    with path.open("wb") as out:
+        out.write(plan.header)
+        out.truncate(plan.file_bytes)
     return path
 
 

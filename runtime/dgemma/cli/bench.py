@@ -18,15 +18,15 @@ from dgemma.bench.measure import FLAT, bench
 from dgemma.bench.plan import placed, this_machine, with_device
 from dgemma.bench.plot import plot, plot_writing, writing_path
 from dgemma.bench.report import markdown
-from dgemma.bench.synthetic import SHAPES, Synthetic, cache_folder, make
+from dgemma.bench.synthetic import SHAPE_NAMES, SHAPES, Synthetic, cache_folder, make
 from dgemma.cli import Command, version_option
-from dgemma.cli.files import InputFile, OutputFile
+from dgemma.cli.files import ModelFile, OutputFile
 from dgemma.cli.output import say_json, write
 from dgemma.cli.running import ram_option, running_options
 from dgemma.convert.recipe import RECIPES
 from dgemma.files.json_lines import as_bytes
 from dgemma.files.output import json_kind, readable, write_whole
-from dgemma.hub.download import local_model
+from dgemma.hub.models import local_model
 from dgemma.model import Model, bundled, has_vram
 from dgemma.ui.charts import CHART, refuse_chart
 from dgemma.ui.progress import progress_bar, telling
@@ -34,13 +34,11 @@ from dgemma.ui.progress import progress_bar, telling
 FIGURES = json_kind("figures of dg-bench", "schema", "machine", "peaks", "step")
 SHARP = 0.05  # at this temperature random logits leave as few likely words as those of a trained model
 
-NAMES = ", ".join(f"{name} of {shape['layers']} layers" for name, shape in SHAPES.items())
+HELP = f"""Times the parts of a denoising step and the encoding of a prompt, beside what the machine can do at best.
 
-HELP = f"""Times the parts of a denoising step and the encoding of a prompt, and shows the machine's limits beside them.
-
-MODEL is a GGUF file, or hf:owner/name[:TYPE]; without one, and without --shape, the Sudoku model that comes with
-dgemma is measured. --shape makes a model file with random weights in the shapes and formats of a real model, and keeps
-it for later runs.
+MODEL is a GGUF file, or tidy or sudoku, which come with dgemma, or hf:owner/name[:TYPE]; without one, and without
+--shape, sudoku is measured. --shape makes a model of random weights in true shapes and formats, once, and keeps it: a
+file like any other.
 
 \b
   dg-bench model.gguf
@@ -49,7 +47,7 @@ it for later runs.
   dg-bench model.gguf -o figures.json --plot step.svg
 
 \b
-Shapes: {NAMES}
+Shapes: {SHAPE_NAMES}
 
 Operations are calculated from the model's sizes, two for each multiply-add. The machine's limits are measured in the
 same run. Tables go to standard output, in Markdown; --json prints all figures instead, and -o writes them to a file.
@@ -59,7 +57,7 @@ wrong usage, 130 after Ctrl-C.
 
 
 @click.command(cls=Command, name="dg-bench", help=HELP, context_settings={"help_option_names": ["-h", "--help"]})
-@click.argument("model", required=False, type=InputFile())
+@click.argument("model", required=False, type=ModelFile())
 @click.option("--shape", type=click.Choice(list(SHAPES)), metavar="NAME", help="Measure random weights of this shape.")
 @click.option("--layers", type=click.IntRange(1, 256), metavar="N", help="Layers of the shape; default: all.")
 @click.option(

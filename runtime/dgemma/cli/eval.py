@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from dgemma.cli import Command, version_option
-from dgemma.cli.files import InputFile, InputPath, OutputFile
+from dgemma.cli.files import InputFile, InputPath, ModelFile, OutputFile
 from dgemma.cli.output import say_json, write
 from dgemma.cli.running import ram_option, running_options
 from dgemma.errors import UsageError
@@ -26,7 +26,7 @@ from dgemma.eval.tasks import SHIPPED, Task, load, shipped, suitable
 from dgemma.files.identity import identity
 from dgemma.files.json_lines import as_bytes
 from dgemma.files.output import json_kind, write_whole
-from dgemma.hub.download import local_model
+from dgemma.hub.models import local_model
 from dgemma.model import Model, bundled
 from dgemma.ui.charts import CHART, refuse_chart
 from dgemma.ui.progress import telling
@@ -41,9 +41,9 @@ def listed(lines: Mapping[str, str]) -> str:
 HELP = f"""Measures the quality of model files and settings: how close a file is to another file of the same model, and
 how many tasks it solves.
 
-MODELS are GGUF files, or hf:owner/name[:TYPE]; without one, the Sudoku model that comes with dgemma is measured. With
---against or --base, files are compared with a base. With --task, tasks are done. Without any of these, all tasks that
-come with dgemma and that the model's vocabulary can read are done.
+MODELS are GGUF files, or tidy or sudoku, which come with dgemma, or hf:owner/name[:TYPE]; without one, sudoku is
+measured. With --against or --base, files are compared; tasks are done where there is --task, and without a base: then
+all shipped ones that the model can read.
 
 \b
   dg-eval model-q4_k_m.gguf --against model-q8_0.gguf --layers
@@ -77,9 +77,9 @@ def path_option(
 
 
 @click.command(cls=Command, name="dg-eval", help=HELP, context_settings={"help_option_names": ["-h", "--help"]})
-@click.argument("models", nargs=-1, type=InputFile())
+@click.argument("models", nargs=-1, type=ModelFile())
 @click.option(
-    "--against", type=InputFile(), metavar="BASE", help="Compare the distributions and answers with this file's."
+    "--against", type=ModelFile(), metavar="BASE", help="Compare the distributions and answers with this file's."
 )
 @path_option("--base", "base_file", InputPath(), "Compare with a base that --save-base wrote.")
 @path_option("--save-base", "save_base", OutputFile(BASE), "Save the base's results, for later runs with --base.")

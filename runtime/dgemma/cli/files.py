@@ -16,6 +16,7 @@ from typing import Any, TextIO
 import click
 
 from dgemma.errors import UsageError
+from dgemma.files.bundled import named
 from dgemma.files.output import Kind, check_distinct, check_target
 from dgemma.hub.names import PREFIX
 from dgemma.units import size_text
@@ -37,6 +38,13 @@ class InputFile(click.ParamType):  # type: ignore[type-arg, unused-ignore]  # ge
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         return str(value)
+
+
+class ModelFile(InputFile):
+    """The type of an option for a model; the value is the text that was given, or the path of a bundled model."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return named(str(value))
 
 
 class InputPath(InputFile):

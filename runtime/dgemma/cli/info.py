@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
 from dgemma.bench.plan import Plan, told
-from dgemma.cli import Command, version_option
-from dgemma.cli.files import InputFile
+from dgemma.cli import Command, version_option, which
+from dgemma.cli.files import ModelFile
 from dgemma.cli.inspect import BOS, TURN_END, facts
 from dgemma.cli.output import say_json
 from dgemma.cli.plan import HELP as PLAN_HELP
-from dgemma.cli.plan import make_plan, notes, plan_options, refuse_alone, sections, summary, title
+from dgemma.cli.plan import make_plan, notes, plan_options, planned_file, refuse_alone, sections, summary, title
 from dgemma.cli.routing import routing_columns, routing_facts, routing_rows
-from dgemma.hub.download import local_model
+from dgemma.cli.which import Verdict, verdicts
+from dgemma.hub.choice import Choices, choices
+from dgemma.hub.models import Header
 from dgemma.native.metadata import keys
 from dgemma.ui.terminal import is_terminal, shown
 from dgemma.units import size_text
@@ -27,8 +28,9 @@ if TYPE_CHECKING:
 
 HELP = f"""Shows what a GGUF file holds: its model, types and sizes, parameters by part, tokenizer and chat template.
 
-MODEL is a GGUF file (of a split file the first part), or hf:owner/name[:TYPE]. Of a file that dgemma cannot run, such
-as a vocabulary without weights, everything that can be read is shown.
+MODEL is a GGUF file, of a split one the first part, or tidy or sudoku, which come with dgemma, or hf:owner/name[:TYPE],
+of which the header alone is read, unless the file is in the cache; without a TYPE, where several files fit, they are
+listed. A file that dgemma does not run, such as a vocabulary alone, is told as far as it goes.
 
 \b
   dg-info model.gguf
@@ -36,6 +38,8 @@ as a vocabulary without weights, everything that can be read is shown.
   dg-info model.gguf --json | jq .parameters
   dg-info model.gguf --plan --machine rtx4060-laptop
   dg-info model.gguf --plan --ram 8G
+  dg-info hf:owner/name --plan                     # which of its files this machine can use
+  dg-info --plan --shape 26b-a4b --type q4_k_m     # without any file
   dg-info model.gguf --routing
 
 --routing shows how often each expert was chosen, as counted by dg-run --save-routing; under dg-run --ram, the experts
@@ -49,40 +53,90 @@ LINES = 24  # the most lines of a chat template that are shown
 
 
 @click.command(cls=Command, name="dg-info", help=HELP, context_settings={"help_option_names": ["-h", "--help"]})
-@click.argument("model", type=InputFile())
+@click.argument("model", required=False, type=ModelFile())
 @click.option("--tensors", is_flag=True, help="List every tensor.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a page.")
 @click.option("--routing", is_flag=True, help="Show how often each expert was chosen.")
 @plan_options
 @version_option("dg-info")
-def main(model: str, tensors: bool, as_json: bool, routing: bool, as_plan: bool, **flags: Any) -> None:
-    refuse_alone(as_plan, **flags)
+def main(
+    model: str | None,
+    tensors: bool,
+    as_json: bool,
+    routing: bool,
+    as_plan: bool,
+    type_: str | None,
+    layers: int | None,
+    **flags: Any,
+) -> None:
+    shape = flags.pop("shape")
+    refuse_alone(as_plan, shape=shape, **flags)
     if routing and as_plan:
         raise click.UsageError("--routing and --plan tell different things; give one")
-    path = Path(local_model(model))
-    plan = make_plan(path, **flags) if as_plan else None
-    found = told(plan) if plan else routing_facts(path) if routing else facts(path)
+    if model is not None and shape is None and not routing and (several := choices(model)):
+        judged = verdicts(several, **flags) if as_plan else None
+        if as_json:
+            say_json(which.as_json(several, judged), indent=1)
+        else:
+            files_page(several, judged, new_console())
+        return
+    with planned_file(model, shape, type_, layers) as header:
+        plan = make_plan(header.path, header.is_whole, **flags) if as_plan else None
+        found = told(plan) if plan else routing_facts(header.path) if routing else facts(header.path)
+    if "path" in found:
+        found["path"] = header.name
     if as_json:
-        say_json(found, indent=1)
+        say_json(found | to_fetch(header), indent=1)
         return
-    from rich.console import Console
-
-    console = Console(highlight=False, width=None if is_terminal(sys.stdout) else WIDE)
+    console = new_console()
     if plan:
-        plan_page(path, plan, console)
-        return
-    if routing:
+        plan_page(header.name, plan, console)
+    elif routing:
         line(console, found["counts"], "bold")
         section(console, "Experts", routing_columns(found), routing_rows(found))
-        return
-    page(found, console)
-    if tensors:
-        rows = [(t["name"], dims(t["dims"]), t["format"], f"{t['bytes']:,}") for t in found["tensors"]]
-        section(console, "Tensors", ("name", "dims", "type", ">bytes"), rows)
+    else:
+        page(found, console)
+        if tensors:
+            rows = [(t["name"], dims(t["dims"]), t["format"], f"{t['bytes']:,}") for t in found["tensors"]]
+            section(console, "Tensors", ("name", "dims", "type", ">bytes"), rows)
+    if header.to_come:
+        line(console, fetch_note(header), "yellow")
 
 
-def plan_page(path: Path, plan: Plan, console: Console) -> None:
-    line(console, title(path, plan), "bold")
+def new_console() -> Console:
+    from rich.console import Console
+
+    return Console(highlight=False, width=None if is_terminal(sys.stdout) else WIDE)
+
+
+def files_page(found: Choices, judged: Sequence[Verdict] | None, console: Console) -> None:
+    section(console, f"{found.name}: {len(found.files)} GGUF files", *which.table(found, judged))
+    console.print()
+    if found.free:
+        line(console, f"{found.free[0]} has {size_text(found.free[1])} free.", "")
+    example = next((choice for choice in reversed(found.files) if not choice.unread), found.files[-1])
+    more = f"dg-info or dg-run with a type, as {example.name}"
+    line(console, more if judged else f"--plan tells which are usable here; {more}", "")
+
+
+def to_fetch(header: Header) -> dict[str, Any]:
+    """Return what would have to be fetched, for JSON; nothing where the file is here."""
+    if not header.to_come:
+        return {}
+    free = None if header.free is None else {"folder": str(header.free[0]), "bytes": header.free[1]}
+    return {"to_come": header.to_come, "free": free}
+
+
+def fetch_note(header: Header) -> str:
+    text = f"Its header alone was read. Still to be fetched to run it: {size_text(header.to_come)}"
+    if header.free is None:
+        return text + "."
+    lacks = ": too little" if header.free[1] < header.to_come else ""
+    return f"{text}; {header.free[0]} has {size_text(header.free[1])} free{lacks}."
+
+
+def plan_page(name: str, plan: Plan, console: Console) -> None:
+    line(console, title(name, plan), "bold")
     for heading, columns, rows in sections(plan):
         section(console, heading, columns, rows)
     console.print()

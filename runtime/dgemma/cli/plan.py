@@ -4,24 +4,33 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import click
 
 from dgemma.bench.plan import STEPS, Machine, Plan, find_machine, machines, plan, rates, this_machine
+from dgemma.bench.synthetic import SHAPE_NAMES, SHAPES, Synthetic, make_header
 from dgemma.cli.files import InputFile
 from dgemma.cli.running import Size
+from dgemma.convert.recipe import RECIPES
+from dgemma.hub.models import Header, model_header
 from dgemma.model import Model
+from dgemma.ui.progress import telling
 from dgemma.units import size_text
 
 Section = tuple[str, tuple[str, ...], list[tuple[str, ...]]]  # title, columns (those of numbers begin with >), rows
 
+SHAPED = "q4_k_m"  # the type of a shape, unless it is said otherwise
+
 MACHINES = "\n".join(f"  {machine.name:<16}{machine.about}" for machine in machines().values())
 FIELDS = "\n".join(f"  {rate.field:<9}{rate.unit:<7}{rate.help}" for rate in rates().values())
 
-HELP = f"""--plan shows where the weights would be kept under memory budgets, and predicts the time of a step from a
-machine's bandwidths. Known machines:
+HELP = f"""--plan tells what would live where under memory budgets, and predicts from a machine's bandwidths what a step
+would take. It needs no weights: of a file of the Hub the header alone is read, and with --shape none at all (shapes:
+{SHAPE_NAMES}). Machines that can be planned for:
 
 \b
 {MACHINES}
@@ -37,6 +46,17 @@ memory, its disk, and the speed of the model's first layer and head are measured
 def plan_options(command: Any) -> Any:
     """Add --plan, and the flags that only it takes."""
     for option in (
+        click.option("--layers", type=click.IntRange(1, 256), metavar="N", help="Of --shape; default: all there are."),
+        click.option(
+            "--type",
+            "type_",
+            type=click.Choice(list(RECIPES), case_sensitive=False),
+            metavar="TYPE",
+            help="Of --shape's weights, as dg-convert's; default: q4_k_m.",
+        ),
+        click.option(
+            "--shape", type=click.Choice(list(SHAPES)), metavar="NAME", help="Of --plan: no file, but this shape."
+        ),
         click.option(
             "--context", type=click.IntRange(1, 2**31 - 1), metavar="N", help="For --plan: tokens of context to hold."
         ),
@@ -55,11 +75,43 @@ def plan_options(command: Any) -> Any:
     return command
 
 
-def make_plan(path: Path, ram: int | None, vram: int | None, machine: str | None, context: int | None) -> Plan:
-    """Make a plan for a model's file; its weights are not read."""
-    where: Machine = this_machine(path) if machine is None else find_machine(machine)
+def make_plan(
+    path: Path, has_weights: bool, ram: int | None, vram: int | None, machine: str | None, context: int | None
+) -> Plan:
+    """Make a plan from the file's header alone. has_weights: otherwise the file is no more than that."""
     with Model(os.fspath(path), backend="cpu", threads=1) as model:
+        where = machine_of(path, has_weights, machine)
         return plan(model, where, ram, vram, context)
+
+
+def machine_of(path: Path, has_weights: bool, machine: str | None) -> Machine:
+    """Return the machine of a name or a file; of neither, this one, which is measured."""
+    if machine is not None:
+        return find_machine(machine)
+    with telling() as say:
+        say("measuring this machine, some seconds")
+        return this_machine(path, has_weights)
+
+
+@contextmanager
+def planned_file(model: str | None, shape: str | None, type: str | None, layers: int | None) -> Iterator[Header]:
+    """Yield the file of a MODEL, or of a shape: at least its header, which is gone when the block ends."""
+    if shape is None:
+        for flag, given in (("--type", type), ("--layers", layers)):
+            if given is not None:
+                raise click.UsageError(f"{flag} needs --shape")
+        if model is None:
+            raise click.UsageError("Missing argument 'MODEL'.")
+        with model_header(model) as header:
+            yield header
+        return
+    if model is not None:
+        raise click.UsageError("a MODEL and --shape both say what to plan for; give one")
+    wanted = Synthetic(shape, layers, (type or SHAPED).lower())
+    with TemporaryDirectory(prefix="dgemma-") as room:
+        path = make_header(Path(room), wanted)
+        size = size_text(path.stat().st_size)
+        yield Header(path, f"{shape}, {wanted.n_layer} layers, {wanted.type}: {size}", False)
 
 
 def refuse_alone(as_plan: bool, **flags: object) -> None:
@@ -69,9 +121,9 @@ def refuse_alone(as_plan: bool, **flags: object) -> None:
             raise click.UsageError(f"--{flag} needs --plan")
 
 
-def title(path: Path, plan: Plan) -> str:
+def title(name: str, plan: Plan) -> str:
     about = f" ({plan.machine.about})" if plan.machine.about else ""
-    return f"{path} on {plan.machine.name}{about}"
+    return f"{name} on {plan.machine.name}{about}"
 
 
 def summary(plan: Plan) -> str:

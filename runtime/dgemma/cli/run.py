@@ -14,12 +14,13 @@ from dgemma.chat.template import no_template
 from dgemma.cli import WRONG_USAGE, Command, batch, version_option
 from dgemma.cli.answer import Watch, as_object, reader_for, work
 from dgemma.cli.display import display, figures
-from dgemma.cli.files import STDIN, InputFile, OutputBeside, OutputFile, read_file, standard_input
+from dgemma.cli.files import STDIN, InputFile, ModelFile, OutputBeside, OutputFile, read_file, standard_input
 from dgemma.cli.infill import Task, edit_options, fill_options
 from dgemma.cli.interrupts import INTERRUPTED, StopOnCtrlC
 from dgemma.cli.output import Speaker, say_json
 from dgemma.cli.record.recorder import RECORDING, Recorder
 from dgemma.cli.running import ram_option, running_options, traffic_facts, traffic_line
+from dgemma.cli.which import choose
 from dgemma.errors import Stopped, UsageError
 from dgemma.events import Result
 from dgemma.files.output import check_target
@@ -34,9 +35,11 @@ PUZZLE = "53..7.... 6..195... .98....6. 8...6...3 4..8.3..1 7...2...6 .6....28. 
 
 HELP = f"""Answers a prompt with a DiffusionGemma model.
 
-MODEL is a GGUF file, or hf:owner/name[:TYPE]: a repository of the Hugging Face Hub, whose file of that type is
-downloaded once (pip install 'dgemma[hub]'). Without one, the Sudoku model that comes with dgemma runs: its prompt is
-nine rows of nine characters, a dot for a blank, each row with a newline behind it.
+MODEL is a GGUF file, or tidy or sudoku, which come with dgemma (a file of such a name is ./tidy), or
+hf:owner/name[:TYPE]: a repository of the Hugging Face Hub, whose file of that type is fetched once (pip install
+'dgemma[hub]'). Without a TYPE it is the largest file
+that this machine's plan calls usable (dg-info hf:owner/name --plan lists them). Without a MODEL it is sudoku: its
+prompt is nine rows of nine characters, a dot for a blank, each row with a newline behind it.
 
 \b
   printf '%s\\n' {PUZZLE[:39]} \\
@@ -132,7 +135,7 @@ def sentence(text: str) -> str:
 
 
 @click.command(cls=Command, name="dg-run", help=HELP, context_settings={"help_option_names": ["-h", "--help"]})
-@click.argument("model", required=False, type=InputFile())
+@click.argument("model", required=False, type=ModelFile())
 @click.option("-p", "--prompt", "text", metavar="TEXT", help="The prompt.")
 @click.option(
     "-f",
@@ -182,6 +185,7 @@ def sentence(text: str) -> str:
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object: answer, figures and settings.")
 @click.option("--quiet", is_flag=True, help="Print neither progress nor figures.")
+@click.option("--yes", is_flag=True, envvar="DGEMMA_YES", help="Ask nothing before a large download.")
 @version_option("dg-run")
 def main(
     model: str | None,
@@ -202,6 +206,7 @@ def main(
     records: tuple[Path, ...],
     as_json: bool,
     quiet: bool,
+    yes: bool,
     **settings: Any,
 ) -> int | None:
     task = Task.take(settings)
@@ -217,7 +222,7 @@ def main(
         others = dict(prompt=text is not None, file=file is not None, chat=chat, json=as_json, record=bool(records))
         refuse_beside("batch", task, **others, visual=visual)
         template_fields = {"system": system, "thinking": think or None, "raw": raw or None}
-        with Model(model, **opening) as opened, saving_routing(opened, save_routing):
+        with Model(choose(model, "dg-run", ram, yes), **opening) as opened, saving_routing(opened, save_routing):
             refuse_without_template(opened, system, think)
             return batch.run(opened, lines, output, quiet, restart, exact, **template_fields, **settings)
     if chat:
@@ -225,7 +230,7 @@ def main(
         if file == "-":
             raise click.UsageError("-f - and --chat both read standard input")
         first = read_prompt(text, file) if text is not None or file is not None else None
-        with Model(model, **opening) as opened, saving_routing(opened, save_routing):
+        with Model(choose(model, "dg-run", ram, yes), **opening) as opened, saving_routing(opened, save_routing):
             refuse_without_template(opened, system, think)
             from dgemma.cli.chat import Chat
 
@@ -243,10 +248,11 @@ def main(
     if task is not None:
         task.check(prompted, stdin=file == "-", templated=system is not None or think)
     message = read_prompt(text, file) if task is None or prompted else None
+    path = choose(model, "dg-run", ram, yes)
     shown, stopped = display(visual, quiet), None
     with shown, StopOnCtrlC(acknowledge=shown.stopping), ExitStack() as stack:
-        shown.doing(f"opening {model or 'the bundled model'}")
-        opened = stack.enter_context(Model(model, **opening))
+        shown.doing(f"opening {path or 'sudoku'}")
+        opened = stack.enter_context(Model(path, **opening))
         stack.enter_context(saving_routing(opened, save_routing))
         prompt = to_prompt(opened, message, system, think, raw) if message is not None else None
         used = opened.settings(**settings)

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from dgemma.cli import Command, version_option
-from dgemma.cli.files import InputFile
+from dgemma.cli.files import ModelFile
 from dgemma.cli.running import Size, ram_option, running_options
 from dgemma.errors import UsageError
 from dgemma.model import Model
@@ -57,7 +57,7 @@ def help_text() -> str:
 /v1/chat/completions, /v1/completions and /v1/edits (rewrites a passage of a text), streaming or not, and /v1/models;
 /health; and /metrics for Prometheus.
 
-MODEL is a GGUF file, or hf:owner/name[:TYPE]. Without one, the Sudoku model that comes with dgemma is served.
+MODEL is a GGUF file, or tidy or sudoku, which come with dgemma, or hf:owner/name[:TYPE]. Without one, sudoku is served.
 
 \b
   dg-serve model.gguf                                  # then open http://127.0.0.1:8080
@@ -72,8 +72,8 @@ a request begins like an earlier one, only the rest is encoded. After Ctrl-C, ru
 
 
 @click.command(cls=Command, name="dg-serve", help=help_text(), context_settings={"help_option_names": ["-h", "--help"]})
-@click.argument("model", required=False, type=InputFile())
-@click.option("--host", default="127.0.0.1", metavar="ADDRESS", help="The address to listen on.")
+@click.argument("model", required=False, type=ModelFile())
+@click.option("--host", default="127.0.0.1", metavar="ADDRESS", help="Where to listen.")
 @click.option(
     "--port",
     type=click.IntRange(0, 65535),

@@ -1,12 +1,10 @@
-"""Downloads models from the Hugging Face Hub, by the name hf:owner/name.
+"""Fetches files of a repository of the Hugging Face Hub.
 
-    dgemma.Model("hf:unsloth/diffusiongemma-26B-A4B-it-GGUF:Q4_K_M")
-
-Files are kept in the Hub's own cache (HF_HOME), which other programs use too, so each is downloaded once. With
-HF_HUB_OFFLINE=1 only the cache is used. The cache is also used where the Hub cannot be reached or refuses the request;
-a line on standard error then says so. The endpoint, tokens and proxies are those of `huggingface_hub`, an optional
-extra. This module downloads the files itself: an interrupted download is resumed, a file gets its name in the cache
-only after its SHA-256 was checked, and every name from the server is checked before it becomes a path.
+Files are kept in the Hub's own cache (HF_HOME), which other programs share, and fetched once: with HF_HUB_OFFLINE=1
+what is there is used, and so it is where the Hub cannot be asked or refuses, which a line on standard error then says.
+The endpoint, tokens and proxies are those of `huggingface_hub`, which is an optional extra. Files are fetched here, not
+by it: they go on where they broke off, get their name in the cache when their SHA-256 is right, and nothing that a
+server says becomes a path unchecked.
 """
 
 from __future__ import annotations
@@ -39,85 +37,18 @@ from dgemma.hub.cache import (
     sha256,
     snapshot,
 )
-from dgemma.hub.names import PREFIX, Name, is_checkpoint, is_relative, lacks_parts, parse, small, weights
-from dgemma.hub.names import of_type as _of_type
+from dgemma.hub.headers import gguf_header
+from dgemma.hub.names import Name, is_relative
 from dgemma.ui.progress import progress_bar
 from dgemma.ui.terminal import one_line, tell
 from dgemma.units import size_text
 
-TRIES = 5  # a download fails after so many tries in a row without a new byte
-PAUSE = 1.0  # seconds before the second try; doubled for each further one
+TRIES = 5  # tries in a row that bring no byte
+PAUSE = 1.0  # seconds before the second, then twice as long each time
 ASKED = 10.0  # seconds that the Hub may take to list a repository
-LISTING = 64 << 20  # the most bytes of a repository's list of files
-LARGEST = 1 << 62  # the most bytes of a file
+LISTING = 64 << 20  # bytes of a repository's listing at most
+LARGEST = 1 << 62  # bytes of a file at most
 T = TypeVar("T")
-
-
-def local_model(path: str | os.PathLike[str]) -> str:
-    """Return the path of the GGUF file that a MODEL argument means.
-
-    A path is returned as it is. For hf:owner/name[@revision][:TYPE] it is the repository's file of that type (of a
-    split file, its first part), which is downloaded unless it is in the cache. TYPE is a type as in file names, such as
-    q4_k_m, or a full file name. Raises UsageError where no file or several fit, SystemFailure where it cannot be
-    downloaded.
-    """
-    text = os.fspath(path)
-    if not text.startswith(PREFIX):
-        return text
-    name = parse(text)
-    return os.fspath(_from_hub(name, lambda repository: repository.fetch(_of_type(name, repository.files))[0]))
-
-
-def local_source(path: str | os.PathLike[str]) -> Path:
-    """Return the folder or GGUF file that the SOURCE of a conversion means; see local_model.
-
-    For a repository with a checkpoint, and without a TYPE, it is the checkpoint's folder.
-    """
-    text = os.fspath(path)
-    if not text.startswith(PREFIX):
-        return Path(text)
-    name = parse(text)
-    return _from_hub(name, lambda repository: _source(name, repository))
-
-
-def local_headers(path: str | os.PathLike[str], folder: Path) -> Path:
-    """Return a folder or GGUF file as local_source does, for a caller that reads no weights.
-
-    Of a checkpoint that is not in the cache only the headers are downloaded, into sparse files in `folder` that have
-    the size of the real ones.
-    """
-    text = os.fspath(path)
-    if not text.startswith(PREFIX):
-        return Path(text)
-    name = parse(text)
-
-    def headers(repository: _Repository) -> Path:
-        if name.type or not is_checkpoint(repository.files) or not repository.online:
-            return _source(name, repository)
-        out = folder / name.repository.rpartition("/")[2]
-        out.mkdir()
-        for file in repository.fetch(small(repository.files)):
-            shutil.copyfile(file, out / file.name)
-        for file_name in weights(repository.files):
-            repository.copy_header(file_name, out / file_name)
-        return out
-
-    return _from_hub(name, headers)
-
-
-def _source(name: Name, repository: _Repository) -> Path:
-    files = repository.files
-    lacking = lacks_parts(files) if is_checkpoint(files) else "config.json" in files and not _has_gguf(files)
-    if not name.type and not repository.online and lacking:  # a plan leaves config.json there and no weights
-        raise FormatError(f"{name}: some of its weights are not in the cache")
-    if name.type or not is_checkpoint(files):
-        return repository.fetch(_of_type(name, files))[0]
-    repository.fetch(small(files))  # first, so that a folder with weights has the small files too
-    return repository.fetch(weights(files))[0].parent
-
-
-def _has_gguf(files: Sequence[str]) -> bool:
-    return any(file.lower().endswith(".gguf") for file in files)
 
 
 # ---- The Hub, or its cache ----
@@ -128,9 +59,9 @@ _refusals: ContextVar[dict[str, Exception] | None] = ContextVar("refusals", defa
 
 @contextmanager
 def remember_refusals() -> Iterator[None]:
-    """Within the block, do not ask the Hub again for a name that it refused, or for which it could not be reached.
+    """Within the block, ask a Hub that refused a name, or could not be asked, no second time for it.
 
-    The cache is used for it until the end of the block, and the message is shown once. An inner block does nothing.
+    The cache is used to the end, and one line says so. A block within another one is that other one.
     """
     if _refusals.get() is not None:
         yield
@@ -142,10 +73,10 @@ def remember_refusals() -> Iterator[None]:
         _refusals.reset(token)
 
 
-def _from_hub(name: Name, use: Callable[[_Repository], T]) -> T:
-    """Return use(repository), with the repository from the Hub.
+def from_hub(name: Name, use: Callable[[Repository], T]) -> T:
+    """Return what `use` makes of a repository.
 
-    Where the Hub cannot be reached or refuses, the repository has the files in the cache.
+    It is the Hub's, or where that cannot be asked or refuses, what the cache has.
     """
     try:
         from huggingface_hub.errors import HFValidationError, OfflineModeIsEnabled
@@ -163,22 +94,22 @@ def _from_hub(name: Name, use: Callable[[_Repository], T]) -> T:
     is_news = refused is None
     try:
         if refused is None:
-            return use(_Repository(name, *_listing(name)))
+            return use(Repository(name, *_listing(name)))
     except (_http_error(), OfflineModeIsEnabled, _Broken, _Strange, ValueError) as problem:
-        refused = problem  # ValueError: the endpoint or a proxy is no valid address
+        refused = problem  # a ValueError: of an endpoint or a proxy that is none
     except OSError as problem:
-        raise _cache_failure(name, problem) from None
+        raise _of_cache(name, problem) from None
     assert refused is not None
     try:
         result = _from_cache(name, use, refused, is_news)
     except OSError as problem:
-        raise _cache_failure(name, problem) from None
+        raise _of_cache(name, problem) from None
     if refusals is not None:
         refusals[str(name)] = refused
     return result
 
 
-def _from_cache(name: Name, use: Callable[[_Repository], T], refused: Exception, is_news: bool) -> T:
+def _from_cache(name: Name, use: Callable[[Repository], T], refused: Exception, is_news: bool) -> T:
     from huggingface_hub.errors import OfflineModeIsEnabled
 
     offline, why = isinstance(refused, OfflineModeIsEnabled), _reason(name, refused)
@@ -187,7 +118,7 @@ def _from_cache(name: Name, use: Callable[[_Repository], T], refused: Exception,
     if found is None:
         raise kind(f"{name}: {why}; and it is not in the cache") from None
     try:
-        result = use(_Repository(name, None, dict.fromkeys(found[1]), found[0]))
+        result = use(Repository(name, None, dict.fromkeys(found[1]), found[0]))
     except Error as problem:
         if offline:
             raise
@@ -198,8 +129,7 @@ def _from_cache(name: Name, use: Callable[[_Repository], T], refused: Exception,
     return result
 
 
-def _cache_failure(name: Name, problem: OSError) -> SystemFailure:
-    """Return the error for a file of the cache that cannot be read or written."""
+def _of_cache(name: Name, problem: OSError) -> SystemFailure:
     file = problem.filename2 or problem.filename or "the cache"
     return SystemFailure(f"{name}: {file}: {problem.strerror or problem}")
 
@@ -209,17 +139,17 @@ class _Broken(Exception):
 
 
 class _Strange(Exception):
-    """The server's answer has a form that the Hub's answers do not have."""
+    """An answer is none of the Hub's."""
 
 
 @dataclass(frozen=True)
 class _File:
-    size: int | None  # bytes; None: the Hub does not say
-    sha256: str | None  # large files have one, small ones do not
+    size: int | None
+    sha256: str | None  # large files have one
 
 
-class _Repository:
-    """The files of one commit on the Hub; or, offline, the files in `folder`, a snapshot in the cache."""
+class Repository:
+    """The files of one commit; offline those that are in a folder of the cache."""
 
     def __init__(self, name: Name, commit: str | None, files: dict[str, Any], folder: Path | None = None) -> None:
         self._name, self._commit, self._files, self._folder = name, commit, files, folder
@@ -233,31 +163,62 @@ class _Repository:
         return self._commit is not None
 
     def fetch(self, wanted: Sequence[str]) -> list[Path]:
-        """Download the wanted files that are not in the cache, and return the paths of all there."""
+        """Return the wanted files, in the cache."""
         if self._commit is None:
             assert self._folder is not None
             return [self._folder / file for file in wanted]
         about = [_about(file, self._files[file]) for file in wanted]  # all are checked before anything is fetched
-        found = [self._fetch(file, info) for file, info in zip(wanted, about, strict=True)]
+        self.check_disk(wanted)
+        found = [self._fetch(file, of) for file, of in zip(wanted, about, strict=True)]
         self._link_known()
         remember(self._name, self._commit)
         return found
 
-    def _fetch(self, file: str, info: _File) -> Path:
+    def size(self, file: str) -> int | None:
+        """Return the bytes of a file; None where the Hub does not tell."""
+        if self._folder is not None:
+            return (self._folder / file).stat().st_size
+        return _about(file, self._files[file]).size
+
+    def to_come(self, file: str) -> int:
+        """Return the bytes of a file that are still to be fetched, as far as the Hub tells its size."""
+        if self._commit is None:
+            return 0
+        of = _about(file, self._files[file])
+        if is_whole(snapshot(self._name, self._commit) / file, of.size):
+            return 0
+        if of.sha256 is None:
+            return of.size or 1
+        there = blob(self._name, of.sha256)
+        if is_whole(there, of.size):
+            return 0
+        partial = _partial(there)
+        return max((of.size or 1) - (partial.stat().st_size if partial.is_file() else 0), 1)
+
+    def check_disk(self, wanted: Sequence[str]) -> None:
+        """Raise SystemFailure where the disk has no room for what is still to come of these files."""
+        needed, free = sum(map(self.to_come, wanted)), free_disk(self._name)
+        if free is not None and needed > free[1]:
+            raise SystemFailure(
+                f"{self._name}: no space left for {wanted[0]}: {size_text(needed)} of it are still to come,"
+                f" {free[0]} has {size_text(free[1])}: make room (dg-models list), or set HF_HUB_CACHE to another disk"
+            )
+
+    def _fetch(self, file: str, of: _File) -> Path:
         assert self._commit is not None
-        present = snapshot(self._name, self._commit) / file
-        if is_whole(present, info.size):
-            return present
-        to = _fetch_large(self._name, file, info, self._url(file)) if info.sha256 else self._fetch_small(file, info)
+        there = snapshot(self._name, self._commit) / file
+        if is_whole(there, of.size):
+            return there
+        to = _fetch_large(self._name, file, of, self._url(file)) if of.sha256 else self._fetch_small(file, of)
         return link(self._name, self._commit, file, to)
 
-    def _fetch_small(self, file: str, info: _File) -> Path:
-        """Download a file that has no SHA-256, from its beginning, to a blob named by git's checksum."""
+    def _fetch_small(self, file: str, of: _File) -> Path:
+        """Fetch a file that has no SHA-256, from its beginning, under git's checksum."""
         part = folder_of(self._name) / "blobs" / f"{secrets.token_hex(8)}.incomplete"
         part.parent.mkdir(parents=True, exist_ok=True)
         try:
             with part.open("wb") as out:
-                _download(self._url(file), info.size, out, None)
+                _download(self._url(file), of.size, out, None)
             to = blob(self._name, git_checksum(part))
             os.replace(part, to)
         finally:
@@ -265,19 +226,28 @@ class _Repository:
         return to
 
     def _link_known(self) -> None:
-        """Link files of this commit that the cache has from an earlier one, so that they are found offline too."""
+        """Link what the cache has from an earlier commit to this one: it is found when the Hub cannot be asked."""
         assert self._commit is not None
-        for file, entry in self._files.items():
+        for file, told in self._files.items():
             with suppress(_Strange, OSError):
-                info = _about(file, entry)
-                if info.sha256 and is_whole(present := blob(self._name, info.sha256), info.size):
-                    link(self._name, self._commit, file, present)
+                of = _about(file, told)
+                if of.sha256 and is_whole(there := blob(self._name, of.sha256), of.size):
+                    link(self._name, self._commit, file, there)
+
+    def copy_gguf_header(self, file: str, to: Path) -> None:
+        """Copy the header of a GGUF file into a file of the whole one's length."""
+        size = self._known_size(file)
+        try:
+            header = gguf_header(lambda start, count: self._read(file, start, count), size)
+        except FormatError as problem:
+            raise FormatError(f"{self._name}: {file}: {problem}") from None
+        with to.open("wb") as out:
+            out.write(header)
+            out.truncate(size)
 
     def copy_header(self, file: str, to: Path) -> None:
-        """Download the header of a safetensors file into a sparse file of the full size."""
-        size = _about(file, self._files[file]).size
-        if size is None:
-            raise _Strange(f"{file} has no size there")
+        """Copy the header of a safetensors file into a file of the whole one's length."""
+        size = self._known_size(file)
         length = int.from_bytes(self._read(file, 0, 8), "little")
         if not 2 <= length <= min(size, 100_000_000):
             raise FormatError(f"{self._name}: {file}: not a safetensors file")
@@ -285,7 +255,25 @@ class _Repository:
             out.write(length.to_bytes(8, "little") + self._read(file, 8, length))
             out.truncate(size)
 
+    def _known_size(self, file: str) -> int:
+        size = self.size(file)
+        if size is None:
+            raise _Strange(f"{file} has no size there")
+        return size
+
     def _read(self, file: str, start: int, count: int) -> bytes:
+        """Return bytes of a file. A connection that breaks is tried again."""
+        tries = 0
+        while True:
+            try:
+                return self._read_once(file, start, count)
+            except (_http_error(), _Broken) as problem:
+                tries += 1
+                _wait_or_raise(problem, tries)
+
+    def _read_once(self, file: str, start: int, count: int) -> bytes:
+        if not count:
+            return b""
         data = bytearray()
         with _get(self._url(file), f"bytes={start}-{start + count - 1}") as response:
             _check_place(response, start)
@@ -305,11 +293,11 @@ class _Repository:
         return f"{constants.ENDPOINT}/{self._name.repository}/resolve/{self._commit}/{quote(file)}"
 
 
-# ---- Answers of the Hub ----
+# ---- What the Hub says ----
 
 
 def _listing(name: Name) -> tuple[str, dict[str, Any]]:
-    """Return the commit that a name stands for, and the Hub's entry for each of its files."""
+    """Return the commit that a name stands for, and what is told of each of its files."""
     from huggingface_hub import constants
 
     revision = quote(name.revision or constants.DEFAULT_REVISION, safe="")
@@ -320,20 +308,20 @@ def _listing(name: Name) -> tuple[str, dict[str, Any]]:
             data += chunk
             if len(data) > LISTING:
                 raise _Strange(f"its list of files is longer than {size_text(LISTING)}")
-    return _parse_listing(data)
+    return _understood(data)
 
 
-def _parse_listing(data: bytes | bytearray) -> tuple[str, dict[str, Any]]:
+def _understood(data: bytes | bytearray) -> tuple[str, dict[str, Any]]:
     try:
-        answer = json.loads(data)
+        told = json.loads(data)
     except (ValueError, RecursionError):
         raise _Strange("it is no JSON") from None
-    if not isinstance(answer, dict):
-        raise _Strange(f"it is {answer!r:.60}, not an object")
-    commit, siblings = answer.get("sha"), answer.get("siblings", [])
+    if not isinstance(told, dict):
+        raise _Strange(f"it is {told!r:.60}, not an object")
+    commit, siblings = told.get("sha"), told.get("siblings", [])
     if not isinstance(commit, str) or not COMMIT.fullmatch(commit):
         raise _Strange(f"its sha is {commit!r:.60}, not a commit")
-    if "siblings" not in answer:
+    if "siblings" not in told:
         raise _Strange("it has no siblings, the list of files")
     if not isinstance(siblings, list):
         raise _Strange(f"its siblings are {siblings!r:.60}, not a list of files")
@@ -345,14 +333,14 @@ def _parse_listing(data: bytes | bytearray) -> tuple[str, dict[str, Any]]:
     return commit, {each["rfilename"]: each for each in siblings}
 
 
-def _about(file: str, entry: dict[str, Any]) -> _File:
-    """Return the size and checksum of a file from its entry in the list. Raises _Strange where they make no sense."""
+def _about(file: str, told: dict[str, Any]) -> _File:
+    """Return what is told of a file, once it makes sense."""
     if not is_relative(file):
         raise _Strange(f"it has a file of the name {file!r}, which is no path within a repository")
-    large = entry.get("lfs")
+    large = told.get("lfs")
     if not isinstance(large, (dict, type(None))):
         raise _Strange(f"{file} has lfs {large!r:.60} there, not an object")
-    size = entry.get("size") if large is None or large.get("size") is None else large["size"]
+    size = told.get("size") if large is None or large.get("size") is None else large["size"]
     if size is not None and (not isinstance(size, int) or isinstance(size, bool) or not 0 <= size <= LARGEST):
         raise _Strange(f"{file} has size {size!r:.60} there, not a number of bytes")
     if not large:
@@ -366,33 +354,46 @@ def _about(file: str, entry: dict[str, Any]) -> _File:
 # ---- Downloads ----
 
 
-def _fetch_large(name: Name, file: str, info: _File, url: str) -> Path:
-    """Download a file into the cache, to a blob named by its SHA-256. An interrupted download is resumed."""
-    assert info.sha256 is not None
-    to = blob(name, info.sha256)
-    if is_whole(to, info.size):
+def _fetch_large(name: Name, file: str, of: _File, url: str) -> Path:
+    """Fetch a file into the cache, under its SHA-256. What was there of it is kept."""
+    assert of.sha256 is not None
+    to = blob(name, of.sha256)
+    if is_whole(to, of.size):
         return to
     to.parent.mkdir(parents=True, exist_ok=True)
-    partial = to.with_name(f"{to.name}.incomplete")
+    partial = _partial(to)
     with _locked(partial) as out, progress_bar(PurePosixPath(file).name) as progress:
-        if is_whole(to, info.size):  # another process downloaded it meanwhile
+        if is_whole(to, of.size):  # another process fetched it meanwhile
             partial.unlink()
             return to
-        if info.size is not None:
-            _refuse_full_disk(name, file, to.parent, info.size - out.tell())
-        _download(url, info.size, out, progress)
+        _download(url, of.size, out, progress)
         out.flush()
         os.fsync(out.fileno())
-        if (found := sha256(partial)) != info.sha256:
+        if (found := sha256(partial)) != of.sha256:
             partial.unlink()
-            raise _Strange(f"{file} came damaged, with SHA-256 {found} instead of {info.sha256}: try again")
+            raise _Strange(f"{file} came damaged, with SHA-256 {found} instead of {of.sha256}: try again")
         os.replace(partial, to)
     return to
 
 
+def _partial(to: Path) -> Path:
+    """Return where a blob is while it comes."""
+    return to.with_name(f"{to.name}.incomplete")
+
+
+def free_disk(name: Name) -> tuple[Path, int] | None:
+    """Return the folder of the cache, and the bytes that are free there; None where the system does not tell."""
+    folder = folder_of(name).parent
+    there = next(each for each in (folder, *folder.parents) if each.exists())
+    try:
+        return folder, shutil.disk_usage(there).free
+    except OSError:
+        return None
+
+
 @contextmanager
 def _locked(path: Path) -> Iterator[Any]:
-    """Open a file to append to it; other processes that do the same wait."""
+    """Open the file to append to, for one process at a time."""
     while True:
         with path.open("ab") as out:
             with suppress(OSError):  # a file system without locks
@@ -411,9 +412,9 @@ def _is_at(path: Path, descriptor: int) -> bool:
 
 
 def _download(url: str, size: int | None, out: Any, progress: Callable[[int, int], None] | None) -> None:
-    """Download to the end of `out` until it has `size` bytes; None: until the server has sent all.
+    """Append to `out` until it has `size` bytes; None: until the server has sent all.
 
-    After a connection breaks, the download is resumed.
+    A connection that breaks is taken up again.
     """
     if size is None:
         out.truncate(0)
@@ -423,7 +424,7 @@ def _download(url: str, size: int | None, out: Any, progress: Callable[[int, int
         try:
             with _get(url, f"bytes={before}-" if before or size else None) as response:
                 _check_place(response, before)
-                if response.status_code != 206 and before:  # the server sends the file from its start
+                if response.status_code != 206 and before:  # all of it, from the start
                     out.truncate(0)
                     before = 0
                 for chunk in response.iter_bytes():
@@ -437,16 +438,21 @@ def _download(url: str, size: int | None, out: Any, progress: Callable[[int, int
                 raise _Broken(f"the connection ended at byte {out.tell()} of {size}")
         except (_http_error(), _Broken) as problem:
             tries = 1 if out.tell() > before else tries + 1
-            if tries >= TRIES or (_status(problem) or 500) < 500 or _leads_nowhere(problem):
-                raise
-            time.sleep(PAUSE * 2 ** (tries - 1))
+            _wait_or_raise(problem, tries)
+
+
+def _wait_or_raise(problem: Exception, tries: int) -> None:
+    """Wait before another try; raise what went wrong where none would help, or after the last."""
+    if tries >= TRIES or (_status(problem) or 500) < 500 or _leads_nowhere(problem):
+        raise problem
+    time.sleep(PAUSE * 2 ** (tries - 1))
 
 
 def _check_place(response: Any, start: int) -> None:
-    """Raise _Strange where a part of a file does not begin at `start`, as requested."""
-    range_ = response.headers.get("Content-Range", "")
-    if response.status_code == 206 and range_ and not range_.startswith(f"bytes {start}-"):
-        raise _Strange(f"it sent {range_.strip():.60} instead of those from {start}")
+    """Check that a part of a file begins where it was asked to."""
+    told = response.headers.get("Content-Range", "")
+    if response.status_code == 206 and told and not told.startswith(f"bytes {start}-"):
+        raise _Strange(f"it sent {told.strip():.60} instead of those from {start}")
 
 
 @contextmanager
@@ -463,25 +469,18 @@ def _get(url: str, range_: str | None = None, timeout: float = 30) -> Iterator[A
         yield response
 
 
-def _refuse_full_disk(name: Name, file: str, folder: Path, size: int) -> None:
-    if size > (free := shutil.disk_usage(folder).free):
-        raise SystemFailure(
-            f"{name}: no space left for {file}: it needs {size_text(size)}, {folder} has {size_text(free)}"
-        )
-
-
 # ---- Errors ----
 
 
 def _http_error() -> type[Exception]:
-    """Return the class of errors that the HTTP client of huggingface_hub raises, for any version of it."""
+    """Return what the client of huggingface_hub raises, whichever it is."""
     from huggingface_hub.errors import HfHubHTTPError
 
     return HfHubHTTPError.__bases__[0]
 
 
 def _leads_nowhere(problem: Exception) -> bool:
-    """Return whether the Hub redirected to an invalid address, or too many times."""
+    """Return whether the Hub sent us to an address that is none, or around in a circle."""
     from httpx import TooManyRedirects, UnsupportedProtocol
 
     return isinstance(problem, (TooManyRedirects, UnsupportedProtocol))
@@ -492,7 +491,7 @@ def _status(problem: Exception) -> int | None:
 
 
 def _reason(name: Name, problem: Exception) -> str:
-    """Return a text for users: why the Hub gives no file, its HTTP status, and what may help."""
+    """Return why the Hub gives nothing, with its status, and what may help."""
     from huggingface_hub import errors
 
     status = _status(problem)

@@ -91,6 +91,37 @@ def of_type(name: Name, files: Sequence[str]) -> list[str]:
     return list(found.parts)
 
 
+def likely_models(files: Iterable[str]) -> list[list[str]]:
+    """Return the files, or the parts, of each GGUF file that may be a model and is all there."""
+    return [list(model.parts) for model in _fitting(_models(files), None) if model.is_complete]
+
+
+def type_in(file: str) -> str | None:
+    """Return the type in the name of a file or a part of one, as "Q4_K_M" or "UD-Q4_K_XL"; None where it has none.
+
+    It has the words before it that BEFORE lists.
+    """
+    part = PART.fullmatch(file)
+    words, begin, end = _typed(f"{part[1]}.gguf" if part else file)
+    first = begin
+    while first > 0 and begin < end and words[first - 1] in BEFORE:
+        first -= 1
+    return "-".join([*words[first:begin], "_".join(words[begin:end])]).upper() if begin < end else None
+
+
+def name_of(name: Name, parts: Sequence[str], files: Sequence[str]) -> Name:
+    """Return the name that finds just these parts among the files of a repository: by a type, or else by the file."""
+    for asked in (type_in(parts[0]), parts[0]):
+        if asked is not None:
+            found = Name(name.repository, name.revision, asked)
+            try:
+                if of_type(found, files) == list(parts):
+                    return found
+            except (UsageError, FormatError):
+                pass
+    return Name(name.repository, name.revision, parts[0])  # which another file's differs from in case alone
+
+
 def _models(files: Iterable[str]) -> list[_Model]:
     """Return all GGUF files, models or not, by their paths."""
     found: dict[tuple[str, int], list[str]] = {}
