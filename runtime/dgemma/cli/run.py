@@ -19,7 +19,7 @@ from dgemma.cli.infill import Task, edit_options, fill_options
 from dgemma.cli.interrupts import INTERRUPTED, StopOnCtrlC
 from dgemma.cli.output import Speaker, say_json
 from dgemma.cli.record.recorder import RECORDING, Recorder
-from dgemma.cli.running import ram_option, running_options, traffic_facts, traffic_line
+from dgemma.cli.running import Size, ram_option, running_options, traffic_facts, traffic_line
 from dgemma.errors import Stopped, UsageError
 from dgemma.events import Result
 from dgemma.files.output import check_target
@@ -28,7 +28,6 @@ from dgemma.model import Model
 from dgemma.native.metadata import keys
 from dgemma.options import REFERENCE, Option, efforts, options
 from dgemma.session import Prompt
-from dgemma.units import size
 
 PUZZLE = "53..7.... 6..195... .98....6. 8...6...3 4..8.3..1 7...2...6 .6....28. ...419..5 ....8..79"
 
@@ -117,11 +116,6 @@ def generation_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
-def memory(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
-    """Parse a size of memory; a callback of click."""
-    return None if value is None else size(value, param.opts[0])
-
-
 def sentence(text: str) -> str:
     return text[:1].upper() + text[1:]
 
@@ -148,7 +142,7 @@ def sentence(text: str) -> str:
 @running_options
 @click.option(
     "--repack",
-    callback=memory,
+    type=Size(),
     metavar="SIZE",
     help="Memory (such as 4G or 500M) for copies of experts that are faster to read. The tokens stay the same.",
 )

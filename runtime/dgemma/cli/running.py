@@ -8,9 +8,8 @@ from typing import Any
 
 import click
 
-from dgemma.errors import UsageError
 from dgemma.model import Model, backends
-from dgemma.units import size, size_text
+from dgemma.units import parse_size, size_text
 
 
 class Size(click.ParamType):  # type: ignore[type-arg, unused-ignore]  # generic in click 8.2 and later
@@ -20,11 +19,11 @@ class Size(click.ParamType):  # type: ignore[type-arg, unused-ignore]  # generic
 
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int:
         try:
-            amount = size(value, "it") if isinstance(value, (int, str)) else 0
-        except UsageError:
-            amount = 0
+            amount = parse_size(value)
+        except ValueError as reason:
+            self.fail(str(reason), param, ctx)
         if amount < 1:
-            self.fail(f"{value!r} is no size such as 512M or 4G", param, ctx)
+            self.fail(f"{value!r} is no size such as 512M or 8G", param, ctx)
         return amount
 
 

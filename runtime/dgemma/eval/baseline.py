@@ -165,7 +165,7 @@ def opened(path: str | os.PathLike[str], arguments: Mapping[str, Any] | None, la
     taken = looking(path, layers)
     left = size(given["ram"], "ram") - taken
     try:
-        return Model(path, **{**given, "ram": max(left, 1)})
+        return Model(path, **{**given, "ram": max(left, 1 << 20)})
     except MemoryBudgetError as problem:
         raise MemoryBudgetError(f"{problem} (comparing takes {size_text(taken)} of it)") from None
 
