@@ -53,10 +53,10 @@ void stream_free(stream *s);
  * buffers of slot_bytes, each at least stream_block_bytes(). Memory of those that stayed before is given back.
  * n_slots 0: all stay. */
 void stream_place(stream *s, const bool *keep, int64_t slot_bytes, int32_t n_slots);
-/* Most bytes of a buffer that one expert of a layer can take, that any can, and that all ranges can. */
-int64_t stream_expert_bytes(const stream *s, int32_t layer);
+/* Most bytes of a buffer that any expert can take. */
 int64_t stream_block_bytes(const stream *s);
-int64_t stream_range_bytes(const stream *s);
+/* Most memory that so many bytes of a file take: direct reads bring whole granules. */
+int64_t stream_room(int64_t bytes);
 
 /* [n_expert] where each expert's matrix lies once it was handed out. */
 const uint8_t *const *stream_at(const stream *s, int32_t layer, int32_t matrix);

@@ -11,7 +11,7 @@ import click
 
 from dgemma.bench.plan import STEPS, Machine, Plan, find_machine, machines, plan, rates, this_machine
 from dgemma.cli.files import InputFile
-from dgemma.cli.running import Size
+from dgemma.cli.running import AUTO, Ram, Size
 from dgemma.model import Model
 from dgemma.units import size_text
 
@@ -45,7 +45,10 @@ def plan_options(command: Any) -> Any:
         ),
         click.option("--vram", type=Size(), metavar="SIZE", help="For --plan: the most GPU memory to use."),
         click.option(
-            "--ram", type=Size(), metavar="SIZE", help="For --plan: the most memory; default: all, less a margin."
+            "--ram",
+            type=Ram(AUTO),
+            metavar="auto|SIZE",
+            help="For --plan: the most memory; auto, the default: all, less a margin.",
         ),
         click.option(
             "--plan", "as_plan", is_flag=True, help="Show where weights would be kept, and predict the speed."
@@ -55,11 +58,11 @@ def plan_options(command: Any) -> Any:
     return command
 
 
-def make_plan(path: Path, ram: int | None, vram: int | None, machine: str | None, context: int | None) -> Plan:
+def make_plan(path: Path, ram: int | str | None, vram: int | None, machine: str | None, context: int | None) -> Plan:
     """Make a plan for a model's file; its weights are not read."""
     where: Machine = this_machine(path) if machine is None else find_machine(machine)
-    with Model(os.fspath(path), backend="cpu", threads=1) as model:
-        return plan(model, where, ram, vram, context)
+    with Model(os.fspath(path), backend="cpu") as model:  # with as many threads as dg-run would have
+        return plan(model, where, ram if isinstance(ram, int) else None, vram, context)
 
 
 def refuse_alone(as_plan: bool, **flags: object) -> None:

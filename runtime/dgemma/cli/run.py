@@ -19,7 +19,7 @@ from dgemma.cli.infill import Task, edit_options, fill_options
 from dgemma.cli.interrupts import INTERRUPTED, StopOnCtrlC
 from dgemma.cli.output import Speaker, say_json
 from dgemma.cli.record.recorder import RECORDING, Recorder
-from dgemma.cli.running import Size, ram_option, running_options, traffic_facts, traffic_line
+from dgemma.cli.running import Size, open_model, ram_option, running_options, traffic_facts, traffic_line
 from dgemma.errors import Stopped, UsageError
 from dgemma.events import Result
 from dgemma.files.output import check_target
@@ -185,7 +185,7 @@ def main(
     vram: int | None,
     exact: bool,
     repack: int | None,
-    ram: int | None,
+    ram: int | str | None,
     save_routing: bool,
     visual: bool,
     records: tuple[Path, ...],
@@ -206,7 +206,7 @@ def main(
         others = dict(prompt=text is not None, file=file is not None, chat=chat, json=as_json, record=bool(records))
         refuse_beside("batch", task, **others, visual=visual)
         template_fields = {"system": system, "thinking": think or None, "raw": raw or None}
-        with Model(model, **opening) as opened, saving_routing(opened, save_routing):
+        with open_model(model, quiet=quiet, **opening) as opened, saving_routing(opened, save_routing):
             refuse_without_template(opened, system, think)
             return batch.run(opened, lines, output, quiet, restart, exact, **template_fields, **settings)
     if chat:
@@ -214,7 +214,7 @@ def main(
         if file == "-":
             raise click.UsageError("-f - and --chat both read standard input")
         first = read_prompt(text, file) if text is not None or file is not None else None
-        with Model(model, **opening) as opened, saving_routing(opened, save_routing):
+        with open_model(model, quiet=quiet, **opening) as opened, saving_routing(opened, save_routing):
             refuse_without_template(opened, system, think)
             from dgemma.cli.chat import Chat
 
@@ -234,7 +234,7 @@ def main(
     shown, stopped = display(visual, quiet), None
     with shown, StopOnCtrlC(acknowledge=shown.stopping), ExitStack() as stack:
         shown.doing(f"opening {model or 'the bundled model'}")
-        opened = stack.enter_context(Model(model, **opening))
+        opened = stack.enter_context(open_model(model, quiet=quiet, aside=shown.aside, **opening))
         stack.enter_context(saving_routing(opened, save_routing))
         prompt = to_prompt(opened, message, system, think, raw) if message is not None else None
         used = opened.settings(**settings)
