@@ -135,6 +135,8 @@ const dg_effort *dg_effort_at(int32_t i); /* NULL past the end */
 
 /* ---- Models --------------------------------------------------------------------------------------------------- */
 
+enum { DG_RAM_AUTO = -1 };
+
 typedef struct dg_model_options {
     const char *backend; /* a name of dg_backend_name, or "auto"; NULL: "auto" */
     int32_t threads;     /* 0: one per processor that this process may use */
@@ -142,8 +144,9 @@ typedef struct dg_model_options {
     /* bytes to spend on copies of experts, as many as they hold, that are faster to read; 0: none */
     int64_t repack;
     /* most bytes of memory that the process may hold, experts that do not fit being read again by every pass; 0: all
-     * weights are mapped, and the system keeps what it can. Arrays of the caller's that came later are not counted. Not
-     * together with repack */
+     * weights are mapped, and the system keeps what it can. DG_RAM_AUTO: a budget where the file is larger than the
+     * memory that is free, of what is free less dg_plan_margin; else, and on a device, none. Arrays of the caller's
+     * that came later are not counted. A number of bytes does not go together with repack */
     int64_t ram;
     /* most bytes of a device's memory, driver and kernels included; experts that do not fit are copied there by every
      * pass, or computed by the CPU meanwhile. 0: what is free, less a margin */
@@ -157,7 +160,8 @@ typedef struct dg_model_options {
 } dg_model_options;
 
 /* Maps a GGUF file, checks every tensor, and makes it ready to run. options may be NULL. DG_ERROR_MEMORY where `ram`
- * is too little, with the least that would do for a session of DG_PLAN_CONTEXT tokens. */
+ * is too little, with the least that would do for a session of DG_PLAN_CONTEXT tokens, or more than is free and what
+ * this process holds. */
 int dg_model_open(const char *path, const dg_model_options *options, dg_model **out, dg_error *error);
 void dg_model_free(dg_model *model);
 const dg_config *dg_model_config(const dg_model *model);
@@ -176,6 +180,15 @@ void dg_model_routing(const dg_model *model, int64_t *counts);
  * stay where the first session finds them, only before that. tokens[n_layer][n_expert], such as dg_model_routing
  * gave them earlier. */
 void dg_model_prefer(dg_model *model, const int64_t *tokens);
+
+/* A model's budget of RAM, and what there was to decide by when it was opened. Bytes; all 0 on a device. */
+typedef struct dg_ram {
+    int64_t budget; /* 0: none, the file is mapped */
+    int64_t needs; /* weights and a session of DG_PLAN_CONTEXT tokens: what the map takes */
+    int64_t free; /* dg_memory_free then */
+    int64_t least; /* of a budget */
+} dg_ram;
+void dg_model_ram(const dg_model *model, dg_ram *out);
 
 /* What a model under a budget has moved since it was opened. Bytes. */
 typedef struct dg_traffic {
@@ -296,6 +309,9 @@ int32_t dg_session_length(const dg_session *session);
 int32_t dg_session_context(const dg_session *session);
 /* Bytes that a session takes by the time it has held so many tokens: its cache, and what its passes work in. */
 int64_t dg_session_bytes(const dg_model *model, int32_t tokens);
+/* Bytes that further sessions can take: of the model's budget beside the weights that must stay, or of what is free. 0
+ * where the system does not tell. */
+int64_t dg_session_room(const dg_model *model);
 /* Forgets all but the first `length` tokens. */
 int dg_session_rewind(dg_session *session, int32_t length, dg_error *error);
 
@@ -533,7 +549,7 @@ const dg_rate *dg_rate_at(int32_t i); /* NULL past the end */
 typedef struct dg_demand {
     int32_t n_layer, n_expert;
     int32_t context; /* tokens that the cache is for */
-    int64_t process_bytes; /* code, tokenizer, Python; 0: a guess */
+    int64_t process_bytes; /* code, tokenizer, Python, and what threads work in */
     int64_t block_bytes[DG_MAX_LAYERS]; /* one expert of this layer */
     int64_t layer_bytes, top_bytes; /* other weights: of all layers together, and outside of them (the head) */
     int64_t cache_bytes, work_bytes; /* keys and values; what a pass works in */
@@ -544,8 +560,9 @@ typedef struct dg_demand {
     double layer_ops, top_ops; /* all else */
 } dg_demand;
 enum { DG_PLAN_CONTEXT = 1024 }; /* tokens that budgets are planned for where nobody says how many */
-/* From the model's header: no weight is read. Operations are those of matrix products. context: see dg_session_new. */
-int dg_model_demand(dg_model *model, int32_t context, dg_demand *demand, dg_error *error);
+/* From the model's header: no weight is read. Operations are those of matrix products. context: see dg_session_new.
+ * device: of a machine that has one; else weights count with what direct reads bring beside them, as under `ram`. */
+int dg_model_demand(dg_model *model, int32_t context, bool device, dg_demand *demand, dg_error *error);
 
 typedef enum dg_way {
 #define DG_WAY(name, lives, computed, how) DG_WAY_##name,
@@ -585,7 +602,8 @@ typedef struct dg_plan {
     double least;
     int64_t gpu_least; /* a GPU has to have this much VRAM to be of use */
 } dg_plan;
-/* The fastest plan within the budgets. ram, vram: bytes, or negative: what the machine has, less dg_plan_margin.
+/* The fastest plan within the budgets. ram, vram: bytes, or negative: what the machine has, less dg_plan_margin, which
+ * gives way to what must be in RAM.
  * DG_ERROR_MEMORY where a budget is too small, with the least that would do, or more than the machine has. */
 int dg_plan_make(const dg_demand *demand, const dg_machine *machine, int64_t ram, int64_t vram, dg_plan *plan,
                  dg_error *error);

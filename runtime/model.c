@@ -10,6 +10,7 @@
 #include "config.h"
 #include "error.h"
 #include "memory/budget.h"
+#include "memory/ram.h"
 #include "memory/vram.h"
 
 /* ---- Weights ---- */
@@ -177,7 +178,7 @@ static int place_all(dg_model *m, const dg_model_options *options, dg_error *err
     const bool own_memory = m->ops->backend->own_memory;
     if (!own_memory && options->vram) return refuse_vram(m->ops, error);
     if (!own_memory) return DG_OK;
-    if (options->ram)
+    if (options->ram > 0)
         return fail(error, DG_ERROR_USAGE,
                     "ram: a budget of RAM is for the CPU, and the backend is %s; its own is vram", m->ops->name);
     const int status = vram_open(m, options->vram, device_bytes(m), error);
@@ -224,9 +225,9 @@ static int load(dg_model *m, const char *path, const dg_model_options *options, 
     if (status != DG_OK) return status;
     const dg_model_options none = {0};
     if (!options) options = &none;
-    if (options->ram < 0)
+    if (options->ram < 0 && options->ram != DG_RAM_AUTO)
         return fail(error, DG_ERROR_USAGE, "ram: expected a number of bytes, got %lld", (long long)options->ram);
-    if (options->ram && options->repack)
+    if (options->ram > 0 && options->repack)
         return fail(
             error, DG_ERROR_USAGE,
             "repack and a RAM budget do not go together: the budget is better spent on experts that stay in memory");
@@ -243,7 +244,8 @@ static int load(dg_model *m, const char *path, const dg_model_options *options, 
     m->routing = zeros(m->ops, routing_bytes(c));
     if (!m->rope_full || !m->rope_swa || !m->routing) return fail(error, DG_ERROR_SYSTEM, "%s: no memory", path);
     if (options->repack) status = ops_repack(m->ops, m->layers, c->n_layer, options->repack, error);
-    return status == DG_OK && options->ram ? budget_open(m, options->ram, error) : status;
+    if (status == DG_OK && !m->ops->device) status = ram_decide(m, options->repack ? 0 : options->ram, &m->ram, error);
+    return status == DG_OK && m->ram.budget ? budget_open(m, m->ram.budget, error) : status;
 }
 
 int dg_model_open(const char *path, const dg_model_options *options, dg_model **out, dg_error *error) {

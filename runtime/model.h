@@ -24,6 +24,7 @@ struct dg_model {
     _Atomic int64_t *routing; /* [n_layer][n_expert] tokens so far */
     struct stream *stream;   /* where weights come from under a budget, else NULL */
     struct budget *budget;
+    dg_ram ram;
     struct vram *vram;       /* of a device's memory: what is taken of it */
 };
 

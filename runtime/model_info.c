@@ -21,6 +21,7 @@ bool dg_weight_at(const dg_model *model, int32_t i, dg_weight *out) {
 
 bool dg_model_placed(const dg_model *m, dg_plan *out) { return budget_placed(m, out); }
 void dg_model_prefer(dg_model *m, const int64_t *tokens) { budget_prefer(m, tokens); }
+void dg_model_ram(const dg_model *m, dg_ram *out) { *out = m->ram; }
 bool dg_model_traffic(const dg_model *m, dg_traffic *out) { return budget_traffic(m, out); }
 
 bool dg_overlap_watch(dg_model *m, bool watch) { return ops_overlap_watch(m->ops, watch); }

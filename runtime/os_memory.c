@@ -59,17 +59,33 @@ int64_t os_memory(void) {
 
 /* ---- Control groups: the limits of containers and services ---- */
 
-/* What one group leaves, its file cache counted as free; negative without a limit. */
-static int64_t left_in(const char *folder, const char *limit, const char *usage, const char *cache) {
+/* The files of a group, and the names in memory.stat of its file cache: what was used once, and what more often. */
+enum { LIMIT, USAGE, INACTIVE, ACTIVE, NUMBERS };
+static const struct {
+    const char *file, *name;
+} version1[NUMBERS] = {[LIMIT] = {"memory.limit_in_bytes", ""},
+                       [USAGE] = {"memory.usage_in_bytes", ""},
+                       [INACTIVE] = {"memory.stat", "total_inactive_file "},
+                       [ACTIVE] = {"memory.stat", "total_active_file "}},
+  version2[NUMBERS] = {[LIMIT] = {"memory.max", ""},
+                       [USAGE] = {"memory.current", ""},
+                       [INACTIVE] = {"memory.stat", "inactive_file "},
+                       [ACTIVE] = {"memory.stat", "active_file "}};
+
+/* What one group leaves, its file cache counted as free as MemAvailable does; negative without a limit. */
+static int64_t left_in(const char *folder, bool unified) {
     char path[4352];
-    int64_t number[3];
-    const char *const names[] = {limit, usage, "memory.stat"}, *const behind[] = {"", "", cache};
-    for (int i = 0; i < 3; i++) {
-        const int n = snprintf(path, sizeof path, "%s/%s", folder, names[i]);
-        number[i] = n > 0 && (size_t)n < sizeof path ? number_behind(path, behind[i]) : -1;
+    int64_t number[NUMBERS];
+    for (int i = 0; i < NUMBERS; i++) {
+        const char *file = unified ? version2[i].file : version1[i].file;
+        const int n = snprintf(path, sizeof path, "%s/%s", folder, file);
+        number[i] =
+            n > 0 && (size_t)n < sizeof path ? number_behind(path, unified ? version2[i].name : version1[i].name) : -1;
     }
-    if (number[0] < 0 || number[1] < 0) return -1;
-    const int64_t left = number[0] - number[1] + (number[2] > 0 ? number[2] : 0);
+    if (number[LIMIT] < 0 || number[USAGE] < 0) return -1;
+    int64_t left = number[LIMIT] - number[USAGE];
+    for (int i = INACTIVE; i < NUMBERS; i++) left += number[i] > 0 ? number[i] : 0;
+    if (left > number[LIMIT]) left = number[LIMIT];
     return left > 0 ? left : 0;
 }
 
@@ -83,9 +99,7 @@ int64_t os_group_memory(const char *folder, const char *group, bool unified) {
     for (char *end = path + n; end && end >= path + strlen(folder); end = strrchr(path, '/')) {
         *end = 0;
         if (strlen(path) < strlen(folder)) break;
-        left = lower(left,
-                     unified ? left_in(path, "memory.max", "memory.current", "inactive_file ")
-                             : left_in(path, "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file "));
+        left = lower(left, left_in(path, unified));
     }
     return left;
 }

@@ -14,6 +14,8 @@ static double gibibytes(int64_t bytes) { return (double)bytes / (1 << 30); }
 
 int64_t dg_session_bytes(const dg_model *model, int32_t tokens) { return scratch_session_bytes(model, tokens); }
 
+int64_t dg_session_room(const dg_model *model) { return budget_room(model); }
+
 /* Checks a session's length in tokens, and sets it where it is 0: the longest that is usual and that there is room
  * for. */
 static int check_context(const dg_model *model, int32_t *context, dg_error *error) {
@@ -116,13 +118,9 @@ int dg_session_rewind(dg_session *s, int32_t length, dg_error *error) {
     return DG_OK;
 }
 
-int dg_model_demand(dg_model *model, int32_t context, dg_demand *d, dg_error *error) {
+int dg_model_demand(dg_model *model, int32_t context, bool device, dg_demand *d, dg_error *error) {
     const int status = check_context(model, &context, error);
     if (status != DG_OK) return status;
-    demand_weights(model, d);
-    d->context = context;
-    d->cache_bytes = scratch_cache_bytes(model, context);
-    d->work_bytes = scratch_pass_bytes(model, scratch_rows(model));
-    d->canvas_bytes = scratch_canvas_bytes(model);
+    demand_session(model, context, !device, d);
     return DG_OK;
 }

@@ -96,6 +96,14 @@ def test_the_plan_knows_what_the_runtime_allocates(real: Path) -> None:
     assert 0 <= 16_790_985_600 - weights < 32 * 692  # the published data section, less its padding
 
 
+def test_direct_reads_bring_a_little_more(real: Path) -> None:
+    """Of what a machine without a GPU reads from disk: less than two granules beside each matrix."""
+    with Model(real) as model:
+        found = plan(model, machines()["laptop-16gb"])
+    weights = sum(way.bytes for way in found.ways) + found.ram["other weights"]
+    assert 0 < weights - 16_790_985_600 < (30 * 128 * 2 + 692) * 2 * 4096
+
+
 # ---- What it says ----
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,7 +12,6 @@ from measure.solve_rate import puzzles
 
 import dgemma
 from dgemma.cli.run import main
-from dgemma.units import size
 
 PUZZLE = puzzles(40, 1)[0].prompt
 
@@ -34,6 +32,11 @@ def expert_bytes(model: Any) -> int:
     return 3 * model.config.d_model * model.config.d_expert * 34 // 32
 
 
+def in_kib(size: int) -> str:
+    """A size below a million bytes needs a unit; the fraction is exact in decimals."""
+    return f"{size / 1024:.12f}K"
+
+
 @pytest.fixture(scope="module")
 def logits(bundled: Any) -> Iterator[Any]:
     yield all_logits(bundled)
@@ -49,7 +52,7 @@ def all_logits(model: Any) -> Any:
 @pytest.mark.parametrize("experts", [1, 2.5, 9, None])
 def test_repacked_experts_give_the_same_tokens(bundled: Any, logits: Any, experts: float | None) -> None:
     """One; two, with memory left over; more than a layer's; all."""
-    budget = 2**30 if experts is None else int(experts * expert_bytes(bundled))
+    budget = "1G" if experts is None else in_kib(int(experts * expert_bytes(bundled)))
     with dgemma.Model(repack=budget) as model:
         assert np.array_equal(all_logits(model), logits)
         assert model.generate(PUZZLE, seed=3).ids == bundled.generate(PUZZLE, seed=3).ids
@@ -59,7 +62,7 @@ def test_repacked_experts_give_the_same_tokens(bundled: Any, logits: Any, expert
 def test_memory_for_less_than_an_expert_is_refused_with_the_size_of_one(bundled: Any) -> None:
     one = expert_bytes(bundled)
     with pytest.raises(dgemma.Error, match=rf"^repack: .* {one} bytes of one expert, got {one - 1}$"):
-        dgemma.Model(repack=one - 1)
+        dgemma.Model(repack=in_kib(one - 1))
 
 
 def test_a_backend_that_cannot_repack_says_so() -> None:
@@ -67,20 +70,6 @@ def test_a_backend_that_cannot_repack_says_so() -> None:
         with pytest.raises(dgemma.Error, match="repack is not available"):
             dgemma.Model(repack="1G", **options)
         dgemma.Model(repack=0, **options).close()
-
-
-def test_sizes_are_read_as_people_write_them() -> None:
-    told = {"0": 0, "12": 12, " 4G ": 2**32, "1.5k": 1536, "500M": 500 * 2**20, "0.25g": 2**28, 7: 7, 2**62: 2**62}
-    assert {value: size(value, "repack") for value in told} == told
-
-
-NONSENSE = ["", "G", "4T", "-1", "1e9", "4 G", "nan", "9" * 19 + "G", "9" * 20, -1, 2**63, 1.5, True, b"4G"]
-
-
-@pytest.mark.parametrize("value", NONSENSE)
-def test_what_is_no_size_is_refused_by_name(value: Any) -> None:
-    with pytest.raises(dgemma.UsageError, match=r"^repack must be a size .*, not "):
-        dgemma.Model(repack=value)
 
 
 @needs_repacking
@@ -91,4 +80,4 @@ def test_dg_run_repacks() -> None:
 
 def test_dg_run_refuses_what_is_no_size() -> None:
     done = CliRunner().invoke(main, ["-p", PUZZLE, "--repack", "plenty"])
-    assert done.exit_code == 2 and re.match("dg-run: --repack must be a size .*, not 'plenty'$", done.output)
+    assert done.exit_code == 2 and "'--repack': 'plenty' is no size such as" in done.output

@@ -68,6 +68,16 @@ class Traffic:
     waited: float  # seconds that passes waited for reads
 
 
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """A model's budget of main memory, and what there was to decide by when it was opened. Bytes; 0 on a GPU."""
+
+    ram: int | None  # the budget
+    needs: int  # the weights and a session of 1024 tokens: what the mapped file takes
+    free: int  # the memory that was free; 0 where the system does not tell
+    least: int  # the smallest budget
+
+
 class Model:
     """A model from a GGUF file, mapped and checked; a context manager.
 
@@ -87,15 +97,18 @@ class Model:
     ram: the most memory that the process may hold, in bytes or as "8G". Experts that do not fit are read from the file
     at every step, and the tokens stay the same. What the process holds already counts; arrays that are made later (such
     as the logits that a session returns) do not. If there is a FILE.routing.json (see save_routing), the experts that
-    were used most are kept. None: the file is mapped, and the system keeps in memory what it can.
+    were used most are kept. None, the default, or "off": the file is mapped, and the system keeps in memory what it
+    can. "auto", the default of the commands: a file that is larger than the memory that is free, with a session of 1024
+    tokens, gets a budget of what is free less a margin for others; any other file is mapped, and a model on a GPU has
+    no budget. The property ram tells what was chosen.
     layers: run only the first so many layers, for measurements.
     vram: the most memory of a GPU (backend="cuda") to hold, in bytes or as "8G", driver and kernels included. Experts
     that do not fit are copied to the GPU at every step or computed by the CPU. Which ones these are is decided once, by
     FILE.routing.json or else by their numbers. None: all memory that is free, less a margin.
 
     Raises FormatError for a file that is not understood, SystemFailure for one that cannot be read, BackendError for a
-    backend that is not there or fails, and MemoryBudgetError for a budget that is too small; its message has the least
-    that would do.
+    backend that is not there or fails, and MemoryBudgetError for a budget that is too small, or larger than the memory
+    that is free; its message has what would do.
     """
 
     _lock: threading.RLock  # held where _handle or _sessions is changed
@@ -123,9 +136,7 @@ class Model:
         text = ffi.new("char[]", backend.encode())
         options.backend, options.threads, options.exact = text, threads or 0, exact
         options.repack = 0 if repack is None else size(repack, "repack")
-        options.ram, options.layers = 0 if ram is None else size(ram, "ram"), layers or 0
-        if ram is not None and options.ram == 0:
-            raise UsageError("ram must be more than nothing; None is no budget")
+        options.ram, options.layers = _ram(ram), layers or 0
         options.vram = 0 if vram is None else size(vram, "vram")
         if vram is not None and options.vram == 0:
             raise UsageError("vram must be more than nothing; None is what is free, less a margin")
@@ -141,9 +152,11 @@ class Model:
         self._tokenizer: Tokenizer | None = Tokenizer._borrow(lib.dg_model_tokenizer(out[0]), self._handle)
         self._backend: str = ffi.string(lib.dg_model_backend(out[0])).decode()
         self._threads = int(lib.dg_model_threads(out[0]))
-        self._ram = int(options.ram) or None
+        found = ffi.new("dg_ram *")
+        lib.dg_model_ram(out[0], found)
+        self._memory = Memory(found.budget or None, found.needs, found.free, found.least)
         self._vram = int(options.vram) or None
-        if self._ram is not None or has_vram(backend):
+        if self.ram is not None or has_vram(backend):
             prefer_routed(self)
 
     def close(self) -> None:
@@ -215,8 +228,13 @@ class Model:
 
     @property
     def ram(self) -> int | None:
-        """The budget of main memory in bytes, or None."""
-        return self._ram
+        """The budget of main memory in bytes: what was given, or what "auto" chose. None: the file is mapped."""
+        return self._memory.ram
+
+    @property
+    def memory(self) -> Memory:
+        """The budget of main memory, and what there was to decide by when the model was opened."""
+        return self._memory
 
     @property
     def vram(self) -> int | None:
@@ -258,6 +276,13 @@ class Model:
         model's budget, or more than is free now.
         """
         return Session(self, context)
+
+    def session_room(self) -> int | None:
+        """Return the bytes that further sessions can take; None where the system does not tell.
+
+        Under a budget they are what weights that must stay leave of it; without one, what is free.
+        """
+        return int(lib.dg_session_room(self._open_handle().pointer)) or None
 
     def session_bytes(self, tokens: int) -> int:
         """Return the bytes of memory that a session with a context of `tokens` takes once it is full."""
@@ -423,6 +448,18 @@ class Model:
     async def agenerate(self, prompt: Prompt, **given: Any) -> Result:
         """Generate as generate() does, for `await`; cancelled, it stops within one step."""
         return await last_of(self.astream(prompt, **given))
+
+
+def _ram(given: int | str | None) -> int:
+    """Return dg_model_options.ram for the argument of that name."""
+    if given is None or given == "off":
+        return 0
+    if given == "auto":
+        return int(lib.DG_RAM_AUTO)
+    amount = size(given, "ram")
+    if amount == 0:
+        raise UsageError("ram must be more than nothing; None is no budget")
+    return amount
 
 
 def backends() -> list[str]:

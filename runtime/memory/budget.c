@@ -1,6 +1,5 @@
 #include "budget.h"
 
-#include <math.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -16,15 +15,15 @@
 #define GIB 1073741824.0
 #define MIB (1 << 20)
 enum {
-    GROWTH = 48 * MIB,      /* what a process takes later beside weights and sessions: Python's modules, for one */
-    AGAIN = 16 * MIB,       /* added to the least that is told, so that it does for the next process too */
+    AGAIN = 16 * MIB,       /* what the next process may hold more than this one */
     SLOT = 32 * MIB,        /* a buffer, where the ring holds that many */
     SLOTS = 8,              /* else so many of them */
 };
 
 struct budget {
     int64_t ram, taken, reserved; /* reserved: the most that was taken at once; weights do not grow back */
-    dg_demand demand;             /* without sessions; blocks with what direct reads bring beside them */
+    int64_t more;                 /* what the least that is told has more than this process takes */
+    dg_demand demand;             /* without sessions */
     dg_machine machine;
     dg_plan plan;                 /* that the weights follow from the next pass on */
     os_file **files;              /* [n_parts] */
@@ -81,11 +80,24 @@ static int plan_for(const budget *b, int64_t sessions, dg_plan *plan, dg_error *
     return dg_plan_make(&d, &b->machine, b->ram, 0, plan, error);
 }
 
-static double least_for(const budget *b, int64_t sessions) {
+/* What a refusal tells does for the next process too, which may hold a little more. */
+static dg_demand demand_again(const budget *b, int64_t sessions) {
     dg_demand d = b->demand;
     d.cache_bytes = sessions;
-    d.process_bytes += AGAIN;
-    return ceil((double)placement_least_ram(&d, 0) / GIB * 100) / 100;
+    d.process_bytes += b->more;
+    return d;
+}
+
+/* The planner's refusal, with that least. */
+static void refuse(const budget *b, int64_t sessions, dg_error *why) {
+    const dg_demand d = demand_again(b, sessions);
+    dg_plan none;
+    dg_plan_make(&d, &b->machine, b->ram, 0, &none, why);
+}
+
+static double least_for(const budget *b, int64_t sessions) {
+    const dg_demand d = demand_again(b, sessions);
+    return placement_told(placement_least_ram(&d, 0));
 }
 
 /* Without a budget memory is taken when it is touched: what is too much would end the process, not fail. So it
@@ -177,28 +189,21 @@ int32_t budget_context(const dg_model *m, int32_t most) {
     return from;
 }
 
+int64_t budget_room(const dg_model *m) {
+    const budget *b = m->budget;
+    if (m->vram) return vram_room(m);
+    if (!b) return free_beside(granted);
+    os_mutex_lock(b->mutex);
+    const int64_t room = b->ram - placement_least_ram(&b->demand, 0) - b->taken;
+    os_mutex_unlock(b->mutex);
+    return room > 0 ? room : 1;
+}
+
 /* ---- Opening ---- */
 
 static void add_matrix(const dg_model *m, const tensor *t, int64_t rows, stream_matrix *to) {
     const int32_t i = part_with(m, t->data);
     *to = (stream_matrix){.part = i, .offset = t->data - part_of(m, i)->map, .bytes = rows * t->row_bytes};
-}
-
-static bool is_expert_data(const dg_model *m, const uint8_t *data) {
-    for (int32_t l = 0; l < m->config.n_layer; l++) {
-        const struct layer *w = &m->layers[l];
-        if (data == w->ffn_gate_exps.data || data == w->ffn_up_exps.data || data == w->ffn_down_exps.data) return true;
-    }
-    return false;
-}
-
-/* The layer that a tensor's name tells, or -1. */
-static int32_t layer_of(const gguf_tensor *t) {
-    int32_t l = 0;
-    uint64_t i = 4;
-    if (t->name.n < 5 || memcmp(t->name.at, "blk.", 4) != 0) return -1;
-    for (; i < t->name.n && t->name.at[i] >= '0' && t->name.at[i] <= '9'; i++) l = l * 10 + (t->name.at[i] - '0');
-    return l;
 }
 
 static int start_stream(dg_model *m, dg_error *error) {
@@ -229,10 +234,10 @@ static int start_stream(dg_model *m, dg_error *error) {
     }
     for (size_t i = 0; status == DG_OK && i < tensors; i++) {
         const gguf_tensor *t = &m->file->tensors[i];
-        const int32_t l = layer_of(t), at = part_with(m, t->data);
-        if (l >= n_layer || is_expert_data(m, t->data)) continue; /* not of the layers that run; an expert's */
+        const int32_t at = part_with(m, t->data);
+        if (!demand_stays(m, t)) continue;
         ranges[layout.n_ranges++] =
-            (stream_range){.layer = l, .part = at, .offset = t->data - part_of(m, at)->map, .bytes = (int64_t)t->bytes};
+            (stream_range){demand_layer(t), at, t->data - part_of(m, at)->map, (int64_t)t->bytes};
     }
     for (int32_t l = 0; status == DG_OK && l < n_layer; l++) {
         const struct layer *w = &m->layers[l];
@@ -257,18 +262,6 @@ static int start_stream(dg_model *m, dg_error *error) {
     free(ranges);
     free(matrices);
     return status;
-}
-
-/* What a budget allows is not more than there is: it becomes the process's own, and no file gives it back. */
-static int check_ram(const dg_model *m, dg_error *error) {
-    const budget *b = m->budget;
-    const int64_t left = dg_memory_free(), more = b->plan.ram_used - os_resident();
-    if (more <= left || left == 0) return DG_OK;
-    return fail(
-        error, DG_ERROR_MEMORY,
-        "%s: a RAM budget of %.2f GiB would be spent: weights and work take %.2f GiB more than now, and %.2f GiB of "
-        "memory are free",
-        m->file->path, (double)b->ram / GIB, (double)more / GIB, (double)left / GIB);
 }
 
 int budget_open(dg_model *m, int64_t ram, dg_error *error) {
@@ -298,23 +291,17 @@ int budget_open(dg_model *m, int64_t ram, dg_error *error) {
                               .disk = 2.5e9,
                               .host = 2.5e10,
                               .cpu_ops = 1.2e11 * pool_threads(m->ops->pool)};
-    demand_weights(m, &b->demand);
-    const int32_t context = c->context_length < DG_PLAN_CONTEXT ? c->context_length : DG_PLAN_CONTEXT;
-    b->demand.context = context;
-    for (int32_t l = 0; l < c->n_layer; l++) b->demand.block_bytes[l] = stream_expert_bytes(m->stream, l);
-    b->demand.layer_bytes = 0;
-    b->demand.top_bytes = stream_range_bytes(m->stream);
-    b->demand.process_bytes = os_resident() + ops_scratch_bytes(m->ops) + GROWTH;
-    const int64_t session = scratch_session_bytes(m, context);
-    status = plan_for(b, session, &b->plan, error);
-    if (status == DG_ERROR_MEMORY)
-        return fail(
-            error, DG_ERROR_MEMORY,
-            "%s: a RAM budget of %.2f GiB cannot be kept: it takes at least %.2f GiB, for a context of %d tokens",
-            m->file->path, (double)ram / GIB, least_for(b, session), context);
-    if (status == DG_OK) status = check_ram(m, error);
-    if (status == DG_OK) place(m);
-    return status;
+    const int64_t held = os_resident(), session = scratch_session_bytes(m, demand_context(m));
+    demand_session(m, demand_context(m), true, &b->demand);
+    b->demand.process_bytes = demand_process(m, held);
+    b->demand.cache_bytes = b->demand.work_bytes = b->demand.canvas_bytes = 0;
+    b->more = demand_process(m, held + AGAIN) - b->demand.process_bytes;
+    dg_error why;
+    status = plan_for(b, session, &b->plan, &why);
+    if (status == DG_ERROR_MEMORY) refuse(b, session, &why);
+    if (status != DG_OK) return fail(error, status, "%s: %s", m->file->path, why.message);
+    place(m);
+    return DG_OK;
 }
 
 void budget_free(dg_model *m) {

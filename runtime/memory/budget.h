@@ -18,6 +18,9 @@ void budget_give(dg_model *model, int64_t bytes);
 /* The longest session of at most this many tokens that there is room for; at least 1. */
 int32_t budget_context(const dg_model *model, int32_t most);
 
+/* Bytes that further sessions can take; 0 where the system does not tell. */
+int64_t budget_room(const dg_model *model);
+
 /* As dg_model_placed, dg_model_prefer and dg_model_traffic. */
 bool budget_placed(const dg_model *model, dg_plan *plan);
 void budget_prefer(dg_model *model, const int64_t *tokens);

@@ -15,7 +15,6 @@
 #define GIB 1073741824.0
 #define MIB (1 << 20)
 enum {
-    RAM_PROCESS = 256 * MIB,  /* bytes for code, tokenizer and Python */
     VRAM_PROCESS = 384 * MIB, /* bytes for driver and kernels */
     RING_LEAST = 4,           /* blocks: one is being filled, one is used, and two absorb variations */
     RING_GOOD = 128 * MIB,    /* bytes; in a smaller ring reads are short, and the disk waits for the computation */
@@ -157,9 +156,8 @@ static double layer_time(const dg_demand *d, const dg_machine *m, bool gpu, cons
 static int64_t fixed_bytes(const dg_demand *d) {
     return d->layer_bytes + d->top_bytes + d->cache_bytes + d->work_bytes;
 }
-static int64_t process_ram(const dg_demand *d) { return d->process_bytes ? d->process_bytes : RAM_PROCESS; }
 static int64_t fixed_ram(const dg_demand *d, bool gpu) {
-    return process_ram(d) + (gpu ? d->work_bytes : fixed_bytes(d) + d->canvas_bytes);
+    return d->process_bytes + (gpu ? d->work_bytes : fixed_bytes(d) + d->canvas_bytes);
 }
 static int64_t fixed_vram(const dg_demand *d, bool gpu) { return gpu ? VRAM_PROCESS + fixed_bytes(d) : 0; }
 
@@ -191,7 +189,7 @@ void dg_plan_measure(const dg_demand *d, const dg_machine *m, dg_plan *p) {
     p->amount[p->gpu ? DG_QUEUE_GPU : DG_QUEUE_CPU] += d->layer_ops + d->top_ops;
     p->amount[p->gpu ? DG_QUEUE_GPU_MEMORY : DG_QUEUE_HOST] += (double)(d->layer_bytes + d->top_bytes);
     for (int32_t q = 0; q < DG_QUEUES; q++) p->busy[q] = seconds_of(m, q, p->amount[q]);
-    p->ram_process = process_ram(d);
+    p->ram_process = d->process_bytes;
     p->vram_process = p->gpu ? VRAM_PROCESS : 0;
     p->ram_used = fixed_ram(d, p->gpu) + p->ram_ring + p->ram_experts;
     p->vram_used = fixed_vram(d, p->gpu) + p->vram_ring + p->vram_experts;
@@ -577,6 +575,8 @@ int64_t placement_least_ram(const dg_demand *d, int64_t vram) {
     return smaller_of(cpu, fixed_ram(d, true) + (left < all ? ring : 0));
 }
 
+double placement_told(int64_t bytes) { return ceil((double)bytes / GIB * 100) / 100; }
+
 /* The processors that compute experts: the CPU alone; the GPU, and the CPU only where it must; or both. */
 enum { USE_CPU, USE_GPU, USE_BOTH };
 
@@ -653,16 +653,19 @@ static int budget_bytes(const char *what, const dg_machine *m, double has, bool 
 int dg_plan_make(const dg_demand *d, const dg_machine *m, int64_t ram, int64_t vram, dg_plan *plan, dg_error *error) {
     *plan = (dg_plan){0};
     int status = check_machine(m, error);
+    const bool any = ram < 0;
     if (status == DG_OK) status = budget_bytes("RAM", m, m->ram, false, ram, &ram, error);
     if (status == DG_OK) status = budget_bytes("VRAM", m, m->vram, true, vram, &vram, error);
     if (status != DG_OK) return status;
+    const int64_t needed = placement_least_ram(d, vram);
+    if (any && ram < needed && (double)needed <= m->ram) ram = needed;
     search s = {.d = d};
     find_classes(&s);
     if (!search_plans(&s, m, ram, vram, plan)) return fail(error, DG_ERROR_SYSTEM, "no memory for a plan");
     if (plan->seconds == INFINITY)
         return fail(error, DG_ERROR_MEMORY,
                     "a RAM budget of %.2f GiB cannot be kept: it takes at least %.2f GiB, for a context of %d tokens",
-                    (double)ram / GIB, ceil((double)placement_least_ram(d, vram) / GIB * 100) / 100, d->context);
+                    (double)ram / GIB, placement_told(needed), d->context);
     plan->gpu_least = fixed_vram(d, true);
     return DG_OK;
 }

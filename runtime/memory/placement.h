@@ -19,5 +19,7 @@ int64_t placement_fixed_vram(const dg_demand *d);
 void placement_order(const int64_t *tokens, int32_t n, int32_t *order);
 /* The smallest possible budget of RAM, given this budget of VRAM. */
 int64_t placement_least_ram(const dg_demand *d, int64_t vram);
+/* GiB as refusals tell them: rounded up, so that what is told is enough. */
+double placement_told(int64_t bytes);
 
 #endif

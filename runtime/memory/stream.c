@@ -127,24 +127,20 @@ static const stream_matrix *matrix_of(const stream *s, int32_t l, int32_t i) {
 static int64_t number_of(const stream *s, int32_t l, int32_t expert) { return (int64_t)l * s->n_expert + expert; }
 static int64_t run_room(const stream *s, const run *r) { return up(s, r->offset + r->bytes) - down(s, r->offset); }
 
-int64_t stream_expert_bytes(const stream *s, int32_t l) {
-    int64_t sum = 0;
-    for (int32_t i = 0; i < STREAM_MATRICES; i++)
-        if (matrix_of(s, l, i)->bytes) sum += up(s, matrix_of(s, l, i)->bytes) + s->granule;
-    return sum;
+int64_t stream_room(int64_t bytes) {
+    const int64_t granule = os_granule();
+    return (bytes + granule - 1) / granule * granule + granule;
 }
 
 int64_t stream_block_bytes(const stream *s) {
     int64_t most = 0;
-    for (int32_t l = 0; l < s->n_layer; l++)
-        if (stream_expert_bytes(s, l) > most) most = stream_expert_bytes(s, l);
+    for (int32_t l = 0; l < s->n_layer; l++) {
+        int64_t sum = 0;
+        for (int32_t i = 0; i < STREAM_MATRICES; i++)
+            if (matrix_of(s, l, i)->bytes) sum += stream_room(matrix_of(s, l, i)->bytes);
+        if (sum > most) most = sum;
+    }
     return most;
-}
-
-int64_t stream_range_bytes(const stream *s) {
-    int64_t sum = 0;
-    for (int32_t i = 0; i < s->n_ranges; i++) sum += up(s, s->ranges[i].bytes) + s->granule;
-    return sum;
 }
 
 const uint8_t *const *stream_at(const stream *s, int32_t l, int32_t matrix) {

@@ -59,10 +59,10 @@ void stream_free(stream *s);
  * n_slots buffers of slot_bytes bytes, at least stream_block_bytes(). Memory of experts that no longer stay is freed.
  * n_slots 0: all experts stay. */
 void stream_place(stream *s, const bool *keep, int64_t slot_bytes, int32_t n_slots);
-/* The most bytes in a buffer for one expert of a layer, for one expert of any layer, and for all ranges. */
-int64_t stream_expert_bytes(const stream *s, int32_t layer);
+/* Most bytes of a buffer that any expert can take. */
 int64_t stream_block_bytes(const stream *s);
-int64_t stream_range_bytes(const stream *s);
+/* Most memory that so many bytes of a file take: direct reads bring whole granules. */
+int64_t stream_room(int64_t bytes);
 
 /* [n_expert] the address of each expert's matrix, valid after stream_experts() has returned the expert. */
 const uint8_t *const *stream_at(const stream *s, int32_t layer, int32_t matrix);

@@ -1,6 +1,5 @@
 #include "vram.h"
 
-#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -108,12 +107,9 @@ static int64_t least_beside(const vram *v, int64_t sessions, int64_t most) {
     return enough;
 }
 
-static double told(int64_t least) { return ceil((double)(least + AGAIN) / GIB * 100) / 100; }
+static double told(int64_t least) { return placement_told(least + AGAIN); }
 
-static int64_t usual_session(const dg_model *m) {
-    const int32_t most = m->config.context_length;
-    return scratch_session_bytes(m, most < DG_PLAN_CONTEXT ? most : DG_PLAN_CONTEXT);
-}
+static int64_t usual_session(const dg_model *m) { return scratch_session_bytes(m, demand_context(m)); }
 
 /* The plan beside sessions of so many bytes; DG_ERROR_MEMORY where RAM cannot be had for what it copies. */
 static int make_plan(const dg_model *m, int64_t sessions, dg_plan *plan, dg_error *error) {
@@ -168,7 +164,7 @@ int vram_open(dg_model *m, int64_t bytes, int64_t weights, dg_error *error) {
         return fail(error, DG_ERROR_SYSTEM, "%s: no memory", m->file->path);
     v->bytes = bytes ? bytes : available - dg_plan_margin((double)available, true);
     v->machine = machine_of(m->ops);
-    demand_weights(m, &v->demand);
+    demand_weights(m, false, &v->demand);
     v->demand.layer_bytes = 0;
     v->demand.top_bytes = weights;
     for (int32_t l = 0; l < m->config.n_layer; l++) {
@@ -252,6 +248,15 @@ int32_t vram_context(const dg_model *m, int32_t most) {
     }
     os_mutex_unlock(v->mutex);
     return from;
+}
+
+int64_t vram_room(const dg_model *m) {
+    const vram *v = m->vram;
+    monitor_enter(v->m);
+    const int64_t used = v->placed ? v->plan.vram_used - v->reserved : least_for(v, 0),
+                  room = v->bytes - used - v->taken;
+    monitor_leave(v->m);
+    return room > 0 ? room : 1;
 }
 
 void vram_prefer(dg_model *m, const int64_t *tokens) {

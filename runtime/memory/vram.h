@@ -18,6 +18,7 @@ void vram_free(dg_model *model);
 int vram_take(dg_model *model, int64_t bytes, const char *what, dg_error *error);
 void vram_give(dg_model *model, int64_t bytes);
 int32_t vram_context(const dg_model *model, int32_t most);
+int64_t vram_room(const dg_model *model);
 /* As budget_prefer, of experts that are yet to be placed. */
 void vram_prefer(dg_model *model, const int64_t *tokens);
 /* False before experts are placed. */

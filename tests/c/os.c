@@ -66,19 +66,19 @@ static void tell_group(const char *group, const char *limit, const char *usage, 
 
 static void test_control_groups(void) {
     for (int unified = 0; unified < 2; unified++) {
-        const char *stat = unified ? "anon 5\ninactive_file 300\nactive_file 7\n"
-                                   : "cache 9\ninactive_file 1\ntotal_inactive_file 300\n";
+        const char *stat = unified ? "anon 5\ninactive_file 300\nactive_file 40\n"
+                                   : "cache 9\ninactive_file 1\ntotal_inactive_file 300\ntotal_active_file 40\n";
         tell_group("/a", "2000\n", "900\n", stat, unified);
         tell_group("/a/b", "max\n", "900\n", stat, unified);
-        CHECK(os_group_memory(folder, "/a", unified) == 1400, "%lld are left",
+        CHECK(os_group_memory(folder, "/a", unified) == 1440, "%lld are left",
               (long long)os_group_memory(folder, "/a", unified));
-        CHECK(os_group_memory(folder, "/a/b", unified) == 1400, "the limit is that of the group above");
-        CHECK(os_group_memory(folder, "/a/b/not-seen-here", unified) == 1400,
+        CHECK(os_group_memory(folder, "/a/b", unified) == 1440, "the limit is that of the group above");
+        CHECK(os_group_memory(folder, "/a/b/not-seen-here", unified) == 1440,
               "nor does a group hide it that is not seen");
         tell_group("/a/b", "1000\n", "900\n", NULL, unified);
         CHECK(os_group_memory(folder, "/a/b", unified) == 100, "the lower limit counts");
         tell_group("/a/b", "1000\n", "1200\n", stat, unified);
-        CHECK(os_group_memory(folder, "/a/b", unified) == 100, "%lld are left",
+        CHECK(os_group_memory(folder, "/a/b", unified) == 140, "%lld are left",
               (long long)os_group_memory(folder, "/a/b", unified));
         tell_group("/a/b", "1000\n", "1400\n", stat, unified);
         CHECK(os_group_memory(folder, "/a/b", unified) == 0, "nothing is left where more is used than allowed");

@@ -20,15 +20,15 @@ from dgemma.bench.device import rates_of
 from dgemma.bench.flops import condition_mlp, step_operations
 from dgemma.bench.machine import measure_disk, measure_machine, processor
 from dgemma.bench.profile import Profile, steps_of
-from dgemma.errors import Error, UsageError, check, new_error
+from dgemma.errors import Error, MemoryBudgetError, UsageError, check, new_error
 from dgemma.files.regular import opener
 from dgemma.model import Model
 
 STEPS = 16  # steps of a canvas, for tokens per second
 CONTEXT = 1024  # tokens whose keys and values are held, by default
 DISK = 3e9  # bytes per second of an NVMe disk, used where the disk cannot be measured
+SMALL = 1 << 20  # bytes of a budget that no model can keep
 LARGEST = 1e12  # the largest number that is accepted in a machine's file
-PLENTY = 1 << 49  # bytes: a budget that is large enough for any model
 SHARP = 0.05  # a temperature at which random logits leave as few likely tokens as those of a trained model
 PROMPT = 64  # tokens of the prompt when speed is measured
 RUNS = 5  # steps that are timed when speed is measured
@@ -188,7 +188,10 @@ def this_machine(path: str | os.PathLike[str], has_weights: bool = True, **optio
         raise Error("this system does not tell how much memory is free: describe it with --machine FILE")
     disk = measure_disk(path) if has_weights else None
     if has_weights:
-        speed = measure_speed(path, **options)
+        try:  # as under a budget of all that is free, where weights are in memory of the process's own
+            speed = measure_speed(path, budget=max(ram - int(lib.dg_plan_margin(ram, False)), SMALL), **options)
+        except MemoryBudgetError:  # so little is free that no budget can be kept
+            speed = measure_speed(path, **options)
         source = (
             f"measured on the first layer{'' if disk else '; the disk is assumed, the file being too small to tell'}"
         )
@@ -215,7 +218,7 @@ def with_device(path: str | os.PathLike[str], vram: int, **options: Any) -> Mach
     `layers` and `top` of the machine are those of the GPU, because it computes these parts.
     """
     machine = this_machine(path, **{**options, "backend": "auto"})
-    speed = measure_speed(path, budget=None, **options)
+    speed = measure_speed(path, **options)
     with Model(path, layers=1, **options) as model:
         rates = rates_of(model)
     if rates is None:
@@ -229,11 +232,11 @@ def with_device(path: str | os.PathLike[str], vram: int, **options: Any) -> Mach
     )
 
 
-def measure_speed(path: str | os.PathLike[str], budget: int | None = PLENTY, **options: Any) -> dict[str, float]:
+def measure_speed(path: str | os.PathLike[str], budget: int | str | None = None, **options: Any) -> dict[str, float]:
     """Measure operations per second of "experts", of the other parts of "layers", and of head and condition ("top").
 
     Operations are counted by dgemma.bench.flops; the time is the median of some steps through the model's first layer
-    alone. budget: the argument `ram` of Model; with PLENTY all weights are in memory.
+    alone. budget: the argument `ram` of Model.
     """
     with Model(path, layers=1, **{**options, "ram": budget}) as model, Profile(model) as profile:
         work = {**step_operations(model.config, PROMPT), "condition": condition_mlp(model.config)}
@@ -278,7 +281,10 @@ def plan(
     name = ffi.new("char[]", machine.name.encode(errors="replace"))
     native = ffi.new("dg_machine *", {"name": name, **machine.rates})
     budgets = [-1 if size is None else min(size, 1 << 62) for size in (ram, vram)]
-    check(lib.dg_plan_make(demand, native, *budgets, out, error), error)
+    try:
+        check(lib.dg_plan_make(demand, native, *budgets, out, error), error)
+    except MemoryBudgetError as refusal:
+        raise MemoryBudgetError(f"{model.path}: {refusal}") from None
     return _read(out, demand, machine, config.canvas_length)
 
 
@@ -295,7 +301,8 @@ def placed(model: Model, machine: Machine, context: int) -> Plan:
 def _demand(model: Model, machine: Machine, context: int) -> Any:
     """Return a `dg_demand *` of the model. Operations at which the machine is slower than at experts count more."""
     config, error, demand = model.config, new_error(), ffi.new("dg_demand *")
-    check(lib.dg_model_demand(model._open_handle().pointer, context, demand, error), error)
+    device = machine.rates["vram"] > 0
+    check(lib.dg_model_demand(model._open_handle().pointer, context, device, demand, error), error)
     work = {**step_operations(config, context), "condition": condition_mlp(config)}
     demand.block_ops = work.pop("experts") / (config.n_layer * config.n_expert)
     demand.top_ops = machine.top * (work.pop("head") + work.pop("condition"))

@@ -22,12 +22,12 @@ from dgemma.bench.synthetic import SHAPE_NAMES, SHAPES, Synthetic, cache_folder,
 from dgemma.cli import Command, version_option
 from dgemma.cli.files import ModelFile, OutputFile
 from dgemma.cli.output import say_json, write
-from dgemma.cli.running import ram_option, running_options
+from dgemma.cli.running import OFF, open_model, ram_option, running_options
 from dgemma.convert.recipe import RECIPES
 from dgemma.files.json_lines import as_bytes
 from dgemma.files.output import json_kind, readable, write_whole
 from dgemma.hub.models import local_model
-from dgemma.model import Model, bundled, has_vram
+from dgemma.model import bundled, has_vram
 from dgemma.ui.charts import CHART, refuse_chart
 from dgemma.ui.progress import progress_bar, telling
 
@@ -138,7 +138,7 @@ def main(
     long: int | None,
     vram: int | None,
     exact: bool,
-    ram: int | None,
+    ram: int | str | None,
     as_json: bool,
     output: Path | None,
     plot_file: Path | None,
@@ -150,7 +150,7 @@ def main(
         for flag, given in needs.items():
             if given is not None:
                 raise click.UsageError(f"{flag} needs --shape")
-    if ram is not None and against is not None:
+    if ram not in (None, OFF) and against is not None:
         raise click.UsageError("--ram and --against do not go together: the other engine would take what it likes")
     if plot_file is not None:
         refuse_chart(plot_file, "bench")
@@ -168,8 +168,10 @@ def main(
             say("this machine and its GPU, for a prediction")
             there = local_model(model) if model is not None else bundled()
             machine = apart(with_device, there, vram, **options)
-        opened = stack.enter_context(Model(model, ram=ram, vram=vram, **options))
-        if ram is not None:
+        opened = stack.enter_context(open_model(model, ram=ram, vram=vram, **options))
+        if opened.ram is not None and against is not None:
+            raise click.UsageError("--against compares what is in memory: give fewer --layers, or --ram off")
+        if opened.ram is not None:
             say("this machine, for a prediction")
             machine = apart(this_machine, opened.path, **options)
         about: dict[str, Any] = {"path": opened.path, "name": readable(Path(opened.path).name)}

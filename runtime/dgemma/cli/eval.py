@@ -12,7 +12,7 @@ import click
 from dgemma.cli import Command, version_option
 from dgemma.cli.files import InputFile, InputPath, ModelFile, OutputFile
 from dgemma.cli.output import say_json, write
-from dgemma.cli.running import ram_option, running_options
+from dgemma.cli.running import AUTO, OFF, open_model, ram_option, running_options
 from dgemma.errors import UsageError
 from dgemma.eval.approximations import comparisons
 from dgemma.eval.baseline import BASE, Base
@@ -140,7 +140,7 @@ def main(
     threads: int | None,
     vram: int | None,
     exact: bool,
-    ram: int | None,
+    ram: int | str | None,
     as_json: bool,
     output: Path | None,
     plot_file: Path | None,
@@ -157,7 +157,7 @@ def main(
             "--sweep takes one model": bool(axes) and len(models) > 1,
             "--approximations takes one model": approximations and len(models) > 1,
             "--approximations tries --exact itself": approximations and exact,
-            "--approximations has two models open at once: no --ram": approximations and ram is not None,
+            "--approximations has two models open at once: no --ram": approximations and ram not in (None, OFF),
         }
     )
     chosen = settings(read_axes(axes)) if axes else []
@@ -166,7 +166,8 @@ def main(
 
     files = [local_model(model) for model in models] or [bundled()]
     arguments: dict[str, Any] = {"backend": backend, "threads": threads}
-    arguments |= {name: value for name, value in (("exact", exact), ("ram", ram), ("vram", vram)) if value}
+    arguments |= {name: value for name, value in (("exact", exact), ("vram", vram)) if value}
+    arguments["ram"] = (OFF if approximations else AUTO) if ram is None else ram
     does_tasks = bool(tasks) or not compares
     with telling() as say, Log(results_file) as log:
         base = None
@@ -183,7 +184,7 @@ def main(
             found.files.append(measured)
             if base is not None:
                 measured.fidelity = compare(path, base, layers=layers, model=arguments, say=say)
-            with Model(path, **arguments) as model:
+            with open_model(path, **arguments) as model:
                 given = chosen_tasks(model, tasks, count, levels) if does_tasks else []
                 names = list(dict.fromkeys(task.name for task in given))
                 found.about = found.about or about(

@@ -14,7 +14,7 @@ import click
 from dgemma.bench.plan import STEPS, Machine, Plan, find_machine, machines, plan, rates, this_machine
 from dgemma.bench.synthetic import SHAPE_NAMES, SHAPES, Synthetic, make_header
 from dgemma.cli.files import InputFile
-from dgemma.cli.running import Size
+from dgemma.cli.running import AUTO, Ram, Size
 from dgemma.convert.recipe import RECIPES
 from dgemma.hub.models import Header, model_header
 from dgemma.model import Model
@@ -65,7 +65,10 @@ def plan_options(command: Any) -> Any:
         ),
         click.option("--vram", type=Size(), metavar="SIZE", help="For --plan: the most GPU memory to use."),
         click.option(
-            "--ram", type=Size(), metavar="SIZE", help="For --plan: the most memory; default: all, less a margin."
+            "--ram",
+            type=Ram(AUTO),
+            metavar="auto|SIZE",
+            help="For --plan: the most memory; auto, the default: all, less a margin.",
         ),
         click.option(
             "--plan", "as_plan", is_flag=True, help="Show where weights would be kept, and predict the speed."
@@ -76,12 +79,12 @@ def plan_options(command: Any) -> Any:
 
 
 def make_plan(
-    path: Path, has_weights: bool, ram: int | None, vram: int | None, machine: str | None, context: int | None
+    path: Path, has_weights: bool, ram: int | str | None, vram: int | None, machine: str | None, context: int | None
 ) -> Plan:
     """Make a plan from the file's header alone. has_weights: otherwise the file is no more than that."""
-    with Model(os.fspath(path), backend="cpu", threads=1) as model:
+    with Model(os.fspath(path), backend="cpu") as model:  # with as many threads as dg-run would have
         where = machine_of(path, has_weights, machine)
-        return plan(model, where, ram, vram, context)
+        return plan(model, where, ram if isinstance(ram, int) else None, vram, context)
 
 
 def machine_of(path: Path, has_weights: bool, machine: str | None) -> Machine:

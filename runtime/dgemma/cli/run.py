@@ -19,7 +19,7 @@ from dgemma.cli.infill import Task, edit_options, fill_options
 from dgemma.cli.interrupts import INTERRUPTED, StopOnCtrlC
 from dgemma.cli.output import Speaker, say_json
 from dgemma.cli.record.recorder import RECORDING, Recorder
-from dgemma.cli.running import ram_option, running_options, traffic_facts, traffic_line
+from dgemma.cli.running import Size, open_model, ram_option, running_options, traffic_facts, traffic_line
 from dgemma.cli.which import choose
 from dgemma.errors import Stopped, UsageError
 from dgemma.events import Result
@@ -29,7 +29,6 @@ from dgemma.model import Model
 from dgemma.native.metadata import keys
 from dgemma.options import REFERENCE, Option, Setting, efforts, new_seed, options
 from dgemma.session import Prompt
-from dgemma.units import size
 
 PUZZLE = "53..7.... 6..195... .98....6. 8...6...3 4..8.3..1 7...2...6 .6....28. ...419..5 ....8..79"
 
@@ -125,11 +124,6 @@ def generation_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
-def memory(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
-    """Parse a size of memory; a callback of click."""
-    return None if value is None else size(value, param.opts[0])
-
-
 def sentence(text: str) -> str:
     return text[:1].upper() + text[1:]
 
@@ -156,7 +150,7 @@ def sentence(text: str) -> str:
 @running_options
 @click.option(
     "--repack",
-    callback=memory,
+    type=Size(),
     metavar="SIZE",
     help="Memory (such as 4G or 500M) for copies of experts that are faster to read. The tokens stay the same.",
 )
@@ -200,7 +194,7 @@ def main(
     vram: int | None,
     exact: bool,
     repack: int | None,
-    ram: int | None,
+    ram: int | str | None,
     save_routing: bool,
     visual: bool,
     records: tuple[Path, ...],
@@ -222,7 +216,8 @@ def main(
         others = dict(prompt=text is not None, file=file is not None, chat=chat, json=as_json, record=bool(records))
         refuse_beside("batch", task, **others, visual=visual)
         template_fields = {"system": system, "thinking": think or None, "raw": raw or None}
-        with Model(choose(model, "dg-run", ram, yes), **opening) as opened, saving_routing(opened, save_routing):
+        path = choose(model, "dg-run", ram, yes)
+        with open_model(path, quiet=quiet, **opening) as opened, saving_routing(opened, save_routing):
             refuse_without_template(opened, system, think)
             return batch.run(opened, lines, output, quiet, restart, exact, **template_fields, **settings)
     if chat:
@@ -230,7 +225,8 @@ def main(
         if file == "-":
             raise click.UsageError("-f - and --chat both read standard input")
         first = read_prompt(text, file) if text is not None or file is not None else None
-        with Model(choose(model, "dg-run", ram, yes), **opening) as opened, saving_routing(opened, save_routing):
+        path = choose(model, "dg-run", ram, yes)
+        with open_model(path, quiet=quiet, **opening) as opened, saving_routing(opened, save_routing):
             refuse_without_template(opened, system, think)
             from dgemma.cli.chat import Chat
 
@@ -252,7 +248,7 @@ def main(
     shown, stopped = display(visual, quiet), None
     with shown, StopOnCtrlC(acknowledge=shown.stopping), ExitStack() as stack:
         shown.doing(f"opening {path or 'sudoku'}")
-        opened = stack.enter_context(Model(path, **opening))
+        opened = stack.enter_context(open_model(path, quiet=quiet, aside=shown.aside, **opening))
         stack.enter_context(saving_routing(opened, save_routing))
         prompt = to_prompt(opened, message, system, think, raw) if message is not None else None
         used = opened.settings(**settings)

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import click
 
-from dgemma.errors import UsageError
 from dgemma.model import Model, backends
-from dgemma.units import size, size_text
+from dgemma.ui.terminal import one_line, tell
+from dgemma.units import parse_size, size_text
+
+AUTO, OFF = "auto", "off"
 
 
 class Size(click.ParamType):  # type: ignore[type-arg, unused-ignore]  # generic in click 8.2 and later
@@ -20,12 +25,24 @@ class Size(click.ParamType):  # type: ignore[type-arg, unused-ignore]  # generic
 
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int:
         try:
-            amount = size(value, "it") if isinstance(value, (int, str)) else 0
-        except UsageError:
-            amount = 0
+            amount = parse_size(value)
+        except ValueError as reason:
+            self.fail(str(reason), param, ctx)
         if amount < 1:
-            self.fail(f"{value!r} is no size such as 512M or 4G", param, ctx)
+            self.fail(f"{value!r} is no size such as 512M or 8G", param, ctx)
         return amount
+
+
+class Ram(Size):
+    """The type of --ram: a size, or "auto", or "off"."""
+
+    def __init__(self, *words: str) -> None:
+        self._words = words
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if isinstance(value, str) and (word := value.strip().lower()) in self._words:
+            return word
+        return super().convert(value, param, ctx)
 
 
 _OPTIONS = (
@@ -52,12 +69,50 @@ def running_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def ram_option(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add --ram."""
+    """Add --ram. Its value is None where it is not given: see open_model()."""
     text = (
         "Use at most this much memory (such as 8G). Experts that do not fit are read from the file at every step. The"
-        " tokens stay the same. Default: the file is mapped, and the system keeps in memory what it can."
+        " tokens stay the same. auto, the default: a file that is larger than the memory that is free gets a budget of"
+        " what is free, less a margin. off: the file is mapped, and the system keeps in memory what it can."
     )
-    return click.option("--ram", type=Size(), metavar="SIZE", help=text)(command)
+    return click.option("--ram", type=Ram(AUTO, OFF), metavar="auto|off|SIZE", help=text)(command)
+
+
+def open_model(
+    path: str | os.PathLike[str] | None,
+    *,
+    ram: int | str | None,
+    quiet: bool = False,
+    aside: Callable[[], AbstractContextManager[None]] = nullcontext,
+    **options: Any,
+) -> Model:
+    """Open a model, and tell in one line what --ram auto chose. aside: a block in which a line can be printed."""
+    ram = AUTO if ram is None else ram
+    model = Model(path, ram=ram, **options)
+    line = chosen_line(model) if ram == AUTO and not quiet else None
+    if line is not None:
+        with aside():
+            tell(line)
+    return model
+
+
+def chosen_line(model: Model) -> str | None:
+    """Return one line about a file that is larger than memory; None for any other."""
+    found = model.memory
+    if found.needs <= found.free or found.free == 0:
+        return None
+    there = f"{one_line(Path(model.path).name)} takes {size_text(found.needs)} and {size_text(found.free)} of memory"
+    if found.ram is not None:
+        return (
+            f"{there} are free: it runs within {size_text(found.ram)}, experts are read again at every step; --ram SIZE"
+            " or off says otherwise"
+        )
+    if found.least <= found.free:
+        return None
+    return (
+        f"{there} are free, less than the least budget of {size_text(found.least)}: the file is mapped, and most of it"
+        " is read again at every step"
+    )
 
 
 def traffic_facts(model: Model) -> dict[str, Any]:

@@ -10,10 +10,9 @@ import click
 
 from dgemma.cli import Command, version_option
 from dgemma.cli.files import ModelFile
-from dgemma.cli.running import Size, ram_option, running_options
-from dgemma.errors import UsageError
+from dgemma.cli.running import Size, open_model, ram_option, running_options
+from dgemma.errors import MemoryBudgetError, UsageError
 from dgemma.model import Model
-from dgemma.session import USUAL_CONTEXT
 from dgemma.ui.terminal import one_line, tell
 from dgemma.units import size_text
 
@@ -30,6 +29,8 @@ else:
     MISSING = None
 
 WIDTH = 78  # of the tables in --help
+DEFAULT_CACHE = 4 << 30  # bytes at most
+SHORT = 1024  # tokens of a conversation that is kept even where the model leaves little
 
 
 def table(rows: Iterable[tuple[str, str | None]], indent: int) -> str:
@@ -91,16 +92,15 @@ a request begins like an earlier one, only the rest is encoded. After Ctrl-C, ru
     "--context",
     type=click.IntRange(min=1),
     metavar="N",
-    help=f"The most tokens of a prompt and its answer. Default: the model's context, at most {USUAL_CONTEXT}.",
+    help=f"The most tokens of a prompt and its answer. Default: the model's context, at most {USUAL_CONTEXT} and what"
+    " fits into memory.",
 )
 @click.option(
     "--cache",
     type=Size(),
     metavar="SIZE",
-    default="4G",
-    show_default=True,
     help="Memory for encoded prompts: of running requests, and of earlier ones whose beginning a later request may"
-    " share. A single request may use more.",
+    " share. A single request may use more. Default: half of what the model leaves, at most 4G.",
 )
 @click.option(
     "--queue",
@@ -143,7 +143,7 @@ def main(
     no_auth: bool,
     name: str | None,
     context: int | None,
-    cache: int,
+    cache: int | None,
     queue: int,
     together: int,
     deadline: float | None,
@@ -161,8 +161,10 @@ def main(
         raise click.UsageError(f"--host {host} is beyond this machine: give --api-key KEY, or --no-auth")
     return_large_blocks()
     sockets = listen(host, port)
-    with Model(model, **opening) as opened:
-        limits = Limits(context_of(opened, context), cache, queue, together, max_body, deadline)
+    with open_model(model, **opening) as opened:
+        longest = context_of(opened, context)
+        kept = cache_of(opened, longest, cache)
+        limits = Limits(longest, kept, queue, together, max_body, deadline)
         server = Server(opened, limits, Guard(api_key, host, max_body), name)
         log_to_stderr()
         for at in sockets:
@@ -171,7 +173,7 @@ def main(
             url = f"http://{shown}:{number}"
             tell(
                 f"dg-serve: {one_line(server.name)} at {url}, its API at {url}/v1, context {limits.context},"
-                f" cache {size_text(cache)}"
+                f" cache {size_text(kept)}"
             )
         Running(server, sockets, grace).serve_here()
 
@@ -180,10 +182,28 @@ def context_of(model: Model, wanted: int | None) -> int:
     most: int = model.config.context_length
     if wanted is not None and wanted > most:
         raise click.UsageError(f"--context {wanted} is more than the model's {most}")
-    if wanted is not None or (model.ram is None and model.vram is None):
-        return wanted or min(most, USUAL_CONTEXT)
+    if wanted is not None:
+        return wanted
     with model.session() as session:  # its context is what fits into the budget
         return session.context
+
+
+def cache_of(model: Model, context: int, wanted: int | None) -> int:
+    """Return the bytes for encoded prompts. Raises MemoryBudgetError for more than there is room for."""
+    room = model.session_room()
+    if room is None:
+        return wanted or DEFAULT_CACHE
+    if wanted is not None:
+        if wanted > room:
+            asked, most = size_text(wanted), size_text(room)
+            raise MemoryBudgetError(
+                f"--cache: {asked} is more than the {most} of memory that encoded prompts can take; give less, or leave"
+                " it away"
+            )
+        return wanted
+    mapped = model.memory.needs if model.ram is None else 0  # what the system keeps in memory where there is room
+    short = model.session_bytes(min(context, SHORT))
+    return min(DEFAULT_CACHE, max((room - mapped) // 2, min(short, room)))
 
 
 if __name__ == "__main__":

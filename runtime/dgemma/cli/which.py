@@ -135,7 +135,7 @@ def as_json(found: Choices, judged: Sequence[Verdict] | None) -> dict[str, Any]:
 # ---- For dg-run ----
 
 
-def choose(model: str | None, command: str, ram: int | None, yes: bool) -> str | None:
+def choose(model: str | None, command: str, ram: int | str | None, yes: bool) -> str | None:
     """Return the MODEL, or of a repository without a type the largest file that this machine's plan calls usable.
 
     Where files are in the cache, it is the largest of those. A line on standard error says why. On a terminal a large
@@ -152,7 +152,7 @@ def choose(model: str | None, command: str, ram: int | None, yes: bool) -> str |
             one_line(f"{command}: {chosen.name} is in the cache; dg-info {found.name} --plan tells of the other files")
         )
     else:
-        judged = verdicts(found, ram=ram)
+        judged = verdicts(found, ram=ram if isinstance(ram, int) else None)
         best = next((verdict for verdict in judged if verdict.usable), None)
         if best is None:
             every = "; ".join(map(_line, judged))

@@ -160,12 +160,15 @@ def _trajectory(file: Any, i: int) -> Trajectory:
 def opened(path: str | os.PathLike[str], arguments: Mapping[str, Any] | None, layers: bool) -> Model:
     """Open a model for a comparison; its memory budget is reduced by what the comparison takes."""
     given = dict(arguments or {})
-    if given.get("ram") is None:
+    if given.get("ram") == "auto":
+        with Model(path, **given) as model:
+            given["ram"] = model.ram
+    if given.get("ram") in (None, "off"):
         return Model(path, **given)
     taken = looking(path, layers)
     left = size(given["ram"], "ram") - taken
     try:
-        return Model(path, **{**given, "ram": max(left, 1)})
+        return Model(path, **{**given, "ram": max(left, 1 << 20)})
     except MemoryBudgetError as problem:
         raise MemoryBudgetError(f"{problem} (comparing takes {size_text(taken)} of it)") from None
 

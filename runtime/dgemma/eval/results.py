@@ -109,7 +109,11 @@ class Variant:
     ) -> Variant:
         """Return a variant. known: identity() of the model's file. arguments: those that Model was opened with."""
         chosen = {each: value for each, value in model.settings(**(options or {})).items() if each != "seed"}
-        kept = {each: value for each, value in (arguments or {}).items() if each not in ("threads", "backend")}
+        kept = {
+            each: value
+            for each, value in (arguments or {}).items()
+            if each not in ("threads", "backend") and value not in ("auto", "off")
+        }
         run = json.dumps([known["sha256"][:16], model.backend, kept, chosen], sort_keys=True)
         return cls(name, model, run, options or {})
 
