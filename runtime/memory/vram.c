@@ -252,10 +252,10 @@ int32_t vram_context(const dg_model *m, int32_t most) {
 
 int64_t vram_room(const dg_model *m) {
     const vram *v = m->vram;
-    monitor_enter(v->m);
+    os_mutex_lock(v->mutex);
     const int64_t used = v->placed ? v->plan.vram_used - v->reserved : least_for(v, 0),
                   room = v->bytes - used - v->taken;
-    monitor_leave(v->m);
+    os_mutex_unlock(v->mutex);
     return room > 0 ? room : 1;
 }
 

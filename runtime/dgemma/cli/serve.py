@@ -13,6 +13,7 @@ from dgemma.cli.files import ModelFile
 from dgemma.cli.running import Size, open_model, ram_option, running_options
 from dgemma.errors import MemoryBudgetError, UsageError
 from dgemma.model import Model
+from dgemma.session import USUAL_CONTEXT
 from dgemma.ui.terminal import one_line, tell
 from dgemma.units import size_text
 
