@@ -67,7 +67,7 @@ static int cuda_open(ops *o, bool exact, dg_error *error) {
 
 /* ---- The rows, best first ---- */
 
-static const backend rows[] = {
+static const ops_backend rows[] = {
     {.name = "cpu", .open = open_cpu, .repack = gemm_repack, .lazy = true},
 #define DG_ISA(id, float_code, products, flags, condition) \
     {.name = "cpu-" #id, .usable = has_##id, .open = open_##id, .repack = gemm_repack, .lazy = true},
@@ -92,29 +92,29 @@ static const backend rows[] = {
     },
 };
 enum { ROWS = sizeof rows / sizeof *rows };
-static const backend *const cpu = rows;
+static const ops_backend *const cpu = rows;
 
-static bool usable(const backend *b) { return !b->usable || b->usable(); }
+static bool usable(const ops_backend *b) { return !b->usable || b->usable(); }
 
 /* The i-th that is usable; NULL past the end. */
-static const backend *usable_at(int32_t i) {
-    for (const backend *b = rows; i >= 0 && b < rows + ROWS; b++)
+static const ops_backend *usable_at(int32_t i) {
+    for (const ops_backend *b = rows; i >= 0 && b < rows + ROWS; b++)
         if (usable(b) && i-- == 0) return b;
     return NULL;
 }
 
 const char *dg_backend_name(int32_t i) {
-    const backend *b = usable_at(i);
+    const ops_backend *b = usable_at(i);
     return b ? b->name : NULL;
 }
 
 bool dg_backend_has_vram(int32_t i) {
-    const backend *b = usable_at(i);
+    const ops_backend *b = usable_at(i);
     return b && b->own_memory;
 }
 
 const char *ops_with_vram(int32_t i) {
-    for (const backend *b = rows; i >= 0 && b < rows + ROWS; b++)
+    for (const ops_backend *b = rows; i >= 0 && b < rows + ROWS; b++)
         if (b->own_memory && i-- == 0) return b->name;
     return NULL;
 }
@@ -138,9 +138,9 @@ static bool open_beside(ops *o, bool exact) {
 }
 
 /* The row that options ask for, or NULL. */
-static const backend *choose(const char *name) {
+static const ops_backend *choose(const char *name) {
     if (!name || strcmp(name, "auto") == 0) return usable_at(0);
-    for (const backend *b = rows; b < rows + ROWS; b++)
+    for (const ops_backend *b = rows; b < rows + ROWS; b++)
         if (strcmp(name, b->name) == 0) return usable(b) || b->explains ? b : NULL;
     return NULL;
 }
@@ -159,7 +159,7 @@ static int unknown(const char *name, dg_error *error) {
 int ops_new(const dg_model_options *options, const dg_config *c, ops **out, dg_error *error) {
     *out = NULL;
     int32_t threads = options->threads;
-    const backend *chosen = choose(options->backend);
+    const ops_backend *chosen = choose(options->backend);
     if (!chosen) return unknown(options->backend, error);
     if (threads < 0 || threads > 1024)
         return fail(error, DG_ERROR_USAGE, "threads: expected 1 to 1024, or 0 for all processors, got %d", threads);

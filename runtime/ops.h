@@ -92,7 +92,7 @@ typedef struct op_table {
 typedef enum op_layer_id { OP_LAYER_ACTIVATION_STATS, OP_LAYER_PROFILE, OP_LAYERS } op_layer_id;
 
 /* A backend: a row of backends.c. Functions that may be NULL are those of what it does not have. */
-typedef struct backend {
+typedef struct ops_backend {
     const char *name;           /* as options ask for it */
     bool (*usable)(void);       /* this build and this machine have it; NULL: always */
     bool explains;              /* open says why where it is not usable */
@@ -111,11 +111,11 @@ typedef struct backend {
     bool (*overlap_read)(const ops *o, dg_overlap *out);
     bool (*measure)(const ops *o, dg_device_rates *out);
     void (*rated)(const ops *o, dg_machine *machine);
-} backend;
+} ops_backend;
 
 struct ops {
     char name[64];
-    const backend *backend;
+    const ops_backend *backend;
     int32_t key_bytes;    /* of a number in a cache of keys or values */
     void *device;         /* the backend's own */
     const ops *beside;    /* where the backend has memory of its own: the CPU's table, with the same pool */
