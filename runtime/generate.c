@@ -122,8 +122,8 @@ int dg_generator_fill(dg_session *session, const dg_sampling *sampling, const dg
         !g->fixed || !g->marks || !g->ids || !g->blocks || !copied) {
         dg_generator_free(g);
         const int lost = ops_status(session->model->ops, error);
-        return lost != DG_OK ? lost
-                             : fail(error, DG_ERROR_SYSTEM, "no memory for a canvas of %d tokens", c->canvas_length);
+        if (lost != DG_OK) return lost;
+        return fail(error, DG_ERROR_SYSTEM, "no memory for a canvas of %d tokens", c->canvas_length);
     }
     *out = g;
     return DG_OK;
@@ -480,6 +480,10 @@ int dg_generate(dg_session *session, const dg_sampling *sampling, dg_on_event on
     owned_result *owned = calloc(1, sizeof *owned);
     if (!owned) return fail(error, DG_ERROR_SYSTEM, "no memory for a result");
     int status = dg_generator_new(session, sampling, &owned->generator, error);
+    if (!owned->generator) {
+        dg_result_free(&owned->result);
+        return status;
+    }
     dg_event event = {0};
     while (status == DG_OK && event.kind != DG_EVENT_DONE) {
         status = dg_generator_next(owned->generator, &event, error);
