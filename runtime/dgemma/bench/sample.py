@@ -1,11 +1,11 @@
-"""A small model that computes as the first layer and the head of another do, of which only the header is here.
+"""A small model that computes as the first layer and the head of another one do, of which only the header is here.
 
->>> with sample("header.gguf") as path:  # for measure_speed()
-...     ...
+    with sample("header.gguf") as path:  # for measure_speed()
+        ...
 
-Its weights are random, in the shapes and types of the other. It has fewer experts, each as large and met by as many
-tokens, and fewer words: what a step does per second stays, and the file is small: a quarter of a
-gigabyte for the real model in q4_k_m.
+Its weights are random, in the shapes and types of the other model. It has fewer experts, each as large and used by as
+many tokens, and a smaller vocabulary. So the speed of a step stays, and the file is small: a quarter of a gigabyte for
+the real model in q4_k_m.
 """
 
 from __future__ import annotations
