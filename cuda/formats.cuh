@@ -2,20 +2,7 @@
 #ifndef DG_CUDA_BLOCKS_H
 #define DG_CUDA_BLOCKS_H
 
-#include "bf16.h"
-#include "f16.h"
-#include "f32.h"
-#include "iq4_nl.h"
-#include "iq4_xs.h"
-#include "q2_k.h"
-#include "q3_k.h"
-#include "q4_0.h"
-#include "q4_k.h"
-#include "q5_0.h"
-#include "q5_1.h"
-#include "q5_k.h"
-#include "q6_k.h"
-#include "q8_0.h"
+#include "every_format.h"
 
 /* struct of_q4_k { block; VALUES; decode(block, values) } and so on */
 #define DG_FORMAT(NAME, id, stem, count, encodes)                                                  \

@@ -3,20 +3,7 @@
 #ifndef DG_DECODERS_H
 #define DG_DECODERS_H
 
-#include "bf16.h"
-#include "f16.h"
-#include "f32.h"
-#include "iq4_nl.h"
-#include "iq4_xs.h"
-#include "q2_k.h"
-#include "q3_k.h"
-#include "q4_0.h"
-#include "q4_k.h"
-#include "q5_0.h"
-#include "q5_1.h"
-#include "q5_k.h"
-#include "q6_k.h"
-#include "q8_0.h"
+#include "every_format.h"
 
 #define DG_FORMAT(NAME, id, stem, block, encodes)                                           \
     static void stem##_decode_blocks(const void *blocks, float *values, int64_t n_blocks) { \

@@ -77,6 +77,18 @@ struct gemm_set {
     void (*blend)(const tensor *table, int64_t row, float share, float *y);
 };
 
+/* A set of the kernels and functions that have these names in the file that installs it. */
+#define GEMM_SET_OF_THIS_FILE                       \
+    {.kernels = kernels,                            \
+     .n_kernels = sizeof kernels / sizeof *kernels, \
+     .quantise = quantise,                          \
+     .gelu_mul = gelu_mul,                          \
+     .peak = peak_of,                               \
+     .squash = squash,                              \
+     .sums = sums_of,                               \
+     .decode = decode_row,                          \
+     .blend = blend_row}
+
 /* What one token brings to a panel. */
 typedef struct gemm_token {
     const int8_t *codes;

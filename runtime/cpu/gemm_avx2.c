@@ -176,14 +176,6 @@ static inline void put_starts(__m256i pairs, int32_t *start16, int32_t *start32)
 
 #include "gemm_quantise_avx2.h"
 void gemm_install_avx2(ops *o) {
-    static const gemm_set set = {.kernels = kernels,
-                                 .n_kernels = sizeof kernels / sizeof *kernels,
-                                 .quantise = quantise,
-                                 .gelu_mul = gelu_mul,
-                                 .peak = peak_of,
-                                 .squash = squash,
-                                 .sums = sums_of,
-                                 .decode = decode_row,
-                                 .blend = blend_row};
+    static const gemm_set set = GEMM_SET_OF_THIS_FILE;
     gemm_install(o, &set);
 }

@@ -177,14 +177,6 @@ static void quantise(const gemm_input *x, int64_t b, int64_t i, const float *val
 }
 
 void gemm_install_neon(ops *o) {
-    static const gemm_set set = {.kernels = kernels,
-                                 .n_kernels = sizeof kernels / sizeof *kernels,
-                                 .quantise = quantise,
-                                 .gelu_mul = gelu_mul,
-                                 .peak = peak_of,
-                                 .squash = squash,
-                                 .sums = sums_of,
-                                 .decode = decode_row,
-                                 .blend = blend_row};
+    static const gemm_set set = GEMM_SET_OF_THIS_FILE;
     gemm_install(o, &set);
 }

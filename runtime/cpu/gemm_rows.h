@@ -5,16 +5,8 @@
 #ifndef DG_GEMM_ROWS_H
 #define DG_GEMM_ROWS_H
 
+#include "every_format.h"
 #include "gemm.h"
-#include "iq4_nl.h"
-#include "iq4_xs.h"
-#include "q4_0.h"
-#include "q4_k.h"
-#include "q5_0.h"
-#include "q5_1.h"
-#include "q5_k.h"
-#include "q6_k.h"
-#include "q8_0.h"
 
 /* Codes that are stored with an offset: the products start at -offset * (sum of the activations). */
 enum { OFFSET_SUB_32 = 16, OFFSET_SUB_16 = 32 };

@@ -10,15 +10,8 @@
 #include <immintrin.h>
 #include <stddef.h>
 
+#include "every_format.h"
 #include "gemm.h"
-#include "iq4_xs.h"
-#include "q4_0.h"
-#include "q4_k.h"
-#include "q5_0.h"
-#include "q5_1.h"
-#include "q5_k.h"
-#include "q6_k.h"
-#include "q8_0.h"
 
 /* Where 8 rows' blocks lie: rows[0 .. 8), or repacked rows[0] alone. */
 typedef struct panel_rows {

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "cpu.h"
+#include "op_args.h"
 
 static float *scratch_of(const ops *o, int32_t thread) { return o->scratch + thread * o->scratch_floats; }
 
@@ -25,17 +26,8 @@ static float gelu(float x) { /* tanh form */
 
 /* ---- Rows ---- */
 
-typedef struct rows {
-    float *y;
-    const float *x, *weight;
-    const tensor *table;
-    const int32_t *ids;
-    int64_t d;
-    float number;
-} rows;
-
 static void embed_row(void *arg, int64_t i, int32_t thread) {
-    const rows *a = arg;
+    const row_args *a = arg;
     (void)thread;
     float *y = a->y + i * a->d;
     decode_row(a->table, 0, a->ids[i], y);
@@ -43,11 +35,11 @@ static void embed_row(void *arg, int64_t i, int32_t thread) {
 }
 
 void reference_embed(const ops *o, float *y, const tensor *table, const int32_t *ids, int64_t n, float scale) {
-    pool_run(o->pool, embed_row, &(rows){.y = y, .table = table, .ids = ids, .d = table->cols, .number = scale}, n);
+    pool_run(o->pool, embed_row, &(row_args){.y = y, .table = table, .ids = ids, .d = table->cols, .number = scale}, n);
 }
 
 static void rms_norm_row(void *arg, int64_t i, int32_t thread) {
-    const rows *a = arg;
+    const row_args *a = arg;
     (void)thread;
     const float *x = a->x + i * a->d;
     float *y = a->y + i * a->d;
@@ -56,28 +48,28 @@ static void rms_norm_row(void *arg, int64_t i, int32_t thread) {
 }
 
 void reference_rms_norm(const ops *o, float *y, const float *x, const float *weight, int64_t n, int64_t d, float eps) {
-    pool_run(o->pool, rms_norm_row, &(rows){.y = y, .x = x, .weight = weight, .d = d, .number = eps}, n);
+    pool_run(o->pool, rms_norm_row, &(row_args){.y = y, .x = x, .weight = weight, .d = d, .number = eps}, n);
 }
 
 static void add_row(void *arg, int64_t i, int32_t thread) {
-    const rows *a = arg;
+    const row_args *a = arg;
     (void)thread;
     for (int64_t j = i * a->d; j < (i + 1) * a->d; j++)
         a->y[j] = (a->x[j] + (a->weight ? a->weight[j] : 0.0f)) * a->number;
 }
 
 void reference_add(const ops *o, float *y, const float *x, const float *add, int64_t n, int64_t d, float scale) {
-    pool_run(o->pool, add_row, &(rows){.y = y, .x = x, .weight = add, .d = d, .number = scale}, n);
+    pool_run(o->pool, add_row, &(row_args){.y = y, .x = x, .weight = add, .d = d, .number = scale}, n);
 }
 
 static void mul_row(void *arg, int64_t i, int32_t thread) {
-    const rows *a = arg;
+    const row_args *a = arg;
     (void)thread;
     for (int64_t j = 0; j < a->d; j++) a->y[i * a->d + j] = a->x[i * a->d + j] * (a->weight[j] * a->number);
 }
 
 void reference_mul(const ops *o, float *y, const float *x, const float *weight, int64_t n, int64_t d, float scale) {
-    pool_run(o->pool, mul_row, &(rows){.y = y, .x = x, .weight = weight, .d = d, .number = scale}, n);
+    pool_run(o->pool, mul_row, &(row_args){.y = y, .x = x, .weight = weight, .d = d, .number = scale}, n);
 }
 
 /* ---- Elements, in stretches ---- */
@@ -177,14 +169,8 @@ void reference_matmul(const ops *o, float *y, const float *x, const tensor *w, i
 
 /* ---- Attention ---- */
 
-typedef struct turning {
-    float *x;
-    int64_t heads, dim, first;
-    const float *inverse_frequency;
-} turning;
-
 static void rope_row(void *arg, int64_t i, int32_t thread) {
-    const turning *a = arg;
+    const rope_args *a = arg;
     const int64_t half = a->dim / 2;
     (void)thread;
     for (int64_t j = 0; j < half; j++) {
@@ -202,7 +188,8 @@ static void rope_row(void *arg, int64_t i, int32_t thread) {
 void reference_rope(const ops *o, float *x, int64_t n, int64_t heads, int64_t dim, int64_t first,
                     const float *inverse_frequency) {
     pool_run(o->pool, rope_row,
-             &(turning){.x = x, .heads = heads, .dim = dim, .first = first, .inverse_frequency = inverse_frequency}, n);
+             &(rope_args){.x = x, .heads = heads, .dim = dim, .first = first, .inverse_frequency = inverse_frequency},
+             n);
 }
 
 typedef struct attending {
@@ -288,21 +275,14 @@ void reference_experts(const ops *o, float *y, const float *x, const tensor *gat
 
 /* ---- Vocabulary ---- */
 
-typedef struct choosing {
-    dg_choice *out;
-    const float *z;
-    int64_t n_vocab;
-    const double *u;
-} choosing;
-
 static void choose_row(void *arg, int64_t i, int32_t thread) {
-    const choosing *a = arg;
+    const choose_args *a = arg;
     (void)thread;
     dg_choose(a->z + i * a->n_vocab, 1, a->n_vocab, a->u + i, a->out + i);
 }
 
 void reference_choose(const ops *o, dg_choice *out, const float *z, int64_t n, int64_t n_vocab, const double *u) {
-    pool_run(o->pool, choose_row, &(choosing){.out = out, .z = z, .n_vocab = n_vocab, .u = u}, n);
+    pool_run(o->pool, choose_row, &(choose_args){.out = out, .z = z, .n_vocab = n_vocab, .u = u}, n);
 }
 
 typedef struct conditioning {

@@ -2,6 +2,7 @@
 #include <math.h>
 #include <stdatomic.h>
 
+#include "op_args.h"
 #include "simd_math.h"
 #include "simd_ops.h"
 
@@ -9,18 +10,9 @@ enum { STRETCH = 4096, WATCHED = 1 << 16 }; /* elements per item, about; of what
 
 /* ---- Rows ---- */
 
-typedef struct rows {
-    float *y;
-    const float *x, *weight;
-    const tensor *table;
-    const int32_t *ids;
-    int64_t n, d, block; /* rows; columns; rows per item */
-    float number;
-} rows;
-
 typedef struct rows_work {
-    rows a;
-    void (*row)(const rows *a, int64_t i);
+    row_args a;
+    void (*row)(const row_args *a, int64_t i);
 } rows_work;
 
 static void rows_item(void *arg, int64_t item, int32_t thread) {
@@ -29,7 +21,7 @@ static void rows_item(void *arg, int64_t item, int32_t thread) {
     for (int64_t i = item * w->a.block; i < least((item + 1) * w->a.block, w->a.n); i++) w->row(&w->a, i);
 }
 
-static void run_rows(const ops *o, void (*row)(const rows *a, int64_t i), rows a) {
+static void run_rows(const ops *o, void (*row)(const row_args *a, int64_t i), row_args a) {
     a.block = most(1, STRETCH / a.d);
     pool_run(o->pool, rows_item, &(rows_work){.a = a, .row = row}, (a.n + a.block - 1) / a.block);
 }
@@ -42,17 +34,17 @@ static void scale_row(float *y, const float *x, const float *weight, int64_t d, 
     }
 }
 
-static void embed_row(const rows *a, int64_t i) {
+static void embed_row(const row_args *a, int64_t i) {
     float *y = a->y + i * a->d;
     a->table->format->decode(tensor_row(a->table, 0, a->ids[i]), y, a->d / a->table->format->block);
     scale_row(y, y, NULL, a->d, a->number);
 }
 
 void SIMD(embed)(const ops *o, float *y, const tensor *table, const int32_t *ids, int64_t n, float scale) {
-    run_rows(o, embed_row, (rows){.y = y, .table = table, .ids = ids, .n = n, .d = table->cols, .number = scale});
+    run_rows(o, embed_row, (row_args){.y = y, .table = table, .ids = ids, .n = n, .d = table->cols, .number = scale});
 }
 
-static void rms_norm_row(const rows *a, int64_t i) {
+static void rms_norm_row(const row_args *a, int64_t i) {
     enum { SUMS = 4 };
     const float *x = a->x + i * a->d;
     vf sum[SUMS] = {vf_set(0.0f), vf_set(0.0f), vf_set(0.0f), vf_set(0.0f)};
@@ -71,10 +63,10 @@ static void rms_norm_row(const rows *a, int64_t i) {
 }
 
 void SIMD(rms_norm)(const ops *o, float *y, const float *x, const float *weight, int64_t n, int64_t d, float eps) {
-    run_rows(o, rms_norm_row, (rows){.y = y, .x = x, .weight = weight, .n = n, .d = d, .number = eps});
+    run_rows(o, rms_norm_row, (row_args){.y = y, .x = x, .weight = weight, .n = n, .d = d, .number = eps});
 }
 
-static void mul_row(const rows *a, int64_t i) {
+static void mul_row(const row_args *a, int64_t i) {
     const float *x = a->x + i * a->d;
     float *y = a->y + i * a->d;
     const vf by = vf_set(a->number);
@@ -85,7 +77,7 @@ static void mul_row(const rows *a, int64_t i) {
 }
 
 void SIMD(mul)(const ops *o, float *y, const float *x, const float *weight, int64_t n, int64_t d, float scale) {
-    run_rows(o, mul_row, (rows){.y = y, .x = x, .weight = weight, .n = n, .d = d, .number = scale});
+    run_rows(o, mul_row, (row_args){.y = y, .x = x, .weight = weight, .n = n, .d = d, .number = scale});
 }
 
 /* ---- Elements ---- */
@@ -162,14 +154,8 @@ void SIMD(check_finite)(const ops *o, int32_t *nonfinite, const float *x, int64_
 
 /* ---- Rotation ---- */
 
-typedef struct turning {
-    float *x;
-    int64_t heads, dim, first;
-    const float *inverse_frequency;
-} turning;
-
 static void rope_item(void *arg, int64_t i, int32_t thread) {
-    const turning *a = arg;
+    const rope_args *a = arg;
     const int64_t half = a->dim / 2;
     const vf position = vf_set((float)(a->first + i));
     (void)thread;
@@ -190,7 +176,8 @@ static void rope_item(void *arg, int64_t i, int32_t thread) {
 void SIMD(rope)(const ops *o, float *x, int64_t n, int64_t heads, int64_t dim, int64_t first,
                 const float *inverse_frequency) {
     pool_run(o->pool, rope_item,
-             &(turning){.x = x, .heads = heads, .dim = dim, .first = first, .inverse_frequency = inverse_frequency}, n);
+             &(rope_args){.x = x, .heads = heads, .dim = dim, .first = first, .inverse_frequency = inverse_frequency},
+             n);
 }
 
 /* ---- The table ---- */

@@ -2,6 +2,7 @@
 #include <math.h>
 #include <string.h>
 
+#include "op_args.h"
 #include "simd_math.h"
 #include "simd_ops.h"
 #include "simd_tile.h"
@@ -67,15 +68,8 @@ static int64_t draw(const float *z, int64_t n_vocab, float peak, double aim) {
     return -1;
 }
 
-typedef struct choosing {
-    dg_choice *out;
-    const float *z;
-    int64_t n_vocab;
-    const double *u;
-} choosing;
-
 static void choose_item(void *arg, int64_t i, int32_t thread) {
-    const choosing *a = arg;
+    const choose_args *a = arg;
     const float *z = a->z + i * a->n_vocab, peak = largest_of(z, a->n_vocab) + nothing_of(z, a->n_vocab);
     (void)thread;
     if (isnan(peak)) {
@@ -93,7 +87,7 @@ static void choose_item(void *arg, int64_t i, int32_t thread) {
 }
 
 void SIMD(choose)(const ops *o, dg_choice *out, const float *z, int64_t n, int64_t n_vocab, const double *u) {
-    pool_run(o->pool, choose_item, &(choosing){.out = out, .z = z, .n_vocab = n_vocab, .u = u}, n);
+    pool_run(o->pool, choose_item, &(choose_args){.out = out, .z = z, .n_vocab = n_vocab, .u = u}, n);
 }
 
 /* ---- Self-conditioning ---- */
