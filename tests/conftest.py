@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+import os
 import signal
-from collections.abc import Iterator
-from types import SimpleNamespace
 
 import pytest
 from hypothesis import settings
@@ -14,17 +13,12 @@ from hypothesis import settings
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
+# A generation that is given no seed has 0 here, but in the tests of that.
+os.environ["DGEMMA_SEED"] = "0"
+
 # No test fails because a machine is slow. All else is as hypothesis has it, which differs where CI is set.
 settings.register_profile("untimed", settings(deadline=None))
 settings.load_profile("untimed")
-
-
-@pytest.fixture(autouse=True, scope="session")
-def seed_of_zero() -> Iterator[None]:
-    """A generation that is given no seed has 0 here, but for the tests of that."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("dgemma.options.secrets", SimpleNamespace(randbits=lambda bits: 0))
-        yield
 
 
 @pytest.fixture(scope="session")

@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
-from checkpoints import write_checkpoint
-from commands import Inside
+from support.checkpoints import write_checkpoint
+from support.commands import Inside
 
 import dgemma
 from dgemma.cli import bench, eval, info, run

@@ -429,7 +429,7 @@ def test_ram_for_what_is_copied_is_there_before_anything_is_loaded(large, tmp_pa
 def test_what_ram_does_not_hold_is_left_to_the_cpu(large, tmp_path):
     """From the map: neither page-locked, nor read and copied at every step."""
     file, vram = large / "busy", least_vram(large / "busy") + (1 << 20)
-    short = 8 * ((1280 << 10) + 1024) // 7  # KiB: the margin is an eighth and 1 GiB, the process takes 256 MiB
+    short = 8 * ((1216 << 10) + 1024) // 7  # KiB: the margin is an eighth and 1 GiB, the process takes 192 MiB
     there, copied, cpu, read_and_copied, read = map(int, with_memory(tmp_path, short, 1 << 20, file, vram).split())
     assert read > 0 and read_and_copied == copied == 0, (there, copied, cpu, read_and_copied, read)
 

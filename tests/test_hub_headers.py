@@ -16,10 +16,10 @@ from pathlib import Path
 import click
 import huggingface_hub.constants
 import pytest
-from commands import Inside
-from hub_server import Hollow, Hub, serving
 from hypothesis import given
 from hypothesis import strategies as st
+from support.commands import Inside
+from support.hub_server import Hollow, Hub, serving
 from test_hub import environment, failure
 
 import dgemma.cli.plan

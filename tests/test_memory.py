@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from little_memory import MIB, binary, control_group, meminfo, python, run_with
+from support.little_memory import MIB, binary, control_group, meminfo, python, run_with
 
 import dgemma
 from dgemma._native import ffi, lib
@@ -18,14 +18,15 @@ from dgemma.bench.synthetic import SHAPES, Synthetic, blueprint, make
 from dgemma.cli.bench import main as bench
 from dgemma.cli.eval import main as evaluate
 from dgemma.cli.info import main as info
-from dgemma.model import BUNDLED, bundled
+from dgemma.files.bundled import BUNDLED
+from dgemma.model import bundled
 
 GIB = 1 << 30
 SHAPE = dict(
     layers=24, d_model=1024, d_ffn=512, d_expert=512, n_expert=32, n_expert_used=4, n_head=8, n_head_kv=(4, 2),
     head_dim=(64, 128), sliding_window=64, n_vocab=2048, canvas_length=64, context_length=32768,
 )  # fmt: skip
-ASKED = ["-p", "t600 t601", "--raw", "--steps", "2", "--seed", "1"]
+ASKED = ["-p", "t600 t601", "--raw", "--steps", "2", "--seed", "1", "--max-tokens", "64"]
 
 
 @pytest.fixture(scope="module")

@@ -12,10 +12,10 @@ from typing import Any
 import click
 import huggingface_hub.constants
 import pytest
-from checkpoints import write_checkpoint
-from commands import Inside
 from gguf import GGUFWriter
-from hub_server import Hub, serving
+from support.checkpoints import write_checkpoint
+from support.commands import Inside
+from support.hub_server import Hub, serving
 
 import dgemma.hub.inventory
 from dgemma.bench.synthetic import Synthetic, make

@@ -283,7 +283,7 @@ def test_a_step_reads_what_does_not_stay(small: Path, more: int) -> None:
     """Each expert once, but for those that no token chose and whose turn had not come when that was known."""
     with dgemma.Model(small, ram=least_for(small) + more) as model:
         seen, counts = [], []
-        for event in model.stream(PROMPT, steps=12, **SHARP):
+        for event in model.stream(PROMPT, steps=12, max_tokens=64, **SHARP):
             if isinstance(event, dgemma.Step):
                 seen.append(model.traffic)
                 counts.append(model.routing)

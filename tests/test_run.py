@@ -66,7 +66,7 @@ def test_a_prompt_comes_from_text_file_or_standard_input(way: str, tmp_path: Pat
 def test_the_answer_alone_is_on_standard_output_and_figures_on_standard_error() -> None:
     done = run(bundled(), "-p", PROMPT)
     assert done.stdout.decode() == ANSWER
-    figure = r"90 tokens, 1 canvas of \d+ steps?, \d+\.\d\d s, \d+ tokens/s, converged\n"
+    figure = r"90 tokens, 1 canvas of \d+ steps?, \d+\.\d\d s, \d+ tokens/s, converged, seed 0\n"
     assert re.fullmatch(figure, done.stderr.decode())
     quiet = run("-p", PROMPT, "--quiet")
     assert (quiet.stdout.decode(), quiet.stderr) == (ANSWER, b"")

@@ -372,14 +372,21 @@ class Model:
         context = self._context_for(ids, start, sampling)
         return self._stream(context, ids, sampling, start, on_step, on_encode, accept)
 
-    def context_for(self, prompt: Prompt, **options: Any) -> int | None:
-        """Return the context, in tokens, of a session that generates an answer with these options.
+    def session_for(self, prompt: Prompt, **options: Any) -> Session:
+        """Return a new session with room for a prompt and an answer with these options.
 
-        None: the usual one (see session()), of which an answer without max_tokens takes what it needs. Raises
-        UsageError where it is more than the model's.
+        Without max_tokens it is the usual one (see session()). Raises as session() and generate() do.
         """
-        sampling = sampling_for(self._open_handle().pointer, options)
-        return self._context_for(self.prompt_ids(prompt), None, sampling)
+        ids = self.prompt_ids(prompt)
+        context = self._context_for(ids, None, sampling_for(self._open_handle().pointer, options))
+        return self._session_for(context, len(ids))
+
+    def _session_for(self, context: int | None, prompt: int) -> Session:
+        session = self.session(context)
+        if session.context >= prompt:
+            return session
+        session.close()  # there is no memory for the usual one
+        return self.session(prompt)
 
     def _context_for(self, ids: list[int], start: Start | None, sampling: Any) -> int | None:
         limit: int = self._config.context_length
@@ -394,9 +401,9 @@ class Model:
             )
         return None if tokens == 0 and context <= USUAL_CONTEXT else context
 
-    def _stream(self, context: int | None, *given: Any) -> Generator[Event, None, None]:
-        with self.session(context) as session:
-            yield from session._stream(*given)
+    def _stream(self, context: int | None, ids: list[int], *given: Any) -> Generator[Event, None, None]:
+        with self._session_for(context, len(ids)) as session:
+            yield from session._stream(ids, *given)
 
     def fill(self, text: str | Pieces, prompt: Prompt | None = None, **given: Any) -> Filled:
         r"""Write what is missing in a text: [[...]] is a hole, [[n]] one of n tokens. Returns a Filled.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import os
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -119,9 +120,18 @@ class Effort:
         )
 
 
+SEED = "DGEMMA_SEED"  # the environment variable with the seed of generations that are given none
+
+
 def new_seed() -> int:
-    """Return a seed for a generation that was given none: 32 bits, so that people can copy it."""
-    return secrets.randbits(32)
+    """Return a seed for a generation that was given none: that of SEED, else 32 random bits, which people can copy."""
+    given = os.environ.get(SEED)
+    if not given:
+        return secrets.randbits(32)
+    try:
+        return int(options()["seed"].read(int(given)))
+    except (ValueError, UsageError):
+        raise UsageError(f"{SEED} must be a whole number, {options()['seed'].range}, not {given!r}") from None
 
 
 REFERENCE = "reference"  # with this effort, other values for the options that it sets are refused

@@ -116,8 +116,9 @@ class Session:
         canvases of a stream.
         """
         handle = self._handle
-        if handle is not None:
-            lib.dg_session_stop(handle.pointer, True)
+        pointer = None if handle is None else handle.pointer  # which is None once the session is closed
+        if pointer is not None:
+            lib.dg_session_stop(pointer, True)
 
     def __enter__(self) -> Session:
         return self

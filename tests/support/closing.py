@@ -68,7 +68,7 @@ class Watch:
 
     def __getattr__(self, name: str) -> Any:
         real = getattr(library, name)
-        if not callable(real):
+        if not callable(real) or isinstance(real, dgemma._native.ffi.CData):  # a callback
             return real
 
         def call(*arguments: Any) -> Any:

@@ -58,7 +58,7 @@ def work(
     """Generate an answer, show it, and say it. Raises Stopped after Ctrl-C, with what is finished of it."""
     ids = model.prompt_ids(prompt)
     with (
-        model.session(model.context_for(ids, **settings)) as session,
+        model.session_for(ids, **settings) as session,
         StopOnCtrlC(session.stop, shown.stopping),
         closing(with_deltas(session.stream(ids, on_encode=shown.encoded, **settings), reader)) as events,
     ):

@@ -20,14 +20,14 @@ from dgemma.cli.interrupts import INTERRUPTED, StopOnCtrlC
 from dgemma.cli.output import Speaker, say_json
 from dgemma.cli.record.recorder import RECORDING, Recorder
 from dgemma.cli.running import Size, open_model, ram_option, running_options, traffic_facts, traffic_line
-from dgemma.cli.which import choose
 from dgemma.errors import Stopped, UsageError
 from dgemma.events import Result
 from dgemma.files.output import check_target
 from dgemma.files.routing import ROUTING, routing_path
+from dgemma.hub.names import PREFIX
 from dgemma.model import Model
 from dgemma.native.metadata import keys
-from dgemma.options import REFERENCE, Option, Setting, efforts, new_seed, options
+from dgemma.options import REFERENCE, SEED, Option, Setting, efforts, new_seed, options
 from dgemma.session import Prompt
 
 PUZZLE = "53..7.... 6..195... .98....6. 8...6...3 4..8.3..1 7...2...6 .6....28. ...419..5 ....8..79"
@@ -107,7 +107,7 @@ def generation_options(command: Callable[..., Any]) -> Callable[..., Any]:
     command = click.option("--reference", "reference", **chosen, help=exactly)(command)
     chosen = dict(type=click.Choice(list(levels)), callback=one_effort)
     command = click.option("--effort", **chosen, help=f"{sentence(texts)}. Other flags win.")(command)
-    defaults = {"max_tokens": "0", "seed": "a new one each time"}
+    defaults = {"max_tokens": "0", "seed": f"{SEED}, or a new one each time"}
     for name, option in reversed(options().items()):
         flag, metavar = "--" + name.replace("_", "-"), "F" if option.real else "N"
         if option.flag:
@@ -216,7 +216,7 @@ def main(
         others = dict(prompt=text is not None, file=file is not None, chat=chat, json=as_json, record=bool(records))
         refuse_beside("batch", task, **others, visual=visual)
         template_fields = {"system": system, "thinking": think or None, "raw": raw or None}
-        path = choose(model, "dg-run", ram, yes)
+        path = chosen(model, ram, yes)
         with open_model(path, quiet=quiet, **opening) as opened, saving_routing(opened, save_routing):
             refuse_without_template(opened, system, think)
             return batch.run(opened, lines, output, quiet, restart, exact, **template_fields, **settings)
@@ -225,7 +225,7 @@ def main(
         if file == "-":
             raise click.UsageError("-f - and --chat both read standard input")
         first = read_prompt(text, file) if text is not None or file is not None else None
-        path = choose(model, "dg-run", ram, yes)
+        path = chosen(model, ram, yes)
         with open_model(path, quiet=quiet, **opening) as opened, saving_routing(opened, save_routing):
             refuse_without_template(opened, system, think)
             from dgemma.cli.chat import Chat
@@ -244,7 +244,7 @@ def main(
     if task is not None:
         task.check(prompted, stdin=file == "-", templated=system is not None or think)
     message = read_prompt(text, file) if task is None or prompted else None
-    path = choose(model, "dg-run", ram, yes)
+    path = chosen(model, ram, yes)
     shown, stopped = display(visual, quiet), None
     with shown, StopOnCtrlC(acknowledge=shown.stopping), ExitStack() as stack:
         shown.doing(f"opening {path or 'sudoku'}")
@@ -284,6 +284,15 @@ def main(
         for line in lines:
             click.echo(line, err=True)
     return None if stopped is None else INTERRUPTED
+
+
+def chosen(model: str | None, ram: int | str | None, yes: bool) -> str | None:
+    """Return the MODEL, or of a repository of the Hub without a type the file that fits this machine."""
+    if model is None or not model.startswith(PREFIX):
+        return model
+    from dgemma.cli.which import choose  # which imports much, the converter among it
+
+    return choose(model, "dg-run", ram, yes)
 
 
 @contextmanager
