@@ -299,7 +299,7 @@ int budget_open(dg_model *m, int64_t ram, dg_error *error) {
     dg_error why;
     status = plan_for(b, session, &b->plan, &why);
     if (status == DG_ERROR_MEMORY) refuse(b, session, &why);
-    if (status != DG_OK) return fail(error, status, "%s: %s", m->file->path, why.message);
+    if (status != DG_OK) return fail(error, (dg_status)status, "%s: %s", m->file->path, why.message);
     place(m);
     return DG_OK;
 }
