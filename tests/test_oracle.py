@@ -95,7 +95,7 @@ def test_generation_is_that_of_transformers_to_the_token(folder, prompts, huggin
             theirs = out.sequences[0, len(ids) :].tolist()
             end = next(i for i, token in enumerate(theirs) if token in model.config.end_ids)
 
-            result = model.generate(prompt, seed=seed)
+            result = model.generate(prompt, seed=seed, max_tokens=model.config.canvas_length)
             assert result.ids == theirs[:end], f"prompt {seed}"
             assert result.steps == draws.samples, f"prompt {seed}"
 
