@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 from dgemma.convert.gguf_header import header
 from dgemma.convert.metadata import TOKENIZER_MODEL, Pair
 from dgemma.convert.vocabulary import NORMAL, Vocabulary, fill
-from dgemma.errors import FormatError
+from dgemma.errors import Error, FormatError
 from dgemma.native.metadata import keys
 from dgemma.tokenizer import Tokenizer
 
@@ -50,7 +50,10 @@ def _opened(pairs: Sequence[Pair], file: Path) -> Tokenizer:
     """Return the tokenizer of a file with these keys. A FormatError names `file`."""
     with TemporaryDirectory(prefix="dgemma-") as folder:
         path = Path(folder) / "vocabulary.gguf"
-        path.write_bytes(header(pairs, []))
+        try:
+            path.write_bytes(header(pairs, []))
+        except Error as problem:  # a token that is no text
+            raise FormatError(f"{file}: {problem}") from None
         try:
             return Tokenizer.from_gguf(path)
         except FormatError as problem:
