@@ -34,11 +34,11 @@ from dgemma.ui.progress import progress_bar, telling
 FIGURES = json_kind("figures of dg-bench", "schema", "machine", "peaks", "step")
 SHARP = 0.05  # at this temperature random logits leave as few likely words as those of a trained model
 
-HELP = f"""Times the parts of a denoising step and the encoding of a prompt, beside what the machine can do at best.
+HELP = f"""Times the parts of a denoising step and the encoding of a prompt, and shows the machine's limits beside them.
 
 MODEL is a GGUF file, or tidy or sudoku, which come with dgemma, or hf:owner/name[:TYPE]; without one, and without
---shape, sudoku is measured. --shape makes a model of random weights in true shapes and formats, once, and keeps it: a
-file like any other.
+--shape, sudoku is measured. --shape makes a model file with random weights in the shapes and formats of a real model,
+and keeps it for later runs.
 
 \b
   dg-bench model.gguf

@@ -42,8 +42,8 @@ HELP = f"""Measures the quality of model files and settings: how close a file is
 how many tasks it solves.
 
 MODELS are GGUF files, or tidy or sudoku, which come with dgemma, or hf:owner/name[:TYPE]; without one, sudoku is
-measured. With --against or --base, files are compared; tasks are done where there is --task, and without a base: then
-all shipped ones that the model can read.
+measured. With --against or --base, files are compared with a base. With --task, tasks are done. Without any of these,
+all tasks that come with dgemma and that the model's vocabulary can read are done.
 
 \b
   dg-eval model-q4_k_m.gguf --against model-q8_0.gguf --layers

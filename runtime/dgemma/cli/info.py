@@ -28,9 +28,10 @@ if TYPE_CHECKING:
 
 HELP = f"""Shows what a GGUF file holds: its model, types and sizes, parameters by part, tokenizer and chat template.
 
-MODEL is a GGUF file, of a split one the first part, or tidy or sudoku, which come with dgemma, or hf:owner/name[:TYPE],
-of which the header alone is read, unless the file is in the cache; without a TYPE, where several files fit, they are
-listed. A file that dgemma does not run, such as a vocabulary alone, is told as far as it goes.
+MODEL is a GGUF file (of a split file the first part), or tidy or sudoku, which come with dgemma, or
+hf:owner/name[:TYPE]: only the header is downloaded, unless the file is in the cache. Without a TYPE, the files are
+listed if several fit. Of a file that dgemma cannot run, such as a vocabulary without weights, everything that can be
+read is shown.
 
 \b
   dg-info model.gguf

@@ -35,14 +35,13 @@ class StopOnCtrlC:
     def __init__(
         self, stop: Callable[[], object] | None = None, acknowledge: Callable[[], object] = lambda: None
     ) -> None:
-        self.heard = False
         self._stop, self._acknowledge = stop, acknowledge
         self._restore: Callable[[], object] | None = None
 
     def __enter__(self) -> StopOnCtrlC:
         # Who ignores it (nohup, a shell's background) goes on doing so.
         if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
-            reading, writing = os.pipe2(os.O_CLOEXEC) if hasattr(os, "pipe2") else os.pipe()
+            reading, writing = os.pipe()
             os.set_blocking(writing, False)
             handler: Any = signal.signal(signal.SIGINT, self._hear)
             before = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
@@ -64,7 +63,6 @@ class StopOnCtrlC:
             self._restore()
 
     def _hear(self, number: int, frame: FrameType | None) -> None:
-        self.heard = True
         if self._stop is None:
             raise KeyboardInterrupt
         self._stop()

@@ -28,9 +28,9 @@ SHAPED = "q4_k_m"  # the type of a shape, unless it is said otherwise
 MACHINES = "\n".join(f"  {machine.name:<16}{machine.about}" for machine in machines().values())
 FIELDS = "\n".join(f"  {rate.field:<9}{rate.unit:<7}{rate.help}" for rate in rates().values())
 
-HELP = f"""--plan tells what would live where under memory budgets, and predicts from a machine's bandwidths what a step
-would take. It needs no weights: of a file of the Hub the header alone is read, and with --shape none at all (shapes:
-{SHAPE_NAMES}). Machines that can be planned for:
+HELP = f"""--plan shows where the weights would be kept under memory budgets, and predicts the time of a step from a
+machine's bandwidths. It needs no weights: only the header of a file on the Hub is read, and --shape needs no file
+(shapes: {SHAPE_NAMES}). Known machines:
 
 \b
 {MACHINES}
@@ -46,16 +46,18 @@ memory, its disk, and the speed of the model's first layer and head are measured
 def plan_options(command: Any) -> Any:
     """Add --plan, and the flags that only it takes."""
     for option in (
-        click.option("--layers", type=click.IntRange(1, 256), metavar="N", help="Of --shape; default: all there are."),
+        click.option(
+            "--layers", type=click.IntRange(1, 256), metavar="N", help="For --shape: layers of the shape; default: all."
+        ),
         click.option(
             "--type",
             "type_",
             type=click.Choice(list(RECIPES), case_sensitive=False),
             metavar="TYPE",
-            help="Of --shape's weights, as dg-convert's; default: q4_k_m.",
+            help=f"For --shape: type of the weights, as in dg-convert; default: {SHAPED}.",
         ),
         click.option(
-            "--shape", type=click.Choice(list(SHAPES)), metavar="NAME", help="Of --plan: no file, but this shape."
+            "--shape", type=click.Choice(list(SHAPES)), metavar="NAME", help="For --plan: a shape instead of a file."
         ),
         click.option(
             "--context", type=click.IntRange(1, 2**31 - 1), metavar="N", help="For --plan: tokens of context to hold."

@@ -35,10 +35,10 @@ PUZZLE = "53..7.... 6..195... .98....6. 8...6...3 4..8.3..1 7...2...6 .6....28. 
 HELP = f"""Answers a prompt with a DiffusionGemma model.
 
 MODEL is a GGUF file, or tidy or sudoku, which come with dgemma (a file of such a name is ./tidy), or
-hf:owner/name[:TYPE]: a repository of the Hugging Face Hub, whose file of that type is fetched once (pip install
-'dgemma[hub]'). Without a TYPE it is the largest file
-that this machine's plan calls usable (dg-info hf:owner/name --plan lists them). Without a MODEL it is sudoku: its
-prompt is nine rows of nine characters, a dot for a blank, each row with a newline behind it.
+hf:owner/name[:TYPE]: a repository of the Hugging Face Hub, whose file of that type is downloaded once (pip install
+'dgemma[hub]'). Without a TYPE it is the largest file that this machine can use (dg-info hf:owner/name --plan lists
+them). Without a MODEL it is sudoku: its prompt is nine rows of nine characters, a dot for a blank, each row with a
+newline behind it.
 
 \b
   printf '%s\\n' {PUZZLE[:39]} \\

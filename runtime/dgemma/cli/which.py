@@ -135,13 +135,13 @@ def as_json(found: Choices, judged: Sequence[Verdict] | None) -> dict[str, Any]:
 # ---- For dg-run ----
 
 
-def choose(model: str | None, command: str, ram: int | str | None, yes: bool) -> str | None:
+def choose(model: str, command: str, ram: int | str | None, yes: bool) -> str:
     """Return the MODEL, or of a repository without a type the largest file that this machine's plan calls usable.
 
     Where files are in the cache, it is the largest of those. A line on standard error says why. On a terminal a large
     download is asked about first, unless `yes`. Raises Error where none is usable, with all of them.
     """
-    found = choices(model, least=1) if model is not None else None
+    found = choices(model, least=1)
     if found is None:
         return model
     if len(found.files) == 1:

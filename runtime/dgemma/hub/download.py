@@ -1,10 +1,10 @@
-"""Fetches files of a repository of the Hugging Face Hub.
+"""Downloads files of a repository of the Hugging Face Hub.
 
-Files are kept in the Hub's own cache (HF_HOME), which other programs share, and fetched once: with HF_HUB_OFFLINE=1
-what is there is used, and so it is where the Hub cannot be asked or refuses, which a line on standard error then says.
-The endpoint, tokens and proxies are those of `huggingface_hub`, which is an optional extra. Files are fetched here, not
-by it: they go on where they broke off, get their name in the cache when their SHA-256 is right, and nothing that a
-server says becomes a path unchecked.
+Files are kept in the Hub's own cache (HF_HOME), which other programs use too, so each is downloaded once. With
+HF_HUB_OFFLINE=1 only the cache is used. The cache is also used where the Hub cannot be reached or refuses the request;
+a line on standard error then says so. The endpoint, tokens and proxies are those of `huggingface_hub`, an optional
+extra. This module downloads the files itself: an interrupted download is resumed, a file gets its name in the cache
+only after its SHA-256 was checked, and every name from the server is checked before it becomes a path.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ from dgemma.ui.progress import progress_bar
 from dgemma.ui.terminal import one_line, tell
 from dgemma.units import size_text
 
-TRIES = 5  # tries in a row that bring no byte
-PAUSE = 1.0  # seconds before the second, then twice as long each time
+TRIES = 5  # a download fails after so many tries in a row without a new byte
+PAUSE = 1.0  # seconds before the second try; doubled for each further one
 ASKED = 10.0  # seconds that the Hub may take to list a repository
-LISTING = 64 << 20  # bytes of a repository's listing at most
-LARGEST = 1 << 62  # bytes of a file at most
+LISTING = 64 << 20  # the most bytes of a repository's list of files
+LARGEST = 1 << 62  # the most bytes of a file
 T = TypeVar("T")
 
 
@@ -59,9 +59,9 @@ _refusals: ContextVar[dict[str, Exception] | None] = ContextVar("refusals", defa
 
 @contextmanager
 def remember_refusals() -> Iterator[None]:
-    """Within the block, ask a Hub that refused a name, or could not be asked, no second time for it.
+    """Within the block, do not ask the Hub again for a name that it refused, or for which it could not be reached.
 
-    The cache is used to the end, and one line says so. A block within another one is that other one.
+    The cache is used for it until the end of the block, and the message is shown once. An inner block does nothing.
     """
     if _refusals.get() is not None:
         yield
@@ -74,9 +74,9 @@ def remember_refusals() -> Iterator[None]:
 
 
 def from_hub(name: Name, use: Callable[[Repository], T]) -> T:
-    """Return what `use` makes of a repository.
+    """Return use(repository), with the repository from the Hub.
 
-    It is the Hub's, or where that cannot be asked or refuses, what the cache has.
+    Where the Hub cannot be reached or refuses, the repository has the files in the cache.
     """
     try:
         from huggingface_hub.errors import HFValidationError, OfflineModeIsEnabled
@@ -96,14 +96,14 @@ def from_hub(name: Name, use: Callable[[Repository], T]) -> T:
         if refused is None:
             return use(Repository(name, *_listing(name)))
     except (_http_error(), OfflineModeIsEnabled, _Broken, _Strange, ValueError) as problem:
-        refused = problem  # a ValueError: of an endpoint or a proxy that is none
+        refused = problem  # ValueError: the endpoint or a proxy is no valid address
     except OSError as problem:
-        raise _of_cache(name, problem) from None
+        raise _cache_failure(name, problem) from None
     assert refused is not None
     try:
         result = _from_cache(name, use, refused, is_news)
     except OSError as problem:
-        raise _of_cache(name, problem) from None
+        raise _cache_failure(name, problem) from None
     if refusals is not None:
         refusals[str(name)] = refused
     return result
@@ -129,7 +129,8 @@ def _from_cache(name: Name, use: Callable[[Repository], T], refused: Exception, 
     return result
 
 
-def _of_cache(name: Name, problem: OSError) -> SystemFailure:
+def _cache_failure(name: Name, problem: OSError) -> SystemFailure:
+    """Return the error for a file of the cache that cannot be read or written."""
     file = problem.filename2 or problem.filename or "the cache"
     return SystemFailure(f"{name}: {file}: {problem.strerror or problem}")
 
@@ -139,17 +140,17 @@ class _Broken(Exception):
 
 
 class _Strange(Exception):
-    """An answer is none of the Hub's."""
+    """The server's answer has a form that the Hub's answers do not have."""
 
 
 @dataclass(frozen=True)
 class _File:
-    size: int | None
-    sha256: str | None  # large files have one
+    size: int | None  # bytes; None: the Hub does not say
+    sha256: str | None  # large files have one, small ones do not
 
 
 class Repository:
-    """The files of one commit; offline those that are in a folder of the cache."""
+    """The files of one commit on the Hub; or, offline, the files in `folder`, a snapshot in the cache."""
 
     def __init__(self, name: Name, commit: str | None, files: dict[str, Any], folder: Path | None = None) -> None:
         self._name, self._commit, self._files, self._folder = name, commit, files, folder
@@ -163,7 +164,7 @@ class Repository:
         return self._commit is not None
 
     def fetch(self, wanted: Sequence[str]) -> list[Path]:
-        """Return the wanted files, in the cache."""
+        """Download the wanted files that are not in the cache, and return the paths of all there."""
         if self._commit is None:
             assert self._folder is not None
             return [self._folder / file for file in wanted]
