@@ -1,10 +1,10 @@
-/* What an answer has of an argmax canvas, when that part is done, and what may be wrong with it. */
+/* The answer in an argmax canvas: which positions are its tokens, the stop test for them alone, and its faults. */
 #ifndef DG_ANSWER_H
 #define DG_ANSWER_H
 
 #include "dg.h"
 
-/* What a position of a canvas is to the answer. */
+/* The part that a position of a canvas has in the answer. */
 enum { MARK_PIN = -1, MARK_NONE = 0, MARK_TOKEN = 1, MARK_END = 2 };
 
 /* Sets marks[n], of which positions from `room` on have none. The answer has pins, and in each hole (a canvas without
@@ -19,7 +19,8 @@ int32_t answer_mark(int8_t *marks, const int32_t *argmax, const bool *pins, int3
 bool answer_settled(const dg_sampling *s, const float *entropy, const bool *changed, const int8_t *marks, int32_t n,
                     int32_t *unchanged);
 
-/* What is wrong with an answer whose canvas of n positions gave it ids[count], `before` tokens standing before them. */
+/* Returns the fault of an answer whose canvas of n positions gave it ids[count], `before` tokens standing before them.
+ */
 dg_fault answer_fault(const int32_t *ids, int32_t count, int32_t n, int32_t before, int32_t pad_id);
 
 #endif

@@ -1,4 +1,4 @@
-/* What the canvas ops do, position by position. The CPU loops over positions, a GPU gives each a thread: the same
+/* The work of the canvas ops, position by position. The CPU loops over positions, a GPU gives each a thread: the same
  * functions, so the same bits. In a step, each of take, order, accept and next is done for all positions before the
  * next one starts. */
 #ifndef DG_CANVAS_POSITION_H
@@ -52,7 +52,8 @@ DG_HD static inline void canvas_accept(const canvas_buffers *c, const dg_samplin
     now->index++;
 }
 
-/* What position i is next: its argmax where it is fixed, its sample where it is accepted, else a random id. */
+/* Sets the id of position i for the next step: its argmax where it is fixed, its sample where it is accepted, else a
+ * random id. */
 DG_HD static inline void canvas_next_at(const canvas_buffers *c, int32_t i) {
     c->accepted[i] = c->accepted[i] || c->fixed[i];
     c->ids[i] = c->fixed[i] ? c->argmax[i] : c->accepted[i] ? c->choices[i].sample : c->random_ids[i];

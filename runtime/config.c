@@ -48,7 +48,7 @@ static int read_per_layer(const gguf *f, key_id id, int32_t *out, int32_t n_laye
     return DG_OK;
 }
 
-/* Where a claim is within limits.def. */
+/* Checks a value of the file against its line in limits.def. */
 static int within(const gguf *f, const char *field, key_id id, int64_t claimed, dg_error *error) {
     for (int32_t i = 0; dg_limit_at(i); i++) {
         const dg_limit *l = dg_limit_at(i);

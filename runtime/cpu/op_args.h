@@ -1,4 +1,4 @@
-/* What operations hand the threads of a pool, where the plain ones and those of the instruction sets hand the same. */
+/* Arguments of operations for the threads of a pool, which the plain operations and the instruction sets' share. */
 #ifndef DG_OP_ARGS_H
 #define DG_OP_ARGS_H
 

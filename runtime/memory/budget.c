@@ -15,7 +15,6 @@
 #define GIB 1073741824.0
 #define MIB (1 << 20)
 enum {
-    AGAIN = 16 * MIB,       /* what the next process may hold more than this one */
     SLOT = 32 * MIB,        /* a buffer, where the ring holds that many */
     SLOTS = 8,              /* else so many of them */
 };
@@ -295,7 +294,7 @@ int budget_open(dg_model *m, int64_t ram, dg_error *error) {
     demand_session(m, demand_context(m), true, &b->demand);
     b->demand.process_bytes = demand_process(m, held);
     b->demand.cache_bytes = b->demand.work_bytes = b->demand.canvas_bytes = 0;
-    b->more = demand_process(m, held + AGAIN) - b->demand.process_bytes;
+    b->more = demand_process(m, held + DEMAND_VARIES) - b->demand.process_bytes;
     dg_error why;
     status = plan_for(b, session, &b->plan, &why);
     if (status == DG_ERROR_MEMORY) refuse(b, session, &why);

@@ -9,11 +9,10 @@
 #include "scratch.h"
 
 #define GIB 1073741824.0
-enum { AGAIN = 16 << 20 }; /* kept from what is told: the next process may find a little less */
 
 static double down(int64_t bytes) { return floor((double)bytes / GIB * 100) / 100; }
 
-/* What the map takes: all weights of the layers that run, and a session. */
+/* Returns the bytes of a plain map: all weights of the layers that run, and a session. */
 static int64_t mapped_bytes(const dg_model *m) {
     int64_t bytes = scratch_session_bytes(m, demand_context(m));
     for (uint64_t i = 0; i < m->file->n_tensors; i++)
@@ -34,7 +33,7 @@ int ram_decide(const dg_model *m, int64_t asked, dg_ram *out, dg_error *error) {
     dg_demand d;
     demand_session(m, demand_context(m), true, &d);
     d.process_bytes = demand_process(m, held);
-    *out = (dg_ram){.needs = mapped_bytes(m), .free = left, .least = placement_least_ram(&d, 0) + AGAIN};
+    *out = (dg_ram){.needs = mapped_bytes(m), .free = left, .least = placement_least_ram(&d, 0) + DEMAND_VARIES};
     if (asked == DG_RAM_AUTO) {
         out->budget = choose(out, held);
         return DG_OK;
@@ -43,5 +42,5 @@ int ram_decide(const dg_model *m, int64_t asked, dg_ram *out, dg_error *error) {
     if (asked <= most || left == 0) return DG_OK;
     return fail(error, DG_ERROR_MEMORY,
                 "ram: %.2f GiB is more than the %.2f GiB of memory that are free; at most %.2f GiB, or auto",
-                (double)asked / GIB, (double)most / GIB, down(most - AGAIN));
+                (double)asked / GIB, (double)most / GIB, down(most - DEMAND_VARIES));
 }

@@ -13,7 +13,6 @@
 enum {
     SLOTS = 4,                  /* buffers at least: one is filled, one used, and two take up jitter */
     SLOT = 16 << 20,            /* bytes of one, where the ring holds more of them */
-    AGAIN = 16 << 20,           /* added to the least that is told, so that it does for the next process too */
 };
 static const double FROM_HOST = 1.5; /* memory that feeds a link is at least so many times as fast */
 
@@ -94,11 +93,11 @@ static int64_t least_for(const vram *v, int64_t sessions) {
     return placement_fixed_vram(&v->demand) + sessions + (all < ring ? all : ring);
 }
 
-/* A budget whose plan page-locks no more than so many bytes: the least, to AGAIN bytes. */
+/* A budget whose plan page-locks no more than so many bytes: the least, to DEMAND_VARIES bytes. */
 static int64_t least_beside(const vram *v, int64_t sessions, int64_t most) {
     const dg_demand d = demand_of(v, sessions);
     int64_t enough = placement_fixed_vram(&d) + all_experts(v), too_few = v->bytes;
-    while (enough - too_few > AGAIN) {
+    while (enough - too_few > DEMAND_VARIES) {
         const int64_t middle = too_few + (enough - too_few) / 2;
         dg_plan plan;
         if (plan_for(v, middle, sessions, &plan, NULL) == DG_OK && locked_bytes(v, &plan) <= most) enough = middle;
@@ -107,7 +106,7 @@ static int64_t least_beside(const vram *v, int64_t sessions, int64_t most) {
     return enough;
 }
 
-static double told(int64_t least) { return placement_told(least + AGAIN); }
+static double told(int64_t least) { return placement_told(least + DEMAND_VARIES); }
 
 static int64_t usual_session(const dg_model *m) { return scratch_session_bytes(m, demand_context(m)); }
 

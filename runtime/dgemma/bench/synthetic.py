@@ -48,6 +48,7 @@ SHAPES: dict[str, dict[str, Any]] = {
     ),
 }  # fmt: skip
 PERIOD = 6  # five sliding layers, one full
+TYPE = "q4_k_m"  # of a shape's weights, unless another is asked for
 VOCABULARY = 512  # tokens at least, so that bytes are among them
 SHAPE_NAMES = ", ".join(f"{name} of {shape['layers']} layers" for name, shape in SHAPES.items())
 
@@ -61,7 +62,7 @@ class Synthetic:
 
     shape: str
     layers: int | None = None  # None: as many as the real model has
-    type: str = "q4_k_m"
+    type: str = TYPE
     seed: int = 0
     architecture: str = MODEL_TYPE.replace("_", "-")
 

@@ -18,7 +18,7 @@ from dgemma.bench.measure import FLAT, bench
 from dgemma.bench.plan import placed, this_machine, with_device
 from dgemma.bench.plot import plot, plot_writing, writing_path
 from dgemma.bench.report import markdown
-from dgemma.bench.synthetic import SHAPE_NAMES, SHAPES, Synthetic, cache_folder, make
+from dgemma.bench.synthetic import SHAPE_NAMES, SHAPES, TYPE, Synthetic, cache_folder, make
 from dgemma.cli import Command, version_option
 from dgemma.cli.files import ModelFile, OutputFile
 from dgemma.cli.output import say_json, write
@@ -159,7 +159,7 @@ def main(
 
     shape_model = None
     if shape is not None:
-        shape_model = Synthetic(shape, layers, (type_ or "q4_k_m").lower(), seed)
+        shape_model = Synthetic(shape, layers, (type_ or TYPE).lower(), seed)
         model = os.fspath(synthetic(shape_model, cache))
     options: dict[str, Any] = {"backend": backend, "threads": threads, "exact": exact}
     with ExitStack() as stack:

@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from dgemma.bench.plan import STEPS, Machine, Plan, find_machine, machines, plan, rates, this_machine
-from dgemma.bench.synthetic import SHAPE_NAMES, SHAPES, Synthetic, make_header
+from dgemma.bench.synthetic import SHAPE_NAMES, SHAPES, TYPE, Synthetic, make_header
 from dgemma.cli.files import InputFile
 from dgemma.cli.running import AUTO, Ram, Size
 from dgemma.convert.recipe import RECIPES
@@ -22,8 +22,6 @@ from dgemma.ui.progress import telling
 from dgemma.units import size_text
 
 Section = tuple[str, tuple[str, ...], list[tuple[str, ...]]]  # title, columns (those of numbers begin with >), rows
-
-SHAPED = "q4_k_m"  # the type of a shape, unless it is said otherwise
 
 MACHINES = "\n".join(f"  {machine.name:<16}{machine.about}" for machine in machines().values())
 FIELDS = "\n".join(f"  {rate.field:<9}{rate.unit:<7}{rate.help}" for rate in rates().values())
@@ -54,7 +52,7 @@ def plan_options(command: Any) -> Any:
             "type_",
             type=click.Choice(list(RECIPES), case_sensitive=False),
             metavar="TYPE",
-            help=f"For --shape: type of the weights, as in dg-convert; default: {SHAPED}.",
+            help=f"For --shape: type of the weights, as in dg-convert; default: {TYPE}.",
         ),
         click.option(
             "--shape", type=click.Choice(list(SHAPES)), metavar="NAME", help="For --plan: a shape instead of a file."
@@ -112,7 +110,7 @@ def planned_file(model: str | None, shape: str | None, type: str | None, layers:
         return
     if model is not None:
         raise click.UsageError("a MODEL and --shape both say what to plan for; give one")
-    wanted = Synthetic(shape, layers, (type or SHAPED).lower())
+    wanted = Synthetic(shape, layers, (type or TYPE).lower())
     with TemporaryDirectory(prefix="dgemma-") as room:
         path = make_header(Path(room), wanted)
         size = size_text(path.stat().st_size)

@@ -26,7 +26,7 @@ ASKED = 10_000_000_000  # bytes of a download that is asked about before it begi
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a machine makes of a file of a repository."""
+    """Whether a machine can use a file of a repository, and how fast it would be."""
 
     choice: Choice
     seconds: float | None = None  # predicted, of a step

@@ -23,13 +23,23 @@ from dgemma.hub.names import Name, is_relative
 
 COMMIT = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 SHA256 = re.compile(r"[0-9a-f]{64}")
+REPOSITORY = "models--"  # the name of a repository's folder begins with it
+INCOMPLETE = ".incomplete"  # the name of a file ends with it during the download
 LONGEST = 256  # the most bytes that are read of a ref
 
 
-def folder_of(name: Name) -> Path:
-    from huggingface_hub.constants import HF_HUB_CACHE
+def hub_cache() -> Path:
+    """Return the folder of the Hub's cache, which is there whether or not huggingface_hub is installed."""
+    try:
+        from huggingface_hub.constants import HF_HUB_CACHE
+    except (ImportError, ValueError):
+        home = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface"
+        return Path(os.environ.get("HF_HUB_CACHE") or Path(home) / "hub").expanduser()
+    return Path(HF_HUB_CACHE).expanduser()
 
-    return Path(HF_HUB_CACHE).expanduser() / f"models--{name.repository.replace('/', '--')}"
+
+def folder_of(name: Name) -> Path:
+    return hub_cache() / f"{REPOSITORY}{name.repository.replace('/', '--')}"
 
 
 def blob(name: Name, checksum: str) -> Path:

@@ -29,7 +29,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class Choices:
-    """What a name without a type may stand for, the largest first."""
+    """The files that a name without a type may stand for, the largest first."""
 
     name: str
     files: list[Choice]

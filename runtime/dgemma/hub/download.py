@@ -26,6 +26,7 @@ from urllib.parse import quote
 from dgemma.errors import Error, FormatError, SystemFailure, UsageError
 from dgemma.hub.cache import (
     COMMIT,
+    INCOMPLETE,
     SHA256,
     blob,
     cached,
@@ -215,7 +216,7 @@ class Repository:
 
     def _fetch_small(self, file: str, of: _File) -> Path:
         """Fetch a file that has no SHA-256, from its beginning, under git's checksum."""
-        part = folder_of(self._name) / "blobs" / f"{secrets.token_hex(8)}.incomplete"
+        part = folder_of(self._name) / "blobs" / f"{secrets.token_hex(8)}{INCOMPLETE}"
         part.parent.mkdir(parents=True, exist_ok=True)
         try:
             with part.open("wb") as out:
@@ -378,8 +379,8 @@ def _fetch_large(name: Name, file: str, of: _File, url: str) -> Path:
 
 
 def _partial(to: Path) -> Path:
-    """Return where a blob is while it comes."""
-    return to.with_name(f"{to.name}.incomplete")
+    """Return the path of a blob during its download."""
+    return to.with_name(f"{to.name}{INCOMPLETE}")
 
 
 def free_disk(name: Name) -> tuple[Path, int] | None:

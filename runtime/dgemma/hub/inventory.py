@@ -8,7 +8,6 @@ blob goes with the last link to it.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -17,14 +16,12 @@ from pathlib import Path
 from dgemma.errors import Error, SystemFailure, UsageError
 from dgemma.files.bundled import BUNDLED, bundled
 from dgemma.files.gguf_file import File
-from dgemma.hub.cache import COMMIT
+from dgemma.hub.cache import COMMIT, INCOMPLETE, REPOSITORY, hub_cache
 from dgemma.hub.names import Name, is_checkpoint, likely_models, name_of, small, weights
 from dgemma.native.metadata import keys
 
 ARCHITECTURE, MODEL_TYPE = "diffusion-gemma", "diffusion_gemma"
 SHAPES = ("gemma4", ARCHITECTURE)  # architectures of dg-bench's files
-REPOSITORY = "models--"
-INCOMPLETE = ".incomplete"
 
 
 @dataclass(frozen=True)
@@ -43,7 +40,7 @@ class Kept:
 def kept_models(shapes: Path | None = None) -> list[Kept]:
     """Return all that is kept here: bundled models, those of the Hub's cache, and those of dg-bench in `shapes`."""
     found = [_kept(name, "bundled", [Path(bundled(name))], ()) for name in BUNDLED]
-    for root in sorted(_hub_cache().glob(f"{REPOSITORY}*--*")):
+    for root in sorted(hub_cache().glob(f"{REPOSITORY}*--*")):
         if root.is_dir() and not root.is_symlink():
             with suppress(OSError):
                 found += _of_repository(root)
@@ -67,7 +64,7 @@ def find(name: str, shapes: Path | None = None) -> Kept:
 
 @dataclass(frozen=True)
 class Removal:
-    """What goes when a model is removed, found before anything is touched."""
+    """The files that go when a model is removed; they are found before anything is touched."""
 
     model: Kept
     files: list[Path]
@@ -106,16 +103,6 @@ def remove(what: Removal) -> None:
 
 
 # ---- The Hub's cache ----
-
-
-def _hub_cache() -> Path:
-    """Return the folder of the Hub's cache, which is there whether or not huggingface_hub is installed."""
-    try:
-        from huggingface_hub.constants import HF_HUB_CACHE
-    except (ImportError, ValueError):
-        home = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface"
-        return Path(os.environ.get("HF_HUB_CACHE") or Path(home) / "hub").expanduser()
-    return Path(HF_HUB_CACHE).expanduser()
 
 
 def _of_repository(root: Path) -> Iterator[Kept]:
