@@ -1,5 +1,6 @@
-/* Where a layer's experts are: without a plan, all are in their tensors on the device. With a plan, some stay in the
- * device's memory, some are copied there through a ring of buffers, and the CPU computes the others at the same time.
+/* The places of a layer's experts: without a plan, all are in their tensors on the device. With a plan, some stay in
+ * the device's memory, some are copied there through a ring of buffers, and the CPU computes the others at the same
+ * time.
  */
 #ifndef DG_CUDA_EXPERT_OFFLOAD_H
 #define DG_CUDA_EXPERT_OFFLOAD_H

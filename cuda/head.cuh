@@ -1,4 +1,4 @@
-/* What the output head and self-conditioning share: both walk over the vocabulary a stretch at a time, in the buffers
+/* Shared by the output head and self-conditioning: both walk over the vocabulary a stretch at a time, in the buffers
  * of one self_cond, so that logits need room for a stretch alone.
  *
  * What is in the buffers, from the head of a step (head.cu) to the self-conditioning of the next (self_condition.cu):

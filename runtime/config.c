@@ -87,7 +87,7 @@ static int read_config(const gguf *f, dg_config *c, dg_error *error) {
 
 enum { MOST_HEADS = 1 << 16 }; /* values of all heads together, of a row */
 
-/* What a file may claim, and what the mathematics takes for granted. */
+/* Checks the file's values against limits.def and against what the mathematics assumes. */
 static int check_config(const gguf *f, const dg_config *c, dg_error *error) {
 #define DG_LIMIT(field, named, least, most) \
     if (within(f, #field, KEY_##named, c->field, error) != DG_OK) return DG_ERROR_FORMAT;

@@ -87,7 +87,7 @@ typedef struct op_table {
 #undef DG_OP
 } op_table;
 
-/* What can be laid over the operations (op_layers.h), from the backend up: the profile's times and counts are those of
+/* The layers over the operations (op_layers.h), from the backend up: the profile's times and counts are those of
  * operations as they are called. */
 typedef enum op_layer_id { OP_LAYER_ACTIVATION_STATS, OP_LAYER_PROFILE, OP_LAYERS } op_layer_id;
 

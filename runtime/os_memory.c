@@ -72,7 +72,7 @@ static const struct {
                        [INACTIVE] = {"memory.stat", "inactive_file "},
                        [ACTIVE] = {"memory.stat", "active_file "}};
 
-/* What one group leaves, its file cache counted as free as MemAvailable does; negative without a limit. */
+/* Returns the bytes that one group leaves. Its file cache counts as free, as in MemAvailable; negative: no limit. */
 static int64_t left_in(const char *folder, bool unified) {
     char path[4352];
     int64_t number[NUMBERS];

@@ -374,7 +374,7 @@ static int read_tokens(const gguf *file, dg_tokenizer *t, dg_error *error) {
             gguf_text other = string_at(t->tokens, t->token_at[t->ids.slots[i].value]);
             if (other.n == text.n && memcmp(other.at, text.at, (size_t)text.n) == 0) break;
         }
-        /* Of equal texts, the first is used to encode. */
+        /* The first of equal texts is used to encode. */
         if (t->ids.slots[i].value == NONE) t->ids.slots[i] = (slot){.hash = hash, .value = (uint32_t)id};
     }
     if (!short_clusters(&t->ids)) return crafted(file, KEY_tokens, error);

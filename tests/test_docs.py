@@ -117,7 +117,7 @@ def test_help_explains_every_field_that_it_lists(name):
 
 
 def test_lines_have_at_most_120_columns():
-    """Of what no formatter lays out; a row of a table is a line."""
+    """In the files that no formatter lays out; a row of a table may be longer."""
     folder = ROOT / "runtime" / "dgemma" / "serve" / "page"
     files = [ROOT / name for name in ("Makefile", "pyproject.toml", ".ci/run", ".pre-commit-config.yaml")]
     files += [*(ROOT / "tests").glob("*/rules.mk"), *(ROOT / ".github").rglob("*.y*ml"), *PAGES]

@@ -1,4 +1,4 @@
-"""What is told and refused of a model of the Hub before any of its weights is fetched."""
+"""Facts and refusals about a model of the Hub before any of its weights is downloaded."""
 
 from __future__ import annotations
 

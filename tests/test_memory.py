@@ -256,7 +256,7 @@ def test_dg_run_and_dg_info_name_the_same_least_and_it_does(name: str, small: Pa
 
 
 def first_line(*told: tuple[Path, str], flags: list[object]) -> str:
-    """What dg-serve tells at its start; it is ended then."""
+    """Return the line that dg-serve prints at its start; then it is ended."""
     code = """if True:
         import subprocess, sys
         server = subprocess.Popen(sys.argv[1:], stderr=subprocess.PIPE, text=True)

@@ -97,7 +97,7 @@ def test_the_plan_knows_what_the_runtime_allocates(real: Path) -> None:
 
 
 def test_direct_reads_bring_a_little_more(real: Path) -> None:
-    """Of what a machine without a GPU reads from disk: less than two granules beside each matrix."""
+    """Direct reads of a machine without a GPU add less than two granules to each matrix."""
     with Model(real) as model:
         found = plan(model, machines()["laptop-16gb"])
     weights = sum(way.bytes for way in found.ways) + found.ram["other weights"]

@@ -258,7 +258,7 @@ class Model:
 
     @property
     def traffic(self) -> Traffic | None:
-        """What a model under a budget has read since it was opened; None without a budget."""
+        """The bytes that a model under a budget has read since it was opened; None without a budget."""
         out = ffi.new("dg_traffic *")
         if not lib.dg_model_traffic(self._open_handle().pointer, out):
             return None

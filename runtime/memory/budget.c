@@ -79,7 +79,7 @@ static int plan_for(const budget *b, int64_t sessions, dg_plan *plan, dg_error *
     return dg_plan_make(&d, &b->machine, b->ram, 0, plan, error);
 }
 
-/* What a refusal tells does for the next process too, which may hold a little more. */
+/* The least budget that a refusal names also suffices for the next process, which may hold a little more. */
 static dg_demand demand_again(const budget *b, int64_t sessions) {
     dg_demand d = b->demand;
     d.cache_bytes = sessions;

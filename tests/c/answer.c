@@ -1,4 +1,4 @@
-/* What an answer has of a canvas, and what may be wrong with it. */
+/* The part of a canvas that is the answer's, its stop test and its faults. */
 #include "answer.h"
 
 #include <string.h>

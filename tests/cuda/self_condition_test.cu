@@ -1,7 +1,7 @@
 /* Self-conditioning over all of the vocabulary, of rows that need it or of all, against the reference. */
 #include "harness.h"
 
-/* Of all rows, the largest difference in parts of the row's length. */
+/* The largest difference of all rows, as a part of the row's length. */
 static double row_error(const std::vector<float> &got, const std::vector<float> &want, int64_t n) {
     const size_t cols = want.size() / static_cast<size_t>(n);
     double worst = 0.0;

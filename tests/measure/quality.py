@@ -1,4 +1,4 @@
-"""What settings and approximations cost the bundled Sudoku model: part of `make bench-quality`, as weight_types.py.
+"""Measures the cost of settings and approximations for the bundled Sudoku model: a part of `make bench-quality`.
 
 On the hard levels, settings by quality and time, drawn, and approximations; how near q8_0 comes to float32, layer by
 layer; what `tidy`, the other bundled model, gets right. The tables go to standard output, figures and pictures to a

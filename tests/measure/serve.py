@@ -1,4 +1,4 @@
-"""What dg-serve bears and costs: python tests/measure serve [--json FILE] [--seconds 60]
+"""Measures the load that dg-serve bears and its overhead: python tests/measure serve [--json FILE] [--seconds 60]
 
 Three things, against a server that is a process of its own:
 

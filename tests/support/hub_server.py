@@ -153,7 +153,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def _content(data: File) -> bytes:
-    """What a checksum is made of. That of a hollow file is none of its own: nobody sends it whole."""
+    """The bytes that a checksum is made of. A hollow file has none of its own, because it is never sent whole."""
     return data if isinstance(data, bytes) else data.beginning
 
 
